@@ -1,0 +1,185 @@
+"""Typed configuration of a distillation run. A docstring under every field; unknown keys are refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class ScheduleCfg:
+    """A number that may change over the epochs of a run."""
+
+    kind: str = "constant"
+    """constant | linear | cosine | exponential | piecewise."""
+    start: float = 0.0
+    """Value at the first epoch of the schedule."""
+    end: float = 0.0
+    """Value at ``epochs`` and after (ignored by ``constant``)."""
+    epochs: int = 0
+    """Length of the change [epochs]; 0 means the whole run."""
+    points: list[list[float]] = field(default_factory=list)
+    """``piecewise`` only: [epoch, value] pairs, linearly interpolated."""
+
+
+@dataclass
+class TeacherCfg:
+    """The policy to imitate."""
+
+    checkpoint: str | None = None
+    """Path of the checkpoint (``--teacher_checkpoint``)."""
+    obs_groups: list[str] | None = None
+    """Observation groups, concatenated in order. None: the agent config's."""
+    obs_slice: list[int] | None = None
+    """``[a, b]``: only these columns of the concatenated groups."""
+    activation: str | None = None
+    """Activation of the checkpoint's networks. None: read from ``params/agent.yaml`` beside it."""
+    min_return: float | None = None
+    """Stop at once if the teacher's own mean return is lower (``--teacher_min_return``)."""
+
+
+@dataclass
+class StudentCfg:
+    """What every student has; each student's own file extends it with its sizes."""
+
+    name: str = "mlp"
+    """A module of ``foundation.students``, or ``"pkg.module:Class"``."""
+    obs_groups: list[str] | None = None
+    """Observation groups, concatenated in order. None: the agent config's."""
+    obs_slice: list[int] | None = None
+    """``[a, b]``: only these columns of the concatenated groups."""
+    obs_normalization: bool = True
+    """Normalise observations by the running mean and variance of the first data, then frozen."""
+    init_checkpoint: str | None = None
+    """Start from the weights of this checkpoint."""
+    stochastic: bool = False
+    """Learn a standard deviation (losses ``nll`` and ``kl`` need one)."""
+    value_head: bool = False
+    """Carry a value output (loss ``value`` needs one)."""
+
+
+@dataclass
+class LossCfg:
+    """What is minimised: a main term and optional further ones, each with a weight that may follow a schedule."""
+
+    name: str = "mse"
+    """A function of ``foundation.learning.losses``, or ``"pkg.module:function"``."""
+    auxiliary: dict[str, float] = field(default_factory=dict)
+    """Further terms by name with their weights, e.g. ``{value: 0.5}``."""
+    temperature: float | ScheduleCfg = 1.0
+    """Softmax temperature of a discrete teacher's targets (Rusu et al. 2015, eq. 3)."""
+    student_temperature: str = "1"
+    """``"1"`` or ``"same"``: whether the student's distribution is tempered too."""
+    huber_delta: float = 1.0
+    """Where the Huber loss turns linear [action units]."""
+    min_std: float = 0.01
+    """Floor of a learned standard deviation in ``nll`` and ``kl``, in action units."""
+
+
+@dataclass
+class DatasetCfg:
+    """Where labelled transitions live."""
+
+    size: int | None = None
+    """Most rows kept. None: what ``memory_gb`` holds, but no more than the run can collect."""
+    memory_gb: float = 4.0
+    """Memory budget [GB], used when ``size`` is None and as a ceiling for it."""
+    eviction: str = "oldest"
+    """Which rows make room when full: oldest | reservoir."""
+    device: str | None = None
+    """Device of the storage. None: the compute device."""
+    dtype: str = "float32"
+    """Storage type of observations and targets: float32 | float16 | bfloat16."""
+    chunk_steps: int | None = None
+    """Env steps per chunk. None: from ``sequence_length``."""
+    disk_gb: float = 2.0
+    """Disk budget [GB] of the shards that make ``--resume`` exact; 0 writes none."""
+
+
+@dataclass
+class CollectionCfg:
+    """Who acts, and for how long."""
+
+    mode: str = "auto"
+    """auto | steps | episodes. ``auto``: ``steps`` where a second environment can be made, else ``episodes``."""
+    beta: ScheduleCfg | None = None
+    """Probability that an episode is driven by the teacher. None: 1 for ``epoch_teacher_forcing`` epochs, then 0."""
+    epsilon: float = 0.0
+    """Probability per step of a uniformly random action (Rusu et al. 2015 use 0.05); labels are untouched."""
+    noise_std: float = 0.0
+    """Gaussian noise on the acting policy (DART-like) [action units]; labels are untouched."""
+    staggered: bool = True
+    """``steps`` mode: start the environments at different times of their episodes."""
+
+
+@dataclass
+class OptimizerCfg:
+    """How the student is fitted."""
+
+    name: str = "adam"
+    """adam | adamw | rmsprop | sgd."""
+    weight_decay: float = 0.0
+    """L2 penalty (decoupled for adamw)."""
+    max_grad_norm: float | None = None
+    """Clip gradients to this norm. None: no clipping."""
+    lr_schedule: ScheduleCfg | None = None
+    """Multiplier of ``learning_rate`` over the epochs. None: constant."""
+    update_ratio: float = 1.0
+    """Updates per epoch = ceil(new rows / batch_size) * update_ratio."""
+    ema_decay: float | None = None
+    """Average the student's weights with this decay for evaluation and the checkpoints. None: off."""
+
+
+@dataclass
+class DistillationCfg:
+    """A whole run. Field names are the flags of ``distillation.py``."""
+
+    task: str | None = None
+    """Gym id of the task, or ``module:Id``."""
+    engine: str = "auto"
+    """auto | a module of ``foundation.engines``."""
+    device: str = "auto"
+    """Compute device; ``auto`` takes cuda:0 when there is one, else cpu."""
+    seed: int = 42
+    """Seed of everything random."""
+    num_envs: int | None = None
+    """Parallel environments. None: the env config's ``scene.num_envs``."""
+    experiment_name: str | None = None
+    """Folder under ``logs/distillation``. None: the agent config's ``experiment_name``."""
+    run_name: str = ""
+    """Suffix of the run's folder."""
+    logger: str = "tensorboard"
+    """tensorboard | wandb | neptune."""
+    log_project_name: str | None = None
+    """Project name for wandb or neptune."""
+    n_epochs: int = 100
+    """Epochs, each of collection, learning and (every ``eval_interval``) evaluation."""
+    num_episodes: int = 100
+    """Episodes collected in an epoch."""
+    batch_size: int = 256
+    """Rows in a minibatch; sequences when ``sequence_length`` > 1."""
+    sequence_length: int | None = None
+    """Steps in a training sequence. None: 1, or 50 for a student with memory."""
+    learning_rate: float = 1e-4
+    """Step size of the optimiser."""
+    eval_interval: int | None = None
+    """Evaluate every so many epochs. None: 1; 10 during teacher forcing where only one environment can exist."""
+    num_eval_episodes: int = 128
+    """Episodes in an evaluation."""
+    final_eval_episodes: int = 2048
+    """Episodes on fresh seeds that the best student is re-measured with at the end (fewer where costly)."""
+    save_interval: int = 10
+    """Epochs between ``checkpoint_epoch_*.pt``."""
+    epoch_teacher_forcing: int = 50
+    """Epochs in which the teacher acts; the student acts afterwards (DAgger)."""
+    shuffle: bool = True
+    """Draw minibatches at random; off: in order of collection."""
+    on_policy: bool = False
+    """Empty the dataset at the start of every epoch."""
+    teacher_deterministic: bool = True
+    """The acting teacher plays its mean; labels are always its mean."""
+    teacher: TeacherCfg = field(default_factory=TeacherCfg)
+    student: StudentCfg = field(default_factory=StudentCfg)
+    loss: LossCfg = field(default_factory=LossCfg)
+    dataset: DatasetCfg = field(default_factory=DatasetCfg)
+    collection: CollectionCfg = field(default_factory=CollectionCfg)
+    optimizer: OptimizerCfg = field(default_factory=OptimizerCfg)

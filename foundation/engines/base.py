@@ -1,0 +1,108 @@
+"""The seam between the runner and a simulator: every engine yields RSL-RL's ``VecEnv`` (>= 3.0)."""
+
+from __future__ import annotations
+
+import argparse
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from tensordict import TensorDict
+
+
+class VecEnv(Protocol):
+    """RSL-RL's vectorised environment, as this project relies on it. Resets are automatic inside :meth:`step`."""
+
+    num_envs: int
+    num_actions: int
+    max_episode_length: int
+    episode_length_buf: torch.Tensor
+    device: str | torch.device
+    cfg: Any
+
+    def get_observations(self) -> TensorDict:
+        """Return the current observation groups, each ``(num_envs, group_size)``."""
+        ...
+
+    def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict]:
+        """Advance every environment.
+
+        Args:
+            actions: Shape: (num_envs, num_actions).
+
+        Returns:
+            Observations (post-reset where done), rewards (num_envs,), dones (num_envs,), extras.
+            ``extras["time_outs"]``: bool (num_envs,). ``extras["log"]``: scalars for TensorBoard.
+            ``extras["episode_metrics"]`` (optional): name -> (num_envs,), valid where done; ``success``, when there,
+            replaces "ended by time-out".
+        """
+        ...
+
+
+@dataclass
+class VideoRequest:
+    """Ask an engine to record clips while the environment runs."""
+
+    folder: Path
+    length: int = 200
+    """Frames in a clip [env steps]."""
+    interval: int = 2000
+    """Env steps between the starts of two clips; 0 records one clip from the first step."""
+
+
+@dataclass
+class LaunchRequest:
+    """What a command knows before a simulator is up."""
+
+    task: str
+    agent_entry_point: str = "rsl_rl_cfg_entry_point"
+    device: str = "cpu"
+    headless: bool = True
+    video: bool = False
+    args: argparse.Namespace = field(default_factory=argparse.Namespace)
+    """The parsed command line, for the launcher's own flags."""
+
+
+Configure = Callable[[Any, Any], None]
+"""Applies overrides and flags to ``(env_cfg, agent_cfg)`` in place."""
+
+
+class Engine(ABC):
+    """One simulator.
+
+    A session is ``with engine.launch(request, configure) as (env_cfg, agent_cfg): env = engine.make_env(...)``.
+    """
+
+    name: ClassVar[str]
+    envs_per_process: ClassVar[int | None] = None
+    """How many environments a process may hold; None for as many as memory allows."""
+
+    @classmethod
+    @abstractmethod
+    def why_not(cls, task: str) -> str | None:
+        """Say why this engine cannot run ``task`` here, or None if it can. Starts nothing."""
+
+    @classmethod
+    def task_names(cls) -> list[str]:
+        """List the tasks known without starting a simulator."""
+        return []
+
+    @classmethod
+    def add_args(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the launcher's own flags."""
+
+    @abstractmethod
+    def launch(self, request: LaunchRequest, configure: Configure) -> AbstractContextManager[tuple[Any, Any]]:
+        """Start the simulator and yield the configured ``(env_cfg, agent_cfg)``."""
+
+    @abstractmethod
+    def set_common(self, env_cfg: Any, *, num_envs: int | None, seed: int | None, device: str | None) -> None:
+        """Set what every command can ask for; None leaves the config's value."""
+
+    @abstractmethod
+    def make_env(self, env_cfg: Any, agent_cfg: Any, *, video: VideoRequest | None = None) -> VecEnv:
+        """Build the environment of the launched task. Actions are clipped to ``agent_cfg.clip_actions`` if set."""

@@ -1,0 +1,34 @@
+"""Errors that are the user's to mend: one clear line, never a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Say in one line what is wrong, where, and what to do.
+
+    Commands print it as ``error: <message>`` on stderr and exit with code 2.
+    """
+
+
+def suggest(name: str, valid: Iterable[str], limit: int = 12) -> str:
+    """Answer an unknown name with the nearest valid ones.
+
+    Args:
+        name: What the user typed.
+        valid: Every name that would have been accepted.
+        limit: How many names to list when none is near.
+
+    Returns:
+        A sentence such as ``Did you mean 'kl'?`` or ``Valid are: huber, kl, mse.``.
+    """
+    names = sorted(set(valid))
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if near:
+        return f"Did you mean {' or '.join(repr(n) for n in near)}?"
+    if not names:
+        return "There are none."
+    more = ", ..." if len(names) > limit else ""
+    return f"Valid are: {', '.join(names[:limit])}{more}."
