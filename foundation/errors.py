@@ -32,3 +32,7 @@ def suggest(name: str, valid: Iterable[str], limit: int = 12) -> str:
         return "There are none."
     more = ", ..." if len(names) > limit else ""
     return f"Valid are: {', '.join(names[:limit])}{more}."
+
+
+class RunInterrupted(Exception):
+    """The user asked a run to stop (Ctrl-C or SIGTERM); what was finished is saved."""

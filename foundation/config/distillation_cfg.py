@@ -91,6 +91,10 @@ class DatasetCfg:
     """Storage type of observations and targets: float32 | float16 | bfloat16."""
     chunk_steps: int | None = None
     """Env steps per chunk. None: from ``sequence_length``."""
+    sequence_start: str = "stored"
+    """A student's memory at the start of a training sequence: stored (as it was when collected) | zero."""
+    burn_in: int = 0
+    """Steps at the start of a training sequence that only warm the memory up and carry no loss."""
     disk_gb: float = 2.0
     """Disk budget [GB] of the shards that make ``--resume`` exact; 0 writes none."""
 

@@ -1,0 +1,1 @@
+"""Collecting labelled transitions and keeping them."""

@@ -1,0 +1,1 @@
+"""Measuring policies: whole episodes, the same ones for everybody."""

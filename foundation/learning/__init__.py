@@ -1,0 +1,1 @@
+"""Fitting the student to what the dataset holds."""

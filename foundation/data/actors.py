@@ -1,0 +1,151 @@
+"""Who can act in an environment: one small interface over teacher, student and the baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from tensordict import TensorDict
+
+from foundation.data.obs_groups import ObsSelector
+from foundation.networks.output import PolicyOutput
+
+
+class Policy(Protocol):
+    """The contract of every policy module (DESIGN: ``step`` and ``sequence`` with the state passed and returned)."""
+
+    num_obs: int
+    num_actions: int
+    state_size: int
+
+    def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
+        """Return the state of fresh episodes. Shape: (num_envs, state_size)."""
+        ...
+
+    def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> torch.Tensor | None:
+        """Return ``state`` with the rows of ``dones`` made fresh."""
+        ...
+
+    def step(self, obs: torch.Tensor, state: torch.Tensor | None) -> tuple[PolicyOutput, torch.Tensor | None]:
+        """Map observations (num_envs, num_obs) to outputs."""
+        ...
+
+
+class TeacherPolicy(Protocol):
+    """What collection and evaluation need of a teacher (``TeacherPolicyWrapper`` or an ensemble)."""
+
+    num_obs: int
+    num_actions: int
+
+    def output(self, obs: torch.Tensor) -> PolicyOutput:
+        """Return the teacher's outputs; its memory is kept per environment."""
+        ...
+
+    def reset(self, dones: torch.Tensor | None = None) -> None:
+        """Forget the memory of finished episodes, or of all."""
+        ...
+
+
+class Actor(Protocol):
+    """Acts on the environment's observation groups."""
+
+    def reset(self, dones: torch.Tensor | None = None) -> None:
+        """Begin new episodes where ``dones``, or everywhere."""
+        ...
+
+    def act(self, obs: TensorDict) -> torch.Tensor:
+        """Return actions. Shape: (num_envs, num_actions)."""
+        ...
+
+
+class StudentActor:
+    """The deterministic student; its memory, if any, is held here and never inside the module."""
+
+    def __init__(self, student: Policy, selector: ObsSelector):
+        self.student, self.selector = student, selector
+        self.state: torch.Tensor | None = None
+        self._fresh = True
+
+    def reset(self, dones: torch.Tensor | None = None) -> None:
+        """Begin new episodes where ``dones`` (num_envs,), or everywhere."""
+        if dones is None:
+            self._fresh, self.state = True, None
+        elif self.state is not None:
+            self.state = self.student.reset_state(self.state, dones)
+
+    def act(self, obs: TensorDict) -> torch.Tensor:
+        """Return the mean actions. Shape: (num_envs, num_actions)."""
+        return self.output(self.selector(obs)).mean
+
+    def output(self, obs: torch.Tensor) -> PolicyOutput:
+        """Return the student's outputs for its own observations (num_envs, num_obs)."""
+        if self._fresh:
+            self.state = self.student.initial_state(obs.shape[0], obs.device)
+            self._fresh = False
+        output, self.state = self.student.step(obs, self.state)
+        return output
+
+
+class TeacherActor:
+    """The deterministic teacher."""
+
+    def __init__(self, teacher: TeacherPolicy, selector: ObsSelector):
+        self.teacher, self.selector = teacher, selector
+
+    def reset(self, dones: torch.Tensor | None = None) -> None:
+        """Begin new episodes where ``dones`` (num_envs,), or everywhere."""
+        self.teacher.reset(dones)
+
+    def act(self, obs: TensorDict) -> torch.Tensor:
+        """Return the mean actions. Shape: (num_envs, num_actions)."""
+        return self.teacher.output(self.selector(obs)).mean
+
+
+class ZeroActor:
+    """All actions zero: a floor that any policy should clear."""
+
+    def __init__(self, num_actions: int):
+        self.num_actions = num_actions
+
+    def reset(self, dones: torch.Tensor | None = None) -> None:
+        """Nothing to forget."""
+
+    def act(self, obs: TensorDict) -> torch.Tensor:
+        """Return zeros. Shape: (num_envs, num_actions)."""
+        return torch.zeros(obs.batch_size[0], self.num_actions, device=obs.device)
+
+
+class RandomActor:
+    """Uniform actions in [-1, 1], from a generator of its own."""
+
+    def __init__(self, num_actions: int, seed: int, device: str | torch.device = "cpu"):
+        self.num_actions = num_actions
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def reset(self, dones: torch.Tensor | None = None) -> None:
+        """Nothing to forget."""
+
+    def act(self, obs: TensorDict) -> torch.Tensor:
+        """Return uniform actions. Shape: (num_envs, num_actions)."""
+        shape = (obs.batch_size[0], self.num_actions)
+        return torch.rand(shape, generator=self.generator, device=self.generator.device) * 2.0 - 1.0
+
+
+class SplitActor:
+    """Several actors share one rollout: each drives a block of consecutive environments."""
+
+    def __init__(self, actors: Sequence[Actor], num_envs: int):
+        self.actors = list(actors)
+        share = num_envs // len(self.actors)
+        self.blocks = [slice(i * share, (i + 1) * share) for i in range(len(self.actors))]
+        self.blocks[-1] = slice(self.blocks[-1].start, num_envs)
+
+    def reset(self, dones: torch.Tensor | None = None) -> None:
+        """Begin new episodes where ``dones`` (num_envs,), or everywhere."""
+        for actor, block in zip(self.actors, self.blocks, strict=True):
+            actor.reset(None if dones is None else dones[block])
+
+    def act(self, obs: TensorDict) -> torch.Tensor:
+        """Return each actor's actions for its own block. Shape: (num_envs, num_actions)."""
+        return torch.cat([actor.act(obs[block]) for actor, block in zip(self.actors, self.blocks, strict=True)])

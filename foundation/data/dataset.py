@@ -1,0 +1,332 @@
+"""Labelled transitions on the compute device: preallocated, a ring of chunks over (time, env)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from foundation.data.sampling import draw_without_replacement
+from foundation.errors import UserError
+from foundation.networks.output import PolicyOutput
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+TARGET_FIELDS = ("mean", "std", "value", "logits", "features")
+
+
+class Minibatch(NamedTuple):
+    """Rows to learn from: flat ``(batch, ...)`` or sequences ``(sequence_length, batch, ...)``."""
+
+    obs: torch.Tensor
+    """The student's observations. Shape: (..., num_obs)."""
+    targets: PolicyOutput
+    """The teacher's outputs at those observations."""
+    weights: torch.Tensor | None = None
+    """Weight of each row; None when all are 1. Shape: (...)."""
+    resets: torch.Tensor | None = None
+    """Sequences only: steps that begin an episode. Shape: (sequence_length, batch)."""
+    state: torch.Tensor | None = None
+    """Sequences only: the student's memory before the first step. Shape: (batch, state_size)."""
+
+
+class DistillationDataset:
+    """A ring of whole chunks, each ``chunk_steps`` env steps of every environment.
+
+    A row holds the student's observation and the teacher's targets side by side in one matrix, so that a minibatch is
+    one gather. A chunk never spans the write head: it is written step by step with :meth:`write` after
+    :meth:`begin_chunk`, and counts from :meth:`commit_chunk` on.
+
+    Args:
+        num_obs: Columns of the student's observation.
+        num_envs: Environments, the width of a chunk.
+        capacity: Most rows kept; rounded down to whole chunks, at least one.
+        targets: Size of each stored target, e.g. ``{"mean": 4, "std": 4}``.
+        chunk_steps: Env steps per chunk.
+        window_steps: Steps of a training sequence; divides ``chunk_steps``.
+        state_size: Size of the student's memory to store at the start of each window; 0 stores none.
+        num_teachers: With more than one, each row keeps its teacher's index.
+        device: Where the rows live.
+        dtype: float32, float16 or bfloat16; minibatches are float32 always.
+        eviction: ``oldest`` or ``reservoir`` (a random chunk makes room).
+        seed: Seed of the sampling.
+
+    Raises:
+        UserError: If the storage would not fit the device's free memory.
+    """
+
+    def __init__(
+        self,
+        num_obs: int,
+        num_envs: int,
+        capacity: int,
+        targets: dict[str, int],
+        *,
+        chunk_steps: int = 32,
+        window_steps: int = 1,
+        state_size: int = 0,
+        num_teachers: int = 1,
+        device: str | torch.device = "cpu",
+        dtype: str = "float32",
+        eviction: str = "oldest",
+        seed: int = 0,
+    ):
+        if chunk_steps % window_steps:
+            raise UserError(
+                f"dataset.chunk_steps={chunk_steps} must be a multiple of sequence_length={window_steps}."
+            )
+        self.num_obs, self.num_envs = num_obs, num_envs
+        self.chunk_steps, self.window_steps = chunk_steps, window_steps
+        self.device, self.dtype, self.eviction = torch.device(device), DTYPES[dtype], eviction
+        self.state_size, self.has_teacher_index = state_size, num_teachers > 1
+        self.rows_per_chunk = chunk_steps * num_envs
+        self.max_chunks = max(1, capacity // self.rows_per_chunk)
+        self.columns = _columns(num_obs, targets)
+        self.row_size = max(columns.stop for columns in self.columns.values())
+        check_memory(self.num_bytes, self.device)
+
+        shape = (self.max_chunks, chunk_steps, num_envs)
+        self.rows = torch.empty(*shape, self.row_size, dtype=self.dtype, device=self.device)
+        self.resets = torch.empty(shape, dtype=torch.bool, device=self.device)
+        self.teacher_index = None
+        if num_teachers > 1:
+            self.teacher_index = torch.empty(shape, dtype=torch.int32, device=self.device)
+        self.weights: torch.Tensor | None = None
+        self.states = None
+        if state_size:
+            windows = chunk_steps // window_steps
+            self.states = torch.empty(self.max_chunks, windows, num_envs, state_size, device=self.device)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.num_chunks = 0
+        self.chunks_written = 0
+        self.chunks_evicted = 0
+        self._cursor = 0
+        self._slot = 0
+
+    def __len__(self) -> int:
+        """Return the number of rows that can be drawn."""
+        return self.num_chunks * self.rows_per_chunk
+
+    @property
+    def capacity(self) -> int:
+        """Most rows kept."""
+        return self.max_chunks * self.rows_per_chunk
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the whole storage when full [bytes]."""
+        per_chunk = self.rows_per_chunk * (self.row_size * self.dtype.itemsize + 1 + 4 * self.has_teacher_index)
+        per_chunk += self.chunk_steps // self.window_steps * self.num_envs * self.state_size * 4
+        return self.max_chunks * per_chunk
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def begin_chunk(self) -> int:
+        """Choose the slot of the next chunk and return it. The slot's old rows are gone from here on."""
+        if self.num_chunks < self.max_chunks:
+            self._slot = self.num_chunks
+        elif self.eviction == "oldest":
+            self._slot = self.chunks_written % self.max_chunks
+        else:
+            self._slot = int(torch.randint(self.max_chunks, (1,), generator=self.generator, device=self.device))
+        return self._slot
+
+    def write(
+        self,
+        step: int,
+        obs: torch.Tensor,
+        targets: PolicyOutput,
+        resets: torch.Tensor,
+        teacher_index: torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
+    ) -> None:
+        """Write one env step of the chunk begun last.
+
+        Args:
+            step: Step within the chunk.
+            obs: The student's observations. Shape: (num_envs, num_obs).
+            targets: The teacher's outputs at them; every stored field must be there.
+            resets: Whether this step begins an episode. Shape: (num_envs,).
+            teacher_index: Each row's teacher. Shape: (num_envs,).
+            state: The student's memory before this step; kept where a window begins. Shape: (num_envs, state_size).
+        """
+        parts = [obs]
+        parts += [getattr(targets, name) for name in TARGET_FIELDS if name in self.columns]
+        row = self.rows[self._slot, step]
+        if self.dtype == obs.dtype:
+            torch.cat(parts, dim=-1, out=row)
+        else:
+            row.copy_(torch.cat(parts, dim=-1))
+        self.resets[self._slot, step].copy_(resets)
+        if self.teacher_index is not None and teacher_index is not None:
+            self.teacher_index[self._slot, step].copy_(teacher_index)
+        if self.states is not None and state is not None and step % self.window_steps == 0:
+            self.states[self._slot, step // self.window_steps].copy_(state)
+
+    def commit_chunk(self) -> None:
+        """Count the chunk written last."""
+        if self.num_chunks < self.max_chunks:
+            self.num_chunks += 1
+        else:
+            self.chunks_evicted += 1
+        self.chunks_written += 1
+
+    def clear(self) -> None:
+        """Forget every row (on-policy learning)."""
+        self.num_chunks = self.chunks_written = self._cursor = 0
+
+    def chunk_obs(self, slot: int) -> torch.Tensor:
+        """Return a chunk's observations. Shape: (chunk_steps, num_envs, num_obs)."""
+        return self.rows[slot, :, :, self.columns["obs"]]
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def flat_minibatches(self, batch_size: int, num_batches: int, shuffle: bool = True) -> Iterator[Minibatch]:
+        """Draw rows uniformly from the whole dataset, none twice before all were drawn.
+
+        Args:
+            batch_size: Rows per minibatch.
+            num_batches: How many minibatches.
+            shuffle: False goes through the rows in order of storage, on from where the last call stopped.
+
+        Yields:
+            Minibatches with ``obs`` of shape (batch_size, num_obs).
+        """
+        matrix = self.rows.view(-1, self.row_size)
+        weights = None if self.weights is None else self.weights.view(-1)
+        for index in self._draw(len(self), batch_size, num_batches, shuffle):
+            rows = matrix.index_select(0, index).float()
+            yield Minibatch(
+                rows[:, self.columns["obs"]],
+                self._targets(rows),
+                None if weights is None else weights.index_select(0, index),
+            )
+
+    def sequence_minibatches(self, batch_size: int, num_batches: int, shuffle: bool = True) -> Iterator[Minibatch]:
+        """Draw windows of ``window_steps`` consecutive steps of one environment.
+
+        Args:
+            batch_size: Sequences per minibatch.
+            num_batches: How many minibatches.
+            shuffle: False goes through the windows in order of storage.
+
+        Yields:
+            Minibatches with ``obs`` of shape (window_steps, batch_size, num_obs), with ``resets`` and, where the
+            student's memory is stored, ``state``.
+        """
+        length, envs = self.window_steps, self.num_envs
+        matrix = self.rows.view(-1, self.row_size)
+        steps = torch.arange(length, device=self.device).unsqueeze(1) * envs
+        num_windows = len(self) // length
+        for window in self._draw(num_windows, batch_size, num_batches, shuffle):
+            first = torch.div(window, envs, rounding_mode="floor") * (length * envs) + window % envs
+            index = (first + steps).view(-1)
+            rows = matrix.index_select(0, index).float().view(length, -1, self.row_size)
+            resets = self.resets.view(-1).index_select(0, index).view(length, -1)
+            weights = None
+            if self.weights is not None:
+                weights = self.weights.view(-1).index_select(0, index).view(length, -1)
+            state = None
+            if self.states is not None:
+                state = self.states.view(-1, self.states.shape[-1]).index_select(0, window)
+            yield Minibatch(rows[..., self.columns["obs"]], self._targets(rows), weights, resets, state)
+
+    def _draw(self, num_items: int, batch_size: int, num_batches: int, shuffle: bool) -> Iterator[torch.Tensor]:
+        if num_items == 0:
+            raise ValueError("The dataset is empty: collect before learning.")
+        total = batch_size * num_batches
+        if shuffle:
+            index = draw_without_replacement(num_items, total, self.generator, self.device)
+        else:
+            index = (torch.arange(total, device=self.device) + self._cursor) % num_items
+            self._cursor = (self._cursor + total) % num_items
+        yield from index.view(num_batches, batch_size)
+
+    def _targets(self, rows: torch.Tensor) -> PolicyOutput:
+        fields = {name: rows[..., self.columns[name]] for name in TARGET_FIELDS if name in self.columns}
+        return PolicyOutput(**fields)
+
+    # -- saving -------------------------------------------------------------------------------------------------
+
+    def export_chunks(self, slots: list[int]) -> dict[str, object]:
+        """Return plain tensors of some chunks, for a shard on disk."""
+        index = torch.tensor(slots, dtype=torch.int64, device=self.device)
+        shard: dict[str, object] = {"slots": slots}
+        for name in ("rows", "resets", "teacher_index", "weights", "states"):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                shard[name] = tensor.index_select(0, index).cpu()
+        return shard
+
+    def import_chunks(self, shard: dict) -> None:
+        """Put the chunks of a shard back into their slots."""
+        for name in ("rows", "resets", "teacher_index", "weights", "states"):
+            if name in shard:
+                getattr(self, name)[shard["slots"]] = shard[name].to(self.device)
+
+    def state_dict(self) -> dict:
+        """Return everything but the rows."""
+        return {
+            "num_chunks": self.num_chunks,
+            "chunks_written": self.chunks_written,
+            "chunks_evicted": self.chunks_evicted,
+            "cursor": self._cursor,
+            "generator": self.generator.get_state(),
+            "shape": [self.max_chunks, self.chunk_steps, self.num_envs, self.row_size],
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            UserError: If the dataset was of another shape.
+        """
+        shape = [self.max_chunks, self.chunk_steps, self.num_envs, self.row_size]
+        if list(state["shape"]) != shape:
+            raise UserError(
+                f"The run to resume had a dataset of (chunks, steps, envs, columns) = {list(state['shape'])}, this one "
+                f"has {shape}: resume with the same num_envs, dataset and observation settings."
+            )
+        self.num_chunks, self.chunks_written = state["num_chunks"], state["chunks_written"]
+        self.chunks_evicted, self._cursor = state["chunks_evicted"], state["cursor"]
+        self.generator.set_state(state["generator"])
+
+
+def _columns(num_obs: int, targets: dict[str, int]) -> dict[str, slice]:
+    columns = {"obs": slice(0, num_obs)}
+    start = num_obs
+    for name in TARGET_FIELDS:
+        if targets.get(name):
+            columns[name] = slice(start, start + targets[name])
+            start += targets[name]
+    return columns
+
+
+def check_memory(num_bytes: int, device: torch.device) -> None:
+    """Refuse a storage that would not fit, before it is allocated.
+
+    Raises:
+        UserError: With the size and what to change.
+    """
+    if device.type == "cuda":
+        available = torch.cuda.mem_get_info(device)[0]
+    else:
+        available = available_host_memory()
+    if num_bytes > available:
+        raise UserError(
+            f"The dataset would take {num_bytes / 1e9:.2f} GB but {device} has {available / 1e9:.2f} GB free: lower "
+            "dataset.size or dataset.memory_gb, or store it as dataset.dtype=float16."
+        )
+
+
+def available_host_memory() -> float:
+    """Return the memory that this process can still take [bytes]; infinite where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return float(line.split()[1]) * 1024.0
+    except OSError:
+        pass
+    return math.inf

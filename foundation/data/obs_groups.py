@@ -1,0 +1,73 @@
+"""From the environment's named observation groups to the one tensor a policy reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict import TensorDict
+
+from foundation.errors import UserError, suggest
+
+
+class ObsSelector:
+    """Concatenate observation groups in order, then take a slice of the columns.
+
+    Args:
+        groups: Names of the groups, at least one.
+        obs_slice: ``[a, b]``: keep columns a to b-1 of the concatenation. None keeps all.
+    """
+
+    def __init__(self, groups: Sequence[str], obs_slice: Sequence[int] | None = None):
+        if not groups:
+            raise UserError("obs_groups is empty: name at least one observation group of the environment.")
+        self.groups = tuple(groups)
+        self.obs_slice = None if obs_slice is None else (int(obs_slice[0]), int(obs_slice[1]))
+
+    def __call__(self, obs: TensorDict) -> torch.Tensor:
+        """Return the selected observations. Shape: (num_envs, num_obs)."""
+        if len(self.groups) == 1:
+            selected: torch.Tensor = obs[self.groups[0]]
+        else:
+            selected = torch.cat([obs[name] for name in self.groups], dim=-1)
+        if self.obs_slice is not None:
+            selected = selected[..., self.obs_slice[0] : self.obs_slice[1]]
+        return selected
+
+    def check(self, obs: TensorDict, who: str, wanted: int | None = None) -> int:
+        """Check the groups against what the environment offers.
+
+        Args:
+            obs: Observations of the environment.
+            who: "teacher" or "student", for the message.
+            wanted: The input size that the policy wants; None accepts any.
+
+        Returns:
+            The number of selected columns.
+
+        Raises:
+            UserError: If a group is unknown, not flat, the slice is out of range, or the size is not ``wanted``.
+        """
+        offered = {str(name): tuple(obs[name].shape[1:]) for name in obs.keys()}  # noqa: SIM118
+        key = f"distill.{who}.obs_groups"
+        for name in self.groups:
+            if name not in offered:
+                raise UserError(f"{key}: the environment has no observation group '{name}'. {suggest(name, offered)}")
+            if len(offered[name]) != 1:
+                raise UserError(
+                    f"{key}: group '{name}' has shape {offered[name]}; only flat groups can be concatenated."
+                )
+        total = sum(offered[name][0] for name in self.groups)
+        if self.obs_slice is not None:
+            start, stop = self.obs_slice
+            if not 0 <= start < stop <= total:
+                raise UserError(f"distill.{who}.obs_slice=[{start},{stop}] does not fit the {total} columns of {key}.")
+            total = stop - start
+        if wanted is not None and total != wanted:
+            sizes = ", ".join(f"{name} ({size[0]})" for name, size in offered.items() if len(size) == 1)
+            raise UserError(
+                f"The {who} wants {wanted} observations, but {key}={list(self.groups)} gives {total}. "
+                f"The environment's groups are: {sizes}. Set {key} (and distill.{who}.obs_slice) to what it was "
+                "trained on."
+            )
+        return total

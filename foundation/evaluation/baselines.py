@@ -1,0 +1,59 @@
+"""The floor and the ceiling of a task: zero actions, random actions, the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from foundation.data.actors import Actor, RandomActor, SplitActor, ZeroActor
+from foundation.evaluation.evaluate import EvaluationResult, evaluate
+
+
+def measure_baselines(
+    env: Any,
+    teacher: Actor,
+    num_episodes: int,
+    seed: int,
+    *,
+    shared_rollout: bool,
+    poll: Callable[[], None] | None = None,
+) -> dict[str, EvaluationResult]:
+    """Measure teacher, zero and random actions.
+
+    Args:
+        env: The evaluation environment.
+        teacher: The teacher's actor.
+        num_episodes: Episodes of each.
+        seed: Seed of the resets, the same for all three.
+        shared_rollout: One rollout for all three, the environments split in three blocks; where an environment is
+            slow to step, this is three times faster. The blocks then have different initial states.
+        poll: Called now and then; may raise to stop.
+
+    Returns:
+        ``teacher``, ``zero`` and ``random``.
+    """
+    actors: dict[str, Actor] = {
+        "teacher": teacher,
+        "zero": ZeroActor(env.num_actions),
+        "random": RandomActor(env.num_actions, seed, env.device),
+    }
+    if not shared_rollout or env.num_envs < len(actors):
+        return {name: evaluate(env, actor, num_episodes, seed, poll=poll) for name, actor in actors.items()}
+    split = SplitActor(list(actors.values()), env.num_envs)
+    result = evaluate(env, split, env.num_envs, seed, poll=poll)
+    return {name: result.part(block) for name, block in zip(actors, split.blocks, strict=True)}
+
+
+def scores(student: float, teacher: float, random: float) -> dict[str, float]:
+    """Put a student's mean return in proportion.
+
+    Returns:
+        ``return_ratio`` = student / teacher where the teacher's return is positive, and ``normalized_score`` =
+        (student - random) / (teacher - random) where the teacher beats random.
+    """
+    out: dict[str, float] = {}
+    if teacher > 0.0:
+        out["return_ratio"] = student / teacher
+    if teacher > random:
+        out["normalized_score"] = (student - random) / (teacher - random)
+    return out

@@ -1,0 +1,93 @@
+"""How far a student's actions are from its teacher's, on the states that the student visits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from foundation.data.actors import TeacherPolicy
+from foundation.data.obs_groups import ObsSelector
+from foundation.networks.output import PolicyOutput
+
+
+def js_divergence(p: PolicyOutput, q: PolicyOutput, num_samples: int = 16) -> torch.Tensor:
+    """Estimate the Jensen-Shannon divergence of two diagonal Gaussians [nats], between 0 and ln 2.
+
+    A mixture of Gaussians has no closed form: 0.5 E_p[log p/m] + 0.5 E_q[log q/m], m = (p+q)/2, by sampling from a
+    generator of its own.
+
+    Args:
+        p: Means and stds. Shape: (num_envs, num_actions).
+        q: Means and stds. Shape: (num_envs, num_actions).
+        num_samples: Samples per distribution.
+
+    Returns:
+        Shape: (num_envs,).
+    """
+    assert p.std is not None and q.std is not None
+    generator = torch.Generator(p.mean.device).manual_seed(0)
+    noise = torch.randn((num_samples, *p.mean.shape), generator=generator, device=p.mean.device)
+    total = torch.zeros(p.mean.shape[:-1], device=p.mean.device)
+    for own, other in ((p, q), (q, p)):
+        samples = own.mean + own.std * noise  # type: ignore[operator]  # std is there, asserted above
+        log_own, log_other = _log_prob(samples, own), _log_prob(samples, other)
+        log_mixture = torch.logaddexp(log_own, log_other) - math.log(2.0)
+        total += 0.5 * (log_own - log_mixture).mean(dim=0)
+    return total.clamp(0.0, math.log(2.0))
+
+
+def _log_prob(actions: torch.Tensor, output: PolicyOutput) -> torch.Tensor:
+    assert output.std is not None
+    standardised = (actions - output.mean) / output.std
+    return (-0.5 * standardised.square() - output.std.log() - 0.5 * math.log(2.0 * math.pi)).sum(dim=-1)
+
+
+class DivergenceProbe:
+    """Compares student and teacher on every ``interval``-th step of an evaluation (stateless policies only).
+
+    Pass :meth:`on_step` to :func:`foundation.evaluation.evaluate.evaluate`.
+    """
+
+    def __init__(
+        self,
+        teacher: TeacherPolicy,
+        teacher_obs: ObsSelector,
+        student: Any,
+        student_obs: ObsSelector,
+        bound: float | None,
+        interval: int = 10,
+    ):
+        self.teacher, self.teacher_obs = teacher, teacher_obs
+        self.student, self.student_obs = student, student_obs
+        self.bound, self.interval = bound, interval
+        self._clip: Callable[[torch.Tensor], torch.Tensor] = (
+            (lambda actions: actions) if bound is None else (lambda actions: actions.clamp(-bound, bound))
+        )
+        self._steps = 0
+        self._squares: list[torch.Tensor] = []
+        self._divergences: list[torch.Tensor] = []
+
+    def on_step(self, obs: TensorDict, actions: torch.Tensor) -> None:
+        """Compare on this step, if it is one of those."""
+        self._steps += 1
+        if self._steps % self.interval != 1:
+            return
+        label = self.teacher.output(self.teacher_obs(obs))
+        self._squares.append((self._clip(actions) - self._clip(label.mean)).square().mean())
+        if label.std is not None and self.student.state_size == 0:
+            student = self.student.step(self.student_obs(obs), None)[0]
+            if student.std is not None:
+                self._divergences.append(js_divergence(label, student).mean())
+
+    def summary(self) -> dict[str, float]:
+        """Return ``action_rmse`` and, for two distributions, ``js_divergence``; absent rather than zero otherwise."""
+        out: dict[str, float] = {}
+        if self._squares:
+            out["action_rmse"] = float(torch.stack(self._squares).mean().sqrt())
+        if self._divergences:
+            out["js_divergence"] = float(torch.stack(self._divergences).mean())
+        return out

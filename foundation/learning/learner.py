@@ -1,0 +1,226 @@
+"""The learner: minibatches from the dataset, one loss, one optimiser step each."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from foundation.config.distillation_cfg import DistillationCfg
+from foundation.data.dataset import DistillationDataset, Minibatch
+from foundation.errors import UserError, suggest
+from foundation.learning.losses import LossParams, LossSpec, loss_spec
+from foundation.learning.schedules import value_at
+from foundation.networks.output import PolicyOutput
+
+OPTIMIZERS = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
+FUSED = ("adam", "adamw", "sgd")
+
+
+@dataclass
+class LearningStats:
+    """What an epoch of learning did."""
+
+    mean_loss: float
+    num_updates: int
+    learning_rate: float
+    terms: dict[str, float] = field(default_factory=dict)
+    """Mean of each loss term, unweighted."""
+
+
+class Learner:
+    """Fits a student by minibatch gradient descent.
+
+    Args:
+        student: The module to fit; its ``normalizer`` is fitted by :meth:`fit_normalizer`.
+        cfg: Loss, optimiser, batch size and shuffling.
+        sequence_length: 1 learns from single rows, more from sequences.
+    """
+
+    def __init__(self, student: Any, cfg: DistillationCfg, sequence_length: int = 1):
+        self.student, self.cfg, self.sequence_length = student, cfg, sequence_length
+        names = {cfg.loss.name: 1.0, **cfg.loss.auxiliary}
+        self.terms: list[tuple[LossSpec, float]] = [(loss_spec(name), weight) for name, weight in names.items()]
+        self.optimizer = _make_optimizer(student, cfg)
+        self.average = copy.deepcopy(student).requires_grad_(False) if cfg.optimizer.ema_decay else None
+
+    @property
+    def policy(self) -> Any:
+        """The student to evaluate and to save: the averaged one where ``optimizer.ema_decay`` is set."""
+        return self.average if self.average is not None else self.student
+
+    def target_fields(self) -> set[str]:
+        """Return which of the teacher's outputs the losses read."""
+        return {"mean"}.union(*(spec.teacher for spec, _ in self.terms))
+
+    def check_outputs(self, student: PolicyOutput, teacher: PolicyOutput) -> None:
+        """Check once that student and teacher have what the losses read.
+
+        Raises:
+            UserError: Naming the loss, what is missing, and what to use instead.
+        """
+        for spec, _ in self.terms:
+            for who, output, wanted in (("student", student, spec.student), ("teacher", teacher, spec.teacher)):
+                missing = [name for name in wanted if getattr(output, name) is None]
+                if missing and output.logits is None:
+                    raise UserError(_missing_output(spec.name, who, missing[0]))
+
+    @torch.no_grad()
+    def fit_normalizer(self, obs: torch.Tensor) -> None:
+        """Take more observations into the student's normaliser. Shape: (..., num_obs)."""
+        self.student.normalizer.update(obs.reshape(-1, obs.shape[-1]).float())
+        if self.average is not None:
+            self.average.normalizer.load_state_dict(self.student.normalizer.state_dict())
+
+    def num_updates(self, new_rows: int) -> int:
+        """Return the updates of an epoch: in proportion to the new rows, whatever the dataset's size."""
+        samples = new_rows / self.sequence_length
+        return max(1, math.ceil(math.ceil(samples / self.cfg.batch_size) * self.cfg.optimizer.update_ratio))
+
+    def learn(
+        self, dataset: DistillationDataset, new_rows: int, epoch: int, poll: Callable[[], None] | None = None
+    ) -> LearningStats:
+        """Learn for one epoch.
+
+        Args:
+            dataset: Where minibatches are drawn from.
+            new_rows: Rows that this epoch collected.
+            epoch: Counted from 0, for the schedules.
+            poll: Called once per update; may raise to abandon the epoch.
+
+        Returns:
+            Mean loss and what was done.
+
+        Raises:
+            UserError: If the loss is NaN or infinite; the student's weights are then not to be kept.
+        """
+        rate = self._set_learning_rate(epoch)
+        params = self._loss_params(epoch)
+        draw = dataset.flat_minibatches if self.sequence_length == 1 else dataset.sequence_minibatches
+        num_updates = self.num_updates(new_rows)
+        totals = torch.zeros(len(self.terms), device=next(self.student.parameters()).device)
+        self.student.train()
+        for batch in draw(self.cfg.batch_size, num_updates, self.cfg.shuffle):
+            totals += self._update(batch, params)
+            if poll is not None:
+                poll()
+        self.student.eval()
+        means = (totals / num_updates).tolist()
+        if not all(math.isfinite(mean) for mean in means):
+            raise UserError(
+                f"The training loss became {means[0]} in epoch {epoch}: lower --learning_rate (now {rate:g}) or set "
+                "distill.optimizer.max_grad_norm=1. The last good checkpoint is kept."
+            )
+        terms = {spec.name: mean for (spec, _), mean in zip(self.terms, means, strict=True)}
+        total = sum(weight * terms[spec.name] for spec, weight in self.terms)
+        return LearningStats(total, num_updates, rate, terms)
+
+    def _update(self, batch: Minibatch, params: LossParams) -> torch.Tensor:
+        output = self._forward(batch)
+        weights = self._weights(batch)
+        values = []
+        for spec, _ in self.terms:
+            per_sample = spec.function(output, batch.targets, params)
+            values.append(
+                per_sample.mean() if weights is None else (per_sample * weights).sum() / weights.sum().clamp_min(1e-8)
+            )
+        total = values[0]
+        for value, (_, weight) in zip(values[1:], self.terms[1:], strict=True):
+            total = total + weight * value
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        if self.cfg.optimizer.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.student.parameters(), self.cfg.optimizer.max_grad_norm)
+        self.optimizer.step()
+        if self.average is not None:
+            self._update_average()
+        return torch.stack([value.detach() for value in values])
+
+    def _forward(self, batch: Minibatch) -> PolicyOutput:
+        if batch.resets is None:
+            return self.student.step(batch.obs, None)[0]
+        state = batch.state
+        if state is None:
+            state = self.student.initial_state(batch.obs.shape[1], batch.obs.device)
+        return self.student.sequence(batch.obs, state, batch.resets)[0]
+
+    def _weights(self, batch: Minibatch) -> torch.Tensor | None:
+        burn_in = self.cfg.dataset.burn_in
+        if batch.resets is None or burn_in == 0:
+            return batch.weights
+        weights = torch.ones_like(batch.resets, dtype=batch.obs.dtype) if batch.weights is None else batch.weights
+        # Steps whose memory was warmed up for fewer than burn_in steps do not count, unless the episode began inside.
+        known = batch.resets.cumsum(dim=0) > 0
+        steps = torch.arange(weights.shape[0], device=weights.device).unsqueeze(1)
+        return weights * (known | (steps >= burn_in))
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        assert self.average is not None
+        decay = self.cfg.optimizer.ema_decay or 0.0
+        averaged, current = list(self.average.parameters()), list(self.student.parameters())
+        torch._foreach_lerp_(averaged, current, 1.0 - decay)
+
+    def _set_learning_rate(self, epoch: int) -> float:
+        schedule = self.cfg.optimizer.lr_schedule
+        factor = 1.0 if schedule is None else value_at(schedule, epoch, self.cfg.n_epochs)
+        rate = self.cfg.learning_rate * factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _loss_params(self, epoch: int) -> LossParams:
+        cfg = self.cfg.loss
+        temperature = value_at(cfg.temperature, epoch, self.cfg.n_epochs)
+        student_temperature = temperature if cfg.student_temperature == "same" else 1.0
+        return LossParams(cfg.huber_delta, cfg.min_std, temperature, student_temperature)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimiser's state, and the training weights where the saved student is an average."""
+        state: dict[str, Any] = {"optimizer_state_dict": self.optimizer.state_dict()}
+        if self.average is not None:
+            state["training_state_dict"] = self.student.state_dict()
+        return state
+
+    def load_state_dict(self, model: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        """Restore student and optimiser.
+
+        Args:
+            model: ``model_state_dict`` of the checkpoint.
+            state: What :meth:`state_dict` returned.
+        """
+        self.policy.load_state_dict(model)
+        if self.average is not None:
+            self.student.load_state_dict(state["training_state_dict"])
+        self.optimizer.load_state_dict(state["optimizer_state_dict"])
+
+
+def _missing_output(loss: str, who: str, missing: str) -> str:
+    if who == "student":
+        key = {"std": "distill.student.stochastic=true", "value": "distill.student.value_head=true"}.get(missing)
+        hint = f"set {key}" if key else "choose another student"
+    else:
+        hint = "choose a teacher that has one"
+    return f"Loss '{loss}' needs the {who}'s {missing}, which this {who} does not have: {hint}, or use loss=mse."
+
+
+def _make_optimizer(student: nn.Module, cfg: DistillationCfg) -> torch.optim.Optimizer:
+    name = cfg.optimizer.name
+    if name not in OPTIMIZERS:
+        raise UserError(f"Unknown distill.optimizer.name '{name}'. {suggest(name, OPTIMIZERS)}")
+    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    options: dict[str, Any] = {"lr": cfg.learning_rate, "weight_decay": cfg.optimizer.weight_decay}
+    if name in FUSED:
+        # One kernel for all parameters: on the CPU the per-parameter loop costs more than the arithmetic.
+        options["fused"] = True
+    return OPTIMIZERS[name](parameters, **options)

@@ -1,0 +1,160 @@
+"""Distillation losses: pure functions of the student's output and the teacher's targets, one value per sample.
+
+Masks and weights are the learner's business. A function added here under :func:`loss` can be chosen by its name; a
+function of a user's own package by ``"pkg.module:function"``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from foundation.errors import UserError, suggest
+from foundation.networks.output import PolicyOutput
+
+
+@dataclass
+class LossParams:
+    """Numbers that losses read."""
+
+    huber_delta: float = 1.0
+    min_std: float = 0.01
+    temperature: float = 1.0
+    student_temperature: float = 1.0
+
+
+LossFunction = Callable[[PolicyOutput, PolicyOutput, LossParams], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """A loss and the outputs that it reads."""
+
+    name: str
+    function: LossFunction
+    student: tuple[str, ...] = ("mean",)
+    teacher: tuple[str, ...] = ("mean",)
+
+
+LOSSES: dict[str, LossSpec] = {}
+
+
+def loss(student: tuple[str, ...] = ("mean",), teacher: tuple[str, ...] = ("mean",)) -> Callable:
+    """Register a loss under its function's name, with the output fields that it reads."""
+
+    def register(function: LossFunction) -> LossFunction:
+        name = getattr(function, "__name__", "loss")
+        LOSSES[name] = LossSpec(name, function, student, teacher)
+        return function
+
+    return register
+
+
+def loss_spec(name: str) -> LossSpec:
+    """Look a loss up by name or ``"pkg.module:function"``.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if name in LOSSES:
+        return LOSSES[name]
+    if ":" not in name:
+        raise UserError(f"Unknown loss '{name}'. {suggest(name, LOSSES)}")
+    module_name, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"Loss '{name}' cannot be imported: {error}.") from error
+    return next((spec for spec in LOSSES.values() if spec.function is function), LossSpec(name, function))
+
+
+def _one_hot_argmax(logits: torch.Tensor) -> torch.Tensor:
+    return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits.dtype)
+
+
+def _got(value: torch.Tensor | None, what: str) -> torch.Tensor:
+    if value is None:
+        raise UserError(f"The loss reads {what}, which this policy does not have.")
+    return value
+
+
+@loss()
+def mse(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
+    """Mean squared error of the mean actions. Shapes: (..., num_actions) -> (...)."""
+    return (student.mean - target.mean).square().mean(dim=-1)
+
+
+@loss()
+def huber(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
+    """Huber loss of the mean actions, linear beyond ``huber_delta``. Shapes: (..., num_actions) -> (...)."""
+    return F.huber_loss(student.mean, target.mean, reduction="none", delta=params.huber_delta).mean(dim=-1)
+
+
+@loss(student=("mean", "std"))
+def nll(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
+    """Negative log-likelihood of the teacher's action (Rusu et al. 2015, eq. 1).
+
+    Gaussian for continuous actions, the student's std floored at ``min_std``: on the teacher's mean a learned std
+    would go to zero. Cross-entropy with the teacher's best action for discrete ones.
+    """
+    if target.logits is not None and student.logits is not None:
+        return -(_one_hot_argmax(target.logits) * F.log_softmax(student.logits, dim=-1)).sum(dim=-1)
+    std = _got(student.std, "a student's std").clamp_min(params.min_std)
+    standardised = (target.mean - student.mean) / std
+    return (0.5 * standardised.square() + std.log() + 0.5 * math.log(2.0 * math.pi)).sum(dim=-1)
+
+
+@loss(student=("logits",), teacher=("logits",))
+def q_mse(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
+    """Mean squared error of the Q-values (Rusu et al. 2015, eq. 2). Shapes: (..., num_choices) -> (...)."""
+    return (_got(student.logits, "Q-values") - _got(target.logits, "Q-values")).square().mean(dim=-1)
+
+
+@loss(student=("mean", "std"), teacher=("mean", "std"))
+def kl(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
+    """KL(teacher || student), analytic in the distributions (Rusu et al. 2015, eq. 3).
+
+    Closed form for diagonal Gaussians; softmax(Q_T / temperature) against the student's softmax for discrete actions.
+    """
+    if target.logits is not None and student.logits is not None:
+        log_p = F.log_softmax(target.logits / params.temperature, dim=-1)
+        return (log_p.exp() * (log_p - _student_log_softmax(student, params))).sum(dim=-1)
+    std_t = _got(target.std, "a teacher's std").clamp_min(params.min_std)
+    std_s = _got(student.std, "a student's std").clamp_min(params.min_std)
+    ratio = (std_t / std_s).square()
+    distance = ((target.mean - student.mean) / std_s).square()
+    return (0.5 * (ratio + distance - 1.0) - 0.5 * ratio.log()).sum(dim=-1)
+
+
+@loss(student=("logits",), teacher=("logits",))
+def soft_cross_entropy(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
+    """Cross-entropy -sum p_T log p_S: the discrete KL up to the teacher's entropy."""
+    p = F.softmax(_got(target.logits, "logits") / params.temperature, dim=-1)
+    return -(p * _student_log_softmax(student, params)).sum(dim=-1)
+
+
+def _student_log_softmax(student: PolicyOutput, params: LossParams) -> torch.Tensor:
+    return F.log_softmax(_got(student.logits, "logits") / params.student_temperature, dim=-1)
+
+
+@loss(student=("value",), teacher=("value",))
+def value(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
+    """Squared error of the state value. Shapes: (..., 1) -> (...)."""
+    return (_got(student.value, "a student's value") - _got(target.value, "a teacher's value")).square().mean(dim=-1)
+
+
+@loss(student=("value",), teacher=("value",))
+def value_l1(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
+    """Absolute error of the state value. Shapes: (..., 1) -> (...)."""
+    return (_got(student.value, "a student's value") - _got(target.value, "a teacher's value")).abs().mean(dim=-1)
+
+
+@loss(student=("features",), teacher=("features",))
+def feature(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
+    """Squared error of hidden features, the student's already through the learner's linear adapter."""
+    return (_got(student.features, "features") - _got(target.features, "features")).square().mean(dim=-1)

@@ -1,0 +1,70 @@
+"""Numbers that change over the epochs of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from foundation.config.distillation_cfg import ScheduleCfg
+from foundation.errors import UserError, suggest
+
+
+def _constant(cfg: ScheduleCfg, progress: float, epoch: int) -> float:
+    return cfg.start
+
+
+def _linear(cfg: ScheduleCfg, progress: float, epoch: int) -> float:
+    return cfg.start + (cfg.end - cfg.start) * progress
+
+
+def _cosine(cfg: ScheduleCfg, progress: float, epoch: int) -> float:
+    return cfg.end + (cfg.start - cfg.end) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def _exponential(cfg: ScheduleCfg, progress: float, epoch: int) -> float:
+    if cfg.start <= 0.0 or cfg.end <= 0.0:
+        raise UserError(f"An exponential schedule needs start and end > 0, not {cfg.start} and {cfg.end}.")
+    return cfg.start * (cfg.end / cfg.start) ** progress
+
+
+def _piecewise(cfg: ScheduleCfg, progress: float, epoch: int) -> float:
+    points = sorted((float(at), float(value)) for at, value in cfg.points)
+    if not points:
+        raise UserError("A piecewise schedule needs points, e.g. points=[[0,1.0],[50,0.1]].")
+    if epoch <= points[0][0]:
+        return points[0][1]
+    for (left, low), (right, high) in zip(points, points[1:], strict=False):
+        if epoch < right:
+            return low + (high - low) * (epoch - left) / (right - left)
+    return points[-1][1]
+
+
+KINDS: dict[str, Callable[[ScheduleCfg, float, int], float]] = {
+    "constant": _constant,
+    "linear": _linear,
+    "cosine": _cosine,
+    "exponential": _exponential,
+    "piecewise": _piecewise,
+}
+
+
+def value_at(schedule: float | ScheduleCfg, epoch: int, num_epochs: int) -> float:
+    """Return a schedule's value at an epoch.
+
+    Args:
+        schedule: A plain number, or a schedule.
+        epoch: Counted from 0.
+        num_epochs: Epochs of the run, the length of a schedule that names none.
+
+    Returns:
+        ``start`` at epoch 0, ``end`` from the last epoch of the schedule on.
+
+    Raises:
+        UserError: If the kind is unknown or its numbers do not fit it.
+    """
+    if not isinstance(schedule, ScheduleCfg):
+        return float(schedule)
+    if schedule.kind not in KINDS:
+        raise UserError(f"Unknown schedule kind '{schedule.kind}'. {suggest(schedule.kind, KINDS)}")
+    last = max(1, (schedule.epochs or num_epochs) - 1)
+    return KINDS[schedule.kind](schedule, min(1.0, epoch / last), epoch)
