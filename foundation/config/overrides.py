@@ -1,0 +1,144 @@
+"""Hydra-style overrides of the command line: which config each one is for, and its typed value."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from foundation.config.values import apply_values, key_names
+from foundation.errors import UserError, suggest
+
+GROUPS = ("student", "loss", "schedule", "dataset", "task", "experiment")
+"""Folders under ``configs/``, each a choice of files: ``student=gru``."""
+
+
+class Assignment(NamedTuple):
+    """One ``path=value`` of the command line."""
+
+    path: str
+    value: Any
+    token: str
+    """As it was typed."""
+
+
+@dataclass
+class Overrides:
+    """What was typed, sorted by the config it is for."""
+
+    groups: dict[str, str] = field(default_factory=dict)
+    """Choices of files: group -> name."""
+    scoped: dict[str, list[Assignment]] = field(default_factory=dict)
+    """Assignments with a prefix: ``env``, ``agent`` or ``distill`` -> paths without it."""
+    bare: list[Assignment] = field(default_factory=list)
+    """Assignments without a prefix: their first name says which config they are for."""
+
+    def configure(self, env_cfg: Any, agent_cfg: Any, distill_cfg: Any = None) -> None:
+        """Apply ``env.``, ``agent.`` and bare overrides, once a simulator is up and its configs are known.
+
+        Args:
+            env_cfg: The environment's config, changed in place.
+            agent_cfg: The agent's config, changed in place.
+            distill_cfg: The distillation config, whose own overrides are applied already; None in the commands
+                that have none.
+
+        Raises:
+            UserError: For an unknown key, a wrong type, or a bare key that matches more than one config.
+        """
+        configs = {"env": env_cfg, "agent": agent_cfg}
+        for scope, cfg in configs.items():
+            for item in self.scoped.get(scope, []):
+                apply_values(cfg, {item.path: item.value}, scope)
+        if distill_cfg is not None:
+            configs["distill"] = distill_cfg
+        for item in self.bare:
+            scope = self._scope_of(item, configs)
+            if scope != "distill":
+                apply_values(configs[scope], {item.path: item.value}, scope)
+
+    @staticmethod
+    def _scope_of(item: Assignment, configs: dict[str, Any]) -> str:
+        head = item.path.partition(".")[0]
+        names = {scope: key_names(cfg) if cfg is not None else [] for scope, cfg in configs.items()}
+        found = [scope for scope, keys in names.items() if head in keys]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            choices = ", ".join(f"{scope}.{item.path}" for scope in found)
+            raise UserError(f"override '{item.token}' could mean any of {choices}: write the one you want")
+        valid = [key for keys in names.values() for key in keys]
+        known = ", ".join(configs)
+        raise UserError(f"override '{item.token}': no key '{head}' in any of {known}. {suggest(head, valid)}")
+
+
+def parse_overrides(tokens: Sequence[str], scopes: Sequence[str] = ("env", "agent", "distill")) -> Overrides:
+    """Read ``key=value`` tokens.
+
+    ``student=gru`` and ``distill.student=gru`` choose a file of ``configs/student`` (where ``distill`` is a scope);
+    ``env.x=..``, ``agent.x=..`` and ``distill.x=..`` name their config; anything else is bare.
+
+    Raises:
+        UserError: For a token that is not ``key=value``, has a Hydra prefix (``+``, ``~``) or is a sweep.
+    """
+    result = Overrides()
+    for token in tokens:
+        item = _parse(token)
+        head, _, rest = item.path.partition(".")
+        group = _group_of(item) if "distill" in scopes else None
+        if group is not None:
+            result.groups[group] = str(item.value)
+        elif head in scopes:
+            if not rest:
+                raise UserError(f"override '{token}' replaces a whole config: set one key of it, {head}.<key>=<value>")
+            result.scoped.setdefault(head, []).append(item._replace(path=rest))
+        else:
+            result.bare.append(item)
+    return result
+
+
+def _group_of(item: Assignment) -> str | None:
+    name = item.path.removeprefix("distill.")
+    if name not in GROUPS or isinstance(item.value, dict):
+        return None
+    if name == "task" and item.path != name:
+        return None  # distill.task=<gym id> is the field, task=<name> a file
+    if not isinstance(item.value, str) or not item.value:
+        raise UserError(f"override '{item.token}': {name} is chosen by name, {name}=<name>")
+    return name
+
+
+def _parse(token: str) -> Assignment:
+    key, equals, _ = token.partition("=")
+    if token[:1] in "+~":
+        bare = token.lstrip("+~")
+        raise UserError(
+            f"override '{token}': keys can be neither added (+) nor removed (~), only set; write '{bare}' without the "
+            f"prefix"
+        )
+    if not equals or not key:
+        raise UserError(f"'{token}' is neither a flag (--name) nor an override (key=value)")
+    if "@" in key or "/" in key:
+        raise UserError(f"override '{token}': the key must be dotted names, such as env.scene.num_envs")
+    parsed = _read(token)
+    if parsed.is_sweep_override():
+        raise UserError(f"override '{token}' is a sweep: give one value, or a list in brackets, {key}=[...]")
+    return Assignment(key, parsed.value(), token)
+
+
+@functools.cache
+def _parser() -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create()
+
+
+def _read(token: str) -> Any:
+    from hydra.errors import HydraException
+
+    try:
+        return _parser().parse_override(token)
+    except HydraException as error:
+        reason = " ".join(str(error).split())
+        key = token.partition("=")[0]
+        raise UserError(f"override '{token}' cannot be read ({reason}); quote text: {key}=\\'...\\'") from None

@@ -1,0 +1,67 @@
+"""Any config object as plain dicts, lists, numbers and text, so that YAML and JSON can hold it."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+_MAX_DEPTH = 24
+
+
+def to_plain(value: Any, _depth: int = 0) -> Any:
+    """Convert a config, however nested, to what ``yaml.safe_dump`` and ``json.dump`` accept.
+
+    Tuples become lists, callables and classes ``"module:name"``, slices and unknown objects text. Private fields
+    (``_x``) are left out.
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value if not isinstance(value, enum.Enum) else value.name
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, (int, float)):
+        return int(value) if isinstance(value, int) else float(value)
+    if _depth > _MAX_DEPTH:
+        return str(value)
+    if isinstance(value, Mapping):
+        return {_plain_key(k): to_plain(v, _depth + 1) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [to_plain(v, _depth + 1) for v in value]
+    return _plain_object(value, _depth)
+
+
+def _plain_key(key: Any) -> Any:
+    return key if isinstance(key, (str, int, float, bool)) or key is None else str(key)
+
+
+def _plain_object(value: Any, depth: int) -> Any:
+    if isinstance(value, (slice, PurePath)):
+        return str(value)
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}:{value.__qualname__}"
+    if hasattr(value, "tolist"):  # arrays and tensors
+        return to_plain(value.tolist(), depth + 1)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [f.name for f in dataclasses.fields(value)]
+        names += [n for n in getattr(value, "__dict__", {}) if n not in names]
+    elif type(value).__module__.partition(".")[0] in ("torch", "numpy", "builtins"):
+        return str(value)
+    elif getattr(value, "__dict__", None):
+        names = list(vars(value))
+    else:
+        return str(value)
+    return {n: to_plain(getattr(value, n, None), depth + 1) for n in names if not n.startswith("_")}
+
+
+def finite(value: Any) -> Any:
+    """Replace NaN and infinities by None, which JSON can hold. ``value`` is plain (:func:`to_plain`)."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return value

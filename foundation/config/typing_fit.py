@@ -1,0 +1,188 @@
+"""Whether a value fits a type annotation, and what it becomes: int -> float yes, float -> int no."""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import math
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+_NAMES: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    tuple: "a list",
+    dict: "a mapping {key: value}",
+    type(None): "null",
+    Path: "a path",
+}
+
+
+class MisfitError(ValueError):
+    """A value does not fit its type; the message says what would."""
+
+
+@cache
+def field_hints(cls: type) -> dict[str, Any]:
+    """Return the annotations of a class, resolved one by one; what cannot be resolved is ``Any``."""
+    try:
+        return typing.get_type_hints(cls)
+    except Exception:  # an annotation imported only for type checkers, in someone else's config class
+        hints: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
+            for name, annotation in base.__dict__.get("__annotations__", {}).items():
+                hints[name] = _evaluate(annotation, base)
+        return hints
+
+
+def _evaluate(annotation: Any, owner: type) -> Any:
+    if not isinstance(annotation, str):
+        return annotation
+    try:
+        return eval(annotation, vars(sys.modules[owner.__module__]), dict(vars(owner)))
+    except Exception:
+        return Any
+
+
+def members(hint: Any) -> tuple[Any, ...]:
+    """Return the alternatives of a union, or the annotation alone."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def value_hint(hint: Any) -> Any:
+    """Return the type of the values of a ``dict[K, V]`` annotation, or ``Any``."""
+    for member in members(hint):
+        if get_origin(member) in (dict, Mapping) or get_origin(member) is typing.cast(Any, Mapping):
+            return get_args(member)[1]
+    return Any
+
+
+def is_mapping(hint: Any) -> bool:
+    """Say whether an annotation accepts a mapping with keys of the user's choice."""
+    return any((get_origin(m) or m) in (dict, Mapping) for m in members(hint))
+
+
+def describe(hint: Any) -> str:
+    """Put an annotation in a user's words."""
+    if len(members(hint)) > 1:
+        return " or ".join(dict.fromkeys(describe(m) for m in members(hint)))
+    if get_origin(hint) is typing.Literal:
+        return " | ".join(repr(a) for a in get_args(hint))
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return " | ".join(repr(m.name) for m in hint)
+    origin, args = get_origin(hint) or hint, get_args(hint)
+    if origin is tuple and args and args[-1] is not Ellipsis:
+        return f"a list of {len(args)}: {', '.join(describe(a) for a in args)}"
+    if origin in (list, tuple, set) and args:
+        return f"a list, each {describe(args[0])}"
+    if origin in _NAMES:
+        return _NAMES[origin]
+    return getattr(origin, "__name__", str(origin))
+
+
+def fit(value: Any, hint: Any) -> Any:
+    """Return ``value`` as the annotated type wants it.
+
+    Raises:
+        MisfitError: If it does not fit; the message is what would have been accepted.
+    """
+    alternatives = members(hint)
+    for alternative in alternatives:  # an exact match first, so that int | float keeps an int
+        if isinstance(alternative, type) and type(value) is alternative and type(value) not in (list, tuple, dict):
+            return _not_nan(value)
+    for alternative in alternatives:
+        try:
+            return _fit_one(value, alternative)
+        except MisfitError:
+            continue
+    raise MisfitError(describe(hint))
+
+
+def _not_nan(value: Any) -> Any:
+    if isinstance(value, float) and math.isnan(value):
+        raise MisfitError("a number that is not NaN")
+    return value
+
+
+def _fit_one(value: Any, hint: Any) -> Any:
+    if hint is Any or hint is object or isinstance(hint, typing.TypeVar):
+        return _not_nan(value)
+    if hint is None or hint is type(None):
+        return _need(value is None, value, hint)
+    origin, args = get_origin(hint) or hint, get_args(hint)
+    if origin is typing.Literal:
+        return _need(any(value == a and type(value) is type(a) for a in args), value, hint)
+    if origin in (list, tuple, set, frozenset) or (isinstance(origin, type) and origin in _SEQUENCES):
+        return _fit_sequence(value, hint, origin, args)
+    if origin in (dict, Mapping):
+        _need(isinstance(value, Mapping), value, hint)
+        return {k: fit(v, args[1]) if args else v for k, v in value.items()}
+    if origin is type or origin is Callable or origin is typing.cast(Any, Callable) or hint is callable:
+        return _fit_callable(value, hint)
+    if isinstance(origin, type):
+        return _fit_class(value, origin)
+    return value  # an annotation this function does not know: leave it to its owner
+
+
+_SEQUENCES = (typing.get_origin(typing.Sequence[int]), typing.get_origin(typing.Iterable[int]))
+
+
+def _need(ok: bool, value: Any, hint: Any) -> Any:
+    if not ok:
+        raise MisfitError(describe(hint))
+    return value
+
+
+def _fit_sequence(value: Any, hint: Any, origin: Any, args: tuple[Any, ...]) -> Any:
+    _need(isinstance(value, (list, tuple)), value, hint)
+    if origin is tuple and args and args[-1] is not Ellipsis:
+        _need(len(value) == len(args), value, hint)
+        return tuple(fit(v, a) for v, a in zip(value, args, strict=True))
+    items = [fit(v, args[0]) for v in value] if args else list(value)
+    return items if origin in (list, *_SEQUENCES) else origin(items)
+
+
+def _fit_class(value: Any, cls: type) -> Any:
+    if cls is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return _not_nan(float(value))
+    if cls is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if cls is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if issubclass(cls, enum.Enum) and isinstance(value, str):
+        return _need(value in cls.__members__, value, cls) and cls[value]
+    if issubclass(cls, Path) and isinstance(value, str):
+        return cls(value)
+    if cls in (int, bool):
+        return _need(type(value) is cls, value, cls)
+    return _need(isinstance(value, cls), value, cls)
+
+
+def _fit_callable(value: Any, hint: Any) -> Any:
+    if isinstance(value, str) and ":" in value:
+        return import_attribute(value)
+    return _need(callable(value), value, hint)
+
+
+def import_attribute(spec: str) -> Any:
+    """Import ``"pkg.module:Attr"``.
+
+    Raises:
+        MisfitError: If there is no such module or attribute; the message says which.
+    """
+    module_name, _, attribute = spec.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise MisfitError(f'a "pkg.module:Attr" that can be imported ({error})') from None
+    if not hasattr(module, attribute):
+        raise MisfitError(f'a "pkg.module:Attr" that exists ({module_name} has no {attribute!r})')
+    return getattr(module, attribute)

@@ -1,0 +1,176 @@
+"""Ranges of a distillation config: one line per mistake, naming the flag, the value and what is allowed."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from foundation.config.distillation_cfg import DistillationCfg, ScheduleCfg
+from foundation.errors import UserError, suggest
+
+logger = logging.getLogger(__name__)
+
+_FLAG_FIELDS = frozenset(
+    "task engine device seed num_envs experiment_name run_name logger log_project_name n_epochs num_episodes batch_size "
+    "sequence_length learning_rate eval_interval num_eval_episodes save_interval epoch_teacher_forcing".split()
+)
+_FLAGS = {"teacher.checkpoint": "--teacher_checkpoint", "teacher.min_return": "--teacher_min_return"}
+
+_AT_LEAST = {
+    "num_envs": 1,
+    "n_epochs": 1,
+    "num_episodes": 1,
+    "batch_size": 1,
+    "sequence_length": 1,
+    "eval_interval": 1,
+    "num_eval_episodes": 1,
+    "final_eval_episodes": 1,
+    "save_interval": 1,
+    "epoch_teacher_forcing": 0,
+    "seed": 0,
+    "dataset.size": 1,
+    "dataset.chunk_steps": 1,
+}
+_POSITIVE = (
+    "learning_rate",
+    "dataset.memory_gb",
+    "loss.huber_delta",
+    "loss.min_std",
+    "optimizer.update_ratio",
+    "optimizer.max_grad_norm",
+)
+_NOT_NEGATIVE = ("dataset.disk_gb", "optimizer.weight_decay", "collection.noise_std")
+_ONE_OF = {
+    "logger": ("tensorboard", "wandb", "neptune"),
+    "loss.student_temperature": ("1", "same"),
+    "dataset.eviction": ("oldest", "reservoir"),
+    "dataset.dtype": ("float32", "float16", "bfloat16"),
+    "collection.mode": ("auto", "steps", "episodes"),
+    "optimizer.name": ("adam", "adamw", "rmsprop", "sgd"),
+}
+_SCHEDULES = ("constant", "linear", "cosine", "exponential", "piecewise")
+
+
+def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> None:
+    """Check what types cannot say.
+
+    Args:
+        cfg: The whole config.
+        loss_names: Valid names for the main and the auxiliary losses. None leaves them unchecked.
+
+    Raises:
+        UserError: At the first value out of range.
+    """
+    for path, least in _AT_LEAST.items():
+        _check(cfg, path, lambda v, least=least: v >= least, f"at least {least}")
+    for path in _POSITIVE:
+        _check(cfg, path, lambda v: v > 0 and math.isfinite(v), "a finite number above 0")
+    for path in _NOT_NEGATIVE:
+        _check(cfg, path, lambda v: v >= 0 and math.isfinite(v), "a finite number, 0 or more")
+    _check(cfg, "collection.epsilon", lambda v: 0 <= v <= 1, "from 0 to 1")
+    _check(cfg, "optimizer.ema_decay", lambda v: 0 <= v < 1, "from 0 up to, but not including, 1")
+    _check(cfg, "teacher.min_return", math.isfinite, "a finite number")
+    for path, valid in _ONE_OF.items():
+        _check_name(path, _get(cfg, path), valid)
+    _check_device(cfg.device, "device")
+    _check_device(cfg.dataset.device, "dataset.device")
+    _check_groups(cfg)
+    _check_schedules(cfg)
+    _check_losses(cfg, loss_names)
+    if cfg.epoch_teacher_forcing > cfg.n_epochs:
+        logger.warning(
+            "--epoch_teacher_forcing %d is beyond --n_epochs %d: the student never acts, only the teacher does.",
+            cfg.epoch_teacher_forcing,
+            cfg.n_epochs,
+        )
+
+
+def label(path: str) -> str:
+    """Name a field as a user sets it: by its flag where it has one, else by its key."""
+    if path in _FLAG_FIELDS:
+        return f"--{path}"
+    return _FLAGS.get(path, f"distill.{path}")
+
+
+def _get(cfg: Any, path: str) -> Any:
+    for name in path.split("."):
+        cfg = getattr(cfg, name)
+    return cfg
+
+
+def _fail(path: str, value: Any, expected: str) -> None:
+    shown = f"{value:g}" if isinstance(value, float) else value if isinstance(value, int) else repr(value)
+    raise UserError(f"{label(path)} is {shown}: it must be {expected}")
+
+
+def _check(cfg: Any, path: str, ok: Any, expected: str) -> None:
+    value = _get(cfg, path)
+    if value is not None and not ok(value):
+        _fail(path, value, expected)
+
+
+def _check_name(path: str, value: str, valid: Iterable[str]) -> None:
+    if value not in valid:
+        raise UserError(f"{label(path)} is {value!r}. {suggest(value, valid)}")
+
+
+def _check_device(device: str | None, path: str) -> None:
+    kind, _, index = (device or "cpu").partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps", "xpu") or (":" in (device or "") and not index.isdigit()):
+        _fail(path, device, "auto, cpu, cuda or cuda:<number>")
+
+
+def _check_groups(cfg: DistillationCfg) -> None:
+    for who in ("teacher", "student"):
+        groups, columns = _get(cfg, f"{who}.obs_groups"), _get(cfg, f"{who}.obs_slice")
+        if groups is not None and not groups:
+            _fail(f"{who}.obs_groups", groups, "a list with at least one observation group")
+        if columns is not None and not (len(columns) == 2 and 0 <= columns[0] < columns[1]):
+            _fail(f"{who}.obs_slice", columns, "[a, b] with 0 <= a < b")
+
+
+def _check_schedules(cfg: DistillationCfg) -> None:
+    check_schedule(cfg.collection.beta, "collection.beta", 0.0, 1.0)
+    check_schedule(cfg.optimizer.lr_schedule, "optimizer.lr_schedule", 0.0)
+    temperature = cfg.loss.temperature
+    if isinstance(temperature, ScheduleCfg):
+        check_schedule(temperature, "loss.temperature", 0.0)
+    elif not (temperature > 0 and math.isfinite(temperature)):
+        _fail("loss.temperature", temperature, "a finite number above 0")
+
+
+def check_schedule(schedule: ScheduleCfg | None, path: str, low: float, high: float = math.inf) -> None:
+    """Check one schedule: its kind, its length, and that its values stay between ``low`` and ``high``."""
+    if schedule is None:
+        return
+    _check_name(f"{path}.kind", schedule.kind, _SCHEDULES)
+    if schedule.epochs < 0:
+        _fail(f"{path}.epochs", schedule.epochs, "at least 0 (0 is the whole run)")
+    if schedule.kind == "piecewise":
+        if not schedule.points or any(len(point) != 2 for point in schedule.points):
+            _fail(f"{path}.points", schedule.points, "a list of [epoch, value] pairs")
+        epochs = [point[0] for point in schedule.points]
+        if epochs != sorted(epochs):
+            _fail(f"{path}.points", schedule.points, "in the order of their epochs")
+        values = [(f"{path}.points", point[1]) for point in schedule.points]
+    else:
+        values = [(f"{path}.start", schedule.start)]
+        values += [] if schedule.kind == "constant" else [(f"{path}.end", schedule.end)]
+    for where, value in values:
+        if not (low <= value <= high and math.isfinite(value)):
+            _fail(where, value, f"from {low:g} to {high:g}" if math.isfinite(high) else f"a finite number, {low:g} or more")
+    if schedule.kind == "exponential" and not (schedule.start > 0 and schedule.end > 0):
+        _fail(f"{path}.end", schedule.end, "above 0 at both ends for an exponential schedule")
+
+
+def _check_losses(cfg: DistillationCfg, loss_names: Iterable[str] | None) -> None:
+    if loss_names is not None:
+        valid = list(loss_names)
+        for path, name in [("loss.name", cfg.loss.name), *(("loss.auxiliary", n) for n in cfg.loss.auxiliary)]:
+            if ":" not in name and name not in valid:
+                raise UserError(f"{label(path)}: unknown loss '{name}'. {suggest(name, valid)}")
+    for name, weight in cfg.loss.auxiliary.items():
+        if not (weight >= 0 and math.isfinite(weight)):
+            _fail(f"loss.auxiliary.{name}", weight, "a finite number, 0 or more")

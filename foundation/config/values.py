@@ -1,0 +1,144 @@
+"""Typed, closed updates of any dataclass-like config: ours, an Isaac Lab ``configclass``, or a dict."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from foundation.config.typing_fit import MisfitError, describe, field_hints, fit, is_mapping, members, value_hint
+from foundation.errors import UserError, suggest
+
+
+def apply_values(cfg: Any, values: Mapping[str, Any], where: str = "") -> None:
+    """Set fields of a config in place, checking names and types.
+
+    Args:
+        cfg: A dataclass instance, any object with instance fields, or a dict.
+        values: Nested mappings and dotted keys, mixed as you like: ``{"scene": {"num_envs": 8}, "sim.dt": 0.01}``.
+        where: What ``cfg`` is called, for messages: ``"distill"``, ``"env"``.
+
+    Raises:
+        UserError: If a key does not exist or a value does not fit its type; names the full key.
+    """
+    _apply(cfg, values, Any, where)
+
+
+def key_names(cfg: Any) -> list[str]:
+    """List the keys that may be set on a config object."""
+    if isinstance(cfg, Mapping):
+        return [str(k) for k in cfg]
+    if isinstance(cfg, (list, tuple)):
+        return [str(i) for i in range(len(cfg))]
+    names = [f.name for f in dataclasses.fields(cfg)] if _is_dataclass(cfg) else []
+    names += [n for n in getattr(cfg, "__dict__", {}) if not n.startswith("_")]
+    return list(dict.fromkeys(names))
+
+
+def _is_dataclass(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _is_missing(value: Any) -> bool:
+    return type(value).__name__ in ("_MISSING_TYPE", "MISSING") or value is dataclasses.MISSING
+
+
+def _is_config(value: Any) -> bool:
+    """Say whether a value has fields to go down into."""
+    if _is_dataclass(value):
+        return not _is_missing(value)
+    if isinstance(value, (Mapping, list, tuple)):
+        return True
+    plain = isinstance(value, (str, bytes, int, float, type)) or value is None or callable(value)
+    return not plain and not _is_missing(value) and bool(getattr(value, "__dict__", None))
+
+
+def _apply(target: Any, values: Mapping[str, Any], hint: Any, where: str) -> None:
+    for key, value in values.items():
+        head, _, rest = str(key).partition(".")
+        _set(target, head, {rest: value} if rest else value, hint, where)
+
+
+def _set(target: Any, name: str, value: Any, hint: Any, where: str) -> None:
+    full = f"{where}.{name}" if where else name
+    names = key_names(target)
+    opened = isinstance(target, dict) and is_mapping(hint)
+    if name not in names and not opened:
+        raise UserError(f"unknown key '{full}'. {suggest(name, names)}")
+    if isinstance(target, dict):
+        key = next((k for k in target if str(k) == name), name)
+        target[key] = _merge(target.get(key), value, value_hint(hint), full)
+    elif isinstance(target, list):
+        target[int(name)] = _merge(target[int(name)], value, Any, full)
+    else:
+        setattr(target, name, _merge(getattr(target, name, None), value, field_hints(type(target)).get(name, Any), full))
+
+
+def _merge(current: Any, value: Any, hint: Any, full: str) -> Any:
+    if isinstance(value, Mapping):
+        return _merge_mapping(current, value, hint, full)
+    return _convert(current, value, hint, full)
+
+
+def _merge_mapping(current: Any, value: Mapping[str, Any], hint: Any, full: str) -> Any:
+    if isinstance(current, dict):
+        current = dict(current)  # a default may be shared between instances
+    elif isinstance(current, (list, tuple)):
+        return _merge_items(current, value, full)
+    elif not _is_config(current):
+        nested = [m for m in members(hint) if dataclasses.is_dataclass(m)]
+        if nested:
+            current = nested[0]()
+        elif is_mapping(hint):
+            current = {}
+        else:
+            key = next(iter(value), "")
+            raise UserError(f"'{full}' is {_show(current)}, so '{full}.{key}' cannot be set: {full} {_wants(hint)}")
+    _apply(current, value, hint, full)
+    return current
+
+
+def _merge_items(current: list | tuple, value: Mapping[str, Any], full: str) -> Any:
+    """Set items by their index: ``env.goals.0.x=1``."""
+    items = list(current)
+    _apply(items, value, Any, full)
+    return items if isinstance(current, list) else tuple(items)
+
+
+def _convert(current: Any, value: Any, hint: Any, full: str) -> Any:
+    if _is_missing(current):
+        current = None
+    if hint is Any and current is not None and not callable(current):
+        hint = type(current)
+    if value is None and current is None:
+        return None
+    try:
+        return fit(value, hint)
+    except MisfitError as misfit:
+        expected = str(misfit)
+    if current is not None and not _fits(current, hint):
+        try:  # an annotation that its own default contradicts: go by the default
+            return fit(value, type(current))
+        except MisfitError as misfit:
+            expected = str(misfit)
+    raise UserError(f"'{full}' is {_show(value)}: it must be {expected}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    try:
+        fit(value, hint)
+    except MisfitError:
+        return False
+    return True
+
+
+def _wants(hint: Any) -> str:
+    return "must be " + describe(hint) if hint is not Any else "has no fields"
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value) if not isinstance(value, float) else f"{value:g}"
