@@ -1,0 +1,157 @@
+"""What a run tells its user: console lines, a progress bar, and scalars for TensorBoard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from foundation.config.distillation_cfg import DistillationCfg
+from foundation.data.collector import CollectionStats
+from foundation.learning.learner import LearningStats
+
+if TYPE_CHECKING:
+    from foundation.runner import DistillationRunner
+
+Scalars = dict[str, float]
+
+
+class Reporter:
+    """Prints and logs.
+
+    Args:
+        cfg: The run's configuration.
+        writer: Takes scalars, or None.
+        console: Where lines go; standard output by default.
+    """
+
+    def __init__(self, cfg: DistillationCfg, writer: Any = None, console: Console | None = None):
+        self.cfg, self.writer = cfg, writer
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._task: Any = None
+        self._teacher = math.nan
+
+    def line(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text, markup=False)
+
+    def baselines(self, baselines: dict[str, Scalars]) -> None:
+        """Show what the teacher scores, beside zero and random actions."""
+        for name, summary in baselines.items():
+            label = {"teacher": "Teacher", "zero": "Zero actions", "random": "Random actions"}.get(name, name)
+            self.line(
+                f"{label} - Mean return: {summary['mean_return']:.2f} ± {summary['std_return']:.2f}, "
+                f"success {100 * summary['success_rate']:.1f} %"
+            )
+        teacher = baselines["teacher"]["mean_return"]
+        if teacher <= baselines["random"]["mean_return"] or teacher < baselines["zero"]["mean_return"]:
+            self.line(
+                "WARNING: the teacher is no better than zero or random actions: check its observation groups, their "
+                "order, its normaliser, activation and action scale."
+            )
+
+    def begin(self, runner: DistillationRunner) -> None:
+        """Show what is about to run."""
+        dataset, student = runner.dataset, runner.student
+        self._teacher = runner.baselines["teacher"]["mean_return"]
+        parameters = sum(p.numel() for p in student.parameters())
+        self.line(
+            f"Student: {self.cfg.student.name}, obs={runner.num_obs} ({', '.join(runner.student_obs.groups)}), "
+            f"actions={runner.env.num_actions}, {parameters} parameters"
+        )
+        self.line(
+            f"Dataset: room for {dataset.capacity} rows ({dataset.num_bytes / 1e6:.0f} MB) on {dataset.device}; "
+            f"collection by {runner.mode} in {runner.env.num_envs} environments"
+        )
+        if self.writer is not None:
+            for name, summary in runner.baselines.items():
+                self.writer.add_scalars({f"baseline/{name}_mean_return": summary["mean_return"]}, 0)
+
+    @contextmanager
+    def progress(self, done: int) -> Iterator[None]:
+        """Show a bar with the time left while the epochs run; nothing animated without a terminal."""
+        columns = (
+            TextColumn("Epoch"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as self._progress:
+            self._task = self._progress.add_task("epochs", total=self.cfg.n_epochs, completed=done)
+            yield
+        self._progress = None
+
+    def epoch(
+        self,
+        epoch: int,
+        beta: float,
+        collected: CollectionStats,
+        learned: LearningStats,
+        evaluation: Scalars | None,
+        performance: Scalars,
+        dataset: dict[str, int],
+    ) -> None:
+        """Print and log one epoch (counted from 0; shown and logged counted from 1)."""
+        who = {1.0: "teacher forcing", 0.0: "student acts"}.get(beta, f"beta {beta:.2f}")
+        rate = performance["env_steps_per_second"]
+        self.line(f"Epoch {epoch + 1}/{self.cfg.n_epochs} ({who}), {rate:,.0f} env steps/s")
+        scalars: Scalars = {"training/loss": learned.mean_loss, "training/learning_rate": learned.learning_rate}
+        scalars["training/updates"] = learned.num_updates
+        scalars["data_collection/beta"] = beta
+        if len(collected.returns):
+            mean, std = float(collected.returns.mean()), float(collected.returns.std(correction=0))
+            self.line(f"Data collection - Mean return: {mean:.2f} ± {std:.2f}")
+            scalars |= {"data_collection/mean_return": mean, "data_collection/std_return": std}
+            scalars["data_collection/mean_length"] = float(collected.lengths.mean())
+        else:
+            self.line("Data collection - no whole episode has ended yet")
+        self.line(f"Training - Mean loss: {learned.mean_loss:.6f}")
+        if len(learned.terms) > 1:
+            scalars |= {f"training/{name}": value for name, value in learned.terms.items()}
+        if evaluation is not None:
+            self._evaluation_line(evaluation)
+            scalars |= {f"evaluation/{name}": value for name, value in evaluation.items()}
+        scalars |= {f"performance/{name}": value for name, value in performance.items()}
+        scalars |= {f"dataset/{name}": float(value) for name, value in dataset.items()}
+        scalars |= {_log_tag(name): value for name, value in collected.log.items()}
+        if self.writer is not None:
+            self.writer.add_scalars(scalars, epoch + 1)
+            self.writer.flush()
+        if self._progress is not None:
+            self._progress.update(self._task, completed=epoch + 1)
+
+    def _evaluation_line(self, evaluation: Scalars) -> None:
+        parts = [f"Evaluation - Mean return: {evaluation['mean_return']:.2f} ± {evaluation['std_return']:.2f}"]
+        if "return_ratio" in evaluation:
+            parts.append(f"{100 * evaluation['return_ratio']:.1f} % of the teacher's {self._teacher:.2f}")
+        parts.append(f"success {100 * evaluation['success_rate']:.1f} %")
+        if "position_error" in evaluation:
+            parts.append(f"position error {100 * evaluation['position_error']:.1f} cm")
+        self.line(", ".join(parts))
+
+    def end(self, summary: dict[str, Any]) -> None:
+        """Show what the run reached."""
+        student, teacher = summary["student"], summary["teacher"]
+        self.line(
+            f"Best student (epoch {summary['best_epoch']}), {summary['final_eval_episodes']} fresh episodes: return "
+            f"{student['mean_return']:.2f} ± {student['return_interval_95']:.2f} (95 %), teacher "
+            f"{teacher['mean_return']:.2f}"
+            + (f", ratio {summary['return_ratio']:.4f}" if "return_ratio" in summary else "")
+            + f", success {100 * student['success_rate']:.2f} %"
+        )
+        if self.writer is not None:
+            final = {f"final/{name}": float(value) for name, value in student.items()}
+            self.writer.add_scalars(final, summary["epochs"])
+            self.writer.flush()
+
+
+def _log_tag(name: str) -> str:
+    """Return the tag of an entry of ``extras["log"]``, as RSL-RL writes it: bare names go under ``Episode/``."""
+    return name if "/" in name else f"Episode/{name}"

@@ -1,0 +1,373 @@
+"""The distillation loop, and nothing else: collect, learn, evaluate, save."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from foundation.config.distillation_cfg import DistillationCfg
+from foundation.data.actors import StudentActor, TeacherActor
+from foundation.data.collector import CollectionStats, Collector
+from foundation.data.dataset import DistillationDataset
+from foundation.data.obs_groups import ObsSelector
+from foundation.errors import RunInterrupted, UserError
+from foundation.evaluation.baselines import measure_baselines, scores
+from foundation.evaluation.divergence import DivergenceProbe
+from foundation.evaluation.evaluate import EvaluationResult, evaluate
+from foundation.learning.learner import Learner, LearningStats
+from foundation.learning.schedules import value_at
+from foundation.report import Reporter
+from foundation.run_state import DatasetShards, latest_checkpoint, restore, save_latest, student_checkpoint
+from foundation.stopwatch import Stopwatch
+from foundation.students import make_student
+
+MakeEvalEnv = Callable[[int], Any]
+"""Builds an evaluation environment of the wanted number of environments."""
+
+MAX_EVAL_ENVS = 4096
+EVAL_SEED, FINAL_SEED = 1_000_003, 2_000_003
+
+
+class DistillationRunner:
+    """Distils one teacher into one student.
+
+    Args:
+        env: The environment to collect in.
+        teacher: The teacher (``TeacherPolicyWrapper``).
+        cfg: The run's configuration, observation groups resolved.
+        run_dir: Where checkpoints and the summary go.
+        make_eval_env: Builds a second environment; None where a process can hold only one.
+        writer: Takes scalars (``metrics_writer``); None writes none.
+        interrupted: Returns the reason to stop, or a false value.
+        label_bound: Labels are clipped to [-bound, bound]; None where nothing defines a bound.
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        teacher: Any,
+        cfg: DistillationCfg,
+        run_dir: Any,
+        *,
+        make_eval_env: MakeEvalEnv | None = None,
+        writer: Any = None,
+        interrupted: Callable[[], Any] = lambda: None,
+        label_bound: float | None = None,
+    ):
+        self.env, self.teacher, self.cfg, self.run_dir = env, teacher, cfg, run_dir
+        self.make_eval_env, self.interrupted, self.label_bound = make_eval_env, interrupted, label_bound
+        self.stopwatch = Stopwatch()
+        self.epoch, self.best_return, self.best_epoch, self.env_steps = 0, -math.inf, -1, 0
+        self.baselines: dict[str, dict[str, float]] = {}
+        self.mode = self._resolve_mode()
+        torch.manual_seed(cfg.seed)
+        self._select_observations()
+        self.student = make_student(cfg.student, self.num_obs, env.num_actions).to(env.device)
+        self.sequence_length = cfg.sequence_length or (50 if self.student.state_size else 1)
+        self.learner = Learner(self.student, cfg, self.sequence_length)
+        self.dataset = self._make_dataset()
+        self.collector = Collector(
+            env,
+            teacher,
+            self.student,
+            self.dataset,
+            self.teacher_obs,
+            self.student_obs,
+            cfg.collection,
+            mode=self.mode,
+            num_episodes=cfg.num_episodes,
+            seed=cfg.seed,
+            label_bound=label_bound,
+            teacher_deterministic=cfg.teacher_deterministic,
+        )
+        self.shards = DatasetShards(self.dataset, run_dir, cfg.dataset.disk_gb, keep=not cfg.on_policy)
+        self.reporter = Reporter(cfg, writer)
+        self._eval_env: Any = None
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Run all epochs, measure the best student on fresh seeds, and write ``summary.json``.
+
+        Returns:
+            The summary.
+
+        Raises:
+            RunInterrupted: If the user asked to stop; everything up to the last finished epoch is saved.
+            UserError: If the teacher is worse than asked for, or something became NaN.
+        """
+        if not self.baselines:
+            self._measure_baselines()
+            save_latest(self)
+        self.reporter.begin(self)
+        with self.reporter.progress(self.epoch):
+            while self.epoch < self.cfg.n_epochs:
+                self.run_epoch(self.epoch)
+        return self._finish()
+
+    def resume(self) -> str:
+        """Go on from the run folder's last finished epoch.
+
+        Returns:
+            "" if the run goes on exactly, else why it is not exact.
+        """
+        return restore(self, latest_checkpoint(self.run_dir))
+
+    def run_epoch(self, epoch: int) -> None:
+        """Collect, learn, evaluate, log and save one epoch."""
+        beta = self.beta(epoch)
+        if self.cfg.on_policy:
+            self.dataset.clear()
+        with self.stopwatch.stage("collection"):
+            collected = self.collector.collect(epoch, beta, self.poll)
+        self.env_steps += collected.env_steps
+        evaluation: dict[str, float] | None = None
+        if self._collection_is_evaluation(beta):
+            evaluation = self._summarise(_as_evaluation(collected))
+            self._keep_best(evaluation, epoch)
+        self._fit_normalizer(epoch, collected)
+        with self.stopwatch.stage("learning"):
+            learned = self.learner.learn(self.dataset, collected.env_steps, epoch, self.poll)
+        if evaluation is None and self._evaluation_due(epoch):
+            with self.stopwatch.stage("evaluation"):
+                evaluation = self._evaluate_student()
+            self._keep_best(evaluation, epoch)
+        self.epoch = epoch + 1
+        with self.stopwatch.stage("saving"):
+            self._log(epoch, beta, collected, learned, evaluation)
+            self._save(epoch, collected)
+
+    def poll(self) -> None:
+        """Raise ``RunInterrupted`` if the user asked to stop."""
+        reason = self.interrupted()
+        if reason:
+            raise RunInterrupted(str(reason))
+
+    def beta(self, epoch: int) -> float:
+        """Return the probability that an episode of this epoch is driven by the teacher."""
+        if self.cfg.collection.beta is None:
+            return 1.0 if epoch < self.cfg.epoch_teacher_forcing else 0.0
+        value = value_at(self.cfg.collection.beta, epoch, self.cfg.n_epochs)
+        if not 0.0 <= value <= 1.0:
+            raise UserError(f"distill.collection.beta is {value:g} at epoch {epoch}; a probability lies in [0, 1].")
+        return value
+
+    # -- parts of an epoch --------------------------------------------------------------------------------------
+
+    def _fit_normalizer(self, epoch: int, collected: CollectionStats) -> None:
+        """Fit over the teacher-forced phase (over the first epoch if there is none), then leave it frozen."""
+        if self.cfg.student.obs_normalization and epoch < max(1, self.cfg.epoch_teacher_forcing):
+            for slot in collected.slots:
+                self.learner.fit_normalizer(self.dataset.chunk_obs(slot))
+
+    def _collection_is_evaluation(self, beta: float) -> bool:
+        """Whether the deterministic student acted alone in whole episodes (single-environment engines)."""
+        exploring = self.cfg.collection.epsilon > 0.0 or self.cfg.collection.noise_std > 0.0
+        same_policy = self.learner.average is None
+        return self.make_eval_env is None and beta == 0.0 and not exploring and same_policy
+
+    def _evaluation_due(self, epoch: int) -> bool:
+        default = 10 if self.make_eval_env is None and self.beta(epoch) > 0.0 else 1
+        interval = self.cfg.eval_interval or default
+        return (epoch + 1) % interval == 0 or epoch + 1 == self.cfg.n_epochs
+
+    def _evaluate_student(self) -> dict[str, float]:
+        actor = StudentActor(self.learner.policy, self.student_obs)
+        probe = None
+        if getattr(self.teacher, "state_size", 0) == 0:
+            probe = DivergenceProbe(
+                self.teacher, self.teacher_obs, self.learner.policy, self.student_obs, self.label_bound
+            )
+        result = evaluate(
+            self.eval_env(),
+            actor,
+            self.cfg.num_eval_episodes,
+            self.cfg.seed + EVAL_SEED,
+            None if probe is None else probe.on_step,
+            self.poll,
+        )
+        return self._summarise(result) | (probe.summary() if probe else {})
+
+    def _summarise(self, result: EvaluationResult) -> dict[str, float]:
+        summary = result.summary()
+        return summary | scores(
+            summary["mean_return"], self.baselines["teacher"]["mean_return"], self.baselines["random"]["mean_return"]
+        )
+
+    def _keep_best(self, evaluation: dict[str, float], epoch: int) -> None:
+        if evaluation["mean_return"] <= self.best_return:
+            return
+        self.best_return, self.best_epoch = evaluation["mean_return"], epoch
+        self.run_dir.save_checkpoint("best_student.pt", student_checkpoint(self, epoch, evaluation))
+
+    def _log(
+        self,
+        epoch: int,
+        beta: float,
+        collected: CollectionStats,
+        learned: LearningStats,
+        evaluation: dict[str, float] | None,
+    ) -> None:
+        performance = {f"{stage}_seconds": seconds for stage, seconds in self.stopwatch.lap().items()}
+        performance["env_steps_per_second"] = collected.env_steps / max(1e-9, performance["collection_seconds"])
+        dataset = {"rows": len(self.dataset), "evicted_chunks": self.dataset.chunks_evicted}
+        self.reporter.epoch(epoch, beta, collected, learned, evaluation, performance, dataset)
+
+    def _save(self, epoch: int, collected: CollectionStats) -> None:
+        self.shards.append(epoch, collected.slots)
+        if (epoch + 1) % self.cfg.save_interval == 0:
+            self.run_dir.save_checkpoint(f"checkpoint_epoch_{epoch + 1}.pt", student_checkpoint(self, epoch))
+        save_latest(self)
+
+    # -- the beginning and the end ------------------------------------------------------------------------------
+
+    def eval_env(self, num_envs: int | None = None) -> Any:
+        """Return the evaluation environment, or the only one."""
+        if self.make_eval_env is None:
+            return self.env
+        if num_envs is not None:
+            return self.make_eval_env(min(num_envs, MAX_EVAL_ENVS))
+        if self._eval_env is None:
+            self._eval_env = self.make_eval_env(min(self.cfg.num_eval_episodes, MAX_EVAL_ENVS))
+        return self._eval_env
+
+    def _measure_baselines(self) -> None:
+        with self.stopwatch.stage("baselines"):
+            results = measure_baselines(
+                self.eval_env(),
+                TeacherActor(self.teacher, self.teacher_obs),
+                self.cfg.num_eval_episodes,
+                self.cfg.seed + EVAL_SEED,
+                shared_rollout=self.make_eval_env is None,
+                poll=self.poll,
+            )
+        self.teacher.reset()
+        self.baselines = {name: result.summary() for name, result in results.items()}
+        self.reporter.baselines(self.baselines)
+        score, floor = self.baselines["teacher"]["mean_return"], self.cfg.teacher.min_return
+        if floor is not None and score < floor:
+            raise UserError(
+                f"The teacher's mean return is {score:.2f}, below --teacher_min_return {floor:g}: check its "
+                "observation groups, their order, its normaliser and activation."
+            )
+
+    def _finish(self) -> dict[str, Any]:
+        self.run_dir.save_checkpoint("final_student.pt", student_checkpoint(self, self.epoch - 1))
+        with self.stopwatch.stage("final_evaluation"):
+            summary = self._final_measurement()
+        summary |= {"wall_seconds": self.stopwatch.wall, "cpu_seconds": self.stopwatch.cpu}
+        self.run_dir.write_summary(json.loads(json.dumps(summary)))
+        self.shards.remove()
+        self.reporter.end(summary)
+        return summary
+
+    def _final_measurement(self) -> dict[str, Any]:
+        """Measure best student and teacher on fresh seeds: the figures that a summary quotes."""
+        best = self.run_dir.load_checkpoint("best_student.pt", map_location=self.env.device)
+        self.learner.policy.load_state_dict(best["model_state_dict"])
+        many = self.make_eval_env is not None
+        episodes = self.cfg.final_eval_episodes if many else self.cfg.num_eval_episodes
+        env = self.eval_env(episodes)
+        seed = self.cfg.seed + FINAL_SEED
+        student_result = evaluate(
+            env, StudentActor(self.learner.policy, self.student_obs), episodes, seed, poll=self.poll
+        )
+        student = student_result.summary()
+        teacher = self.baselines["teacher"]
+        if many:
+            teacher = evaluate(env, TeacherActor(self.teacher, self.teacher_obs), episodes, seed, poll=self.poll)
+            teacher = teacher.summary()
+        return {
+            "task": self.cfg.task,
+            "best_epoch": self.best_epoch + 1,
+            "teacher": teacher,
+            "student": student | {"return_interval_95": student_result.return_interval},
+            "teacher_return": teacher["mean_return"],
+            "best_student_return": student["mean_return"],
+            **scores(student["mean_return"], teacher["mean_return"], self.baselines["random"]["mean_return"]),
+            "success_rate": student["success_rate"],
+            "position_error": student.get("position_error"),
+            "final_eval_episodes": len(student_result.returns),
+            "baselines": self.baselines,
+            "epochs": self.epoch,
+            "env_steps": self.env_steps,
+            "dataset_rows": len(self.dataset),
+            "parameters": {
+                "student": sum(p.numel() for p in self.student.parameters()),
+                "teacher": getattr(self.teacher, "num_parameters", None),
+            },
+        }
+
+    # -- construction -------------------------------------------------------------------------------------------
+
+    def _resolve_mode(self) -> str:
+        if self.cfg.collection.mode != "auto":
+            return self.cfg.collection.mode
+        return "episodes" if self.make_eval_env is None else "steps"
+
+    def _select_observations(self) -> None:
+        teacher, student = self.cfg.teacher, self.cfg.student
+        obs = self.env.get_observations()
+        self.teacher_obs = ObsSelector(teacher.obs_groups or ["policy"], teacher.obs_slice)
+        self.teacher_obs.check(obs, "teacher", self.teacher.num_obs)
+        self.student_obs = ObsSelector(student.obs_groups or ["policy"], student.obs_slice)
+        self.num_obs = self.student_obs.check(obs, "student")
+        if self.teacher.num_actions != self.env.num_actions:
+            raise UserError(
+                f"The teacher has {self.teacher.num_actions} actions but the task '{self.cfg.task}' takes "
+                f"{self.env.num_actions}: this checkpoint was trained on another task."
+            )
+
+    def _make_dataset(self) -> DistillationDataset:
+        cfg, env = self.cfg.dataset, self.env
+        fields = self._probe_outputs()
+        window = self.sequence_length
+        chunk = cfg.chunk_steps or window * max(1, round(32 / window))
+        stored = self.student.state_size if window > 1 and cfg.sequence_start == "stored" else 0
+        row_bytes = (self.num_obs + sum(fields.values())) * (4 if cfg.dtype == "float32" else 2) + 1
+        within_budget = int(cfg.memory_gb * 1e9 // row_bytes)
+        rounds = math.ceil(self.cfg.num_episodes / env.num_envs) if self.mode == "episodes" else 1
+        longest = max(self.cfg.num_episodes, env.num_envs * rounds) * int(env.max_episode_length)
+        epochs = 1 if self.cfg.on_policy else self.cfg.n_epochs
+        wanted = cfg.size or epochs * (longest + 2 * chunk * env.num_envs)
+        if cfg.size is not None and cfg.size > within_budget:
+            raise UserError(
+                f"dataset.size={cfg.size} rows take {cfg.size * row_bytes / 1e9:.2f} GB, more than dataset.memory_gb="
+                f"{cfg.memory_gb:g}: lower dataset.size, raise dataset.memory_gb, or set dataset.dtype=float16."
+            )
+        return DistillationDataset(
+            self.num_obs,
+            env.num_envs,
+            min(wanted, within_budget),
+            fields,
+            chunk_steps=chunk,
+            window_steps=window,
+            state_size=stored,
+            device=cfg.device or env.device,
+            dtype=cfg.dtype,
+            eviction=cfg.eviction,
+            seed=self.cfg.seed,
+        )
+
+    @torch.no_grad()
+    def _probe_outputs(self) -> dict[str, int]:
+        """Ask teacher and student once for their outputs: which are there, and how large."""
+        obs = self.env.get_observations()
+        teacher = self.teacher.output(self.teacher_obs(obs))
+        self.teacher.reset()
+        state = self.student.initial_state(self.env.num_envs, self.env.device)
+        student = self.student.step(self.student_obs(obs), state)[0]
+        self.learner.check_outputs(student, teacher)
+        wanted = self.learner.target_fields()
+        return {name: value.shape[-1] for name, value in teacher._asdict().items() if name in wanted and value is not None}
+
+
+def _as_evaluation(collected: CollectionStats) -> EvaluationResult:
+    metrics = dict(collected.metrics)
+    success = metrics.pop("success", collected.time_outs)
+    return EvaluationResult(collected.returns, collected.lengths, success.bool(), metrics, collected.env_steps)
+
