@@ -121,9 +121,10 @@ class DatasetShards:
         self.budget = disk_gb * 1e9
         self.over_budget = disk_gb <= 0.0
         self.epochs: dict[int, list[int]] = {}
+        self._obsolete: list[Any] = []
 
     def append(self, epoch: int, slots: list[int]) -> None:
-        """Write the epoch's chunks, and drop shards whose chunks were all overwritten since."""
+        """Write the epoch's chunks."""
         if not self.keep or self.over_budget:
             return
         shard_bytes = len(slots) * self.dataset.num_bytes / self.dataset.max_chunks
@@ -140,19 +141,24 @@ class DatasetShards:
         self.folder.mkdir(exist_ok=True)
         atomic_torch_save(self.dataset.export_chunks(slots), self._path(epoch))
         self.epochs[epoch] = list(slots)
-        self._drop_overwritten()
+        self._forget_overwritten()
 
-    def _drop_overwritten(self) -> None:
-        """Forget shards that hold nothing current; the files of the last epoch's state stay until it is superseded."""
+    def _forget_overwritten(self) -> None:
+        """Leave out shards that hold nothing current. Their files stay until the state that needs them is replaced."""
         newest: dict[int, int] = {}
         for epoch in sorted(self.epochs):
             for slot in self.epochs[epoch]:
                 newest[slot] = epoch
         current = set(newest.values())
-        last = max(self.epochs)
-        for epoch in [e for e in self.epochs if e not in current and e < last - 1]:
-            self._path(epoch).unlink(missing_ok=True)
+        for epoch in [epoch for epoch in self.epochs if epoch not in current]:
+            self._obsolete.append(self._path(epoch))
             del self.epochs[epoch]
+
+    def prune(self) -> None:
+        """Delete what no saved state needs any more; call after the state was saved."""
+        for path in self._obsolete:
+            path.unlink(missing_ok=True)
+        self._obsolete = []
 
     def state_dict(self) -> dict[str, Any]:
         """Return which shards make up the dataset."""

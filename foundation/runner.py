@@ -222,6 +222,7 @@ class DistillationRunner:
         if (epoch + 1) % self.cfg.save_interval == 0:
             self.run_dir.save_checkpoint(f"checkpoint_epoch_{epoch + 1}.pt", student_checkpoint(self, epoch))
         save_latest(self)
+        self.shards.prune()
 
     # -- the beginning and the end ------------------------------------------------------------------------------
 
