@@ -42,8 +42,9 @@ def _plain_object(value: Any, depth: int) -> Any:
         return str(value)
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}:{value.__qualname__}"
-    if hasattr(value, "tolist"):  # arrays and tensors
-        return to_plain(value.tolist(), depth + 1)
+    to_list = getattr(value, "tolist", None)  # arrays and tensors
+    if to_list is not None:
+        return to_plain(to_list(), depth + 1)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [f.name for f in dataclasses.fields(value)]
         names += [n for n in getattr(value, "__dict__", {}) if n not in names]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import importlib
+import inspect
 import math
 import sys
 import types
@@ -38,7 +39,7 @@ def field_hints(cls: type) -> dict[str, Any]:
     except Exception:  # an annotation imported only for type checkers, in someone else's config class
         hints: dict[str, Any] = {}
         for base in reversed(cls.__mro__):
-            for name, annotation in base.__dict__.get("__annotations__", {}).items():
+            for name, annotation in inspect.get_annotations(base).items():
                 hints[name] = _evaluate(annotation, base)
         return hints
 
@@ -60,7 +61,7 @@ def members(hint: Any) -> tuple[Any, ...]:
 def value_hint(hint: Any) -> Any:
     """Return the type of the values of a ``dict[K, V]`` annotation, or ``Any``."""
     for member in members(hint):
-        if get_origin(member) in (dict, Mapping) or get_origin(member) is typing.cast(Any, Mapping):
+        if get_origin(member) in (dict, Mapping):
             return get_args(member)[1]
     return Any
 
@@ -125,7 +126,7 @@ def _fit_one(value: Any, hint: Any) -> Any:
     if origin in (dict, Mapping):
         _need(isinstance(value, Mapping), value, hint)
         return {k: fit(v, args[1]) if args else v for k, v in value.items()}
-    if origin is type or origin is Callable or origin is typing.cast(Any, Callable) or hint is callable:
+    if origin is type or origin is Callable:
         return _fit_callable(value, hint)
     if isinstance(origin, type):
         return _fit_class(value, origin)

@@ -12,10 +12,7 @@ from foundation.errors import UserError, suggest
 
 logger = logging.getLogger(__name__)
 
-_FLAG_FIELDS = frozenset(
-    "task engine device seed num_envs experiment_name run_name logger log_project_name n_epochs num_episodes batch_size "
-    "sequence_length learning_rate eval_interval num_eval_episodes save_interval epoch_teacher_forcing".split()
-)
+_NO_FLAG = ("final_eval_episodes",)
 _FLAGS = {"teacher.checkpoint": "--teacher_checkpoint", "teacher.min_return": "--teacher_min_return"}
 
 _AT_LEAST = {
@@ -89,7 +86,7 @@ def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> N
 
 def label(path: str) -> str:
     """Name a field as a user sets it: by its flag where it has one, else by its key."""
-    if path in _FLAG_FIELDS:
+    if "." not in path and path not in _NO_FLAG:
         return f"--{path}"
     return _FLAGS.get(path, f"distill.{path}")
 
@@ -160,7 +157,11 @@ def check_schedule(schedule: ScheduleCfg | None, path: str, low: float, high: fl
         values += [] if schedule.kind == "constant" else [(f"{path}.end", schedule.end)]
     for where, value in values:
         if not (low <= value <= high and math.isfinite(value)):
-            _fail(where, value, f"from {low:g} to {high:g}" if math.isfinite(high) else f"a finite number, {low:g} or more")
+            _fail(
+                where,
+                value,
+                f"from {low:g} to {high:g}" if math.isfinite(high) else f"a finite number, {low:g} or more",
+            )
     if schedule.kind == "exponential" and not (schedule.start > 0 and schedule.end > 0):
         _fail(f"{path}.end", schedule.end, "above 0 at both ends for an exponential schedule")
 

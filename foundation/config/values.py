@@ -71,7 +71,9 @@ def _set(target: Any, name: str, value: Any, hint: Any, where: str) -> None:
     elif isinstance(target, list):
         target[int(name)] = _merge(target[int(name)], value, Any, full)
     else:
-        setattr(target, name, _merge(getattr(target, name, None), value, field_hints(type(target)).get(name, Any), full))
+        setattr(
+            target, name, _merge(getattr(target, name, None), value, field_hints(type(target)).get(name, Any), full)
+        )
 
 
 def _merge(current: Any, value: Any, hint: Any, full: str) -> Any:
@@ -86,7 +88,7 @@ def _merge_mapping(current: Any, value: Mapping[str, Any], hint: Any, full: str)
     elif isinstance(current, (list, tuple)):
         return _merge_items(current, value, full)
     elif not _is_config(current):
-        nested = [m for m in members(hint) if dataclasses.is_dataclass(m)]
+        nested = [m for m in members(hint) if isinstance(m, type) and dataclasses.is_dataclass(m)]
         if nested:
             current = nested[0]()
         elif is_mapping(hint):

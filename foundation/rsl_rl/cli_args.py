@@ -1,0 +1,170 @@
+"""The flags of every command. None of them has a default of its own: what is not typed leaves the config alone."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from foundation.config.distillation_cfg import DistillationCfg
+from foundation.errors import UserError, suggest
+from foundation.rsl_rl.command import Interrupt, run_command, set_up_logging
+
+_OTHER_NAMES = {"teacher_checkpoint": "teacher.checkpoint", "teacher_min_return": "teacher.min_return"}
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser whose complaints are :class:`UserError`, one line each."""
+
+    def __init__(self, **kwargs: Any):
+        kwargs.setdefault("argument_default", None)
+        super().__init__(allow_abbrev=False, **{**kwargs, "formatter_class": _HelpFormatter})
+        self.epilog = self.epilog or (
+            "Further arguments are Hydra-style overrides: env.scene.num_envs=2048, agent.seed=3, "
+            "scene.num_envs=2048 (where only one config has such a key)."
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the complaint instead of printing the usage and exiting."""
+        raise UserError(message.removeprefix("argument "))
+
+    def flag_names(self) -> list[str]:
+        """List every flag that would be accepted."""
+        return [name for name in self._option_string_actions if name.startswith("--")]
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34, width=110)
+
+
+def parse_command(
+    parser: CommandParser, argv: Sequence[str] | None = None, *, strict: bool = True
+) -> tuple[argparse.Namespace, list[str]]:
+    """Split a command line into flags and override tokens.
+
+    Args:
+        parser: Knows the flags.
+        argv: Arguments without the program's name; None takes the process's own.
+        strict: Refuse unknown flags. Off while an engine has yet to add its own: they, and what follows them
+            without ``=``, are then left out.
+
+    Returns:
+        The flags, and the ``key=value`` tokens in their order.
+
+    Raises:
+        UserError: For an unknown flag (names the nearest), a missing or wrong value.
+    """
+    args, rest = parser.parse_known_args(sys.argv[1:] if argv is None else list(argv))
+    tokens = []
+    for token in rest:
+        if token.startswith("-"):
+            if strict:
+                name = token.partition("=")[0]
+                raise UserError(f"unknown flag '{name}'. {suggest(name, parser.flag_names())}")
+        elif strict or "=" in token or token[:1] in "+~":
+            tokens.append(token)
+    return args, tokens
+
+
+def distillation_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the typed flags that are fields of the distillation config, as dotted field -> value."""
+    names = {field.name: field.name for field in dataclasses.fields(DistillationCfg)} | _OTHER_NAMES
+    typed = {path: getattr(args, name, None) for name, path in names.items()}
+    return {path: value for path, value in typed.items() if value is not None}
+
+
+def add_launch_args(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what runs where: task, environments, seed, device, engine, video."""
+    group = parser.add_argument_group("task and simulator")
+    group.add_argument("--task", metavar="ID", help="gym id of the task, or their_package:Id")
+    group.add_argument("--num_envs", type=positive_int, metavar="N", help="parallel environments")
+    group.add_argument("--seed", type=natural_int, metavar="N", help="seed of everything random")
+    group.add_argument("--device", metavar="DEVICE", help="cpu, cuda:0, ... (default: a GPU where there is one)")
+    group.add_argument("--engine", metavar="NAME", help="auto, torch, isaaclab, mjlab, gymnasium (default: auto)")
+    group.add_argument("--headless", action="store_true", help="no window (there is none unless asked for)")
+    group.add_argument("--distributed", action="store_true", help="one process per GPU, started by torchrun")
+    group = parser.add_argument_group("video")
+    group.add_argument("--video", action="store_true", help="record clips while it runs")
+    group.add_argument("--video_length", type=positive_int, default=200, metavar="N", help="frames in a clip (200)")
+    group.add_argument(
+        "--video_interval", type=positive_int, default=2000, metavar="N", help="env steps between two clips (2000)"
+    )
+
+
+def add_rsl_rl_args(parser: argparse.ArgumentParser) -> None:
+    """Add RSL-RL's flags, as Isaac Lab has them: names of the run, resuming, logging."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--experiment_name", metavar="NAME", help="folder of the experiment under logs/")
+    group.add_argument("--run_name", metavar="NAME", help="suffix of the run's folder")
+    group.add_argument("--resume", action="store_true", help="go on with an earlier run")
+    group.add_argument("--load_run", metavar="RUN", help="run to load: its name, or a pattern (default: the newest)")
+    group.add_argument("--checkpoint", metavar="FILE", help="checkpoint to load: its name, a pattern, or a path")
+    group.add_argument("--logger", metavar="NAME", help="tensorboard, wandb or neptune (default: tensorboard)")
+    group.add_argument("--log_project_name", metavar="NAME", help="project for wandb or neptune")
+
+
+def add_distillation_args(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of distillation itself. What they do by default: ``configs/distillation.yaml``."""
+    group = parser.add_argument_group("distillation")
+    flag = group.add_argument
+    flag("--teacher_checkpoint", metavar="PATH", help="the policy to imitate")
+    flag("--teacher_min_return", type=number, metavar="X", help="stop at once if the teacher's own return is lower")
+    flag("--n_epochs", type=whole, metavar="N", help="epochs of collection, learning and evaluation (100)")
+    flag("--num_episodes", type=whole, metavar="N", help="episodes collected in an epoch (100)")
+    flag("--epoch_teacher_forcing", type=whole, metavar="N", help="epochs in which the teacher acts (50)")
+    flag("--batch_size", type=whole, metavar="N", help="rows, or sequences, in a minibatch (256)")
+    flag("--sequence_length", type=whole, metavar="N", help="steps in a training sequence (1; 50 with memory)")
+    flag("--learning_rate", type=number, metavar="X", help="step size of the optimiser (1e-4)")
+    flag("--eval_interval", type=whole, metavar="N", help="epochs between two evaluations")
+    flag("--num_eval_episodes", type=whole, metavar="N", help="episodes in an evaluation")
+    flag("--save_interval", type=whole, metavar="N", help="epochs between two checkpoint_epoch_*.pt")
+    switch = argparse.BooleanOptionalAction
+    flag("--shuffle", action=switch, help="draw minibatches at random (on)")
+    flag("--on_policy", action=switch, help="empty the dataset every epoch (off)")
+    flag("--teacher_deterministic", action=switch, help="the acting teacher plays its mean (on)")
+
+
+def whole(text: str) -> int:
+    """Read a whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def number(text: str) -> float:
+    """Read a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def positive_int(text: str) -> int:
+    """Read a whole number of 1 or more."""
+    if (value := whole(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is too small: it must be at least 1")
+    return value
+
+
+def natural_int(text: str) -> int:
+    """Read a whole number of 0 or more."""
+    if (value := whole(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{value} is too small: it must be at least 0")
+    return value
+
+
+__all__ = [
+    "CommandParser",
+    "Interrupt",
+    "add_distillation_args",
+    "add_launch_args",
+    "add_rsl_rl_args",
+    "distillation_flags",
+    "parse_command",
+    "run_command",
+    "set_up_logging",
+]
