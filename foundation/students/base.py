@@ -1,0 +1,154 @@
+"""What every student is made of: a normaliser, a body of its own, and heads for mean, deviation and value."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from foundation.config.distillation_cfg import StudentCfg
+from foundation.errors import UserError
+from foundation.networks.normalizer import ObsNormalizer
+from foundation.networks.output import PolicyOutput
+
+_LOG_STD_RANGE = (-10.0, 2.0)
+
+
+@dataclass
+class NetworkCfg(StudentCfg):
+    """What every built-in student can be asked for beside :class:`StudentCfg`."""
+
+    state_dependent_std: bool = False
+    """With ``stochastic``: the deviation is an output of the network, not one parameter per action."""
+    init_std: float = 0.5
+    """Standard deviation before training, in action units."""
+
+
+class Student(nn.Module):
+    """Base of the students. A subclass sets ``cfg_class`` and makes ``features_step`` and ``features_sequence``."""
+
+    cfg_class: ClassVar[type[NetworkCfg]]
+    """The config that :meth:`from_cfg` takes."""
+    state_size: int = 0
+    """Numbers that are remembered per env; 0 for a student without memory."""
+
+    def __init__(self, cfg: NetworkCfg, num_obs: int, num_actions: int, num_features: int) -> None:
+        """Create the normaliser and the heads.
+
+        Args:
+            cfg: The student's config.
+            num_obs: Number of observations.
+            num_actions: Number of actions.
+            num_features: Size of the last hidden layer, which the heads read.
+        """
+        super().__init__()
+        if num_obs < 1 or num_actions < 1:
+            raise UserError(f"a student needs observations and actions; got {num_obs} and {num_actions}.")
+        self.cfg, self.num_obs, self.num_actions = cfg, num_obs, num_actions
+        self.normalizer = ObsNormalizer(num_obs)
+        self.mean = nn.Linear(num_features, num_actions)
+        self.log_std: nn.Parameter | nn.Linear | None = None
+        if cfg.stochastic and cfg.state_dependent_std:
+            self.log_std = nn.Linear(num_features, num_actions)
+            nn.init.zeros_(self.log_std.weight)
+            nn.init.constant_(self.log_std.bias, float(torch.tensor(cfg.init_std).log()))
+        elif cfg.stochastic:
+            self.log_std = nn.Parameter(torch.full((num_actions,), cfg.init_std).log())
+        self.value = nn.Linear(num_features, 1) if cfg.value_head else None
+
+    @classmethod
+    def from_cfg(cls, cfg: StudentCfg, num_obs: int, num_actions: int) -> Self:
+        """Build a student from its config."""
+        raise TypeError(f"{cls.__name__} does not define from_cfg")
+
+    def features_step(self, obs: torch.Tensor, state: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Map normalised observations to the last hidden layer, one step. Shape: (num_envs, num_features)."""
+        raise TypeError(f"{type(self).__name__} does not define features_step")
+
+    def features_sequence(
+        self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Map normalised observations to the last hidden layer. Shape: (num_steps, num_envs, num_features)."""
+        raise TypeError(f"{type(self).__name__} does not define features_sequence")
+
+    def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
+        """Return the state at an episode's start. Shape: (num_envs, state_size), or None without memory."""
+        if self.state_size == 0:
+            return None
+        return torch.zeros(num_envs, self.state_size, device=device or self.mean.weight.device)
+
+    def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> torch.Tensor | None:
+        """Return the state with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
+        if state is None:
+            return None
+        initial = self.initial_state(state.shape[0], state.device)
+        return torch.where(dones.bool().unsqueeze(-1), initial, state)  # type: ignore[arg-type]  # None only if state is
+
+    def step(self, obs: torch.Tensor, state: torch.Tensor | None = None) -> tuple[PolicyOutput, torch.Tensor | None]:
+        """Act for one step.
+
+        Args:
+            obs: Shape: (num_envs, num_obs).
+            state: Shape: (num_envs, state_size). None: an episode's start.
+
+        Returns:
+            The output and the next state.
+        """
+        if state is None and self.state_size:
+            state = self.initial_state(obs.shape[0], obs.device)
+        features, state = self.features_step(self.normalizer(obs), state)
+        return self._heads(features), state
+
+    def sequence(
+        self, obs: torch.Tensor, state: torch.Tensor | None = None, resets: torch.Tensor | None = None
+    ) -> tuple[PolicyOutput, torch.Tensor | None]:
+        """Act for many steps; the same as :meth:`step` repeated.
+
+        Args:
+            obs: Shape: (num_steps, num_envs, num_obs).
+            state: State before the first step. Shape: (num_envs, state_size). None: an episode's start.
+            resets: True where a step begins an episode. Shape: (num_steps, num_envs). None: nowhere.
+
+        Returns:
+            The output and the state after the last step.
+        """
+        if state is None and self.state_size:
+            state = self.initial_state(obs.shape[1], obs.device)
+        features, state = self.features_sequence(self.normalizer(obs), state, resets)
+        return self._heads(features), state
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        """Return mean actions, for a student with memory those of an episode's first step.
+
+        Shape: (..., num_obs) to (..., num_actions).
+        """
+        if self.state_size == 0:
+            return self.mean(self.features_step(self.normalizer(obs), None)[0])
+        flat = obs.reshape(-1, self.num_obs)
+        return self.step(flat)[0].mean.reshape(*obs.shape[:-1], self.num_actions)
+
+    def describe(self) -> dict[str, Any]:
+        """Return plain values that are enough to build this student again."""
+        options = asdict(self.cfg)
+        for run_only in ("obs_groups", "obs_slice", "init_checkpoint"):
+            options.pop(run_only, None)
+        return {"num_obs": self.num_obs, "num_actions": self.num_actions, **options}
+
+    @property
+    def hidden_dims(self) -> list[int]:
+        """Sizes of the hidden layers, input side first."""
+        return [m.out_features for m in self.modules() if isinstance(m, nn.Linear) and m not in self._head_layers()]
+
+    def _head_layers(self) -> list[nn.Module]:
+        return [m for m in (self.mean, self.log_std, self.value) if isinstance(m, nn.Module)]
+
+    def _heads(self, features: torch.Tensor) -> PolicyOutput:
+        mean = self.mean(features)
+        std = None
+        if self.log_std is not None:
+            raw = self.log_std if isinstance(self.log_std, nn.Parameter) else self.log_std(features)
+            std = raw.clamp(*_LOG_STD_RANGE).exp().expand_as(mean)
+        value = None if self.value is None else self.value(features)
+        return PolicyOutput(mean=mean, std=std, value=value, features=features)

@@ -1,0 +1,94 @@
+"""The default student: a multi-layer perceptron."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+
+from foundation.config.distillation_cfg import StudentCfg
+from foundation.networks.mlp import build_mlp
+from foundation.students.base import NetworkCfg, Student
+
+
+@dataclass
+class MLPStudentCfg(NetworkCfg):
+    """A multi-layer perceptron without memory."""
+
+    name: str = "mlp"
+    """This student."""
+    hidden_dims: list[int] = field(default_factory=lambda: [64, 64])
+    """Sizes of the hidden layers."""
+    activation: str = "elu"
+    """Activation of the hidden layers, by RSL-RL's names."""
+
+
+class StudentPolicy(Student):
+    """A multi-layer perceptron; called on observations it returns actions."""
+
+    cfg_class = MLPStudentCfg
+
+    def __init__(
+        self,
+        num_obs: int,
+        num_actions: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        activation: str = "elu",
+        obs_normalization: bool = True,
+        stochastic: bool = False,
+        value_head: bool = False,
+        state_dependent_std: bool = False,
+        init_std: float = 0.5,
+    ) -> None:
+        """Create the network.
+
+        Args:
+            num_obs: Number of observations.
+            num_actions: Number of actions.
+            hidden_dims: Sizes of the hidden layers.
+            activation: Activation of the hidden layers, by RSL-RL's names.
+            obs_normalization: Whether training fits the normaliser (it is there either way).
+            stochastic: Learn a standard deviation.
+            value_head: Carry a value output.
+            state_dependent_std: With ``stochastic``: the deviation depends on the observation.
+            init_std: Standard deviation before training, in action units.
+        """
+        cfg = MLPStudentCfg(
+            obs_normalization=obs_normalization,
+            stochastic=stochastic,
+            value_head=value_head,
+            state_dependent_std=state_dependent_std,
+            init_std=init_std,
+            hidden_dims=[int(width) for width in hidden_dims],
+            activation=activation,
+        )
+        super().__init__(cfg, num_obs, num_actions, cfg.hidden_dims[-1] if cfg.hidden_dims else num_obs)
+        self.body = build_mlp(num_obs, cfg.hidden_dims, None, activation)
+
+    @classmethod
+    def from_cfg(cls, cfg: StudentCfg, num_obs: int, num_actions: int) -> Self:
+        """Build a student from its config."""
+        assert isinstance(cfg, MLPStudentCfg)
+        return cls(
+            num_obs,
+            num_actions,
+            cfg.hidden_dims,
+            cfg.activation,
+            cfg.obs_normalization,
+            cfg.stochastic,
+            cfg.value_head,
+            cfg.state_dependent_std,
+            cfg.init_std,
+        )
+
+    def features_step(self, obs: torch.Tensor, state: torch.Tensor | None) -> tuple[torch.Tensor, None]:
+        """Map normalised observations to the last hidden layer. Shape: (num_envs, num_features)."""
+        return self.body(obs), None
+
+    def features_sequence(
+        self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None
+    ) -> tuple[torch.Tensor, None]:
+        """Map normalised observations to the last hidden layer. Shape: (num_steps, num_envs, num_features)."""
+        return self.body(obs), None

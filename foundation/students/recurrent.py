@@ -1,0 +1,75 @@
+"""Encoder, recurrent layers, head: what the GRU and the LSTM student share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
+
+import torch
+
+from foundation.config.distillation_cfg import StudentCfg
+from foundation.networks.mlp import build_mlp
+from foundation.networks.rnn import RecurrentCore
+from foundation.students.base import NetworkCfg, Student
+
+
+@dataclass
+class RecurrentCfg(NetworkCfg):
+    """Dense layers, then recurrent ones, then dense ones."""
+
+    encoder_dims: list[int] = field(default_factory=lambda: [16])
+    """Sizes of the dense layers before the recurrent ones; may be empty."""
+    hidden_size: int = 16
+    """Units in each recurrent layer."""
+    num_layers: int = 1
+    """Number of recurrent layers."""
+    hidden_dims: list[int] = field(default_factory=list)
+    """Sizes of the dense layers after the recurrent ones; may be empty."""
+    activation: str = "relu"
+    """Activation of the dense layers, by RSL-RL's names."""
+    learn_initial_state: bool = False
+    """Learn the state at an episode's start (else it is zero)."""
+
+
+class RecurrentStudent(Student):
+    """A student whose memory is that of recurrent layers. The defaults are RAPTOR's 16-GRU16."""
+
+    kind: ClassVar[str]
+    """``gru`` or ``lstm``."""
+
+    def __init__(self, cfg: RecurrentCfg, num_obs: int, num_actions: int) -> None:
+        """Create the layers that the config asks for."""
+        super().__init__(cfg, num_obs, num_actions, cfg.hidden_dims[-1] if cfg.hidden_dims else cfg.hidden_size)
+        self.encoder = build_mlp(num_obs, cfg.encoder_dims, None, cfg.activation)
+        num_in = cfg.encoder_dims[-1] if cfg.encoder_dims else num_obs
+        self.core = RecurrentCore(self.kind, num_in, cfg.hidden_size, cfg.num_layers, cfg.learn_initial_state)
+        self.body = build_mlp(cfg.hidden_size, cfg.hidden_dims, None, cfg.activation)
+        self.state_size = self.core.state_size
+
+    @classmethod
+    def from_cfg(cls, cfg: StudentCfg, num_obs: int, num_actions: int) -> Self:
+        """Build a student from its config."""
+        assert isinstance(cfg, RecurrentCfg)
+        return cls(cfg, num_obs, num_actions)
+
+    def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor:
+        """Return the state at an episode's start. Shape: (num_envs, state_size)."""
+        return self.core.initial_state(num_envs, device)
+
+    def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> torch.Tensor | None:
+        """Return the state with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
+        return None if state is None else self.core.reset_state(state, dones)
+
+    def features_step(self, obs: torch.Tensor, state: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map normalised observations to the last hidden layer, one step. Shape: (num_envs, num_features)."""
+        assert state is not None
+        out, state = self.core.step(self.encoder(obs), state)
+        return self.body(out), state
+
+    def features_sequence(
+        self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map normalised observations to the last hidden layer. Shape: (num_steps, num_envs, num_features)."""
+        assert state is not None
+        out, state = self.core.sequence(self.encoder(obs), state, resets)
+        return self.body(out), state
