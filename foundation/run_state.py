@@ -117,7 +117,7 @@ class DatasetShards:
 
     def __init__(self, dataset: DistillationDataset, run_dir: Any, disk_gb: float, keep: bool = True):
         self.dataset, self.keep = dataset, keep
-        self.folder = run_dir.path / "dataset"
+        self.folder, self._path = run_dir.dataset_dir, run_dir.shard_path
         self.budget = disk_gb * 1e9
         self.over_budget = disk_gb <= 0.0
         self.epochs: dict[int, list[int]] = {}
@@ -188,6 +188,3 @@ class DatasetShards:
         """Delete the shards: the run is over, or over its budget."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.epochs = {}
-
-    def _path(self, epoch: int) -> Any:
-        return self.folder / f"epoch_{epoch:06d}.pt"

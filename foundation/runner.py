@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -261,14 +260,14 @@ class DistillationRunner:
         with self.stopwatch.stage("final_evaluation"):
             summary = self._final_measurement()
         summary |= {"wall_seconds": self.stopwatch.wall, "cpu_seconds": self.stopwatch.cpu}
-        self.run_dir.write_summary(json.loads(json.dumps(summary)))
+        self.run_dir.write_summary(summary)
         self.shards.remove()
         self.reporter.end(summary)
         return summary
 
     def _final_measurement(self) -> dict[str, Any]:
         """Measure best student and teacher on fresh seeds: the figures that a summary quotes."""
-        best = self.run_dir.load_checkpoint("best_student.pt", map_location=self.env.device)
+        best = self.run_dir.load_checkpoint("best_student.pt", map_location=str(self.env.device))
         self.learner.policy.load_state_dict(best["model_state_dict"])
         many = self.make_eval_env is not None
         episodes = self.cfg.final_eval_episodes if many else self.cfg.num_eval_episodes
