@@ -1,0 +1,84 @@
+"""Simulators. A new engine is one new file here, with one subclass of :class:`foundation.engines.base.Engine`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from foundation.engines.base import Engine
+from foundation.errors import UserError, suggest
+
+_NOT_ENGINES = ("base", "video")
+
+
+def engine_names() -> list[str]:
+    """List the built-in engines: the modules of this folder."""
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in names if name not in _NOT_ENGINES and not name.startswith("_"))
+
+
+def engine_class(name: str) -> type[Engine]:
+    """Find an engine.
+
+    Args:
+        name: A module of this folder, or ``pkg.module:Class``.
+
+    Returns:
+        Its class. Importing it starts no simulator.
+    """
+    if ":" in name:
+        return _foreign_class(name)
+    if name not in engine_names():
+        raise UserError(f"--engine {name}: unknown engine. {suggest(name, ['auto', *engine_names()])}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, Engine) and value.__module__ == module.__name__:
+            return value
+    raise UserError(f"--engine {name}: {module.__file__} defines no subclass of Engine")
+
+
+def _foreign_class(name: str) -> type[Engine]:
+    """Import ``pkg.module:Class``."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        value = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"--engine {name}: cannot import it ({error})") from error
+    if not (isinstance(value, type) and issubclass(value, Engine)):
+        raise UserError(f"--engine {name}: not a subclass of foundation.engines.base.Engine")
+    return value
+
+
+def select_engine(task: str, requested: str = "auto") -> tuple[type[Engine], str]:
+    """Choose the engine for a task.
+
+    ``auto`` takes Isaac Lab when it is importable and knows the task, else the built-in torch engine, else the first
+    other engine that can run it.
+
+    Args:
+        task: What ``--task`` said.
+        requested: What ``--engine`` said.
+
+    Returns:
+        The engine's class and one sentence that says why it was taken.
+    """
+    if requested != "auto":
+        engine = engine_class(requested)
+        obstacle = engine.why_not(task)
+        if obstacle is not None:
+            raise UserError(f"--engine {requested}: {obstacle}")
+        return engine, f"engine '{requested}' was asked for"
+    names = engine_names()
+    order = [name for name in ("isaaclab", "torch") if name in names]
+    order += [name for name in names if name not in order]
+    obstacles: dict[str, str] = {}
+    for name in order:
+        engine = engine_class(name)
+        obstacle = engine.why_not(task)
+        if obstacle is None:
+            skipped = f" ({'; '.join(f'{k}: {v}' for k, v in obstacles.items())})" if obstacles else ""
+            return engine, f"engine '{name}' can run {task}{skipped}"
+        obstacles[name] = obstacle
+    known = {task_name for name in order for task_name in engine_class(name).task_names()}
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in obstacles.items())
+    raise UserError(f"--task {task}: no engine can run it. {suggest(task, known)} ({reasons})")

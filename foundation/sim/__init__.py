@@ -1,0 +1,1 @@
+"""The built-in simulator: batched quadrotor dynamics, vehicles and their parameters, drawing. Torch only."""

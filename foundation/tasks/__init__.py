@@ -1,0 +1,88 @@
+"""The tasks of this project. Importing this package registers their gym ids; a new task is one new file or folder here.
+
+A task's module registers itself with :func:`gymnasium.register` and the keyword arguments of Isaac Lab
+(``env_cfg_entry_point``, ``rsl_rl_cfg_entry_point``, ...), beside one entry point per engine that can run it
+(``torch_env_entry_point``).
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec
+
+from foundation.errors import UserError, suggest
+
+_LAUNCHING: ContextVar[str | None] = ContextVar("launching_engine", default=None)
+
+
+@contextmanager
+def launching(engine: str) -> Iterator[None]:
+    """Say which engine loads configurations inside the ``with`` block."""
+    token = _LAUNCHING.set(engine)
+    try:
+        yield
+    finally:
+        _LAUNCHING.reset(token)
+
+
+def launching_engine() -> str:
+    """Name the engine that is loading a configuration.
+
+    A task's entry points ask it, because a gym id is registered once while each engine has its own configuration.
+    Outside :func:`launching` it is ``isaaclab`` where Isaac Lab is already running in this process, else ``torch``.
+    """
+    return _LAUNCHING.get() or ("isaaclab" if "isaaclab.sim" in sys.modules else "torch")
+
+
+def resolve_task(task: str) -> EnvSpec:
+    """Find a registered task.
+
+    Args:
+        task: A gym id, or ``module:Id``, whose module is imported first so that it can register (or replace) the id.
+
+    Returns:
+        Its gym specification.
+    """
+    module, _, name = task.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(f"--task {task}: cannot import '{module}' ({error})") from error
+    spec = gymnasium.registry.get(name)
+    if spec is None:
+        ids = [key for key, entry in gymnasium.registry.items() if "env_cfg_entry_point" in entry.kwargs]
+        raise UserError(f"--task {task}: unknown task '{name}'. {suggest(name, ids)}")
+    return spec
+
+
+def load_entry_point(spec: EnvSpec, key: str) -> Any:
+    """Resolve an entry point of a task and call it.
+
+    Args:
+        spec: The task.
+        key: Such as ``rsl_rl_cfg_entry_point``.
+
+    Returns:
+        What the class or function returned; a fresh object every time.
+    """
+    target = spec.kwargs.get(key)
+    if target is None:
+        entries = [name for name in spec.kwargs if name.endswith("_entry_point")]
+        raise UserError(f"task '{spec.id}' has no '{key}'. {suggest(key, entries)}")
+    if isinstance(target, str):
+        module, _, attribute = target.partition(":")
+        target = getattr(importlib.import_module(module), attribute)
+    return target() if callable(target) else target
+
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,109 @@
+"""The built-in engine: tasks whose environment is batched torch, on any device, any number per process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, ClassVar, cast
+
+import gymnasium
+import torch
+from gymnasium.envs.registration import EnvSpec
+
+from foundation.engines.base import Configure, Engine, LaunchRequest, VecEnv, VideoRequest
+from foundation.engines.video import ActionClip, VideoRecorder
+from foundation.errors import UserError, suggest
+from foundation.tasks import launching, load_entry_point, resolve_task
+
+_ENTRY_POINT = "torch_env_entry_point"
+
+
+class TorchEngine(Engine):
+    """Run tasks that registered a ``torch_env_entry_point``."""
+
+    name: ClassVar[str] = "torch"
+    envs_per_process: ClassVar[int | None] = None
+
+    def __init__(self) -> None:
+        self._spec: EnvSpec | None = None
+
+    @classmethod
+    def task_names(cls) -> list[str]:
+        """List the registered tasks that have a torch environment."""
+        return sorted(key for key, spec in gymnasium.registry.items() if _ENTRY_POINT in spec.kwargs)
+
+    @classmethod
+    def why_not(cls, task: str) -> str | None:
+        """Say why the task cannot run here, or None. Imports the module of ``module:Id``."""
+        try:
+            spec = resolve_task(task)
+        except UserError:
+            return f"it does not know '{task}'. {suggest(task.rpartition(':')[2], cls.task_names())}"
+        return None if _ENTRY_POINT in spec.kwargs else f"task '{spec.id}' has no '{_ENTRY_POINT}'"
+
+    def launch(self, request: LaunchRequest, configure: Configure) -> AbstractContextManager[tuple[Any, Any]]:
+        """Load the task's configurations, let ``configure`` change them, and yield them."""
+        return self._session(request, configure)
+
+    @contextmanager
+    def _session(self, request: LaunchRequest, configure: Configure) -> Iterator[tuple[Any, Any]]:
+        check_device(request.device)
+        spec = resolve_task(request.task)
+        if _ENTRY_POINT not in spec.kwargs:
+            raise UserError(f"--engine {self.name}: task '{spec.id}' has no '{_ENTRY_POINT}'")
+        with launching(self.name):
+            env_cfg = load_entry_point(spec, "env_cfg_entry_point")
+            agent_cfg = load_entry_point(spec, request.agent_entry_point)
+            self.set_common(env_cfg, num_envs=None, seed=None, device=request.device)
+            configure(env_cfg, agent_cfg)
+            self._spec = spec
+            try:
+                yield env_cfg, agent_cfg
+            finally:
+                self._spec = None
+
+    def set_common(self, env_cfg: Any, *, num_envs: int | None, seed: int | None, device: str | None) -> None:
+        """Set number of environments, seed and device where given."""
+        if num_envs is not None:
+            if num_envs < 1:
+                raise UserError(f"--num_envs must be at least 1, it is {num_envs}")
+            env_cfg.scene.num_envs = num_envs
+        if seed is not None:
+            env_cfg.seed = seed
+        if device is not None:
+            check_device(device)
+            env_cfg.sim.device = device
+
+    def make_env(self, env_cfg: Any, agent_cfg: Any, *, video: VideoRequest | None = None) -> VecEnv:
+        """Build an environment of the launched task, recording it where asked to."""
+        if self._spec is None:
+            raise RuntimeError("make_env is called inside 'with engine.launch(...)'")
+        check_device(str(env_cfg.sim.device))
+        target = self._spec.kwargs[_ENTRY_POINT]
+        if isinstance(target, str):
+            module, _, attribute = target.partition(":")
+            target = getattr(__import__(module, fromlist=[attribute]), attribute)
+        env: Any = target(env_cfg)
+        if video is not None:
+            env = VideoRecorder(env, video)
+        clip = _read(agent_cfg, "clip_actions")
+        if clip is not None:
+            env = ActionClip(env, float(clip))
+        return cast(VecEnv, env)
+
+
+def _read(cfg: Any, name: str) -> Any:
+    """Read a field of a config object or mapping; None where absent."""
+    return cfg.get(name) if isinstance(cfg, dict) else getattr(cfg, name, None)
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not have."""
+    try:
+        parsed = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"--device {device}: not a torch device; use cpu or cuda:0") from None
+    if parsed.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (parsed.index or 0) >= count:
+            raise UserError(f"--device {device}: torch sees {count} CUDA devices here; use --device cpu")

@@ -1,0 +1,136 @@
+"""Wrappers around any engine's environment: clipping of actions, and recording of clips."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from foundation.engines.base import VideoRequest
+from foundation.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class EnvWrapper:
+    """Pass everything through to the wrapped environment, assignments to ``episode_length_buf`` included."""
+
+    def __init__(self, env: Any):
+        self.env = env
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "env":
+            raise AttributeError(name)
+        return getattr(self.env, name)
+
+    @property
+    def unwrapped(self) -> Any:
+        """The innermost environment."""
+        return getattr(self.env, "unwrapped", self.env)
+
+    @property
+    def episode_length_buf(self) -> torch.Tensor:
+        """Steps of the current episodes. Shape: (num_envs,)."""
+        return self.env.episode_length_buf
+
+    @episode_length_buf.setter
+    def episode_length_buf(self, value: torch.Tensor) -> None:
+        self.env.episode_length_buf = value
+
+    def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict]:
+        """Advance the environment. Shape of ``actions``: (num_envs, num_actions)."""
+        return self.env.step(actions)
+
+
+class ActionClip(EnvWrapper):
+    """Clip actions to [-limit, limit] before the environment sees them."""
+
+    def __init__(self, env: Any, limit: float):
+        super().__init__(env)
+        if not limit > 0:
+            raise UserError(f"agent.clip_actions must be positive, it is {limit}")
+        self.clip_actions = limit
+
+    def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict]:
+        """Advance the environment with clipped actions. Shape: (num_envs, num_actions)."""
+        return self.env.step(actions.clamp(-self.clip_actions, self.clip_actions))
+
+
+class VideoRecorder(EnvWrapper):
+    """Write ``rl-video-step-<N>.mp4`` clips of what ``env.render()`` shows.
+
+    A clip starts at every ``interval``-th step. Its frames go to a hidden file that gets its name when it is whole.
+    """
+
+    def __init__(self, env: Any, request: VideoRequest):
+        super().__init__(env)
+        if request.length < 1 or request.interval < 0:
+            raise UserError(
+                f"--video_length must be at least 1 and --video_interval not negative, they are {request.length} and "
+                f"{request.interval}"
+            )
+        self.request = request
+        self._step = 0
+        self._frames_left = 0
+        self._writer: Any = None
+        self._paths: tuple[Path, Path] | None = None
+        metadata = getattr(env, "metadata", None) or {}
+        dt = getattr(env, "step_dt", None)
+        self._fps = round(1 / dt) if dt else int(metadata.get("render_fps", 50))
+
+    def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict]:
+        """Advance the environment and take a frame where a clip is being recorded. Shape: (num_envs, num_actions)."""
+        interval = self.request.interval
+        if self._writer is None and (self._step % interval == 0 if interval else self._step == 0):
+            self._start()
+        result = self.env.step(actions)
+        self._step += 1
+        if self._writer is not None:
+            self._writer.send(self.env.render())
+            self._frames_left -= 1
+            if self._frames_left == 0:
+                self._finish()
+        return result
+
+    def _start(self) -> None:
+        """Open the hidden file of a new clip."""
+        import imageio_ffmpeg
+        import numpy as np
+
+        frame = np.ascontiguousarray(self.env.render())
+        final = Path(self.request.folder) / f"rl-video-step-{self._step}.mp4"
+        partial = final.with_name(f".{final.stem}.{os.getpid()}.part.mp4")
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write videos to {final.parent}: {error.strerror}") from error
+        self._paths = (partial, final)
+        self._writer = imageio_ffmpeg.write_frames(
+            str(partial),
+            (frame.shape[1], frame.shape[0]),
+            fps=self._fps,
+            macro_block_size=1,
+            quality=7,
+            output_params=["-preset", "veryfast"],
+        )
+        self._writer.send(None)
+        self._frames_left = self.request.length
+
+    def _finish(self) -> None:
+        """Close the clip and give it its name."""
+        assert self._paths is not None
+        self._writer.close()
+        self._writer = None
+        partial, final = self._paths
+        os.replace(partial, final)
+        logger.info("video: %s", final)
+
+    def close(self) -> None:
+        """Finish a clip that is being recorded, and close the environment."""
+        if self._writer is not None:
+            self._finish()
+        self.env.close()
