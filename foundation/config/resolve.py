@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from foundation.config.distillation_cfg import DistillationCfg, StudentCfg
-from foundation.config.overrides import GROUPS, Overrides
+from foundation.config.overrides import Overrides
 from foundation.config.validate import validate
 from foundation.config.values import apply_values, key_names
 from foundation.errors import UserError, suggest
@@ -81,7 +81,7 @@ def resolve(
     overrides: Overrides,
     flags: Mapping[str, Any],
     *,
-    student_cfg_class: StudentCfgClass | None = None,
+    student_cfg_class: StudentCfgClass,
     loss_names: Iterable[str] | None = None,
     base: Mapping[str, Any] | None = None,
 ) -> Resolved:
@@ -90,7 +90,7 @@ def resolve(
     Args:
         overrides: What was typed as ``key=value``.
         flags: Dotted field -> value, for the flags that were typed.
-        student_cfg_class: The students' registry. None leaves the fields every student has.
+        student_cfg_class: The students' registry, which this layer does not know.
         loss_names: Valid losses. None leaves the loss's name unchecked.
         base: Values of a run that is resumed; they take the place of the files, except for groups typed again.
 
@@ -103,9 +103,7 @@ def resolve(
         values = _merge(copy.deepcopy(dict(base)), _difference(values, compose({})) if groups else {})
     env, agent = values.pop("env", None) or {}, values.pop("agent", None) or {}
     name = named.pop("student", None) or _student_name(values)
-    cfg = DistillationCfg()
-    if student_cfg_class is not None:
-        cfg.student = student_cfg_class(name)()
+    cfg = DistillationCfg(student=student_cfg_class(name)())
     values["student"] = {**(values.get("student") or {}), "name": name}
     apply_values(cfg, values, "configs")
     for field_name, value in named.items():
@@ -177,6 +175,3 @@ def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
         else:
             base[key] = value
     return base
-
-
-__all__ = ["GROUPS", "Resolved", "choices", "compose", "config_folder", "resolve", "resolve_distillation_cfg"]

@@ -29,6 +29,7 @@ _AT_LEAST = {
     "seed": 0,
     "dataset.size": 1,
     "dataset.chunk_steps": 1,
+    "dataset.burn_in": 0,
 }
 _POSITIVE = (
     "learning_rate",
@@ -43,6 +44,7 @@ _ONE_OF = {
     "logger": ("tensorboard", "wandb", "neptune"),
     "loss.student_temperature": ("1", "same"),
     "dataset.eviction": ("oldest", "reservoir"),
+    "dataset.sequence_start": ("stored", "zero"),
     "dataset.dtype": ("float32", "float16", "bfloat16"),
     "collection.mode": ("auto", "steps", "episodes"),
     "optimizer.name": ("adam", "adamw", "rmsprop", "sgd"),

@@ -35,9 +35,9 @@ class Interrupt:
         self.signal: int | None = None
         self._previous: dict[int, Any] = {}
 
-    def interrupted(self) -> bool:
-        """Say whether a signal has come. The loop then saves and returns."""
-        return self.signal is not None
+    def interrupted(self) -> str:
+        """Return the name of the signal that has come, or "". The loop then saves and returns."""
+        return signal.Signals(self.signal).name if self.signal is not None else ""
 
     @property
     def exit_code(self) -> int:
