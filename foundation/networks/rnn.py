@@ -38,7 +38,7 @@ class RecurrentCore(nn.Module):
         """Return the state at an episode's start. Shape: (num_envs, state_size)."""
         if self.initial is not None:
             return self.initial.expand(num_envs, -1).to(device)
-        weight = self.rnn.weight_ih_l0
+        weight = next(self.rnn.parameters())
         return torch.zeros(num_envs, self.state_size, dtype=weight.dtype, device=device or weight.device)
 
     def reset_state(self, state: torch.Tensor, dones: torch.Tensor) -> torch.Tensor:

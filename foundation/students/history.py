@@ -47,5 +47,5 @@ class HistoryStudent(WindowStudent):
         return cls(cfg, num_obs, num_actions)
 
     def window_features(self, window: torch.Tensor) -> torch.Tensor:
-        """Map the last observations, oldest first, to features. Shape: (..., length, num_obs) to (..., num_features)."""
+        """Map observations, oldest first, to features. Shape: (..., length, num_obs) to (..., num_features)."""
         return self.body(window.flatten(-2))

@@ -60,7 +60,7 @@ class TCNStudent(WindowStudent):
         return cls(cfg, num_obs, num_actions)
 
     def window_features(self, window: torch.Tensor) -> torch.Tensor:
-        """Map the last observations, oldest first, to features. Shape: (..., length, num_obs) to (..., num_features)."""
+        """Map observations, oldest first, to features. Shape: (..., length, num_obs) to (..., num_features)."""
         leading = window.shape[:-2]
         flat = window.reshape(-1, self.length, self.num_obs).transpose(1, 2)
         return self.body(self.convolutions(flat).squeeze(-1)).unflatten(0, leading)

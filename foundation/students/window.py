@@ -27,7 +27,7 @@ class WindowStudent(Student):
         self.state_size = (length - 1) * num_obs
 
     def window_features(self, window: torch.Tensor) -> torch.Tensor:
-        """Map the last observations, oldest first, to features. Shape: (..., length, num_obs) to (..., num_features)."""
+        """Map observations, oldest first, to features. Shape: (..., length, num_obs) to (..., num_features)."""
         raise TypeError(f"{type(self).__name__} does not define window_features")
 
     def features_step(self, obs: torch.Tensor, state: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:

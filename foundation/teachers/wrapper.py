@@ -1,0 +1,159 @@
+"""A trained teacher, frozen, ready to act and to label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from foundation.errors import UserError
+from foundation.networks.output import PolicyOutput
+from foundation.teachers.formats import load_policy
+from foundation.teachers.loading import Overrides
+
+
+class TeacherPolicyWrapper(nn.Module):
+    """A policy read from a checkpoint of any known format.
+
+    ``act``, ``output`` and ``reset`` keep a recurrent teacher's state, one per env; ``step`` and ``sequence`` are the
+    same policy with the state passed in and returned.
+    """
+
+    def __init__(self, checkpoint_path: str | Path, device: torch.device | str = "cpu", **overrides: Any) -> None:
+        """Read and freeze the policy.
+
+        Args:
+            checkpoint_path: The checkpoint; the run's ``params/agent.yaml`` is looked for beside it.
+            device: Where it runs.
+            overrides: Fields of :class:`foundation.teachers.loading.Overrides`, such as ``activation="relu"``.
+        """
+        super().__init__()
+        loaded = load_policy(checkpoint_path, Overrides.parse({k: v for k, v in overrides.items() if v is not None}))
+        self.policy: Any = loaded.network.to(device).requires_grad_(False).eval()
+        self.device = torch.device(device)
+        self.num_obs: int = self.policy.num_obs
+        self.num_actions: int = self.policy.num_actions
+        self.state_size: int = self.policy.state_size
+        self.hidden_dims = loaded.hidden_dims
+        self.obs_groups = loaded.obs_groups
+        self.clip_actions = loaded.clip_actions
+        self.has_std: bool = loaded.description["has_std"]
+        self.has_value: bool = loaded.description["has_value"]
+        self._description = loaded.description
+        self._state: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def act(self, obs: Any, deterministic: bool = True, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Choose actions.
+
+        Args:
+            obs: A tensor, shape (num_envs, num_obs), or the env's TensorDict of observation groups.
+            deterministic: The mean; otherwise a draw from the policy's distribution.
+            generator: For the draw.
+
+        Returns:
+            Actions. Shape: (num_envs, num_actions).
+        """
+        output = self.output(self.select(obs))
+        return output.mean if deterministic else self.sample(output, generator)
+
+    @torch.no_grad()
+    def output(self, obs: torch.Tensor) -> PolicyOutput:
+        """Advance every env by one step. Shape: (num_envs, num_obs) to fields of (num_envs, ...)."""
+        if obs.shape[-1] != self.num_obs:
+            raise UserError(self._size_message(f"was given {obs.shape[-1]}"))
+        if self._state is not None and self._state.shape[0] != obs.shape[0]:
+            kept = self._state.shape[0]
+            raise UserError(f"the recurrent teacher remembers {kept} envs and was given {obs.shape[0]}; call reset().")
+        output, self._state = self.policy.step(obs, self._state)
+        return output
+
+    def sample(self, output: PolicyOutput, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Draw actions from an output's distribution. Shape: (num_envs, num_actions)."""
+        distribution = getattr(self.policy, "distribution", None)
+        if distribution is not None:
+            return distribution.sample(output.mean, output.std, generator)
+        if output.std is None:
+            return output.mean
+        noise = torch.randn(output.mean.shape, device=output.mean.device, generator=generator)
+        return output.mean + output.std * noise
+
+    def reset(self, dones: torch.Tensor | None = None) -> None:
+        """Forget the past of the envs in ``dones``, or of all of them. Shape: (num_envs,)."""
+        self._state = None if dones is None else self.policy.reset_state(self._state, dones)
+
+    def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
+        """Return the state at an episode's start. Shape: (num_envs, state_size), or None without memory."""
+        return self.policy.initial_state(num_envs, device)
+
+    def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> torch.Tensor | None:
+        """Return the state with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
+        return self.policy.reset_state(state, dones)
+
+    def step(self, obs: torch.Tensor, state: torch.Tensor | None = None) -> tuple[PolicyOutput, torch.Tensor | None]:
+        """Act for one step, with the state passed in and returned. Shape of obs: (num_envs, num_obs)."""
+        return self.policy.step(obs, state)
+
+    def sequence(
+        self, obs: torch.Tensor, state: torch.Tensor | None = None, resets: torch.Tensor | None = None
+    ) -> tuple[PolicyOutput, torch.Tensor | None]:
+        """Act for many steps. Shape of obs: (num_steps, num_envs, num_obs), of resets: (num_steps, num_envs)."""
+        return self.policy.sequence(obs, state, resets)
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        """Return mean actions without touching the state that ``act`` keeps. Shape: (num_envs, num_actions)."""
+        return self.policy(obs)
+
+    def select(self, obs: Any) -> torch.Tensor:
+        """Concatenate the teacher's observation groups; a tensor is returned as it is. Shape: (num_envs, num_obs)."""
+        if isinstance(obs, torch.Tensor):
+            return obs
+        groups = self.obs_groups or ["policy"]
+        missing = [group for group in groups if group not in obs.keys()]  # noqa: SIM118  # a TensorDict wants keys()
+        if missing:
+            raise UserError(
+                f"the teacher reads observation group '{missing[0]}', which the environment does not have "
+                f"(it has {', '.join(map(str, obs.keys()))}). Set the teacher's obs_groups."
+            )
+        parts = [obs[group] for group in groups]
+        selected = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        if selected.shape[-1] != self.num_obs:
+            sizes = " + ".join(f"{group} {part.shape[-1]}" for group, part in zip(groups, parts, strict=True))
+            raise UserError(self._size_message(f"the groups give {selected.shape[-1]} ({sizes})"))
+        return selected
+
+    def describe(self) -> dict[str, Any]:
+        """Return what was understood about the checkpoint, as plain values."""
+        return dict(self._description)
+
+    def architecture_line(self) -> str:
+        """Return the line that the console shows for this teacher."""
+        return f"Teacher architecture: obs={self.num_obs}, actions={self.num_actions}, hidden={self.hidden_dims}"
+
+    def check(self, group_sizes: Mapping[str, int], groups: list[str], num_actions: int) -> None:
+        """Refuse an environment that the checkpoint does not fit, with the names and sizes.
+
+        Args:
+            group_sizes: Sizes of the environment's observation groups.
+            groups: The groups that the teacher is to read, in order.
+            num_actions: Number of actions of the environment.
+        """
+        total = sum(group_sizes[group] for group in groups)
+        if total != self.num_obs:
+            sizes = " + ".join(f"{group} {group_sizes[group]}" for group in groups)
+            others = ", ".join(f"{group} {size}" for group, size in group_sizes.items())
+            raise UserError(self._size_message(f"the groups give {total} ({sizes}); the environment has {others}"))
+        if num_actions != self.num_actions:
+            raise UserError(
+                f"teacher '{self._description['path']}' gives {self.num_actions} actions and the environment takes "
+                f"{num_actions}. Use the task it was trained on."
+            )
+
+    def _size_message(self, found: str) -> str:
+        return (
+            f"teacher '{self._description['path']}' wants {self.num_obs} observations and {found}. "
+            "Set distill.teacher.obs_groups (and obs_slice)."
+        )
