@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -157,15 +158,34 @@ class RunDir:
             raise UserError(f"no checkpoint in {self.path} matches '{pattern}'. {suggest(pattern, names)}")
         return chosen[-1]
 
-    def save_params(self, env_cfg: Any = None, agent_cfg: Any = None, distillation_cfg: Any = None) -> None:
-        """Write ``params/{env,agent}.{yaml,pkl}`` and ``params/distillation.yaml``; what is None is left out."""
-        for name, cfg in (("env", env_cfg), ("agent", agent_cfg), ("distillation", distillation_cfg)):
+    def save_params(
+        self, env_cfg: Any = None, agent_cfg: Any = None, distillation_cfg: Any = None, overrides: Any = None
+    ) -> None:
+        """Write ``params/{env,agent}.{yaml,pkl}`` and ``params/{distillation,overrides}.yaml``.
+
+        Args:
+            env_cfg: The environment's config; None, here and below, is left out.
+            agent_cfg: The agent's config.
+            distillation_cfg: The run's config.
+            overrides: What was typed for the first two, so that a resumed run can set it again.
+        """
+        configs = {"env": env_cfg, "agent": agent_cfg, "distillation": distillation_cfg, "overrides": overrides}
+        for name, cfg in configs.items():
             if cfg is None:
                 continue
             text = yaml.safe_dump(to_plain(cfg), sort_keys=False, allow_unicode=True)
             self._write(f"params/{name}.yaml", text.encode())
-            if name != "distillation":
+            if name in ("env", "agent"):
                 self._write(f"params/{name}.pkl", _pickled(cfg))
+
+    def discard_if_empty(self) -> None:
+        """Remove the folder, and its parents if nothing else is in them, unless a checkpoint was written."""
+        if self.checkpoints():
+            return
+        self.unlock()
+        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.path.parent.rmdir()
 
     def load_params(self, name: str = "distillation") -> dict[str, Any]:
         """Read ``params/<name>.yaml`` back as plain values."""

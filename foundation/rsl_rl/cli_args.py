@@ -85,7 +85,6 @@ def add_launch_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", metavar="DEVICE", help="cpu, cuda:0, ... (default: a GPU where there is one)")
     group.add_argument("--engine", metavar="NAME", help="auto, torch, isaaclab, mjlab, gymnasium (default: auto)")
     group.add_argument("--headless", action="store_true", help="no window (there is none unless asked for)")
-    group.add_argument("--distributed", action="store_true", help="one process per GPU, started by torchrun")
     group = parser.add_argument_group("video")
     group.add_argument("--video", action="store_true", help="record clips while it runs")
     group.add_argument("--video_length", type=positive_int, default=200, metavar="N", help="frames in a clip (200)")

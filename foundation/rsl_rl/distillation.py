@@ -1,0 +1,310 @@
+"""Distil a trained teacher into a small student: ``python foundation/rsl_rl/distillation.py --help``.
+
+The names that a deployed student needs can be imported from here too; nothing is parsed on import.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if not __package__:  # run, or imported, as a file of a clone: take this clone's packages
+    sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
+
+import foundation
+from foundation.config.overrides import Overrides, parse_overrides
+from foundation.config.resolve import Resolved, resolve
+from foundation.errors import RunInterrupted, UserError
+from foundation.rsl_rl.cli_args import (
+    CommandParser,
+    Interrupt,
+    add_distillation_args,
+    add_launch_args,
+    add_rsl_rl_args,
+    distillation_flags,
+    parse_command,
+    run_command,
+    set_up_logging,
+)
+
+if TYPE_CHECKING:
+    from foundation.engines.base import Engine
+    from foundation.run_dir import RunDir
+    from foundation.runner import DistillationRunner
+
+logger = logging.getLogger("foundation.distillation")
+LOG_ROOT = Path("logs/distillation")
+_DISTILLATION_ENTRY_POINT = "rsl_rl_distillation_cfg_entry_point"
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``StudentPolicy`` and the other public names when they are asked for."""
+    if name in foundation.__all__:
+        return getattr(foundation, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@dataclass
+class Job:
+    """What the command line asks for, before a simulator is up."""
+
+    args: argparse.Namespace
+    overrides: Overrides
+    resolved: Resolved
+    engine: Engine
+    resumed: RunDir | None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    set_up_logging()
+    parser = build_parser()
+    args, tokens = parse_command(parser, argv, strict=False)
+    job = prepare(args, tokens, parser, argv)
+    cfg = job.resolved.cfg
+    teacher = load_teacher(cfg)
+    return launch(job, teacher)
+
+
+def build_parser() -> CommandParser:
+    """Return the parser of every flag that needs no simulator."""
+    parser = CommandParser(prog="distillation.py", description="Distil a trained teacher into a small student.")
+    add_launch_args(parser)
+    add_rsl_rl_args(parser)
+    add_distillation_args(parser)
+    return parser
+
+
+def prepare(args: argparse.Namespace, tokens: list[str], parser: CommandParser, argv: Sequence[str] | None) -> Job:
+    """Settle the config and the engine; the engine's own flags are known only then."""
+    from foundation.engines import select_engine
+
+    resumed = find_run(args) if args.resume else None
+    overrides, resolved = settle(args, tokens, resumed)
+    if resolved.cfg.task is None:
+        raise UserError("no task was given: --task ID, such as --task Isaac-Quadcopter-Point-Ctrl-v0")
+    engine, why = select_engine(resolved.cfg.task, resolved.cfg.engine)
+    engine.add_args(parser)
+    args, own_tokens = parse_command(parser, argv)
+    if own_tokens != tokens:  # what looked like an override was the value of one of the engine's flags
+        overrides, resolved = settle(args, own_tokens, resumed)
+    logger.info("%s", why)
+    return Job(args, overrides, resolved, engine(), resumed)
+
+
+def settle(args: argparse.Namespace, tokens: list[str], resumed: RunDir | None) -> tuple[Overrides, Resolved]:
+    """Resolve the config from files (or the run to resume), overrides and flags."""
+    from foundation.learning.losses import LOSSES
+    from foundation.metrics_writer import check_logger
+    from foundation.students import student_cfg_class
+
+    if args.checkpoint and not args.resume:
+        raise UserError(
+            "--checkpoint goes with --resume; to start from a student's weights, set distill.student.init_checkpoint"
+        )
+    saved = load_overrides(resumed)
+    overrides = parse_overrides([*saved.pop("tokens", []), *tokens])
+    base = resumed.load_params() | saved if resumed else None
+    resolved = resolve(
+        overrides, distillation_flags(args), student_cfg_class=student_cfg_class, loss_names=LOSSES, base=base
+    )
+    resolved.cfg.device = resolve_device(resolved.cfg.device)
+    check_logger(resolved.cfg.logger)
+    return overrides, resolved
+
+
+def resolve_device(device: str) -> str:
+    """Return the device to compute on; ``auto`` is the first GPU where there is one."""
+    import torch
+
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(device.partition(":")[2] or 0) >= count:
+            raise UserError(f"--device is {device!r} but torch sees {count} CUDA devices here: use --device cpu")
+    return device
+
+
+def find_run(args: argparse.Namespace) -> RunDir:
+    """Find the run that ``--resume``, ``--load_run`` and ``--experiment_name`` mean."""
+    from foundation.run_dir import RunDir
+
+    if args.checkpoint and Path(args.checkpoint).is_file():
+        return RunDir(Path(args.checkpoint).resolve().parent)
+    return RunDir.find(LOG_ROOT, args.experiment_name, args.load_run)
+
+
+def load_overrides(run: RunDir | None) -> dict[str, Any]:
+    """Return what a run was started with for the ``env`` and ``agent`` configs."""
+    if run is None or not (run.params_dir / "overrides.yaml").exists():
+        return {}
+    return run.load_params("overrides")
+
+
+def load_teacher(cfg: Any) -> Any:
+    """Read the teacher and say what it is."""
+    if cfg.teacher.checkpoint is None:
+        raise UserError("no teacher was given: --teacher_checkpoint PATH")
+    from foundation.teachers import TeacherPolicyWrapper
+
+    teacher = TeacherPolicyWrapper(cfg.teacher.checkpoint, cfg.device, activation=cfg.teacher.activation)
+    print(f"Teacher architecture: obs={teacher.num_obs}, actions={teacher.num_actions}, hidden={teacher.hidden_dims}")
+    return teacher
+
+
+def launch(job: Job, teacher: Any) -> int:
+    """Start the simulator and run the job in it."""
+    from foundation.engines.base import LaunchRequest
+
+    cfg, engine = job.resolved.cfg, job.engine
+    assert cfg.task is not None
+
+    def configure(env_cfg: Any, agent_cfg: Any) -> None:
+        engine.set_common(env_cfg, num_envs=cfg.num_envs, seed=cfg.seed, device=cfg.device)
+        job.resolved.configure(env_cfg, agent_cfg, job.overrides)
+        typed = job.args  # flags beat overrides
+        engine.set_common(env_cfg, num_envs=typed.num_envs, seed=typed.seed, device=typed.device and cfg.device)
+
+    request = LaunchRequest(
+        task=cfg.task, device=cfg.device, headless=job.args.headless, video=job.args.video, args=job.args
+    )
+    with engine.launch(request, configure) as (env_cfg, agent_cfg):
+        complete(cfg, agent_cfg, teacher)
+        return run_in(job, teacher, env_cfg, agent_cfg)
+
+
+def complete(cfg: Any, agent_cfg: Any, teacher: Any) -> None:
+    """Fill in what was left to the agent's config: observation groups and the experiment's name."""
+    groups = read(agent_cfg, "obs_groups")
+    groups = dict(groups) if isinstance(groups, dict) else {}
+    groups = distillation_groups(cfg.task) | groups
+    policy = groups.get("actor") or groups.get("policy")
+    if cfg.teacher.obs_groups is None:
+        cfg.teacher.obs_groups = list(groups.get("teacher") or teacher.obs_groups or policy or ["policy"])
+    if cfg.student.obs_groups is None:
+        cfg.student.obs_groups = list(groups.get("student") or policy or ["policy"])
+    if cfg.experiment_name is None:
+        cfg.experiment_name = str(read(agent_cfg, "experiment_name") or cfg.task.rpartition(":")[2])
+
+
+def distillation_groups(task: str) -> dict[str, Any]:
+    """Return ``obs_groups`` of the task's own distillation config, where it has one."""
+    from foundation.tasks import load_entry_point, resolve_task
+
+    try:
+        spec = resolve_task(task)
+    except UserError:
+        return {}
+    if _DISTILLATION_ENTRY_POINT not in spec.kwargs:
+        return {}
+    groups = read(load_entry_point(spec, _DISTILLATION_ENTRY_POINT), "obs_groups")
+    return {k: v for k, v in groups.items() if k in ("teacher", "student")} if isinstance(groups, dict) else {}
+
+
+def read(cfg: Any, name: str) -> Any:
+    """Read a field of a config object or mapping; None where it is absent."""
+    return cfg.get(name) if isinstance(cfg, dict) else getattr(cfg, name, None)
+
+
+def run_in(job: Job, teacher: Any, env_cfg: Any, agent_cfg: Any) -> int:
+    """Make the run's folder, its environments and its runner, and let it run."""
+    from foundation.engines.base import VideoRequest
+    from foundation.run_dir import RunDir
+
+    cfg, args = job.resolved.cfg, job.args
+    run = job.resumed or RunDir.create(LOG_ROOT, cfg.experiment_name or "", cfg.run_name)
+    run.lock()
+    try:
+        video = VideoRequest(run.video_dir(), args.video_length, args.video_interval) if args.video else None
+        env = job.engine.make_env(env_cfg, agent_cfg, video=video)
+        try:
+            cfg.num_envs = env.num_envs
+            make_eval_env = second_env(job.engine, env_cfg, agent_cfg)
+            return run_with(job, run, env, teacher, make_eval_env, env_cfg, agent_cfg)
+        finally:
+            close = getattr(env, "close", None)
+            if close is not None:
+                close()
+    finally:
+        if job.resumed is None:
+            run.discard_if_empty()
+
+
+def second_env(engine: Engine, env_cfg: Any, agent_cfg: Any) -> Callable[[int], Any] | None:
+    """Return a maker of evaluation environments, or None where a process can hold only one environment."""
+    if engine.envs_per_process == 1:
+        return None
+
+    def make(num_envs: int) -> Any:
+        own_cfg = copy.deepcopy(env_cfg)
+        engine.set_common(own_cfg, num_envs=num_envs, seed=None, device=None)
+        return engine.make_env(own_cfg, agent_cfg)
+
+    return make
+
+
+def run_with(job: Job, run: RunDir, env: Any, teacher: Any, make_eval_env: Any, env_cfg: Any, agent_cfg: Any) -> int:
+    """Build the runner, write the parameters, and run until the end or a signal."""
+    from foundation.metrics_writer import make_writer
+    from foundation.run_state import latest_checkpoint
+    from foundation.runner import DistillationRunner
+
+    cfg = job.resolved.cfg
+    first_step = latest_checkpoint(run)["epoch"] + 1 if job.resumed else None
+    writer = make_writer(cfg.logger, run.path, cfg.log_project_name, cfg, purge_step=first_step)
+    with Interrupt() as interrupt:
+        try:
+            clip = read(agent_cfg, "clip_actions")
+            runner = DistillationRunner(
+                env,
+                teacher,
+                cfg,
+                run,
+                make_eval_env=make_eval_env,
+                writer=writer,
+                interrupted=interrupt.interrupted,
+                label_bound=None if clip is None else float(clip),
+            )
+            start(job, run, runner)
+            run.save_params(env_cfg, agent_cfg, cfg, typed_for_env_and_agent(job))
+            print(f"Logging to {run.path}")
+            runner.run()
+        except RunInterrupted as reason:
+            print(f"Stopped ({reason}). Go on with: --resume --load_run {run.name}")
+        finally:
+            writer.close()
+    return interrupt.exit_code
+
+
+def start(job: Job, run: RunDir, runner: DistillationRunner) -> None:
+    """Put a resumed run back to where it was, and say whether it goes on exactly."""
+    if job.resumed is None:
+        return
+    if job.args.checkpoint:
+        from foundation.run_state import restore
+
+        inexact = restore(runner, run.load_checkpoint(run.checkpoint_path(Path(job.args.checkpoint).name).name))
+    else:
+        inexact = runner.resume()
+    how = f"not exact: {inexact}" if inexact else "exact"
+    print(f"Resuming {run.path} after epoch {runner.epoch} ({how})")
+
+
+def typed_for_env_and_agent(job: Job) -> dict[str, Any]:
+    """Return what ``distillation.yaml`` does not hold: values of chosen files, and typed overrides, once each."""
+    own = vars(job.resolved.cfg)
+    items = [*job.overrides.scoped.get("env", []), *job.overrides.scoped.get("agent", [])]
+    items += [item for item in job.overrides.bare if item.path.partition(".")[0] not in own]
+    tokens = list(dict.fromkeys(item.token for item in items))
+    return {"env": job.resolved.env, "agent": job.resolved.agent, "tokens": tokens}
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
