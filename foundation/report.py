@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from foundation.config.distillation_cfg import DistillationCfg
-from foundation.data.collector import CollectionStats
+from foundation.data.episodes import CollectionStats
 from foundation.learning.learner import LearningStats
 
 if TYPE_CHECKING:
@@ -83,8 +83,9 @@ class Reporter:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as self._progress:
-            self._task = self._progress.add_task("epochs", total=self.cfg.n_epochs, completed=done)
+        with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
+            self._progress = progress
+            self._task = progress.add_task("epochs", total=self.cfg.n_epochs, completed=done)
             yield
         self._progress = None
 

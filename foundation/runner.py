@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from foundation.config.distillation_cfg import DistillationCfg
-from foundation.data.actors import StudentActor, TeacherActor
-from foundation.data.collector import CollectionStats, Collector
+from foundation.data.actors import PolicyActor
+from foundation.data.collector import Collector
 from foundation.data.dataset import DistillationDataset
+from foundation.data.episodes import CollectionStats
 from foundation.data.obs_groups import ObsSelector
+from foundation.data.plan import make_dataset
 from foundation.errors import RunInterrupted, UserError
 from foundation.evaluation.baselines import measure_baselines, scores
 from foundation.evaluation.divergence import DivergenceProbe
@@ -21,6 +23,7 @@ from foundation.learning.learner import Learner, LearningStats
 from foundation.learning.schedules import value_at
 from foundation.report import Reporter
 from foundation.run_state import DatasetShards, latest_checkpoint, restore, save_latest, student_checkpoint
+from foundation.run_summary import final_summary
 from foundation.stopwatch import Stopwatch
 from foundation.students import make_student
 
@@ -28,7 +31,7 @@ MakeEvalEnv = Callable[[int], Any]
 """Builds an evaluation environment of the wanted number of environments."""
 
 MAX_EVAL_ENVS = 4096
-EVAL_SEED, FINAL_SEED = 1_000_003, 2_000_003
+EVAL_SEED = 1_000_003
 
 
 class DistillationRunner:
@@ -175,9 +178,9 @@ class DistillationRunner:
         return (epoch + 1) % interval == 0 or epoch + 1 == self.cfg.n_epochs
 
     def _evaluate_student(self) -> dict[str, float]:
-        actor = StudentActor(self.learner.policy, self.student_obs)
+        actor = PolicyActor(self.learner.policy, self.student_obs)
         probe = None
-        if getattr(self.teacher, "state_size", 0) == 0:
+        if self.teacher.state_size == 0:
             probe = DivergenceProbe(
                 self.teacher, self.teacher_obs, self.learner.policy, self.student_obs, self.label_bound
             )
@@ -239,13 +242,12 @@ class DistillationRunner:
         with self.stopwatch.stage("baselines"):
             results = measure_baselines(
                 self.eval_env(),
-                TeacherActor(self.teacher, self.teacher_obs),
+                PolicyActor(self.teacher, self.teacher_obs),
                 self.cfg.num_eval_episodes,
                 self.cfg.seed + EVAL_SEED,
                 shared_rollout=self.make_eval_env is None,
                 poll=self.poll,
             )
-        self.teacher.reset()
         self.baselines = {name: result.summary() for name, result in results.items()}
         self.reporter.baselines(self.baselines)
         score, floor = self.baselines["teacher"]["mean_return"], self.cfg.teacher.min_return
@@ -258,49 +260,12 @@ class DistillationRunner:
     def _finish(self) -> dict[str, Any]:
         self.run_dir.save_checkpoint("final_student.pt", student_checkpoint(self, self.epoch - 1))
         with self.stopwatch.stage("final_evaluation"):
-            summary = self._final_measurement()
+            summary = final_summary(self)
         summary |= {"wall_seconds": self.stopwatch.wall, "cpu_seconds": self.stopwatch.cpu}
         self.run_dir.write_summary(summary)
         self.shards.remove()
         self.reporter.end(summary)
         return summary
-
-    def _final_measurement(self) -> dict[str, Any]:
-        """Measure best student and teacher on fresh seeds: the figures that a summary quotes."""
-        best = self.run_dir.load_checkpoint("best_student.pt", map_location=str(self.env.device))
-        self.learner.policy.load_state_dict(best["model_state_dict"])
-        many = self.make_eval_env is not None
-        episodes = self.cfg.final_eval_episodes if many else self.cfg.num_eval_episodes
-        env = self.eval_env(episodes)
-        seed = self.cfg.seed + FINAL_SEED
-        student_result = evaluate(
-            env, StudentActor(self.learner.policy, self.student_obs), episodes, seed, poll=self.poll
-        )
-        student = student_result.summary()
-        teacher = self.baselines["teacher"]
-        if many:
-            teacher = evaluate(env, TeacherActor(self.teacher, self.teacher_obs), episodes, seed, poll=self.poll)
-            teacher = teacher.summary()
-        return {
-            "task": self.cfg.task,
-            "best_epoch": self.best_epoch + 1,
-            "teacher": teacher,
-            "student": student | {"return_interval_95": student_result.return_interval},
-            "teacher_return": teacher["mean_return"],
-            "best_student_return": student["mean_return"],
-            **scores(student["mean_return"], teacher["mean_return"], self.baselines["random"]["mean_return"]),
-            "success_rate": student["success_rate"],
-            "position_error": student.get("position_error"),
-            "final_eval_episodes": len(student_result.returns),
-            "baselines": self.baselines,
-            "epochs": self.epoch,
-            "env_steps": self.env_steps,
-            "dataset_rows": len(self.dataset),
-            "parameters": {
-                "student": sum(p.numel() for p in self.student.parameters()),
-                "teacher": getattr(self.teacher, "num_parameters", None),
-            },
-        }
 
     # -- construction -------------------------------------------------------------------------------------------
 
@@ -323,51 +288,30 @@ class DistillationRunner:
             )
 
     def _make_dataset(self) -> DistillationDataset:
-        cfg, env = self.cfg.dataset, self.env
-        fields = self._probe_outputs()
-        window = self.sequence_length
-        chunk = cfg.chunk_steps or window * max(1, round(32 / window))
-        stored = self.student.state_size if window > 1 and cfg.sequence_start == "stored" else 0
-        row_bytes = (self.num_obs + sum(fields.values())) * (4 if cfg.dtype == "float32" else 2) + 1
-        within_budget = int(cfg.memory_gb * 1e9 // row_bytes)
-        rounds = math.ceil(self.cfg.num_episodes / env.num_envs) if self.mode == "episodes" else 1
-        longest = max(self.cfg.num_episodes, env.num_envs * rounds) * int(env.max_episode_length)
-        epochs = 1 if self.cfg.on_policy else self.cfg.n_epochs
-        wanted = cfg.size or epochs * (longest + 2 * chunk * env.num_envs)
-        if cfg.size is not None and cfg.size > within_budget:
-            raise UserError(
-                f"dataset.size={cfg.size} rows take {cfg.size * row_bytes / 1e9:.2f} GB, more than dataset.memory_gb="
-                f"{cfg.memory_gb:g}: lower dataset.size, raise dataset.memory_gb, or set dataset.dtype=float16."
-            )
-        return DistillationDataset(
+        return make_dataset(
+            self.cfg,
+            self.env,
             self.num_obs,
-            env.num_envs,
-            min(wanted, within_budget),
-            fields,
-            chunk_steps=chunk,
-            window_steps=window,
-            state_size=stored,
-            device=cfg.device or env.device,
-            dtype=cfg.dtype,
-            eviction=cfg.eviction,
-            seed=self.cfg.seed,
+            self._probe_outputs(),
+            mode=self.mode,
+            window_steps=self.sequence_length,
+            state_size=self.student.state_size,
         )
 
     @torch.no_grad()
     def _probe_outputs(self) -> dict[str, int]:
         """Ask teacher and student once for their outputs: which are there, and how large."""
         obs = self.env.get_observations()
-        teacher = self.teacher.output(self.teacher_obs(obs))
-        self.teacher.reset()
-        state = self.student.initial_state(self.env.num_envs, self.env.device)
-        student = self.student.step(self.student_obs(obs), state)[0]
-        self.learner.check_outputs(student, teacher)
+        teacher = PolicyActor(self.teacher, self.teacher_obs).output(self.teacher_obs(obs))
+        student = PolicyActor(self.student, self.student_obs).output(self.student_obs(obs))
+        self.learner.prepare(student, teacher)
         wanted = self.learner.target_fields()
-        return {name: value.shape[-1] for name, value in teacher._asdict().items() if name in wanted and value is not None}
+        return {
+            name: value.shape[-1] for name, value in teacher._asdict().items() if name in wanted and value is not None
+        }
 
 
 def _as_evaluation(collected: CollectionStats) -> EvaluationResult:
     metrics = dict(collected.metrics)
     success = metrics.pop("success", collected.time_outs)
     return EvaluationResult(collected.returns, collected.lengths, success.bool(), metrics, collected.env_steps)
-

@@ -32,21 +32,6 @@ class Policy(Protocol):
         ...
 
 
-class TeacherPolicy(Protocol):
-    """What collection and evaluation need of a teacher (``TeacherPolicyWrapper`` or an ensemble)."""
-
-    num_obs: int
-    num_actions: int
-
-    def output(self, obs: torch.Tensor) -> PolicyOutput:
-        """Return the teacher's outputs; its memory is kept per environment."""
-        ...
-
-    def reset(self, dones: torch.Tensor | None = None) -> None:
-        """Forget the memory of finished episodes, or of all."""
-        ...
-
-
 class Actor(Protocol):
     """Acts on the environment's observation groups."""
 
@@ -59,47 +44,34 @@ class Actor(Protocol):
         ...
 
 
-class StudentActor:
-    """The deterministic student; its memory, if any, is held here and never inside the module."""
+class PolicyActor:
+    """A deterministic policy, teacher or student. Its memory, if any, is held here and never inside the module."""
 
-    def __init__(self, student: Policy, selector: ObsSelector):
-        self.student, self.selector = student, selector
+    def __init__(self, policy: Policy, selector: ObsSelector):
+        self.policy, self.selector = policy, selector
         self.state: torch.Tensor | None = None
-        self._fresh = True
 
     def reset(self, dones: torch.Tensor | None = None) -> None:
         """Begin new episodes where ``dones`` (num_envs,), or everywhere."""
         if dones is None:
-            self._fresh, self.state = True, None
+            self.state = None
         elif self.state is not None:
-            self.state = self.student.reset_state(self.state, dones)
+            self.state = self.policy.reset_state(self.state, dones)
 
     def act(self, obs: TensorDict) -> torch.Tensor:
         """Return the mean actions. Shape: (num_envs, num_actions)."""
         return self.output(self.selector(obs)).mean
 
     def output(self, obs: torch.Tensor) -> PolicyOutput:
-        """Return the student's outputs for its own observations (num_envs, num_obs)."""
-        if self._fresh:
-            self.state = self.student.initial_state(obs.shape[0], obs.device)
-            self._fresh = False
-        output, self.state = self.student.step(obs, self.state)
+        """Return the outputs for observations that are selected already (num_envs, num_obs)."""
+        output, self.state = self.policy.step(obs, self.current_state(obs))
         return output
 
-
-class TeacherActor:
-    """The deterministic teacher."""
-
-    def __init__(self, teacher: TeacherPolicy, selector: ObsSelector):
-        self.teacher, self.selector = teacher, selector
-
-    def reset(self, dones: torch.Tensor | None = None) -> None:
-        """Begin new episodes where ``dones`` (num_envs,), or everywhere."""
-        self.teacher.reset(dones)
-
-    def act(self, obs: TensorDict) -> torch.Tensor:
-        """Return the mean actions. Shape: (num_envs, num_actions)."""
-        return self.teacher.output(self.selector(obs)).mean
+    def current_state(self, obs: torch.Tensor) -> torch.Tensor | None:
+        """Return the memory before the next step; None for a policy without. Shape: (num_envs, state_size)."""
+        if self.state is None and self.policy.state_size:
+            self.state = self.policy.initial_state(obs.shape[0], obs.device)
+        return self.state
 
 
 class ZeroActor:

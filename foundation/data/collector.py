@@ -4,110 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 
 from foundation.config.distillation_cfg import CollectionCfg
-from foundation.data.actors import Policy, StudentActor, TeacherPolicy
+from foundation.data.actors import Policy, PolicyActor
 from foundation.data.dataset import DistillationDataset
+from foundation.data.episodes import CollectionStats, EpisodeTracker, merge_stats
 from foundation.data.obs_groups import ObsSelector
 from foundation.errors import UserError
 from foundation.networks.output import PolicyOutput
-
-
-@dataclass
-class CollectionStats:
-    """What an epoch's collection saw. Statistics come from whole episodes alone."""
-
-    returns: torch.Tensor
-    """Return of each finished episode. Shape: (num_episodes,)."""
-    lengths: torch.Tensor
-    """Length of each finished episode [env steps]. Shape: (num_episodes,)."""
-    time_outs: torch.Tensor
-    """Whether it ended by time-out. Shape: (num_episodes,)."""
-    env_steps: int
-    """Transitions collected, over all environments."""
-    slots: list[int] = field(default_factory=list)
-    """Chunks written."""
-    log: dict[str, float] = field(default_factory=dict)
-    """Means of ``extras["log"]``."""
-    metrics: dict[str, torch.Tensor] = field(default_factory=dict)
-    """``extras["episode_metrics"]`` of the finished episodes, each (num_episodes,)."""
-
-
-class EpisodeTracker:
-    """Adds up returns per environment and records the episodes that end, without a host sync per step."""
-
-    def __init__(self, num_envs: int, chunk_steps: int, device: torch.device | str):
-        self.returns = torch.zeros(num_envs, device=device)
-        self.lengths = torch.zeros(num_envs, device=device)
-        self.whole = torch.ones(num_envs, dtype=torch.bool, device=device)
-        self.counts = torch.zeros(num_envs, device=device)
-        self.quota = math.inf
-        shape = (chunk_steps, num_envs)
-        self._returns = torch.zeros(shape, device=device)
-        self._lengths = torch.zeros(shape, device=device)
-        self._ended = torch.zeros(shape, dtype=torch.bool, device=device)
-        self._whole = torch.zeros(shape, dtype=torch.bool, device=device)
-        self._time_outs = torch.zeros(shape, dtype=torch.bool, device=device)
-        self._metrics: list[dict[str, torch.Tensor]] = []
-
-    def add(self, step: int, rewards: torch.Tensor, dones: torch.Tensor, extras: dict[str, Any]) -> None:
-        """Count one env step. Shapes: (num_envs,)."""
-        self.returns.add_(rewards)
-        self.lengths.add_(1.0)
-        self._returns[step].copy_(self.returns)
-        self._lengths[step].copy_(self.lengths)
-        self._ended[step].copy_(dones)
-        torch.logical_and(self.whole, self.counts < self.quota, out=self._whole[step])
-        time_outs = extras.get("time_outs")
-        if time_outs is not None:
-            self._time_outs[step].copy_(time_outs)
-        metrics = extras.get("episode_metrics") or {}
-        self._metrics.append({name: value.clone() for name, value in metrics.items()})
-        self.counts.add_(dones)
-        self.returns.masked_fill_(dones, 0.0)
-        self.lengths.masked_fill_(dones, 0.0)
-        self.whole.logical_or_(dones)
-
-    def cut(self) -> None:
-        """Episodes in progress are not whole: they never enter a statistic."""
-        self.whole.fill_(False)
-
-    def restart(self, quota: float = math.inf) -> None:
-        """Every environment was reset: all episodes begin now, and each environment's first ``quota`` count."""
-        self.quota = quota
-        self.counts.zero_()
-        self.returns.zero_()
-        self.lengths.zero_()
-        self.whole.fill_(True)
-
-    def drain(self) -> tuple[int, dict[str, torch.Tensor]]:
-        """Return how many episodes ended since the last call, and the whole ones among them (one host sync).
-
-        With a quota, only the episodes within it are counted: counting whichever end first would favour short ones.
-        """
-        mask = self._ended & self._whole
-        ended = int((mask if self.quota < math.inf else self._ended).sum())
-        out = {"returns": self._returns[mask], "lengths": self._lengths[mask], "time_outs": self._time_outs[mask]}
-        if self._metrics and self._metrics[0]:
-            for name in self._metrics[0]:
-                out["metric/" + name] = torch.stack([m[name] for m in self._metrics])[mask]
-        self._metrics = []
-        self._ended.zero_()
-        return ended, out
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return what a chunk's end carries over."""
-        return {"returns": self.returns, "lengths": self.lengths, "whole": self.whole}
-
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        for name in ("returns", "lengths", "whole"):
-            getattr(self, name).copy_(state[name])
 
 
 class Collector:
@@ -132,7 +40,7 @@ class Collector:
     def __init__(
         self,
         env: Any,
-        teacher: TeacherPolicy,
+        teacher: Policy,
         student: Policy,
         dataset: DistillationDataset,
         teacher_obs: ObsSelector,
@@ -145,12 +53,12 @@ class Collector:
         label_bound: float | None = None,
         teacher_deterministic: bool = True,
     ):
-        self.env, self.teacher, self.dataset = env, teacher, dataset
+        self.env, self.dataset = env, dataset
         self.teacher_obs, self.student_obs = teacher_obs, student_obs
         self.cfg, self.mode, self.num_episodes = cfg or CollectionCfg(), mode, num_episodes
         self.seed, self.label_bound, self.teacher_deterministic = seed, label_bound, teacher_deterministic
         device = env.device
-        self.student = StudentActor(student, student_obs)
+        self.teacher, self.student = PolicyActor(teacher, teacher_obs), PolicyActor(student, student_obs)
         self.tracker = EpisodeTracker(env.num_envs, dataset.chunk_steps, device)
         self.generator = torch.Generator(device).manual_seed(seed)
         self.rounds = math.ceil(num_episodes / env.num_envs)
@@ -192,7 +100,7 @@ class Collector:
             slots = [kept for kept in slots if kept != slot] + [slot]
             logs.append(last_log)
             if ended >= wanted:
-                return _merge(drained, env_steps, slots, logs)
+                return merge_stats(drained, env_steps, slots, logs)
         raise UserError(
             f"Only {ended} of {wanted} episodes ended within {self.env.max_episode_length} env steps each: check the "
             "environment's time-outs."
@@ -221,6 +129,7 @@ class Collector:
             int(self.env.max_episode_length), (self.env.num_envs,), generator=self.generator, device=self.env.device
         )
         self.env.episode_length_buf = lengths.to(self.env.episode_length_buf.dtype)
+        self._obs = self.env.get_observations()
         self.tracker.cut()
 
     def _redraw_drivers(self, where: torch.Tensor, beta: float) -> None:
@@ -241,7 +150,7 @@ class Collector:
         for step in range(dataset.chunk_steps):
             student_obs = self.student_obs(obs)
             label = self.teacher.output(self.teacher_obs(obs))
-            state = self._student_state(student_obs) if dataset.states is not None else None
+            state = self.student.current_state(student_obs) if dataset.states is not None else None
             student = self.student.output(student_obs) if student_steps else None
             dataset.write(step, student_obs, self._clip(label), self.resets, None, state)
             obs, rewards, dones, extras = env.step(self._actions(label, student, beta))
@@ -258,11 +167,6 @@ class Collector:
         dataset.commit_chunk()
         return slot, dict(extras.get("log") or {})
 
-    def _student_state(self, obs: torch.Tensor) -> torch.Tensor | None:
-        if self.student.state is None:
-            return self.student.student.initial_state(obs.shape[0], obs.device)
-        return self.student.state
-
     def _clip(self, label: PolicyOutput) -> PolicyOutput:
         if self.label_bound is None:
             return label
@@ -272,7 +176,7 @@ class Collector:
         """Return what is executed; noise goes here and never into the labels."""
         actions = label.mean
         if not self.teacher_deterministic and label.std is not None and beta > 0.0:
-            actions = actions + label.std * self._randn_like(actions)
+            actions = self._sample(label)
         if student is not None and beta < 1.0:
             actions = (
                 torch.where(self.teacher_drives.unsqueeze(-1), actions, student.mean) if beta > 0.0 else student.mean
@@ -286,23 +190,35 @@ class Collector:
             actions = torch.where(explore, uniform, actions)
         return actions
 
+    def _sample(self, label: PolicyOutput) -> torch.Tensor:
+        sample = getattr(self.teacher.policy, "sample", None)
+        if sample is not None:
+            return sample(label, self.generator)
+        assert label.std is not None
+        return label.mean + label.std * self._randn_like(label.mean)
+
     def _randn_like(self, tensor: torch.Tensor) -> torch.Tensor:
         return torch.randn(tensor.shape, generator=self.generator, device=tensor.device)
 
     def _check_finite(self, slot: int, reward_sum: torch.Tensor) -> None:
         """Stop on NaN or infinity before the chunk counts (one host sync per chunk)."""
         rows = self.dataset.rows[slot]
-        if bool(torch.isfinite(rows).all() & torch.isfinite(reward_sum).all()):
+        finite = torch.isfinite(rows)
+        if bool(finite.all() & torch.isfinite(reward_sum).all()):
             return
-        if not bool(torch.isfinite(rows[..., self.dataset.columns["obs"]]).all()):
+        # NaN spreads from teacher to environment and back: what was spoiled at the first bad step began it.
+        steps = (~finite).any(dim=-1).any(dim=-1).nonzero()
+        if len(steps) == 0:
+            raise UserError("The environment returned NaN or infinite rewards.")
+        first = finite[int(steps[0])]
+        if not bool(first[:, self.dataset.columns["obs"]].all()):
             groups = ", ".join(self.student_obs.groups)
             raise UserError(f"The environment returned NaN or infinite observations (group {groups}): check its reset.")
-        for name in self._stored:
-            if not bool(torch.isfinite(rows[..., self.dataset.columns[name]]).all()):
-                raise UserError(
-                    f"The teacher's output '{name}' is NaN or infinite: check its observation groups and normaliser."
-                )
-        raise UserError("The environment returned NaN or infinite rewards.")
+        name = next(name for name in self._stored if not bool(first[:, self.dataset.columns[name]].all()))
+        raise UserError(
+            f"The teacher's output '{name}' is NaN or infinite: check its normaliser and its observation groups "
+            f"({', '.join(self.teacher_obs.groups)})."
+        )
 
     def _most_chunks(self) -> int:
         """Return how many chunks suffice if every episode ends in time."""
@@ -312,13 +228,14 @@ class Collector:
     def state_dict(self) -> dict[str, Any]:
         """Return what an exact resume needs, the environment's own state included where it can give it."""
         state: dict[str, Any] = {"generator": self.generator.get_state(), "beta": self._beta}
+        state["begun"] = self._obs is not None
         if self.mode == "steps" and self._obs is not None and hasattr(self.env, "state_dict"):
             state["env"] = self.env.state_dict()
             state["tracker"] = self.tracker.state_dict()
-            state["resets"] = self.resets
-            state["teacher_drives"] = self.teacher_drives
+            state["resets"] = self.resets.clone()
+            state["teacher_drives"] = self.teacher_drives.clone()
             state["student_state"] = self.student.state
-            state["teacher_state"] = getattr(self.teacher, "state", None)
+            state["teacher_state"] = self.teacher.state
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
@@ -329,7 +246,7 @@ class Collector:
         """
         self.generator.set_state(state["generator"])
         self._beta = state["beta"]
-        if self.mode == "episodes":
+        if self.mode == "episodes" or not state["begun"]:
             return True
         if "env" not in state or not hasattr(self.env, "load_state_dict"):
             return False
@@ -337,39 +254,16 @@ class Collector:
         self.tracker.load_state_dict(state["tracker"])
         self.resets.copy_(state["resets"])
         self.teacher_drives.copy_(state["teacher_drives"])
-        self.student.reset()
-        self.teacher.reset()
-        if state["student_state"] is not None:
-            self.student.state, self.student._fresh = state["student_state"].to(self.env.device), False
-        if state["teacher_state"] is not None:
-            self.teacher.state = state["teacher_state"].to(self.env.device)  # type: ignore[attr-defined]  # recurrent
+        for actor, name in ((self.student, "student_state"), (self.teacher, "teacher_state")):
+            memory = state[name]
+            actor.state = None if memory is None else memory.to(self.env.device)
         self._obs = self.env.get_observations()
         return True
 
 
-def _merge(
-    drained: list[dict[str, torch.Tensor]], env_steps: int, slots: list[int], logs: list[dict]
-) -> CollectionStats:
-    merged = {name: torch.cat([d[name] for d in drained]) for name in drained[0]}
-    metrics = {name.removeprefix("metric/"): merged[name] for name in merged if name.startswith("metric/")}
-    return CollectionStats(
-        merged["returns"], merged["lengths"], merged["time_outs"], env_steps, slots, mean_log(logs), metrics
-    )
-
-
-def mean_log(logs: list[dict]) -> dict[str, float]:
-    """Average ``extras["log"]`` dictionaries; entries are numbers or one-element tensors."""
-    values: dict[str, list[float]] = {}
-    for log in logs:
-        for name, value in log.items():
-            values.setdefault(str(name), []).append(float(value))
-    means = {name: math.fsum(numbers) / len(numbers) for name, numbers in values.items()}
-    return {name: mean for name, mean in means.items() if math.isfinite(mean)}
-
-
 def collect_episodes(
     env: Any,
-    teacher: TeacherPolicy,
+    teacher: Policy,
     dataset: DistillationDataset,
     num_episodes: int,
     *,

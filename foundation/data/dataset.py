@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 
+from foundation.data.memory import check_memory
 from foundation.data.sampling import draw_without_replacement
 from foundation.errors import UserError
 from foundation.networks.output import PolicyOutput
@@ -73,9 +73,7 @@ class DistillationDataset:
         seed: int = 0,
     ):
         if chunk_steps % window_steps:
-            raise UserError(
-                f"dataset.chunk_steps={chunk_steps} must be a multiple of sequence_length={window_steps}."
-            )
+            raise UserError(f"dataset.chunk_steps={chunk_steps} must be a multiple of sequence_length={window_steps}.")
         self.num_obs, self.num_envs = num_obs, num_envs
         self.chunk_steps, self.window_steps = chunk_steps, window_steps
         self.device, self.dtype, self.eviction = torch.device(device), DTYPES[dtype], eviction
@@ -301,32 +299,3 @@ def _columns(num_obs: int, targets: dict[str, int]) -> dict[str, slice]:
             columns[name] = slice(start, start + targets[name])
             start += targets[name]
     return columns
-
-
-def check_memory(num_bytes: int, device: torch.device) -> None:
-    """Refuse a storage that would not fit, before it is allocated.
-
-    Raises:
-        UserError: With the size and what to change.
-    """
-    if device.type == "cuda":
-        available = torch.cuda.mem_get_info(device)[0]
-    else:
-        available = available_host_memory()
-    if num_bytes > available:
-        raise UserError(
-            f"The dataset would take {num_bytes / 1e9:.2f} GB but {device} has {available / 1e9:.2f} GB free: lower "
-            "dataset.size or dataset.memory_gb, or store it as dataset.dtype=float16."
-        )
-
-
-def available_host_memory() -> float:
-    """Return the memory that this process can still take [bytes]; infinite where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return float(line.split()[1]) * 1024.0
-    except OSError:
-        pass
-    return math.inf

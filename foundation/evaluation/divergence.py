@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from tensordict import TensorDict
 
-from foundation.data.actors import TeacherPolicy
+from foundation.data.actors import Policy
 from foundation.data.obs_groups import ObsSelector
 from foundation.networks.output import PolicyOutput
 
@@ -54,9 +53,9 @@ class DivergenceProbe:
 
     def __init__(
         self,
-        teacher: TeacherPolicy,
+        teacher: Policy,
         teacher_obs: ObsSelector,
-        student: Any,
+        student: Policy,
         student_obs: ObsSelector,
         bound: float | None,
         interval: int = 10,
@@ -76,7 +75,7 @@ class DivergenceProbe:
         self._steps += 1
         if self._steps % self.interval != 1:
             return
-        label = self.teacher.output(self.teacher_obs(obs))
+        label = self.teacher.step(self.teacher_obs(obs), None)[0]
         self._squares.append((self._clip(actions) - self._clip(label.mean)).square().mean())
         if label.std is not None and self.student.state_size == 0:
             student = self.student.step(self.student_obs(obs), None)[0]

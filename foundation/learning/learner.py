@@ -52,6 +52,7 @@ class Learner:
         names = {cfg.loss.name: 1.0, **cfg.loss.auxiliary}
         self.terms: list[tuple[LossSpec, float]] = [(loss_spec(name), weight) for name, weight in names.items()]
         self.optimizer = _make_optimizer(student, cfg)
+        self.adapter: nn.Linear | None = None
         self.average = copy.deepcopy(student).requires_grad_(False) if cfg.optimizer.ema_decay else None
 
     @property
@@ -63,8 +64,8 @@ class Learner:
         """Return which of the teacher's outputs the losses read."""
         return {"mean"}.union(*(spec.teacher for spec, _ in self.terms))
 
-    def check_outputs(self, student: PolicyOutput, teacher: PolicyOutput) -> None:
-        """Check once that student and teacher have what the losses read.
+    def prepare(self, student: PolicyOutput, teacher: PolicyOutput) -> None:
+        """Check once that student and teacher have what the losses read; make the adapter that ``feature`` wants.
 
         Raises:
             UserError: Naming the loss, what is missing, and what to use instead.
@@ -74,6 +75,11 @@ class Learner:
                 missing = [name for name in wanted if getattr(output, name) is None]
                 if missing and output.logits is None:
                     raise UserError(_missing_output(spec.name, who, missing[0]))
+        if "features" in self.target_fields() and self.adapter is None:
+            assert student.features is not None and teacher.features is not None
+            sizes = student.features.shape[-1], teacher.features.shape[-1]
+            adapter = self.adapter = nn.Linear(*sizes, device=student.features.device)
+            self.optimizer.add_param_group({"params": list(adapter.parameters())})
 
     @torch.no_grad()
     def fit_normalizer(self, obs: torch.Tensor) -> None:
@@ -127,6 +133,8 @@ class Learner:
 
     def _update(self, batch: Minibatch, params: LossParams) -> torch.Tensor:
         output = self._forward(batch)
+        if self.adapter is not None and output.features is not None:
+            output = output._replace(features=self.adapter(output.features))
         weights = self._weights(batch)
         values = []
         for spec, _ in self.terms:
@@ -168,8 +176,8 @@ class Learner:
     def _update_average(self) -> None:
         assert self.average is not None
         decay = self.cfg.optimizer.ema_decay or 0.0
-        averaged, current = list(self.average.parameters()), list(self.student.parameters())
-        torch._foreach_lerp_(averaged, current, 1.0 - decay)
+        for averaged, current in zip(self.average.parameters(), self.student.parameters(), strict=True):
+            averaged.lerp_(current, 1.0 - decay)
 
     def _set_learning_rate(self, epoch: int) -> float:
         schedule = self.cfg.optimizer.lr_schedule
@@ -190,6 +198,8 @@ class Learner:
         state: dict[str, Any] = {"optimizer_state_dict": self.optimizer.state_dict()}
         if self.average is not None:
             state["training_state_dict"] = self.student.state_dict()
+        if self.adapter is not None:
+            state["adapter_state_dict"] = self.adapter.state_dict()
         return state
 
     def load_state_dict(self, model: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
@@ -202,6 +212,8 @@ class Learner:
         self.policy.load_state_dict(model)
         if self.average is not None:
             self.student.load_state_dict(state["training_state_dict"])
+        if self.adapter is not None:
+            self.adapter.load_state_dict(state["adapter_state_dict"])
         self.optimizer.load_state_dict(state["optimizer_state_dict"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 from foundation.config.distillation_cfg import ScheduleCfg
 from foundation.errors import UserError, suggest
@@ -33,7 +34,7 @@ def _piecewise(cfg: ScheduleCfg, progress: float, epoch: int) -> float:
         raise UserError("A piecewise schedule needs points, e.g. points=[[0,1.0],[50,0.1]].")
     if epoch <= points[0][0]:
         return points[0][1]
-    for (left, low), (right, high) in zip(points, points[1:], strict=False):
+    for (left, low), (right, high) in pairwise(points):
         if epoch < right:
             return low + (high - low) * (epoch - left) / (right - left)
     return points[-1][1]

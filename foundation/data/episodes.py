@@ -1,0 +1,122 @@
+"""Episodes of an epoch: adding up, and which of them count."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass
+class CollectionStats:
+    """What an epoch's collection saw. Statistics come from whole episodes alone."""
+
+    returns: torch.Tensor
+    """Return of each finished episode. Shape: (num_episodes,)."""
+    lengths: torch.Tensor
+    """Length of each finished episode [env steps]. Shape: (num_episodes,)."""
+    time_outs: torch.Tensor
+    """Whether it ended by time-out. Shape: (num_episodes,)."""
+    env_steps: int
+    """Transitions collected, over all environments."""
+    slots: list[int] = field(default_factory=list)
+    """Chunks written."""
+    log: dict[str, float] = field(default_factory=dict)
+    """Means of ``extras["log"]``."""
+    metrics: dict[str, torch.Tensor] = field(default_factory=dict)
+    """``extras["episode_metrics"]`` of the finished episodes, each (num_episodes,)."""
+
+
+class EpisodeTracker:
+    """Adds up returns per environment and records the episodes that end, without a host sync per step."""
+
+    def __init__(self, num_envs: int, chunk_steps: int, device: torch.device | str):
+        self.returns = torch.zeros(num_envs, device=device)
+        self.lengths = torch.zeros(num_envs, device=device)
+        self.whole = torch.ones(num_envs, dtype=torch.bool, device=device)
+        self.counts = torch.zeros(num_envs, device=device)
+        self.quota = math.inf
+        shape = (chunk_steps, num_envs)
+        self._returns = torch.zeros(shape, device=device)
+        self._lengths = torch.zeros(shape, device=device)
+        self._ended = torch.zeros(shape, dtype=torch.bool, device=device)
+        self._whole = torch.zeros(shape, dtype=torch.bool, device=device)
+        self._time_outs = torch.zeros(shape, dtype=torch.bool, device=device)
+        self._metrics: list[dict[str, torch.Tensor]] = []
+
+    def add(self, step: int, rewards: torch.Tensor, dones: torch.Tensor, extras: dict[str, Any]) -> None:
+        """Count one env step. Shapes: (num_envs,)."""
+        self.returns.add_(rewards)
+        self.lengths.add_(1.0)
+        self._returns[step].copy_(self.returns)
+        self._lengths[step].copy_(self.lengths)
+        self._ended[step].copy_(dones)
+        torch.logical_and(self.whole, self.counts < self.quota, out=self._whole[step])
+        time_outs = extras.get("time_outs")
+        if time_outs is not None:
+            self._time_outs[step].copy_(time_outs)
+        metrics = extras.get("episode_metrics") or {}
+        self._metrics.append({name: value.clone() for name, value in metrics.items()})
+        self.counts.add_(dones)
+        self.returns.masked_fill_(dones, 0.0)
+        self.lengths.masked_fill_(dones, 0.0)
+        self.whole.logical_or_(dones)
+
+    def cut(self) -> None:
+        """Episodes in progress are not whole: they never enter a statistic."""
+        self.whole.fill_(False)
+
+    def restart(self, quota: float = math.inf) -> None:
+        """Every environment was reset: all episodes begin now, and each environment's first ``quota`` count."""
+        self.quota = quota
+        self.counts.zero_()
+        self.returns.zero_()
+        self.lengths.zero_()
+        self.whole.fill_(True)
+
+    def drain(self) -> tuple[int, dict[str, torch.Tensor]]:
+        """Return how many episodes ended since the last call, and the whole ones among them (one host sync).
+
+        With a quota, only the episodes within it are counted: counting whichever end first would favour short ones.
+        """
+        mask = self._ended & self._whole
+        ended = int((mask if self.quota < math.inf else self._ended).sum())
+        out = {"returns": self._returns[mask], "lengths": self._lengths[mask], "time_outs": self._time_outs[mask]}
+        if self._metrics and self._metrics[0]:
+            for name in self._metrics[0]:
+                out["metric/" + name] = torch.stack([m[name] for m in self._metrics])[mask]
+        self._metrics = []
+        self._ended.zero_()
+        return ended, out
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return what a chunk's end carries over."""
+        return {"returns": self.returns.clone(), "lengths": self.lengths.clone(), "whole": self.whole.clone()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        for name in ("returns", "lengths", "whole"):
+            getattr(self, name).copy_(state[name])
+
+
+def merge_stats(
+    drained: list[dict[str, torch.Tensor]], env_steps: int, slots: list[int], logs: list[dict]
+) -> CollectionStats:
+    """Put the chunks of an epoch together; ``drained`` is what :meth:`EpisodeTracker.drain` returned for each."""
+    merged = {name: torch.cat([d[name] for d in drained]) for name in drained[0]}
+    metrics = {name.removeprefix("metric/"): merged[name] for name in merged if name.startswith("metric/")}
+    return CollectionStats(
+        merged["returns"], merged["lengths"], merged["time_outs"], env_steps, slots, mean_log(logs), metrics
+    )
+
+
+def mean_log(logs: list[dict]) -> dict[str, float]:
+    """Average ``extras["log"]`` dictionaries; entries are numbers or one-element tensors."""
+    values: dict[str, list[float]] = {}
+    for log in logs:
+        for name, value in log.items():
+            values.setdefault(str(name), []).append(float(value))
+    means = {name: math.fsum(numbers) / len(numbers) for name, numbers in values.items()}
+    return {name: mean for name, mean in means.items() if math.isfinite(mean)}

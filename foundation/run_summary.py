@@ -1,0 +1,56 @@
+"""The figures that a run is quoted by: its best student and its teacher, on seeds that no choice was made with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from foundation.data.actors import PolicyActor
+from foundation.evaluation.baselines import scores
+from foundation.evaluation.evaluate import evaluate
+
+if TYPE_CHECKING:
+    from foundation.runner import DistillationRunner
+
+FINAL_SEED = 2_000_003
+
+
+def final_summary(runner: DistillationRunner) -> dict[str, Any]:
+    """Measure the best student, and where it is cheap the teacher, on fresh seeds.
+
+    Args:
+        runner: A run whose ``best_student.pt`` is written. Its policy holds the best student's weights afterwards.
+
+    Returns:
+        Plain values for ``summary.json``, the stages' seconds left out.
+    """
+    cfg, policy = runner.cfg, runner.learner.policy
+    best = runner.run_dir.load_checkpoint("best_student.pt", map_location=str(runner.env.device))
+    policy.load_state_dict(best["model_state_dict"])
+    cheap = runner.make_eval_env is not None
+    episodes = cfg.final_eval_episodes if cheap else cfg.num_eval_episodes
+    env, seed = runner.eval_env(episodes), cfg.seed + FINAL_SEED
+    measured = evaluate(env, PolicyActor(policy, runner.student_obs), episodes, seed, poll=runner.poll)
+    student, teacher = measured.summary(), runner.baselines["teacher"]
+    if cheap:
+        actor = PolicyActor(runner.teacher, runner.teacher_obs)
+        teacher = evaluate(env, actor, episodes, seed, poll=runner.poll).summary()
+    return {
+        "task": cfg.task,
+        "best_epoch": runner.best_epoch + 1,
+        "teacher": teacher,
+        "student": student | {"return_interval_95": measured.return_interval},
+        "teacher_return": teacher["mean_return"],
+        "best_student_return": student["mean_return"],
+        **scores(student["mean_return"], teacher["mean_return"], runner.baselines["random"]["mean_return"]),
+        "success_rate": student["success_rate"],
+        "position_error": student.get("position_error"),
+        "final_eval_episodes": len(measured.returns),
+        "baselines": runner.baselines,
+        "epochs": runner.epoch,
+        "env_steps": runner.env_steps,
+        "dataset_rows": len(runner.dataset),
+        "parameters": {
+            "student": sum(p.numel() for p in policy.parameters()),
+            "teacher": sum(p.numel() for p in runner.teacher.parameters()),
+        },
+    }
