@@ -12,7 +12,7 @@ from foundation.tasks import launching_engine
 def env_cfg() -> Any:
     """Return the environment's configuration for the engine that is launching."""
     if launching_engine() == "isaaclab":
-        from foundation.tasks.point_ctrl import isaaclab_env  # pyright: ignore[reportAttributeAccessIssue]
+        from foundation.tasks.point_ctrl import isaaclab_env
 
         return isaaclab_env.QuadcopterPointCtrlIsaacEnvCfg()
     from foundation.tasks.point_ctrl.env_cfg import QuadcopterPointCtrlEnvCfg
@@ -23,7 +23,7 @@ def env_cfg() -> Any:
 def play_env_cfg() -> Any:
     """Return the configuration for looking at a policy: few environments, no observation noise."""
     if launching_engine() == "isaaclab":
-        from foundation.tasks.point_ctrl import isaaclab_env  # pyright: ignore[reportAttributeAccessIssue]
+        from foundation.tasks.point_ctrl import isaaclab_env
 
         return isaaclab_env.QuadcopterPointCtrlIsaacEnvCfg_PLAY()
     from foundation.tasks.point_ctrl.env_cfg import QuadcopterPointCtrlEnvCfg_PLAY
@@ -39,7 +39,7 @@ def make_env(cfg: Any = None, render_mode: str | None = None, **_: Any) -> Any:
         from foundation.tasks.point_ctrl.torch_env import QuadcopterPointCtrlEnv
 
         return QuadcopterPointCtrlEnv(cfg, render_mode=render_mode)
-    from foundation.tasks.point_ctrl import isaaclab_env  # pyright: ignore[reportAttributeAccessIssue]
+    from foundation.tasks.point_ctrl import isaaclab_env
 
     return isaaclab_env.make_env(cfg, render_mode=render_mode)
 
@@ -58,6 +58,7 @@ for _id, _cfg in (
         kwargs={
             "env_cfg_entry_point": f"{__name__}:{_cfg}",
             "torch_env_entry_point": f"{__name__}.torch_env:QuadcopterPointCtrlEnv",
+            "isaaclab_env_entry_point": f"{__name__}.isaaclab_env:make_env",
             "rsl_rl_cfg_entry_point": f"{_AGENTS}.rsl_rl_ppo_cfg:QuadcopterPointCtrlPPORunnerCfg",
             "rsl_rl_distillation_cfg_entry_point": (
                 f"{_AGENTS}.rsl_rl_distillation_cfg:QuadcopterPointCtrlDistillationRunnerCfg"

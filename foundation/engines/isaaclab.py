@@ -1,0 +1,260 @@
+"""Isaac Lab: any of its tasks, direct, manager-based or multi-agent. 3.0 here; 2.3 in ``isaaclab23``."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+import importlib.metadata
+import importlib.util
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, ClassVar
+
+import gymnasium
+
+from foundation.engines.base import Configure, Engine, LaunchRequest, VecEnv, VideoRequest
+from foundation.errors import UserError, suggest
+from foundation.tasks import launching, resolve_task
+
+logger = logging.getLogger(__name__)
+
+_TASK_GROUP = "isaaclab.tasks"
+"""Entry points of packages that register tasks."""
+_SELECTORS = ("physics", "renderer", "presets")
+"""``name=value`` tokens that choose among a task's presets (Isaac Lab 3.0)."""
+_OLD_FLAGS = ("--enable_cameras",)
+"""Flags of earlier launchers that people still type; 3.0 does without."""
+
+
+class IsaacLabEngine(Engine):
+    """Run tasks of Isaac Lab, ours included, on whatever physics their configuration chooses."""
+
+    name: ClassVar[str] = "isaaclab"
+    envs_per_process: ClassVar[int | None] = 1
+
+    def __init__(self) -> None:
+        self._task: str | None = None
+        self._args = argparse.Namespace()
+
+    # -- what can run here ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def why_not(cls, task: str) -> str | None:
+        """Say why the task cannot run here, or None. Imports the packages that register tasks, starts nothing."""
+        missing = _not_installed()
+        if missing is not None:
+            return missing
+        if _major_version() < 3:
+            return None if task.rpartition(":")[2] else "no task is given"
+        try:
+            _register_tasks()
+            spec = resolve_task(task)
+        except UserError:
+            return f"it does not know '{task}'. {suggest(task.rpartition(':')[2], cls.task_names())}"
+        if not _has_isaaclab_env(spec):
+            return f"task '{spec.id}' has no environment for Isaac Lab"
+        return None
+
+    @classmethod
+    def task_names(cls) -> list[str]:
+        """List the registered tasks, or none where they are known only once Kit runs (2.3)."""
+        if _not_installed() is not None or _major_version() < 3:
+            return []
+        _register_tasks()
+        return sorted(name for name, spec in gymnasium.registry.items() if _has_isaaclab_env(spec))
+
+    @classmethod
+    def add_args(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the launcher's own flags, except those that the command already has."""
+        known = set(parser._option_string_actions)
+        launcher = argparse.ArgumentParser(add_help=False)
+        if _not_installed() is None:
+            _add_launcher_flags(launcher)
+        group = parser.add_argument_group("Isaac Lab launcher")
+        for action in launcher._actions:
+            if not known.intersection(action.option_strings):
+                group._add_action(action)
+                known.update(action.option_strings)
+        for flag in _OLD_FLAGS:
+            if flag not in known:
+                group.add_argument(flag, action="store_true", help="accepted; cameras are found by themselves")
+
+    # -- a session ------------------------------------------------------------------------------------------------
+
+    def launch(self, request: LaunchRequest, configure: Configure) -> AbstractContextManager[tuple[Any, Any]]:
+        """Start what the task's configuration needs (nothing for Newton, Kit for PhysX) and yield the configurations."""
+        missing = _not_installed()
+        if missing is not None:
+            raise UserError(f"--engine isaaclab: {missing}")
+        if _major_version() < 3:
+            from foundation.engines import isaaclab23
+
+            return isaaclab23.session(self, request, configure)
+        return self._session(request, configure)
+
+    @contextmanager
+    def _session(self, request: LaunchRequest, configure: Configure) -> Iterator[tuple[Any, Any]]:
+        from isaaclab.app import launch_simulation
+
+        env_cfg, agent_cfg = self._load(request)
+        self.set_common(env_cfg, num_envs=None, seed=None, device=request.device)
+        set_agent_device(agent_cfg, request.device)
+        configure(env_cfg, agent_cfg)
+        self._args = self._launcher_args(request, str(env_cfg.sim.device))
+        mistake: UserError | None = None
+        with launching(self.name), launch_simulation(env_cfg, self._args):
+            try:
+                yield env_cfg, agent_cfg
+            except UserError as error:  # the launcher would print a traceback
+                mistake = error
+                if "omni" in sys.modules:  # closing Kit ends the process
+                    print(f"error: {error}", file=sys.stderr, flush=True)
+                    raise SystemExit(2) from None
+            finally:
+                self._task = None
+        if mistake is not None:
+            raise mistake
+
+    def _load(self, request: LaunchRequest) -> tuple[Any, Any]:
+        """Read the task's configurations, with the presets that were asked for."""
+        from isaaclab_tasks.utils import resolve_task_config
+
+        _register_tasks()
+        spec = resolve_task(request.task)
+        if not _has_isaaclab_env(spec):
+            raise UserError(f"--engine isaaclab: task '{spec.id}' has no environment for Isaac Lab")
+        if spec.kwargs.get(request.agent_entry_point) is None:
+            entries = [key for key in spec.kwargs if key.endswith("_cfg_entry_point") and not key.startswith("env")]
+            raise UserError(
+                f"task '{spec.id}' has no '{request.agent_entry_point}' (--agent). "
+                f"{suggest(request.agent_entry_point, entries)}"
+            )
+        presets = preset_tokens(request.args)
+        try:
+            with launching(self.name):
+                env_cfg, agent_cfg = resolve_task_config(spec.id, request.agent_entry_point, overrides=presets)
+        except ValueError as error:
+            raise UserError(f"task '{spec.id}': {' '.join(str(error).split())}") from error
+        self._task = spec.id
+        return env_cfg, agent_cfg
+
+    @staticmethod
+    def _launcher_args(request: LaunchRequest, device: str) -> argparse.Namespace:
+        """Copy the flags for the launcher, which writes to what it is given."""
+        args = argparse.Namespace(**copy.deepcopy(vars(request.args)))
+        args.device = device
+        args.distributed = False  # the device is chosen already
+        if request.video and getattr(args, "visualizer", None) is None and not has_kit():
+            args.visualizer = ["newton_gl"]
+        return args
+
+    def set_common(self, env_cfg: Any, *, num_envs: int | None, seed: int | None, device: str | None) -> None:
+        """Set number of environments, seed and device where given."""
+        if num_envs is not None:
+            env_cfg.scene.num_envs = num_envs
+        if seed is not None:
+            env_cfg.seed = seed
+        if device is not None:
+            env_cfg.sim.device = device
+
+    def make_env(self, env_cfg: Any, agent_cfg: Any, *, video: VideoRequest | None = None) -> VecEnv:
+        """Build the process's one environment of the launched task."""
+        if self._task is None:
+            raise RuntimeError("make_env is called inside 'with engine.launch(...)'")
+        return build_env(self._task, env_cfg, agent_cfg, self._args, video)
+
+
+def build_env(task: str, env_cfg: Any, agent_cfg: Any, args: argparse.Namespace, video: VideoRequest | None) -> Any:
+    """Make the gymnasium environment of a launched task, one agent out of many where it has many, and wrap it."""
+    from isaaclab.envs import DirectMARLEnvCfg, multi_agent_to_single_agent
+    from isaaclab_rl.rsl_rl import RslRlVecEnvWrapper
+
+    from foundation.engines.isaaclab_vec_env import IsaacLabVecEnv, RandomState
+
+    if video is not None:
+        from foundation.engines.isaaclab_video import configure_recorder
+
+        configure_recorder(env_cfg, args, video)
+    clip = agent_cfg.get("clip_actions") if isinstance(agent_cfg, dict) else getattr(agent_cfg, "clip_actions", None)
+    random_state = RandomState()
+    with random_state.active():
+        env: Any = gymnasium.make(task, cfg=env_cfg)
+        if isinstance(env_cfg, DirectMARLEnvCfg):
+            env = multi_agent_to_single_agent(env)
+        wrapper = RslRlVecEnvWrapper(env, clip_actions=clip)
+    return IsaacLabVecEnv(wrapper, random_state)
+
+
+def set_agent_device(agent_cfg: Any, device: str) -> None:
+    """Put the agent on the simulation's device; its own default is cuda:0 everywhere."""
+    if isinstance(agent_cfg, dict):
+        agent_cfg["device"] = device
+    else:
+        agent_cfg.device = device
+
+
+def preset_tokens(args: argparse.Namespace) -> list[str]:
+    """Return the ``physics=``, ``renderer=`` and ``presets=`` tokens of the command line, if it kept them."""
+    tokens = getattr(args, "presets", None) or []
+    return [token for token in tokens if token.partition("=")[0] in _SELECTORS]
+
+
+def has_kit() -> bool:
+    """Say whether Isaac Sim is installed."""
+    return importlib.util.find_spec("isaacsim") is not None
+
+
+def _not_installed() -> str | None:
+    """Say what is missing, or None."""
+    if importlib.util.find_spec("isaaclab") is None:
+        return "Isaac Lab is not installed here (README, section Installation)"
+    if _major_version() < 3:
+        return None if has_kit() else "Isaac Lab 2 needs Isaac Sim, which is not installed here"
+    if importlib.util.find_spec("isaaclab_tasks") is None or importlib.util.find_spec("isaaclab_rl") is None:
+        return "the installed Isaac Lab lacks isaaclab_tasks or isaaclab_rl"
+    return None
+
+
+def _major_version() -> int:
+    """Return 2 or 3. Packages from a source checkout of 2.x call themselves 0.x."""
+    try:
+        return 3 if int(importlib.metadata.version("isaaclab").partition(".")[0]) >= 3 else 2
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return 3 if importlib.util.find_spec("isaaclab_newton") is not None else 2
+
+
+def _add_launcher_flags(parser: argparse.ArgumentParser) -> None:
+    argv = sys.argv  # the launcher rewrites it in place
+    sys.argv = list(argv)
+    try:
+        if _major_version() < 3:
+            from isaaclab.app import AppLauncher
+
+            AppLauncher.add_app_launcher_args(parser)
+        else:
+            from isaaclab.app import add_launcher_args
+
+            add_launcher_args(parser)
+    finally:
+        fused, sys.argv = sys.argv, argv
+        if fused != argv:
+            sys.argv[:] = fused
+
+
+def _register_tasks() -> None:
+    """Import Isaac Lab's tasks and those of installed packages. Ours are registered already."""
+    importlib.import_module("isaaclab_tasks")
+    for entry in importlib.metadata.entry_points(group=_TASK_GROUP):
+        if entry.value.partition(".")[0] != "foundation":
+            entry.load()
+
+
+def _has_isaaclab_env(spec: Any) -> bool:
+    """Say whether a task is Isaac Lab's or has an environment for it beside those of other engines."""
+    if "env_cfg_entry_point" not in spec.kwargs:
+        return False
+    others = any(key.endswith("_env_entry_point") for key in spec.kwargs)
+    return not others or "isaaclab_env_entry_point" in spec.kwargs

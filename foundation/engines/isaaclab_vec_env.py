@@ -1,0 +1,153 @@
+"""An Isaac Lab environment as the ``VecEnv`` that everything else relies on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+
+
+class RandomState:
+    """The process's random numbers, kept apart for one user of them.
+
+    Isaac Lab's environments draw from the global generators (and seed them). Inside :meth:`active` these are this
+    object's; outside they go on as if nothing had been drawn. So an evaluation does not disturb learning, and the same
+    seed gives the same episodes whatever else draws numbers.
+    """
+
+    def __init__(self) -> None:
+        self._state = _global_random_state()
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Use this state in the ``with`` block, and put the others' back after it."""
+        outside = _global_random_state()
+        _set_global_random_state(self._state)
+        try:
+            yield
+        finally:
+            self._state = _global_random_state()
+            _set_global_random_state(outside)
+
+
+def _global_random_state() -> tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def _set_global_random_state(state: tuple[Any, ...]) -> None:
+    python, numpy, cpu, cuda = state
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state(cuda)
+
+
+class IsaacLabVecEnv:
+    """Isaac Lab's ``RslRlVecEnvWrapper``, with the promises that it does not make itself.
+
+    * ``get_observations`` is a pure read: it returns what ``reset`` or ``step`` returned (a manager-based environment
+      would draw its noise again, a converted multi-agent one of Isaac Lab 2.3 has no such method).
+    * ``reset(seed)`` starts every episode anew, and the same seed gives the same episodes.
+    * ``extras`` is a dictionary of its own for every step, with ``time_outs`` always there.
+    * Gradients are off around the simulator, and no tensor is made under inference mode.
+    """
+
+    def __init__(self, wrapper: Any, random_state: RandomState):
+        """Take over an ``RslRlVecEnvWrapper`` that has just been made."""
+        self._wrapper, self._random = wrapper, random_state
+        self._env = wrapper.env
+        inner = self._env.unwrapped
+        self._lengths_owner = inner if hasattr(inner, "episode_length_buf") else inner.env
+        """The environment that counts; a converted multi-agent one of Isaac Lab 2.3 keeps it one level down."""
+        self.num_envs = int(wrapper.num_envs)
+        self.num_actions = int(wrapper.num_actions)
+        self.max_episode_length = int(wrapper.max_episode_length)
+        self.device = wrapper.device
+        self.cfg = wrapper.cfg
+        self._finite_horizon = bool(getattr(self.cfg, "is_finite_horizon", False))
+        self._observations: TensorDict | None = None
+        self._closed = False
+        self.reset()
+
+    @property
+    def unwrapped(self) -> Any:
+        """The bare Isaac Lab environment."""
+        return self._env.unwrapped
+
+    @property
+    def episode_length_buf(self) -> torch.Tensor:
+        """Steps into the current episode. Shape: (num_envs,)."""
+        return self._lengths_owner.episode_length_buf
+
+    @episode_length_buf.setter
+    def episode_length_buf(self, value: torch.Tensor) -> None:
+        self._lengths_owner.episode_length_buf.copy_(value)
+
+    def __getattr__(self, name: str) -> Any:
+        """Offer what a task adds to its environment, such as ``position_fields``."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._env.unwrapped, name)
+
+    @torch.no_grad()
+    def reset(self, seed: int | None = None) -> TensorDict:
+        """Begin a new episode in every environment.
+
+        Args:
+            seed: Restarts the environment's random numbers; None goes on with them.
+
+        Returns:
+            Observation groups.
+        """
+        with self._random.active():
+            groups, _ = self._env.reset(seed=seed)
+        return self._observe(groups)
+
+    def get_observations(self) -> TensorDict:
+        """Return the observation groups of the last step or reset."""
+        assert self._observations is not None
+        return self._observations
+
+    @torch.no_grad()
+    def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """Advance every environment; those that end begin a new episode at once.
+
+        Args:
+            actions: Clipped to the agent's ``clip_actions``. Shape: (num_envs, num_actions).
+
+        Returns:
+            Observation groups, rewards (num_envs,), dones (num_envs,), extras.
+        """
+        with self._random.active():
+            groups, rewards, dones, extras = self._wrapper.step(actions.to(self.device))
+        extras = dict(extras)
+        if "time_outs" not in extras:
+            self._add_time_outs(extras)
+        return self._observe(groups), rewards, dones, extras
+
+    def _add_time_outs(self, extras: dict[str, Any]) -> None:
+        """Serve a task of finite horizon, whose time-outs are ends like any other: nothing is bootstrapped from them.
+
+        ``time_outs`` is then false, and reaching the end of the time is the task's ``success`` unless it has its own.
+        """
+        truncated = getattr(self._lengths_owner, "reset_time_outs", None)
+        extras["time_outs"] = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        if isinstance(truncated, torch.Tensor):
+            extras["episode_metrics"] = {"success": truncated.clone(), **extras.get("episode_metrics", {})}
+
+    def _observe(self, groups: Any) -> TensorDict:
+        self._observations = TensorDict(dict(groups.items()), batch_size=[self.num_envs], device=self.device)
+        return self._observations
+
+    def close(self) -> None:
+        """Close the environment; a second time does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._wrapper.close()

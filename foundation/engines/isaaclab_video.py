@@ -1,0 +1,58 @@
+"""Clips in Isaac Lab 3.0, which records by itself: its recorder is set up before the environment is made."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from typing import Any
+
+from foundation.engines.base import VideoRequest
+from foundation.errors import UserError
+
+_RECORDED = ("kit", "newton_gl", "newton_rtx")
+"""Visualizers that give frames; the others stream."""
+
+
+def configure_recorder(env_cfg: Any, args: argparse.Namespace, video: VideoRequest) -> None:
+    """Ask for ``rl-video-step_<index>.mp4`` clips in the wanted folder.
+
+    A task's own recorders are kept, and write there too unless they have a folder of their own.
+    """
+    from isaaclab.envs.utils.video_recorder_cfg import VideoRecorderCfg
+
+    _check_installed()
+    if not getattr(env_cfg, "video_recorders", None):
+        env_cfg.video_recorders = [VideoRecorderCfg(source=_source(env_cfg, args))]
+        env_cfg.video_recorders[0].output_filename_prefix = "rl-video-step"
+    for recorder in env_cfg.video_recorders:
+        if recorder.output_dir is None:
+            recorder.output_dir = str(video.folder)
+        recorder.video_length = video.length
+        recorder.video_interval = video.interval
+
+
+def _source(env_cfg: Any, args: argparse.Namespace) -> str:
+    """Name the visualizer to record: one asked for, else one of the configuration, else Newton's or Kit's window."""
+    asked = getattr(args, "visualizer", None)
+    if asked == []:
+        raise UserError("--video needs a visualizer to record: leave out '--viz none'")
+    names = list(asked or [])
+    if not names:
+        configured = [*(getattr(env_cfg.sim, "visualizer_cfgs", None) or [])]
+        names = [cfg.visualizer_type for cfg in configured if getattr(cfg, "visualizer_type", None)]
+    for name in names:
+        if name in _RECORDED:
+            return f"visualizer:{name}"
+    if names:
+        raise UserError(f"--video cannot record '{names[0]}', which only streams: add one of {', '.join(_RECORDED)}")
+    return "visualizer"
+
+
+def _check_installed() -> None:
+    """Refuse before a long run what would fail at its first frame."""
+    try:
+        from moviepy.editor import ImageSequenceClip  # noqa: F401  # pyright: ignore
+    except ImportError:
+        raise UserError("--video with Isaac Lab 3.0 needs 'moviepy<2': pip install 'moviepy<2'") from None
+    if importlib.util.find_spec("isaaclab_visualizers") is None:
+        raise UserError("--video: the installed Isaac Lab lacks isaaclab_visualizers")
