@@ -16,7 +16,7 @@ import importlib.util
 import inspect
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def translate(agent_cfg: Any, layout: str | None = None) -> dict[str, Any]:
             for name in names if not distils else names[:1]:
                 cfg["policy"].setdefault(f"{name}_obs_normalization", normalization)
     else:
-        source = models if set(names) <= set(models) else _models_from_policy(policy, names, normalization)
+        source = models if set(names) <= set(models) else _models_from_policy(policy or {}, names, normalization)
         cfg |= {name: _model(source[name], layout) for name in names}
     cfg["algorithm"].setdefault("class_name", "Distillation" if distils else "PPO")
     if not distils:
@@ -266,6 +266,10 @@ class InferencePolicy:
         with torch.no_grad():
             return self._act(obs)
 
+    def act(self, obs: Any) -> torch.Tensor:
+        """Do the same, as an actor of ``foundation.evaluation``."""
+        return self(obs)
+
     def reset(self, dones: torch.Tensor | None = None) -> None:
         """Forget the recurrent state, of the finished environments or of all."""
         reset = getattr(self.module, "reset", None)
@@ -294,6 +298,7 @@ class RslRlRunner:
         except ValueError as error:
             raise UserError(f"rsl-rl-lib {installed_version()}: {error}") from error
         self.on_iteration: Callable[[int], None] | None = None
+        self._returns: Collection[float] = ()
         self._init_output(env.num_actions)
         self._inference = InferencePolicy(self.policy)
         self._hook()
@@ -341,6 +346,8 @@ class RslRlRunner:
 
         def log_and_call(*args: Any, **kwargs: Any) -> None:
             stock_log(*args, **kwargs)
+            local = args[0] if args and isinstance(args[0], dict) else {}  # 3.x hands over learn's own variables
+            self._returns = local.get("rewbuffer", getattr(owner, "rewbuffer", ()))
             if self.on_iteration is not None:
                 self.on_iteration(self.runner.current_learning_iteration)
 
@@ -354,8 +361,40 @@ class RslRlRunner:
         return self.runner.current_learning_iteration
 
     def learn(self, iterations: int) -> None:
-        """Run so many more iterations, with episodes of random age at the start."""
-        self.runner.learn(num_learning_iterations=iterations, init_at_random_ep_len=True)
+        """Run so many more iterations, with episodes of random age at the start.
+
+        Raises:
+            UserError: If the environment returns NaN, the noise becomes negative, or no teacher is loaded.
+        """
+        try:
+            self.runner.learn(num_learning_iterations=iterations, init_at_random_ep_len=True)
+        except ValueError as error:
+            raise UserError(f"training stopped in iteration {self.iteration + 1}: {error}") from error
+        except RuntimeError as error:
+            if "std >= 0" not in str(error):
+                raise
+            raise UserError(
+                "training stopped: the standard deviation of the actions became negative; set std_type=log in the "
+                "agent config's distribution, or a lower learning rate"
+            ) from error
+
+    def check_finite(self) -> None:
+        """Stop before a policy of NaN is saved.
+
+        Raises:
+            UserError: If a weight of the acting network is NaN or infinite.
+        """
+        for name, value in self.policy.state_dict().items():
+            if not bool(torch.isfinite(value).all()):
+                raise UserError(
+                    f"training stopped: {name} is NaN or infinite after iteration {self.iteration}; look for NaN in "
+                    "the environment's observations and rewards, or lower agent.algorithm.learning_rate"
+                )
+
+    @property
+    def train_return(self) -> float | None:
+        """Mean return of the last finished training episodes; None before the first has ended."""
+        return sum(self._returns) / len(self._returns) if self._returns else None
 
     def inference_policy(self) -> InferencePolicy:
         """Return the present policy as a callable on the environment's observations; reused by the next call."""
@@ -400,7 +439,8 @@ class RslRlRunner:
         Raises:
             UserError: If the file is no checkpoint, or of other networks than this run's.
         """
-        load_checkpoint(path)  # refuses anything but plain tensors, before the library unpickles the file
+        checkpoint = load_checkpoint(path)  # refuses anything but plain tensors, before the library unpickles it
+        self._check_kind(checkpoint, path)
         runner, before = self.runner, self.runner.current_learning_iteration
         runner.current_learning_iteration = -1
         try:
@@ -416,3 +456,13 @@ class RslRlRunner:
         if hasattr(runner.alg, "learning_rate"):
             runner.alg.learning_rate = runner.alg.optimizer.param_groups[0]["lr"]
         return True
+
+    def _check_kind(self, checkpoint: dict[str, Any], path: str | Path) -> None:
+        """Refuse the checkpoints of the other family of releases, and files that are none of RSL-RL's."""
+        old = installed_layout() == "policy"
+        if ("model_state_dict" in checkpoint) == old and ("iter" in checkpoint):
+            return
+        if "iter" not in checkpoint:
+            raise UserError(f"{path} is not a checkpoint of RSL-RL's runners")
+        wanted = "'rsl-rl-lib>=4,<6'" if old else "'rsl-rl-lib<4'"
+        raise UserError(f"{path} was written by another family of releases than {installed_version()}: use {wanted}")
