@@ -89,6 +89,10 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
         if error.errno not in _DISK_ERRORS:
             return _report_bug()
         return _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "foundation":
+            return _report_bug()
+        return _fail(f"the Python package '{error.name}' is not installed: pip install -e . in the clone's folder")
     except Exception as error:
         if _is_out_of_memory(error):
             return _fail(f"out of memory ({_first_line(error)}): fewer --num_envs or a smaller distill.dataset.size")

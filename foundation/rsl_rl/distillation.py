@@ -88,6 +88,7 @@ def prepare(args: argparse.Namespace, tokens: list[str], parser: CommandParser, 
     resumed = find_run(args) if args.resume else None
     overrides, resolved = settle(args, tokens, resumed)
     if resolved.cfg.task is None:
+        parse_command(parser, argv)  # a misspelt --task is the likely reason
         raise UserError("no task was given: --task ID, such as --task Isaac-Quadcopter-Point-Ctrl-v0")
     engine, why = select_engine(resolved.cfg.task, resolved.cfg.engine)
     engine.add_args(parser)
@@ -272,6 +273,7 @@ def run_with(job: Job, run: RunDir, env: Any, teacher: Any, make_eval_env: Any, 
                 interrupted=interrupt.interrupted,
                 label_bound=None if clip is None else float(clip),
             )
+            cfg.dataset.size = runner.dataset.capacity  # a run resumed for more epochs keeps its dataset
             start(job, run, runner)
             run.save_params(env_cfg, agent_cfg, cfg, typed_for_env_and_agent(job))
             print(f"Logging to {run.path}")
