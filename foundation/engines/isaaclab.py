@@ -85,7 +85,7 @@ class IsaacLabEngine(Engine):
     # -- a session ------------------------------------------------------------------------------------------------
 
     def launch(self, request: LaunchRequest, configure: Configure) -> AbstractContextManager[tuple[Any, Any]]:
-        """Start what the task's configuration needs (nothing for Newton, Kit for PhysX) and yield the configurations."""
+        """Start what the task's physics needs (Kit for PhysX, nothing for Newton) and yield the configurations."""
         missing = _not_installed()
         if missing is not None:
             raise UserError(f"--engine isaaclab: {missing}")

@@ -1,4 +1,4 @@
-"""Sums over episodes, and their means when episodes end: what ``extras["log"]`` and ``extras["episode_metrics"]`` hold."""
+"""Sums over episodes and their means when episodes end: for ``extras["log"]`` and ``extras["episode_metrics"]``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Isaac Lab's own commands find (entry-point group ``isaaclab.tasks``): the task with settings of Isaac Lab's kind.
+"""What Isaac Lab's own commands find (entry-point group ``isaaclab.tasks``): the task with settings of their kind.
 
 ``python -m isaaclab train --rl_library rsl_rl --task Isaac-Quadcopter-Point-Ctrl-v0`` imports this module. Its runner
 knows the fields of Isaac Lab's own configs alone, so our PPO settings are handed over in their form; the start at hover
@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 import gymnasium
+import torch
 
 from foundation.config.agent_cfg import ModelCfg
 from foundation.tasks.point_ctrl.agents.rsl_rl_ppo_cfg import QuadcopterPointCtrlPPORunnerCfg
@@ -32,6 +33,7 @@ def ppo_cfg() -> Any:
     _copy_known(asdict(ours.algorithm), runner.algorithm)
     for name in ("seed", "num_steps_per_env", "max_iterations", "save_interval", "obs_groups", "clip_actions"):
         setattr(runner, name, getattr(ours, name))
+    runner.device = "cuda:0" if torch.cuda.is_available() else "cpu"  # the command does not set it from --device
     return runner
 
 
