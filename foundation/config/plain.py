@@ -18,10 +18,12 @@ def to_plain(value: Any, _depth: int = 0) -> Any:
     Tuples become lists, callables and classes ``"module:name"``, slices and unknown objects text. Private fields
     (``_x``) are left out.
     """
-    if value is None or isinstance(value, (bool, str)):
-        return value if not isinstance(value, enum.Enum) else value.name
     if isinstance(value, enum.Enum):
         return value.name
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)  # Isaac Lab has text that is a subclass of str
     if isinstance(value, (int, float)):
         return int(value) if isinstance(value, int) else float(value)
     if _depth > _MAX_DEPTH:
