@@ -9,7 +9,7 @@ import gymnasium
 from foundation.tasks import launching_engine
 
 
-def env_cfg() -> Any:
+def make_env_cfg() -> Any:
     """Return the environment's configuration for the engine that is launching."""
     if launching_engine() == "isaaclab":
         from foundation.tasks.point_ctrl import isaaclab_env
@@ -20,7 +20,7 @@ def env_cfg() -> Any:
     return QuadcopterPointCtrlEnvCfg()
 
 
-def play_env_cfg() -> Any:
+def make_play_env_cfg() -> Any:
     """Return the configuration for looking at a policy: few environments, no observation noise."""
     if launching_engine() == "isaaclab":
         from foundation.tasks.point_ctrl import isaaclab_env
@@ -47,8 +47,8 @@ def make_env(cfg: Any = None, render_mode: str | None = None, **_: Any) -> Any:
 _AGENTS = f"{__name__}.agents"
 
 for _id, _cfg in (
-    ("Isaac-Quadcopter-Point-Ctrl-v0", "env_cfg"),
-    ("Isaac-Quadcopter-Point-Ctrl-Play-v0", "play_env_cfg"),
+    ("Isaac-Quadcopter-Point-Ctrl-v0", "make_env_cfg"),
+    ("Isaac-Quadcopter-Point-Ctrl-Play-v0", "make_play_env_cfg"),
 ):
     gymnasium.register(
         id=_id,
