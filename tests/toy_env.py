@@ -138,13 +138,14 @@ class Stateless:
         return None
 
 
-class LinearTeacher(Stateless):
+class LinearTeacher(Stateless, torch.nn.Module):
     """A teacher ``mean = obs @ gain + offset``, with a value and an optional std."""
 
     def __init__(self, gain: torch.Tensor, offset: float = 0.0, std: float | None = None):
-        self.gain, self.offset, self.std = gain, offset, std
+        super().__init__()
+        self.gain = torch.nn.Parameter(gain, requires_grad=False)
+        self.offset, self.std = offset, std
         self.num_obs, self.num_actions = gain.shape
-        self.num_parameters = gain.numel()
 
     def step(self, obs: torch.Tensor, state: torch.Tensor | None = None) -> tuple[PolicyOutput, None]:
         mean = obs @ self.gain + self.offset

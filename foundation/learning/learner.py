@@ -122,10 +122,11 @@ class Learner:
                 poll()
         self.student.eval()
         means = (totals / num_updates).tolist()
-        if not all(math.isfinite(mean) for mean in means):
+        bad = [(spec.name, mean) for (spec, _), mean in zip(self.terms, means, strict=True) if not math.isfinite(mean)]
+        if bad:
             raise UserError(
-                f"The training loss became {means[0]} in epoch {epoch}: lower --learning_rate (now {rate:g}) or set "
-                "distill.optimizer.max_grad_norm=1. The last good checkpoint is kept."
+                f"The training loss '{bad[0][0]}' became {bad[0][1]} in epoch {epoch + 1}: lower --learning_rate "
+                f"(now {rate:g}) or set distill.optimizer.max_grad_norm=1. The last good checkpoint is kept."
             )
         terms = {spec.name: mean for (spec, _), mean in zip(self.terms, means, strict=True)}
         total = sum(weight * terms[spec.name] for spec, weight in self.terms)
@@ -142,9 +143,8 @@ class Learner:
             values.append(
                 per_sample.mean() if weights is None else (per_sample * weights).sum() / weights.sum().clamp_min(1e-8)
             )
-        total = values[0]
-        for value, (_, weight) in zip(values[1:], self.terms[1:], strict=True):
-            total = total + weight * value
+        weighted = [weight * value for value, (_, weight) in zip(values, self.terms, strict=True)]
+        total = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         if self.cfg.optimizer.max_grad_norm is not None:
