@@ -91,7 +91,7 @@ class AgentConfig:
                     f"'{self.path}' names the action distribution '{name}', which is not known. "
                     "Say which it is like by the override 'distribution'."
                 )
-            return kind, given
+            return kind, {"std_range": [1e-6, 1e6]} | given  # the library's own default
         options = {"std_type": self.option(role, "noise_std_type") or "scalar"}
         if self.option(role, "state_dependent_std") is True:
             return "heteroscedastic", options

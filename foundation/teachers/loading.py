@@ -23,7 +23,7 @@ from foundation.teachers.network import Tower
 logger = logging.getLogger(__name__)
 
 DISTRIBUTIONS = ("gaussian", "heteroscedastic", "heteroscedastic_log", "beta", "deterministic")
-_STD_RANGE = (1e-6, 1e6)
+_STD_RANGE = (1e-6, float("inf"))
 
 Tensors = Mapping[str, torch.Tensor]
 

@@ -39,7 +39,9 @@ class TeacherPolicyWrapper(nn.Module):
         self.state_size: int = self.policy.state_size
         self.hidden_dims = loaded.hidden_dims
         self.obs_groups = loaded.obs_groups
+        self.obs_slice: list[int] | None = loaded.description.get("obs_slice")
         self.clip_actions = loaded.clip_actions
+        self.num_parameters = sum(parameter.numel() for parameter in self.policy.parameters())
         self.has_std: bool = loaded.description["has_std"]
         self.has_value: bool = loaded.description["has_value"]
         self._description = loaded.description

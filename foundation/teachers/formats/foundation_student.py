@@ -49,6 +49,7 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
         "has_std": cfg.stochastic,
         "has_value": cfg.value_head,
         "obs_groups": groups,
+        "obs_slice": checkpoint.get("obs_slice"),
         "clip_actions": clip,
         "agent_config": None,
     }
