@@ -57,10 +57,7 @@ class Judge:
         if self.env is None:
             value = self.runner.train_return
             return None if value is None else {"mean_return": value}
-        return self._evaluate(self.env, self.episodes, EVAL_SEED)
-
-    def _evaluate(self, env: Any, episodes: int, seed: int) -> dict[str, float]:
-        return evaluate(env, self.runner.inference_policy(), episodes, seed).summary()
+        return evaluate(self.env, self.runner.inference_policy(), self.episodes, EVAL_SEED).summary()
 
     def report(self, wall: float, cpu: float) -> None:
         """Re-measure the best policy on fresh episodes where that is cheap; write and print the figures."""
@@ -70,10 +67,10 @@ class Judge:
         path = self.run.path / "best_model.pt"
         text = f"mean return {self.best['mean_return']:.2f}"
         if self.env is not None:
-            self.runner.load(path)
             env = self._make(FINAL_EPISODES)
-            fresh = figures["fresh"] = self._evaluate(env, FINAL_EPISODES, FINAL_SEED)
-            env.close()
+            policy = self.runner.inference_policy(path)
+            fresh = figures["fresh"] = evaluate(env, policy, FINAL_EPISODES, FINAL_SEED).summary()
+            getattr(env, "close", lambda: None)()
             text = f"mean return {fresh['mean_return']:.2f}, success {fresh['success_rate']:.2%} on {FINAL_EPISODES}"
             text += " fresh episodes"
         self.run.write_summary(figures)

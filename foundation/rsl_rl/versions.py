@@ -396,9 +396,18 @@ class RslRlRunner:
         """Mean return of the last finished training episodes; None before the first has ended."""
         return sum(self._returns) / len(self._returns) if self._returns else None
 
-    def inference_policy(self) -> InferencePolicy:
-        """Return the present policy as a callable on the environment's observations; reused by the next call."""
-        self._inference.module.load_state_dict(self.policy.state_dict())
+    def inference_policy(self, checkpoint: str | Path | None = None) -> InferencePolicy:
+        """Return the policy, the present one or a checkpoint's, as a callable on the environment's observations.
+
+        There is one such object, which the next call changes.
+        """
+        if checkpoint is None:
+            state = self.policy.state_dict()
+        else:
+            saved = load_checkpoint(checkpoint, map_location=str(self.runner.device))
+            acting = "student" if self.distils else "actor"
+            state = saved["model_state_dict" if "model_state_dict" in saved else f"{acting}_state_dict"]
+        self._inference.module.load_state_dict(state)
         self._inference.reset()
         return self._inference
 
