@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Sets up, then lints, checks types and runs all tests. Arguments go to pytest: bash scripts/test.sh tests/config -x
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/setup.sh dev
+
+failed=()
+check() { # name, command...
+    local name="$1"
+    shift
+    say "$name: $*"
+    "$@" || failed+=("$name")
+}
+
+check lint "$VENV_PYTHON" -m ruff check .
+check format "$VENV_PYTHON" -m ruff format --check .
+check types "$VENV_PYTHON" -m pyright
+check tests "$VENV_PYTHON" -m pytest "$@"
+
+if [ "${#failed[@]}" -gt 0 ]; then
+    say "failed: ${failed[*]}"
+    exit 1
+fi
+say "all passed"
