@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
+import re
+from pathlib import Path
 
 from foundation.engines.base import Engine
 from foundation.errors import UserError, suggest
 
-_NOT_ENGINES = ("base", "video")
+_ENGINE_CLASS = re.compile(r"^class \w+\(Engine\):", re.MULTILINE)
 
 
 def engine_names() -> list[str]:
-    """List the built-in engines: the modules of this folder."""
-    names = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in names if name not in _NOT_ENGINES and not name.startswith("_"))
+    """List the built-in engines: the modules of this folder whose text defines a subclass of ``Engine``."""
+    files = (file for folder in __path__ for file in Path(folder).glob("*.py"))
+    return sorted(file.stem for file in files if _ENGINE_CLASS.search(file.read_text(encoding="utf-8")))
 
 
 def engine_class(name: str) -> type[Engine]:
@@ -66,7 +67,8 @@ def select_engine(task: str, requested: str = "auto") -> tuple[type[Engine], str
         engine = engine_class(requested)
         obstacle = engine.why_not(task)
         if obstacle is not None:
-            raise UserError(f"--engine {requested}: {obstacle}")
+            near = suggest(task.rpartition(":")[2], engine.task_names())
+            raise UserError(f"--engine {requested} cannot run --task {task}: {obstacle}. {near}")
         return engine, f"engine '{requested}' was asked for"
     names = engine_names()
     order = [name for name in ("isaaclab", "torch") if name in names]
@@ -81,4 +83,4 @@ def select_engine(task: str, requested: str = "auto") -> tuple[type[Engine], str
         obstacles[name] = obstacle
     known = {task_name for name in order for task_name in engine_class(name).task_names()}
     reasons = "; ".join(f"{name}: {reason}" for name, reason in obstacles.items())
-    raise UserError(f"--task {task}: no engine can run it. {suggest(task, known)} ({reasons})")
+    raise UserError(f"--task {task}: no engine can run it ({reasons}). {suggest(task.rpartition(':')[2], known)}")

@@ -12,8 +12,8 @@ from gymnasium.envs.registration import EnvSpec
 
 from foundation.engines.base import Configure, Engine, LaunchRequest, VecEnv, VideoRequest
 from foundation.engines.video import ActionClip, VideoRecorder
-from foundation.errors import UserError, suggest
-from foundation.tasks import launching, load_entry_point, resolve_task
+from foundation.errors import UserError
+from foundation.tasks import launching, load_entry_point, resolve_task, why_not_registered
 
 _ENTRY_POINT = "torch_env_entry_point"
 
@@ -35,11 +35,7 @@ class TorchEngine(Engine):
     @classmethod
     def why_not(cls, task: str) -> str | None:
         """Say why the task cannot run here, or None. Imports the module of ``module:Id``."""
-        try:
-            spec = resolve_task(task)
-        except UserError:
-            return f"it does not know '{task}'. {suggest(task.rpartition(':')[2], cls.task_names())}"
-        return None if _ENTRY_POINT in spec.kwargs else f"task '{spec.id}' has no '{_ENTRY_POINT}'"
+        return why_not_registered(task, _ENTRY_POINT)
 
     def launch(self, request: LaunchRequest, configure: Configure) -> AbstractContextManager[tuple[Any, Any]]:
         """Load the task's configurations, let ``configure`` change them, and yield them."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import TensorDict
 
@@ -75,12 +77,15 @@ class VideoRecorder(EnvWrapper):
             )
         self.request = request
         self._step = 0
-        self._frames_left = 0
+        self._steps_left = 0
         self._writer: Any = None
         self._paths: tuple[Path, Path] | None = None
         metadata = getattr(env, "metadata", None) or {}
         dt = getattr(env, "step_dt", None)
-        self._fps = round(1 / dt) if dt else int(metadata.get("render_fps", 50))
+        rate = 1 / dt if dt else float(metadata.get("render_fps", 50))
+        self._stride = max(1, math.ceil(rate / 60 - 1e-6))
+        """Env steps per frame: the clip keeps real time at no more than 60 frames a second."""
+        self._fps = max(1, round(rate / self._stride))
 
     def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict]:
         """Advance the environment and take a frame where a clip is being recorded. Shape: (num_envs, num_actions)."""
@@ -90,16 +95,16 @@ class VideoRecorder(EnvWrapper):
         result = self.env.step(actions)
         self._step += 1
         if self._writer is not None:
-            self._writer.send(self.env.render())
-            self._frames_left -= 1
-            if self._frames_left == 0:
+            if self._steps_left % self._stride == 0:
+                self._writer.send(np.ascontiguousarray(self.env.render()))
+            self._steps_left -= 1
+            if self._steps_left == 0:
                 self._finish()
         return result
 
     def _start(self) -> None:
         """Open the hidden file of a new clip."""
         import imageio_ffmpeg
-        import numpy as np
 
         frame = np.ascontiguousarray(self.env.render())
         final = Path(self.request.folder) / f"rl-video-step-{self._step}.mp4"
@@ -118,7 +123,7 @@ class VideoRecorder(EnvWrapper):
             output_params=["-preset", "veryfast"],
         )
         self._writer.send(None)
-        self._frames_left = self.request.length
+        self._steps_left = self.request.length
 
     def _finish(self) -> None:
         """Close the clip and give it its name."""

@@ -42,6 +42,21 @@ def launching_engine() -> str:
     return _LAUNCHING.get() or ("isaaclab" if "isaaclab.sim" in sys.modules else "torch")
 
 
+def why_not_registered(task: str, entry_point: str) -> str | None:
+    """Say in a few words why a task is not there for an engine, or None if it is.
+
+    Args:
+        task: A gym id or ``module:Id``.
+        entry_point: The keyword argument that the engine needs.
+    """
+    try:
+        spec = resolve_task(task)
+    except UserError as error:
+        cause = error.__cause__
+        return f"cannot import its module ({cause})" if isinstance(cause, ImportError) else "does not know it"
+    return None if entry_point in spec.kwargs else f"'{spec.id}' has no '{entry_point}'"
+
+
 def resolve_task(task: str) -> EnvSpec:
     """Find a registered task.
 

@@ -264,6 +264,30 @@ class QuadcopterPointCtrlEnv:
         """The packed simulator state (see ``foundation.sim.quadrotor``). Shape: (17, num_envs)."""
         return self._state
 
+    @property
+    def previous_action(self) -> torch.Tensor:
+        """Last applied action. Shape: (4, num_envs)."""
+        return self._action
+
+    @property
+    def limits(self) -> torch.Tensor:
+        """Termination limits of position, velocity and body rates, per axis. Shape: (9, num_envs)."""
+        return self._limits
+
+    @property
+    def reward_weights(self) -> torch.Tensor:
+        """Weights in the order of ``mdp.REWARD_TERMS``. Shape: (5, 1)."""
+        return self._weights
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The environment's own source of random numbers."""
+        return self._generator
+
+    def take_initial_states(self) -> torch.Tensor:
+        """Take one fresh initial state per environment from the generator. Shape: (17, num_envs)."""
+        return self._take_initial()[0]
+
     def seed(self, seed: int = -1) -> int:
         """Restart the generator; used by gymnasium-style callers."""
         self._generator.manual_seed(seed)

@@ -1,0 +1,225 @@
+"""Drawing of a fleet: a grid of small 3-D scenes, in software, so that it works off-screen everywhere."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_BACKGROUND = (247, 248, 250)
+_PANEL = (255, 255, 255)
+_GRID = (223, 227, 233)
+_BOX = (188, 195, 206)
+_TEXT = (38, 45, 58)
+_MUTED = (120, 129, 144)
+_TARGET = (214, 64, 69)
+_FRONT, _REAR = (232, 129, 29), (45, 90, 160)
+_TRAIL = np.array((58, 134, 220))
+_AXES = ((214, 64, 69), (56, 158, 90), (45, 110, 220))
+_SCALE = 2
+"""Supersampling: drawn at twice the size and reduced, which smooths every edge."""
+
+
+class FleetRenderer:
+    """Draws vehicles, their trails and their targets, one panel each."""
+
+    def __init__(
+        self,
+        num_shown: int,
+        extent: np.ndarray,
+        arm_length: np.ndarray,
+        resolution: tuple[int, int] = (960, 720),
+        trail_points: int = 50,
+    ):
+        """Lay out the panels.
+
+        Args:
+            num_shown: Vehicles to show.
+            extent: Position limit of each vehicle [m]. Shape: (num_envs,).
+            arm_length: Of each vehicle [m]. Shape: (num_envs,).
+            resolution: Width and height [px]; made even, as video needs.
+            trail_points: Length of the trails, of which every third draw adds one.
+        """
+        self.num_shown = num_shown
+        self.width, self.height = (max(64, int(side)) // 2 * 2 for side in resolution)
+        self._columns = math.ceil(math.sqrt(num_shown))
+        self._rows = math.ceil(num_shown / self._columns)
+        # The view spans 0.65 of the limits: starts are within half of them.
+        self._span = 0.65 * np.asarray(extent, dtype=float)[:num_shown]
+        arms = np.asarray(arm_length, dtype=float)[:num_shown]
+        self._arms = np.maximum(arms, 0.16 * self._span)
+        self._trails: list[deque[np.ndarray]] = [deque(maxlen=trail_points) for _ in range(num_shown)]
+        self._clock = np.full(num_shown, np.inf)
+        self._draws = 0
+        self._backdrop: Image.Image | None = None
+        panel = min(self.width / self._columns, self.height / self._rows)
+        self._font = ImageFont.load_default(size=int(_SCALE * max(11, min(18, panel / 16))))
+        self._camera = _camera(azimuth=math.radians(-62), elevation=math.radians(24))
+
+    def draw(self, states: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+        """Draw one frame.
+
+        Args:
+            states: Packed states: position, velocity, rates, quaternion, rotors. Shape: (num_shown, 17).
+            seconds: Time since each episode began [s]; when it falls, the trail is cleared. Shape: (num_shown,).
+
+        Returns:
+            Shape: (height, width, 3), uint8.
+        """
+        if self._backdrop is None:
+            self._backdrop = self._draw_backdrop()
+        image = self._backdrop.copy()
+        canvas = ImageDraw.Draw(image)
+        self._draws += 1
+        for i in range(self.num_shown):
+            if seconds[i] < self._clock[i]:
+                self._trails[i].clear()
+            self._clock[i] = seconds[i]
+            if self._draws % 3 == 0 or not self._trails[i]:
+                self._trails[i].append(states[i, :3].copy())
+            self._panel(canvas, i, states[i], float(seconds[i]))
+        return np.asarray(image.resize((self.width, self.height), Image.Resampling.BOX))
+
+    def _frame(self, i: int) -> tuple[float, float, float, float]:
+        """Return left, top, width and height of a panel [px]."""
+        width, height = self.width * _SCALE / self._columns, self.height * _SCALE / self._rows
+        return (i % self._columns) * width, (i // self._columns) * height, width, height
+
+    def _view(self, i: int) -> _View:
+        """Return the projection of a panel."""
+        left, top, width, height = self._frame(i)
+        return _View(self._camera, self._span[i], (left + width / 2, top + height * 0.46), min(width, height) * 0.41)
+
+    def _draw_backdrop(self) -> Image.Image:
+        """Draw what never changes: panels, floors, axes, targets."""
+        image = Image.new("RGB", (self.width * _SCALE, self.height * _SCALE), _BACKGROUND)
+        canvas = ImageDraw.Draw(image)
+        gap = 3 * _SCALE
+        for i in range(self.num_shown):
+            left, top, width, height = self._frame(i)
+            frame = (left + gap, top + gap, left + width - gap, top + height - gap)
+            canvas.rounded_rectangle(frame, radius=8 * _SCALE, fill=_PANEL, outline=_GRID, width=_SCALE)
+            _scene(canvas, self._view(i), self._span[i])
+        return image
+
+    def _panel(self, canvas: ImageDraw.ImageDraw, i: int, state: np.ndarray, seconds: float) -> None:
+        """Draw one vehicle into its panel."""
+        left, top, width, _ = self._frame(i)
+        place = (left + 12 * _SCALE, top + 10 * _SCALE)
+        if not np.isfinite(state).all():
+            canvas.text(place, "state is not finite", fill=_TARGET, font=self._font)
+            return
+        view = self._view(i)
+        self._trail(canvas, view, i, state[:3])
+        _vehicle(canvas, view, state, self._arms[i])
+        error = float(np.linalg.norm(state[:3]))
+        label = f"{100 * error:.1f} cm" if error < 1 else f"{error:.2f} m"
+        canvas.text(place, f"t = {seconds:.2f} s", fill=_MUTED, font=self._font)
+        end = left + width - 12 * _SCALE - canvas.textlength(label, font=self._font)
+        canvas.text((end, place[1]), label, fill=_TEXT, font=self._font)
+
+    def _trail(self, canvas: ImageDraw.ImageDraw, view: _View, i: int, now: np.ndarray) -> None:
+        """Draw where the vehicle was, fading into the past."""
+        points = view.project(np.stack([*self._trails[i], now]))
+        for k in range(1, len(points)):
+            age = 1 - k / len(points)
+            colour = tuple(int(c) for c in _TRAIL * (1 - 0.8 * age) + 255 * 0.8 * age)
+            canvas.line([tuple(points[k - 1]), tuple(points[k])], fill=colour, width=int(2 * _SCALE))
+
+
+class _View:
+    """Perspective projection of one panel."""
+
+    def __init__(self, camera: np.ndarray, span: float, centre: tuple[float, float], radius: float):
+        self.camera, self.span, self.radius = camera, span, radius
+        self.centre = np.array(centre)
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """Map world points [m] to pixels. Shape: (num, 3) to (num, 2)."""
+        x = (points / self.span) @ self.camera.T
+        depth = 5.0 / np.clip(5.0 + x[:, 2], 1.0, None)
+        return self.centre + self.radius / 1.4 * depth[:, None] * np.stack([x[:, 0], -x[:, 1]], axis=1)
+
+
+def _camera(azimuth: float, elevation: float) -> np.ndarray:
+    """Build rows right, up, away. Shape: (3, 3)."""
+    away = -np.array(
+        [
+            math.cos(elevation) * math.cos(azimuth),
+            math.cos(elevation) * math.sin(azimuth),
+            math.sin(elevation),
+        ]
+    )
+    right = np.cross(away, [0.0, 0.0, 1.0])
+    right /= np.linalg.norm(right)
+    return np.stack([right, np.cross(right, away), away])
+
+
+def _lines(canvas: ImageDraw.ImageDraw, view: _View, ends: np.ndarray, colour: tuple[int, ...], width: float) -> None:
+    """Draw segments. Shape of ``ends``: (num, 2, 3)."""
+    pixels = view.project(ends.reshape(-1, 3)).reshape(-1, 4)
+    for segment in pixels:
+        canvas.line(tuple(segment), fill=colour, width=max(1, round(width)))
+
+
+def _scene(canvas: ImageDraw.ImageDraw, view: _View, span: float) -> None:
+    """Draw the floor, the axes and the target."""
+    ticks = np.linspace(-span, span, 7)
+    ends = []
+    for tick in ticks:
+        ends += [[[tick, -span, -span], [tick, span, -span]], [[-span, tick, -span], [span, tick, -span]]]
+    _lines(canvas, view, np.array(ends), _GRID, _SCALE)
+    corners = np.array([[-span, -span], [span, -span], [span, span], [-span, span]])
+    floor = np.concatenate([corners, np.full((4, 1), -span)], axis=1)
+    _lines(canvas, view, np.stack([floor, np.roll(floor, -1, axis=0)], axis=1), _BOX, _SCALE)
+    origin = np.array([-span, -span, -span])
+    for axis, colour in enumerate(_AXES):
+        end = origin.copy()
+        end[axis] += 0.45 * span
+        _lines(canvas, view, np.array([[origin, end]]), colour, 2 * _SCALE)
+    drop = np.array([[[0, 0, -span], [0, 0, 0]]], dtype=float)
+    _lines(canvas, view, drop, (240, 196, 197), _SCALE)
+    reach = 0.07 * span
+    cross = [[-reach * e, reach * e] for e in np.eye(3)]
+    _lines(canvas, view, np.array(cross), _TARGET, 1.5 * _SCALE)
+    (x, y), r = view.project(np.zeros((1, 3)))[0], 0.06 * view.radius
+    canvas.ellipse((x - r, y - r, x + r, y + r), outline=_TARGET, width=int(1.5 * _SCALE))
+
+
+def _vehicle(canvas: ImageDraw.ImageDraw, view: _View, state: np.ndarray, arm: float) -> None:
+    """Draw arms, rotor discs (orange in front, filled by speed), thrust and the shadow on the floor."""
+    position, rotation, speeds = state[:3], _rotation(state[9:13]), state[13:17]
+    shadow = position.copy()
+    shadow[2] = -view.span
+    (x, y), r = view.project(shadow[None])[0], 0.05 * view.radius
+    canvas.ellipse((x - r, y - r / 2.4, x + r, y + r / 2.4), fill=(214, 219, 227))
+    _lines(canvas, view, np.array([[shadow, position]]), (226, 230, 236), _SCALE)
+    angles = np.radians([-45.0, -135.0, 135.0, 45.0])
+    body = arm * np.stack([np.cos(angles), np.sin(angles), np.zeros(4)], axis=1)
+    hubs = position + body @ rotation.T
+    _lines(canvas, view, np.stack([np.broadcast_to(position, hubs.shape), hubs], axis=1), _TEXT, 2.5 * _SCALE)
+    turn = np.linspace(0, 2 * math.pi, 25)
+    disc = 0.52 * arm * np.stack([np.cos(turn), np.sin(turn), np.zeros_like(turn)], axis=1) @ rotation.T
+    away = view.camera[2]
+    for k in np.argsort(-(hubs @ away)):
+        base = np.array(_FRONT if k in (0, 3) else _REAR)
+        pale = tuple(int(c) for c in base * 0.45 + 255 * 0.55)
+        ring = [tuple(p) for p in view.project(hubs[k] + disc)]
+        canvas.polygon(ring, fill=pale)
+        canvas.line(ring, fill=tuple(base), width=int(1.5 * _SCALE))
+        thrust = 0.9 * arm * float(speeds[k]) * rotation[:, 2]
+        _lines(canvas, view, np.array([[hubs[k], hubs[k] + thrust]]), tuple(base), 1.5 * _SCALE)
+
+
+def _rotation(q: np.ndarray) -> np.ndarray:
+    """Rotation matrix, body to world, of a unit quaternion (w, x, y, z). Shape: (3, 3)."""
+    w, x, y, z = q
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )

@@ -1,0 +1,228 @@
+"""The built-in engine and the choice of an engine."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from types import SimpleNamespace
+
+import gymnasium
+import imageio.v2 as imageio
+import pytest
+import torch
+
+from foundation import engines
+from foundation.engines import engine_class, engine_names, select_engine
+from foundation.engines.base import Engine, LaunchRequest, VideoRequest
+from foundation.engines.torch import TorchEngine
+from foundation.errors import UserError
+from foundation.tasks.point_ctrl.torch_env import QuadcopterPointCtrlEnv
+
+TASK = "Isaac-Quadcopter-Point-Ctrl-v0"
+
+
+def _nothing(env_cfg, agent_cfg):
+    """Change no configuration."""
+
+
+def _few(env_cfg, agent_cfg):
+    env_cfg.scene.num_envs = 4
+
+
+def test_a_session_yields_configured_configurations_and_environments():
+    """Configure sees fresh configurations, the environment has what it set, and two environments live side by side."""
+    engine = TorchEngine()
+    with engine.launch(LaunchRequest(TASK), _few) as (env_cfg, agent_cfg):
+        engine.set_common(env_cfg, num_envs=5, seed=3, device="cpu")
+        first, second = engine.make_env(env_cfg, agent_cfg), engine.make_env(env_cfg, agent_cfg)
+        assert first.num_envs == 5
+        assert agent_cfg.obs_groups
+        before = second.get_observations()["policy"].clone()
+        first.step(torch.zeros(5, 4))
+        assert torch.equal(before, second.get_observations()["policy"])
+    with engine.launch(LaunchRequest(TASK), _nothing) as (env_cfg, _):
+        assert env_cfg.scene.num_envs == 512
+    with engine.launch(LaunchRequest("Isaac-Quadcopter-Point-Ctrl-Play-v0"), _nothing) as (env_cfg, _):
+        assert env_cfg.scene.num_envs == 64
+
+
+def test_the_agents_entry_point_is_chosen_by_the_request():
+    """--agent rsl_rl_distillation_cfg_entry_point loads the other configuration; an unknown one is answered."""
+    request = LaunchRequest(TASK, agent_entry_point="rsl_rl_distillation_cfg_entry_point")
+    with TorchEngine().launch(request, _few) as (_, agent_cfg):
+        assert "teacher" in agent_cfg.obs_groups
+    request.agent_entry_point = "rsl_rl_distilation_cfg_entry_point"
+    with (
+        pytest.raises(UserError, match="'rsl_rl_distillation_cfg_entry_point'"),
+        TorchEngine().launch(request, _few),
+    ):
+        pass
+
+
+def test_actions_are_clipped_to_the_agents_bound():
+    """With clip_actions 0.5 a full command does what 0.5 does; without it, it does not."""
+    engine = TorchEngine()
+    with engine.launch(LaunchRequest(TASK), _few) as (env_cfg, agent_cfg):
+        results = []
+        for clip, action in ((0.5, 1.0), (None, 0.5), (None, 1.0)):
+            agent_cfg.clip_actions = clip
+            env = engine.make_env(env_cfg, agent_cfg)
+            obs, *_ = env.step(torch.full((4, 4), action))
+            results.append(obs["policy"])
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_wrappers_pass_assignments_through():
+    """RSL-RL assigns episode_length_buf on what it was given: the environment inside must see it."""
+    engine = TorchEngine()
+    with engine.launch(LaunchRequest(TASK), _few) as (env_cfg, agent_cfg):
+        agent_cfg.clip_actions = 1.0
+        env = engine.make_env(env_cfg, agent_cfg)
+        env.episode_length_buf = torch.full((4,), 499)
+        *_, extras = env.step(torch.zeros(4, 4))
+        assert extras["time_outs"].all()
+        assert isinstance(env.unwrapped, QuadcopterPointCtrlEnv)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_video_clips_are_whole_files(tmp_path):
+    """Clips of 20 steps every 50 play 10 frames at 50 fps each; nothing else is left in the folder."""
+    engine = TorchEngine()
+    with engine.launch(LaunchRequest(TASK, video=True), _few) as (env_cfg, agent_cfg):
+        env_cfg.viewer.resolution = (160, 120)
+        env = engine.make_env(env_cfg, agent_cfg, video=VideoRequest(tmp_path / "clips", length=20, interval=50))
+        for _ in range(75):
+            env.step(torch.zeros(4, 4))
+        env.close()  # pyright: ignore[reportAttributeAccessIssue]
+    files = sorted(path.name for path in (tmp_path / "clips").iterdir())
+    assert files == ["rl-video-step-0.mp4", "rl-video-step-50.mp4"]
+    frames = [imageio.get_reader(tmp_path / "clips" / name).count_frames() for name in files]
+    assert frames == [10, 10]
+    reader = imageio.get_reader(tmp_path / "clips" / files[0])
+    assert reader.get_meta_data()["fps"] == 50
+    assert reader.get_data(5).std() > 5
+
+
+def test_a_clip_cut_short_is_finished_on_close(tmp_path):
+    """Closing in the middle of a clip keeps the frames so far under the final name."""
+    engine = TorchEngine()
+    with engine.launch(LaunchRequest(TASK, video=True), _few) as (env_cfg, agent_cfg):
+        env_cfg.viewer.resolution = (160, 120)
+        env = engine.make_env(env_cfg, agent_cfg, video=VideoRequest(tmp_path, length=200, interval=0))
+        for _ in range(9):
+            env.step(torch.zeros(4, 4))
+        assert not list(tmp_path.glob("rl-video*"))
+        env.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert [path.name for path in tmp_path.iterdir()] == ["rl-video-step-0.mp4"]
+
+
+def test_a_users_own_task_wins_over_ours(tmp_path, monkeypatch):
+    """--task their_package:Id imports their package, which may register our id anew."""
+    (tmp_path / "their_package.py").write_text(
+        textwrap.dedent(
+            """
+            import gymnasium
+            from foundation.tasks.point_ctrl.env_cfg import QuadcopterPointCtrlEnvCfg
+            from foundation.tasks.point_ctrl.torch_env import QuadcopterPointCtrlEnv
+
+            class TheirEnv(QuadcopterPointCtrlEnv):
+                pass
+
+            ours = gymnasium.registry["Isaac-Quadcopter-Point-Ctrl-v0"]
+            kwargs = {**ours.kwargs, "torch_env_entry_point": TheirEnv}
+            gymnasium.register(id=ours.id, entry_point=ours.entry_point, kwargs=kwargs)
+            """
+        )
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(gymnasium.registry, TASK, gymnasium.registry[TASK])
+    engine = TorchEngine()
+    with engine.launch(LaunchRequest(f"their_package:{TASK}"), _few) as (env_cfg, agent_cfg):
+        agent_cfg.clip_actions = None
+        assert type(engine.make_env(env_cfg, agent_cfg)).__name__ == "TheirEnv"
+    sys.modules.pop("their_package")
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("Isaac-Quadcoptr-Point-Ctrl-v0", "Did you mean 'Isaac-Quadcopter-Point-Ctrl-v0'"),
+        ("no_such_package:Task-v0", "cannot import 'no_such_package'"),
+        ("CartPole-v1", "torch_env_entry_point"),
+    ],
+)
+def test_an_unknown_task_is_answered(task, words):
+    """The nearest names, or what is missing."""
+    with pytest.raises(UserError, match=words), TorchEngine().launch(LaunchRequest(task), _nothing):
+        pass
+
+
+def test_devices_are_checked(monkeypatch):
+    """CUDA that is not there and nonsense are errors that say what to use."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device, words in (("cuda:0", "use --device cpu"), ("gpu", "not a torch device")):
+        with pytest.raises(UserError, match=words), TorchEngine().launch(LaunchRequest(TASK, device=device), _nothing):
+            pass
+
+
+def test_the_number_of_environments_is_checked():
+    """--num_envs 0 is refused."""
+    with TorchEngine().launch(LaunchRequest(TASK), _nothing) as (env_cfg, _), pytest.raises(UserError, match="num_env"):
+        TorchEngine().set_common(env_cfg, num_envs=0, seed=None, device=None)
+
+
+def test_engines_are_the_files_of_the_folder():
+    """Modules that define an engine are engines; helpers beside them are not; a foreign class goes by its path."""
+    assert "torch" in engine_names()
+    assert not {"base", "video", "__init__"} & set(engine_names())
+    assert engine_class("torch") is TorchEngine
+    assert engine_class("foundation.engines.torch:TorchEngine") is TorchEngine
+    with pytest.raises(UserError, match="Did you mean 'torch'"):
+        engine_class("toch")
+    with pytest.raises(UserError, match="cannot import"):
+        engine_class("nowhere:Engine")
+    with pytest.raises(UserError, match="not a subclass"):
+        engine_class("pathlib:Path")
+
+
+def _fake(name: str, obstacle: str | None) -> type[Engine]:
+    return type(name, (TorchEngine,), {"name": name, "why_not": classmethod(lambda cls, task: obstacle)})
+
+
+@pytest.mark.parametrize(
+    ("isaaclab", "torch_obstacle", "other", "chosen"),
+    [
+        (None, None, None, "isaaclab"),
+        ("not installed", None, None, "torch"),
+        ("not installed", "does not know it", None, "mujoco"),
+    ],
+)
+def test_auto_prefers_isaac_lab_then_torch(monkeypatch, isaaclab, torch_obstacle, other, chosen):
+    """Auto takes Isaac Lab where it knows the task, else torch, else another, and says what was passed over."""
+    fakes = {
+        "isaaclab": _fake("isaaclab", isaaclab),
+        "torch": _fake("torch", torch_obstacle),
+        "mujoco": _fake("mujoco", other),
+    }
+    monkeypatch.setattr(engines, "engine_names", lambda: sorted(fakes))
+    monkeypatch.setattr(engines, "engine_class", fakes.__getitem__)
+    engine, reason = select_engine(TASK)
+    assert engine.name == chosen
+    assert chosen in reason
+    assert ("not installed" in reason) == (isaaclab is not None)
+
+
+def test_a_task_that_no_engine_knows(monkeypatch):
+    """The error has every engine's reason and the nearest task."""
+    monkeypatch.setattr(engines, "engine_names", lambda: ["torch"])
+    with pytest.raises(UserError, match=r"torch: does not know it.*Did you mean"):
+        select_engine("Isaac-Quadcopter-Point-Ctl-v0")
+    with pytest.raises(UserError, match="--engine torch cannot run"):
+        select_engine("Nothing-v0", "torch")
+
+
+def test_clip_must_be_positive():
+    """agent.clip_actions=0 is refused."""
+    engine = TorchEngine()
+    with engine.launch(LaunchRequest(TASK), _few) as (env_cfg, _), pytest.raises(UserError, match="clip_actions"):
+        engine.make_env(env_cfg, SimpleNamespace(clip_actions=0.0))

@@ -1,0 +1,346 @@
+"""The environment's contract: episodes, seeds, exact resume, and no copy to the host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from foundation.errors import UserError
+from foundation.sim.quadrotor import ROTORS
+from foundation.tasks.point_ctrl.env_cfg import (
+    QuadcopterPointCtrlEnvCfg,
+    QuadcopterPointCtrlEnvCfg_PLAY,
+    RewardsCfg,
+    SceneCfg,
+)
+from foundation.tasks.point_ctrl.torch_env import QuadcopterPointCtrlEnv
+
+
+def _cfg(num_envs: int = 8, **changes) -> QuadcopterPointCtrlEnvCfg:
+    return replace(QuadcopterPointCtrlEnvCfg(scene=SceneCfg(num_envs)), **changes)
+
+
+def _hover(num_envs: int) -> torch.Tensor:
+    return torch.full((num_envs, 4), 0.612)
+
+
+def _roll(env: QuadcopterPointCtrlEnv, steps: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    out = []
+    for _ in range(steps):
+        obs, reward, dones, extras = env.step(torch.rand(env.num_envs, 4, generator=generator) * 2 - 1)
+        out += [*obs.values(), reward, dones, extras["time_outs"], extras["episode_metrics"]["position_error"]]
+        out += list(extras["log"].values())
+    return [x.clone() for x in out]
+
+
+def test_shapes_and_groups():
+    """Three groups of the documented sizes, rewards and dones per environment."""
+    env = QuadcopterPointCtrlEnv(_cfg())
+    assert {k: tuple(v.shape) for k, v in env.get_observations().items()} == {
+        "policy": (8, 26),
+        "deployable": (8, 22),
+        "l2f": (8, 22),
+    }
+    obs, reward, dones, extras = env.step(_hover(8))
+    assert reward.shape == dones.shape == extras["time_outs"].shape == (8,)
+    assert dones.dtype == torch.long
+    assert env.max_episode_length == 500
+    assert env.get_observations() is obs
+    assert not reward.requires_grad
+
+
+def test_the_same_seed_is_bit_identical_and_another_is_not():
+    """120 random steps (with many resets) of two environments of one seed agree in every bit."""
+    a, b = QuadcopterPointCtrlEnv(_cfg(seed=3)), QuadcopterPointCtrlEnv(_cfg(seed=3))
+    assert all(torch.equal(x, y) for x, y in zip(_roll(a, 120), _roll(b, 120), strict=True))
+    first = a.reset(11)["policy"].clone()
+    assert torch.equal(first, b.reset(11)["policy"])
+    assert not torch.equal(first, a.reset(12)["policy"])
+    assert not torch.equal(first, QuadcopterPointCtrlEnv(_cfg(seed=4)).get_observations()["policy"])
+
+
+def test_the_environment_neither_reads_nor_moves_the_global_generator():
+    """Its numbers do not depend on torch's global seed, and drawing does not advance it."""
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    a = _roll(QuadcopterPointCtrlEnv(_cfg()), 40)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(99)
+    assert all(torch.equal(x, y) for x, y in zip(a, _roll(QuadcopterPointCtrlEnv(_cfg()), 40), strict=True))
+
+
+@pytest.mark.parametrize("vehicles", [None, "sampled:3"])
+def test_a_saved_state_resumes_exactly(vehicles):
+    """After loading into a fresh environment of another seed the next 90 steps are the same in every bit."""
+    cfg = _cfg(vehicles=vehicles)
+    cfg.observation_noise.deployable.position = 0.1
+    env = QuadcopterPointCtrlEnv(cfg)
+    _roll(env, 77)
+    saved = env.state_dict()
+    here = env.get_observations().clone()
+    expected = _roll(env, 90, seed=1)
+    other = QuadcopterPointCtrlEnv(replace(cfg, seed=1234))
+    other.load_state_dict(saved)
+    assert all(torch.equal(here[k], other.get_observations()[k]) for k in here.keys())  # noqa: SIM118
+    assert all(torch.equal(x, y) for x, y in zip(expected, _roll(other, 90, seed=1), strict=True))
+
+
+def test_a_saved_state_is_plain_and_of_its_size(tmp_path):
+    """It goes through torch.save and weights_only loading; another number of environments is refused."""
+    env = QuadcopterPointCtrlEnv(_cfg())
+    torch.save(env.state_dict(), tmp_path / "env.pt")
+    saved = torch.load(tmp_path / "env.pt", weights_only=True)
+    env.load_state_dict(saved)
+    with pytest.raises(UserError, match="--num_envs 8"):
+        QuadcopterPointCtrlEnv(_cfg(4)).load_state_dict(saved)
+
+
+def test_time_out_is_not_termination():
+    """Holding still at the target from rest ends by time-out at step 500; falling ends by termination before."""
+    cfg = _cfg()
+    cfg.init.at_target = 1.0
+    cfg.init.rotor_speed = (0.806, 0.806)
+    env = QuadcopterPointCtrlEnv(cfg)
+    hover = 2 * env.vehicles.hover_speed.view(-1, 1).expand(-1, 4) - 1
+    actions = hover.clone()
+    actions[0] = -1.0
+    first_done = torch.zeros(8, dtype=torch.long)
+    for step in range(1, 501):
+        _, reward, dones, extras = env.step(actions)
+        first_done = torch.where((first_done == 0) & dones.bool(), step, first_done)
+        if step == first_done[0]:
+            assert not extras["time_outs"][0]
+            assert reward[0] < -98
+            assert extras["log"]["Episode_Termination/velocity"] == 1.0
+    assert 20 < first_done[0] < 100
+    assert (first_done[1:] == 500).all()
+    assert extras["time_outs"][1:].all()
+    assert (reward[1:] > 1.4).all()
+    assert extras["episode_metrics"]["position_error"][1:].max() < 0.01
+
+
+def test_only_the_rows_that_ended_are_reset():
+    """One environment thrown out of the box begins anew, with its buffers; the others fly on untouched."""
+    env, twin = QuadcopterPointCtrlEnv(_cfg()), QuadcopterPointCtrlEnv(_cfg())
+    for _ in range(3):
+        env.step(_hover(8))
+        twin.step(_hover(8))
+    env.state[0, 2] = 1.5
+    obs, _, dones, extras = env.step(_hover(8))
+    expected, *_ = twin.step(_hover(8))
+    assert dones.tolist() == [0, 0, 1, 0, 0, 0, 0, 0]
+    assert not extras["time_outs"].any()
+    assert env.episode_length_buf.tolist() == [4, 4, 0, 4, 4, 4, 4, 4]
+    others = [0, 1, 3, 4, 5, 6, 7]
+    assert torch.equal(obs["policy"][others], expected["policy"][others])
+    assert env.state[:3, 2].abs().max() <= 0.5
+    # The new episode's previous action is the command that holds its rotor speeds.
+    torch.testing.assert_close(env.previous_action[:, 2], 2 * env.state[ROTORS][:, 2] - 1)
+
+
+def test_fresh_starts_differ_between_rows_and_episodes():
+    """Every episode starts elsewhere."""
+    env = QuadcopterPointCtrlEnv(_cfg(64))
+    starts = []
+    for _ in range(40):
+        env.state[0] = 2.0
+        env.step(_hover(64))
+        starts.append(env.state[:3].T.clone())
+    positions = torch.cat(starts)
+    away = positions[(positions != 0).any(1)]
+    assert len(torch.unique(away, dim=0)) == len(away)
+
+
+def test_the_last_seconds_error_is_the_mean_distance():
+    """The metric is the mean of |p| over the last 100 steps of an episode, or all of a shorter one."""
+    cfg = _cfg(6, episode_length_s=2.5)
+    cfg.rewards = RewardsCfg(alive=0.0, position=-1.0, orientation=0.0, action_rate=0.0, termination=0.0)
+    cfg.terminations.velocity = cfg.terminations.body_rate = 1e3
+    cfg.terminations.position = 2.0
+    cfg.init.rotor_speed = (0.8, 0.8)
+    env = QuadcopterPointCtrlEnv(cfg)
+    hover = 2 * env.vehicles.hover_speed.view(-1, 1).expand(-1, 4) - 1
+    hover[:2] += 0.01
+    history: list[list[float]] = [[] for _ in range(6)]
+    lengths = set()
+    for _ in range(600):
+        _, reward, dones, extras = env.step(hover)
+        for i in range(6):
+            history[i].append(-reward[i].item())
+            measured = extras["episode_metrics"]["position_error"][i].item()
+            assert measured == pytest.approx(float(np.mean(history[i][-100:])), abs=1e-5)
+            if dones[i]:
+                lengths.add(len(history[i]))
+                history[i] = []
+    assert 250 in lengths
+    assert min(lengths) < 100
+
+
+def test_episode_rewards_are_logged_as_means_over_ended_episodes():
+    """Episode_Reward/alive of an episode of L steps is 1.5 L / 5 s, and stands until the next one ends."""
+    env = QuadcopterPointCtrlEnv(_cfg(4))
+    for _ in range(9):
+        env.step(_hover(4))
+    env.state[0, 1] = 3.0
+    *_, extras = env.step(_hover(4))
+    log = extras["log"]
+    assert log["Episode_Reward/alive"].item() == pytest.approx(1.5 * 10 / 5.0)
+    assert log["Episode_Reward/termination"].item() == pytest.approx(-100 / 5.0)
+    assert log["Episode_Termination/position"].item() == 1.0
+    assert log["Metrics/episode_length"].item() == 10
+    *_, extras = env.step(_hover(4))
+    assert extras["log"]["Metrics/episode_length"].item() == 10
+
+
+def test_random_episode_starts_are_respected():
+    """RSL-RL assigns episode_length_buf at the start of training: the time-outs follow it."""
+    env = QuadcopterPointCtrlEnv(_cfg(4))
+    env.episode_length_buf = torch.tensor([499, 0, 498, 0])
+    *_, dones, extras = env.step(_hover(4))
+    assert dones.tolist() == [1, 0, 0, 0]
+    assert extras["time_outs"].tolist() == [True, False, False, False]
+    *_, dones, extras = env.step(_hover(4))
+    assert dones.tolist() == [0, 0, 1, 0]
+
+
+class _NoHostCopies(TorchDispatchMode):
+    """Fails on any operation that would wait for the device."""
+
+    forbidden = ("_local_scalar_dense", "nonzero", "masked_select", "_to_cpu", "equal.default", "unique")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(name in str(func) for name in self.forbidden):
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("vehicles", [None, "sampled:2"])
+def test_a_step_copies_nothing_to_the_host(vehicles):
+    """40 steps, with resets and a redrawn table, run without an operation that needs a value on the host."""
+    env = QuadcopterPointCtrlEnv(_cfg(vehicles=vehicles))
+    actions = -torch.ones(8, 4)
+    with _NoHostCopies():
+        for _ in range(40):
+            env.step(actions)
+    with pytest.raises(AssertionError, match="waits"), _NoHostCopies():
+        env.state[0, 0].item()
+
+
+def test_nan_actions_are_carried_not_hidden():
+    """A NaN command makes its own environment's reward and observation NaN, and no other's."""
+    env = QuadcopterPointCtrlEnv(_cfg(4))
+    actions = _hover(4)
+    actions[1, 2] = float("nan")
+    obs, reward, *_ = env.step(actions)
+    assert torch.isnan(reward).tolist() == [False, True, False, False]
+    assert torch.isnan(obs["policy"]).any(1).tolist() == [False, True, False, False]
+
+
+def test_noise_is_for_students_only():
+    """Position noise of 0.1 m shows in the deployable group with that deviation, never in policy."""
+    cfg = _cfg(4000)
+    cfg.observation_noise.deployable.position = 0.1
+    env = QuadcopterPointCtrlEnv(cfg)
+    obs, *_ = env.step(_hover(4000))
+    difference = obs["deployable"] - obs["policy"][:, :22]
+    assert difference[:, :3].std().item() == pytest.approx(0.1, rel=0.05)
+    assert (difference[:, 3:] == 0).all()
+    clean = QuadcopterPointCtrlEnv(_cfg(4000))
+    expected, *_ = clean.step(_hover(4000))
+    assert torch.equal(obs["policy"], expected["policy"])
+
+
+def test_vehicle_sets_scale_the_box_with_the_arms():
+    """With vehicles given, environment i flies vehicle i % n within 20 arm lengths and starts within 10."""
+    env = QuadcopterPointCtrlEnv(_cfg(6, vehicles="sampled:3"))
+    assert env.vehicle_index.tolist() == [0, 1, 2, 0, 1, 2]
+    assert torch.equal(env.vehicles.mass[:3], env.vehicles.mass[3:])
+    torch.testing.assert_close(env.limits[0], 20 * env.vehicles.arm_length)
+    assert (env.state[:3].abs() <= 10 * env.vehicles.arm_length).all()
+
+
+def test_disturbances_push():
+    """A vehicle with a mean force drifts: hovering 0.2 s under 0.05 N on every axis it is pushed by F t^2 / 2m."""
+    cfg = _cfg(2)
+    cfg.init.at_target = 1.0
+    cfg.init.rotor_speed = (0.806, 0.806)
+    env = QuadcopterPointCtrlEnv(cfg)
+    env.vehicles.force_mean += 0.01
+    env._disturbed = True
+    env.reset(0)
+    hover = 2 * env.vehicles.hover_speed.view(-1, 1).expand(-1, 4) - 1
+    for _ in range(20):
+        env.step(hover)
+    assert env.state[0].tolist() == pytest.approx([0.5 * 0.01 / 0.0306 * 0.04] * 2, rel=1e-3)
+
+
+def test_decimation_repeats_the_action():
+    """Two physics steps of 5 ms per action give 100 Hz control and nearly the same flight."""
+    cfg = _cfg(decimation=2)
+    cfg.sim.dt = 0.005
+    env, plain = QuadcopterPointCtrlEnv(cfg), QuadcopterPointCtrlEnv(_cfg())
+    assert env.max_episode_length == 500
+    for _ in range(20):
+        a, *_ = env.step(_hover(8))
+        b, *_ = plain.step(_hover(8))
+    torch.testing.assert_close(a["policy"], b["policy"], atol=1e-3, rtol=0)
+
+
+def test_render_draws():
+    """A frame of the asked size that is not blank, and that changes as vehicles move."""
+    env = QuadcopterPointCtrlEnv(_cfg(), render_mode="rgb_array")
+    env.cfg.viewer.resolution = (320, 240)
+    first = env.render()
+    for _ in range(10):
+        env.step(-_hover(8))
+    second = env.render()
+    assert first.shape == (240, 320, 3)
+    assert len(np.unique(first.reshape(-1, 3), axis=0)) > 50
+    assert (first != second).any()
+    env.close()
+
+
+def test_play_cfg():
+    """The Play variant has few environments and no noise."""
+    cfg = QuadcopterPointCtrlEnvCfg_PLAY()
+    assert cfg.scene.num_envs == 64
+    assert cfg.observation_noise == QuadcopterPointCtrlEnvCfg().observation_noise
+    assert isinstance(cfg, QuadcopterPointCtrlEnvCfg)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: setattr(c.scene, "num_envs", 0), "num_envs"),
+        (lambda c: setattr(c.sim, "dt", 0.0), "sim.dt"),
+        (lambda c: setattr(c.sim, "dt", 0.06), "sim.dt"),
+        (lambda c: setattr(c, "episode_length_s", -1.0), "episode_length_s"),
+        (lambda c: setattr(c, "decimation", 0), "decimation"),
+        (lambda c: setattr(c.init, "rotor_speed", (0.5, 0.1)), "rotor_speed"),
+        (lambda c: setattr(c.init, "at_target", 2.0), "at_target"),
+        (lambda c: setattr(c.terminations, "velocity", float("nan")), "velocity"),
+        (lambda c: setattr(c.observation_noise.l2f, "velocity", -1.0), "velocity"),
+        (lambda c: setattr(c, "vehicles", "/nowhere"), "nowhere"),
+    ],
+)
+def test_bad_configurations_are_refused_in_one_line(change, words):
+    """Each names its field."""
+    cfg = _cfg()
+    change(cfg)
+    with pytest.raises(UserError, match=words) as info:
+        QuadcopterPointCtrlEnv(cfg)
+    assert "\n" not in str(info.value)
+
+
+def test_cuda_that_is_not_there_is_refused(monkeypatch):
+    """A CUDA device without CUDA is an error that says what to use."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cfg = _cfg()
+    cfg.sim.device = "cuda:0"
+    with pytest.raises(UserError, match="--device cpu"):
+        QuadcopterPointCtrlEnv(cfg)
