@@ -170,7 +170,8 @@ class DistillationRunner:
         """Whether the deterministic student acted alone in whole episodes (single-environment engines)."""
         exploring = self.cfg.collection.epsilon > 0.0 or self.cfg.collection.noise_std > 0.0
         same_policy = self.learner.average is None
-        return self.make_eval_env is None and beta == 0.0 and not exploring and same_policy
+        alone = self.make_eval_env is None and self.mode == "episodes"
+        return alone and beta == 0.0 and not exploring and same_policy
 
     def _evaluation_due(self, epoch: int) -> bool:
         default = 10 if self.make_eval_env is None and self.beta(epoch) > 0.0 else 1
@@ -192,6 +193,8 @@ class DistillationRunner:
             None if probe is None else probe.on_step,
             self.poll,
         )
+        if self.make_eval_env is None:
+            self.collector.restart()
         return self._summarise(result) | (probe.summary() if probe else {})
 
     def _summarise(self, result: EvaluationResult) -> dict[str, float]:

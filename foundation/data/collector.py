@@ -106,6 +106,10 @@ class Collector:
             "environment's time-outs."
         )
 
+    def restart(self) -> None:
+        """Somebody else has used the environment: begin anew, with a reset, at the next collection."""
+        self._obs = None
+
     def _begin(self, epoch: int, beta: float) -> None:
         if self.mode == "episodes" or self._obs is None:
             seed = (self.seed * 1_000_003 + epoch) % (2**31)
