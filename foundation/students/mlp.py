@@ -71,7 +71,7 @@ class StudentPolicy(Student):
     def from_cfg(cls, cfg: StudentCfg, num_obs: int, num_actions: int) -> Self:
         """Build a student from its config."""
         assert isinstance(cfg, MLPStudentCfg)
-        return cls(
+        student = cls(
             num_obs,
             num_actions,
             cfg.hidden_dims,
@@ -82,6 +82,8 @@ class StudentPolicy(Student):
             cfg.state_dependent_std,
             cfg.init_std,
         )
+        student.cfg = cfg  # a class of another package keeps its own name and options
+        return student
 
     def features_step(self, obs: torch.Tensor, state: torch.Tensor | None) -> tuple[torch.Tensor, None]:
         """Map normalised observations to the last hidden layer. Shape: (num_envs, num_features)."""
