@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from foundation.errors import UserError
+
 
 @dataclass
 class SceneCfg:
@@ -143,3 +145,30 @@ class QuadcopterPointCtrlEnvCfg_PLAY(QuadcopterPointCtrlEnvCfg):  # noqa: N801 (
     """The same with few environments; observation noise stays off."""
 
     scene: SceneCfg = field(default_factory=lambda: SceneCfg(num_envs=64))
+
+
+def check_cfg(cfg: QuadcopterPointCtrlEnvCfg) -> None:
+    """Refuse values that no simulation can have."""
+    positive = {
+        "env.scene.num_envs": cfg.scene.num_envs,
+        "env.sim.dt": cfg.sim.dt,
+        "env.decimation": cfg.decimation,
+        "env.episode_length_s": cfg.episode_length_s,
+        "env.terminations.position": cfg.terminations.position,
+        "env.terminations.position_arms": cfg.terminations.position_arms,
+        "env.terminations.velocity": cfg.terminations.velocity,
+        "env.terminations.body_rate": cfg.terminations.body_rate,
+    }
+    for name, value in positive.items():
+        if not value > 0:
+            raise UserError(f"{name} must be positive, it is {value}")
+    low, high = cfg.init.rotor_speed
+    if not 0 <= low <= high <= 1:
+        raise UserError(f"env.init.rotor_speed must be a range within [0, 1], it is {cfg.init.rotor_speed}")
+    if not 0 <= cfg.init.at_target <= 1:
+        raise UserError(f"env.init.at_target must be within [0, 1], it is {cfg.init.at_target}")
+    noises: dict[str, NoiseCfg] = {"deployable": cfg.observation_noise.deployable, "l2f": cfg.observation_noise.l2f}
+    for group, noise in noises.items():
+        for component, value in vars(noise).items():
+            if not value >= 0:
+                raise UserError(f"env.observation_noise.{group}.{component} must not be negative, it is {value}")

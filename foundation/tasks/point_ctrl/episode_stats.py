@@ -39,6 +39,17 @@ class EpisodeStats:
             buffer.zero_()
         self._row = 0
 
+    def state_dict(self) -> dict[str, torch.Tensor | int]:
+        """Return everything, as copies on the CPU."""
+        tensors = {"sums": self._sums, "distances": self._distances, "log": self._log}
+        return {**{name: value.cpu().clone() for name, value in tensors.items()}, "row": self._row}
+
+    def load_state_dict(self, saved: dict[str, torch.Tensor | int]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        for buffer, name in ((self._sums, "sums"), (self._distances, "distances"), (self._log, "log")):
+            buffer.copy_(torch.as_tensor(saved[name]))
+        self._row = int(saved["row"])
+
     @property
     def log(self) -> dict[str, torch.Tensor]:
         """Means over the episodes that ended in the last step that ended any."""
@@ -75,5 +86,5 @@ class EpisodeStats:
         rows = torch.cat([self._sums[:-2] / self._seconds, ends, torch.stack([error, steps])])
         count = done.sum()
         self._log = torch.where(count > 0, (rows @ done) / count.clamp(min=1.0), self._log)
-        self._sums *= 1.0 - done
+        self._sums.masked_fill_(dones.bool(), 0.0)  # not a product: a NaN would outlive its episode
         return {"position_error": error}

@@ -16,7 +16,8 @@ from foundation.errors import UserError
 from foundation.sim.quadrotor import BODY_RATES, POSITION, QUATERNION, ROTORS, VELOCITY, QuadrotorDynamics
 from foundation.sim.vehicles import crazyflie, load_vehicles
 from foundation.tasks.point_ctrl import mdp
-from foundation.tasks.point_ctrl.env_cfg import NoiseCfg, QuadcopterPointCtrlEnvCfg
+from foundation.tasks.point_ctrl.env_cfg import QuadcopterPointCtrlEnvCfg, check_cfg
+from foundation.tasks.point_ctrl.episode_stats import EpisodeStats
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,10 +40,12 @@ class QuadcopterPointCtrlEnv:
     def __init__(self, cfg: QuadcopterPointCtrlEnvCfg | None = None, render_mode: str | None = None):
         """Build the environments and reset them with ``cfg.seed``."""
         self.cfg = cfg = cfg or QuadcopterPointCtrlEnvCfg()
-        _check_cfg(cfg)
+        check_cfg(cfg)
         self.render_mode = render_mode
         self.num_envs = cfg.scene.num_envs
         self.device = torch.device(cfg.sim.device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"device '{self.device}' was asked for, but torch sees no CUDA device: use --device cpu")
         self.step_dt = cfg.sim.dt * cfg.decimation
         self.max_episode_length = max(1, round(cfg.episode_length_s / self.step_dt))
         self._dtype = torch.float32
@@ -52,13 +55,8 @@ class QuadcopterPointCtrlEnv:
         self._generator = torch.Generator(self.device)
         n, d = self.num_envs, self.device
         self.episode_length_buf = torch.zeros(n, dtype=torch.long, device=d)
-        self._window = max(1, round(1.0 / self.step_dt))
-        """Steps of the last second of an episode."""
-        self._sums = torch.zeros(len(mdp.REWARD_TERMS) + 2, n, device=d)
-        """Per environment and episode: reward terms, distance, steps."""
-        self._distance_sums = torch.zeros(self._window, n, device=d)
-        """The distance's running sum, one row per step of the last second."""
-        self._log = torch.zeros(len(self._log_names), device=d)
+        window = max(1, round(1.0 / self.step_dt))
+        self._stats = EpisodeStats(n, window, cfg.episode_length_s, d)
         self._state = torch.zeros(13 + 4, n, device=d)
         self._action = torch.zeros(4, n, device=d)
         self._disturbance: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -105,9 +103,6 @@ class QuadcopterPointCtrlEnv:
             for group, part in (("deployable", noise.deployable), ("l2f", noise.l2f))
             if (scale := mdp.noise_scale(**vars(part), device=self.device)) is not None
         }
-        self._log_names = [f"Episode_Reward/{name}" for name in mdp.REWARD_TERMS]
-        self._log_names += [f"Episode_Termination/{name}" for name in (*mdp.TERMINATION_TERMS, "time_out")]
-        self._log_names += ["Metrics/position_error", "Metrics/episode_length"]
 
     @property
     def unwrapped(self) -> QuadcopterPointCtrlEnv:
@@ -161,9 +156,7 @@ class QuadcopterPointCtrlEnv:
                 self._disturbance = self.dynamics.disturb(self._forces[:3], self._forces[3:])
             self._action = self._state[ROTORS] * 2.0 - 1.0
             self.episode_length_buf = torch.zeros_like(self.episode_length_buf)
-            for buffer in (self._sums, self._distance_sums, self._log):
-                buffer.zero_()
-            self._window_row = 0
+            self._stats.clear()
             self._observations = self._observe()
             return self._observations
 
@@ -197,41 +190,16 @@ class QuadcopterPointCtrlEnv:
         self.episode_length_buf = self.episode_length_buf + 1
         time_outs = (self.episode_length_buf >= self.max_episode_length) & ~terminated
         dones = terminated | time_outs
-        metrics = self._account(state, terms, exceeded, time_outs, dones)
+        distance = state[POSITION].square().sum(0).sqrt()
+        metrics = self._stats.add(terms, distance, exceeded, time_outs, dones)
         self._begin_episodes(state, action, dones)
         self._observations = self._observe()
         extras = {
             "time_outs": time_outs,
-            "log": dict(zip(self._log_names, self._log.unbind(), strict=True)),
+            "log": self._stats.log,
             "episode_metrics": metrics,
         }
         return self._observations, reward, dones.to(torch.long), extras
-
-    def _account(
-        self,
-        state: torch.Tensor,
-        terms: torch.Tensor,
-        exceeded: torch.Tensor,
-        time_outs: torch.Tensor,
-        dones: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
-        """Sum up the episodes, and average over those that ended; where none did, the last averages stand."""
-        distance = terms[1:2] / self._weights[1] if self.cfg.rewards.position else _norm(state[POSITION])
-        self._sums += torch.cat([terms, distance, torch.ones_like(distance)])
-        total, steps = self._sums[-2], self._sums[-1]
-        row = self._distance_sums[self._window_row]
-        self._window_row = (self._window_row + 1) % self._window
-        before = torch.where(steps > self._window, row, 0.0)
-        error = (total - before) / steps.clamp(max=self._window)
-        row.copy_(total)
-        done = dones.to(self._dtype)
-        count = done.sum()
-        rows = torch.cat(
-            [self._sums[:-2] / self.cfg.episode_length_s, exceeded, time_outs.unsqueeze(0), torch.stack([error, steps])]
-        )
-        self._log = torch.where(count > 0, (rows @ done) / count.clamp(min=1.0), self._log)
-        self._sums.masked_fill_(dones, 0.0)
-        return {"position_error": error}
 
     def _begin_episodes(self, state: torch.Tensor, action: torch.Tensor, dones: torch.Tensor) -> None:
         """Put the environments that ended into new initial states."""
@@ -296,15 +264,15 @@ class QuadcopterPointCtrlEnv:
     def state_dict(self) -> dict[str, Any]:
         """Return everything that decides what happens next, as copies, on the CPU."""
         tensors = {name: getattr(self, name).detach().cpu().clone() for name in self._TENSORS}
-        numbers = {"table_row": self._table_row, "window_row": self._window_row, "num_envs": self.num_envs}
+        numbers = {"table_row": self._table_row, "num_envs": self.num_envs}
         groups = {name: value.cpu().clone() for name, value in self._observations.items()}
         if self._disturbed:
             tensors["_force_table"] = self._force_table.cpu().clone()
-        return {"tensors": tensors, "observations": groups, "generator": self._generator.get_state(), **numbers}
+        generator = self._generator.get_state()
+        stats = self._stats.state_dict()
+        return {"tensors": tensors, "stats": stats, "observations": groups, "generator": generator, **numbers}
 
-    _TENSORS = (
-        "_state", "_action", "_forces", "_table", "_sums", "_distance_sums", "_log", "episode_length_buf"
-    )  # fmt: skip
+    _TENSORS = ("_state", "_action", "_forces", "_table", "episode_length_buf")
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go on exactly where :meth:`state_dict` was taken."""
@@ -321,7 +289,8 @@ class QuadcopterPointCtrlEnv:
             device=self.device,
         )
         self._generator.set_state(saved["generator"].cpu())
-        self._table_row, self._window_row = int(saved["table_row"]), int(saved["window_row"])
+        self._stats.load_state_dict(saved["stats"])
+        self._table_row = int(saved["table_row"])
         if self._disturbed:
             self._disturbance = self.dynamics.disturb(self._forces[:3], self._forces[3:])
 
@@ -343,38 +312,3 @@ class QuadcopterPointCtrlEnv:
     def close(self) -> None:
         """Let go of the renderer."""
         self._renderer = None
-
-
-def _norm(x: torch.Tensor) -> torch.Tensor:
-    """Euclidean norm over components. Shape: (3, num_envs) -> (1, num_envs)."""
-    return x.square().sum(0, keepdim=True).sqrt()
-
-
-def _check_cfg(cfg: QuadcopterPointCtrlEnvCfg) -> None:
-    """Refuse values that no simulation can have."""
-    positive = {
-        "env.scene.num_envs": cfg.scene.num_envs,
-        "env.sim.dt": cfg.sim.dt,
-        "env.decimation": cfg.decimation,
-        "env.episode_length_s": cfg.episode_length_s,
-        "env.terminations.position": cfg.terminations.position,
-        "env.terminations.position_arms": cfg.terminations.position_arms,
-        "env.terminations.velocity": cfg.terminations.velocity,
-        "env.terminations.body_rate": cfg.terminations.body_rate,
-    }
-    for name, value in positive.items():
-        if not value > 0:
-            raise UserError(f"{name} must be positive, it is {value}")
-    low, high = cfg.init.rotor_speed
-    if not 0 <= low <= high <= 1:
-        raise UserError(f"env.init.rotor_speed must be a range within [0, 1], it is {cfg.init.rotor_speed}")
-    if not 0 <= cfg.init.at_target <= 1:
-        raise UserError(f"env.init.at_target must be within [0, 1], it is {cfg.init.at_target}")
-    noises: dict[str, NoiseCfg] = {"deployable": cfg.observation_noise.deployable, "l2f": cfg.observation_noise.l2f}
-    for group, noise in noises.items():
-        for component, value in vars(noise).items():
-            if not value >= 0:
-                raise UserError(f"env.observation_noise.{group}.{component} must not be negative, it is {value}")
-    device = str(cfg.sim.device)
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device '{device}' was asked for, but torch sees no CUDA device here: use --device cpu")
