@@ -1,5 +1,8 @@
 """Isaac Lab: any of its tasks, direct, manager-based or multi-agent. 3.0 here; 2.3 in ``isaaclab23``."""
 
+# Isaac Lab has an environment of its own, so a type checker may not find it.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import argparse

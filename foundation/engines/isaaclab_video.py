@@ -1,5 +1,8 @@
 """Clips in Isaac Lab 3.0, which records by itself: its recorder is set up before the environment is made."""
 
+# Isaac Lab has an environment of its own, so a type checker may not find it.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import argparse
@@ -51,7 +54,7 @@ def _source(env_cfg: Any, args: argparse.Namespace) -> str:
 def _check_installed() -> None:
     """Refuse before a long run what would fail at its first frame."""
     try:
-        from moviepy.editor import ImageSequenceClip  # noqa: F401  # pyright: ignore
+        from moviepy.editor import ImageSequenceClip  # noqa: F401
     except ImportError:
         raise UserError("--video with Isaac Lab 3.0 needs 'moviepy<2': pip install 'moviepy<2'") from None
     if importlib.util.find_spec("isaaclab_visualizers") is None:

@@ -10,6 +10,9 @@ RK4 simulator to a fraction of a millimetre per second of flight:
   that of the step's middle.
 """
 
+# Isaac Lab has an environment of its own, so a type checker may not find it.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -39,7 +42,7 @@ _USD = Path(__file__).parents[2] / "assets" / "quadrotor.usda"
 
 
 @configclass
-class PhysicsCfg(PresetCfg):
+class PhysicsPresetCfg(PresetCfg):
     """Physics engines to choose from (``physics=physx``)."""
 
     default: NewtonCfg = NewtonCfg(
@@ -82,7 +85,11 @@ class QuadcopterPointCtrlIsaacEnvCfg(DirectRLEnvCfg):
     """The ``policy`` group."""
     state_space: int = 0
     """No separate critic group."""
-    sim: SimulationCfg = SimulationCfg(dt=0.002, render_interval=5, physics=PhysicsCfg())
+    sim: SimulationCfg = SimulationCfg(
+        dt=0.002,
+        render_interval=5,
+        physics=PhysicsPresetCfg(),  # pyright: ignore[reportArgumentType]  (resolved when the task is loaded)
+    )
     """Physics."""
     scene: InteractiveSceneCfg = QuadcopterSceneCfg(num_envs=512, env_spacing=3.0)
     """Environments."""
@@ -220,7 +227,7 @@ class QuadcopterPointCtrlIsaacEnv(DirectRLEnv):
         self.extras["log"] = self._stats.log
         return terms.sum(0)
 
-    def _get_observations(self) -> dict[str, torch.Tensor]:
+    def _get_observations(self) -> dict[str, Any]:
         groups = mdp.observations(
             self._position, self._velocity, self._body_rates, self._quaternion, self._action, self._speeds
         )

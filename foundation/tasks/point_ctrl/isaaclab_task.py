@@ -5,6 +5,9 @@ knows the fields of Isaac Lab's own configs alone, so our PPO settings are hande
 (``init_output``) is the one thing that it cannot take.
 """
 
+# Isaac Lab has an environment of its own, so a type checker may not find it.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from dataclasses import asdict
@@ -44,9 +47,8 @@ def _model(ours: ModelCfg) -> Any:
         hidden_dims=list(ours.hidden_dims), activation=ours.activation, obs_normalization=ours.obs_normalization
     )
     if ours.distribution_cfg is not None:
-        model.distribution_cfg = RslRlMLPModelCfg.GaussianDistributionCfg(
-            init_std=ours.distribution_cfg.init_std, std_type=ours.distribution_cfg.std_type
-        )
+        model.distribution_cfg = RslRlMLPModelCfg.GaussianDistributionCfg(init_std=ours.distribution_cfg.init_std)
+        _copy_known({"std_type": ours.distribution_cfg.std_type}, model.distribution_cfg)
     return model
 
 
