@@ -141,6 +141,10 @@ def check_finite(values: Mapping[str, Any], where: str) -> None:
         where: What to name in the error.
     """
     for name, value in _tensors(values, ""):
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            raise UserError(
+                f"'{where}' has an unusual tensor in '{name}' (sparse, quantised or empty); save plain ones."
+            )
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise UserError(
                 f"'{where}' has NaN or infinite numbers in '{name}'. Use an earlier checkpoint of that run."

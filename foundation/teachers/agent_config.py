@@ -71,6 +71,11 @@ class AgentConfig:
                 return list(groups)
         return None
 
+    def normalizes(self, role: str) -> bool:
+        """Return whether the config says that a network's observations are normalised."""
+        own = self.option(role, "obs_normalization")
+        return (own if isinstance(own, bool) else self.data.get("empirical_normalization")) is True
+
     def clip_actions(self) -> float | None:
         """Return the bound that the run clipped its actions to, or None."""
         value = self.data.get("clip_actions")
@@ -95,7 +100,8 @@ class AgentConfig:
         options = {"std_type": self.option(role, "noise_std_type") or "scalar"}
         if self.option(role, "state_dependent_std") is True:
             return "heteroscedastic", options
-        return None, options
+        fixed = self.option(role, "state_dependent_std") is False and self.option(role, "stochastic") is not False
+        return "gaussian" if fixed else None, options
 
 
 def _is_given(value: Any) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from foundation.errors import UserError
 from foundation.teachers.loading import (
     LoadedPolicy,
     Source,
@@ -47,7 +48,7 @@ def assemble(source: Source, layout: str, role: str, actor: Parts, critic: Parts
     activation, origin = choose_activation(source, role)
     tower = build_tower(actor.body, actor.rnn, actor.normalizer, activation, f"'{source.path}' ({role})")
     distribution = choose_distribution(source, role, tower.head.out_features, actor.std, actor.log_std)
-    _compare_sizes(source, role, tower)
+    _compare_with_config(source, role, tower)
     groups = source.overrides.obs_groups or source.agent.obs_groups(role)
     value_tower = None if critic is None else _value_tower(source, tower, groups, critic)
     network = TeacherNetwork(tower, distribution, value_tower)
@@ -83,8 +84,15 @@ def _value_tower(source: Source, actor: Tower, groups: list[str] | None, critic:
     return tower if tower.num_obs == actor.num_obs and tower.head.out_features == 1 else None
 
 
-def _compare_sizes(source: Source, role: str, tower: Tower) -> None:
-    """Warn when the config beside the checkpoint speaks of another network."""
+def _compare_with_config(source: Source, role: str, tower: Tower) -> None:
+    """Refuse a checkpoint that lacks the normaliser of its config; warn when the config has other sizes."""
+    if tower.normalizer is None and source.agent.normalizes(role):
+        message = (
+            f"'{source.path}' has no observation normaliser, but '{source.agent.path}' says it was trained with one"
+        )
+        if source.overrides.strict:
+            raise UserError(f"{message}. Use the whole checkpoint, or give the override 'strict=False'.")
+        logger.warning("%s. Observations are taken as they are.", message)
     stated = source.agent.option(role, "hidden_dims")
     if isinstance(stated, list) and stated and -1 not in stated and list(stated) != tower.hidden_dims:
         logger.warning(

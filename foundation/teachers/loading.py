@@ -269,6 +269,8 @@ def choose_distribution(
     name = source.overrides.distribution or kind
     if name is None:
         name = _guess_distribution(source, role, num_out)
+    elif name == "gaussian":
+        raise UserError(f"'{source.path}' lacks the deviation of its gaussian actions ('std' or 'log_std').")
     log = {"scalar": False, "log": True}.get(str(options.get("std_type", "scalar" if kind else None)))
     if name in ("heteroscedastic", "heteroscedastic_log", "beta") and num_out % 2:
         raise UserError(f"'{source.path}': a {name} policy has an even number of outputs; this one has {num_out}.")
@@ -282,12 +284,12 @@ def choose_distribution(
 
 
 def _guess_distribution(source: Source, role: str, num_out: int) -> str:
-    if role == "student" or num_out % 2:
+    if role == "student":
         return "deterministic"
     raise UserError(
-        f"'{source.path}' has no deviation parameter, so that its {num_out} outputs may be means and deviations, or "
-        "a Beta distribution's parameters. Put the run's params/agent.yaml beside it, or give the override "
-        f"'distribution' ({', '.join(DISTRIBUTIONS[1:])})."
+        f"'{source.path}' has no deviation parameter, so that it is not known how its {num_out} outputs make actions. "
+        "Put the run's params/agent.yaml beside it, or give the override 'distribution' "
+        f"({', '.join(DISTRIBUTIONS[1:])})."
     )
 
 

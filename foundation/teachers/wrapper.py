@@ -41,7 +41,8 @@ class TeacherPolicyWrapper(nn.Module):
         self.obs_groups = loaded.obs_groups
         self.obs_slice: list[int] | None = loaded.description.get("obs_slice")
         self.clip_actions = loaded.clip_actions
-        self.num_parameters = sum(parameter.numel() for parameter in self.policy.parameters())
+        acting = getattr(self.policy, "actor", self.policy)  # a critic is not counted
+        self.num_parameters = sum(parameter.numel() for parameter in acting.parameters())
         self.has_std: bool = loaded.description["has_std"]
         self.has_value: bool = loaded.description["has_value"]
         self._description = loaded.description

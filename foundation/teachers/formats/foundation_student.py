@@ -19,7 +19,10 @@ def recognise(checkpoint: dict[str, Any]) -> bool:
 
 def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     """Read the student."""
-    student = student_from_description(checkpoint["student"])
+    try:
+        student = student_from_description(checkpoint["student"])
+    except UserError as error:
+        raise UserError(f"'{source.path}': {error}") from error
     try:
         student.load_state_dict(checkpoint["model_state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:

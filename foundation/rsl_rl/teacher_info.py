@@ -1,0 +1,55 @@
+"""Print what is understood about a policy's checkpoint: ``python foundation/rsl_rl/teacher_info.py PATH``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a script: this folder's name must not hide the library rsl_rl
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from foundation.rsl_rl.cli_args import CommandParser
+from foundation.rsl_rl.command import run_command, set_up_logging
+
+
+def build_parser() -> CommandParser:
+    """Return the command's parser."""
+    parser = CommandParser(prog="teacher_info.py", description="Say what is understood about a policy's checkpoint.")
+    parser.epilog = ""
+    parser.add_argument("checkpoint", metavar="PATH", help="a checkpoint of RSL-RL or of a student of this project")
+    parser.add_argument("--activation", metavar="NAME", help="activation of the hidden layers, if no config says it")
+    parser.add_argument(
+        "--distribution", metavar="NAME", help="gaussian, heteroscedastic, beta, ... if no config says it"
+    )
+    parser.add_argument("--agent_config", metavar="PATH", help="agent.yaml to use instead of the one beside it")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the checkpoint and print its description."""
+    args = build_parser().parse_args(argv)
+    set_up_logging()
+    from foundation.teachers import TeacherPolicyWrapper
+
+    teacher = TeacherPolicyWrapper(
+        args.checkpoint, activation=args.activation, distribution=args.distribution, agent_config=args.agent_config
+    )
+    described = {**teacher.describe(), "num_parameters": teacher.num_parameters}
+    if args.json:
+        print(json.dumps(described, indent=2))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=teacher.architecture_line(), show_header=False, title_justify="left")
+    for name, value in described.items():
+        table.add_row(name.replace("_", " "), "-" if value is None else str(value))
+    Console().print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
