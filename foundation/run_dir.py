@@ -39,6 +39,8 @@ class RunDir:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self._lock: int | None = None
+        self._made: list[Path] = []
+        """Folders above this one that were made for it, innermost first."""
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
@@ -58,6 +60,7 @@ class RunDir:
         parent = Path(root) / experiment_name
         suffix = f"_{run_name}" if run_name else ""
         moment = datetime.now()
+        made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         try:
             parent.mkdir(parents=True, exist_ok=True)
             while True:  # two runs that start in the same second: the later one takes the next free second
@@ -70,6 +73,7 @@ class RunDir:
         except OSError as error:
             raise UserError(f"cannot make the run's folder in {parent}: {error.strerror or error}") from None
         run = cls(path)
+        run._made = made
         run.lock()
         return run
 
@@ -179,16 +183,22 @@ class RunDir:
                 self._write(f"params/{name}.pkl", _pickled(cfg))
 
     def discard_if_empty(self) -> None:
-        """Remove the folder, and its parents if nothing else is in them, unless a checkpoint was written."""
+        """Remove the folder, and those made for it if nothing else is in them, unless a checkpoint was written."""
         if self.checkpoints():
             return
         self.unlock()
         shutil.rmtree(self.path, ignore_errors=True)
         with contextlib.suppress(OSError):
-            self.path.parent.rmdir()
+            for folder in self._made:
+                folder.rmdir()
 
     def load_params(self, name: str = "distillation") -> dict[str, Any]:
         """Read ``params/<name>.yaml`` back as plain values."""
+        if not (self.params_dir / f"{name}.yaml").exists():
+            raise UserError(
+                f"{self.path} has no params/{name}.yaml: that run stopped before it began; start it anew, or name "
+                "another one with --load_run"
+            )
         values = load_yaml(self.params_dir / f"{name}.yaml")
         if not isinstance(values, dict):
             raise UserError(f"{self.params_dir / name}.yaml does not hold a mapping of keys to values")
@@ -220,9 +230,10 @@ class RunDir:
                 raise UserError(f"another process is writing to {self.path}: stop it, or start a new run") from None
             return  # a file system without locks
         self._lock = handle
-        for leftover in self.path.rglob(".*.tmp"):  # of a process that was killed while it wrote
-            with contextlib.suppress(OSError):
-                leftover.unlink()
+        for pattern in (".*.tmp", ".*.part.mp4"):  # of a process that was killed while it wrote
+            for leftover in self.path.rglob(pattern):
+                with contextlib.suppress(OSError):
+                    leftover.unlink()
 
     def unlock(self) -> None:
         """Let other processes write to this run."""

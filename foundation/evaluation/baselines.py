@@ -38,9 +38,9 @@ def measure_baselines(
         "random": RandomActor(env.num_actions, seed, env.device),
     }
     if not shared_rollout or env.num_envs < len(actors):
-        return {name: evaluate(env, actor, num_episodes, seed, poll=poll) for name, actor in actors.items()}
+        return {name: evaluate(env, actor, num_episodes, seed, poll=poll, who=name) for name, actor in actors.items()}
     split = SplitActor(list(actors.values()), env.num_envs)
-    result = evaluate(env, split, env.num_envs, seed, poll=poll)
+    result = evaluate(env, split, env.num_envs, seed, poll=poll, who="teacher")
     return {name: result.part(block) for name, block in zip(actors, split.blocks, strict=True)}
 
 

@@ -94,6 +94,29 @@ class _Recorder:
         return bool((self.count >= self.rounds).all())
 
 
+class _Health:
+    """Counts the steps before the first NaN or infinity in observations, actions and rewards, without a host sync."""
+
+    def __init__(self, device: torch.device | str):
+        self.sound = torch.ones(3, dtype=torch.bool, device=device)
+        self.steps = torch.zeros(3, dtype=torch.int64, device=device)
+
+    def add(self, obs: TensorDict, actions: torch.Tensor, rewards: torch.Tensor) -> None:
+        leaves: list[Any] = list(obs.values(include_nested=True, leaves_only=True))
+        groups = torch.stack([torch.isfinite(group).all() for group in leaves])
+        now = [groups.all(), torch.isfinite(actions).all(), torch.isfinite(rewards).all()]
+        self.sound &= torch.stack(now)
+        self.steps += self.sound
+
+    def check(self, who: str) -> None:
+        """NaN spreads from observations to actions to rewards and on: what was spoiled first began it."""
+        if bool(self.sound.all()):
+            return
+        culprit = ("environment returned NaN or infinite observations", f"{who} returned NaN or infinite actions")
+        culprit += ("environment returned NaN or infinite rewards",)
+        raise UserError(f"The {culprit[int(self.steps.argmin())]} during evaluation (step {int(self.steps.min())}).")
+
+
 @torch.no_grad()
 def evaluate(
     env: Any,
@@ -102,6 +125,7 @@ def evaluate(
     seed: int,
     on_step: Callable[[TensorDict, torch.Tensor], None] | None = None,
     poll: Callable[[], None] | None = None,
+    who: str = "policy",
 ) -> EvaluationResult:
     """Measure an actor.
 
@@ -115,26 +139,29 @@ def evaluate(
         seed: Seed of the resets: the same seed gives every actor the same initial states.
         on_step: Called with the observations and the actions of every step.
         poll: Called now and then; may raise to stop.
+        who: What to call the actor if its actions are not finite.
 
     Returns:
         The episodes.
 
     Raises:
-        UserError: If an environment's episode does not end within ``max_episode_length``, or returns are not finite.
+        UserError: If an environment's episode does not end within ``max_episode_length``, or something is not finite.
     """
     rounds = math.ceil(num_episodes / env.num_envs)
     limit = rounds * (int(env.max_episode_length) + 1)
     with preserved_rng(env.device):
         obs = env.reset(seed)
         actor.reset()
-        recorder = _Recorder(env.num_envs, rounds, env.device)
+        recorder, health = _Recorder(env.num_envs, rounds, env.device), _Health(env.device)
         steps = 0
         while steps < limit:
             actions = actor.act(obs)
             if on_step is not None:
                 on_step(obs, actions)
+            seen = obs
             obs, rewards, dones, extras = env.step(actions)
             dones = dones.bool()
+            health.add(seen, actions, rewards)
             recorder.add(rewards, dones, extras)
             actor.reset(dones)
             steps += 1
@@ -143,18 +170,16 @@ def evaluate(
                     poll()
                 if recorder.done():
                     break
+        health.check(who)
         if not recorder.done():
             raise UserError(
                 f"An episode did not end within max_episode_length={env.max_episode_length} env steps during "
                 "evaluation: check the environment's time-outs."
             )
     fields = {name: values.flatten() for name, values in recorder.fields.items()}
-    result = EvaluationResult(
+    return EvaluationResult(
         fields.pop("returns"), fields.pop("lengths"), fields.pop("success").bool(), fields, steps * env.num_envs
     )
-    if not bool(torch.isfinite(result.returns).all()):
-        raise UserError("The environment returned NaN or infinite rewards during evaluation.")
-    return result
 
 
 @contextmanager
