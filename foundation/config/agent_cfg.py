@@ -20,6 +20,12 @@ class DistributionCfg:
     """Standard deviation at the start [action units]."""
     std_type: str = "scalar"
     """Parameterise the standard deviation as itself (``scalar``) or by its logarithm (``log``)."""
+    min_std: float = 0.0
+    """Floor of a state-independent standard deviation [action units], kept after every iteration.
+
+    Where noise is costly, as under a penalty on changing the action, PPO drives it to zero long before the mean is
+    good, and with it the size of its own steps, which the KL divergence bounds in units of the standard deviation.
+    """
 
 
 @dataclass

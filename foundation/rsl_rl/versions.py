@@ -15,6 +15,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import logging
+import math
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -173,6 +174,8 @@ def _model(model: dict[str, Any], layout: str) -> dict[str, Any]:
             "init_std": noise.get("init_noise_std", 1.0),
             "std_type": noise.get("noise_std_type", "scalar"),
         }
+    if given is not None:
+        given = {key: value for key, value in given.items() if key != "min_std"}
     return out | {"distribution_cfg": given}
 
 
@@ -339,6 +342,20 @@ class RslRlRunner:
                     raise UserError(f"init_output has {values.numel()} numbers; the task has {num_actions} actions.")
                 last.bias[:num_actions] = values
 
+    def _floor_std(self) -> None:
+        """Lift the acting network's standard deviation to the config's ``min_std``."""
+        model = self.cfg.get("student" if self.distils else "actor") or {}
+        floor = (model.get("distribution_cfg") or {}).get("min_std", 0.0)
+        if floor <= 0.0:
+            return
+        with torch.no_grad():
+            for name, value in self.policy.named_parameters():
+                leaf = name.rpartition(".")[2]
+                if leaf in ("std", "std_param"):
+                    value.clamp_(min=floor)
+                elif leaf in ("log_std", "log_std_param"):
+                    value.clamp_(min=math.log(floor))
+
     def _hook(self) -> None:
         """Call ``on_iteration`` after RSL-RL's own logging, where its stopwatch does not run; save atomically."""
         owner = self.runner.logger if hasattr(self.runner, "logger") else self.runner
@@ -348,6 +365,7 @@ class RslRlRunner:
             stock_log(*args, **kwargs)
             local = args[0] if args and isinstance(args[0], dict) else {}  # 3.x hands over learn's own variables
             self._returns = local.get("rewbuffer", getattr(owner, "rewbuffer", ()))
+            self._floor_std()
             if self.on_iteration is not None:
                 self.on_iteration(self.runner.current_learning_iteration)
 

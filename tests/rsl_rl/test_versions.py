@@ -78,6 +78,12 @@ def test_init_output(seen):
     assert seen["init_output"] < 1e-6
 
 
+def test_min_std(seen):
+    """The standard deviation is lifted to its floor, in either parameterisation, and left alone without one."""
+    scalar, logarithm, free = seen["min_std"]
+    assert abs(scalar - 0.7) < 1e-6 and abs(logarithm - 0.7) < 1e-5 and free < 0.6
+
+
 def test_errors_are_one_line(seen):
     """A misspelt key, group or runner, and checkpoints that are missing or of other sizes, are told in one line."""
     errors = seen["errors"]

@@ -209,6 +209,26 @@ def init_output(folder: Path) -> float:
     return (actions - torch.tensor([0.5, -0.25])).abs().max().item()
 
 
+def min_std(folder: Path) -> list[float]:
+    """Train with a floor above the start, and with none, and return the smallest standard deviations."""
+    out = []
+    for kind, floor in (("scalar", 0.7), ("log", 0.7), ("scalar", 0.0)):
+        cfg = small(OnPolicyRunnerCfg())
+        dist = cfg.actor.distribution_cfg
+        dist.init_std, dist.std_type, dist.min_std = 0.5, kind, floor
+        runner = RslRlRunner(ToyEnv(), cfg, folder / f"{kind}{floor}", "cpu")
+        runner.learn(1)
+        runner.runner.alg.act(ToyEnv().get_observations())
+        out.append(
+            float(
+                getattr(
+                    runner.policy, "output_std" if "mlp" in dict(runner.policy.named_children()) else "action_std"
+                ).min()
+            )
+        )
+    return out
+
+
 def main() -> None:
     """Run every probe in the folder given on the command line."""
     torch.manual_seed(0)
@@ -216,7 +236,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     with contextlib.redirect_stdout(sys.stderr):
         out = {"version": installed_version(), "layout": installed_layout()}
-        for probe in (ppo, distillation, recurrent, isaaclab_configs, errors, init_output):
+        for probe in (ppo, distillation, recurrent, isaaclab_configs, errors, init_output, min_std):
             (folder / probe.__name__).mkdir(parents=True)
             out[probe.__name__] = probe(folder / probe.__name__)
         assert translate(small(DistillationRunnerCfg()))["class_name"] == "DistillationRunner"
