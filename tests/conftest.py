@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import hypothesis
+import pytest
 import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def own_logging(monkeypatch):
+    """Undo what a command sets up: its handler keeps the standard error of the test that called it first."""
+    root = logging.getLogger("foundation")
+    level = root.level
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "propagate", True)
+    yield
+    root.setLevel(level)

@@ -34,13 +34,14 @@ class ObsSelector:
             selected = selected[..., self.obs_slice[0] : self.obs_slice[1]]
         return selected
 
-    def check(self, obs: TensorDict, who: str, wanted: int | None = None) -> int:
+    def check(self, obs: TensorDict, who: str, wanted: int | None = None, key: str | None = None) -> int:
         """Check the groups against what the environment offers.
 
         Args:
             obs: Observations of the environment.
             who: "teacher" or "student", for the message.
             wanted: The input size that the policy wants; None accepts any.
+            key: What the user sets to change the groups; None: ``distill.<who>.obs_groups``.
 
         Returns:
             The number of selected columns.
@@ -49,7 +50,8 @@ class ObsSelector:
             UserError: If a group is unknown, not flat, the slice is out of range, or the size is not ``wanted``.
         """
         offered = {str(name): tuple(obs[name].shape[1:]) for name in obs.keys()}  # noqa: SIM118
-        key = f"distill.{who}.obs_groups"
+        slice_hint = f" (and distill.{who}.obs_slice)" if key is None else ""
+        key = key or f"distill.{who}.obs_groups"
         for name in self.groups:
             if name not in offered:
                 raise UserError(f"{key}: the environment has no observation group '{name}'. {suggest(name, offered)}")
@@ -67,7 +69,6 @@ class ObsSelector:
             sizes = ", ".join(f"{name} ({size[0]})" for name, size in offered.items() if len(size) == 1)
             raise UserError(
                 f"The {who} wants {wanted} observations, but {key}={list(self.groups)} gives {total}. "
-                f"The environment's groups are: {sizes}. Set {key} (and distill.{who}.obs_slice) to what it was "
-                "trained on."
+                f"The environment's groups are: {sizes}. Set {key}{slice_hint} to what it was trained on."
             )
         return total

@@ -1,0 +1,108 @@
+"""What was measured of a policy, as plain values for JSON and as a table for people."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from foundation.data.actors import Policy
+from foundation.evaluation.evaluate import EvaluationResult
+
+UNITS = {"position_error": (100.0, "cm")}
+"""Metrics that are shown in other than SI units: factor and unit."""
+
+
+def spread(values: torch.Tensor) -> dict[str, float]:
+    """Return mean and population standard deviation. Shape: (num_episodes,)."""
+    return {"mean": float(values.double().mean()), "std": float(values.double().std(correction=0))}
+
+
+def evaluation_figures(result: EvaluationResult) -> dict[str, Any]:
+    """Return what an evaluation measured, as plain values.
+
+    Args:
+        result: The episodes.
+
+    Returns:
+        ``num_episodes``, ``return``, ``return_interval_95``, ``length``, ``success_rate`` and ``metrics``.
+    """
+    return {
+        "num_episodes": len(result.returns),
+        "return": spread(result.returns),
+        "return_interval_95": result.return_interval,
+        "length": spread(result.lengths),
+        "success_rate": float(result.success.double().mean()),
+        "metrics": {name: spread(values) for name, values in result.metrics.items()},
+    }
+
+
+@torch.no_grad()
+def inference_seconds(policy: Policy, obs: torch.Tensor, seconds: float = 0.2) -> float:
+    """Time one step of a policy on observations that are where it is: the median over many steps [s].
+
+    Args:
+        policy: What to time.
+        obs: Observations of the batch. Shape: (num_envs, num_obs).
+        seconds: How long to measure [s].
+    """
+
+    def step(state: torch.Tensor | None) -> torch.Tensor | None:
+        return policy.step(obs, state)[1]
+
+    def wait() -> None:
+        if obs.device.type == "cuda":
+            torch.cuda.synchronize(obs.device)
+
+    state = policy.initial_state(obs.shape[0], obs.device)
+    for _ in range(10):
+        state = step(state)
+    wait()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 5:
+        start = time.perf_counter()
+        state = step(state)
+        wait()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+def evaluation_table(title: str, head: Sequence[tuple[str, str]], figures: dict[str, Any]) -> Table:
+    """Lay the figures out.
+
+    Args:
+        title: The task.
+        head: First rows: what was measured, and where.
+        figures: What :func:`evaluation_figures` returned, with ``inference_us`` (batch size -> [µs]) and
+            ``parameters`` where there is a network.
+    """
+    table = Table(title=title, box=box.ROUNDED, show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = list(head)
+    rows.append(("return", _shown(figures["return"])))
+    rows.append(("95 % of the mean return", f"± {figures['return_interval_95']:.2f}"))
+    rows.append(("length [steps]", _shown(figures["length"], digits=1)))
+    rows.append(("success", f"{100.0 * figures['success_rate']:.1f} %"))
+    for name, values in figures["metrics"].items():
+        factor, unit = UNITS.get(name, (1.0, ""))
+        scaled = {key: factor * value for key, value in values.items()}
+        label = name.replace("_", " ")
+        rows.append((f"{label} [{unit}]" if unit else label, _shown(scaled, digits=2 if unit else 4)))
+    for batch, microseconds in figures.get("inference_us", {}).items():
+        rows.append((f"inference, batch {batch} [µs]", f"{microseconds:.1f} per step"))
+    if "parameters" in figures:
+        rows.append(("parameters", f"{figures['parameters']:,}"))
+    for name, text in rows:
+        table.add_row(Text(name), Text(text))
+    return table
+
+
+def _shown(values: dict[str, float], digits: int = 2) -> str:
+    return f"{values['mean']:.{digits}f} ± {values['std']:.{digits}f}"

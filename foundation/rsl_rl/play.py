@@ -1,0 +1,303 @@
+"""Fly, walk or drive a trained policy and measure it: ``python foundation/rsl_rl/play.py --help``.
+
+Plays a student that ``distillation.py`` trained or a policy that ``train.py`` trained. The episodes are deterministic,
+the first of each environment count, and the command ends by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if not __package__:  # run as a file of a clone: take this clone's packages
+    sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
+
+from foundation.config.overrides import Overrides, parse_overrides
+from foundation.errors import RunInterrupted, UserError, suggest
+from foundation.rsl_rl.cli_args import (
+    CommandParser,
+    Interrupt,
+    add_launch_args,
+    parse_command,
+    positive_int,
+    run_command,
+    set_up_logging,
+)
+
+if TYPE_CHECKING:
+    from foundation.data.actors import Actor
+    from foundation.data.obs_groups import ObsSelector
+    from foundation.engines.base import Engine, VideoRequest
+    from foundation.teachers import TeacherPolicyWrapper
+
+logger = logging.getLogger("foundation.play")
+LOG_ROOT = Path("logs")
+AGENTS = ("trained", "zero", "random")
+ENTRY_POINT = "rsl_rl_cfg_entry_point"
+NUM_EPISODES, SEED = 64, 42
+
+
+@dataclass
+class Job:
+    """What the command line asks for, before a simulator is up."""
+
+    args: argparse.Namespace
+    overrides: Overrides
+    task: str
+    device: str
+    checkpoint: Path | None
+    policy: TeacherPolicyWrapper | None
+
+
+def build_parser() -> CommandParser:
+    """Return the parser of every flag that needs no simulator."""
+    parser = CommandParser(prog="play.py", description="Play a trained policy and measure it.")
+    add_launch_args(parser)
+    group = parser.add_argument_group("policy")
+    flag = group.add_argument
+    flag("--checkpoint", metavar="FILE", help="a path, or a name or pattern in the run (default: its best)")
+    flag("--load_run", metavar="RUN", help="run to load: its name, a pattern, or its folder (default: the newest)")
+    flag("--experiment_name", metavar="NAME", help="only this experiment's runs, under logs/")
+    flag("--agent", metavar="NAME", default="trained", help="trained, zero or random actions (trained)")
+    flag("--obs_groups", nargs="+", metavar="GROUP", help="observation groups (default: those it was trained on)")
+    group = parser.add_argument_group("measurement")
+    flag = group.add_argument
+    flag("--num_episodes", type=positive_int, default=NUM_EPISODES, metavar="N", help=f"episodes ({NUM_EPISODES})")
+    flag("--json", metavar="PATH", help="write the figures to this file")
+    flag("--real-time", action="store_true", help="no faster than real time")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    set_up_logging()
+    parser = build_parser()
+    args, _ = parse_command(parser, argv, strict=False)
+    check_args(args)
+    task, device, checkpoint, policy = settle(args)
+    from foundation.engines import select_engine
+
+    engine_class, why = select_engine(task, args.engine or "auto")
+    engine_class.add_args(parser)
+    args, tokens = parse_command(parser, argv)
+    logger.info("%s", why)
+    job = Job(args, parse_overrides(tokens, scopes=("env", "agent")), task, device, checkpoint, policy)
+    return launch(job, engine_class())
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Refuse what cannot be, before anything is loaded."""
+    if args.agent not in AGENTS and not args.agent.endswith("_entry_point"):
+        raise UserError(f"--agent is '{args.agent}'. {suggest(args.agent, AGENTS)}")
+    if args.agent in ("zero", "random") and (args.checkpoint or args.load_run):
+        raise UserError(f"--agent {args.agent} needs no policy: leave --checkpoint and --load_run out")
+    if args.json and (Path(args.json).is_dir() or not os.access(_existing_parent(Path(args.json)), os.W_OK)):
+        raise UserError(f"--json {args.json}: cannot be written; give the path of a file")
+
+
+def _existing_parent(path: Path) -> Path:
+    return next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
+
+
+def settle(args: argparse.Namespace) -> tuple[str, str, Path | None, TeacherPolicyWrapper | None]:
+    """Find and read the policy; it also says which task it was trained on.
+
+    Returns:
+        Task, device, checkpoint and policy; the last two are None for zero and random actions.
+    """
+    from foundation.rsl_rl.distillation import resolve_device
+
+    device = resolve_device(args.device or "auto")
+    if args.agent in ("zero", "random"):
+        if args.task is None:
+            raise UserError(f"--agent {args.agent} needs a task: --task ID, such as Isaac-Quadcopter-Point-Ctrl-v0")
+        return args.task, device, None, None
+    from foundation.teachers import TeacherPolicyWrapper
+
+    checkpoint = find_checkpoint(args)
+    overrides = {"obs_groups": args.obs_groups} if args.obs_groups else {}
+    policy = TeacherPolicyWrapper(checkpoint, device, **overrides)
+    return args.task or own_task(checkpoint), device, checkpoint, policy
+
+
+def find_checkpoint(args: argparse.Namespace) -> Path:
+    """Return the file that the flags mean; by default the best student of the newest distillation run."""
+    from foundation.run_dir import RunDir
+
+    named = args.checkpoint
+    if named and (Path(named).exists() or os.sep in named):
+        return Path(named)
+    try:
+        run = RunDir.find(LOG_ROOT / "distillation", args.experiment_name, args.load_run)
+    except UserError as error:  # it may be a run of train.py, but only if the user names one
+        if args.experiment_name is None and args.load_run is None:
+            raise UserError(
+                f"no run found in {LOG_ROOT / 'distillation'}: give --checkpoint PATH, or distil a student first"
+            ) from None
+        try:
+            run = RunDir.find(LOG_ROOT / "rsl_rl", args.experiment_name, args.load_run)
+        except UserError:
+            raise error from None
+        best = run.path / "best_model.pt"
+        return best if named is None and best.exists() else run.checkpoint_path(named or r"model_.*\.pt")
+    return run.checkpoint_path(named or "best_student.pt")
+
+
+def own_task(checkpoint: Path) -> str:
+    """Return the task that a checkpoint says it was trained on."""
+    from foundation.files import load_checkpoint
+
+    task = load_checkpoint(checkpoint).get("task")
+    if not isinstance(task, str):
+        raise UserError(f"'{checkpoint}' does not say which task it was trained on: give --task ID")
+    return task
+
+
+def launch(job: Job, engine: Engine) -> int:
+    """Start the simulator, play, and report."""
+    from foundation.engines.base import LaunchRequest
+
+    args = job.args
+    typed_num_envs = any(token.partition("=")[0].endswith("scene.num_envs") for token in tokens_of(job.overrides))
+
+    def configure(env_cfg: Any, agent_cfg: Any) -> None:
+        job.overrides.configure(env_cfg, agent_cfg)
+        num_envs = args.num_envs
+        if num_envs is None and not typed_num_envs:
+            num_envs = min(args.num_episodes, int(env_cfg.scene.num_envs))
+        engine.set_common(env_cfg, num_envs=num_envs, seed=args.seed, device=job.device)
+        bound = None if job.policy is None else job.policy.clip_actions
+        if bound is not None and getattr(agent_cfg, "clip_actions", bound) is None:
+            agent_cfg.clip_actions = bound
+
+    entry_point = args.agent if args.agent.endswith("_entry_point") else ENTRY_POINT
+    request = LaunchRequest(job.task, entry_point, job.device, args.headless, args.video, args)
+    with engine.launch(request, configure) as (env_cfg, agent_cfg):
+        env = engine.make_env(env_cfg, agent_cfg, video=video_request(job))
+        with Interrupt() as interrupt:
+            try:
+                play(job, engine, env, interrupt)
+            except RunInterrupted:
+                print("Stopped before the episodes had ended: nothing was measured")
+            finally:
+                getattr(env, "close", lambda: None)()
+        return interrupt.exit_code
+
+
+def tokens_of(overrides: Overrides) -> list[str]:
+    """List the overrides as they were typed."""
+    return [item.token for items in (*overrides.scoped.values(), overrides.bare) for item in items]
+
+
+def video_request(job: Job) -> VideoRequest | None:
+    """Return the wish for one clip from the first step on, in the run's own folder."""
+    if not job.args.video:
+        return None
+    import foundation
+    from foundation.engines.base import VideoRequest
+
+    package = Path(foundation.__file__).resolve().parent
+    run = None if job.checkpoint is None else job.checkpoint.resolve().parent
+    if run is None or package in run.parents:  # no run's folder: no policy, or one that is shipped
+        run = LOG_ROOT / "play"
+    return VideoRequest(run / "videos" / "play", job.args.video_length, 0)
+
+
+def play(job: Job, engine: Engine, env: Any, interrupt: Interrupt) -> None:
+    """Run the episodes and show what they were."""
+    from rich.console import Console
+
+    from foundation.evaluation.evaluate import evaluate
+    from foundation.evaluation.pace import real_time_pace
+    from foundation.evaluation.report_table import evaluation_figures, evaluation_table
+
+    def poll() -> None:
+        if interrupt.interrupted():
+            raise RunInterrupted
+
+    args = job.args
+    actor, selector = make_actor(job, env)
+    pace = real_time_pace(env) if args.real_time else None
+    seed = SEED if args.seed is None else args.seed
+    result = evaluate(env, actor, args.num_episodes, seed, pace, poll)
+    figures = evaluation_figures(result) | network_figures(job, env, selector)
+    what = f"{args.agent} actions" if job.policy is None else describe(job.policy)
+    head = [("policy", what), ("checkpoint", str(job.checkpoint))] if job.checkpoint else [("policy", what)]
+    head.append(("episodes", f"{figures['num_episodes']} in {env.num_envs} environments, seed {seed}"))
+    Console(highlight=False).print(evaluation_table(f"{job.task} ({engine.name})", head, figures))
+    if args.json:
+        where = {
+            "task": job.task,
+            "engine": engine.name,
+            "device": job.device,
+            "agent": args.agent,
+            "policy": what,
+            "checkpoint": None if job.checkpoint is None else str(job.checkpoint),
+            "num_envs": env.num_envs,
+            "seed": seed,
+        }
+        write_json(Path(args.json), where | figures)
+
+
+def make_actor(job: Job, env: Any) -> tuple[Actor, ObsSelector | None]:
+    """Return who acts, and how a policy's observations are selected."""
+    from foundation.data.actors import PolicyActor, RandomActor, ZeroActor
+    from foundation.data.obs_groups import ObsSelector
+
+    if job.policy is None:
+        if job.args.agent == "zero":
+            return ZeroActor(env.num_actions), None
+        return RandomActor(env.num_actions, SEED if job.args.seed is None else job.args.seed, env.device), None
+    policy = job.policy
+    selector = ObsSelector(policy.obs_groups or ["policy"], policy.describe().get("obs_slice"))
+    selector.check(env.get_observations(), "policy", policy.num_obs, key="--obs_groups")
+    if policy.num_actions != env.num_actions:
+        raise UserError(
+            f"the policy has {policy.num_actions} actions but the task '{job.task}' takes {env.num_actions}: "
+            "it was trained on another task"
+        )
+    return PolicyActor(policy, selector), selector
+
+
+def describe(policy: TeacherPolicyWrapper) -> str:
+    """Say in one line what a policy is."""
+    memory = policy.describe().get("recurrence", "none")
+    kind = f"{policy.describe().get('format')}{'' if memory == 'none' else f', {memory}'}"
+    groups = ", ".join(policy.obs_groups or ["policy"])
+    return f"{kind}: {policy.num_obs} ({groups}) -> {policy.hidden_dims} -> {policy.num_actions}"
+
+
+def network_figures(job: Job, env: Any, selector: ObsSelector | None) -> dict[str, Any]:
+    """Time the network's step, and count its parameters; nothing without a network."""
+    if job.policy is None or selector is None:
+        return {}
+    from foundation.evaluation.report_table import inference_seconds
+
+    obs = selector(env.get_observations())
+    timed = {len(batch): 1e6 * inference_seconds(job.policy, batch) for batch in (obs, obs[:1])}
+    network = getattr(job.policy.policy, "actor", job.policy.policy)
+    return {"inference_us": timed, "parameters": sum(p.numel() for p in network.parameters())}
+
+
+def write_json(path: Path, figures: dict[str, Any]) -> None:
+    """Write the figures, whole or not at all; what is not finite becomes null."""
+    from foundation.config.plain import finite, to_plain
+    from foundation.files import atomic_write
+
+    text = json.dumps(finite(to_plain(figures)), indent=2) + "\n"
+
+    def write(file: BinaryIO) -> None:
+        file.write(text.encode())
+
+    atomic_write(path, write)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
