@@ -1,0 +1,132 @@
+"""Measure this project: distillation against RSL-RL's ``DistillationRunner``, where the time goes, the simulator.
+
+    python scripts/benchmark.py                       # everything, a quarter of an hour or so
+    python scripts/benchmark.py --parts distill       # one part
+    python scripts/benchmark.py --quick               # tiny sizes, to see that it runs
+
+Writes ``<out>.json`` and ``<out>.png`` (the learning curves) and prints tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+PARTS = ("sweep", "distill", "breakdown", "simulator")
+BUDGETS = {"ours": 8.0, "isaaclab_like": 45.0, "tuned": 15.0}
+"""Training time of a run [s]."""
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each setting (default: %(default)s)")
+    parser.add_argument("--sweep_seeds", type=int, default=2, help="runs of each sweep setting (default: %(default)s)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
+    parser.add_argument("--episodes", type=int, default=256, help="episodes in a snapshot's evaluation")
+    parser.add_argument("--teacher", type=Path, default=None, help="RSL-RL checkpoint (default: the shipped one)")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmark"), help="files to write, without suffix")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
+    args = parser.parse_args(argv)
+    if args.seeds < 1 or args.sweep_seeds < 1 or args.episodes < 1:
+        parser.error("--seeds, --sweep_seeds and --episodes must be at least 1")
+    return args
+
+
+def measure_distillation(args: argparse.Namespace, teacher: Path, result: dict[str, Any], report: Any) -> None:
+    """Run the sweep and the race."""
+    from benchmarks import figure, race, stock, sweep
+
+    budgets = dict.fromkeys(BUDGETS, 0.3) if args.quick else BUDGETS
+    bench = race.Bench(teacher, args.device, args.episodes, report)
+    bench.warm_up()
+    tuned = stock.TUNED
+    if "sweep" in args.parts:
+        if args.quick:
+            sweep.STOCK_AXES = {"learning_rate": [2e-3]}
+            sweep.our_axes = lambda: {"batch_size": [256]}
+        both = {"ours": budgets["ours"], "rsl_rl": budgets["tuned"]}
+        result["sweep"] = sweep.sweep_both(bench, range(100, 100 + args.sweep_seeds), both)
+        tuned = stock.StockSettings(**result["sweep"]["rsl_rl"]["best"])
+    if "distill" in args.parts:
+        settings: dict[str, race.Setting] = {"ours": {}, "isaaclab_like": stock.ISAACLAB_LIKE, "tuned": tuned}
+        traces = race.race(bench, settings, range(args.seeds), budgets)
+        result["distill"] = race.summarise(bench, settings, traces)
+        is_cuda = args.device.startswith("cuda")
+        figure.draw(traces, LABELS, args.out.with_suffix(".png"), wall=is_cuda)
+
+
+LABELS = {
+    "ours": "foundation, experiment=fast",
+    "isaaclab_like": "RSL-RL, Isaac-Lab-like settings",
+    "tuned": "RSL-RL, best found",
+}
+
+
+def measure(args: argparse.Namespace, report: Any) -> dict[str, Any]:
+    """Measure the parts asked for.
+
+    Returns:
+        What goes into the JSON.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    from benchmarks import breakdown, common, simulator
+
+    teacher = args.teacher or common.shipped_teacher()
+    result: dict[str, Any] = {"machine": common.machine(args.device), "quick": args.quick}
+    if not args.quick:
+        result["import_cpu_seconds"] = common.import_seconds()
+    if {"sweep", "distill"} & set(args.parts):
+        measure_distillation(args, teacher, result, report)
+    if "breakdown" in args.parts:
+        small = {"num_envs": 32, "num_episodes": 2} if args.quick else {}
+        result["breakdown"] = {
+            "shares": breakdown.shares(teacher, args.device, small, 2 if args.quick else 20),
+            "overhead": breakdown.overhead(
+                teacher, args.device, 32 if args.quick else 512, 20 if args.quick else 250, 1 if args.quick else 7
+            ),
+        }
+    if "simulator" in args.parts:
+        sizes = [64] if args.quick else [1024, 4096, 16384]
+        if args.device.startswith("cuda") and not args.quick:
+            sizes.append(65536)
+        result["simulator"] = simulator.simulator(args.device, sizes, 0.05 if args.quick else 3.0)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    args = parse(argv)
+    from benchmarks import tables
+    from rich.console import Console
+
+    from foundation.errors import UserError
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
+    try:
+        result = measure(args, lambda line: console.print(line, markup=False))
+    except UserError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False)
+        return 2
+    tables.show(console, result, LABELS)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    path = args.out.with_suffix(".json")
+    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    console.print(f"Written: {path}" + (f" and {args.out.with_suffix('.png')}" if "distill" in result else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,125 @@
+"""Where our own time goes, beside a bare loop of environment step and forward passes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import ours
+from benchmarks.common import STUDENT_GROUP, TEACHER_GROUP, Clock
+
+
+class _Meter:
+    """Adds up the CPU seconds (wall on a GPU) spent inside wrapped calls."""
+
+    def __init__(self, device: str):
+        self.clock = Clock(device)
+        self.spent: dict[str, float] = {}
+
+    def wrap(self, owner: Any, attribute: str, name: str) -> None:
+        """Time every call of a method of this one object."""
+        function = getattr(owner, attribute)
+        self.spent[name] = 0.0
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begin = self.now()
+            result = function(*args, **kwargs)
+            self.spent[name] += self.now() - begin
+            return result
+
+        setattr(owner, attribute, timed)
+
+    def now(self) -> float:
+        """Return the present time."""
+        self.clock.synchronize()
+        return time.perf_counter() if self.clock.is_cuda else time.process_time()
+
+
+def shares(teacher: Path, device: str, values: dict[str, Any], epochs: int) -> dict[str, Any]:
+    """Run epochs of ``experiment=fast`` with a stopwatch on its parts.
+
+    Args:
+        teacher: The teacher's checkpoint.
+        device: Torch device.
+        values: Changes to ``experiment=fast``.
+        epochs: How many, after one that does not count.
+
+    Returns:
+        Seconds per epoch and shares of it, for epochs in which the student acts.
+    """
+    runner, env = ours.build({**values, "epoch_teacher_forcing": 0}, teacher, device, seed=0)
+    runner.run_epoch(0)
+    meter = _Meter(device)
+    meter.wrap(env, "step", "environment")
+    meter.wrap(runner.collector.teacher, "output", "teacher")
+    meter.wrap(runner.collector.student, "output", "student")
+    meter.wrap(runner.dataset, "write", "storing")
+    meter.wrap(runner.collector, "collect", "collection")
+    meter.wrap(runner.learner, "learn", "training")
+    begin = meter.now()
+    for epoch in range(1, 1 + epochs):
+        runner.run_epoch(epoch)
+    total = meter.now() - begin
+    spent = dict(meter.spent)
+    collection = spent.pop("collection")
+    inside = sum(spent[name] for name in ("environment", "teacher", "student", "storing"))
+    spent["rest of collection"] = collection - inside
+    spent["rest of the epoch"] = total - collection - spent["training"]
+    return {
+        "num_envs": env.num_envs,
+        "seconds_per_epoch": total / epochs,
+        "shares": {name: seconds / total for name, seconds in spent.items()},
+    }
+
+
+def overhead(teacher: Path, device: str, num_envs: int, steps: int, rounds: int) -> dict[str, Any]:
+    """Compare collection with a loop that does nothing but step the environment and run the networks.
+
+    Args:
+        teacher: The teacher's checkpoint.
+        device: Torch device.
+        num_envs: Environments.
+        steps: Batched env steps per measurement, about.
+        rounds: Measurements of each, alternating; medians count.
+
+    Returns:
+        Milliseconds per batched env step.
+    """
+    values = {"num_envs": num_envs, "num_episodes": max(1, num_envs * steps // 500)}
+    runner, env = ours.build(values, teacher, device, seed=0)
+    collector, clock = runner.collector, _Meter(device)
+    policy, teacher_policy = runner.learner.policy, runner.teacher
+
+    def bare(with_student: bool) -> None:
+        obs = env.get_observations()
+        for _ in range(steps):
+            action = teacher_policy.step(obs[TEACHER_GROUP], None)[0].mean
+            if with_student:
+                action = policy.step(obs[STUDENT_GROUP], None)[0].mean
+            obs = env.step(action)[0]
+
+    def per_step(function: Callable[[], Any], prepare: Callable[[], Any]) -> float:
+        prepare()
+        before, begin = env.env_steps, clock.now()
+        function()
+        return (clock.now() - begin) / (env.env_steps - before) * num_envs * 1e3
+
+    out: dict[str, Any] = {"num_envs": num_envs, "unit": "ms per batched env step"}
+    with torch.no_grad():
+        for phase, beta in (("teacher acts", 1.0), ("student acts", 0.0)):
+            prepare = lambda beta=beta: collector.collect(0, beta)  # noqa: E731
+            pairs = [
+                (
+                    per_step(lambda beta=beta: bare(beta == 0.0), prepare),
+                    per_step(lambda beta=beta: collector.collect(1, beta), prepare),
+                )
+                for _ in range(rounds)
+            ]
+            loop, ours_ms = (statistics.median(values) for values in zip(*pairs, strict=True))
+            out[phase] = {"bare loop": loop, "collection": ours_ms, "overhead": ours_ms - loop}
+    return out

@@ -1,0 +1,133 @@
+"""RSL-RL's own ``DistillationRunner`` on the same environment, teacher and student size."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rsl_rl.models import MLPModel
+from rsl_rl.runners import DistillationRunner
+from tensordict import TensorDict
+
+from benchmarks.common import HIDDEN_DIMS, STUDENT_GROUP, TEACHER_GROUP, Clock, make_env, timed
+from benchmarks.snapshots import BudgetSpentError, SnapshotRecorder, Trace, Weights
+
+OBS_GROUPS = {"student": [STUDENT_GROUP], "teacher": [TEACHER_GROUP]}
+
+
+@dataclass(frozen=True)
+class StockSettings:
+    """What the sweep varies."""
+
+    num_envs: int = 256
+    num_steps: int = 24
+    num_learning_epochs: int = 2
+    gradient_length: int = 1
+    learning_rate: float = 1e-3
+    init_std: float = 0.1
+
+    def changed(self, **values: Any) -> StockSettings:
+        """Return a copy with some values changed."""
+        return replace(self, **values)
+
+
+ISAACLAB_LIKE = StockSettings(num_steps=120, gradient_length=15)
+"""What Isaac Lab's distillation configs ask for."""
+TUNED = StockSettings()
+"""Centre of the sweep."""
+
+
+def _student_cfg(settings: StockSettings) -> dict[str, Any]:
+    return {
+        "class_name": "MLPModel",
+        "hidden_dims": list(HIDDEN_DIMS),
+        "activation": "elu",
+        "obs_normalization": True,
+        "distribution_cfg": {"class_name": "GaussianDistribution", "init_std": settings.init_std},
+    }
+
+
+def _teacher_cfg(teacher: Path) -> dict[str, Any]:
+    """Read the teacher's architecture off its weights."""
+    weights = torch.load(teacher, map_location="cpu", weights_only=True)["actor_state_dict"]
+    layers = [tensor for name, tensor in weights.items() if name.startswith("mlp.") and tensor.dim() == 2]
+    return {
+        "class_name": "MLPModel",
+        "hidden_dims": [layer.shape[0] for layer in layers[:-1]],
+        "activation": "elu",
+        "obs_normalization": any(name.startswith("obs_normalizer.") for name in weights),
+        "distribution_cfg": {"class_name": "GaussianDistribution", "init_std": 0.1},
+    }
+
+
+def runner_cfg(settings: StockSettings, teacher: Path) -> dict[str, Any]:
+    """Return the dict that RSL-RL 5.5's runner takes."""
+    return {
+        "class_name": "DistillationRunner",
+        "num_steps_per_env": settings.num_steps,
+        "obs_groups": {name: list(groups) for name, groups in OBS_GROUPS.items()},
+        "save_interval": 10**9,
+        "student": _student_cfg(settings),
+        "teacher": _teacher_cfg(teacher),
+        "algorithm": {
+            "class_name": "Distillation",
+            "num_learning_epochs": settings.num_learning_epochs,
+            "gradient_length": settings.gradient_length,
+            "learning_rate": settings.learning_rate,
+            "loss_type": "mse",
+        },
+    }
+
+
+def train(settings: StockSettings, teacher: Path, device: str, seed: int, budget: float, name: str = "rsl_rl") -> Trace:
+    """Train until the budget is over.
+
+    Args:
+        settings: RSL-RL's settings.
+        teacher: The teacher's checkpoint.
+        device: Torch device.
+        seed: Seed of everything.
+        budget: Training time [s].
+        name: Name of the setting.
+    """
+    trace, clock = Trace(name, seed, budget), Clock(device)
+    torch.manual_seed(seed)
+    with timed() as trace.startup, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env = make_env(settings.num_envs, device, seed)
+        runner = DistillationRunner(env, runner_cfg(settings, teacher), log_dir=None, device=device)
+        runner.load(str(teacher))
+    recorder = SnapshotRecorder(trace, clock, runner.alg.get_policy().state_dict, lambda: env.env_steps)
+    runner.alg.optimizer.register_step_post_hook(recorder)
+    clock.start()
+    with contextlib.suppress(BudgetSpentError):
+        runner.learn(10**9, init_at_random_ep_len=True)
+    return trace
+
+
+class StockActor:
+    """The deterministic student of RSL-RL."""
+
+    def __init__(self, model: MLPModel):
+        self.model = model
+
+    def reset(self, dones: torch.Tensor | None = None) -> None:
+        """Nothing to forget."""
+
+    def act(self, obs: TensorDict) -> torch.Tensor:
+        """Return the mean actions. Shape: (num_envs, num_actions)."""
+        return self.model(obs)
+
+
+def actor(weights: Weights, obs: TensorDict, num_actions: int, device: str) -> StockActor:
+    """Build the deterministic student of some weights."""
+    cfg = _student_cfg(TUNED)
+    del cfg["class_name"]
+    model = MLPModel(obs, {"student": [STUDENT_GROUP]}, "student", num_actions, **cfg).to(device)
+    model.load_state_dict(weights)
+    return StockActor(model.eval())

@@ -1,0 +1,108 @@
+"""The same small sweep for both sides: one value changed at a time, then the best value of every axis together."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks import ours, stock
+from benchmarks.race import Bench, Setting, describe, median_reached
+from benchmarks.snapshots import LEVELS, Trace, reached
+from benchmarks.stock import StockSettings
+
+Axes = dict[str, list[Any]]
+
+STOCK_AXES: Axes = {
+    "learning_rate": [5e-4, 2e-3, 5e-3],
+    "num_steps": [12, 48],
+    "num_learning_epochs": [1, 4],
+    "num_envs": [64, 128],
+    "init_std": [0.02],
+}
+
+
+def our_axes() -> Axes:
+    """Return the values around ``experiment=fast``, as many as RSL-RL's."""
+    base = ours.settings({})
+    num_envs = base.num_envs or 512
+    forcing = base.epoch_teacher_forcing
+    return {
+        "learning_rate": [base.learning_rate * factor for factor in (0.5, 2.0, 3.0)],
+        "batch_size": [base.batch_size // 2, base.batch_size * 2],
+        "optimizer.update_ratio": [base.optimizer.update_ratio / 2, base.optimizer.update_ratio * 2],
+        "num_envs": [num_envs // 2, num_envs * 2],
+        "epoch_teacher_forcing": [0 if forcing == 1 else forcing // 2 if forcing else 1],
+    }
+
+
+def _with(base: Setting, changes: Mapping[str, Any]) -> Setting:
+    return base.changed(**changes) if isinstance(base, StockSettings) else {**base, **changes}
+
+
+def badness(traces: Sequence[Trace]) -> float:
+    """Return the geometric mean, over levels and seeds, of the training seconds; a miss counts double the budget."""
+    logs = []
+    for trace in traces:
+        hits = reached(trace)
+        for level in LEVELS:
+            hit = hits[f"{level:g}"]
+            logs.append(math.log(2.0 * trace.budget if hit is None else hit["cpu_seconds"] or 1e-9))
+    return math.exp(statistics.fmean(logs))
+
+
+def sweep(
+    bench: Bench, name: str, base: Setting, axes: Axes, seeds: Sequence[int], budget: float
+) -> tuple[list[dict[str, Any]], Setting]:
+    """Run base, single changes and their combination.
+
+    Args:
+        bench: Where.
+        name: Whose sweep, for reports.
+        base: Its centre.
+        axes: Values to try, by axis.
+        seeds: Seeds of every setting.
+        budget: Training time of a run [s].
+
+    Returns:
+        The table, and the best setting.
+    """
+    rows: list[dict[str, Any]] = []
+    tried: list[tuple[float, Setting]] = []
+
+    def measure(changes: Mapping[str, Any]) -> float:
+        setting = _with(base, changes)
+        label = f"{name} " + (", ".join(f"{k}={v:g}" for k, v in changes.items()) or "base")
+        traces = [bench.run(label, setting, seed, budget, stop_at_top=True) for seed in seeds]
+        score = badness(traces)
+        tried.append((score, setting))
+        rows.append({"changes": dict(changes), "score": score, "median": median_reached(traces)})
+        return score
+
+    centre = measure({})
+    combined: dict[str, Any] = {}
+    for axis, values in axes.items():
+        scores = {value: measure({axis: value}) for value in values}
+        value = min(scores, key=scores.__getitem__)
+        if scores[value] < centre:
+            combined[axis] = value
+    if len(combined) > 1:
+        measure(combined)
+    return rows, min(tried, key=lambda item: item[0])[1]
+
+
+def sweep_both(bench: Bench, seeds: Sequence[int], budgets: Mapping[str, float]) -> dict[str, Any]:
+    """Run both sides' sweeps.
+
+    Args:
+        bench: Where.
+        seeds: Seeds of every setting.
+        budgets: Training time of a run [s] of ``ours`` and ``rsl_rl``.
+    """
+    sides: dict[str, tuple[Setting, Axes]] = {"ours": ({}, our_axes()), "rsl_rl": (stock.TUNED, STOCK_AXES)}
+    out: dict[str, Any] = {"score": badness.__doc__, "seeds": len(seeds)}
+    for name, (base, axes) in sides.items():
+        rows, best = sweep(bench, name, base, axes, seeds, budgets[name])
+        out[name] = {"base": describe(base), "rows": rows, "best": describe(best)}
+    return out

@@ -1,0 +1,97 @@
+"""What the benchmark prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def _number(value: float | None, form: str = "{:.2f}") -> str:
+    return "missed" if value is None else form.format(value)
+
+
+def race_table(result: dict[str, Any], labels: dict[str, str]) -> Table:
+    """Show medians over seeds, and how many times more than ours."""
+    table = Table(title=f"Time to a share of the teacher's return ({result['teacher']['mean_return']:.1f})")
+    for column in ("", "to", "CPU s", "x ours", "wall s", "x ours", "env steps", "x ours", "to stay, CPU s"):
+        table.add_column(column, justify="left" if column in ("", "to") else "right")
+    for name, run in result["runs"].items():
+        for level, median in run["median"].items():
+            own = median or {}
+            times = (result["ratios"].get(name) or {}).get(level, {})
+            table.add_row(
+                labels[name],
+                f"{100 * float(level):.0f} %",
+                _number(own.get("cpu_seconds")),
+                _times(times.get("cpu_seconds")),
+                _number(own.get("wall_seconds")),
+                _times(times.get("wall_seconds")),
+                _number(own.get("env_steps"), "{:,.0f}"),
+                _times(times.get("env_steps")),
+                _number(own.get("settled_cpu_seconds")),
+            )
+    return table
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def sweep_table(name: str, rows: list[dict[str, Any]]) -> Table:
+    """Show one side's sweep."""
+    table = Table(title=f"Sweep: {name} (median CPU s)")
+    for column in ("changes", "score", "95 %", "98 %"):
+        table.add_column(column, justify="left" if column == "changes" else "right")
+    for row in rows:
+        cells = [_number((median or {}).get("cpu_seconds")) for median in row["median"].values()]
+        label = ", ".join(f"{key}={value:g}" for key, value in row["changes"].items()) or "base"
+        table.add_row(label, f"{row['score']:.2f}", *cells)
+    return table
+
+
+def breakdown_tables(result: dict[str, Any]) -> list[Table]:
+    """Show the shares of an epoch and collection's overhead."""
+    shares = result["shares"]
+    first = Table(title=f"An epoch of {shares['num_envs']} environments: {1e3 * shares['seconds_per_epoch']:.1f} ms")
+    first.add_column("part")
+    first.add_column("share", justify="right")
+    for name, share in shares["shares"].items():
+        first.add_row(name, f"{100 * share:.1f} %")
+    second = Table(title=f"Collection, {result['overhead']['num_envs']} environments [ms per batched env step]")
+    for column in ("", "bare loop", "collection", "overhead"):
+        second.add_column(column, justify="right" if column else "left")
+    for phase, row in result["overhead"].items():
+        if isinstance(row, dict):
+            second.add_row(phase, *(f"{row[key]:.3f}" for key in ("bare loop", "collection", "overhead")))
+    return [first, second]
+
+
+def simulator_table(rows: list[dict[str, Any]]) -> Table:
+    """Show the simulator's speed."""
+    table = Table(title="Simulator [million env steps per second]")
+    for column in ("environments", "mode", "per CPU s", "per wall s"):
+        table.add_column(column, justify="left" if column == "mode" else "right")
+    for row in rows:
+        table.add_row(
+            f"{row['num_envs']:,}",
+            row["mode"],
+            f"{row['per_cpu_second'] / 1e6:.2f}",
+            f"{row['per_wall_second'] / 1e6:.2f}",
+        )
+    return table
+
+
+def show(console: Console, result: dict[str, Any], labels: dict[str, str]) -> None:
+    """Print every table that there is."""
+    for name in ("ours", "rsl_rl"):
+        if "sweep" in result:
+            console.print(sweep_table(name, result["sweep"][name]["rows"]))
+    if "distill" in result:
+        console.print(race_table(result["distill"], labels))
+    if "breakdown" in result:
+        for table in breakdown_tables(result["breakdown"]):
+            console.print(table)
+    if "simulator" in result:
+        console.print(simulator_table(result["simulator"]))

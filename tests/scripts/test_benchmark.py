@@ -1,0 +1,197 @@
+"""The benchmark runs at tiny sizes, and its rules do what they say."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rsl_rl.models import MLPModel
+from rsl_rl.runners import DistillationRunner
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+import benchmark
+from benchmarks import common, figure, ours, race, simulator, snapshots, stock, sweep
+from benchmarks.snapshots import Snapshot, SnapshotRecorder, Trace
+
+from foundation.tasks.point_ctrl.env_cfg import InitCfg, QuadcopterPointCtrlEnvCfg
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    """An untrained RSL-RL checkpoint of the shipped teacher's form."""
+    torch.manual_seed(0)
+    obs = common.make_env(2, "cpu", seed=0).get_observations()
+    distribution = {"class_name": "GaussianDistribution", "init_std": 0.1}
+    actor = MLPModel(obs, {"actor": ["policy"]}, "actor", 4, [32], "elu", True, distribution)
+    critic = MLPModel(obs, {"critic": ["policy"]}, "critic", 1, [32], "elu", True)
+    path = tmp_path_factory.mktemp("teacher") / "model_1.pt"
+    state = {"actor_state_dict": actor.state_dict(), "critic_state_dict": critic.state_dict()}
+    torch.save({**state, "optimizer_state_dict": {}, "iter": 1, "infos": None}, path)
+    (path.parent / "params").mkdir()
+    (path.parent / "params" / "agent.yaml").write_text(
+        "actor: {activation: elu}\ncritic: {activation: elu}\n", encoding="utf-8"
+    )
+    return path
+
+
+def trace(*points: tuple[float, float]) -> Trace:
+    """A run whose snapshots were taken at these times with these ratios; wall is twice CPU, 1000 env steps a second."""
+    made = [Snapshot(at, 2 * at, round(1000 * at), {}, ratio) for at, ratio in points]
+    return Trace("made up", 0, 10.0, made)
+
+
+@pytest.mark.slow
+def test_quick_run_writes_json_and_figure_and_names_no_host(teacher, tmp_path, capsys):
+    """``--quick`` measures every part, writes strict JSON and a PNG, and gives away neither host nor folders."""
+    out = tmp_path / "docs" / "benchmark"
+    arguments = ["--quick", "--seeds", "1", "--sweep_seeds", "1", "--episodes", "8"]
+    assert benchmark.main([*arguments, "--teacher", str(teacher), "--out", str(out)]) == 0
+    text = out.with_suffix(".json").read_text(encoding="utf-8")
+    result = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert set(result["distill"]["runs"]) == {"ours", "isaaclab_like", "tuned"}
+    assert all(run["seeds"][0]["curve"] for run in result["distill"]["runs"].values())
+    assert math.isclose(sum(result["breakdown"]["shares"]["shares"].values()), 1.0, rel_tol=1e-6)
+    assert result["simulator"][0]["per_cpu_second"] > 0
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert str(tmp_path) not in text and str(Path(__file__).parents[2]) not in text
+    assert "Simulator" in capsys.readouterr().out
+
+
+def test_first_reach_and_settling():
+    """A level is reached at the first snapshot on it, and settled where no later one is below."""
+    hit = snapshots.reached(trace((1.0, 0.5), (2.0, 0.96), (3.0, 0.94), (4.0, 0.97), (5.0, 0.975)))
+    assert hit["0.95"] == {
+        "cpu_seconds": 2.0,
+        "wall_seconds": 4.0,
+        "env_steps": 2000,
+        "settled_cpu_seconds": 4.0,
+    }
+    assert hit["0.98"] is None
+
+
+def test_a_run_that_ends_below_never_settled():
+    """Whoever ends below a level has reached it but not settled."""
+    hit = snapshots.reached(trace((1.0, 0.99), (2.0, 0.9)))["0.98"]
+    assert hit is not None and hit["cpu_seconds"] == 1.0 and hit["settled_cpu_seconds"] is None
+
+
+def test_the_median_counts_a_miss_as_later_than_all():
+    """One miss in three leaves the slower of the two hits as the median; two misses leave none."""
+    fast, slow, never = trace((1.0, 0.99)), trace((1.0, 0.1), (3.0, 0.99)), trace((1.0, 0.1))
+    median = race.median_reached([fast, never, slow])["0.98"]
+    assert median is not None and median["cpu_seconds"] == 3.0
+    assert race.median_reached([fast, never, never])["0.98"] is None
+
+
+def test_ratios_are_theirs_over_ours():
+    """A ratio above 1 says that the other one took longer."""
+    runs = {"ours": {"median": race.median_reached([trace((1.0, 0.99))])}}
+    runs["other"] = {"median": race.median_reached([trace((1.0, 0.96), (4.0, 0.99))])}
+    ratio = race.ratios(runs)["other"]
+    assert ratio["0.95"]["cpu_seconds"] == 1.0
+    assert ratio["0.98"]["cpu_seconds"] == 4.0 and ratio["0.98"]["env_steps"] == 4.0
+
+
+def test_a_miss_is_worse_than_any_hit_in_the_sweep():
+    """The sweep's score counts a miss as twice the budget, on both levels."""
+    assert math.isclose(sweep.badness([trace((1.0, 0.1))]), 20.0)
+    assert math.isclose(sweep.badness([trace((1.0, 0.96), (4.0, 0.99))]), 2.0)
+
+
+def test_both_sweeps_are_of_the_same_size():
+    """Each side gets as many tries as the other."""
+    ours = sweep.our_axes()
+    assert sum(map(len, ours.values())) == sum(map(len, sweep.STOCK_AXES.values()))
+    assert len(ours) == len(sweep.STOCK_AXES)
+
+
+def test_a_snapshot_is_a_copy_and_its_taking_is_free():
+    """Weights that change afterwards do not change the snapshot, and the clock stands while it is taken."""
+    weights = {"w": torch.zeros(1)}
+    clock, run = common.Clock("cpu"), Trace("x", 0, budget=60.0)
+
+    def burn_time() -> int:
+        torch.rand(600, 600) @ torch.rand(600, 600)
+        return 7
+
+    recorder = SnapshotRecorder(run, clock, lambda: weights, burn_time)
+    recorder.next = 0.0
+    clock.start()
+    before = clock.cpu
+    recorder.next = 1e-9
+    recorder()
+    weights["w"] += 1.0
+    assert run.snapshots[0].weights["w"].item() == 0.0 and run.snapshots[0].env_steps == 7
+    assert clock.cpu - before == pytest.approx(run.snapshots[0].cpu)
+
+
+def test_the_budget_ends_a_run():
+    """When the training time is over, the next snapshot is the last."""
+    run = Trace("x", 0, budget=0.0)
+    clock = common.Clock("cpu")
+    recorder = SnapshotRecorder(run, clock, dict, lambda: 0)
+    recorder.next = 1e-9
+    clock.start()
+    with pytest.raises(snapshots.BudgetSpentError):
+        recorder()
+    assert len(run.snapshots) == 1
+
+
+def test_rsl_rl_gets_the_student_and_teacher_that_we_get(teacher):
+    """The same layers, inputs and teacher weights on both sides."""
+    weights = stock.train(stock.TUNED.changed(num_envs=8), teacher, "cpu", 0, budget=0.0).snapshots[0].weights
+    assert [tuple(w.shape) for n, w in weights.items() if n.endswith("weight")] == [(64, 22), (64, 64), (4, 64)]
+    obs = common.make_env(16, "cpu", seed=3).get_observations()
+    runner, _ = ours.build({"num_envs": 8}, teacher, "cpu", seed=0)
+    assert sorted(tuple(p.shape) for p in runner.student.parameters() if p.dim() == 2) == [(4, 64), (64, 22), (64, 64)]
+    theirs = DistillationRunner(common.make_env(16, "cpu", 3), stock.runner_cfg(stock.TUNED, teacher), None, "cpu")
+    theirs.load(str(teacher))
+    with torch.no_grad():
+        torch.testing.assert_close(runner.teacher.step(obs["policy"], None)[0].mean, theirs.alg.teacher(obs))
+
+
+def test_the_environment_counts_transitions_and_offers_only_what_is_read():
+    """Four environments, three steps: twelve transitions; two observation groups."""
+    env = common.make_env(4, "cpu", seed=0)
+    for _ in range(3):
+        obs = env.step(torch.zeros(4, 4))[0]
+    assert env.env_steps == 12
+    assert set(obs.keys()) == {"policy", "deployable"}
+
+
+def test_the_figure_holds_the_last_snapshot():
+    """Between snapshots the last one counts; before the first and after the last there is nothing."""
+    import numpy as np
+
+    values = figure.curve_on_grid([trace((1.0, 0.2), (2.0, 0.6))], np.array([0.5, 1.0, 1.9, 2.0, 2.5]), wall=False)
+    np.testing.assert_array_equal(values, [[np.nan, 0.2, 0.2, 0.6, np.nan]])
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_captured_rollout_equals_stepping():
+    """A replayed CUDA graph leaves the environment where as many eager steps leave it."""
+    cfg = QuadcopterPointCtrlEnvCfg(init=InitCfg(at_target=1.0, rotor_speed=(0.75, 0.85)))  # nobody ends: no new draws
+    cfg.scene.num_envs, cfg.sim.device = 8, "cuda:0"
+    captured, stepped = common.BenchEnv(cfg), common.BenchEnv(cfg)
+    replay, steps = simulator.graph(captured)
+    start = captured.state_dict()
+    replay()
+    stepped.load_state_dict(start)
+    actions = torch.full((8, 4), simulator.HOVER, device="cuda:0")
+    for _ in range(steps):
+        stepped.step(actions)
+    torch.testing.assert_close(captured.state, stepped.state)
+    assert not torch.equal(captured.state, start["tensors"]["_state"].to("cuda:0"))
+
+
+def test_bad_numbers_are_refused(capsys):
+    """Zero seeds is a usage error."""
+    with pytest.raises(SystemExit):
+        benchmark.parse(["--seeds", "0"])
+    assert "at least 1" in capsys.readouterr().err
