@@ -24,7 +24,7 @@ class QuadcopterPointCtrlDistillationRunnerCfg(DistillationRunnerCfg):
     )
     teacher: ModelCfg = field(
         default_factory=lambda: ModelCfg(
-            hidden_dims=[256, 256, 256], obs_normalization=True, distribution_cfg=DistributionCfg(init_std=0.1)
+            hidden_dims=[128, 128], obs_normalization=True, distribution_cfg=DistributionCfg(init_std=0.1)
         )
     )
     algorithm: DistillationAlgorithmCfg = field(

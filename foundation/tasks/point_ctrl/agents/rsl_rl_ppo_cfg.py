@@ -1,4 +1,9 @@
-"""PPO settings that learn to fly the built-in task in a few CPU minutes."""
+"""PPO settings that learn to fly the built-in task in about two CPU minutes.
+
+What made the difference: a value loss without clipping (returns are near 75, so that a change of 0.2 per update is
+nothing), a floor of the action noise (the penalty on changing the action drives it to zero, and then learning stops),
+a learning rate steered by the KL divergence, a start at the hover command, and normalised observations.
+"""
 
 from __future__ import annotations
 
@@ -18,31 +23,30 @@ class QuadcopterPointCtrlPPORunnerCfg(OnPolicyRunnerCfg):
     num_steps_per_env: int = 32
     max_iterations: int = 400
     save_interval: int = 50
-    eval_interval: int = 5
-    num_eval_episodes: int = 128
+    eval_interval: int = 10
+    num_eval_episodes: int = 256
     clip_actions: float | None = 1.0
     obs_groups: dict[str, list[str]] = field(default_factory=lambda: {"actor": ["policy"], "critic": ["policy"]})
     actor: ModelCfg = field(
         default_factory=lambda: ModelCfg(
-            hidden_dims=[256, 256, 256],
-            activation="elu",
+            hidden_dims=[128, 128],
             obs_normalization=True,
-            distribution_cfg=DistributionCfg(init_std=0.3),
+            distribution_cfg=DistributionCfg(init_std=0.3, min_std=0.06),
             init_output=HOVER_ACTION,
             init_output_gain=0.1,
         )
     )
-    critic: ModelCfg = field(
-        default_factory=lambda: ModelCfg(hidden_dims=[256, 256, 256], activation="elu", obs_normalization=True)
-    )
+    critic: ModelCfg = field(default_factory=lambda: ModelCfg(hidden_dims=[128, 128], obs_normalization=True))
     algorithm: PPOAlgorithmCfg = field(
         default_factory=lambda: PPOAlgorithmCfg(
             num_learning_epochs=5,
             num_mini_batches=4,
             learning_rate=5e-4,
-            schedule="fixed",
+            schedule="adaptive",
+            desired_kl=0.02,
             gamma=0.98,
             lam=0.95,
             entropy_coef=0.0,
+            use_clipped_value_loss=False,
         )
     )
