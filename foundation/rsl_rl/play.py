@@ -81,7 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args, _ = parse_command(parser, argv, strict=False)
     check_args(args)
-    task, device, checkpoint, policy = settle(args)
+    try:
+        task, device, checkpoint, policy = settle(args)
+    except UserError:
+        refuse_near_misses(parser, argv)  # a misspelt --checkpoint is a likely reason
+        raise
     from foundation.engines import select_engine
 
     engine_class, why = select_engine(task, args.engine or "auto")
@@ -90,6 +94,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.info("%s", why)
     job = Job(args, parse_overrides(tokens, scopes=("env", "agent")), task, device, checkpoint, policy)
     return launch(job, engine_class())
+
+
+def refuse_near_misses(parser: CommandParser, argv: Sequence[str] | None) -> None:
+    """Complain of a flag that is nearly one of ours; others may be the engine's own."""
+    try:
+        parse_command(parser, argv)
+    except UserError as error:
+        if "Did you mean" in str(error):
+            raise
 
 
 def check_args(args: argparse.Namespace) -> None:

@@ -177,6 +177,7 @@ def test_real_time_takes_as_long_as_the_flight():
     ("argv", "message"),
     [
         ([], "no run found in logs/distillation: give --checkpoint PATH"),
+        (["--chekpoint", STUDENT], "unknown flag '--chekpoint'. Did you mean '--checkpoint'"),
         (["--load_run", "x"], "no run found in logs/distillation"),
         (["--checkpoint", "missing.pt", "--load_run", "x"], "no run found"),
         (["--checkpoint", "./missing.pt"], "checkpoint 'missing.pt' does not exist"),
