@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -21,6 +22,8 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any):
         kwargs.setdefault("argument_default", None)
         super().__init__(allow_abbrev=False, **{**kwargs, "formatter_class": _HelpFormatter})
+        # argparse alone takes -1e3 for a flag.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|-inf|-nan")
         self.epilog = self.epilog or (
             "Further arguments are Hydra-style overrides: env.scene.num_envs=2048, agent.seed=3, "
             "scene.num_envs=2048 (where only one config has such a key)."
