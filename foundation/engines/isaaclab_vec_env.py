@@ -128,9 +128,11 @@ class IsaacLabVecEnv:
         with self._random.active():
             groups, rewards, dones, extras = self._wrapper.step(actions.to(self.device))
         extras = dict(extras)
-        if "time_outs" not in extras:
+        if "time_outs" in extras:
+            extras["time_outs"] = extras["time_outs"].clone()  # Isaac Lab's buffer, and so are the rewards
+        else:
             self._add_time_outs(extras)
-        return self._observe(groups), rewards, dones, extras
+        return self._observe(groups), rewards.clone(), dones, extras
 
     def _add_time_outs(self, extras: dict[str, Any]) -> None:
         """Serve a task of finite horizon, whose time-outs are ends like any other: nothing is bootstrapped from them.

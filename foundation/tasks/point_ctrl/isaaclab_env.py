@@ -46,7 +46,7 @@ class PhysicsPresetCfg(PresetCfg):
     """Physics engines to choose from (``physics=physx``)."""
 
     default: NewtonCfg = NewtonCfg(
-        solver_cfg=MJWarpSolverCfg(iterations=1, ls_iterations=1, disable_contacts=True, njmax=1, nconmax=1)
+        solver_cfg=MJWarpSolverCfg(iterations=1, ls_iterations=5, disable_contacts=True, njmax=1, nconmax=1)
     )
     """Newton with the MuJoCo-Warp solver, without constraints or contacts: there is nothing to touch.
 
