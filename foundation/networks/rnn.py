@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from foundation.errors import UserError, suggest
 
+_WORTH_FUSING = 3
 _KINDS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 
@@ -86,13 +89,34 @@ class RecurrentCore(nn.Module):
             return self._fused(x, state)
         resets = resets.bool()
         state = self.reset_state(state, resets[0])
-        if x.shape[0] == 1 or not bool(resets[1:].any()):
+        if x.shape[0] == 1:
             return self._fused(x, state)
-        return self._split(x, state, resets)
+        begins = (resets[1:].any(dim=1).nonzero().squeeze(-1) + 1).tolist()
+        if not begins:
+            return self._fused(x, state)
+        # Many short kernels cost most on a GPU, packing costs most on a CPU.
+        return self._split(x, state, resets) if x.is_cuda else self._segments(x, state, resets, begins)
 
     def _fused(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         out, hidden = self.rnn(x, self._unpack(state))
         return out, self._pack(hidden)
+
+    def _segments(
+        self, x: torch.Tensor, state: torch.Tensor, resets: torch.Tensor, begins: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the steps between two resets of any env at once, and single steps singly."""
+        outputs: list[torch.Tensor] = []
+        for start, end in pairwise([0, *begins, x.shape[0]]):
+            if start:
+                state = self.reset_state(state, resets[start])
+            if end - start >= _WORTH_FUSING:
+                out, state = self._fused(x[start:end], state)
+                outputs.append(out)
+                continue
+            for step in range(start, end):
+                out, state = self.step(x[step], state)
+                outputs.append(out.unsqueeze(0))
+        return torch.cat(outputs), state
 
     def _split(self, x: torch.Tensor, state: torch.Tensor, resets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cut every env's steps where an episode begins and run all the pieces side by side."""

@@ -34,7 +34,8 @@ class TCNStudent(WindowStudent):
     """Dilated causal convolutions (Bai et al. 2018) over the last ``kernel_size ** layers`` observations.
 
     Only the newest output is wanted, and it depends on a tree of the dilated layers' outputs: convolutions whose
-    stride is their kernel, over the window, compute that tree and nothing else.
+    stride is their kernel, over the window, compute that tree and nothing else; and such a convolution is a linear
+    layer over ``kernel_size`` neighbours side by side.
     """
 
     cfg_class = TCNStudentCfg
@@ -48,9 +49,11 @@ class TCNStudent(WindowStudent):
         layers: list[nn.Module] = []
         size = num_obs
         for width in cfg.channels:
-            layers += [nn.Conv1d(size, width, cfg.kernel_size, cfg.kernel_size), resolve_activation(cfg.activation)]
+            linear = nn.Linear(cfg.kernel_size * size, width)
+            layers.append(nn.Sequential(linear, resolve_activation(cfg.activation)))
             size = width
-        self.convolutions = nn.Sequential(*layers)
+        self.kernel_size = cfg.kernel_size
+        self.convolutions = nn.ModuleList(layers)
         self.body = build_mlp(size, cfg.hidden_dims, None, cfg.activation)
 
     @classmethod
@@ -61,6 +64,7 @@ class TCNStudent(WindowStudent):
 
     def window_features(self, window: torch.Tensor) -> torch.Tensor:
         """Map observations, oldest first, to features. Shape: (..., length, num_obs) to (..., num_features)."""
-        leading = window.shape[:-2]
-        flat = window.reshape(-1, self.length, self.num_obs).transpose(1, 2)
-        return self.body(self.convolutions(flat).squeeze(-1)).unflatten(0, leading)
+        x = window.contiguous()
+        for convolution in self.convolutions:
+            x = convolution(x.unflatten(-2, (-1, self.kernel_size)).flatten(-2))
+        return self.body(x.squeeze(-2))

@@ -49,17 +49,21 @@ def test_core_is_torchs_own(kind, layers):
     assert torch.allclose(torch.stack(out), expected, atol=1e-6)
     fused, final = core.sequence(x, core.initial_state(envs), resets)
     assert torch.allclose(fused, expected, atol=1e-6) and torch.allclose(final, state, atol=1e-6)
+    packed, final = core._split(x, core.initial_state(envs), resets)  # what a GPU does
+    assert torch.allclose(packed, expected, atol=1e-6) and torch.allclose(final, state, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
-def test_core_gradients_do_not_cross_resets(kind):
+@pytest.mark.parametrize("path", ["sequence", "_split"])
+def test_core_gradients_do_not_cross_resets(kind, path):
     """Gradients of the fused sequence equal those of the step loop, and none flows back over an episode's start."""
     torch.manual_seed(0)
     core = RecurrentCore(kind, 3, 4, 2, learn_initial_state=True)
     resets = torch.zeros(8, 2, dtype=torch.bool)
     resets[5, 0] = resets[0, 1] = True
     x = torch.randn(8, 2, 3, requires_grad=True)
-    core.sequence(x, torch.randn(2, core.state_size), resets)[0][7, 0].sum().backward()
+    state = core.reset_state(torch.randn(2, core.state_size), resets[0])
+    getattr(core, path)(x, state, resets)[0][7, 0].sum().backward()
     assert x.grad is not None
     assert bool((x.grad[:5] == 0).all()) and bool((x.grad[:, 1] == 0).all()) and bool((x.grad[5:, 0] != 0).all())
     assert core.initial is not None and core.initial.grad is not None and bool((core.initial.grad != 0).any())
