@@ -21,9 +21,9 @@ class QuadcopterPointCtrlPPORunnerCfg(OnPolicyRunnerCfg):
 
     experiment_name: str = "quadcopter_point_ctrl"
     num_steps_per_env: int = 32
-    max_iterations: int = 400
-    save_interval: int = 50
-    eval_interval: int = 10
+    max_iterations: int = 250
+    save_interval: int = 25
+    eval_interval: int = 5
     num_eval_episodes: int = 256
     clip_actions: float | None = 1.0
     obs_groups: dict[str, list[str]] = field(default_factory=lambda: {"actor": ["policy"], "critic": ["policy"]})
@@ -40,7 +40,7 @@ class QuadcopterPointCtrlPPORunnerCfg(OnPolicyRunnerCfg):
     algorithm: PPOAlgorithmCfg = field(
         default_factory=lambda: PPOAlgorithmCfg(
             num_learning_epochs=5,
-            num_mini_batches=4,
+            num_mini_batches=8,
             learning_rate=5e-4,
             schedule="adaptive",
             desired_kl=0.02,
