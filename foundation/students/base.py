@@ -13,7 +13,8 @@ from foundation.errors import UserError
 from foundation.networks.normalizer import ObsNormalizer
 from foundation.networks.output import PolicyOutput
 
-_LOG_STD_RANGE = (-10.0, 2.0)
+LOG_STD_RANGE = (-10.0, 2.0)
+"""Bounds of the logarithm of a learned deviation."""
 
 
 @dataclass
@@ -149,6 +150,6 @@ class Student(nn.Module):
         std = None
         if self.log_std is not None:
             raw = self.log_std if isinstance(self.log_std, nn.Parameter) else self.log_std(features)
-            std = raw.clamp(*_LOG_STD_RANGE).exp().expand_as(mean)
+            std = raw.clamp(*LOG_STD_RANGE).exp().expand_as(mean)
         value = None if self.value is None else self.value(features)
         return PolicyOutput(mean=mean, std=std, value=value, features=features)
