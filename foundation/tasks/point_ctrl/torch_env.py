@@ -61,7 +61,7 @@ class QuadcopterPointCtrlEnv:
         self._action = torch.zeros(4, n, device=d)
         self._disturbance: tuple[torch.Tensor, torch.Tensor] | None = None
         self._forces = torch.zeros(6, n, device=d)
-        self._advance = torch.compile(self._advance_eager) if cfg.compile else self._advance_eager
+        self._integrate = torch.compile(self.integrate) if cfg.compile else self.integrate
         self.reset(cfg.seed)
 
     def _build_vehicles(self) -> None:
@@ -162,8 +162,16 @@ class QuadcopterPointCtrlEnv:
 
     # -- stepping -------------------------------------------------------------------------------------------------
 
-    def _advance_eager(self, state: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Integrate over one action. Shapes: (17, num_envs), (4, num_envs)."""
+    def integrate(self, state: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Integrate the physics over one action; pure and differentiable.
+
+        Args:
+            state: Packed state. Shape: (17, num_envs).
+            actions: In [-1, 1]. Shape: (4, num_envs).
+
+        Returns:
+            The next state, before any reset. Shape: (17, num_envs).
+        """
         for _ in range(self.cfg.decimation):
             state = self.dynamics.step(state, actions, self._disturbance)
         return state
@@ -182,7 +190,7 @@ class QuadcopterPointCtrlEnv:
             dones (num_envs,), 1 where an episode ended; extras with ``time_outs``, ``log`` and ``episode_metrics``.
         """
         action = actions.to(self.device, self._dtype).clamp(-1.0, 1.0).T.contiguous()
-        state = self._advance(self._state, action)
+        state = self._integrate(self._state, action)
         exceeded = mdp.terminations(state[:9], self._limits)
         terminated = exceeded.any(0)
         terms = mdp.reward_terms(state[POSITION], state[QUATERNION], action, self._action, terminated, self._weights)

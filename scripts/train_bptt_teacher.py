@@ -1,0 +1,162 @@
+"""Train the shipped teacher by backpropagation through the built-in simulator, and write an RSL-RL checkpoint.
+
+    python scripts/train_bptt_teacher.py [--output foundation/assets/teachers/point_ctrl]
+
+A few CPU minutes. The checkpoint has the layout of rsl-rl-lib 5 (``OnPolicyRunner.load`` reads it): actor, critic, a
+fresh optimiser; std and critic are fitted on rollouts. ``params/`` beside it says how to read it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+import yaml
+
+from foundation.config.agent_cfg import DistributionCfg
+from foundation.errors import UserError
+from foundation.files import atomic_torch_save, atomic_write
+from foundation.learning.bptt import BpttCfg, PolicyStack, train
+from foundation.learning.critic_fit import discounted_returns, fit_critic, fit_std
+from foundation.tasks.point_ctrl.agents.rsl_rl_ppo_cfg import QuadcopterPointCtrlPPORunnerCfg
+from foundation.tasks.point_ctrl.differentiable import DifferentiablePointCtrl
+from foundation.tasks.point_ctrl.env_cfg import QuadcopterPointCtrlEnvCfg, SceneCfg
+from foundation.tasks.point_ctrl.torch_env import QuadcopterPointCtrlEnv
+
+GROUP = "policy"
+CRITIC_DIMS = [128, 128]
+"""Smaller than the actor, so that the checkpoint stays below 1 MB."""
+
+
+def make_env(num_envs: int, seed: int, episode_length_s: float = 5.0) -> QuadcopterPointCtrlEnv:
+    """Build the default task."""
+    return QuadcopterPointCtrlEnv(
+        QuadcopterPointCtrlEnvCfg(scene=SceneCfg(num_envs), seed=seed, episode_length_s=episode_length_s)
+    )
+
+
+@torch.no_grad()
+def measure(policy: Any, num_episodes: int, seed: int) -> dict[str, float]:
+    """Fly one whole episode in each of ``num_episodes`` environments."""
+    env = make_env(num_episodes, seed)
+    returns, errors, survived = (torch.zeros(num_episodes) for _ in range(3))
+    flying = torch.ones(num_episodes, dtype=torch.bool)
+    obs = env.get_observations()
+    for _ in range(env.max_episode_length):
+        obs, reward, dones, extras = env.step(policy(obs[GROUP]))
+        returns += reward * flying
+        ended = dones.bool() & flying
+        errors = torch.where(ended, extras["episode_metrics"]["position_error"], errors)
+        survived += ended & extras["time_outs"]
+        flying &= ~ended
+    return {
+        "return": returns.mean().item(),
+        "survival": survived.mean().item(),
+        "position_error": errors.mean().item(),
+    }
+
+
+def train_actor(args: argparse.Namespace) -> PolicyStack:
+    """Fit the actor."""
+    env = make_env(args.num_envs, args.seed)
+    cfg = BpttCfg(horizon=args.horizon, updates=args.updates, seed=args.seed)
+    hover = (2 * env.vehicles.hover_speed[0] - 1).item()
+    actor = PolicyStack(1, env.get_observations()[GROUP].shape[1], cfg.hidden_dims, 4, bias=hover, seed=cfg.seed)
+
+    def report(update: int, rewards: torch.Tensor) -> None:
+        if (update + 1) % 50 == 0:
+            print(f"update {update + 1:4d}/{cfg.updates}  reward per step {rewards.mean().item():7.3f}", flush=True)
+
+    train(DifferentiablePointCtrl(env), actor, cfg, report)
+    return actor
+
+
+def checkpoint(actor: PolicyStack, std: torch.Tensor, critic: torch.nn.Module) -> dict[str, Any]:
+    """Lay the networks out as rsl-rl-lib 5 does."""
+    actor_state = {"distribution.std_param": std.clone()}
+    actor_state |= {f"mlp.{key}": value for key, value in actor.mlp_state_dict().items()}
+    critic_state = {f"mlp.{key}": value.detach().clone() for key, value in critic.state_dict().items()}
+    parameters = [torch.nn.Parameter(value) for value in (*actor_state.values(), *critic_state.values())]
+    optimizer = torch.optim.Adam(parameters, lr=QuadcopterPointCtrlPPORunnerCfg().algorithm.learning_rate)
+    return {
+        "actor_state_dict": actor_state,
+        "critic_state_dict": critic_state,
+        "optimizer_state_dict": optimizer.state_dict(),
+        "iter": 0,
+        "infos": None,
+    }
+
+
+def agent_cfg(std: torch.Tensor) -> QuadcopterPointCtrlPPORunnerCfg:
+    """Describe the checkpoint's networks."""
+    cfg = QuadcopterPointCtrlPPORunnerCfg()
+    cfg.actor.obs_normalization = cfg.critic.obs_normalization = False
+    cfg.actor.distribution_cfg = DistributionCfg(init_std=round(std.mean().item(), 4))
+    cfg.critic.hidden_dims = CRITIC_DIMS
+    return cfg
+
+
+def write_yaml(path: Path, cfg: Any) -> None:
+    """Write a config dataclass."""
+    text = yaml.safe_dump(_lists(asdict(cfg)), sort_keys=False)
+
+    def write(file: BinaryIO) -> None:
+        file.write(text.encode())
+
+    atomic_write(path, write)
+
+
+def _lists(value: Any) -> Any:
+    """Turn tuples into lists."""
+    if isinstance(value, dict):
+        return {key: _lists(entry) for key, entry in value.items()}
+    return [_lists(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("foundation/assets/teachers/point_ctrl"))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--num_envs", type=int, default=128)
+    parser.add_argument("--horizon", type=int, default=50)
+    parser.add_argument("--updates", type=int, default=500)
+    parser.add_argument("--num_episodes", type=int, default=4096, help="episodes of the final measurement")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+
+    start = time.process_time()
+    actor = train_actor(args)
+    seconds = time.process_time() - start
+    std = fit_std(make_env(512, args.seed + 1), actor, GROUP)
+    gamma = QuadcopterPointCtrlPPORunnerCfg().algorithm.gamma
+    obs, returns = discounted_returns(
+        make_env(512, args.seed + 2, episode_length_s=30.0), actor, GROUP, std, gamma, 500, 250, args.seed + 2
+    )
+    critic, explained = fit_critic(obs, returns, CRITIC_DIMS)
+    score = measure(actor, args.num_episodes, args.seed + 1000)
+    path = args.output / "model.pt"
+    atomic_torch_save(checkpoint(actor, std, critic), path)
+    write_yaml(args.output / "params" / "agent.yaml", agent_cfg(std))
+    write_yaml(args.output / "params" / "env.yaml", QuadcopterPointCtrlEnvCfg())
+    print(
+        f"{args.num_episodes} episodes: return {score['return']:.1f}, survival {100 * score['survival']:.2f} %, "
+        f"position error in the last second {100 * score['position_error']:.2f} cm\n"
+        f"std {[round(x, 4) for x in std.tolist()]}, critic explains {100 * explained:.1f} % of the returns' variance\n"
+        f"training {seconds:.0f} CPU s, all {time.process_time() - start:.0f} CPU s; "
+        f"{path}: {path.stat().st_size / 1e6:.2f} MB"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
