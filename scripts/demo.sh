@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh
 
 task=Isaac-Quadcopter-Point-Ctrl-v0
-teacher=foundation/assets/teachers/quadcopter_point_ctrl/model.pt
+teacher=foundation/assets/teachers/point_ctrl/model.pt
 
 say "distilling $teacher (experiment=fast)"
 "$VENV_PYTHON" foundation/rsl_rl/distillation.py --task "$task" --teacher_checkpoint "$teacher" \

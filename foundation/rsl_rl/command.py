@@ -76,8 +76,6 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
     previous = _unwind_on_sigterm()
     try:
         return main(argv) or 0
-    except UserError as error:
-        return _fail(str(error))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except TerminatedError:
@@ -85,21 +83,25 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
     except BrokenPipeError:  # the reader of our output has gone, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            return _report_bug()
-        return _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error))
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "foundation":
-            return _report_bug()
-        return _fail(f"the Python package '{error.name}' is not installed: pip install -e . in the clone's folder")
     except Exception as error:
-        if _is_out_of_memory(error):
-            return _fail(f"out of memory ({_first_line(error)}): fewer --num_envs or a smaller distill.dataset.size")
-        return _report_bug()
+        message = _users_line(error)
+        return _report_bug() if message is None else _fail(message)
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
+
+
+def _users_line(error: Exception) -> str | None:
+    """Return what to tell the user if the error is theirs to mend, or None for a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        return f"{error.strerror}: {error.filename}" if error.filename else str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != "foundation":
+        return f"the Python package '{error.name}' is not installed: pip install -e . in the clone's folder"
+    if _is_out_of_memory(error):
+        return f"out of memory ({_first_line(error)}): fewer --num_envs or a smaller distill.dataset.size"
+    return None
 
 
 def set_up_logging() -> None:
@@ -140,7 +142,8 @@ def _report_bug() -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    refused = "can't allocate memory" in str(error) or "not enough memory" in str(error)  # torch, on the CPU
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or refused
 
 
 def _first_line(error: Exception) -> str:

@@ -94,6 +94,7 @@ def test_an_engines_own_flags_are_left_until_it_is_known() -> None:
         (UserError("two\nlines"), 2, "error: two lines\n"),
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 2, "error: No space left on device: /x/y\n"),
         (MemoryError(), 2, "error: out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 1"), 2, "error: out of memory"),
         (ModuleNotFoundError("No module named 'h5py'", name="h5py"), 2, "error: the Python package 'h5py'"),
         (KeyboardInterrupt(), 130, ""),
         (ValueError("oops"), 1, "Traceback"),

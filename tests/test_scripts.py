@@ -1,0 +1,104 @@
+"""The shell scripts' set-up: which Python, what is skipped the second time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What the set-up reads, in a folder of its own."""
+    (tmp_path / "scripts").mkdir()
+    for name in ("pyproject.toml", "setup.py", "constraints.txt", "scripts/setup.sh"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def make_environment(clone: Path) -> Path:
+    """A virtual environment whose pip only takes notes; returns the notes."""
+    notes = clone / "notes"
+    python = clone / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        f'#!/bin/bash\nif [ "$1" = -m ]; then echo "$@" >>"{notes}"; else exec "{sys.executable}" "$@"; fi\n'
+    )
+    python.chmod(0o755)
+    return notes
+
+
+def set_up(clone: Path, *extras: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", str(clone / "scripts" / "setup.sh"), *extras],
+        env={**{k: v for k, v in os.environ.items() if k not in ("PYTHON", "VENV")}, **env},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_executable_and_parse(script: Path) -> None:
+    """Bash reads every script, and each may be run as it is."""
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+
+
+def test_a_second_run_installs_nothing_until_something_changes(clone: Path) -> None:
+    """Pip runs once; again after the pins change; extras include the base."""
+    notes = make_environment(clone)
+    assert set_up(clone, "dev").returncode == 0
+    assert notes.read_text().count("install") == 1 and "--editable .[dev]" in notes.read_text()
+    for extras in (["dev"], []):
+        assert "installed already" in set_up(clone, *extras).stdout
+    assert notes.read_text().count("install") == 1
+    with (clone / "constraints.txt").open("a") as file:
+        file.write("# changed\n")
+    assert set_up(clone, "dev").returncode == 0
+    assert notes.read_text().count("install") == 2
+
+
+def test_a_failed_install_is_tried_again(clone: Path) -> None:
+    """When pip fails, the script fails, and leaves no mark that would skip it the next time."""
+    make_environment(clone)
+    python = clone / ".venv" / "bin" / "python"
+    working = python.read_text()
+    python.write_text(working.replace("then echo", "then exit 1; echo"))
+    assert set_up(clone, "dev").returncode != 0
+    python.write_text(working)
+    assert "installing" in set_up(clone, "dev").stdout
+
+
+def test_without_a_fitting_python_it_says_so(clone: Path, tmp_path: Path) -> None:
+    """Neither 3.11 nor 3.12: one line on stderr, exit code 2, no environment."""
+    wanted = set_up(clone, PYTHON="/no/such/python")
+    assert wanted.returncode == 2 and "PYTHON=/no/such/python is not Python 3.11 or 3.12" in wanted.stderr
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "dirname"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    found = set_up(clone, PATH=str(tools))
+    assert found.returncode == 2 and found.stderr.count("error: ") == 1 and "Python 3.11 nor 3.12" in found.stderr
+    assert not (clone / ".venv").exists()
+
+
+def test_every_dependency_is_pinned() -> None:
+    """Each package that pyproject.toml names for use or development has a version in constraints.txt."""
+    import re
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    names = {re.match(r"[A-Za-z0-9_.-]+", line)[0].lower() for line in wanted}
+    pinned = {
+        line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
+    }
+    assert names <= pinned
