@@ -83,7 +83,7 @@ def test_time_outs_are_told_from_terminations(engine, open_environment):
             _, _, dones, extras = env.step(_hover(env))
             assert torch.equal(extras["time_outs"], dones.bool())
             ends += [(step, row) for row in dones.nonzero().flatten().tolist()]
-        assert ends == [(10, 4), (10, 5), *((20, row) for row in (0, 1, 2, 3, 4, 5, 6, 7) if row not in (4, 5)), *()]
+        assert ends == [(10, 4), (10, 5), *((20, row) for row in (0, 1, 2, 3, 6, 7))]
 
 
 @both
@@ -93,9 +93,8 @@ def test_the_same_seed_gives_the_same_flight_and_another_seed_another(engine, op
     def fly(env, seed):
         flights = [env.reset(seed)["policy"].clone()]
         generator = torch.Generator().manual_seed(0)
-        for _ in range(40):
-            flights.append(env.step(torch.rand(8, 4, generator=generator) * 2 - 1)[0]["policy"].clone())
-        return torch.stack(flights)
+        commands = [torch.rand(8, 4, generator=generator) * 2 - 1 for _ in range(40)]
+        return torch.stack(flights + [env.step(command)[0]["policy"].clone() for command in commands])
 
     with open_environment(engine, episode_length_s=0.3) as env:
         first, again, other = fly(env, 7), fly(env, 7), fly(env, 8)
