@@ -134,7 +134,7 @@ def _check_archive(file: Path) -> None:
 
 
 def check_finite(values: Mapping[str, Any], where: str) -> None:
-    """Refuse weights that are NaN or infinite; optimiser states are not looked at.
+    """Refuse weights that are NaN or infinite; the states of optimisers and of interrupted runs are not looked at.
 
     Args:
         values: A checkpoint or a state_dict.
@@ -193,7 +193,7 @@ def _tensors(values: Mapping[str, Any], prefix: str) -> list[tuple[str, torch.Te
         name = f"{prefix}{key}"
         if isinstance(value, torch.Tensor):
             found.append((name, value))
-        elif isinstance(value, Mapping) and "optimizer" not in str(key):
+        elif isinstance(value, Mapping) and key != "resume" and "optimizer" not in str(key):
             found += _tensors(value, f"{name}/")
     return found
 

@@ -68,9 +68,13 @@ class Reporter:
             f"Dataset: room for {dataset.capacity} rows ({dataset.num_bytes / 1e6:.0f} MB) on {dataset.device}; "
             f"collection by {runner.mode} in {runner.env.num_envs} environments"
         )
+
+    def log_baselines(self, baselines: dict[str, Scalars]) -> None:
+        """Log the baselines, once in the life of a run."""
         if self.writer is not None:
-            for name, summary in runner.baselines.items():
-                self.writer.add_scalars({f"baseline/{name}_mean_return": summary["mean_return"]}, 0)
+            scalars = {f"baseline/{name}_mean_return": summary["mean_return"] for name, summary in baselines.items()}
+            self.writer.add_scalars(scalars, 0)
+            self.writer.flush()
 
     @contextmanager
     def progress(self, done: int) -> Iterator[None]:
@@ -149,7 +153,8 @@ class Reporter:
         )
         if self.writer is not None:
             final = {f"final/{name}": float(value) for name, value in student.items()}
-            self.writer.add_scalars(final, summary["epochs"])
+            # One step on: a run that is resumed hides what lies beyond its last epoch, and says this again at its end.
+            self.writer.add_scalars(final, summary["epochs"] + 1)
             self.writer.flush()
 
 

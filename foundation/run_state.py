@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 LATEST = "checkpoint_latest.pt"
+BEST = "best_student.pt"
 
 
 def student_checkpoint(runner: DistillationRunner, epoch: int, evaluation: dict | None = None) -> dict[str, Any]:
@@ -52,6 +53,11 @@ def student_checkpoint(runner: DistillationRunner, epoch: int, evaluation: dict 
 
 def save_latest(runner: DistillationRunner) -> None:
     """Save everything that ``--resume`` needs, after each epoch."""
+    runner.run_dir.save_checkpoint(LATEST, resume_checkpoint(runner))
+
+
+def resume_checkpoint(runner: DistillationRunner) -> dict[str, Any]:
+    """Return the student and everything else that going on needs, but for the dataset's rows."""
     payload = student_checkpoint(runner, runner.epoch - 1)
     payload["resume"] = {
         "epoch": runner.epoch,
@@ -64,18 +70,19 @@ def save_latest(runner: DistillationRunner) -> None:
         "torch_rng": torch.get_rng_state(),
         "num_envs": runner.env.num_envs,
     }
-    runner.run_dir.save_checkpoint(LATEST, payload)
+    return payload
 
 
-def latest_checkpoint(run_dir: Any) -> dict[str, Any]:
-    """Load the checkpoint that a run is resumed from.
+def latest_checkpoint(run_dir: Any) -> dict[str, Any] | None:
+    """Load the checkpoint that a run is resumed from; None where it stopped before it saved any."""
+    return run_dir.load_checkpoint(LATEST) if (run_dir.path / LATEST).exists() else None
 
-    Raises:
-        UserError: If there is none.
-    """
-    if not (run_dir.path / LATEST).exists():
-        raise UserError(f"{run_dir.path} has no {LATEST}: it stopped before its first epoch; start it anew.")
-    return run_dir.load_checkpoint(LATEST)
+
+def first_step(checkpoint: dict[str, Any] | None) -> int:
+    """Return the first step that a run resumed from this checkpoint logs (again). The baselines are at step 0."""
+    if checkpoint is None or not checkpoint.get("resume", {}).get("baselines"):
+        return 0
+    return checkpoint["epoch"] + 1
 
 
 def restore(runner: DistillationRunner, checkpoint: dict[str, Any]) -> str:
@@ -86,13 +93,16 @@ def restore(runner: DistillationRunner, checkpoint: dict[str, Any]) -> str:
     """
     state = checkpoint.get("resume")
     if state is None:
-        raise UserError("This checkpoint holds a student but no state to resume from; resume from the run's folder.")
+        raise UserError(
+            "This checkpoint holds a student but no state to resume from: leave --checkpoint out, or name a "
+            "checkpoint_epoch_*.pt. To start from a student's weights, set distill.student.init_checkpoint."
+        )
     if state["num_envs"] != runner.env.num_envs:
         raise UserError(f"The run had --num_envs {state['num_envs']}, now {runner.env.num_envs}: resume with the same.")
     if checkpoint["student"] != runner.student.describe():
         raise UserError("The student's architecture differs from that of the run to resume: give the same settings.")
     runner.learner.load_state_dict(checkpoint["model_state_dict"], checkpoint)
-    runner.best_return, runner.best_epoch = checkpoint["best_return"], checkpoint["best_epoch"]
+    _restore_best(runner, checkpoint)
     runner.epoch, runner.env_steps = state["epoch"], state["env_steps"]
     runner.baselines = state["baselines"]
     runner.stopwatch.load_state_dict(state["stopwatch"])
@@ -101,8 +111,17 @@ def restore(runner: DistillationRunner, checkpoint: dict[str, Any]) -> str:
     if not runner.collector.load_state_dict(state["collector"]):
         reasons.append("this engine cannot restore its environments")
     if not runner.shards.restore(state["dataset"], state["shards"]):
-        reasons.append("its dataset was not kept on disk (dataset.disk_gb)")
+        reasons.append("its dataset is not on disk (dataset.disk_gb was too small, or the run had ended)")
     return " and ".join(reasons)
+
+
+def _restore_best(runner: DistillationRunner, checkpoint: dict[str, Any]) -> None:
+    """Take the best return so far: ``best_student.pt`` may be newer than the checkpoint, and is not to be lost."""
+    known = [checkpoint]
+    if (runner.run_dir.path / BEST).exists():
+        known.append(runner.run_dir.load_checkpoint(BEST))
+    best = max(known, key=lambda entry: entry["best_return"])
+    runner.best_return, runner.best_epoch = best["best_return"], best["best_epoch"]
 
 
 class DatasetShards:
@@ -128,7 +147,7 @@ class DatasetShards:
         if not self.keep or self.over_budget:
             return
         shard_bytes = len(slots) * self.dataset.num_bytes / self.dataset.max_chunks
-        used = sum(path.stat().st_size for path in self.folder.glob("*.pt")) if self.folder.exists() else 0
+        used = sum(self._path(kept).stat().st_size for kept in self.epochs)
         if used + shard_bytes > self.budget:
             logger.warning(
                 "The dataset's shards reached distill.dataset.disk_gb=%g: from epoch %d on, --resume is not exact.",
@@ -136,7 +155,8 @@ class DatasetShards:
                 epoch + 1,
             )
             self.over_budget = True
-            self.remove()
+            self._obsolete += [self._path(kept) for kept in self.epochs]
+            self.epochs = {}
             return
         self.folder.mkdir(exist_ok=True)
         atomic_torch_save(self.dataset.export_chunks(slots), self._path(epoch))
@@ -170,19 +190,26 @@ class DatasetShards:
         Returns:
             Whether the dataset is exactly as it was.
         """
-        if not state["keep"]:
+        if not self.keep:
             self.dataset.load_state_dict(dataset_state)
             return True
         epochs = {int(epoch): list(slots) for epoch, slots in state["epochs"].items()}
-        paths = [self._path(epoch) for epoch in sorted(epochs)]
-        if not state["complete"] or not all(path.exists() for path in paths):
-            self.over_budget = True
-            return dataset_state["num_chunks"] == 0
-        self.dataset.load_state_dict(dataset_state)
-        for path in paths:
-            self.dataset.import_chunks(load_checkpoint(path))
-        self.epochs = epochs
-        return True
+        paths = {epoch: self._path(epoch) for epoch in sorted(epochs)}
+        whole = state["keep"] and state["complete"] and all(path.exists() for path in paths.values())
+        if whole:
+            self.dataset.load_state_dict(dataset_state)
+            for path in paths.values():
+                self.dataset.import_chunks(load_checkpoint(path))
+            self.epochs = epochs
+        # Else the dataset begins anew, empty: shards written from here on make it up again.
+        self._delete_but(set(paths.values()) if whole else set())
+        return whole or dataset_state["num_chunks"] == 0
+
+    def _delete_but(self, kept: set[Any]) -> None:
+        """Delete the shards that the restored state does not know: of epochs that were not finished, or given up."""
+        for path in self.folder.glob("*.pt"):
+            if path not in kept:
+                path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Delete the shards: the run is over, or over its budget."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from foundation.data.actors import PolicyActor
 from foundation.evaluation.baselines import scores
 from foundation.evaluation.evaluate import evaluate
+from foundation.run_state import BEST
 
 if TYPE_CHECKING:
     from foundation.runner import DistillationRunner
@@ -24,7 +25,7 @@ def final_summary(runner: DistillationRunner) -> dict[str, Any]:
         Plain values for ``summary.json``, the stages' seconds left out.
     """
     cfg, policy = runner.cfg, runner.learner.policy
-    best = runner.run_dir.load_checkpoint("best_student.pt", map_location=str(runner.env.device))
+    best = runner.run_dir.load_checkpoint(BEST, map_location=str(runner.env.device))
     policy.load_state_dict(best["model_state_dict"])
     cheap = runner.make_eval_env is not None
     episodes = cfg.final_eval_episodes if cheap else cfg.num_eval_episodes

@@ -18,11 +18,19 @@ from foundation.data.plan import make_dataset
 from foundation.errors import RunInterrupted, UserError
 from foundation.evaluation.baselines import measure_baselines, scores
 from foundation.evaluation.divergence import DivergenceProbe
-from foundation.evaluation.evaluate import EvaluationResult, evaluate
+from foundation.evaluation.evaluate import EvaluationResult, evaluate, preserved_rng
 from foundation.learning.learner import Learner, LearningStats
 from foundation.learning.schedules import value_at
 from foundation.report import Reporter
-from foundation.run_state import DatasetShards, latest_checkpoint, restore, save_latest, student_checkpoint
+from foundation.run_state import (
+    BEST,
+    DatasetShards,
+    latest_checkpoint,
+    restore,
+    resume_checkpoint,
+    save_latest,
+    student_checkpoint,
+)
 from foundation.run_summary import final_summary
 from foundation.stopwatch import Stopwatch
 from foundation.students import make_student
@@ -103,8 +111,7 @@ class DistillationRunner:
             UserError: If the teacher is worse than asked for, or something became NaN.
         """
         if not self.baselines:
-            self._measure_baselines()
-            save_latest(self)
+            self._begin_run()
         self.reporter.begin(self)
         with self.reporter.progress(self.epoch):
             while self.epoch < self.cfg.n_epochs:
@@ -112,12 +119,13 @@ class DistillationRunner:
         return self._finish()
 
     def resume(self) -> str:
-        """Go on from the run folder's last finished epoch.
+        """Go on from the run folder's last finished epoch, or begin if it stopped before its first.
 
         Returns:
             "" if the run goes on exactly, else why it is not exact.
         """
-        return restore(self, latest_checkpoint(self.run_dir))
+        checkpoint = latest_checkpoint(self.run_dir)
+        return "" if checkpoint is None else restore(self, checkpoint)
 
     def run_epoch(self, epoch: int) -> None:
         """Collect, learn, evaluate, log and save one epoch."""
@@ -207,7 +215,7 @@ class DistillationRunner:
         if evaluation["mean_return"] <= self.best_return:
             return
         self.best_return, self.best_epoch = evaluation["mean_return"], epoch
-        self.run_dir.save_checkpoint("best_student.pt", student_checkpoint(self, epoch, evaluation))
+        self.run_dir.save_checkpoint(BEST, student_checkpoint(self, epoch, evaluation))
 
     def _log(
         self,
@@ -225,7 +233,7 @@ class DistillationRunner:
     def _save(self, epoch: int, collected: CollectionStats) -> None:
         self.shards.append(epoch, collected.slots)
         if (epoch + 1) % self.cfg.save_interval == 0:
-            self.run_dir.save_checkpoint(f"checkpoint_epoch_{epoch + 1}.pt", student_checkpoint(self, epoch))
+            self.run_dir.save_checkpoint(f"checkpoint_epoch_{epoch + 1}.pt", resume_checkpoint(self))
         save_latest(self)
         self.shards.prune()
 
@@ -235,11 +243,22 @@ class DistillationRunner:
         """Return the evaluation environment, or the only one."""
         if self.make_eval_env is None:
             return self.env
-        if num_envs is not None:
-            return self.make_eval_env(min(num_envs, MAX_EVAL_ENVS))
-        if self._eval_env is None:
-            self._eval_env = self.make_eval_env(min(self.cfg.num_eval_episodes, MAX_EVAL_ENVS))
-        return self._eval_env
+        with preserved_rng(self.env.device):
+            if num_envs is not None:
+                return self.make_eval_env(min(num_envs, MAX_EVAL_ENVS))
+            if self._eval_env is None:
+                self._eval_env = self.make_eval_env(min(self.cfg.num_eval_episodes, MAX_EVAL_ENVS))
+            return self._eval_env
+
+    def _begin_run(self) -> None:
+        """Measure the baselines and save, so that the run can be resumed from here on."""
+        try:
+            self._measure_baselines()
+        except RunInterrupted:
+            save_latest(self)
+            raise
+        self.reporter.log_baselines(self.baselines)
+        save_latest(self)
 
     def _measure_baselines(self) -> None:
         with self.stopwatch.stage("baselines"):

@@ -128,6 +128,13 @@ class Learner:
                 f"The training loss '{bad[0][0]}' became {bad[0][1]} in epoch {epoch + 1}: lower --learning_rate "
                 f"(now {rate:g}) or set distill.optimizer.max_grad_norm=1. The last good checkpoint is kept."
             )
+        finite = torch.stack([torch.isfinite(parameter).all() for parameter in self.student.parameters()])
+        if not bool(finite.all()):
+            raise UserError(
+                f"The gradient of the training loss became NaN or infinite in epoch {epoch}, and with it the student: "
+                f"check loss '{self.terms[0][0].name}' or lower --learning_rate (now {rate:g}). "
+                "The last good checkpoint is kept."
+            )
         terms = {spec.name: mean for (spec, _), mean in zip(self.terms, means, strict=True)}
         total = sum(weight * terms[spec.name] for spec, weight in self.terms)
         return LearningStats(total, num_updates, rate, terms)

@@ -21,6 +21,7 @@ import foundation
 from foundation.config.overrides import Overrides, parse_overrides
 from foundation.config.resolve import Resolved, resolve
 from foundation.errors import RunInterrupted, UserError
+from foundation.rsl_rl.agent_values import choose_groups, name_experiment, read
 from foundation.rsl_rl.cli_args import (
     CommandParser,
     Interrupt,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("foundation.distillation")
 LOG_ROOT = Path("logs/distillation")
-_DISTILLATION_ENTRY_POINT = "rsl_rl_distillation_cfg_entry_point"
 
 
 def __getattr__(name: str) -> Any:
@@ -110,6 +110,9 @@ def settle(args: argparse.Namespace, tokens: list[str], resumed: RunDir | None) 
             "--checkpoint goes with --resume; to start from a student's weights, set distill.student.init_checkpoint"
         )
     saved = load_overrides(resumed)
+    if resumed and args.task not in (None, resumed.load_params().get("task")):
+        other = resumed.load_params().get("task")
+        raise UserError(f"{resumed.path} is a run of --task {other}: name another by --load_run or --experiment_name")
     overrides = parse_overrides([*saved.pop("tokens", []), *tokens])
     base = resumed.load_params() | saved if resumed else None
     resolved = resolve(
@@ -177,41 +180,8 @@ def launch(job: Job, teacher: Any) -> int:
         task=cfg.task, device=cfg.device, headless=job.args.headless, video=job.args.video, args=job.args
     )
     with engine.launch(request, configure) as (env_cfg, agent_cfg):
-        complete(cfg, agent_cfg, teacher)
+        name_experiment(cfg, agent_cfg)
         return run_in(job, teacher, env_cfg, agent_cfg)
-
-
-def complete(cfg: Any, agent_cfg: Any, teacher: Any) -> None:
-    """Fill in what was left to the agent's config: observation groups and the experiment's name."""
-    groups = read(agent_cfg, "obs_groups")
-    groups = dict(groups) if isinstance(groups, dict) else {}
-    groups = distillation_groups(cfg.task) | groups
-    policy = groups.get("actor") or groups.get("policy")
-    if cfg.teacher.obs_groups is None:
-        cfg.teacher.obs_groups = list(groups.get("teacher") or teacher.obs_groups or policy or ["policy"])
-    if cfg.student.obs_groups is None:
-        cfg.student.obs_groups = list(groups.get("student") or policy or ["policy"])
-    if cfg.experiment_name is None:
-        cfg.experiment_name = str(read(agent_cfg, "experiment_name") or cfg.task.rpartition(":")[2])
-
-
-def distillation_groups(task: str) -> dict[str, Any]:
-    """Return ``obs_groups`` of the task's own distillation config, where it has one."""
-    from foundation.tasks import load_entry_point, resolve_task
-
-    try:
-        spec = resolve_task(task)
-    except UserError:
-        return {}
-    if _DISTILLATION_ENTRY_POINT not in spec.kwargs:
-        return {}
-    groups = read(load_entry_point(spec, _DISTILLATION_ENTRY_POINT), "obs_groups")
-    return {k: v for k, v in groups.items() if k in ("teacher", "student")} if isinstance(groups, dict) else {}
-
-
-def read(cfg: Any, name: str) -> Any:
-    """Read a field of a config object or mapping; None where it is absent."""
-    return cfg.get(name) if isinstance(cfg, dict) else getattr(cfg, name, None)
 
 
 def run_in(job: Job, teacher: Any, env_cfg: Any, agent_cfg: Any) -> int:
@@ -223,10 +193,13 @@ def run_in(job: Job, teacher: Any, env_cfg: Any, agent_cfg: Any) -> int:
     run = job.resumed or RunDir.create(LOG_ROOT, cfg.experiment_name or "", cfg.run_name)
     run.lock()
     try:
+        if job.resumed is None:
+            run.save_params(env_cfg, agent_cfg, cfg, typed_for_env_and_agent(job))  # from here on it can be resumed
         video = VideoRequest(run.video_dir(), args.video_length, args.video_interval) if args.video else None
         env = job.engine.make_env(env_cfg, agent_cfg, video=video)
         try:
             cfg.num_envs = env.num_envs
+            choose_groups(cfg, agent_cfg, teacher, env.get_observations())
             make_eval_env = second_env(job.engine, env_cfg, agent_cfg)
             return run_with(job, run, env, teacher, make_eval_env, env_cfg, agent_cfg)
         finally:
@@ -254,12 +227,18 @@ def second_env(engine: Engine, env_cfg: Any, agent_cfg: Any) -> Callable[[int], 
 def run_with(job: Job, run: RunDir, env: Any, teacher: Any, make_eval_env: Any, env_cfg: Any, agent_cfg: Any) -> int:
     """Build the runner, write the parameters, and run until the end or a signal."""
     from foundation.metrics_writer import make_writer
-    from foundation.run_state import latest_checkpoint
+    from foundation.run_state import first_step
     from foundation.runner import DistillationRunner
 
     cfg = job.resolved.cfg
-    first_step = latest_checkpoint(run)["epoch"] + 1 if job.resumed else None
-    writer = make_writer(cfg.logger, run.path, cfg.log_project_name, cfg, purge_step=first_step)
+    checkpoint = checkpoint_to_resume(job, run)
+    writer = make_writer(
+        cfg.logger,
+        run.path,
+        cfg.log_project_name,
+        cfg,
+        purge_step=first_step(checkpoint) if job.resumed else None,
+    )
     with Interrupt() as interrupt:
         try:
             clip = read(agent_cfg, "clip_actions")
@@ -274,7 +253,7 @@ def run_with(job: Job, run: RunDir, env: Any, teacher: Any, make_eval_env: Any, 
                 label_bound=None if clip is None else float(clip),
             )
             cfg.dataset.size = runner.dataset.capacity  # a run resumed for more epochs keeps its dataset
-            start(job, run, runner)
+            start(job, run, runner, checkpoint)
             run.save_params(env_cfg, agent_cfg, cfg, typed_for_env_and_agent(job))
             print(f"Logging to {run.path}")
             runner.run()
@@ -285,17 +264,27 @@ def run_with(job: Job, run: RunDir, env: Any, teacher: Any, make_eval_env: Any, 
     return interrupt.exit_code
 
 
-def start(job: Job, run: RunDir, runner: DistillationRunner) -> None:
+def checkpoint_to_resume(job: Job, run: RunDir) -> dict[str, Any] | None:
+    """Load the checkpoint that ``--checkpoint`` names, or else the newest; None where there is none."""
+    from foundation.run_state import latest_checkpoint
+
+    if job.resumed is None:
+        return None
+    if job.args.checkpoint:
+        return run.load_checkpoint(run.checkpoint_path(Path(job.args.checkpoint).name).name)
+    return latest_checkpoint(run)
+
+
+def start(job: Job, run: RunDir, runner: DistillationRunner, checkpoint: dict[str, Any] | None) -> None:
     """Put a resumed run back to where it was, and say whether it goes on exactly."""
+    from foundation.run_state import restore
+
     if job.resumed is None:
         return
-    if job.args.checkpoint:
-        from foundation.run_state import restore
-
-        inexact = restore(runner, run.load_checkpoint(run.checkpoint_path(Path(job.args.checkpoint).name).name))
-    else:
-        inexact = runner.resume()
+    inexact = "" if checkpoint is None else restore(runner, checkpoint)
     how = f"not exact: {inexact}" if inexact else "exact"
+    if runner.epoch >= runner.cfg.n_epochs:
+        how = f"of {runner.cfg.n_epochs}: only the best student is measured again; --n_epochs asks for more"
     print(f"Resuming {run.path} after epoch {runner.epoch} ({how})")
 
 
