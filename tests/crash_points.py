@@ -1,0 +1,113 @@
+"""Die at a chosen operation on files, or make operations on files fail: set up in a child of ``command_server``."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from typing import Any
+
+
+def die_at(operation: int, writes: bool = False) -> None:
+    """Kill this process (SIGKILL) at its n-th sync, rename or deletion, or half way through its n-th write."""
+    count = 0
+
+    def now(is_write: bool = False) -> bool:
+        nonlocal count
+        count += is_write == writes
+        return is_write == writes and count == operation
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(function: Any, after: bool) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            if now():
+                if after:
+                    function(*args, **options)
+                die()
+            return function(*args, **options)
+
+        return call
+
+    def half_write(file: Any, data: Any) -> int:
+        if now(is_write=True):
+            file.write(bytes(data)[: len(data) // 2])
+            file.flush()
+            die()
+        return file.write(data)
+
+    os.replace = around(os.replace, after=operation % 2 == 0)
+    os.fsync = around(os.fsync, after=False)
+    os.unlink = around(os.unlink, after=True)
+    _wrap_files(half_write)
+
+
+def fail_writes(name: str, code: int = errno.ENOSPC, after: int = 0) -> None:
+    """Make writing of files whose name holds ``name`` fail with an error of the system, after some bytes.
+
+    Args:
+        name: Part of the file's name.
+        code: The error.
+        after: Files of that name that are still written whole.
+    """
+    opened: dict[str, Any] = {"path": "", "count": 0}
+    import tempfile
+
+    make = tempfile.mkstemp
+
+    def mkstemp(*args: Any, **options: Any) -> Any:
+        handle, path = make(*args, **options)
+        opened["path"] = path
+        opened["count"] += name in path
+        return handle, path
+
+    def write(file: Any, data: Any) -> int:
+        if name in opened["path"] and opened["count"] > after:
+            file.write(bytes(data)[:100])
+            raise OSError(code, os.strerror(code))
+        return file.write(data)
+
+    tempfile.mkstemp = mkstemp
+    _wrap_files(write)
+
+
+def _wrap_files(write: Any) -> None:
+    """Put ``write(file, data)`` in the place of the method of every file that ``os.fdopen`` opens for writing bytes."""
+    fdopen = os.fdopen
+
+    class File:
+        def __init__(self, file: Any):
+            self._file = file
+
+        def __enter__(self) -> File:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self._file.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._file, name)
+
+        def write(self, data: Any) -> int:
+            return write(self._file, data)
+
+    def opened(handle: int, mode: str = "r", *args: Any, **options: Any) -> Any:
+        file = fdopen(handle, mode, *args, **options)
+        return File(file) if mode == "wb" else file
+
+    os.fdopen = opened
+
+
+def become_nobody() -> None:
+    """Give up the rights of root, which may write anywhere."""
+    if os.geteuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+
+
+def limit_file_size(size: int) -> None:
+    """No file may grow over ``size`` [bytes]: the system itself then refuses the write (EFBIG)."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
