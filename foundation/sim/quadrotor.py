@@ -229,7 +229,7 @@ class QuadrotorDynamics:
 
         stages = torch.stack([spin[3:], spin2[3:], spin3[3:], spin4[3:]], dim=1)
         acceleration = self._world_acceleration(stages, wrench[:linear, :4])
-        change = drift + torch.matmul(self._quadrature, acceleration).transpose(0, 1)
+        change = drift + self._weigh_stages(acceleration)
         velocity = state[VELOCITY]
         return torch.cat(
             [
@@ -240,6 +240,12 @@ class QuadrotorDynamics:
                 speeds[:, 4].clamp(0.0, 1.0),
             ]
         )
+
+    def _weigh_stages(self, acceleration: torch.Tensor) -> torch.Tensor:
+        """Sum the stages to the change of (position, velocity). Shape: (3, 4, num_envs) to (2, 3, num_envs)."""
+        if acceleration.is_cuda:  # Not a matrix product there, see rotation.contract.
+            return (self._quadrature[:, None, :, None] * acceleration).sum(2)
+        return torch.matmul(self._quadrature, acceleration).transpose(0, 1)
 
     def _world_acceleration(self, quaternions: torch.Tensor, body: torch.Tensor) -> torch.Tensor:
         """Rotate the body-frame accelerations of the four stages into the world.

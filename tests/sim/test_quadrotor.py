@@ -161,6 +161,23 @@ def test_gradients_equal_finite_differences(kind):
     assert torch.autograd.gradcheck(dynamics.step, (state, action), eps=1e-6, atol=1e-5, rtol=1e-5)
 
 
+def test_the_cuda_form_of_the_quadrature_is_the_same():
+    """The elementwise sum over RK4 stages that CUDA takes equals the matrix product of the CPU."""
+
+    class Pretend(torch.Tensor):
+        @property
+        def is_cuda(self):
+            return True
+
+    dynamics = QuadrotorDynamics(crazyflie(5), DT)
+    acceleration = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    other = dynamics._weigh_stages(acceleration.as_subclass(Pretend))
+    torch.testing.assert_close(torch.Tensor.double(other), dynamics._weigh_stages(acceleration))
+    first, second = 1e-4 / 6, 1e-2 / 6
+    expected = torch.stack([first * acceleration[:, :3].sum(1), second * (acceleration[:, [0, 1, 1, 2, 2, 3]]).sum(1)])
+    torch.testing.assert_close(dynamics._weigh_stages(acceleration), expected)
+
+
 def test_vehicles_do_not_mix():
     """A step of many vehicles equals the steps of each alone."""
     vehicles = sample_vehicles(5, seed=1)
