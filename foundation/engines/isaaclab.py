@@ -93,10 +93,15 @@ class IsaacLabEngine(Engine):
         if missing is not None:
             raise UserError(f"--engine isaaclab: {missing}")
         if _major_version() < 3:
-            from foundation.engines import isaaclab23
-
-            return isaaclab23.session(self, request, configure)
+            return self._session_of_2(request, configure)
         return self._session(request, configure)
+
+    @contextmanager
+    def _session_of_2(self, request: LaunchRequest, configure: Configure) -> Iterator[tuple[Any, Any]]:
+        from foundation.engines.isaaclab23 import session
+
+        with session(request, configure) as (self._task, env_cfg, agent_cfg):
+            yield env_cfg, agent_cfg
 
     @contextmanager
     def _session(self, request: LaunchRequest, configure: Configure) -> Iterator[tuple[Any, Any]]:
@@ -177,18 +182,26 @@ def build_env(task: str, env_cfg: Any, agent_cfg: Any, args: argparse.Namespace,
 
     from foundation.engines.isaaclab_vec_env import IsaacLabVecEnv, RandomState
 
-    if video is not None:
-        from foundation.engines.isaaclab_video import configure_recorder
-
-        configure_recorder(env_cfg, args, video)
     clip = agent_cfg.get("clip_actions") if isinstance(agent_cfg, dict) else getattr(agent_cfg, "clip_actions", None)
     random_state = RandomState()
     with random_state.active():
-        env: Any = gymnasium.make(task, cfg=env_cfg)
+        env = _make_gym_env(task, env_cfg, args, video)
         if isinstance(env_cfg, DirectMARLEnvCfg):
             env = multi_agent_to_single_agent(env)
         wrapper = RslRlVecEnvWrapper(env, clip_actions=clip)
     return IsaacLabVecEnv(wrapper, random_state)
+
+
+def _make_gym_env(task: str, env_cfg: Any, args: argparse.Namespace, video: VideoRequest | None) -> Any:
+    if _major_version() < 3:
+        from foundation.engines.isaaclab23 import make_gym_env
+
+        return make_gym_env(task, env_cfg, video)
+    if video is not None:
+        from foundation.engines.isaaclab_video import configure_recorder
+
+        configure_recorder(env_cfg, args, video)
+    return gymnasium.make(task, cfg=env_cfg)
 
 
 def set_agent_device(agent_cfg: Any, device: str) -> None:
@@ -248,8 +261,13 @@ def _add_launcher_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _register_tasks() -> None:
-    """Import Isaac Lab's tasks and those of installed packages. Ours are registered already."""
+    """Import Isaac Lab's tasks and those of installed packages."""
     importlib.import_module("isaaclab_tasks")
+    register_package_tasks()
+
+
+def register_package_tasks() -> None:
+    """Import what installed packages declare as tasks. Ours are registered already."""
     for entry in importlib.metadata.entry_points(group=_TASK_GROUP):
         if entry.value.partition(".")[0] != "foundation":
             entry.load()

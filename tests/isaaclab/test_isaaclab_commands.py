@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 def _run(folder: Path, *command: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
     """Run a Python command in ``folder``; its tasks module is importable."""
-    paths = f"{Path(__file__).parent}{os.pathsep}{ROOT}"
+    paths = str(Path(__file__).parent)
     done = subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=folder,
