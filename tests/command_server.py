@@ -6,6 +6,8 @@ of once per command is what makes thirty kills affordable.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib
 import json
 import os
@@ -22,7 +24,7 @@ MODULES = ("foundation.rsl_rl.distillation", "foundation.runner", "foundation.en
 
 
 class CommandServer:
-    """Forks commands; use it as a context."""
+    """Forks commands. Tests share one (:func:`shared`)."""
 
     def __init__(self) -> None:
         path = os.pathsep.join([str(TESTS.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -32,12 +34,9 @@ class CommandServer:
         )
         self.ask(what="hello")
 
-    def __enter__(self) -> CommandServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
         self._process.wait(30)
 
     def ask(self, **request: Any) -> Any:
@@ -120,6 +119,14 @@ class Command:
     def error(self) -> str:
         """The line that begins with ``error:``, or ""."""
         return next((line for line in self.text.splitlines() if line.startswith("error:")), "")
+
+
+@functools.cache
+def shared() -> CommandServer:
+    """Return the server of this test session."""
+    server = CommandServer()
+    atexit.register(server.close)
+    return server
 
 
 def _serve() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 from typing import Any
 
 
@@ -111,3 +112,53 @@ def limit_file_size(size: int) -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def signal_in(stage: str, number: int, nth: int = 1, times: int = 1, note: str = "") -> None:
+    """Send this process a signal when it enters a stage of the run for the n-th time.
+
+    Args:
+        stage: collection, learning, evaluation, baselines, saving or final_evaluation.
+        number: The signal.
+        nth: Which time.
+        times: How many signals.
+        note: File that takes the time of the signal.
+    """
+    from foundation.stopwatch import Stopwatch
+
+    enter, count = Stopwatch.stage, 0
+
+    def entered(self: Any, name: str) -> Any:
+        nonlocal count
+        count += name == stage
+        if name == stage and count == nth:
+            _send(number, times, note)
+        return enter(self, name)
+
+    Stopwatch.stage = entered  # type: ignore[method-assign]
+
+
+def signal_before(target: str, number: int) -> None:
+    """Send this process a signal when it first calls ``module:name`` or ``module:Class.name``."""
+    import importlib
+
+    module, _, path = target.partition(":")
+    *owners, name = path.split(".")
+    owner = importlib.import_module(module)
+    for part in owners:
+        owner = getattr(owner, part)
+    function = getattr(owner, name)
+
+    def call(*args: Any, **options: Any) -> Any:
+        _send(number, 1, "")
+        return function(*args, **options)
+
+    setattr(owner, name, call)
+
+
+def _send(number: int, times: int, note: str) -> None:
+    if note:
+        with open(note, "w") as file:
+            file.write(str(time.time()))
+    for _ in range(times):
+        os.kill(os.getpid(), number)

@@ -9,14 +9,13 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from command_server import Command, CommandServer
+from command_server import Command, CommandServer, shared
 from tiny_runs import arguments, differing, run_folder, write_teacher
 
 KILLS = int(os.environ.get("FOUNDATION_KILLS", "0"))
@@ -33,9 +32,8 @@ VARIANTS = {
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[CommandServer]:
-    with CommandServer() as started:
-        yield started
+def server() -> CommandServer:
+    return shared()
 
 
 @pytest.fixture(scope="module")
