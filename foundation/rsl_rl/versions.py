@@ -391,6 +391,7 @@ class RslRlRunner:
         except RuntimeError as error:
             if "std >= 0" not in str(error):
                 raise
+            self.check_finite()
             raise UserError(
                 "training stopped: the standard deviation of the actions became negative; set std_type=log in the "
                 "agent config's distribution, or a lower learning rate"

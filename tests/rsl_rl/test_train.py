@@ -18,6 +18,7 @@ import yaml
 from rsl_rl_versions import ROOT, VERSIONS, run_with, version_env
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from foundation.engines.torch import TorchEngine
 from foundation.rsl_rl.command import run_command
 from foundation.rsl_rl.train import main
 
@@ -151,6 +152,23 @@ def test_same_seed_same_policy_other_seed_another(tmp_path, monkeypatch):
         weights.append(torch.load(newest(tmp_path, name) / "model_1.pt", weights_only=True)["actor_state_dict"])
     assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
     assert not torch.equal(weights[0]["mlp.0.weight"], weights[2]["mlp.0.weight"])
+
+
+def test_engine_with_one_environment(tmp_path, monkeypatch):
+    """Where a process can hold one environment only, best_model.pt is chosen by the training return."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(TorchEngine, "envs_per_process", 1)
+    argv = ["--task", TASK, *SMALL, "--max_iterations", "12", "agent.eval_interval=1", "--experiment_name", "one"]
+    assert run_command(main, argv) == 0
+    run = newest(tmp_path, "one")
+    events = EventAccumulator(str(run))
+    events.Reload()
+    measured, trained = (
+        {e.step: e.value for e in events.Scalars(tag)} for tag in ("evaluation/mean_return", "Train/mean_reward")
+    )
+    assert measured == pytest.approx(trained, rel=1e-5)
+    best = torch.load(run / "best_model.pt", weights_only=True)
+    assert best["iter"] == max(trained, key=lambda step: trained[step])
 
 
 WRONG = {

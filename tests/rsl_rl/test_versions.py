@@ -84,6 +84,13 @@ def test_min_std(seen):
     assert abs(scalar - 0.7) < 1e-6 and abs(logarithm - 0.7) < 1e-5 and free < 0.6
 
 
+def test_nan_stops_training(seen):
+    """NaN rewards end the run with one line, and the files of good iterations are all that is there."""
+    message, files = seen["nan"]
+    assert "NaN" in message and "\n" not in message
+    assert files == ["model_0.pt"]
+
+
 def test_errors_are_one_line(seen):
     """A misspelt key, group or runner, and checkpoints that are missing or of other sizes, are told in one line."""
     errors = seen["errors"]

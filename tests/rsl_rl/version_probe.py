@@ -209,6 +209,28 @@ def init_output(folder: Path) -> float:
     return (actions - torch.tensor([0.5, -0.25])).abs().max().item()
 
 
+class NanEnv(ToyEnv):
+    """Rewards become NaN in the second iteration."""
+
+    steps = 0
+
+    def step(self, actions):
+        obs, reward, dones, extras = super().step(actions)
+        self.steps += 1
+        return obs, reward if self.steps < 12 else reward * float("nan"), dones, extras
+
+
+def nan(folder: Path) -> list:
+    """Train on NaN rewards and return the error and the files that were written."""
+    runner = RslRlRunner(NanEnv(), small(OnPolicyRunnerCfg()), folder / "n", "cpu")
+    runner.on_iteration = lambda _: runner.check_finite()
+    try:
+        runner.learn(5)
+    except UserError as error:
+        return [str(error), sorted(p.name for p in (folder / "n").glob("*.pt"))]
+    return ["", []]
+
+
 def min_std(folder: Path) -> list[float]:
     """Train with a floor above the start, and with none, and return the smallest standard deviations."""
     out = []
@@ -236,7 +258,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     with contextlib.redirect_stdout(sys.stderr):
         out = {"version": installed_version(), "layout": installed_layout()}
-        for probe in (ppo, distillation, recurrent, isaaclab_configs, errors, init_output, min_std):
+        for probe in (ppo, distillation, recurrent, isaaclab_configs, errors, init_output, min_std, nan):
             (folder / probe.__name__).mkdir(parents=True)
             out[probe.__name__] = probe(folder / probe.__name__)
         assert translate(small(DistillationRunnerCfg()))["class_name"] == "DistillationRunner"
