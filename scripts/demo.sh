@@ -3,7 +3,7 @@
 # Arguments go to distillation.py: bash scripts/demo.sh distill.student.obs_groups=[deployable]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/setup.sh
+source scripts/setup.sh "" # no extras; without an argument it would get ours
 
 task=Isaac-Quadcopter-Point-Ctrl-v0
 teacher=foundation/assets/teachers/point_ctrl/model.pt

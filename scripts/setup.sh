@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the virtual environment that the other scripts run in. What is there already is left as it is.
 #
-#   source scripts/setup.sh [extras]     e.g. dev; afterwards $VENV_PYTHON is its Python
+#   source scripts/setup.sh "extras"     e.g. dev, or "" for none; afterwards $VENV_PYTHON is its Python
 #
 # PYTHON=/path/to/python3.12 chooses the interpreter, VENV=folder the place (default: .venv).
 
