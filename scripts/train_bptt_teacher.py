@@ -96,8 +96,10 @@ def agent_cfg(std: torch.Tensor) -> QuadcopterPointCtrlPPORunnerCfg:
     """Describe the checkpoint's networks."""
     cfg = QuadcopterPointCtrlPPORunnerCfg()
     cfg.actor.obs_normalization = cfg.critic.obs_normalization = False
+    cfg.actor.hidden_dims, cfg.actor.activation = BpttCfg().hidden_dims, "elu"
+    cfg.actor.init_output, cfg.actor.init_output_gain = None, 1.0
     cfg.actor.distribution_cfg = DistributionCfg(init_std=round(std.mean().item(), 4))
-    cfg.critic.hidden_dims = CRITIC_DIMS
+    cfg.critic.hidden_dims, cfg.critic.activation = list(CRITIC_DIMS), "elu"
     return cfg
 
 
@@ -125,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--num_envs", type=int, default=128)
     parser.add_argument("--horizon", type=int, default=50)
-    parser.add_argument("--updates", type=int, default=500)
+    parser.add_argument("--updates", type=int, default=600)
     parser.add_argument("--num_episodes", type=int, default=4096, help="episodes of the final measurement")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

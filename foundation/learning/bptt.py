@@ -48,7 +48,7 @@ class BpttCfg:
     """Hidden layers of each policy."""
     horizon: int = 50
     """Steps between two cuts of the graph."""
-    updates: int = 500
+    updates: int = 600
     """Optimiser steps."""
     learning_rate: float = 2e-3
     """Adam's step size at the start; it falls to ``final_learning_rate`` along a cosine."""
