@@ -142,6 +142,13 @@ def test_every_row_and_every_position_is_equally_likely(rows, draws):
         assert chi_square < limit
 
 
+def test_a_minibatch_is_mixed_over_the_whole_dataset():
+    """Each minibatch of a draw spreads over all rows: none is a stretch of neighbours in time."""
+    generator = torch.Generator().manual_seed(3)
+    for batch in draw_without_replacement(10_000, 1000, generator).split(100):
+        assert bool((torch.bincount(batch // 1000, minlength=10) > 0).all())
+
+
 def test_same_seed_draws_the_same_and_another_seed_does_not():
     """Minibatches are decided by the seed."""
     batches = []
