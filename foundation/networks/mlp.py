@@ -40,6 +40,12 @@ def activation_names() -> list[str]:
     return sorted(_ACTIVATIONS)
 
 
+def activation_class_names() -> dict[str, str]:
+    """Return RSL-RL's name for each activation's class, such as ``LeakyReLU`` -> ``lrelu``."""
+    aliases = ("celu", "leaky_relu", "silu")
+    return {kind.__name__: name for name, kind in _ACTIVATIONS.items() if name not in aliases}
+
+
 def build_mlp(num_in: int, hidden_dims: Sequence[int], num_out: int | None, activation: str = "elu") -> nn.Sequential:
     """Build linear layers with an activation between them.
 

@@ -43,6 +43,12 @@ class AgentConfig:
             raise UserError(f"'{path}' is not an agent config: a mapping was expected. Move it away or mend it.")
         return cls(path, data)
 
+    def role(self) -> str:
+        """Return which network the run trained: ``student`` in a distillation, else ``actor``."""
+        policy = self.data.get("policy")
+        kind = str(policy.get("class_name", "")) if isinstance(policy, dict) else ""
+        return "student" if isinstance(self.data.get("student"), dict) or "StudentTeacher" in kind else "actor"
+
     def option(self, role: str, name: str) -> Any:
         """Return an option of one network, or None.
 

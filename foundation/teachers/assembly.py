@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from foundation.errors import UserError
+from foundation.networks.distribution import Deterministic
 from foundation.teachers.loading import (
     LoadedPolicy,
     Source,
@@ -35,7 +36,15 @@ class Parts:
     """Its logarithm. Shape: (num_actions,)."""
 
 
-def assemble(source: Source, layout: str, role: str, actor: Parts, critic: Parts | None = None) -> LoadedPolicy:
+def assemble(
+    source: Source,
+    layout: str,
+    role: str,
+    actor: Parts,
+    critic: Parts | None = None,
+    activation: str | None = None,
+    distribution: Deterministic | None = None,
+) -> LoadedPolicy:
     """Build the policy.
 
     Args:
@@ -44,10 +53,15 @@ def assemble(source: Source, layout: str, role: str, actor: Parts, critic: Parts
         role: ``actor`` or ``student``: its name in the run's config.
         actor: The policy's network.
         critic: The value network; it is used where it reads the same observations.
+        activation: Where the file itself says it.
+        distribution: Where the file itself says it.
     """
-    activation, origin = choose_activation(source, role)
+    origin = "checkpoint"
+    if activation is None:
+        activation, origin = choose_activation(source, role)
     tower = build_tower(actor.body, actor.rnn, actor.normalizer, activation, f"'{source.path}' ({role})")
-    distribution = choose_distribution(source, role, tower.head.out_features, actor.std, actor.log_std)
+    if distribution is None:
+        distribution = choose_distribution(source, role, tower.head.out_features, actor.std, actor.log_std)
     _compare_with_config(source, role, tower)
     groups = source.overrides.obs_groups or source.agent.obs_groups(role)
     value_tower = None if critic is None else _value_tower(source, tower, groups, critic)

@@ -218,8 +218,10 @@ def _normalizer(entries: Tensors, num_obs: int, where: str) -> ObsNormalizer | N
     if bool((std < 0).any()) or (var is not None and not torch.allclose(var.sqrt(), std, rtol=1e-3, atol=1e-5)):
         raise UserError(f"{where}: its normaliser's '_std' is not the square root of its '_var'. The file is damaged.")
     normalizer = ObsNormalizer(num_obs)
-    rows = entries.get("count")
-    normalizer.set_moments(mean.float(), std.float(), max(1.0, float(rows)) if rows is not None else 1.0)
+    rows = entries.get("count", torch.ones(()))
+    if rows.numel() != 1:
+        raise UserError(f"{where}: its normaliser's 'count' has {rows.numel()} numbers, not one. The file is damaged.")
+    normalizer.set_moments(mean.float(), std.float(), max(1.0, float(rows)))
     return normalizer
 
 

@@ -277,3 +277,55 @@ def test_hostile_checkpoint(kind, place, tmp_path):
     else:  # a record that nobody reads does no harm
         assert place == "extra_record" and torch.equal(got, answers(save(kind, tmp_path / "original")))
     assert not marker.exists()
+
+
+class Exported(torch.nn.Module):
+    """A policy as RSL-RL exports it, as far as its names go."""
+
+    def __init__(self):
+        super().__init__()
+        self.mlp = torch.nn.Sequential(torch.nn.Linear(OBS, 12), torch.nn.Tanh(), torch.nn.Linear(12, ACTIONS))
+
+    def forward(self, x):
+        """Act."""
+        return self.mlp(x)
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    """An exported policy, and the actions that it gives when it is run."""
+    torch.manual_seed(0)
+    module = Exported()
+    path = tmp_path_factory.mktemp("script") / "policy.pt"
+    torch.jit.save(torch.jit.script(module), path)
+    return path.read_bytes(), module(WATCHED).detach()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_export(script, seed, tmp_path):
+    """A truncated or bit-flipped TorchScript export is refused in one line or acts as the original."""
+    rng, path = random.Random(seed), tmp_path / "policy.pt"
+    path.write_bytes((truncate if seed % 4 == 0 else flip_bits)(script[0], rng))
+    try:
+        got = TeacherPolicyWrapper(path).act(WATCHED)
+    except UserError as error:
+        assert "\n" not in str(error) and "policy.pt" in str(error)
+    else:
+        assert torch.allclose(got, script[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("function", ["os.mkdir", "builtins.eval", "torch.load", "torch.jit._pickle.build_evil"])
+def test_hostile_export(script, function, tmp_path):
+    """A TorchScript archive whose pickle calls anything but the few known names is refused and runs nothing."""
+    marker, path = tmp_path / "marker", tmp_path / "policy.pt"
+    module, name = function.rsplit(".", 1)
+    argument = pickle.dumps((str(marker),), protocol=2)[2:-1]
+    evil = b"\x80\x02c" + f"{module}\n{name}\n".encode() + argument + b"R."
+    source = tmp_path / "source.pt"
+    source.write_bytes(script[0])
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+        for record in old.namelist():
+            new.writestr(record, evil if record.endswith("/data.pkl") else old.read(record))
+    with pytest.raises(UserError, match="not part of a policy"):
+        TeacherPolicyWrapper(path)
+    assert not marker.exists()

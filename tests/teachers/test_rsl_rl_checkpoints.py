@@ -20,7 +20,13 @@ from rsl_rl_cases import GROUPS, NUM_ENVS, NUM_STEPS, VERSIONS, cases  # noqa: E
 from rsl_rl_versions import run_with  # noqa: E402
 
 ALL = [(version, case) for version in VERSIONS for case in cases(version)]
-IDS = [f"{version}-{case.name}" for version, case in ALL]
+
+
+def each(rows):
+    """Parametrise a test over (release, case), named by both."""
+    return pytest.mark.parametrize(
+        ("version", "case"), [pytest.param(*row, id=f"{row[0]}-{row[1].name}") for row in rows]
+    )
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +55,7 @@ def roll(teacher: TeacherPolicyWrapper, expected: dict) -> torch.Tensor:
     return torch.stack(actions)
 
 
-@pytest.mark.parametrize(("version", "case"), ALL, ids=IDS)
+@each(ALL)
 def test_same_actions_as_the_library(written, version, case):
     """Over 20 steps with resets of part of the envs, actions equal the library's own inference policy to 1e-5."""
     place = written(version) / case.name
@@ -64,7 +70,7 @@ def test_same_actions_as_the_library(written, version, case):
     assert teacher.obs_groups == (None if version == "2.3.3" else list(case.actor_groups))
 
 
-@pytest.mark.parametrize(("version", "case"), [row for row in ALL if row[1].rnn is None and not row[1].distilled])
+@each([row for row in ALL if row[1].rnn is None and not row[1].distilled])
 def test_same_deviation_and_value_as_the_library(written, version, case):
     """Deviations equal the library's to 1e-5 relative, and so do values where the critic reads what the actor reads."""
     place = written(version) / case.name
@@ -80,6 +86,18 @@ def test_same_deviation_and_value_as_the_library(written, version, case):
         assert torch.allclose(output.value, expected["value"], rtol=1e-5, atol=1e-5)
     else:
         assert output.value is None
+
+
+@each([row for row in ALL if row[0][0] in "45"])
+def test_exported_policy(written, version, case):
+    """The ``policy.pt`` that the release exports gives its actions to 1e-5, its activation known from the file."""
+    place = written(version) / case.name
+    expected = torch.load(place / "expected.pt")
+    teacher = TeacherPolicyWrapper(place / "exported" / "policy.pt")
+    assert (roll(teacher, expected) - expected["actions"]).abs().max() <= 1e-5
+    assert teacher.describe()["format"] == "TorchScript export"
+    assert (teacher.describe()["activation"], teacher.describe()["activation_from"]) == (case.activation, "checkpoint")
+    assert teacher.hidden_dims == list(case.hidden_dims) and teacher.obs_groups == list(case.actor_groups)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

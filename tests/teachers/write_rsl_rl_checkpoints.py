@@ -189,6 +189,8 @@ def main() -> None:
             expected = rollout(env, runner, version, case)
         runner.save(str(place / "model_7.pt"))
         torch.save(expected, place / "expected.pt")
+        if hasattr(runner, "export_policy_to_jit"):
+            runner.export_policy_to_jit(str(place / "exported"))
         (place / "params" / "agent.yaml").write_text(yaml.dump(cfg))
 
 
