@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -99,9 +101,6 @@ def test_without_a_fitting_python_it_says_so(clone: Path, tmp_path: Path) -> Non
 
 def test_every_dependency_is_pinned() -> None:
     """Each package that pyproject.toml names for use or development has a version in constraints.txt."""
-    import re
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     names = {re.match(r"[A-Za-z0-9_.-]+", line)[0].lower() for line in wanted}
