@@ -34,5 +34,5 @@ def suggest(name: str, valid: Iterable[str], limit: int = 12) -> str:
     return f"Valid are: {', '.join(names[:limit])}{more}."
 
 
-class RunInterrupted(Exception):
+class RunInterrupted(Exception):  # noqa: N818 (a request, not an error)
     """The user asked a run to stop (Ctrl-C or SIGTERM); what was finished is saved."""

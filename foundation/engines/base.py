@@ -92,7 +92,7 @@ class Engine(ABC):
         return []
 
     @classmethod
-    def add_args(cls, parser: argparse.ArgumentParser) -> None:
+    def add_args(cls, parser: argparse.ArgumentParser) -> None:  # noqa: B027 (most engines have none)
         """Add the launcher's own flags."""
 
     @abstractmethod
