@@ -92,8 +92,9 @@ class Engine(ABC):
         return []
 
     @classmethod
-    def add_args(cls, parser: argparse.ArgumentParser) -> None:  # noqa: B027 (most engines have none)
-        """Add the launcher's own flags."""
+    def add_args(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the launcher's own flags; most engines have none."""
+        return
 
     @abstractmethod
     def launch(self, request: LaunchRequest, configure: Configure) -> AbstractContextManager[tuple[Any, Any]]:
