@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -289,6 +290,17 @@ def test_decimation_repeats_the_action():
         a, *_ = env.step(_hover(8))
         b, *_ = plain.step(_hover(8))
     torch.testing.assert_close(a["policy"], b["policy"], atol=1e-3, rtol=0)
+
+
+def test_the_integrator_compiles_as_one_graph(monkeypatch):
+    """With cfg.compile the physics is traced without a break and does the same (here without a code generator)."""
+    trace = partial(torch.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr("foundation.tasks.point_ctrl.torch_env.torch.compile", trace)
+    env, plain = QuadcopterPointCtrlEnv(_cfg(compile=True)), QuadcopterPointCtrlEnv(_cfg())
+    for _ in range(3):
+        a, *_ = env.step(_hover(8))
+        b, *_ = plain.step(_hover(8))
+    torch.testing.assert_close(a["policy"], b["policy"])
 
 
 def test_render_draws():

@@ -135,7 +135,7 @@ class QuadcopterPointCtrlEnvCfg:
     observation_noise: ObservationNoiseCfg = field(default_factory=ObservationNoiseCfg)
     """Observation noise (default none)."""
     compile: bool = False
-    """Compile the step with ``torch.compile`` (needs a C++ compiler on the CPU; seconds of start-up)."""
+    """Compile the integrator with ``torch.compile`` (on the CPU it needs a C++ compiler, and gains little)."""
     viewer: ViewerCfg = field(default_factory=ViewerCfg)
     """Drawing."""
 
