@@ -92,7 +92,7 @@ class Engine(ABC):
         return []
 
     @classmethod
-    def add_args(cls, parser: argparse.ArgumentParser) -> None:  # noqa: B027 (most engines have no flags of their own)
+    def add_args(cls, parser: argparse.ArgumentParser) -> None:
         """Add the launcher's own flags; most engines have none."""
         return
 
