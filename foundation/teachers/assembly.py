@@ -8,15 +8,8 @@ import torch
 
 from foundation.errors import UserError
 from foundation.networks.distribution import Deterministic
-from foundation.teachers.loading import (
-    LoadedPolicy,
-    Source,
-    Tensors,
-    build_tower,
-    choose_activation,
-    choose_distribution,
-    logger,
-)
+from foundation.teachers.choices import choose_activation, choose_distribution
+from foundation.teachers.loading import LoadedPolicy, Source, Tensors, build_tower, logger
 from foundation.teachers.network import TeacherNetwork, Tower
 
 

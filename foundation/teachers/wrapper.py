@@ -88,6 +88,15 @@ class TeacherPolicyWrapper(nn.Module):
         """Forget the past of the envs in ``dones``, or of all of them. Shape: (num_envs,)."""
         self._state = None if dones is None else self.policy.reset_state(self._state, dones)
 
+    @property
+    def with_value(self) -> bool:
+        """Whether outputs carry the value; set it to False where nobody needs it, and the critic is not run."""
+        return self.has_value and getattr(self.policy, "with_value", True)
+
+    @with_value.setter
+    def with_value(self, wanted: bool) -> None:
+        self.policy.with_value = wanted
+
     def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
         """Return the state at an episode's start. Shape: (num_envs, state_size), or None without memory."""
         return self.policy.initial_state(num_envs, device)

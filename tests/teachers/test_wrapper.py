@@ -123,6 +123,16 @@ def test_value_needs_the_same_groups(stateless):
     assert not teacher.has_value and teacher.output(torch.zeros(2, 26)).value is None
 
 
+def test_value_can_be_left_out(stateless):
+    """With ``with_value`` off the critic is not run: no value, the same actions."""
+    teacher, obs = TeacherPolicyWrapper(stateless), torch.randn(2, 26)
+    before = teacher.output(obs)
+    assert teacher.with_value and before.value is not None
+    teacher.with_value = False
+    after = teacher.output(obs)
+    assert after.value is None and torch.equal(after.mean, before.mean) and not teacher.with_value
+
+
 def test_a_student_as_teacher(recurrent):
     """Our own recurrent student teaches: same outputs over steps with resets of part of the envs, per-env memory."""
     path, student = recurrent
