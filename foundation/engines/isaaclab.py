@@ -51,7 +51,7 @@ class IsaacLabEngine(Engine):
         if missing is not None:
             return missing
         if _major_version() < 3:
-            return None if task.rpartition(":")[2] else "no task is given"
+            return _not_in_2(task)
         try:
             _register_tasks()
             spec = resolve_task(task)
@@ -75,7 +75,7 @@ class IsaacLabEngine(Engine):
         known = set(parser._option_string_actions)
         launcher = argparse.ArgumentParser(add_help=False)
         if _not_installed() is None:
-            _add_launcher_flags(launcher)
+            add_launcher_flags(launcher)
         group = parser.add_argument_group("Isaac Lab launcher")
         for action in launcher._actions:
             if not known.intersection(action.option_strings):
@@ -242,9 +242,10 @@ def _major_version() -> int:
         return 3 if importlib.util.find_spec("isaaclab_newton") is not None else 2
 
 
-def _add_launcher_flags(parser: argparse.ArgumentParser) -> None:
-    argv = sys.argv  # the launcher rewrites it in place
-    sys.argv = list(argv)
+def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
+    """Add every flag of the installed launcher to a parser of its own."""
+    parser.add_argument("--task")  # 2.3 warns of a parser without arguments
+    argv, sys.argv = sys.argv, sys.argv[:1]  # the launchers read, and 3.0 rewrites, the process's own arguments
     try:
         if _major_version() < 3:
             from isaaclab.app import AppLauncher
@@ -255,9 +256,15 @@ def _add_launcher_flags(parser: argparse.ArgumentParser) -> None:
 
             add_launcher_args(parser)
     finally:
-        fused, sys.argv = sys.argv, argv
-        if fused != argv:
-            sys.argv[:] = fused
+        sys.argv = argv
+
+
+def _not_in_2(task: str) -> str | None:
+    """Say why Isaac Lab 2, which knows its tasks only once Kit runs, should not be tried for a task."""
+    spec = gymnasium.registry.get(task)
+    if spec is not None and any(key.endswith("_env_entry_point") for key in spec.kwargs):
+        return f"Isaac Lab 2 is installed, and '{task}' has no environment for it (Isaac Lab 3 has one)"
+    return None
 
 
 def _register_tasks() -> None:

@@ -65,15 +65,12 @@ def launcher_args(request: LaunchRequest) -> argparse.Namespace:
 
     Our own flags are left out: those whose names Kit's ``SimulationApp`` knows would be taken for settings of it.
     """
-    from isaaclab.app import AppLauncher
+    from foundation.engines.isaaclab import add_launcher_flags
 
     parser = argparse.ArgumentParser(add_help=False)
-    argv, sys.argv = sys.argv, sys.argv[:1]  # it parses the process's own arguments to look for clashes
-    try:
-        AppLauncher.add_app_launcher_args(parser)
-    finally:
-        sys.argv = argv
+    add_launcher_flags(parser)
     args = parser.parse_args([])
+    del args.task
     given = vars(copy.deepcopy(request.args))
     for name in vars(args):
         if given.get(name) is not None:
