@@ -173,7 +173,8 @@ class RunDir:
             distillation_cfg: The run's config.
             overrides: What was typed for the first two, so that a resumed run can set it again.
         """
-        configs = {"env": env_cfg, "agent": agent_cfg, "distillation": distillation_cfg, "overrides": overrides}
+        # What a resumed run reads goes in that order: where distillation.yaml is there, all of it is.
+        configs = {"overrides": overrides, "env": env_cfg, "agent": agent_cfg, "distillation": distillation_cfg}
         for name, cfg in configs.items():
             if cfg is None:
                 continue

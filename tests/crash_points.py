@@ -100,18 +100,13 @@ def _wrap_files(write: Any) -> None:
     os.fdopen = opened
 
 
-def become_nobody() -> None:
-    """Give up the rights of root, which may write anywhere."""
-    if os.geteuid() == 0:
-        os.setgid(65534)
-        os.setuid(65534)
+def forbid_folders() -> None:
+    """Making a folder is not permitted (root may make them anywhere, so rights alone do not test it)."""
 
+    def mkdir(path: Any, *args: Any, **options: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
-def limit_file_size(size: int) -> None:
-    """No file may grow over ``size`` [bytes]: the system itself then refuses the write (EFBIG)."""
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    os.mkdir = mkdir
 
 
 def signal_in(stage: str, number: int, nth: int = 1, times: int = 1, note: str = "") -> None:
@@ -162,3 +157,19 @@ def _send(number: int, times: int, note: str) -> None:
             file.write(str(time.time()))
     for _ in range(times):
         os.kill(os.getpid(), number)
+
+
+def fail_events() -> None:
+    """Make TensorBoard's event files fail after the first records, as on a full disk."""
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    write, count = RecordWriter.write, 0
+
+    def failing(self: Any, data: bytes) -> None:
+        nonlocal count
+        count += 1
+        if count > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, data)
+
+    RecordWriter.write = failing

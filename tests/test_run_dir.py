@@ -216,3 +216,30 @@ def test_two_processes_cannot_write_to_one_run(tmp_path: Path) -> None:
     run.lock()
     assert not list(tmp_path.iterdir()), "what a killed writer left behind is removed"
     run.unlock()
+
+
+def test_a_run_that_looks_resumable_has_all_that_it_was_started_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at any rename: where ``distillation.yaml`` is there, ``overrides.yaml`` is too."""
+
+    class Killed(BaseException):
+        pass
+
+    for deadly in range(1, 7):
+        run = RunDir(tmp_path / str(deadly))
+        renames = 0
+        replace = os.replace
+
+        def dying(source: Any, target: Any, deadly: int = deadly, replace: Any = replace) -> None:
+            nonlocal renames
+            renames += 1
+            if renames == deadly:
+                raise Killed
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", dying)
+            with pytest.raises(Killed):
+                run.save_params({"a": 1}, {"b": 2}, DistillationCfg(), {"tokens": ["env.a=1"]})
+        assert (run.params_dir / "overrides.yaml").exists() >= (run.params_dir / "distillation.yaml").exists()

@@ -131,8 +131,8 @@ class Learner:
         finite = torch.stack([torch.isfinite(parameter).all() for parameter in self.student.parameters()])
         if not bool(finite.all()):
             raise UserError(
-                f"The gradient of the training loss became NaN or infinite in epoch {epoch}, and with it the student: "
-                f"check loss '{self.terms[0][0].name}' or lower --learning_rate (now {rate:g}). "
+                f"The gradient of the training loss became NaN or infinite in epoch {epoch + 1}, and so did the "
+                f"student: check loss '{self.terms[0][0].name}' or lower --learning_rate (now {rate:g}). "
                 "The last good checkpoint is kept."
             )
         terms = {spec.name: mean for (spec, _), mean in zip(self.terms, means, strict=True)}

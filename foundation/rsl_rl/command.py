@@ -74,6 +74,7 @@ def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
         0; 2 for a user's mistake, told in one line on stderr; 130 or 143 after a signal; 1 for a bug.
     """
     previous = _unwind_on_sigterm()
+    threading.excepthook = _report_thread
     try:
         return main(argv) or 0
     except KeyboardInterrupt:
@@ -124,6 +125,12 @@ def _unwind_on_sigterm() -> Any:
     if threading.current_thread() is not threading.main_thread():
         return None
     return signal.signal(signal.SIGTERM, unwind)
+
+
+def _report_thread(failure: threading.ExceptHookArgs) -> None:
+    """Keep quiet about a disk that is full under TensorBoard's own thread: the run's next write says it in one line."""
+    if not (isinstance(failure.exc_value, OSError) and failure.exc_value.errno in _DISK_ERRORS):
+        threading.__excepthook__(failure)
 
 
 def _fail(message: str) -> int:
