@@ -1,0 +1,160 @@
+"""``--resume`` with other settings, of a finished run, from a periodic checkpoint, without the data, twice at once."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from command_server import CommandServer, shared
+from tiny_runs import arguments, differing, run_folder, write_teacher
+
+SMALL = {"n_epochs": 4, "epoch_teacher_forcing": 2, "save_interval": 2}
+
+
+@pytest.fixture(scope="module")
+def server() -> CommandServer:
+    return shared()
+
+
+@pytest.fixture(scope="module")
+def argv(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return arguments(write_teacher(tmp_path_factory.mktemp("teacher") / "model_1.pt"), **SMALL)
+
+
+def stop_after(server: CommandServer, argv: list[str], folder: Path, text: str, *more: str) -> Path:
+    """Start a run, kill it once it has said something, and return its folder."""
+    command = server.start([*argv, *more], folder)
+    command.wait_for(text)
+    command.kill()
+    assert command.wait() == -9
+    return run_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (["--num_envs", "8"], "--num_envs 16, now 8"),
+        (["student=gru"], "architecture differs"),
+        (["distill.student.hidden_dims=[32]"], "architecture differs"),
+        (["distill.student.obs_groups=[deployable]"], "architecture differs"),
+        (["distill.dataset.chunk_steps=16"], "dataset"),
+        (["--checkpoint", "best_student.pt"], "no state to resume from"),
+        (["--checkpoint", "checkpoint_epoch_9.pt"], "checkpoint_epoch_2.pt"),
+    ],
+)
+def test_settings_that_cannot_change_are_refused_and_nothing_is_spoiled(
+    changed: list[str], says: str, stopped: Path, server: CommandServer
+) -> None:
+    """One line that names the setting; the run's files stay as they were, so that a plain ``--resume`` still works."""
+    run = run_folder(stopped)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    command = server.run(["--resume", *changed], stopped)
+    assert command.code == 2 and "Traceback" not in command.text, command.text
+    assert says in command.error
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and ".tfevents." not in path.name}
+    assert after == {path: data for path, data in before.items() if ".tfevents." not in path.name}
+
+
+@pytest.fixture(scope="module")
+def stopped(server: CommandServer, argv: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The working directory of a run that was killed in its third epoch or later."""
+    folder = tmp_path_factory.mktemp("stopped")
+    stop_after(server, argv, folder, "Epoch 3/4")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_with_more_epochs(server: CommandServer, argv: list[str], tmp_path: Path) -> None:
+    """It says that its data is gone; from there on it is exact again: killed or not, it ends in the same bits."""
+    for folder in ("straight", "killed"):
+        assert server.run(argv, tmp_path / folder).code == 0
+    straight = server.run(["--resume", "--n_epochs", "7"], tmp_path / "straight")
+    assert straight.code == 0
+    assert "after epoch 4 (not exact: its dataset is not on disk" in straight.text
+    run = stop_after(server, ["--resume", "--n_epochs", "7"], tmp_path / "killed", "Epoch 6/7")
+    resumed = server.run(["--resume"], tmp_path / "killed")
+    assert resumed.code == 0 and "(exact)" in resumed.text, resumed.text
+    checkpoint = torch.load(run / "final_student.pt", weights_only=True)
+    assert checkpoint["epoch"] == 7
+    for name in ("final_student.pt", "best_student.pt", "checkpoint_epoch_6.pt"):
+        assert differing(run / name, run_folder(tmp_path / "straight") / name) == []
+
+
+@pytest.mark.slow
+def test_a_finished_run_resumed_as_it_is_measures_its_best_student_again(
+    server: CommandServer, argv: list[str], tmp_path: Path
+) -> None:
+    """Nothing is trained, nothing changes."""
+    assert server.run(argv, tmp_path).code == 0
+    run = run_folder(tmp_path)
+    before = shutil.copytree(run, tmp_path / "before")
+    command = server.run(["--resume"], tmp_path)
+    assert command.code == 0 and "Epoch" not in command.text
+    for name in ("final_student.pt", "best_student.pt"):
+        assert differing(run / name, before / name) == []
+
+
+@pytest.mark.slow
+def test_a_run_goes_back_to_a_periodic_checkpoint(server: CommandServer, argv: list[str], tmp_path: Path) -> None:
+    """``--resume --checkpoint checkpoint_epoch_2.pt`` of a longer run trains epochs 3 and 4 again, exactly."""
+    assert server.run(argv, tmp_path / "whole").code == 0
+    run = stop_after(server, argv, tmp_path / "cut", "Epoch 4/4")
+    command = server.run(["--resume", "--checkpoint", "checkpoint_epoch_2.pt"], tmp_path / "cut")
+    assert command.code == 0, command.text
+    assert "after epoch 2 (exact)" in command.text and "Epoch 3/4" in command.text
+    assert differing(run / "final_student.pt", run_folder(tmp_path / "whole") / "final_student.pt") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", ["0", "0.00005"])
+def test_without_the_data_on_disk_a_resumed_run_says_so(
+    budget: str, server: CommandServer, argv: list[str], tmp_path: Path
+) -> None:
+    """A disk budget of nothing, or of less than the data takes: "not exact", the reason, and the run goes on."""
+    run = stop_after(server, argv, tmp_path, "Epoch 4/4", f"dataset.disk_gb={budget}")
+    used = sum(path.stat().st_size for path in run.glob("dataset/*.pt"))
+    assert used <= float(budget) * 1e9
+    if float(budget):
+        assert "--resume is not exact" in (tmp_path / "output.txt").read_text()
+    command = server.run(["--resume"], tmp_path)
+    assert command.code == 0
+    assert "(not exact: its dataset is not on disk" in command.text
+
+
+@pytest.mark.slow
+def test_turning_on_policy_off_starts_with_an_empty_dataset(
+    server: CommandServer, argv: list[str], tmp_path: Path
+) -> None:
+    """An on-policy run keeps no data: memory that was never written must not be learned from."""
+    stop_after(server, argv, tmp_path, "Epoch 3/4", "--on_policy")
+    command = server.run(["--resume", "--no-on_policy"], tmp_path)
+    assert command.code == 0
+    assert "(not exact: its dataset is not on disk" in command.text
+
+
+@pytest.mark.slow
+def test_two_processes_cannot_resume_the_same_run(server: CommandServer, argv: list[str], tmp_path: Path) -> None:
+    """The second is refused in one line, and the first does not notice."""
+    run = stop_after(server, argv, tmp_path, "Epoch 2/4")
+    first = server.start(["--resume", "--n_epochs", "40"], tmp_path)
+    first.wait_for("Epoch ")
+    other = tmp_path / "other"
+    second = server.run(["--resume", "--load_run", str(run)], other)
+    assert second.code == 2, second.text
+    assert "another process is writing to" in second.error
+    assert first.poll() is None
+    first.kill()
+    first.wait()
+    third = server.run(["--resume", "--n_epochs", "4"], tmp_path)
+    assert third.code == 0, third.text
+
+
+def test_a_run_killed_before_it_began_is_named(server: CommandServer, argv: list[str], tmp_path: Path) -> None:
+    """A folder without parameters has nothing to go on with; the line says which folder and what to do."""
+    folder = tmp_path / "logs" / "distillation" / "quad" / "2026-01-01_00-00-00"
+    folder.mkdir(parents=True)
+    command = server.run(["--resume"], tmp_path)
+    assert command.code == 2
+    assert "2026-01-01_00-00-00" in command.error and "start it anew" in command.error
