@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from foundation.runner import DistillationRunner
 
 Scalars = dict[str, float]
+FEW_UPDATES = 8
+"""Updates in an epoch below which it is said that they are few."""
 
 
 class Reporter:
@@ -35,6 +37,7 @@ class Reporter:
         self._progress: Progress | None = None
         self._task: Any = None
         self._teacher = math.nan
+        self._few_updates_told = False
 
     def line(self, text: str) -> None:
         """Print one line."""
@@ -118,6 +121,7 @@ class Reporter:
         else:
             self.line("Data collection - no whole episode has ended yet")
         self.line(f"Training - Mean loss: {learned.mean_loss:.6f}")
+        self._warn_of_few_updates(learned.num_updates)
         if len(learned.terms) > 1:
             scalars |= {f"training/{name}": value for name, value in learned.terms.items()}
         if evaluation is not None:
@@ -131,6 +135,16 @@ class Reporter:
             self.writer.flush()
         if self._progress is not None:
             self._progress.update(self._task, completed=epoch + 1)
+
+    def _warn_of_few_updates(self, num_updates: int) -> None:
+        """Say once that an epoch learns next to nothing: the usual slip with a student that has memory."""
+        if num_updates >= FEW_UPDATES or self._few_updates_told:
+            return
+        self._few_updates_told = True
+        self.line(
+            f"WARNING: only {num_updates} updates in an epoch: lower --batch_size (now {self.cfg.batch_size}; for a "
+            "student with memory it counts sequences, try 16), or collect more with --num_episodes."
+        )
 
     def _evaluation_line(self, evaluation: Scalars) -> None:
         parts = [f"Evaluation - Mean return: {evaluation['mean_return']:.2f} ± {evaluation['std_return']:.2f}"]

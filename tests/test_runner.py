@@ -106,6 +106,13 @@ def test_a_run_distils_its_teacher_and_leaves_every_file(tmp_path):
     assert not (tmp_path / "dataset").exists(), "shards are for resuming, and the run is over"
 
 
+@pytest.mark.parametrize(("batch_size", "warned"), [(4, 0), (1024, 1)])
+def test_too_few_updates_are_said_once(tmp_path, capsys, batch_size, warned):
+    """A batch as large as an epoch's data learns next to nothing; that is said, with what to do."""
+    make(tmp_path, config(n_epochs=3, batch_size=batch_size)).run()
+    assert capsys.readouterr().out.count("updates in an epoch: lower --batch_size") == warned
+
+
 def test_the_checkpoint_alone_rebuilds_the_student(tmp_path):
     """``best_student.pt`` is plain values: the student that it describes scores what it says."""
     runner = make(tmp_path, config())
