@@ -165,6 +165,18 @@ def test_a_video_goes_to_the_runs_folder():
     assert clips[0].read_bytes()[4:8] == b"ftyp"
 
 
+def test_a_video_of_a_policy_without_a_run_goes_under_logs():
+    """The package's own folder, where the shipped teacher is, is never written to; nor is there one for no policy."""
+    run("--task", TASK, "--agent", "zero", "--num_episodes", "1", "--video", "--video_length", "3",
+        "env.viewer.resolution=[64,64]")  # fmt: skip
+    assert Path("logs/play/videos/play/rl-video-step-0.mp4").is_file()
+    shipped = Path(play.__file__).resolve().parents[1] / "assets" / "teachers" / "point_ctrl" / "model.pt"
+    args = play.build_parser().parse_args(["--video"])
+    job = play.Job(args, play.parse_overrides([]), TASK, "cpu", shipped, None)
+    request = play.video_request(job)
+    assert request is not None and request.folder == Path("logs/play/videos/play")
+
+
 def test_real_time_takes_as_long_as_the_flight():
     """50 steps of 0.01 s take half a second."""
     start = time.perf_counter()
