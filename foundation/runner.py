@@ -34,6 +34,7 @@ from foundation.run_state import (
 from foundation.run_summary import final_summary
 from foundation.stopwatch import Stopwatch
 from foundation.students import make_student
+from foundation.teachers.initialise import initialise_student
 
 MakeEvalEnv = Callable[[int], Any]
 """Builds an evaluation environment of the wanted number of environments."""
@@ -77,6 +78,8 @@ class DistillationRunner:
         torch.manual_seed(cfg.seed)
         self._select_observations()
         self.student = make_student(cfg.student, self.num_obs, env.num_actions).to(env.device)
+        if cfg.student.init_checkpoint is not None:
+            initialise_student(self.student, cfg.student.init_checkpoint)
         self.sequence_length = cfg.sequence_length or (50 if self.student.state_size else 1)
         self.learner = Learner(self.student, cfg, self.sequence_length)
         self.dataset = self._make_dataset()
@@ -169,8 +172,12 @@ class DistillationRunner:
     # -- parts of an epoch --------------------------------------------------------------------------------------
 
     def _fit_normalizer(self, epoch: int, collected: CollectionStats) -> None:
-        """Fit over the teacher-forced phase (over the first epoch if there is none), then leave it frozen."""
-        if self.cfg.student.obs_normalization and epoch < max(1, self.cfg.epoch_teacher_forcing):
+        """Fit over the teacher-forced phase (over the first epoch if there is none), then leave it frozen.
+
+        A student that starts from trained weights keeps the normaliser that they were trained with.
+        """
+        wanted = self.cfg.student.obs_normalization and self.cfg.student.init_checkpoint is None
+        if wanted and epoch < max(1, self.cfg.epoch_teacher_forcing):
             for slot in collected.slots:
                 self.learner.fit_normalizer(self.dataset.chunk_obs(slot))
 
@@ -324,10 +331,11 @@ class DistillationRunner:
     def _probe_outputs(self) -> dict[str, int]:
         """Ask teacher and student once for their outputs: which are there, and how large."""
         obs = self.env.get_observations()
+        wanted = self.learner.target_fields()
+        self.teacher.with_value = "value" in wanted  # a critic that nobody asks doubles the teacher's cost
         teacher = PolicyActor(self.teacher, self.teacher_obs).output(self.teacher_obs(obs))
         student = PolicyActor(self.student, self.student_obs).output(self.student_obs(obs))
         self.learner.prepare(student, teacher)
-        wanted = self.learner.target_fields()
         return {
             name: value.shape[-1] for name, value in teacher._asdict().items() if name in wanted and value is not None
         }
