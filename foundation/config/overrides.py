@@ -57,6 +57,12 @@ class Overrides:
             if scope != "distill":
                 apply_values(configs[scope], {item.path: item.value}, scope)
 
+    def take(self, names: Sequence[str]) -> list[str]:
+        """Remove the assignments to these bare names, and return them as they were typed."""
+        taken = [item.token for item in self.bare if item.path in names]
+        self.bare = [item for item in self.bare if item.path not in names]
+        return taken
+
     @staticmethod
     def _scope_of(item: Assignment, configs: dict[str, Any]) -> str:
         head = item.path.partition(".")[0]

@@ -52,6 +52,8 @@ class VideoRequest:
     """Frames in a clip [env steps]."""
     interval: int = 2000
     """Env steps between the starts of two clips; 0 records one clip from the first step."""
+    first_step: int = 0
+    """Env steps that a resumed run has behind it: clips are named, and begin, by the steps of the whole run."""
 
 
 @dataclass
@@ -80,6 +82,8 @@ class Engine(ABC):
     name: ClassVar[str]
     envs_per_process: ClassVar[int | None] = None
     """How many environments a process may hold; None for as many as memory allows."""
+    selectors: ClassVar[tuple[str, ...]] = ()
+    """Names whose ``name=value`` chooses among a task's presets; commands pass the tokens as ``args.presets``."""
 
     @classmethod
     @abstractmethod

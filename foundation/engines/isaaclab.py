@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 _TASK_GROUP = "isaaclab.tasks"
 """Entry points of packages that register tasks."""
-_SELECTORS = ("physics", "renderer", "presets")
-"""``name=value`` tokens that choose among a task's presets (Isaac Lab 3.0)."""
 _OLD_FLAGS = ("--enable_cameras",)
 """Flags of earlier launchers that people still type; 3.0 does without."""
 
@@ -37,6 +35,7 @@ class IsaacLabEngine(Engine):
 
     name: ClassVar[str] = "isaaclab"
     envs_per_process: ClassVar[int | None] = 1
+    selectors: ClassVar[tuple[str, ...]] = ("physics", "renderer", "presets")
 
     def __init__(self) -> None:
         self._task: str | None = None
@@ -140,7 +139,7 @@ class IsaacLabEngine(Engine):
                 f"task '{spec.id}' has no '{request.agent_entry_point}' (--agent). "
                 f"{suggest(request.agent_entry_point, entries)}"
             )
-        presets = preset_tokens(request.args)
+        presets = list(getattr(request.args, "presets", None) or [])
         try:
             with launching(self.name):
                 env_cfg, agent_cfg = resolve_task_config(spec.id, request.agent_entry_point, overrides=presets)
@@ -210,12 +209,6 @@ def set_agent_device(agent_cfg: Any, device: str) -> None:
         agent_cfg["device"] = device
     else:
         agent_cfg.device = device
-
-
-def preset_tokens(args: argparse.Namespace) -> list[str]:
-    """Return the ``physics=``, ``renderer=`` and ``presets=`` tokens of the command line, if it kept them."""
-    tokens = getattr(args, "presets", None) or []
-    return [token for token in tokens if token.partition("=")[0] in _SELECTORS]
 
 
 def has_kit() -> bool:

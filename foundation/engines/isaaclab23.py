@@ -70,7 +70,7 @@ def launcher_args(request: LaunchRequest) -> argparse.Namespace:
     parser = argparse.ArgumentParser(add_help=False)
     add_launcher_flags(parser)
     args = parser.parse_args([])
-    del args.task
+    delattr(args, "task")
     given = vars(copy.deepcopy(request.args))
     for name in vars(args):
         if given.get(name) is not None:

@@ -92,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     engine_class.add_args(parser)
     args, tokens = parse_command(parser, argv)
     logger.info("%s", why)
-    job = Job(args, parse_overrides(tokens, scopes=("env", "agent")), task, device, checkpoint, policy)
+    overrides = parse_overrides(tokens, scopes=("env", "agent"))
+    args.presets = overrides.take(engine_class.selectors)
+    job = Job(args, overrides, task, device, checkpoint, policy)
     return launch(job, engine_class())
 
 

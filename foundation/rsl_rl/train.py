@@ -79,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     engine.add_args(parser)
     args, tokens = parse_command(parser, argv)
     overrides = parse_overrides(tokens, scopes=("env", "agent"))
+    args.presets = overrides.take(engine.selectors)
     device, rank = choose_device(args, overrides)
     request = LaunchRequest(args.task, args.agent, device, args.headless, args.video, args)
     configure = _configurer(engine, args, overrides, device, rank)
