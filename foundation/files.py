@@ -47,7 +47,8 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]
     except RuntimeError as error:  # torch's zip writer reports a full disk so, and may hide the OSError
         if not _is_write_failure(error):
             raise
-        raise UserError(f"cannot write '{target}': {_one_line(error)}. Free space or choose another folder.") from error
+        reason = _system_error(error) or _one_line(error)
+        raise UserError(f"cannot write '{target}': {reason}. Free space or choose another folder.") from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
@@ -201,6 +202,15 @@ def _tensors(values: Mapping[str, Any], prefix: str) -> list[tuple[str, torch.Te
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _system_error(error: BaseException | None) -> str | None:
+    """Return what the system said, if that is behind an error of torch's zip writer."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _is_write_failure(error: RuntimeError) -> bool:

@@ -173,8 +173,8 @@ class RunDir:
             distillation_cfg: The run's config.
             overrides: What was typed for the first two, so that a resumed run can set it again.
         """
-        # What a resumed run reads goes in that order: where distillation.yaml is there, all of it is.
-        configs = {"overrides": overrides, "env": env_cfg, "agent": agent_cfg, "distillation": distillation_cfg}
+        # What a resumed run reads comes first and in that order: where distillation.yaml is there, all of it is.
+        configs = {"overrides": overrides, "distillation": distillation_cfg, "env": env_cfg, "agent": agent_cfg}
         for name, cfg in configs.items():
             if cfg is None:
                 continue

@@ -85,6 +85,12 @@ def first_step(checkpoint: dict[str, Any] | None) -> int:
     return checkpoint["epoch"] + 1
 
 
+def steps_taken(checkpoint: dict[str, Any] | None) -> int:
+    """Return how often the run to resume has stepped the environment that it collects in."""
+    state = (checkpoint or {}).get("resume")
+    return state["env_steps"] // state["num_envs"] if state else 0
+
+
 def restore(runner: DistillationRunner, checkpoint: dict[str, Any]) -> str:
     """Put a run back to where a checkpoint was written.
 

@@ -76,7 +76,7 @@ class VideoRecorder(EnvWrapper):
                 f"{request.interval}"
             )
         self.request = request
-        self._step = 0
+        self._step = request.first_step
         self._steps_left = 0
         self._writer: Any = None
         self._paths: tuple[Path, Path] | None = None

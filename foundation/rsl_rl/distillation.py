@@ -96,6 +96,7 @@ def prepare(args: argparse.Namespace, tokens: list[str], parser: CommandParser, 
     if own_tokens != tokens:  # what looked like an override was the value of one of the engine's flags
         overrides, resolved = settle(args, own_tokens, resumed)
     logger.info("%s", why)
+    args.presets = overrides.take(engine.selectors)
     return Job(args, overrides, resolved, engine(), resumed)
 
 
@@ -188,6 +189,7 @@ def run_in(job: Job, teacher: Any, env_cfg: Any, agent_cfg: Any) -> int:
     """Make the run's folder, its environments and its runner, and let it run."""
     from foundation.engines.base import VideoRequest
     from foundation.run_dir import RunDir
+    from foundation.run_state import steps_taken
 
     cfg, args = job.resolved.cfg, job.args
     run = job.resumed or RunDir.create(LOG_ROOT, cfg.experiment_name or "", cfg.run_name)
@@ -195,13 +197,16 @@ def run_in(job: Job, teacher: Any, env_cfg: Any, agent_cfg: Any) -> int:
     try:
         if job.resumed is None:
             run.save_params(env_cfg, agent_cfg, cfg, typed_for_env_and_agent(job))  # from here on it can be resumed
-        video = VideoRequest(run.video_dir(), args.video_length, args.video_interval) if args.video else None
+        checkpoint = checkpoint_to_resume(job, run)
+        video = None
+        if args.video:
+            video = VideoRequest(run.video_dir(), args.video_length, args.video_interval, steps_taken(checkpoint))
         env = job.engine.make_env(env_cfg, agent_cfg, video=video)
         try:
             cfg.num_envs = env.num_envs
             choose_groups(cfg, agent_cfg, teacher, env.get_observations())
             make_eval_env = second_env(job.engine, env_cfg, agent_cfg)
-            return run_with(job, run, env, teacher, make_eval_env, env_cfg, agent_cfg)
+            return run_with(job, run, env, teacher, make_eval_env, env_cfg, agent_cfg, checkpoint)
         finally:
             close = getattr(env, "close", None)
             if close is not None:
@@ -224,21 +229,24 @@ def second_env(engine: Engine, env_cfg: Any, agent_cfg: Any) -> Callable[[int], 
     return make
 
 
-def run_with(job: Job, run: RunDir, env: Any, teacher: Any, make_eval_env: Any, env_cfg: Any, agent_cfg: Any) -> int:
+def run_with(
+    job: Job,
+    run: RunDir,
+    env: Any,
+    teacher: Any,
+    make_eval_env: Any,
+    env_cfg: Any,
+    agent_cfg: Any,
+    checkpoint: dict[str, Any] | None,
+) -> int:
     """Build the runner, write the parameters, and run until the end or a signal."""
     from foundation.metrics_writer import make_writer
     from foundation.run_state import first_step
     from foundation.runner import DistillationRunner
 
     cfg = job.resolved.cfg
-    checkpoint = checkpoint_to_resume(job, run)
-    writer = make_writer(
-        cfg.logger,
-        run.path,
-        cfg.log_project_name,
-        cfg,
-        purge_step=first_step(checkpoint) if job.resumed else None,
-    )
+    first = first_step(checkpoint) if job.resumed else None
+    writer = make_writer(cfg.logger, run.path, cfg.log_project_name, cfg, purge_step=first)
     with Interrupt() as interrupt:
         try:
             clip = read(agent_cfg, "clip_actions")
@@ -293,7 +301,7 @@ def typed_for_env_and_agent(job: Job) -> dict[str, Any]:
     own = vars(job.resolved.cfg)
     items = [*job.overrides.scoped.get("env", []), *job.overrides.scoped.get("agent", [])]
     items += [item for item in job.overrides.bare if item.path.partition(".")[0] not in own]
-    tokens = list(dict.fromkeys(item.token for item in items))
+    tokens = list(dict.fromkeys([*job.args.presets, *(item.token for item in items)]))
     return {"env": job.resolved.env, "agent": job.resolved.agent, "tokens": tokens}
 
 

@@ -90,15 +90,11 @@ def killed(server: CommandServer, argv: list[str], folder: Path, dice: random.Ra
 def interrupted(server: CommandServer, argv: list[str], folder: Path, kills: int, seed: int) -> tuple[int, int]:
     """Start a run, kill and resume it, and let the last attempt end. Return the kills, and those in a running epoch."""
     dice, done, begun, started = random.Random(seed), 0, 0, 0
-    while done < kills:
+    while done < kills or not begun:
         while int(time.time()) == started:  # event files are named by the second, and read in that order
             time.sleep(0.02)
         started = int(time.time())
-        runs = list((folder / "logs" / "distillation").glob("*/*"))
-        resume = bool(runs) and (runs[0] / "params" / "distillation.yaml").exists()
-        if runs and not resume:  # killed before it had a name for anything: there is nothing to go on with
-            runs[0].rename(folder / f"stillborn_{done}")
-        command = killed(server, ["--resume"] if resume else argv, folder, dice)
+        command = killed(server, next_attempt(argv, folder), folder, dice)
         assert command.code in (-9, 0), command.text
         assert "Traceback" not in command.text and "error:" not in command.text, command.text
         assert "not exact" not in command.text
@@ -107,9 +103,18 @@ def interrupted(server: CommandServer, argv: list[str], folder: Path, kills: int
         assert command.code != 0 or list((folder / "logs").rglob("summary.json")), command.text
         for run in (folder / "logs" / "distillation").glob("*/*"):
             check_files(run)
-    command = server.run(["--resume"], folder)
+    command = server.run(next_attempt(argv, folder), folder)
     assert command.code == 0, command.text
     return done, begun
+
+
+def next_attempt(argv: list[str], folder: Path) -> list[str]:
+    """Resume, or start anew if the run was killed before it had written what it was started with."""
+    for run in (folder / "logs" / "distillation").glob("*/*"):
+        if (run / "params" / "distillation.yaml").exists():
+            return ["--resume"]
+        run.rename(folder / f"stillborn_{time.time_ns()}")
+    return argv
 
 
 @pytest.mark.slow

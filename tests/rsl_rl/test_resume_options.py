@@ -158,3 +158,18 @@ def test_a_run_killed_before_it_began_is_named(server: CommandServer, argv: list
     command = server.run(["--resume"], tmp_path)
     assert command.code == 2
     assert "2026-01-01_00-00-00" in command.error and "start it anew" in command.error
+
+
+@pytest.mark.slow
+def test_a_resumed_run_keeps_the_clips_of_before(server: CommandServer, argv: list[str], tmp_path: Path) -> None:
+    """Clips are named by the steps of the whole run, so that going on does not begin again with step 0."""
+    video = ["--video", "--video_length", "10", "--video_interval", "20"]
+    run = stop_after(server, [*argv, *video], tmp_path, "Epoch 2/4")
+    first = run / "videos" / "distillation" / "rl-video-step-0.mp4"
+    before = first.read_bytes()
+    command = server.run(["--resume", *video], tmp_path)
+    assert command.code == 0, command.text
+    steps = sorted(int(path.stem.rpartition("-")[2]) for path in first.parent.glob("*.mp4"))
+    assert first.read_bytes() == before and len(steps) > 3
+    assert all(step % 20 == 0 for step in steps)
+    assert not list(first.parent.glob(".*"))
