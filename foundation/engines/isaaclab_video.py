@@ -23,7 +23,6 @@ def configure_recorder(env_cfg: Any, args: argparse.Namespace, video: VideoReque
     """
     from isaaclab.envs.utils.video_recorder_cfg import VideoRecorderCfg
 
-    _check_installed()
     if not getattr(env_cfg, "video_recorders", None):
         env_cfg.video_recorders = [VideoRecorderCfg(source=_source(env_cfg, args))]
         env_cfg.video_recorders[0].output_filename_prefix = "rl-video-step"
@@ -32,6 +31,7 @@ def configure_recorder(env_cfg: Any, args: argparse.Namespace, video: VideoReque
             recorder.output_dir = str(video.folder)
         recorder.video_length = video.length
         recorder.video_interval = video.interval
+    _check_installed(env_cfg)
 
 
 def _source(env_cfg: Any, args: argparse.Namespace) -> str:
@@ -51,11 +51,15 @@ def _source(env_cfg: Any, args: argparse.Namespace) -> str:
     return "visualizer"
 
 
-def _check_installed() -> None:
+def _check_installed(env_cfg: Any) -> None:
     """Refuse before a long run what would fail at its first frame."""
     try:
         from moviepy.editor import ImageSequenceClip  # noqa: F401
     except ImportError:
-        raise UserError("--video with Isaac Lab 3.0 needs 'moviepy<2': pip install 'moviepy<2'") from None
-    if importlib.util.find_spec("isaaclab_visualizers") is None:
-        raise UserError("--video: the installed Isaac Lab lacks isaaclab_visualizers")
+        raise UserError("--video with Isaac Lab 3.0 needs moviepy below 2: pip install 'moviepy<2'") from None
+    if env_cfg.video_recorders[0].source == "visualizer:newton_gl":
+        missing = [name for name in ("pyglet", "imgui_bundle") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise UserError(
+                f"--video by Newton's window needs {' and '.join(missing)}: pip install 'pyglet<3' imgui-bundle"
+            )

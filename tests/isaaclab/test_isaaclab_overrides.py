@@ -90,3 +90,10 @@ def test_presets_of_a_task_are_chosen_by_name_and_unknown_ones_refused():
     request = LaunchRequest(TASK, args=argparse.Namespace(presets=["physics=nonsense"]))
     with pytest.raises(UserError, match="nonsense"):
         IsaacLabEngine()._load(request)
+
+
+def test_preset_tokens_are_told_from_overrides():
+    """physics=... is taken out of the overrides for the engine; what is left is checked as ever."""
+    overrides = parse_overrides(["physics=physx", "scene.num_envs=4"], scopes=("env", "agent"))
+    assert overrides.take(IsaacLabEngine.selectors) == ["physics=physx"]
+    assert [item.token for item in overrides.bare] == ["scene.num_envs=4"]

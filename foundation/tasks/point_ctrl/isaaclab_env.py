@@ -27,6 +27,7 @@ from isaaclab.envs import DirectRLEnv, DirectRLEnvCfg
 from isaaclab.scene import InteractiveSceneCfg
 from isaaclab.sim import SimulationCfg
 from isaaclab.utils import configclass
+from isaaclab.visualizers import VisualizerCfg
 from isaaclab_newton.physics import MJWarpSolverCfg, NewtonCfg
 from isaaclab_physx.physics import PhysxCfg
 from isaaclab_tasks.utils import PresetCfg
@@ -89,9 +90,10 @@ class QuadcopterPointCtrlIsaacEnvCfg(DirectRLEnvCfg):
         dt=0.002,
         render_interval=5,
         physics=PhysicsPresetCfg(),  # pyright: ignore[reportArgumentType]  (resolved when the task is loaded)
+        default_visualizer_cfg=VisualizerCfg(eye=(1.6, -1.6, 0.9), lookat=(0.0, 0.0, 0.0)),
     )
     """Physics."""
-    scene: InteractiveSceneCfg = QuadcopterSceneCfg(num_envs=512, env_spacing=3.0)
+    scene: InteractiveSceneCfg = QuadcopterSceneCfg(num_envs=512, env_spacing=1.0)
     """Environments."""
     vehicles: str | list[str] | None = None
     """Vehicle files in l2f's JSON form: a file, a folder, ``sampled:<n>[:<seed>]``, or a list of such; environment i
@@ -110,7 +112,7 @@ class QuadcopterPointCtrlIsaacEnvCfg(DirectRLEnvCfg):
 class QuadcopterPointCtrlIsaacEnvCfg_PLAY(QuadcopterPointCtrlIsaacEnvCfg):  # noqa: N801 (Isaac Lab's name for it)
     """The same with few environments."""
 
-    scene: InteractiveSceneCfg = QuadcopterSceneCfg(num_envs=64, env_spacing=3.0)
+    scene: InteractiveSceneCfg = QuadcopterSceneCfg(num_envs=64, env_spacing=1.0)
     """Environments."""
 
 
