@@ -88,7 +88,7 @@ def killed(server: CommandServer, argv: list[str], folder: Path, dice: random.Ra
 
 
 def interrupted(server: CommandServer, argv: list[str], folder: Path, kills: int, seed: int) -> tuple[int, int]:
-    """Start a run, kill and resume it, and let the last attempt end. Return the kills, and those in a running epoch."""
+    """Start a run, kill and resume it, and let the last attempt end. Return kills and attempts that began to train."""
     dice, done, begun, started = random.Random(seed), 0, 0, 0
     while done < kills or not begun:
         while int(time.time()) == started:  # event files are named by the second, and read in that order
@@ -129,7 +129,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert whole.code == 0, whole.text
     wanted = KILLS or (6 if variant == "mlp" else 2)
     kills, begun = interrupted(server, argv, tmp_path / "killed", wanted, seed=len(variant))
-    print(f"{variant}: {kills} kills, {begun} of them after the baselines")
+    print(f"{variant}: {kills} kills; {begun} attempts reached the epochs")
     one, other = run_folder(tmp_path / "whole"), run_folder(tmp_path / "killed")
     names = sorted(path.name for path in one.glob("*.pt"))
     assert names == sorted(path.name for path in other.glob("*.pt"))
