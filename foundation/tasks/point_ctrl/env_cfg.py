@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from foundation.errors import UserError
 
@@ -147,8 +148,8 @@ class QuadcopterPointCtrlEnvCfg_PLAY(QuadcopterPointCtrlEnvCfg):  # noqa: N801 (
     scene: SceneCfg = field(default_factory=lambda: SceneCfg(num_envs=64))
 
 
-def check_cfg(cfg: QuadcopterPointCtrlEnvCfg) -> None:
-    """Refuse values that no simulation can have."""
+def check_cfg(cfg: Any) -> None:
+    """Refuse values that no simulation can have, in the configuration of any engine."""
     positive = {
         "env.scene.num_envs": cfg.scene.num_envs,
         "env.sim.dt": cfg.sim.dt,

@@ -32,12 +32,11 @@ from isaaclab_newton.physics import MJWarpSolverCfg, NewtonCfg
 from isaaclab_physx.physics import PhysxCfg
 from isaaclab_tasks.utils import PresetCfg
 
-from foundation.errors import UserError
-from foundation.sim.vehicles import crazyflie, load_vehicles
 from foundation.tasks.point_ctrl import mdp
-from foundation.tasks.point_ctrl.env_cfg import InitCfg, ObservationNoiseCfg, RewardsCfg, TerminationsCfg
+from foundation.tasks.point_ctrl.env_cfg import InitCfg, ObservationNoiseCfg, RewardsCfg, TerminationsCfg, check_cfg
 from foundation.tasks.point_ctrl.episode_stats import EpisodeStats
 from foundation.tasks.point_ctrl.rotor_wrench import RotorWrench
+from foundation.tasks.point_ctrl.settings import assign_vehicles, task_tensors
 
 _USD = Path(__file__).parents[2] / "assets" / "quadrotor.usda"
 
@@ -125,18 +124,14 @@ class QuadcopterPointCtrlIsaacEnv(DirectRLEnv):
 
     def __init__(self, cfg: QuadcopterPointCtrlIsaacEnvCfg, render_mode: str | None = None, **kwargs: Any):
         """Build the scene and give every environment its vehicle."""
+        check_cfg(cfg)
         super().__init__(cfg, render_mode, **kwargs)
         self._robot: RigidObject = self.scene["robot"]
         n, device = self.num_envs, self.device
-        fleet = crazyflie() if cfg.vehicles is None else load_vehicles(cfg.vehicles)
-        if fleet.num_rotors != 4:
-            raise UserError(f"env.vehicles: this task flies vehicles with 4 rotors, not {fleet.num_rotors}")
-        self.vehicle_index = torch.arange(n) % fleet.num_vehicles
-        """Which vehicle each environment flies. Shape: (num_envs,)."""
-        self.vehicles = fleet.select(self.vehicle_index).to(device, torch.float32)
+        self.vehicles, self.vehicle_index = assign_vehicles(cfg.vehicles, n, device)
         self._rotors = RotorWrench(self.vehicles, cfg.sim.dt)
         self._set_body()
-        self._build_mdp()
+        self._limits, self._ranges, self._weights, self._noise = task_tensors(cfg, self.vehicles)
         window = max(1, round(1.0 / self.step_dt))
         self._stats = EpisodeStats(n, window, cfg.episode_length_s, device)
         # Pose and motion at the end of the last step (or of the reset), components first.
@@ -155,27 +150,6 @@ class QuadcopterPointCtrlIsaacEnv(DirectRLEnv):
         gravity = torch.tensor(self.cfg.sim.gravity, device=self.device).unsqueeze(1)
         self._weight_change = v.mass * (v.gravity - gravity)
         """Force that turns the simulator's gravity into the vehicle's own [N]. Shape: (3, num_envs)."""
-
-    def _build_mdp(self) -> None:
-        """Lay out limits, ranges, weights and noise as tensors."""
-        cfg, limits, init = self.cfg, self.cfg.terminations, self.cfg.init
-        ones = torch.ones(self.num_envs, device=self.device)
-        arms = self.vehicles.arm_length if cfg.vehicles is not None else None
-        reach = ones * limits.position if arms is None else arms * limits.position_arms
-        rows = [reach, ones * limits.velocity, ones * limits.body_rate]
-        self._limits = torch.stack(rows).repeat_interleave(3, 0)
-        self._ranges = mdp.InitialRanges(
-            position=ones * init.position if arms is None else arms * init.position_arms,
-            max_angle=init.max_angle,
-            max_velocity=init.max_velocity,
-            max_body_rate=init.max_body_rate,
-            rotor_speed=(float(init.rotor_speed[0]), float(init.rotor_speed[1])),
-            at_target=init.at_target,
-        )
-        self._weights = mdp.reward_weights(**vars(cfg.rewards), dtype=torch.float32, device=self.device)
-        noise = {"deployable": cfg.observation_noise.deployable, "l2f": cfg.observation_noise.l2f}
-        scales = {group: mdp.noise_scale(**vars(part), device=self.device) for group, part in noise.items()}
-        self._noise = {group: scale for group, scale in scales.items() if scale is not None}
 
     # -- stepping -------------------------------------------------------------------------------------------------
 

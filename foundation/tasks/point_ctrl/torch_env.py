@@ -14,15 +14,16 @@ from tensordict import TensorDict
 
 from foundation.errors import UserError
 from foundation.sim.quadrotor import BODY_RATES, POSITION, QUATERNION, ROTORS, VELOCITY, QuadrotorDynamics
-from foundation.sim.vehicles import crazyflie, load_vehicles
 from foundation.tasks.point_ctrl import mdp
 from foundation.tasks.point_ctrl.env_cfg import QuadcopterPointCtrlEnvCfg, check_cfg
 from foundation.tasks.point_ctrl.episode_stats import EpisodeStats
+from foundation.tasks.point_ctrl.settings import assign_vehicles, task_tensors
 
 if TYPE_CHECKING:
     import numpy as np
 
     from foundation.sim.drawing import FleetRenderer
+    from foundation.sim.vehicles import VehicleParams
 
 __all__ = ["QuadcopterPointCtrlEnv", "QuadcopterPointCtrlEnvCfg"]
 
@@ -49,8 +50,10 @@ class QuadcopterPointCtrlEnv:
         self.step_dt = cfg.sim.dt * cfg.decimation
         self.max_episode_length = max(1, round(cfg.episode_length_s / self.step_dt))
         self._dtype = torch.float32
-        self._build_vehicles()
-        self._build_mdp()
+        self.vehicles, self.vehicle_index = assign_vehicles(cfg.vehicles, self.num_envs, self.device)
+        self.dynamics = QuadrotorDynamics(self.vehicles, cfg.sim.dt)
+        self._disturbed = _disturbed(self.vehicles)
+        self._limits, self._ranges, self._weights, self._noise = task_tensors(cfg, self.vehicles)
         self._renderer: FleetRenderer | None = None
         self._generator = torch.Generator(self.device)
         n, d = self.num_envs, self.device
@@ -63,46 +66,6 @@ class QuadcopterPointCtrlEnv:
         self._forces = torch.zeros(6, n, device=d)
         self._integrate = torch.compile(self.integrate) if cfg.compile else self.integrate
         self.reset(cfg.seed)
-
-    def _build_vehicles(self) -> None:
-        """Give every environment its vehicle."""
-        cfg = self.cfg
-        fleet = crazyflie() if cfg.vehicles is None else load_vehicles(cfg.vehicles)
-        if fleet.num_rotors != self.num_actions:
-            raise UserError(f"env.vehicles: this task flies vehicles with 4 rotors, not {fleet.num_rotors}")
-        self.num_vehicles = fleet.num_vehicles
-        self.vehicle_index = torch.arange(self.num_envs) % fleet.num_vehicles
-        """Which vehicle each environment flies. Shape: (num_envs,)."""
-        self.vehicles = fleet.select(self.vehicle_index).to(self.device, self._dtype)
-        self.vehicle_index = self.vehicle_index.to(self.device)
-        self.dynamics = QuadrotorDynamics(self.vehicles, cfg.sim.dt)
-        v = self.vehicles
-        self._disturbed = any(bool((x != 0).any()) for x in (v.force_mean, v.force_std, v.torque_mean, v.torque_std))
-
-    def _build_mdp(self) -> None:
-        """Lay out limits, ranges, weights and noise as tensors."""
-        cfg, limits = self.cfg, self.cfg.terminations
-        arms = self.vehicles.arm_length if cfg.vehicles is not None else None
-        ones = torch.ones(self.num_envs, device=self.device)
-        reach = ones * limits.position if arms is None else arms * limits.position_arms
-        rows = [reach, ones * limits.velocity, ones * limits.body_rate]
-        self._limits = torch.stack(rows).repeat_interleave(3, 0)
-        init = cfg.init
-        self._ranges = mdp.InitialRanges(
-            position=ones * init.position if arms is None else arms * init.position_arms,
-            max_angle=init.max_angle,
-            max_velocity=init.max_velocity,
-            max_body_rate=init.max_body_rate,
-            rotor_speed=(float(init.rotor_speed[0]), float(init.rotor_speed[1])),
-            at_target=init.at_target,
-        )
-        self._weights = mdp.reward_weights(**vars(cfg.rewards), dtype=self._dtype, device=self.device)
-        noise = cfg.observation_noise
-        self._noise = {
-            group: scale
-            for group, part in (("deployable", noise.deployable), ("l2f", noise.l2f))
-            if (scale := mdp.noise_scale(**vars(part), device=self.device)) is not None
-        }
 
     @property
     def unwrapped(self) -> QuadcopterPointCtrlEnv:
@@ -320,3 +283,9 @@ class QuadcopterPointCtrlEnv:
     def close(self) -> None:
         """Let go of the renderer."""
         self._renderer = None
+
+
+def _disturbed(vehicles: VehicleParams) -> bool:
+    """Say whether any vehicle is pushed by a force or torque that is drawn per episode."""
+    v = vehicles
+    return any(bool((x != 0).any()) for x in (v.force_mean, v.force_std, v.torque_mean, v.torque_std))
