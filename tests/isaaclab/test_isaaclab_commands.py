@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import TASK
+from isaac_envs import TASK
 
 ROOT = Path(__file__).parents[2]
 

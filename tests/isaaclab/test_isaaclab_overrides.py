@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 import pytest
-from conftest import TASK
+from isaac_envs import TASK
 
 from foundation.config.overrides import parse_overrides
 from foundation.engines.base import LaunchRequest

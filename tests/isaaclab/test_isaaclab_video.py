@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TASK
+from isaac_envs import TASK
 
 from foundation.engines.base import LaunchRequest, VideoRequest
 from foundation.engines.isaaclab import IsaacLabEngine
