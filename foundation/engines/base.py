@@ -108,6 +108,11 @@ class Engine(ABC):
     def set_common(self, env_cfg: Any, *, num_envs: int | None, seed: int | None, device: str | None) -> None:
         """Set what every command can ask for; None leaves the config's value."""
 
+    def set_log_dir(self, env_cfg: Any, path: Path) -> None:
+        """Tell the environment where the run writes, if its configuration has a place for it (``log_dir``)."""
+        if hasattr(env_cfg, "log_dir"):
+            env_cfg.log_dir = str(path)
+
     @abstractmethod
     def make_env(self, env_cfg: Any, agent_cfg: Any, *, video: VideoRequest | None = None) -> VecEnv:
         """Build the environment of the launched task. Actions are clipped to ``agent_cfg.clip_actions`` if set."""

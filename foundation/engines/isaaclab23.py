@@ -107,10 +107,12 @@ def make_gym_env(task: str, env_cfg: Any, video: VideoRequest | None) -> Any:
         return gymnasium.make(task, cfg=env_cfg)
     env: Any = gymnasium.make(task, cfg=env_cfg, render_mode="rgb_array")
     interval = video.interval
-    return gymnasium.wrappers.RecordVideo(
+    recorder = gymnasium.wrappers.RecordVideo(
         env,
         video_folder=str(video.folder),
         step_trigger=lambda step: step % interval == 0 if interval else step == 0,
         video_length=video.length,
         disable_logger=True,
     )
+    recorder.step_id = video.first_step - 1  # clips are named by the steps of the whole run
+    return recorder

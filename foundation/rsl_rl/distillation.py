@@ -195,6 +195,7 @@ def run_in(job: Job, teacher: Any, env_cfg: Any, agent_cfg: Any) -> int:
     run = job.resumed or RunDir.create(LOG_ROOT, cfg.experiment_name or "", cfg.run_name)
     run.lock()
     try:
+        job.engine.set_log_dir(env_cfg, run.path)
         if job.resumed is None:
             run.save_params(env_cfg, agent_cfg, cfg, typed_for_env_and_agent(job))  # from here on it can be resumed
         checkpoint = checkpoint_to_resume(job, run)

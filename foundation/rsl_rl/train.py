@@ -183,6 +183,8 @@ def train(engine: Engine, env_cfg: Any, agent_cfg: Any, args: argparse.Namespace
     video = VideoRequest(run.video_dir("train"), args.video_length, args.video_interval) if args.video and run else None
     env: Any = None
     try:
+        if run:
+            engine.set_log_dir(env_cfg, run.path)
         env = engine.make_env(env_cfg, agent_cfg, video=video)
         runner = RslRlRunner(env, agent_cfg, None if run is None else run.path, agent_cfg.device)
         if checkpoint is not None:

@@ -109,6 +109,7 @@ def test_train_then_distil_then_play(tmp_path):
     done = _run(tmp_path, _script("distillation.py"), *lean, *quick, *distil)
     assert "Teacher architecture: obs=26, actions=4, hidden=[" in done.stdout
     run = _the_run(tmp_path, "distillation")
+    assert Path(yaml.safe_load((run / "params" / "env.yaml").read_text())["log_dir"]).name == run.name
     expected = {"best_student.pt", "final_student.pt", "summary.json", "params"}
     assert expected <= {entry.name for entry in run.iterdir()}
     params = {entry.name for entry in (run / "params").iterdir()}

@@ -32,10 +32,11 @@ def test_clips_go_to_the_runs_folder(monkeypatch):
     _installed(monkeypatch, "moviepy", "moviepy.editor", "pyglet", "imgui_bundle")
     env_cfg = _env_cfg()
     args = argparse.Namespace(visualizer=["rerun", "newton_gl"])
-    configure_recorder(env_cfg, args, VideoRequest(Path("run/videos/play"), length=50, interval=300))
+    configure_recorder(env_cfg, args, VideoRequest(Path("run/videos/play"), 50, 300, first_step=700))
     (recorder,) = env_cfg.video_recorders
     assert (recorder.source, recorder.output_dir) == ("visualizer:newton_gl", "run/videos/play")
     assert (recorder.video_length, recorder.video_interval) == (50, 300)
+    assert recorder.step_offset == 200, "the next multiple of 300 after 700 steps"
     assert recorder.output_filename_prefix == "rl-video-step"
 
 
