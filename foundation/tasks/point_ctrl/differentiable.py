@@ -35,6 +35,8 @@ class DifferentiablePointCtrl:
         softness: float = 0.005,
         tail: float = 30.0,
         episode_steps: int = 250,
+        motor_noise: float = 0.0,
+        noise_seed: int = 0,
     ):
         """Wrap an environment.
 
@@ -45,12 +47,17 @@ class DifferentiablePointCtrl:
             tail: Weight of the guess at what follows the horizon, in steps.
             episode_steps: Length of an episode; shorter than the task's, so that catching a start is practised more.
             softness: See :func:`foundation.tasks.point_ctrl.mdp.smooth_reward`.
+            motor_noise: Standard deviation of the noise on the observed motor speeds, so that a policy does not lean
+                on what a vehicle without motor-speed sensors cannot know.
+            noise_seed: Seed of that noise.
         """
         self.env = env
         self.num_envs = env.num_envs
         self.barrier, self.overdrive, self.softness = barrier, overdrive, softness
         self.tail = tail
         self.episode_steps = episode_steps
+        self.motor_noise = motor_noise
+        self._noise_generator = torch.Generator(env.device).manual_seed(noise_seed)
         self.reset()
 
     def reset(self) -> None:
@@ -69,7 +76,12 @@ class DifferentiablePointCtrl:
         """Build the ``policy`` observation. Shape: (num_envs, 26)."""
         s = self._state
         groups = mdp.observations(s[POSITION], s[VELOCITY], s[BODY_RATES], s[QUATERNION], self._action, s[ROTORS])
-        return groups["policy"]
+        policy = groups["policy"]
+        if self.motor_noise == 0.0:
+            return policy
+        known, motors = policy[:, : mdp.DEPLOYABLE_SIZE], policy[:, mdp.DEPLOYABLE_SIZE :]
+        noise = torch.randn(motors.shape, generator=self._noise_generator, device=motors.device)
+        return torch.cat([known, motors + self.motor_noise * noise], dim=1)
 
     def terminal_value(self) -> torch.Tensor:
         """Guess the reward of the steps beyond the horizon: the distance that the present motion leads to, for a while.
