@@ -63,13 +63,14 @@ class RunDir:
         made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            while True:  # two runs that start in the same second: the later one takes the next free second
-                path = parent / (moment.strftime(_STAMP) + suffix)
-                try:
-                    path.mkdir()
-                    break
-                except FileExistsError:
-                    moment += timedelta(seconds=1)
+            while True:  # runs that start in the same second take the next free ones: names then sort by age
+                stamp = moment.strftime(_STAMP)
+                path = parent / (stamp + suffix)
+                if not any(parent.glob(f"{stamp}*")):
+                    with contextlib.suppress(FileExistsError):
+                        path.mkdir()
+                        break
+                moment += timedelta(seconds=1)
         except OSError as error:
             raise UserError(f"cannot make the run's folder in {parent}: {error.strerror or error}") from None
         run = cls(path)
