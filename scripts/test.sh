@@ -14,7 +14,7 @@ check() { # name, command...
 
 check lint "$VENV_PYTHON" -m ruff check .
 check format "$VENV_PYTHON" -m ruff format --check .
-check types "$VENV_PYTHON" -m pyright
+check types "$VENV_PYTHON" -m pyright --pythonpath "$VENV_PYTHON"
 check tests "$VENV_PYTHON" -m pytest "$@"
 
 if [ "${#failed[@]}" -gt 0 ]; then

@@ -4,8 +4,10 @@
 
 A few CPU minutes, in three stages. The actor is trained on the full state; then with noise on the motor speeds, so that
 it does not lean on what a student without motor-speed sensors cannot know; then its steady-state offset is measured and
-taken out of the first layer's bias. The checkpoint has the layout of rsl-rl-lib 5 (``OnPolicyRunner.load`` reads it): actor, critic, a
-fresh optimiser; std and critic are fitted on rollouts. ``params/`` beside it says how to read it.
+taken out of the first layer's bias.
+
+The checkpoint has the layout of rsl-rl-lib 5 (``OnPolicyRunner.load`` reads it): actor, critic, a fresh optimiser; std
+and critic are fitted on rollouts. ``params/`` beside it says how to read it.
 """
 
 from __future__ import annotations
