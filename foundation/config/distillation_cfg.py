@@ -127,7 +127,7 @@ class OptimizerCfg:
     """Clip gradients to this norm. None: no clipping."""
     lr_schedule: ScheduleCfg | None = None
     """Multiplier of ``learning_rate`` over the epochs. None: constant."""
-    update_ratio: float = 1.0
+    update_ratio: float = 2.0
     """Updates per epoch = ceil(new rows / batch_size) * update_ratio."""
     ema_decay: float | None = None
     """Average the student's weights with this decay for evaluation and the checkpoints. None: off."""
