@@ -1,11 +1,17 @@
-"""What a distillation run takes from the task's agent configs: observation groups, the experiment's name."""
+"""What a distillation run takes from the task's agent configs: observation groups, student sizes, the run's name."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 from foundation.config.distillation_cfg import DistillationCfg
+from foundation.config.overrides import Overrides
+from foundation.config.values import apply_values
 from foundation.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 _DISTILLATION_ENTRY_POINT = "rsl_rl_distillation_cfg_entry_point"
 
@@ -47,18 +53,60 @@ def _size(groups: list[str], columns: list[int] | None, obs: Any) -> int | None:
     return total if columns is None else min(columns[1], total) - columns[0]
 
 
+def size_student(cfg: DistillationCfg, overrides: Overrides) -> None:
+    """Give the default student the layers of the task's own distillation config, where it has one.
+
+    A student that was chosen (``student=gru``) keeps its own sizes, and a size that was set anywhere stays.
+
+    Args:
+        cfg: Its ``student`` is changed.
+        overrides: What was typed.
+    """
+    typed = {item.path for item in [*overrides.scoped.get("distill", []), *overrides.bare]}
+    if cfg.student.name != "mlp" or "student" in overrides.groups or "student.name" in typed:
+        return
+    sizes = _student_sizes(_distillation_cfg(cfg.task or ""))
+    default = type(cfg.student)()
+    free = [name for name in sizes if getattr(cfg.student, name) == getattr(default, name)]
+    taken = {name: sizes[name] for name in free if f"student.{name}" not in typed}
+    if any(getattr(default, name) != value for name, value in taken.items()):
+        apply_values(cfg.student, taken, f"{_DISTILLATION_ENTRY_POINT}: student")
+        values = ", ".join(f"{name}={value}" for name, value in taken.items())
+        logger.info("the student is that of the task's distillation config: %s", values)
+
+
+def _student_sizes(agent_cfg: Any) -> dict[str, Any]:
+    """Read layers and activation of a feed-forward student, of RSL-RL's new layout or of its old one."""
+    model, old = read(agent_cfg, "student"), read(agent_cfg, "policy")
+    source, prefix = (model, "") if isinstance(read(model, "hidden_dims"), Sequence) else (old, "student_")
+    hidden_dims, activation = read(source, f"{prefix}hidden_dims"), read(source, "activation")
+    if not isinstance(hidden_dims, Sequence):
+        return {}
+    if isinstance(read(source, "rnn_type"), str):
+        logger.info("the student of the task's distillation config has memory: choose one by student=lstm or =gru")
+        return {}
+    sizes: dict[str, Any] = {"hidden_dims": list(hidden_dims)}
+    return sizes | ({"activation": activation} if isinstance(activation, str) else {})
+
+
 def distillation_groups(task: str) -> dict[str, Any]:
-    """Return ``obs_groups`` of the task's own distillation config, where it has one."""
+    """Return the groups of ``teacher`` and ``student`` in the task's own distillation config, where it has one."""
+    groups = read(_distillation_cfg(task), "obs_groups")
+    if not isinstance(groups, dict):
+        return {}
+    student = groups.get("student") or groups.get("policy")  # the name before rsl-rl-lib 4
+    return {name: found for name, found in (("teacher", groups.get("teacher")), ("student", student)) if found}
+
+
+def _distillation_cfg(task: str) -> Any:
+    """Load the task's own config for RSL-RL's distillation; None where it has none."""
     from foundation.tasks import load_entry_point, resolve_task
 
     try:
         spec = resolve_task(task)
     except UserError:
-        return {}
-    if _DISTILLATION_ENTRY_POINT not in spec.kwargs:
-        return {}
-    groups = read(load_entry_point(spec, _DISTILLATION_ENTRY_POINT), "obs_groups")
-    return {k: v for k, v in groups.items() if k in ("teacher", "student")} if isinstance(groups, dict) else {}
+        return None
+    return load_entry_point(spec, _DISTILLATION_ENTRY_POINT) if _DISTILLATION_ENTRY_POINT in spec.kwargs else None
 
 
 def read(cfg: Any, name: str) -> Any:

@@ -21,7 +21,7 @@ import foundation
 from foundation.config.overrides import Overrides, parse_overrides
 from foundation.config.resolve import Resolved, resolve
 from foundation.errors import RunInterrupted, UserError
-from foundation.rsl_rl.agent_values import choose_groups, name_experiment, read
+from foundation.rsl_rl.agent_values import choose_groups, name_experiment, read, size_student
 from foundation.rsl_rl.cli_args import (
     CommandParser,
     Interrupt,
@@ -182,6 +182,8 @@ def launch(job: Job, teacher: Any) -> int:
     )
     with engine.launch(request, configure) as (env_cfg, agent_cfg):
         name_experiment(cfg, agent_cfg)
+        if job.resumed is None:
+            size_student(cfg, job.overrides)
         return run_in(job, teacher, env_cfg, agent_cfg)
 
 

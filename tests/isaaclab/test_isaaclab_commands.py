@@ -64,15 +64,15 @@ def _the_run(folder: Path, kind: str) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("task", "num_actions", "groups"),
-    [
-        ("Toy-Lift-Manager", 1, ["distill.teacher.obs_groups=[teacher]", "distill.student.obs_groups=[policy]"]),
-        ("Toy-Lift-Marl", 2, ["distill.teacher.obs_groups=[policy]", "distill.student.obs_groups=[policy]"]),
-    ],
+    ("task", "num_actions", "read", "hidden_dims"),
+    [("Toy-Lift-Manager", 1, "teacher", [32, 16]), ("Toy-Lift-Marl", 2, "policy", [64, 64])],
     ids=["manager-based", "multi-agent"],
 )
-def test_tasks_of_the_other_workflows_distil(task, num_actions, groups, tmp_path):
-    """A student of a noisy manager-based task, and of a multi-agent one, holds the height as its teacher does."""
+def test_tasks_of_the_other_workflows_distil(task, num_actions, read, hidden_dims, tmp_path):
+    """A student of a noisy manager-based task, and of a multi-agent one, holds the height as its teacher does.
+
+    Groups and sizes are those of the task's own distillation config, where it has one.
+    """
     teacher = _lift_teacher(tmp_path / "teacher", 2, num_actions)
     flags = {
         "task": f"toy_tasks:{task}",
@@ -87,10 +87,13 @@ def test_tasks_of_the_other_workflows_distil(task, num_actions, groups, tmp_path
         "experiment_name": "toy",
     }
     typed = [part for name, value in flags.items() for part in (f"--{name}", value)]
-    tokens = [*groups, "distill.final_eval_episodes=32", "distill.optimizer.update_ratio=10"]
+    tokens = ["distill.final_eval_episodes=32", "distill.optimizer.update_ratio=10"]
     _run(tmp_path, _script("distillation.py"), *typed, "--headless", "--engine", "isaaclab", *tokens)
-    summary = json.loads((_the_run(tmp_path, "distillation") / "summary.json").read_text())
-    assert summary["return_ratio"] > 0.97
+    run = _the_run(tmp_path, "distillation")
+    assert json.loads((run / "summary.json").read_text())["return_ratio"] > 0.97
+    cfg = yaml.safe_load((run / "params" / "distillation.yaml").read_text())
+    assert (cfg["teacher"]["obs_groups"], cfg["student"]["obs_groups"]) == ([read], ["policy"])
+    assert cfg["student"]["hidden_dims"] == hidden_dims
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["logs", "teacher"]
 
 

@@ -28,6 +28,7 @@ from isaaclab.sim import SimulationCfg, UsdFileCfg
 from isaaclab.utils import configclass
 from isaaclab.utils.noise import UniformNoiseCfg
 from isaaclab_newton.physics import MJWarpSolverCfg, NewtonCfg
+from isaaclab_rl.rsl_rl import RslRlDistillationRunnerCfg, RslRlMLPModelCfg
 
 from foundation.tasks.point_ctrl.isaaclab_env import _USD
 
@@ -210,13 +211,25 @@ class ToyMarlEnv(DirectMARLEnv):
         robot.write_root_velocity_to_sim_index(root_velocity=torch.zeros(len(ids), 6, device=self.device), env_ids=ids)
 
 
+@configclass
+class ToyDistillationRunnerCfg(RslRlDistillationRunnerCfg):
+    """For RSL-RL's own distillation, as Isaac Lab's tasks have it; what is not said is MISSING."""
+
+    obs_groups: dict = {"student": ["policy"], "teacher": ["teacher"]}  # noqa: RUF012
+    student: RslRlMLPModelCfg = RslRlMLPModelCfg(hidden_dims=[32, 16], activation="relu")
+
+
 _AGENT = "foundation.config.agent_cfg:OnPolicyRunnerCfg"
 
 gymnasium.register(
     id="Toy-Lift-Manager",
     entry_point="isaaclab.envs:ManagerBasedRLEnv",
     disable_env_checker=True,
-    kwargs={"env_cfg_entry_point": f"{__name__}:ToyManagerEnvCfg", "rsl_rl_cfg_entry_point": _AGENT},
+    kwargs={
+        "env_cfg_entry_point": f"{__name__}:ToyManagerEnvCfg",
+        "rsl_rl_cfg_entry_point": _AGENT,
+        "rsl_rl_distillation_cfg_entry_point": f"{__name__}:ToyDistillationRunnerCfg",
+    },
 )
 gymnasium.register(
     id="Toy-Lift-Marl",

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
+import gymnasium
 import pytest
 import torch
-from small_teacher import TASK
+from small_teacher import SMALL, TASK, write_teacher
 
+from foundation.config.agent_cfg import DistillationRunnerCfg, ModelCfg
 from foundation.config.distillation_cfg import DistillationCfg
-from foundation.rsl_rl.agent_values import choose_groups, name_experiment
+from foundation.config.overrides import parse_overrides
+from foundation.config.resolve import resolve
+from foundation.errors import UserError
+from foundation.rsl_rl import distillation
+from foundation.rsl_rl.agent_values import choose_groups, name_experiment, size_student
+from foundation.students import student_cfg_class, student_from_description
 
+ROOT = Path(__file__).parents[2]
 OBS = {"policy": torch.zeros(2, 5), "extra": torch.zeros(2, 3), "small": torch.zeros(2, 4)}
 
 
@@ -71,3 +84,107 @@ def test_an_experiment_without_a_name_has_the_agents_or_the_tasks() -> None:
         cfg = DistillationCfg(task="package:Id", experiment_name=given)
         name_experiment(cfg, agent)
         assert cfg.experiment_name == name
+
+
+@pytest.fixture
+def sized_task() -> Iterator[dict[str, object]]:
+    """Register the built-in task under another name; the test says what its distillation config is."""
+    kwargs: dict[str, object] = dict(gymnasium.spec(TASK).kwargs)
+    gymnasium.register(id="Sized-v0", entry_point="foundation.tasks.point_ctrl:make_env", kwargs=kwargs)
+    yield gymnasium.registry["Sized-v0"].kwargs
+    del gymnasium.registry["Sized-v0"]
+
+
+NEW = DistillationRunnerCfg(student=ModelCfg(hidden_dims=[48, 24], activation="tanh"))
+OLD = SimpleNamespace(
+    obs_groups={"policy": ["deployable"], "teacher": ["policy"]},
+    policy=SimpleNamespace(student_hidden_dims=[48, 24], teacher_hidden_dims=[8], activation="tanh"),
+)
+MEMORY = DistillationRunnerCfg(student=ModelCfg(class_name="RNNModel", rnn_type="lstm", hidden_dims=[48, 24]))
+
+
+def sizes(*typed: str, task: str = "Sized-v0") -> tuple[list[int], str]:
+    """Return layers and activation of the student that a command line gives."""
+    overrides = parse_overrides(list(typed))
+    cfg = resolve(overrides, {"task": task}, student_cfg_class=student_cfg_class).cfg
+    size_student(cfg, overrides)
+    return cfg.student.hidden_dims, cfg.student.activation  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("agent", "typed", "expected"),
+    [
+        (NEW, [], ([48, 24], "tanh")),
+        (OLD, [], ([48, 24], "tanh")),
+        ({"student": {"hidden_dims": (48, 24)}}, [], ([48, 24], "elu")),
+        (MEMORY, [], ([64, 64], "elu")),
+        (SimpleNamespace(student=object(), policy=object()), [], ([64, 64], "elu")),
+        (NEW, ["distill.student.hidden_dims=[64,64]"], ([64, 64], "tanh")),
+        (NEW, ["student.activation=relu"], ([48, 24], "relu")),
+        (NEW, ["student=mlp"], ([64, 64], "elu")),
+        (NEW, ["distill.student.name=mlp"], ([64, 64], "elu")),
+        (NEW, ["student=history"], ([64, 64], "elu")),
+    ],
+    ids=["new", "old", "mapping", "memory", "missing", "dims typed", "activation typed", "mlp", "mlp by name", "other"],
+)
+def test_sizes_left_out_are_those_of_the_tasks_distillation_config(agent, typed, expected, sized_task) -> None:
+    """Both layouts of RSL-RL are read; what was typed stays, and so does a student that was chosen."""
+    sized_task["rsl_rl_distillation_cfg_entry_point"] = lambda: agent
+    assert sizes(*typed) == expected
+
+
+def test_the_built_in_task_and_tasks_that_say_nothing_keep_the_documented_student(sized_task) -> None:
+    """[64, 64] ELU is the default of the built-in task, and of a task without a distillation config."""
+    assert sizes(task=TASK) == ([64, 64], "elu")
+    del sized_task["rsl_rl_distillation_cfg_entry_point"]
+    assert sizes() == ([64, 64], "elu")
+
+
+def test_a_size_of_the_wrong_type_is_named(sized_task) -> None:
+    """Layers that are no numbers are refused, with the name of the key."""
+    sized_task["rsl_rl_distillation_cfg_entry_point"] = lambda: {"student": {"hidden_dims": ["wide"]}}
+    with pytest.raises(UserError, match="hidden_dims"):
+        sizes()
+
+
+def test_a_run_has_the_groups_and_sizes_of_the_tasks_distillation_config(sized_task, tmp_path, monkeypatch) -> None:
+    """The whole command on a task with a config of RSL-RL's old layout: the student of best_student.pt is that one."""
+    sized_task["rsl_rl_distillation_cfg_entry_point"] = lambda: OLD
+    sized_task["rsl_rl_cfg_entry_point"] = lambda: {"experiment_name": "sized", "clip_actions": 1.0}
+    monkeypatch.chdir(tmp_path)
+    teacher = write_teacher(tmp_path / "model_1.pt")
+    assert distillation.main(["--task", "Sized-v0", "--teacher_checkpoint", str(teacher), *SMALL]) == 0
+    (run,) = (tmp_path / "logs" / "distillation" / "sized").iterdir()
+    saved = torch.load(run / "best_student.pt", weights_only=True)
+    student = student_from_description(saved["student"])
+    assert (student.num_obs, student.hidden_dims) == (22, [48, 24])
+
+
+SIZED_MODULE = f"""
+import gymnasium
+import foundation.tasks
+kwargs = dict(gymnasium.spec("{TASK}").kwargs)
+kwargs["rsl_rl_distillation_cfg_entry_point"] = lambda: {{"student": {{"hidden_dims": [48, 24]}}}}
+gymnasium.register(id="Elsewhere-v0", entry_point="foundation.tasks.point_ctrl:make_env", kwargs=kwargs)
+"""
+
+
+@pytest.mark.slow
+def test_a_resumed_run_keeps_sizes_that_were_typed(tmp_path) -> None:
+    """``--resume`` does not give a run the task's sizes in place of those that it was started with."""
+    (tmp_path / "sized_module.py").write_text(SIZED_MODULE)
+    teacher = write_teacher(tmp_path / "model_1.pt")
+    first = ["--task", "sized_module:Elsewhere-v0", "--teacher_checkpoint", str(teacher), "--experiment_name", "kept"]
+    typed = [*first, *SMALL, "distill.student.hidden_dims=[64,64]"]
+    for argv in (typed, ["--resume", "--experiment_name", "kept", "--n_epochs", "3"]):
+        subprocess.run(
+            [sys.executable, "-m", "foundation.rsl_rl.distillation", *argv],
+            cwd=tmp_path,
+            check=True,
+            timeout=120,
+            env=os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"},
+        )
+    (run,) = (tmp_path / "logs" / "distillation" / "kept").iterdir()
+    saved = torch.load(run / "final_student.pt", weights_only=True)
+    assert student_from_description(saved["student"]).hidden_dims == [64, 64]
+    assert saved["epoch"] == 3
