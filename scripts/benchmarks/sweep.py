@@ -15,7 +15,7 @@ from benchmarks.stock import StockSettings
 Axes = dict[str, list[Any]]
 
 STOCK_AXES: Axes = {
-    "learning_rate": [5e-4, 2e-3, 5e-3],
+    "learning_rate": [5e-4, 2e-3, 5e-3, 1e-2],
     "num_steps": [12, 48],
     "num_learning_epochs": [1, 4],
     "num_envs": [64, 128],
@@ -29,7 +29,7 @@ def our_axes() -> Axes:
     num_envs = base.num_envs or 512
     forcing = base.epoch_teacher_forcing
     return {
-        "learning_rate": [base.learning_rate * factor for factor in (0.5, 2.0, 3.0)],
+        "learning_rate": [base.learning_rate * factor for factor in (0.15, 0.5, 1.5, 2.5)],
         "batch_size": [base.batch_size // 2, base.batch_size * 2],
         "optimizer.update_ratio": [base.optimizer.update_ratio / 2, base.optimizer.update_ratio * 2],
         "num_envs": [num_envs // 2, num_envs * 2],
