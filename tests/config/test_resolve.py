@@ -70,7 +70,8 @@ def test_the_documented_defaults_are_the_defaults() -> None:
 
 def test_flags_beat_overrides_beat_experiments_beat_defaults() -> None:
     """Each layer wins over the one before it."""
-    assert cfg_of("experiment=fast").batch_size != cfg_of().batch_size
+    assert cfg_of("experiment=fast").learning_rate != cfg_of().learning_rate
+    assert cfg_of("experiment=fast", "distill.learning_rate=0.5").learning_rate == 0.5
     assert cfg_of("experiment=fast", "distill.batch_size=77").batch_size == 77
     assert cfg_of("distill.batch_size=77", "experiment=fast").batch_size == 77
     assert cfg_of("experiment=fast", "distill.batch_size=77", batch_size=78).batch_size == 78
@@ -244,9 +245,9 @@ def test_a_resumed_run_keeps_its_settings_but_for_what_is_typed_again() -> None:
     assert resumed() == cfg_of("student=memory", "batch_size=9", learning_rate=0.5)
     assert resumed(n_epochs=200).n_epochs == 200
     again = resumed("experiment=fast")
-    assert (again.n_epochs, again.batch_size) == (
+    assert (again.n_epochs, again.learning_rate) == (
         cfg_of("experiment=fast").n_epochs,
-        cfg_of("experiment=fast").batch_size,
+        cfg_of("experiment=fast").learning_rate,
     )
     assert again.student == MemoryCfg(name="memory")
 
