@@ -18,8 +18,10 @@ from foundation.students.mlp import MLPStudentCfg
 GAIN = torch.tensor([[1.0, 0.5], [-0.5, 0.25], [0.0, -1.0]])
 
 
-def config(**options) -> DistillationCfg:
-    return DistillationCfg(**{"batch_size": 16, "learning_rate": 1e-2, "n_epochs": 10, **options})
+def config(update_ratio: float = 1.0, **options) -> DistillationCfg:
+    cfg = DistillationCfg(**{"batch_size": 16, "learning_rate": 1e-2, "n_epochs": 10, **options})
+    cfg.optimizer.update_ratio = update_ratio
+    return cfg
 
 
 def filled(chunks: int = 4, window: int = 1, value: bool = False, seed: int = 0) -> DistillationDataset:
@@ -61,7 +63,7 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
 )
 def test_updates_are_in_proportion_to_the_new_rows(rows, batch, sequence, ratio, updates):
     """ceil(new rows / batch size) * update_ratio, sequences counted as sequences."""
-    cfg = config(batch_size=batch, optimizer=OptimizerCfg(update_ratio=ratio))
+    cfg = config(batch_size=batch, update_ratio=ratio)
     learner = Learner(student(), cfg, sequence)
     assert learner.num_updates(rows) == updates
 
