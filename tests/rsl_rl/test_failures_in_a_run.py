@@ -10,7 +10,7 @@ from command_server import Command, CommandServer, shared
 from tiny_runs import arguments, differing, run_folder, tensors, write_teacher
 
 SMALL = {"n_epochs": 5, "epoch_teacher_forcing": 2, "num_eval_episodes": 8, "save_interval": 2}
-OWN = ["loss=spoiled:loss", "batch_size=100000"]
+OWN = ["loss=spoiled:loss", "batch_size=100000", "optimizer.update_ratio=1"]
 """With so large a batch an epoch is one update: a loss that is finite hides weights that are not."""
 
 
