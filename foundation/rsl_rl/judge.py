@@ -8,7 +8,7 @@ from typing import Any
 
 from foundation.engines.base import Engine
 from foundation.evaluation.evaluate import evaluate
-from foundation.rsl_rl.versions import RslRlRunner
+from foundation.rsl_rl.library_runner import RslRlRunner
 from foundation.run_dir import RunDir
 
 log = logging.getLogger(__name__)

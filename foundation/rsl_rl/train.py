@@ -36,7 +36,7 @@ from foundation.rsl_rl.cli_args import (
 if TYPE_CHECKING:
     from foundation.engines.base import Engine
     from foundation.rsl_rl.judge import Judge
-    from foundation.rsl_rl.versions import RslRlRunner
+    from foundation.rsl_rl.library_runner import RslRlRunner
     from foundation.run_dir import RunDir
 
 log = logging.getLogger("foundation.train")
@@ -173,7 +173,8 @@ def find_checkpoint(agent_cfg: Any, args: argparse.Namespace, distils: bool) -> 
 def train(engine: Engine, env_cfg: Any, agent_cfg: Any, args: argparse.Namespace, rank: int = 0) -> int:
     """Train the launched task; return the exit code."""
     from foundation.engines.base import VideoRequest
-    from foundation.rsl_rl.versions import RslRlRunner, translate
+    from foundation.rsl_rl.library_runner import RslRlRunner
+    from foundation.rsl_rl.versions import translate
     from foundation.run_dir import RunDir
 
     distils = translate(agent_cfg)["class_name"] == "DistillationRunner"

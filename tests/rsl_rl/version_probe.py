@@ -16,7 +16,8 @@ from tensordict import TensorDict
 
 from foundation.config.agent_cfg import DistillationRunnerCfg, ModelCfg, OnPolicyRunnerCfg
 from foundation.errors import UserError
-from foundation.rsl_rl.versions import RslRlRunner, installed_layout, installed_version, translate
+from foundation.rsl_rl.library_runner import RslRlRunner
+from foundation.rsl_rl.versions import installed_layout, installed_version, translate
 
 NUM_ENVS, NUM_OBS, NUM_ACTIONS = 6, 5, 2
 
