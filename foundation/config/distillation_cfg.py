@@ -90,7 +90,7 @@ class DatasetCfg:
     dtype: str = "float32"
     """Storage type of observations and targets: float32 | float16 | bfloat16."""
     chunk_steps: int | None = None
-    """Env steps per chunk. None: from ``sequence_length``."""
+    """Env steps per chunk, rounded up to whole training sequences. None: 32."""
     sequence_start: str = "stored"
     """A student's memory at the start of a training sequence: stored (as it was when collected) | zero."""
     burn_in: int = 0

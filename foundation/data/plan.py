@@ -40,7 +40,8 @@ def make_dataset(
     Raises:
         UserError: If ``dataset.size`` does not fit the budget, or the budget not the machine.
     """
-    chunk_steps = cfg.dataset.chunk_steps or window_steps * max(1, round(SHORT_CHUNK / window_steps))
+    # A chunk holds whole training sequences.
+    chunk_steps = window_steps * math.ceil((cfg.dataset.chunk_steps or SHORT_CHUNK) / window_steps)
     row_bytes = (num_obs + sum(targets.values())) * DTYPES[cfg.dataset.dtype].itemsize + 1
     budget_rows = int(cfg.dataset.memory_gb * 1e9 // row_bytes)
     if cfg.dataset.size is not None and cfg.dataset.size > budget_rows:
