@@ -8,6 +8,8 @@ source scripts/setup.sh "" # no extras; without an argument it would get ours
 task=Isaac-Quadcopter-Point-Ctrl-v0
 teacher=foundation/assets/teachers/point_ctrl/model.pt
 
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # networks this small run fastest on one thread
+
 say "distilling $teacher (experiment=fast)"
 "$VENV_PYTHON" foundation/rsl_rl/distillation.py --task "$task" --teacher_checkpoint "$teacher" \
     --experiment_name demo --engine torch --device cpu experiment=fast "$@"
