@@ -195,6 +195,7 @@ def launch(job: Job, engine: Engine) -> int:
     entry_point = args.agent if args.agent.endswith("_entry_point") else ENTRY_POINT
     request = LaunchRequest(job.task, entry_point, job.device, args.headless, args.video, args)
     with engine.launch(request, configure) as (env_cfg, agent_cfg):
+        engine.set_log_dir(env_cfg, own_folder(job))
         env = engine.make_env(env_cfg, agent_cfg, video=video_request(job))
         with Interrupt() as interrupt:
             try:
@@ -211,18 +212,22 @@ def tokens_of(overrides: Overrides) -> list[str]:
     return [item.token for items in (*overrides.scoped.values(), overrides.bare) for item in items]
 
 
+def own_folder(job: Job) -> Path:
+    """Return the policy's run; a folder for all others where there is no policy, or one that is shipped."""
+    import foundation
+
+    package = Path(foundation.__file__).resolve().parent
+    run = None if job.checkpoint is None else job.checkpoint.resolve().parent
+    return LOG_ROOT / "play" if run is None or package in run.parents else run
+
+
 def video_request(job: Job) -> VideoRequest | None:
     """Return the wish for one clip from the first step on, in the run's own folder."""
     if not job.args.video:
         return None
-    import foundation
     from foundation.engines.base import VideoRequest
 
-    package = Path(foundation.__file__).resolve().parent
-    run = None if job.checkpoint is None else job.checkpoint.resolve().parent
-    if run is None or package in run.parents:  # no run's folder: no policy, or one that is shipped
-        run = LOG_ROOT / "play"
-    return VideoRequest(run / "videos" / "play", job.args.video_length, 0)
+    return VideoRequest(own_folder(job) / "videos" / "play", job.args.video_length, 0)
 
 
 def play(job: Job, engine: Engine, env: Any, interrupt: Interrupt) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from foundation.config.distillation_cfg import StudentCfg
 from foundation.errors import UserError
+from foundation.networks.episode_state import EpisodeState
 from foundation.networks.normalizer import ObsNormalizer
 from foundation.networks.output import PolicyOutput
 
@@ -27,13 +28,11 @@ class NetworkCfg(StudentCfg):
     """Standard deviation before training, in action units."""
 
 
-class Student(nn.Module):
+class Student(EpisodeState):
     """Base of the students. A subclass sets ``cfg_class`` and makes ``features_step`` and ``features_sequence``."""
 
     cfg_class: ClassVar[type[NetworkCfg]]
     """The config that :meth:`from_cfg` takes."""
-    state_size: int = 0
-    """Numbers that are remembered per env; 0 for a student without memory."""
 
     def __init__(self, cfg: NetworkCfg, num_obs: int, num_actions: int, num_features: int) -> None:
         """Create the normaliser and the heads.
@@ -73,19 +72,6 @@ class Student(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Map normalised observations to the last hidden layer. Shape: (num_steps, num_envs, num_features)."""
         raise TypeError(f"{type(self).__name__} does not define features_sequence")
-
-    def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
-        """Return the state at an episode's start. Shape: (num_envs, state_size), or None without memory."""
-        if self.state_size == 0:
-            return None
-        return torch.zeros(num_envs, self.state_size, device=device or self.mean.weight.device)
-
-    def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> torch.Tensor | None:
-        """Return the state with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
-        if state is None:
-            return None
-        initial = self.initial_state(state.shape[0], state.device)
-        return torch.where(dones.bool().unsqueeze(-1), initial, state)  # type: ignore[arg-type]  # None only if state is
 
     def step(self, obs: torch.Tensor, state: torch.Tensor | None = None) -> tuple[PolicyOutput, torch.Tensor | None]:
         """Act for one step.

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from foundation.networks.distribution import Deterministic
+from foundation.networks.episode_state import EpisodeState
 from foundation.networks.normalizer import ObsNormalizer
 from foundation.networks.output import PolicyOutput
 from foundation.networks.rnn import RecurrentCore
@@ -60,7 +61,7 @@ class TowerModule(nn.Module):
         return self.head(features), features, state
 
 
-class TeacherNetwork(nn.Module):
+class TeacherNetwork(EpisodeState):
     """A trained policy with the interface that students have: ``step`` and ``sequence`` with the state passed in."""
 
     def __init__(self, actor: Tower, distribution: Deterministic, critic: Tower | None = None) -> None:
@@ -80,16 +81,6 @@ class TeacherNetwork(nn.Module):
         self._sizes = (actor.state_size, 0 if critic is None else critic.state_size)
         self.state_size = sum(self._sizes)
         self.requires_grad_(False).eval()
-
-    def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
-        """Return the state at an episode's start: zeros. Shape: (num_envs, state_size), None without memory."""
-        if not self.state_size:
-            return None
-        return torch.zeros(num_envs, self.state_size, device=device or self.actor.head.weight.device)
-
-    def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> torch.Tensor | None:
-        """Return the state with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
-        return None if state is None else torch.where(dones.bool().unsqueeze(-1), state.new_zeros(()), state)
 
     def step(self, obs: torch.Tensor, state: torch.Tensor | None = None) -> tuple[PolicyOutput, torch.Tensor | None]:
         """Act for one step. Shape of obs: (num_envs, num_obs), of state: (num_envs, state_size)."""

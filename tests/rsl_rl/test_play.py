@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from foundation.engines.base import Engine
 from foundation.rsl_rl import play
 from foundation.rsl_rl.command import run_command
 from foundation.students import make_student, student_cfg_class
@@ -241,3 +242,13 @@ def test_an_interrupted_play_says_so_and_keeps_no_figures(monkeypatch, capsys):
     monkeypatch.setattr(play.Interrupt, "interrupted", lambda self: setattr(self, "signal", 2) or "SIGINT")
     assert run("--task", TASK, "--agent", "zero", "--num_episodes", "2", code=130) == {}
     assert "nothing was measured" in capsys.readouterr().out
+
+
+def test_the_environment_is_told_where_the_run_is(monkeypatch):
+    """Isaac Lab's environments write beside the run (``env_cfg.log_dir``): it is the policy's own folder."""
+    told = []
+    monkeypatch.setattr(Engine, "set_log_dir", lambda self, env_cfg, path: told.append(Path(path)))
+    checkpoint = save_student("run")
+    run("--checkpoint", STUDENT, "--num_episodes", "2", "env.episode_length_s=0.1")
+    run("--agent", "zero", "--task", TASK, "--num_episodes", "2", "env.episode_length_s=0.1")
+    assert told == [checkpoint.resolve().parent, Path("logs/play")]
