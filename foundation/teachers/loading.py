@@ -21,7 +21,7 @@ from foundation.teachers.network import Tower
 
 logger = logging.getLogger(__name__)
 
-DISTRIBUTIONS = ("gaussian", "heteroscedastic", "heteroscedastic_log", "beta", "deterministic")
+DISTRIBUTIONS = ("gaussian", "heteroscedastic", "heteroscedastic_log", "beta", "deterministic", "categorical")
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -33,9 +33,9 @@ class Overrides:
     activation: str | None = None
     """Activation of the hidden layers."""
     distribution: str | None = None
-    """gaussian | heteroscedastic | heteroscedastic_log | beta | deterministic."""
+    """gaussian | heteroscedastic | heteroscedastic_log | beta | deterministic | categorical."""
     action_range: list[float] | None = None
-    """``[low, high]`` of a ``beta`` distribution's actions."""
+    """``[low, high]`` of actions that the policy scales or clips to their range."""
     obs_groups: list[str] | None = None
     """Observation groups of the actor, concatenated in order."""
     clip_actions: float | None = None
@@ -145,8 +145,8 @@ def build_tower(body: Tensors, rnn: Tensors, normalizer: Tensors, activation: st
         activation: Of the hidden layers.
         where: What to name in errors.
     """
-    linears = _linear_layers(body, where)
-    core = _recurrent_core(rnn, where) if rnn else None
+    linears = linear_layers(body, where)
+    core = recurrent_core(rnn, where) if rnn else None
     num_obs = core.rnn.input_size if core is not None else linears[0].in_features
     if core is not None and linears[0].in_features != core.hidden_size:
         raise UserError(
@@ -159,7 +159,8 @@ def build_tower(body: Tensors, rnn: Tensors, normalizer: Tensors, activation: st
     return Tower(num_obs, _normalizer(normalizer, num_obs, where), core, nn.Sequential(*layers), linears[-1])
 
 
-def _linear_layers(body: Tensors, where: str) -> list[nn.Linear]:
+def linear_layers(body: Tensors, where: str) -> list[nn.Linear]:
+    """Build the dense layers of ``0.weight``, ``0.bias``, ``2.weight``, ..., checked to fit together."""
     indices = sorted({int(key.split(".")[0]) for key in body if re.fullmatch(r"\d+\.(weight|bias)", key)})
     expected = {f"{index}.{kind}" for index in indices for kind in ("weight", "bias")}
     if set(body) != expected or indices != list(range(0, 2 * len(indices), 2)) or not indices:
@@ -179,7 +180,8 @@ def _linear_layers(body: Tensors, where: str) -> list[nn.Linear]:
     return layers
 
 
-def _recurrent_core(rnn: Tensors, where: str) -> RecurrentCore:
+def recurrent_core(rnn: Tensors, where: str) -> RecurrentCore:
+    """Build the recurrent layers of ``weight_ih_l0``, ...; a GRU and an LSTM are told apart by their sizes."""
     first, hidden = rnn.get("weight_ih_l0"), rnn.get("weight_hh_l0")
     if first is None or hidden is None or first.dim() != 2 or hidden.dim() != 2 or 0 in (*first.shape, *hidden.shape):
         raise UserError(f"{where}: its recurrent layers lack 'weight_ih_l0' or 'weight_hh_l0'. The file is damaged.")
