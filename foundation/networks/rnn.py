@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from foundation.errors import UserError, suggest
+from foundation.networks.gru_scan import gru_scan
 
 _WORTH_FUSING = 3
 _KINDS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
@@ -85,6 +86,8 @@ class RecurrentCore(nn.Module):
         Returns:
             The outputs, shape (num_steps, num_envs, hidden_size), and the state after the last step.
         """
+        if self.kind == "gru" and x.device.type == "cpu":
+            return self._scan(x, state, None if resets is None else resets.bool())
         if resets is None:
             return self._fused(x, state)
         resets = resets.bool()
@@ -96,6 +99,19 @@ class RecurrentCore(nn.Module):
             return self._fused(x, state)
         # Many short kernels cost most on a GPU, packing costs most on a CPU.
         return self._split(x, state, resets) if x.is_cuda else self._segments(x, state, resets, begins)
+
+    def _scan(
+        self, x: torch.Tensor, state: torch.Tensor, resets: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the GRU layers one after the other, each over all steps."""
+        starts = [None] * self.num_layers if self.initial is None else self.initial.split(self.hidden_size)
+        last: list[torch.Tensor] = []
+        for start, hidden, weights in zip(
+            starts, state.split(self.hidden_size, dim=-1), self.rnn.all_weights, strict=True
+        ):
+            x, end = gru_scan(x, hidden, weights, resets, start)
+            last.append(end)
+        return x, last[0] if len(last) == 1 else torch.cat(last, dim=-1)
 
     def _fused(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         out, hidden = self.rnn(x, self._unpack(state))
