@@ -51,12 +51,6 @@ class Reporter:
                 f"{label} - Mean return: {summary['mean_return']:.2f} ± {summary['std_return']:.2f}, "
                 f"success {100 * summary['success_rate']:.1f} %"
             )
-        teacher = baselines["teacher"]["mean_return"]
-        if teacher <= baselines["random"]["mean_return"] or teacher < baselines["zero"]["mean_return"]:
-            self.line(
-                "WARNING: the teacher is no better than zero or random actions: check its observation groups, their "
-                "order, its normaliser, activation and action scale."
-            )
 
     def begin(self, runner: DistillationRunner) -> None:
         """Show what is about to run."""

@@ -19,6 +19,7 @@ from foundation.errors import RunInterrupted, UserError
 from foundation.evaluation.baselines import measure_baselines, scores
 from foundation.evaluation.divergence import DivergenceProbe
 from foundation.evaluation.evaluate import EvaluationResult, evaluate, preserved_rng
+from foundation.evaluation.teacher_check import check_teacher
 from foundation.learning.learner import Learner, LearningStats
 from foundation.learning.schedules import value_at
 from foundation.report import Reporter
@@ -279,12 +280,8 @@ class DistillationRunner:
             )
         self.baselines = {name: result.summary() for name, result in results.items()}
         self.reporter.baselines(self.baselines)
-        score, floor = self.baselines["teacher"]["mean_return"], self.cfg.teacher.min_return
-        if floor is not None and score < floor:
-            raise UserError(
-                f"The teacher's mean return is {score:.2f}, below --teacher_min_return {floor:g}: check its "
-                "observation groups, their order, its normaliser and activation."
-            )
+        for warning in check_teacher(results, self.cfg.teacher):
+            self.reporter.line(f"WARNING: {warning}")
 
     def _finish(self) -> dict[str, Any]:
         self.run_dir.save_checkpoint("final_student.pt", student_checkpoint(self, self.epoch - 1))

@@ -243,6 +243,21 @@ def test_a_teacher_below_the_wanted_return_stops_the_run_at_once(tmp_path):
     assert not (tmp_path / "best_student.pt").exists()
 
 
+def test_a_teacher_no_better_than_chance_stops_the_run_after_its_figures_were_shown(tmp_path, capsys):
+    """Nothing is collected, no folder is left to resume; ``distill.teacher.check=false`` goes on with a warning."""
+    wrong = LinearTeacher(-REGULATOR_GAIN)
+    runner = make(tmp_path / "stops", config(), teacher=wrong)
+    with pytest.raises(UserError, match=r"not above that of random actions.*normaliser.*distill\.teacher\.check=false"):
+        runner.run()
+    assert runner.env_steps == 0 and not list((tmp_path / "stops").glob("*.pt"))
+    shown = capsys.readouterr().out
+    assert all(f"{who} - Mean return:" in shown for who in ("Teacher", "Zero actions", "Random actions"))
+    cfg = config(n_epochs=1, epoch_teacher_forcing=1)
+    cfg.teacher.check = False
+    make(tmp_path / "goes_on", cfg, teacher=wrong).run()
+    assert "WARNING: The teacher's mean return" in capsys.readouterr().out
+
+
 def test_on_policy_runs_learn_from_their_own_epoch_only(tmp_path):
     """The dataset never holds more than an epoch's rows."""
     runner = make(tmp_path, config(on_policy=True))

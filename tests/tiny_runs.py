@@ -44,7 +44,8 @@ def arguments(teacher: Path, *more: Any, **flags: Any) -> list[str]:
         **flags,
     }
     typed = [str(part) for name, value in values.items() for part in (f"--{name}", value)]
-    return [*typed, "env.episode_length_s=0.4", "distill.final_eval_episodes=32", *map(str, more)]
+    fixed = ["env.episode_length_s=0.4", "distill.final_eval_episodes=32", "distill.teacher.check=false"]
+    return [*typed, *fixed, *map(str, more)]
 
 
 def run_folder(folder: Path) -> Path:

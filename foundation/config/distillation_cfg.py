@@ -35,6 +35,8 @@ class TeacherCfg:
     """Activation of the checkpoint's networks. None: read from ``params/agent.yaml`` beside it."""
     min_return: float | None = None
     """Stop at once if the teacher's own mean return is lower (``--teacher_min_return``)."""
+    check: bool = True
+    """Stop at once if the teacher's mean return is not above that of random actions (one-sided 95 %); off: warn."""
 
 
 @dataclass

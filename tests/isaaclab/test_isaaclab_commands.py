@@ -108,7 +108,7 @@ def test_train_then_distil_then_play(tmp_path):
     assert yaml.safe_load((trained / "params" / "agent.yaml").read_text())["seed"] == 3
     assert yaml.safe_load((trained / "params" / "env.yaml").read_text())["scene"]["num_envs"] == 8
     distil = ["--n_epochs", 2, "--epoch_teacher_forcing", 1, "--num_episodes", 8, "--num_eval_episodes", 8]
-    distil += ["--teacher_checkpoint", teacher, "distill.final_eval_episodes=8"]
+    distil += ["--teacher_checkpoint", teacher, "distill.final_eval_episodes=8", "distill.teacher.check=false"]
     done = _run(tmp_path, _script("distillation.py"), *lean, *quick, *distil)
     assert "Teacher architecture: obs=26, actions=4, hidden=[" in done.stdout
     run = _the_run(tmp_path, "distillation")

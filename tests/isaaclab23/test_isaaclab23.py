@@ -46,7 +46,8 @@ def test_train_distil_and_play(tmp_path):
     assert yaml.safe_load((trained / "params" / "env.yaml").read_text())["gain"] == 4.0
     assert yaml.safe_load((trained / "params" / "agent.yaml").read_text())["seed"] == 3
     small = ["--n_epochs", 2, "--epoch_teacher_forcing", 1, "--num_episodes", 8, "--num_eval_episodes", 8]
-    small += ["--teacher_checkpoint", max(trained.glob("model_*.pt")), "distill.final_eval_episodes=8"]
+    small += ["--teacher_checkpoint", max(trained.glob("model_*.pt"))]
+    small += ["distill.final_eval_episodes=8", "distill.teacher.check=false"]
     done = _run(tmp_path, "distillation", *COMMON, "scene.num_envs=8", *small)
     assert "Teacher architecture: obs=2, actions=1, hidden=[16]" in done.stdout
     run = _the_run(tmp_path, "distillation")

@@ -96,6 +96,11 @@ CASES = [
     good_case("loss the teacher cannot serve", ["loss=q_mse"], "q_mse"),
     good_case("dataset beyond its budget", ["distill.dataset.size=100000000000"], "GB", "dataset.size"),
     good_case("teacher too weak", ["--teacher_min_return", "600"], "--teacher_min_return 600"),
+    good_case(
+        "teacher no better than chance",
+        ["distill.teacher.check=true", "--num_eval_episodes", "64"],
+        *("not above that of random actions", "groups", "order", "normaliser", "activation", "scale", "check=false"),
+    ),
     Case("log folder", [*GOOD, *SMALL], ["logs", "folder"], setup={"logs": "a file is in the way"}),
     Case("full disk", [*GOOD, *SMALL], ["checkpoint_latest.pt", "No space left"], full_disk=True, keeps=RUNNING),
     Case(

@@ -1,0 +1,101 @@
+"""Is the teacher worth learning from: when a run stops, when it warns, and what it says."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+import torch
+from toy_env import REGULATOR_GAIN, LinearTeacher, RegulatorEnv
+
+from foundation.config.distillation_cfg import TeacherCfg
+from foundation.data.actors import PolicyActor
+from foundation.data.obs_groups import ObsSelector
+from foundation.errors import UserError
+from foundation.evaluation.baselines import measure_baselines
+from foundation.evaluation.evaluate import EvaluationResult
+from foundation.evaluation.teacher_check import check_teacher, is_above
+
+CAUSES = ("distill.teacher.obs_groups", "order", "normaliser", "distill.teacher.activation", "scale")
+
+
+def episodes(returns: list[float]) -> EvaluationResult:
+    values = torch.tensor(returns)
+    return EvaluationResult(values, torch.ones_like(values), values > 0)
+
+
+def results(teacher: list[float], zero: list[float], random: list[float]) -> dict[str, EvaluationResult]:
+    return {"teacher": episodes(teacher), "zero": episodes(zero), "random": episodes(random)}
+
+
+@pytest.mark.parametrize("random", [[10.0, 11.0, 12.0], [5.0, 6.0, 7.0], [4.0, 5.0, 9.0]])
+def test_a_teacher_not_above_random_stops_the_run_and_the_line_names_the_causes(random):
+    """Below, equal, or above by less than chance gives: one line with both figures, the causes and the way on."""
+    with pytest.raises(UserError) as error:
+        check_teacher(results([5.0, 6.0, 7.0], [0.0, 0.0, 1.0], random), TeacherCfg(obs_groups=["policy"]))
+    line = str(error.value)
+    assert "\n" not in line
+    assert "6.00 ± " in line and f"{statistics.mean(random):.2f} ± " in line
+    assert all(cause in line for cause in (*CAUSES, "(now policy)", "distill.teacher.check=false"))
+
+
+def test_where_everything_scores_the_same_the_line_says_so():
+    """No reward reaches anybody: it may be the task, and the line tells how to go on then."""
+    with pytest.raises(UserError, match=r"zero actions return the same.*check=false"):
+        check_teacher(results([0.0] * 4, [0.0] * 4, [0.0] * 4), TeacherCfg())
+
+
+def test_with_the_check_off_the_run_is_warned_and_goes_on():
+    """``distill.teacher.check=false``: one warning with the same causes."""
+    [line] = check_teacher(results([1.0, 2.0], [0.0, 0.0], [5.0, 6.0]), TeacherCfg(check=False))
+    assert all(cause in line for cause in CAUSES)
+
+
+def test_a_teacher_above_random_and_below_zero_actions_is_warned_of():
+    """Zero actions may be good already: the run goes on with a warning; a good teacher has none."""
+    [line] = check_teacher(results([5.0, 6.0, 7.0], [8.0, 8.0, 8.0], [0.0, 1.0, 0.0]), TeacherCfg())
+    assert "6.00" in line and "zero actions, 8.00" in line and "normaliser" in line
+    assert check_teacher(results([5.0, 6.0, 7.0], [4.0, 4.0, 4.0], [0.0, 1.0, 0.0]), TeacherCfg()) == []
+
+
+def test_the_wanted_return_is_asked_for_first_and_whatever_the_check_says():
+    """``--teacher_min_return`` is the user's own bar."""
+    for check in (True, False):
+        with pytest.raises(UserError, match=r"is 1\.50, below --teacher_min_return 2:"):
+            check_teacher(results([1.0, 2.0], [0.0, 0.0], [5.0, 6.0]), TeacherCfg(min_return=2.0, check=check))
+
+
+def test_above_is_welchs_test_on_one_side():
+    """The border lies at 1.645 standard errors, computed here with the standard library."""
+    one, other = [3.0, 5.0, 4.0, 8.0], [1.0, 2.0, 4.0]
+    error = math.sqrt(statistics.variance(one) / 4 + statistics.variance(other) / 3)
+    shift = statistics.mean(one) - statistics.mean(other) - 1.645 * error
+    for nudge, above in ((-1e-3, True), (1e-3, False)):
+        moved = [value + shift + nudge for value in other]
+        assert is_above(episodes(one), episodes(moved)) is above
+    assert is_above(episodes([1.0]), episodes([0.5, 0.7])) and not is_above(episodes([0.5]), episodes([0.5]))
+
+
+def test_equal_policies_pass_in_one_of_twenty():
+    """Of 2000 comparisons of a policy with itself, 5 % are above, give or take three standard errors."""
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(2000, 2, 128, generator=generator)
+    rate = sum(is_above(episodes(a.tolist()), episodes(b.tolist())) for a, b in draws) / 2000
+    assert abs(rate - 0.05) < 3 * math.sqrt(0.05 * 0.95 / 2000)
+
+
+@pytest.mark.parametrize(
+    ("gain", "stops"),
+    [(REGULATOR_GAIN, False), (-REGULATOR_GAIN, True), (0.2 * REGULATOR_GAIN, False)],
+    ids=["good", "sign of the actions", "a fifth of the actions' scale"],
+)
+def test_in_an_environment_a_misread_teacher_is_told_from_a_good_one(gain, stops):
+    """A regulator with its sign turned is worse than chance; a timid one is not, and is let through."""
+    actor = PolicyActor(LinearTeacher(gain.clone()), ObsSelector(["policy"]))
+    measured = measure_baselines(RegulatorEnv(32), actor, 32, 0, shared_rollout=False)
+    if stops:
+        with pytest.raises(UserError, match="not above that of random actions"):
+            check_teacher(measured, TeacherCfg())
+    else:
+        assert check_teacher(measured, TeacherCfg()) == []
