@@ -101,6 +101,38 @@ class Beta(Deterministic):
         return first / (first + second) * self.scale + self.low
 
 
+class SquashedGaussian(Deterministic):
+    """Raw means and then log deviations of a Gaussian whose draws go through tanh, as SAC has it.
+
+    The deterministic action is ``tanh(mean)``. The deviation that is given is that of the action to first order.
+    """
+
+    name = "squashed gaussian"
+    outputs_per_action = 2
+
+    def __init__(self, log_std_range: tuple[float, float] = (-20.0, 2.0)) -> None:
+        """Keep the bounds of the logarithm of the deviation."""
+        super().__init__()
+        self.log_std_range = log_std_range
+
+    def forward(self, raw: torch.Tensor) -> Moments:
+        """Return mean and std. Shape: (..., 2 * num_actions) to (..., num_actions) each."""
+        mean, log_std = raw.chunk(2, dim=-1)
+        mean = mean.tanh()
+        return mean, log_std.clamp(*self.log_std_range).exp() * self._slope(mean)
+
+    def sample(self, mean: torch.Tensor, std: torch.Tensor | None, generator: torch.Generator | None) -> torch.Tensor:
+        """Draw actions: a Gaussian draw before the squashing. Shape: (..., num_actions)."""
+        assert std is not None
+        slope = self._slope(mean)
+        raw = mean.clamp(-1.0 + 1e-7, 1.0 - 1e-7).atanh()
+        return _sample_gaussian(raw, std / slope, generator).tanh()
+
+    @staticmethod
+    def _slope(mean: torch.Tensor) -> torch.Tensor:
+        return (1.0 - mean.square()).clamp_min(1e-7)
+
+
 def _sample_gaussian(mean: torch.Tensor, std: torch.Tensor | None, generator: torch.Generator | None) -> torch.Tensor:
     if std is None:
         return mean
