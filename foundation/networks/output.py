@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,3 +25,9 @@ class PolicyOutput(NamedTuple):
     """Logits or Q-values of a discrete policy. Shape: (..., num_choices)."""
     features: torch.Tensor | None = None
     """Last hidden layer. Shape: (..., num_features)."""
+
+
+def map_output(function: Callable[..., torch.Tensor], *outputs: PolicyOutput) -> PolicyOutput:
+    """Apply a function of tensors to each field that the outputs have."""
+    fields: list[Any] = [None if parts[0] is None else function(*parts) for parts in zip(*outputs, strict=True)]
+    return PolicyOutput(*fields)

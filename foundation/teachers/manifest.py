@@ -103,9 +103,7 @@ def _check_names(entries: list[TeacherEntry], path: Path) -> None:
     with_vehicle = [entry for entry in entries if entry.vehicle is not None]
     if 0 < len(with_vehicle) < len(entries):
         odd = next(entry for entry in entries if entry.vehicle is None)
-        raise UserError(
-            f"'{path}': teacher '{odd.name}' has no vehicle but others have: give all of them one, or none."
-        )
+        raise UserError(f"'{path}': teacher '{odd.name}' has no vehicle, others have: give all of them one, or none.")
 
 
 def write_manifest(path: str | Path, entries: Sequence[TeacherEntry], task: str) -> None:

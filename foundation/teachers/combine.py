@@ -1,0 +1,53 @@
+"""Several teachers for the same environment: one target from all their outputs."""
+
+from __future__ import annotations
+
+import torch
+
+from foundation.errors import UserError
+from foundation.networks.output import PolicyOutput
+
+COMBINATIONS = ("mean", "uncertainty", "value")
+
+
+def combine(output: PolicyOutput, how: str, temperature: float = 1.0) -> PolicyOutput:
+    """Put the outputs of K teachers about the same rows together.
+
+    The weights w_k sum to one: equal for ``mean``; in proportion to 1 / std_k^2, action by action, for
+    ``uncertainty`` (a teacher counts where it is sure); softmax(value_k / temperature) for ``value`` (the teacher that
+    expects most from this state counts, which a low temperature makes the maximum over teachers).
+
+    The action is ``sum w_k mean_k``. The standard deviation, where teachers have one, is that of the mixture of their
+    Gaussians, so that it grows where they disagree.
+
+    Args:
+        output: Fields of shape (num_teachers, rows, size).
+        how: ``mean``, ``uncertainty`` or ``value``.
+        temperature: Of ``value`` [units of return].
+
+    Returns:
+        Fields of shape (rows, size).
+    """
+    mean, std, value = output.mean, output.std, output.value
+    if output.logits is not None:
+        raise UserError(f"distill.teacher.combine={how} is for continuous actions: these teachers give logits.")
+    if how == "uncertainty":
+        assert std is not None
+        precision = std.square().reciprocal()
+        weights = precision / precision.sum(0)
+    elif how == "value":
+        assert value is not None
+        weights = torch.softmax(value / temperature, dim=0)
+    else:
+        weights = torch.full_like(mean[..., :1], 1.0 / mean.shape[0])
+    target = (weights * mean).sum(0)
+    if std is not None:
+        spread = (weights * (std.square() + (mean - target).square())).sum(0)
+        std = spread.sqrt()
+    share = weights.mean(-1, keepdim=True)
+    return PolicyOutput(
+        mean=target,
+        std=std,
+        value=None if value is None else (share * value).sum(0),
+        features=None if output.features is None else (share * output.features).sum(0),
+    )

@@ -1,0 +1,261 @@
+"""Many teachers as one policy: each for its own environments, chosen per environment, or all together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from foundation.errors import UserError, suggest
+from foundation.networks.output import PolicyOutput, map_output
+from foundation.teachers.combine import COMBINATIONS, combine
+from foundation.teachers.manifest import TeacherEntry
+from foundation.teachers.stacked import stack_networks
+from foundation.teachers.wrapper import TeacherPolicyWrapper
+
+
+class TeacherEnsemble(nn.Module):
+    """K teachers of the same architecture, with the interface of one.
+
+    ``combine`` says whose output an environment gets:
+
+    - ``per_env``: environment i that of teacher ``i % K`` (the rule by which environments get their vehicles);
+    - ``expert``: that of the teacher whose index is the observation's last column;
+    - any other: all teachers' outputs, put together (see :mod:`foundation.teachers.combine`).
+    """
+
+    def __init__(
+        self,
+        teachers: Sequence[TeacherPolicyWrapper],
+        names: Sequence[str],
+        mode: str = "per_env",
+        temperature: float = 1.0,
+    ) -> None:
+        """Stack the teachers.
+
+        Args:
+            teachers: At least one, of the same architecture.
+            names: Their names.
+            mode: ``per_env``, ``expert``, or how to combine.
+            temperature: Of the weights that ``value`` gives.
+        """
+        super().__init__()
+        if mode not in ("per_env", "expert", *COMBINATIONS):
+            raise UserError(f"distill.teacher.combine is {mode!r}. {suggest(mode, ('per_env', *COMBINATIONS))}")
+        _check_alike(teachers, names)
+        first = teachers[0]
+        self.mode, self.temperature = mode, temperature
+        self.names, self.num_teachers = list(names), len(teachers)
+        self.num_obs, self.num_actions = first.num_obs, first.num_actions
+        self.hidden_dims, self.obs_groups, self.obs_slice = first.hidden_dims, first.obs_groups, first.obs_slice
+        self.clip_actions = first.clip_actions
+        self.has_std = all(teacher.has_std for teacher in teachers)
+        self.has_value = all(teacher.has_value for teacher in teachers)
+        self._needs_value = mode == "value"
+        if (mode == "uncertainty" and not self.has_std) or (self._needs_value and not self.has_value):
+            lacking = "standard deviation" if mode == "uncertainty" else "critic of the same observations"
+            raise UserError(f"distill.teacher.combine={mode} needs teachers with a {lacking}: use combine=mean.")
+        self.num_parameters = sum(teacher.num_parameters for teacher in teachers)
+        self._description = first.describe() | {"num_teachers": len(teachers), "combine": mode}
+        self.networks = stack_networks([teacher.policy for teacher in teachers]).requires_grad_(False).eval()
+        self.device = first.device
+        self._wants_value = self.networks.with_value
+        self._size = self.networks.state_size
+        self.state_size = self._size * (1 if mode == "per_env" else self.num_teachers)
+
+    # -- the policy's interface ---------------------------------------------------------------------------------
+
+    def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
+        """Return the state at an episode's start. Shape: (num_envs, state_size), None without memory."""
+        states = self.networks.initial_states(device or self.device)
+        if states is None:
+            return None
+        if self.mode == "per_env":
+            return states.repeat(-(-num_envs // self.num_teachers), 1)[:num_envs]
+        return states.flatten().expand(num_envs, -1)
+
+    def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> torch.Tensor | None:
+        """Return the state with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
+        if state is None:
+            return None
+        initial = self.initial_state(state.shape[0], state.device)
+        assert initial is not None
+        return torch.where(dones.bool().unsqueeze(-1), initial, state)
+
+    def step(self, obs: torch.Tensor, state: torch.Tensor | None = None) -> tuple[PolicyOutput, torch.Tensor | None]:
+        """Act for one step.
+
+        Args:
+            obs: Shape: (num_envs, num_obs); with ``expert`` one column more, the teacher's index.
+            state: Shape: (num_envs, state_size).
+        """
+        if self._size and state is None:
+            state = self.initial_state(obs.shape[0], obs.device)
+        return self._step_own(obs, state) if self.mode == "per_env" else self._step_all(obs, state)
+
+    def sequence(
+        self, obs: torch.Tensor, state: torch.Tensor | None = None, resets: torch.Tensor | None = None
+    ) -> tuple[PolicyOutput, torch.Tensor | None]:
+        """Act for many steps; the same as :meth:`step` repeated, and one batch of it without memory.
+
+        Args:
+            obs: Shape: (num_steps, num_envs, num_obs).
+            state: State before the first step. Shape: (num_envs, state_size). None: an episode's start.
+            resets: True where a step begins an episode. Shape: (num_steps, num_envs). None: nowhere.
+        """
+        steps, envs = obs.shape[:2]
+        if not self._size and (self.mode != "per_env" or envs % self.num_teachers == 0):
+            output, _ = self.step(obs.flatten(0, 1))
+            return map_output(lambda f: f.unflatten(0, (steps, envs)), output), None
+        outputs: list[PolicyOutput] = []
+        for t in range(steps):
+            if resets is not None and state is not None:
+                state = self.reset_state(state, resets[t])
+            output, state = self.step(obs[t], state)
+            outputs.append(output)
+        return map_output(lambda *parts: torch.stack(parts), *outputs), state
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        """Return mean actions (with memory: of an episode's first step). Shape: (num_envs, num_actions)."""
+        return self.step(obs)[0].mean
+
+    def sample(self, output: PolicyOutput, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Draw actions from an output's distribution. Shape: (num_envs, num_actions)."""
+        distribution = self.networks.distribution
+        if distribution is not None and self.mode in ("per_env", "expert"):
+            return distribution.sample(output.mean, output.std, generator)
+        if output.std is None:
+            return output.mean
+        noise = torch.randn(output.mean.shape, device=output.mean.device, generator=generator)
+        return output.mean + output.std * noise
+
+    @property
+    def with_value(self) -> bool:
+        """Whether outputs carry the value; set it to False where nobody needs it, and the critics are not run."""
+        return self.has_value and self._wants_value
+
+    @with_value.setter
+    def with_value(self, wanted: bool) -> None:
+        self._wants_value = wanted
+        self.networks.with_value = wanted or self._needs_value
+
+    # -- which teacher ------------------------------------------------------------------------------------------
+
+    def teacher_index(self, num_envs: int) -> torch.Tensor:
+        """Return the teacher of each environment where each has its own (``per_env``). Shape: (num_envs,)."""
+        return torch.arange(num_envs, device=self.device) % self.num_teachers
+
+    def _step_own(self, obs: torch.Tensor, state: torch.Tensor | None) -> tuple[PolicyOutput, torch.Tensor | None]:
+        """Give each environment its own teacher: rows i, i + K, i + 2 K, ... are teacher i's."""
+        envs, missing = obs.shape[0], -obs.shape[0] % self.num_teachers
+        x, memory = self._deal(obs, missing), None if state is None else self._deal(state, missing)
+        output, memory = self.networks.step(x, memory)
+
+        def undeal(rows: torch.Tensor) -> torch.Tensor:
+            return rows.transpose(0, 1).flatten(0, 1)[:envs]
+
+        return map_output(undeal, output), None if memory is None else undeal(memory)
+
+    def _deal(self, rows: torch.Tensor, missing: int) -> torch.Tensor:
+        """Give each teacher its rows. Shape: (num_teachers, rows_per_teacher, size)."""
+        if missing:
+            rows = torch.nn.functional.pad(rows, (0, 0, 0, missing))
+        return rows.unflatten(0, (-1, self.num_teachers)).transpose(0, 1)
+
+    def _step_all(self, obs: torch.Tensor, state: torch.Tensor | None) -> tuple[PolicyOutput, torch.Tensor | None]:
+        """Ask every teacher about every row, then choose or combine."""
+        x = obs[..., : self.num_obs]
+        memory = None if state is None else state.unflatten(-1, (self.num_teachers, -1)).transpose(0, 1)
+        output, memory = self.networks.step(x.expand(self.num_teachers, *x.shape), memory)
+        if self.mode == "expert":
+            index = obs[..., self.num_obs].long()
+            rows = torch.arange(obs.shape[0], device=obs.device)
+            result = map_output(lambda f: f[index, rows], output)
+        else:
+            result = combine(output, self.mode, self.temperature)
+            result = result if self._wants_value else result._replace(value=None)
+        return result, None if memory is None else memory.transpose(0, 1).flatten(1)
+
+    # -- for people ---------------------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """Return what was understood about the teachers, as plain values."""
+        return dict(self._description)
+
+    def architecture_line(self) -> str:
+        """Return the line that the console shows."""
+        what = {"per_env": "each with its own environments", "expert": "chosen per environment"}
+        return (
+            f"Teacher architecture: obs={self.num_obs}, actions={self.num_actions}, hidden={self.hidden_dims}; "
+            f"{self.num_teachers} teachers, {what.get(self.mode, f'combined by {self.mode}')}"
+        )
+
+
+_SAME = {
+    "num_obs": "observations",
+    "num_actions": "actions",
+    "hidden_dims": "hidden layers",
+    "activation": "activation",
+    "recurrence": "recurrence",
+    "distribution": "distribution",
+    "obs_groups": "observation groups",
+    "clip_actions": "bound of the actions",
+}
+
+
+def _check_alike(teachers: Sequence[TeacherPolicyWrapper], names: Sequence[str]) -> None:
+    """Refuse teachers that differ in more than their weights."""
+    first = teachers[0].describe()
+    for teacher, name in zip(teachers[1:], names[1:], strict=True):
+        own = teacher.describe()
+        for key, label in _SAME.items():
+            if first.get(key) != own.get(key):
+                raise UserError(
+                    f"The teachers '{names[0]}' and '{name}' differ in their {label}: {first.get(key)} and "
+                    f"{own.get(key)}. Teachers of one run have the same architecture: leave one of them out."
+                )
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Let a warning through once, however many checkpoints it is about."""
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        new = str(record.msg) not in said
+        said.add(str(record.msg))
+        return new
+
+    loggers = [logging.getLogger(f"foundation.teachers.{name}") for name in ("choices", "loading", "assembly")]
+    for logger in loggers:
+        logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_new)
+
+
+def load_ensemble(
+    entries: Sequence[TeacherEntry],
+    device: torch.device | str = "cpu",
+    mode: str = "per_env",
+    temperature: float = 1.0,
+    **overrides: Any,
+) -> TeacherEnsemble:
+    """Read the teachers and stack them.
+
+    Args:
+        entries: Which.
+        device: Where they run.
+        mode: ``per_env``, ``expert``, or how to combine.
+        temperature: Of the weights that ``value`` gives.
+        overrides: What the user says about all of them (see ``foundation.teachers.loading.Overrides``).
+    """
+    with said_once():
+        teachers = [TeacherPolicyWrapper(entry.checkpoint, device, **overrides) for entry in entries]
+    return TeacherEnsemble(teachers, [entry.name for entry in entries], mode, temperature)

@@ -1,0 +1,149 @@
+"""Stacked teachers are their teachers."""
+
+from __future__ import annotations
+
+import many_teachers
+import pytest
+import torch
+
+from foundation.errors import UserError
+from foundation.teachers import TeacherPolicyWrapper
+from foundation.teachers.ensemble import load_ensemble
+from foundation.teachers.manifest import find_teachers
+from foundation.teachers.stacked import LoopedNetworks, StackedNetworks
+
+NUM_TEACHERS, ROWS = 5, 4
+
+
+def load_both(folder, mode="per_env", **options):
+    entries = find_teachers(str(many_teachers.write_set(folder, NUM_TEACHERS, **options)))
+    singles = [TeacherPolicyWrapper(entry.checkpoint) for entry in entries]
+    return load_ensemble(entries, mode=mode), singles
+
+
+def observations(*leading):
+    return torch.randn(*leading, 26, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("normalizer", [False, True])
+@pytest.mark.parametrize("rnn", [None, "gru", "lstm"])
+def test_every_environment_gets_its_own_teachers_output(tmp_path, rnn, normalizer):
+    """Row i of a stacked step is what teacher i % K alone says of it: mean, std, value and features, over 6 steps."""
+    ensemble, singles = load_both(tmp_path, rnn=rnn, normalizer=normalizer)
+    assert isinstance(ensemble.networks, StackedNetworks)
+    envs = NUM_TEACHERS * ROWS
+    obs, state = observations(6, envs), None
+    for t in range(6):
+        output, state = ensemble.step(obs[t], state)
+        for index, single in enumerate(singles):
+            alone = single.output(obs[t, index::NUM_TEACHERS])
+            for name in ("mean", "std", "value", "features"):
+                found, wanted = getattr(output, name)[index::NUM_TEACHERS], getattr(alone, name)
+                torch.testing.assert_close(found, wanted, rtol=1e-5, atol=2e-6, msg=f"{name} of teacher {index}")
+
+
+@pytest.mark.parametrize("rnn", [None, "gru"])
+@pytest.mark.parametrize("mode", ["per_env", "expert", "mean"])
+def test_a_sequence_is_its_steps(tmp_path, rnn, mode):
+    """``sequence`` equals ``step`` repeated with resets between, in every mode, and so does its final state."""
+    ensemble, _ = load_both(tmp_path, mode, rnn=rnn)
+    obs = observations(5, 2 * NUM_TEACHERS)
+    if mode == "expert":
+        obs = torch.cat([obs, torch.randint(NUM_TEACHERS, (5, 2 * NUM_TEACHERS, 1)).float()], dim=-1)
+    resets = torch.rand(5, 2 * NUM_TEACHERS, generator=torch.Generator().manual_seed(1)) < 0.3
+    together, last = ensemble.sequence(obs, None, resets)
+    state = ensemble.initial_state(2 * NUM_TEACHERS)
+    for t in range(5):
+        state = ensemble.reset_state(state, resets[t])
+        output, state = ensemble.step(obs[t], state)
+        torch.testing.assert_close(together.mean[t], output.mean, rtol=1e-5, atol=1e-6)
+    assert (last is None) == (rnn is None)
+    if rnn is not None:
+        torch.testing.assert_close(last, state)
+
+
+def test_a_number_of_environments_that_is_no_multiple_keeps_the_rule(tmp_path):
+    """With 7 environments for 5 teachers, environments 5 and 6 follow teachers 0 and 1."""
+    ensemble, singles = load_both(tmp_path)
+    obs = observations(7)
+    mean = ensemble(obs)
+    for row in range(7):
+        torch.testing.assert_close(mean[row : row + 1], singles[row % 5](obs[row : row + 1]), rtol=1e-5, atol=1e-6)
+    assert ensemble.teacher_index(7).tolist() == [0, 1, 2, 3, 4, 0, 1]
+
+
+def test_an_expert_is_chosen_by_the_last_column(tmp_path):
+    """In ``expert`` mode each row is answered by the teacher that its last column names."""
+    ensemble, singles = load_both(tmp_path, "expert", rnn="gru")
+    obs, index = observations(9), torch.tensor([4, 0, 0, 3, 2, 1, 1, 4, 2])
+    output, _ = ensemble.step(torch.cat([obs, index.unsqueeze(-1).float()], dim=-1))
+    for row in range(9):
+        wanted = singles[index[row]].step(obs[row : row + 1])[0].mean
+        torch.testing.assert_close(output.mean[row : row + 1], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_combinations_are_the_formulas(tmp_path):
+    """Mean, inverse-variance and value-weighted targets equal the formulas computed teacher by teacher."""
+    entries = [
+        *find_teachers(str(many_teachers.write_mlp(tmp_path / "a.pt", 1, std=0.1))),
+        *find_teachers(str(many_teachers.write_mlp(tmp_path / "b.pt", 2, std=0.3))),
+    ]
+    obs = observations(6)
+    a, b = (TeacherPolicyWrapper(entry.checkpoint).step(obs)[0] for entry in entries)
+    mean = load_ensemble(entries, mode="mean").step(obs)[0]
+    torch.testing.assert_close(mean.mean, (a.mean + b.mean) / 2)
+    variance = (0.1**2 + 0.3**2) / 2 + (a.mean - b.mean).square() / 4
+    torch.testing.assert_close(mean.std, variance.sqrt())
+    sure = load_ensemble(entries, mode="uncertainty").step(obs)[0]
+    torch.testing.assert_close(sure.mean, 0.9 * a.mean + 0.1 * b.mean)
+    weight = torch.sigmoid((a.value - b.value) / 0.5)
+    valued = load_ensemble(entries, mode="value", temperature=0.5).step(obs)[0]
+    torch.testing.assert_close(valued.mean, weight * a.mean + (1 - weight) * b.mean)
+
+
+def test_students_that_teach_are_asked_one_after_the_other(tmp_path):
+    """Recurrent students of this project, which no stack knows, give the same through the loop."""
+    from foundation.students import make_student, student_cfg_class
+
+    for index in range(3):
+        torch.manual_seed(index)
+        student = make_student(student_cfg_class("gru")(), 26, 4)
+        checkpoint = {"student": student.describe(), "model_state_dict": student.state_dict(), "epoch": 1}
+        torch.save(checkpoint, tmp_path / f"s{index}.pt")
+    entries = find_teachers(str(tmp_path / "s*.pt"))
+    ensemble = load_ensemble(entries)
+    assert isinstance(ensemble.networks, LoopedNetworks)
+    singles = [TeacherPolicyWrapper(entry.checkpoint) for entry in entries]
+    obs, state = observations(2, 6), None
+    for t in range(2):
+        output, state = ensemble.step(obs[t], state)
+        for index, single in enumerate(singles):
+            torch.testing.assert_close(
+                output.mean[index::3], single.output(obs[t, index::3]).mean, rtol=1e-5, atol=1e-6
+            )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"hidden": (32,)}, "hidden layers"), ({"num_obs": 22}, "observations"), ({"rnn": "gru"}, "recurrence")],
+)
+def test_teachers_of_different_sizes_are_refused(tmp_path, options, words):
+    """Two teachers that differ in more than their weights are refused in one line that names both."""
+    many_teachers.write_mlp(tmp_path / "a.pt", 1)
+    many_teachers.write_mlp(tmp_path / "other" / "b.pt", 2, **options)
+    with pytest.raises(UserError, match=f"'a' and 'b' differ in their {words}") as caught:
+        load_ensemble(find_teachers([str(tmp_path / "a.pt"), str(tmp_path / "other" / "b.pt")]))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_critic_that_nobody_asks_is_not_run(tmp_path):
+    """``with_value = False`` leaves the value out, and value-weighting still has it for itself."""
+    ensemble, _ = load_both(tmp_path)
+    assert ensemble.with_value
+    ensemble.with_value = False
+    assert ensemble.step(observations(5))[0].value is None
+    weighted, _ = load_both(tmp_path, "value")
+    before = weighted.step(observations(5))[0].mean
+    weighted.with_value = False
+    output = weighted.step(observations(5))[0]
+    assert output.value is None and torch.equal(output.mean, before)
