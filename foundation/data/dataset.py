@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 
 from foundation.data.memory import check_memory
-from foundation.data.sampling import draw_without_replacement
+from foundation.data.minibatch import Minibatch
+from foundation.data.sampling import ActiveItems, draw_without_replacement
 from foundation.errors import UserError
 from foundation.networks.output import PolicyOutput
 
+__all__ = ["DTYPES", "TARGET_FIELDS", "DistillationDataset", "Minibatch"]
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TARGET_FIELDS = ("mean", "std", "value", "logits", "features")
-
-
-class Minibatch(NamedTuple):
-    """Rows to learn from: flat ``(batch, ...)`` or sequences ``(sequence_length, batch, ...)``."""
-
-    obs: torch.Tensor
-    """The student's observations. Shape: (..., num_obs)."""
-    targets: PolicyOutput
-    """The teacher's outputs at those observations."""
-    weights: torch.Tensor | None = None
-    """Weight of each row; None when all are 1. Shape: (...)."""
-    resets: torch.Tensor | None = None
-    """Sequences only: steps that begin an episode. Shape: (sequence_length, batch)."""
-    state: torch.Tensor | None = None
-    """Sequences only: the student's memory before the first step. Shape: (batch, state_size)."""
 
 
 class DistillationDataset:
@@ -91,6 +78,7 @@ class DistillationDataset:
         if num_teachers > 1:
             self.teacher_index = torch.empty(shape, dtype=torch.int32, device=self.device)
         self.weights: torch.Tensor | None = None
+        self.active: torch.Tensor | None = None
         self.states = None
         if state_size:
             windows = chunk_steps // window_steps
@@ -128,6 +116,7 @@ class DistillationDataset:
             self._slot = self.chunks_written % self.max_chunks
         else:
             self._slot = int(torch.randint(self.max_chunks, (1,), generator=self.generator, device=self.device))
+        self.activate([self._slot], None)
         return self._slot
 
     def write(
@@ -174,6 +163,20 @@ class DistillationDataset:
         """Forget every row (on-policy learning)."""
         self.num_chunks = self.chunks_written = self._cursor = 0
 
+    def activate(self, slots: list[int], envs: torch.Tensor | None) -> None:
+        """Say whose rows of some chunks are learned from; the others keep their place and are not drawn.
+
+        Args:
+            slots: The chunks.
+            envs: Which environments. Shape: (num_envs,). None: all of them.
+        """
+        if self.active is None:
+            if envs is None:
+                return
+            self.active = torch.ones(self.max_chunks, self.num_envs, dtype=torch.bool, device=self.device)
+        index = torch.tensor(slots, dtype=torch.int64, device=self.device)
+        self.active[index] = True if envs is None else envs.to(self.device)
+
     def chunk_obs(self, slot: int) -> torch.Tensor:
         """Return a chunk's observations. Shape: (chunk_steps, num_envs, num_obs)."""
         return self.rows[slot, :, :, self.columns["obs"]]
@@ -193,7 +196,7 @@ class DistillationDataset:
         """
         matrix = self.rows.view(-1, self.row_size)
         weights = None if self.weights is None else self.weights.view(-1)
-        for index in self._draw(len(self), batch_size, num_batches, shuffle):
+        for index in self._draw(self.chunk_steps, batch_size, num_batches, shuffle):
             rows = matrix.index_select(0, index).float()
             yield Minibatch(
                 rows[:, self.columns["obs"]],
@@ -216,8 +219,7 @@ class DistillationDataset:
         length, envs = self.window_steps, self.num_envs
         matrix = self.rows.view(-1, self.row_size)
         steps = torch.arange(length, device=self.device).unsqueeze(1) * envs
-        num_windows = len(self) // length
-        for window in self._draw(num_windows, batch_size, num_batches, shuffle):
+        for window in self._draw(self.chunk_steps // length, batch_size, num_batches, shuffle):
             first = torch.div(window, envs, rounding_mode="floor") * (length * envs) + window % envs
             index = (first + steps).view(-1)
             rows = matrix.index_select(0, index).float().view(length, -1, self.row_size)
@@ -230,7 +232,13 @@ class DistillationDataset:
                 state = self.states.view(-1, self.states.shape[-1]).index_select(0, window)
             yield Minibatch(rows[..., self.columns["obs"]], self._targets(rows), weights, resets, state)
 
-    def _draw(self, num_items: int, batch_size: int, num_batches: int, shuffle: bool) -> Iterator[torch.Tensor]:
+    def _draw(self, per_env: int, batch_size: int, num_batches: int, shuffle: bool) -> Iterator[torch.Tensor]:
+        """Draw items, of which each environment has ``per_env`` in a chunk, numbered by chunk, time and environment."""
+        active = None
+        num_items = self.num_chunks * self.num_envs * per_env
+        if self.active is not None:
+            active = ActiveItems(self.active[: self.num_chunks], per_env)
+            num_items = len(active)
         if num_items == 0:
             raise ValueError("The dataset is empty: collect before learning.")
         total = batch_size * num_batches
@@ -239,6 +247,7 @@ class DistillationDataset:
         else:
             index = (torch.arange(total, device=self.device) + self._cursor) % num_items
             self._cursor = (self._cursor + total) % num_items
+        index = index if active is None else active.items(index)
         yield from index.view(num_batches, batch_size)
 
     def _targets(self, rows: torch.Tensor) -> PolicyOutput:
@@ -251,7 +260,7 @@ class DistillationDataset:
         """Return plain tensors of some chunks, for a shard on disk."""
         index = torch.tensor(slots, dtype=torch.int64, device=self.device)
         shard: dict[str, object] = {"slots": slots}
-        for name in ("rows", "resets", "teacher_index", "weights", "states"):
+        for name in ("rows", "resets", "teacher_index", "weights", "active", "states"):
             tensor = getattr(self, name)
             if tensor is not None:
                 shard[name] = tensor.index_select(0, index).cpu()
@@ -259,6 +268,8 @@ class DistillationDataset:
 
     def import_chunks(self, shard: dict) -> None:
         """Put the chunks of a shard back into their slots."""
+        if "active" in shard:
+            self.activate(shard["slots"], shard["active"])
         for name in ("rows", "resets", "teacher_index", "weights", "states"):
             if name in shard:
                 getattr(self, name)[shard["slots"]] = shard[name].to(self.device)

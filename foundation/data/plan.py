@@ -22,6 +22,7 @@ def make_dataset(
     mode: str,
     window_steps: int,
     state_size: int,
+    num_teachers: int = 1,
 ) -> DistillationDataset:
     """Build the dataset of a run.
 
@@ -33,6 +34,7 @@ def make_dataset(
         mode: How an epoch collects: ``steps`` or ``episodes``.
         window_steps: Steps of a training sequence.
         state_size: Size of the student's memory.
+        num_teachers: With more than one, each row keeps its teacher's index.
 
     Returns:
         A dataset with room for what the run can collect, or for what the memory budget holds.
@@ -42,7 +44,7 @@ def make_dataset(
     """
     # A chunk holds whole training sequences.
     chunk_steps = window_steps * math.ceil((cfg.dataset.chunk_steps or SHORT_CHUNK) / window_steps)
-    row_bytes = (num_obs + sum(targets.values())) * DTYPES[cfg.dataset.dtype].itemsize + 1
+    row_bytes = (num_obs + sum(targets.values())) * DTYPES[cfg.dataset.dtype].itemsize + 1 + 4 * (num_teachers > 1)
     budget_rows = int(cfg.dataset.memory_gb * 1e9 // row_bytes)
     if cfg.dataset.size is not None and cfg.dataset.size > budget_rows:
         raise UserError(
@@ -59,6 +61,7 @@ def make_dataset(
         chunk_steps=chunk_steps,
         window_steps=window_steps,
         state_size=state_size if window_steps > 1 and cfg.dataset.sequence_start == "stored" else 0,
+        num_teachers=num_teachers,
         device=cfg.dataset.device or env.device,
         dtype=cfg.dataset.dtype,
         eviction=cfg.dataset.eviction,

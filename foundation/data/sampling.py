@@ -33,3 +33,24 @@ def draw_without_replacement(
         order = torch.randperm(rest, generator=generator, device=device)
         parts.append(((picked + rotation) % num_rows)[order])
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+class ActiveItems:
+    """Numbers the items of the environments that are learned from, chunk by chunk.
+
+    Args:
+        active: Which environments of which chunks. Shape: (num_chunks, num_envs).
+        per_env: Items that an environment has in a chunk, numbered by chunk, time and environment.
+    """
+
+    def __init__(self, active: torch.Tensor, per_env: int):
+        self.num_envs, self.per_env = active.shape[1], per_env
+        self._pairs = active.flatten().nonzero().squeeze(-1)
+
+    def __len__(self) -> int:
+        return len(self._pairs) * self.per_env
+
+    def items(self, index: torch.Tensor) -> torch.Tensor:
+        """Return the dataset's numbers of some active items, themselves numbered from 0 to ``len(self) - 1``."""
+        pair, item = self._pairs[index // self.per_env], index % self.per_env
+        return (pair // self.num_envs * self.per_env + item) * self.num_envs + pair % self.num_envs
