@@ -10,7 +10,7 @@ class ScheduleCfg:
     """A number that may change over the epochs of a run."""
 
     kind: str = "constant"
-    """constant | linear | cosine | exponential | piecewise."""
+    """constant | linear | cosine | exponential | piecewise | step."""
     start: float = 0.0
     """Value at the first epoch of the schedule."""
     end: float = 0.0
@@ -18,15 +18,15 @@ class ScheduleCfg:
     epochs: int = 0
     """Length of the change [epochs]; 0 means the whole run."""
     points: list[list[float]] = field(default_factory=list)
-    """``piecewise`` only: [epoch, value] pairs, linearly interpolated."""
+    """[epoch, value] pairs: ``piecewise`` goes straight from one to the next, ``step`` keeps each value until the next."""
 
 
 @dataclass
 class TeacherCfg:
-    """The policy to imitate."""
+    """The policy to imitate, or many of them."""
 
-    checkpoint: str | None = None
-    """Path of the checkpoint (``--teacher_checkpoint``)."""
+    checkpoint: str | list[str] | None = None
+    """Path of the checkpoint; several, a glob, a folder or a manifest for many (``--teacher_checkpoint``)."""
     obs_groups: list[str] | None = None
     """Observation groups, concatenated in order. None: the agent config's."""
     obs_slice: list[int] | None = None
@@ -35,6 +35,26 @@ class TeacherCfg:
     """Activation of the checkpoint's networks. None: read from ``params/agent.yaml`` beside it."""
     min_return: float | None = None
     """Stop at once if the teacher's own mean return is lower (``--teacher_min_return``)."""
+    below_min: str = "refuse"
+    """refuse | drop: with many teachers, whether those below ``min_return`` stop the run or are left out of it
+    (``--teacher_below_min``)."""
+    dropped: list[str] = field(default_factory=list)
+    """Names of teachers of the set that are left out."""
+    combine: str = "per_env"
+    """Many teachers: per_env (environment i follows teacher i % number, on its vehicle), or one target from all of
+    them for every environment: mean | uncertainty | value (see ``foundation.teachers.combine``)."""
+    combine_temperature: float = 1.0
+    """Temperature of the softmax over the teachers' values that ``combine=value`` weights by [units of return]."""
+    expert: str | None = None
+    """Many teachers: which one each environment follows at each step, as an observation group of one column that holds
+    its index, or ``"pkg.module:function"`` of the observation groups. None: as ``combine`` says."""
+    num_active: int | None = None
+    """Many teachers: how many the student learns from in an on-policy epoch (``--num_active_teachers``). None: all."""
+    selection: str = "all"
+    """all | best | worst | random: which those are, by the student's return with each of them in that epoch
+    (``--teacher_selection``)."""
+    position_offset_correction: bool = False
+    """Take each teacher's steady-state position offset out of the student's stored observations."""
     check: bool = True
     """Stop at once if the teacher's mean return is not above that of random actions (one-sided 95 %); off: warn."""
 
@@ -108,11 +128,26 @@ class CollectionCfg:
     mode: str = "auto"
     """auto | steps | episodes. ``auto``: ``steps`` where a second environment can be made, else ``episodes``."""
     beta: ScheduleCfg | None = None
-    """Probability that an episode is driven by the teacher. None: 1 for ``epoch_teacher_forcing`` epochs, then 0."""
+    """Probability that the teacher drives. None: 1 for ``epoch_teacher_forcing`` epochs, then 0."""
+    teacher_student_mix: int = 0
+    """Teacher-driven episodes for each student-driven one in the on-policy epochs: N is a ``beta`` of N / (N + 1)."""
+    beta_per: str = "episode"
+    """episode | step: whether the driver is drawn at each episode's start or anew at every step."""
     epsilon: float = 0.0
     """Probability per step of a uniformly random action (Rusu et al. 2015 use 0.05); labels are untouched."""
     noise_std: float = 0.0
-    """Gaussian noise on the acting policy (DART-like) [action units]; labels are untouched."""
+    """Gaussian noise of a fixed deviation on the acting policy [action units]; labels are untouched."""
+    dart_alpha: float = 0.0
+    """DART (Laskey et al. 2017): noise on the acting teacher whose covariance is this times the second moment of the
+    student's action error on the last epoch's states, fitted again after every epoch (none in the first); 0: off. The
+    paper's own scaling fixes the trace instead. Labels are untouched."""
+    student_deterministic: bool = True
+    """The acting student plays its mean; off: a draw from its own distribution (``student.stochastic``)."""
+    clip_labels: bool = True
+    """Clip labels to ``label_bound``."""
+    label_bound: float | None = None
+    """Labels are clipped to [-bound, bound] [action units]. None: to the agent config's ``clip_actions``, if it has
+    any."""
     staggered: bool = True
     """``steps`` mode: start the environments at different times of their episodes."""
 

@@ -13,7 +13,14 @@ from foundation.errors import UserError, suggest
 logger = logging.getLogger(__name__)
 
 _NO_FLAG = ("final_eval_episodes",)
-_FLAGS = {"teacher.checkpoint": "--teacher_checkpoint", "teacher.min_return": "--teacher_min_return"}
+_FLAGS = {
+    "teacher.checkpoint": "--teacher_checkpoint",
+    "teacher.min_return": "--teacher_min_return",
+    "teacher.below_min": "--teacher_below_min",
+    "teacher.num_active": "--num_active_teachers",
+    "teacher.selection": "--teacher_selection",
+    "collection.teacher_student_mix": "--teacher_student_mix",
+}
 
 _AT_LEAST = {
     "num_envs": 1,
@@ -27,29 +34,37 @@ _AT_LEAST = {
     "save_interval": 1,
     "epoch_teacher_forcing": 0,
     "seed": 0,
+    "teacher.num_active": 1,
+    "collection.teacher_student_mix": 0,
     "dataset.size": 1,
     "dataset.chunk_steps": 1,
     "dataset.burn_in": 0,
 }
 _POSITIVE = (
     "learning_rate",
+    "teacher.combine_temperature",
     "dataset.memory_gb",
     "loss.huber_delta",
     "loss.min_std",
     "optimizer.update_ratio",
     "optimizer.max_grad_norm",
+    "collection.label_bound",
 )
-_NOT_NEGATIVE = ("dataset.disk_gb", "optimizer.weight_decay", "collection.noise_std")
+_NOT_NEGATIVE = ("dataset.disk_gb", "optimizer.weight_decay", "collection.noise_std", "collection.dart_alpha")
 _ONE_OF = {
     "logger": ("tensorboard", "wandb", "neptune"),
     "loss.student_temperature": ("1", "same"),
+    "teacher.below_min": ("refuse", "drop"),
+    "teacher.combine": ("per_env", "mean", "uncertainty", "value"),
+    "teacher.selection": ("all", "best", "worst", "random"),
     "dataset.eviction": ("oldest", "reservoir"),
     "dataset.sequence_start": ("stored", "zero"),
     "dataset.dtype": ("float32", "float16", "bfloat16"),
     "collection.mode": ("auto", "steps", "episodes"),
+    "collection.beta_per": ("episode", "step"),
     "optimizer.name": ("adam", "adamw", "rmsprop", "sgd"),
 }
-_SCHEDULES = ("constant", "linear", "cosine", "exponential", "piecewise")
+_SCHEDULES = ("constant", "linear", "cosine", "exponential", "piecewise", "step")
 
 
 def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> None:
@@ -76,14 +91,28 @@ def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> N
     _check_device(cfg.device, "device")
     _check_device(cfg.dataset.device, "dataset.device")
     _check_groups(cfg)
+    _check_collection(cfg)
     _check_schedules(cfg)
     _check_losses(cfg, loss_names)
+    _check_teachers(cfg)
     if cfg.epoch_teacher_forcing > cfg.n_epochs:
         logger.warning(
             "--epoch_teacher_forcing %d is beyond --n_epochs %d: the student never acts, only the teacher does.",
             cfg.epoch_teacher_forcing,
             cfg.n_epochs,
         )
+
+
+def _check_teachers(cfg: DistillationCfg) -> None:
+    teacher = cfg.teacher
+    if (teacher.num_active is None) != (teacher.selection == "all"):
+        raise UserError("--num_active_teachers and --teacher_selection best|worst|random go together: give both")
+    if teacher.expert is not None and teacher.combine != "per_env":
+        raise UserError("distill.teacher.expert and distill.teacher.combine both choose: give one of them")
+    if teacher.num_active is not None and (teacher.expert is not None or teacher.combine != "per_env"):
+        raise UserError("--num_active_teachers is for teachers with environments of their own (combine=per_env)")
+    if cfg.collection.teacher_student_mix and cfg.collection.beta is not None:
+        raise UserError("--teacher_student_mix and distill.collection.beta both say who drives: give one of them")
 
 
 def label(path: str) -> str:
@@ -130,6 +159,17 @@ def _check_groups(cfg: DistillationCfg) -> None:
             _fail(f"{who}.obs_slice", columns, "[a, b] with 0 <= a < b")
 
 
+def _check_collection(cfg: DistillationCfg) -> None:
+    collection = cfg.collection
+    if collection.label_bound is not None and not collection.clip_labels:
+        _fail("collection.label_bound", collection.label_bound, "left out with collection.clip_labels=false")
+    if not collection.student_deterministic and not cfg.student.stochastic:
+        raise UserError(
+            "distill.collection.student_deterministic=false needs a student with a standard deviation: set "
+            "distill.student.stochastic=true, or explore with distill.collection.noise_std"
+        )
+
+
 def _check_schedules(cfg: DistillationCfg) -> None:
     check_schedule(cfg.collection.beta, "collection.beta", 0.0, 1.0)
     check_schedule(cfg.optimizer.lr_schedule, "optimizer.lr_schedule", 0.0)
@@ -147,7 +187,7 @@ def check_schedule(schedule: ScheduleCfg | None, path: str, low: float, high: fl
     _check_name(f"{path}.kind", schedule.kind, _SCHEDULES)
     if schedule.epochs < 0:
         _fail(f"{path}.epochs", schedule.epochs, "at least 0 (0 is the whole run)")
-    if schedule.kind == "piecewise":
+    if schedule.kind in ("piecewise", "step"):
         if not schedule.points or any(len(point) != 2 for point in schedule.points):
             _fail(f"{path}.points", schedule.points, "a list of [epoch, value] pairs")
         epochs = [point[0] for point in schedule.points]

@@ -7,13 +7,23 @@ import dataclasses
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.errors import UserError, suggest
 from foundation.rsl_rl.command import Interrupt, run_command, set_up_logging
 
-_OTHER_NAMES = {"teacher_checkpoint": "teacher.checkpoint", "teacher_min_return": "teacher.min_return"}
+_OTHER_NAMES = {
+    "teacher_checkpoint": "teacher.checkpoint",
+    "teacher_min_return": "teacher.min_return",
+    "teacher_below_min": "teacher.below_min",
+    "num_active_teachers": "teacher.num_active",
+    "teacher_selection": "teacher.selection",
+    "position_offset_correction": "teacher.position_offset_correction",
+    "teacher_student_mix": "collection.teacher_student_mix",
+}
+_TEACHERS = "--teacher_checkpoint"
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -60,7 +70,7 @@ def parse_command(
     Raises:
         UserError: For an unknown flag (names the nearest), a missing or wrong value.
     """
-    args, rest = parser.parse_known_args(sys.argv[1:] if argv is None else list(argv))
+    args, rest = parser.parse_known_args(_spread_teachers(sys.argv[1:] if argv is None else list(argv)))
     tokens = []
     for token in rest:
         if token.startswith("-"):
@@ -72,10 +82,30 @@ def parse_command(
     return args, tokens
 
 
+def _spread_teachers(argv: list[str]) -> list[str]:
+    """Put the flag before each of several teachers, so that overrides behind them stay overrides."""
+    spread: list[str] = []
+    values = 0
+    for token in argv:
+        if token == _TEACHERS:
+            values = 1
+        elif values:
+            is_override = "=" in token or token[:1] in "-+~"
+            if values > 1 and is_override and not Path(token).exists():
+                values = 0
+            else:
+                spread += [_TEACHERS] if values > 1 else []
+                values += 1
+        spread.append(token)
+    return spread
+
+
 def distillation_flags(args: argparse.Namespace) -> dict[str, Any]:
     """Return the typed flags that are fields of the distillation config, as dotted field -> value."""
     names = {field.name: field.name for field in dataclasses.fields(DistillationCfg)} | _OTHER_NAMES
     typed = {path: getattr(args, name, None) for name, path in names.items()}
+    teachers = typed["teacher.checkpoint"]
+    typed["teacher.checkpoint"] = teachers[0] if isinstance(teachers, list) and len(teachers) == 1 else teachers
     return {path: value for path, value in typed.items() if value is not None}
 
 
@@ -112,8 +142,13 @@ def add_distillation_args(parser: argparse.ArgumentParser) -> None:
     """Add the flags of distillation itself. What they do by default: ``configs/distillation.yaml``."""
     group = parser.add_argument_group("distillation")
     flag = group.add_argument
-    flag("--teacher_checkpoint", metavar="PATH", help="the policy to imitate")
+    many = "the policy to imitate; several, a glob, a folder or a manifest for many"
+    flag("--teacher_checkpoint", action="append", metavar="PATH", help=many)
     flag("--teacher_min_return", type=number, metavar="X", help="stop at once if the teacher's own return is lower")
+    flag("--teacher_below_min", metavar="WHAT", help="many teachers: refuse, or drop those below (refuse)")
+    flag("--num_active_teachers", type=whole, metavar="N", help="learn from so many teachers in an on-policy epoch")
+    flag("--teacher_selection", metavar="WHICH", help="all, or those with the best, worst or random returns (all)")
+    flag("--teacher_student_mix", type=whole, metavar="N", help="teacher episodes per student episode, on-policy (0)")
     flag("--n_epochs", type=whole, metavar="N", help="epochs of collection, learning and evaluation (100)")
     flag("--num_episodes", type=whole, metavar="N", help="episodes collected in an epoch (100)")
     flag("--epoch_teacher_forcing", type=whole, metavar="N", help="epochs in which the teacher acts (50)")
@@ -127,6 +162,7 @@ def add_distillation_args(parser: argparse.ArgumentParser) -> None:
     flag("--shuffle", action=switch, help="draw minibatches at random (on)")
     flag("--on_policy", action=switch, help="empty the dataset every epoch (off)")
     flag("--teacher_deterministic", action=switch, help="the acting teacher plays its mean (on)")
+    flag("--position_offset_correction", action=switch, help="learn no steady-state position offset (off)")
 
 
 def whole(text: str) -> int:
