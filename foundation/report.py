@@ -107,13 +107,14 @@ class Reporter:
         scalars: Scalars = {"training/loss": learned.mean_loss, "training/learning_rate": learned.learning_rate}
         scalars["training/updates"] = learned.num_updates
         scalars["data_collection/beta"] = beta
-        if len(collected.returns):
-            mean, std = float(collected.returns.mean()), float(collected.returns.std(correction=0))
+        returns = collected.unbiased(collected.returns)
+        if len(returns):
+            mean, std = float(returns.mean()), float(returns.std(correction=0))
             self.line(f"Data collection - Mean return: {mean:.2f} ± {std:.2f}")
             scalars |= {"data_collection/mean_return": mean, "data_collection/std_return": std}
-            scalars["data_collection/mean_length"] = float(collected.lengths.mean())
+            scalars["data_collection/mean_length"] = float(collected.unbiased(collected.lengths).mean())
         else:
-            self.line("Data collection - no whole episode has ended yet")
+            self.line("Data collection - Mean return: not known yet, only short episodes can have ended in this phase")
         self.line(f"Training - Mean loss: {learned.mean_loss:.6f}")
         self._warn_of_few_updates(learned.num_updates)
         if len(learned.terms) > 1:

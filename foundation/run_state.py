@@ -59,6 +59,7 @@ def save_latest(runner: DistillationRunner) -> None:
 def resume_checkpoint(runner: DistillationRunner) -> dict[str, Any]:
     """Return the student and everything else that going on needs, but for the dataset's rows."""
     payload = student_checkpoint(runner, runner.epoch - 1)
+    device = torch.device(runner.env.device)
     payload["resume"] = {
         "epoch": runner.epoch,
         "env_steps": runner.env_steps,
@@ -68,6 +69,7 @@ def resume_checkpoint(runner: DistillationRunner) -> dict[str, Any]:
         "dataset": runner.dataset.state_dict(),
         "shards": runner.shards.state_dict(),
         "torch_rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "num_envs": runner.env.num_envs,
     }
     return payload
@@ -112,13 +114,19 @@ def restore(runner: DistillationRunner, checkpoint: dict[str, Any]) -> str:
     runner.epoch, runner.env_steps = state["epoch"], state["env_steps"]
     runner.baselines = state["baselines"]
     runner.stopwatch.load_state_dict(state["stopwatch"])
-    torch.set_rng_state(state["torch_rng"])
+    _restore_rng(state, torch.device(runner.env.device))
     reasons = []
     if not runner.collector.load_state_dict(state["collector"]):
         reasons.append("this engine cannot restore its environments")
     if not runner.shards.restore(state["dataset"], state["shards"]):
         reasons.append("its dataset is not on disk (dataset.disk_gb was too small, or the run had ended)")
     return " and ".join(reasons)
+
+
+def _restore_rng(state: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["torch_rng"].cpu())
+    if device.type == "cuda" and state.get("cuda_rng") is not None:
+        torch.cuda.set_rng_state(state["cuda_rng"].cpu(), device)
 
 
 def _restore_best(runner: DistillationRunner, checkpoint: dict[str, Any]) -> None:

@@ -146,6 +146,7 @@ class DistillationRunner:
         self._fit_normalizer(epoch, collected)
         with self.stopwatch.stage("learning"):
             learned = self.learner.learn(self.dataset, collected.env_steps, epoch, self.poll)
+            self.collector.fit_noise(collected.slots)
         if evaluation is None and self._evaluation_due(epoch):
             with self.stopwatch.stage("evaluation"):
                 evaluation = self._evaluate_student()
@@ -184,7 +185,8 @@ class DistillationRunner:
 
     def _collection_is_evaluation(self, beta: float) -> bool:
         """Whether the deterministic student acted alone in whole episodes (single-environment engines)."""
-        exploring = self.cfg.collection.epsilon > 0.0 or self.cfg.collection.noise_std > 0.0
+        noise = self.cfg.collection
+        exploring = noise.epsilon > 0.0 or noise.noise_std > 0.0 or not noise.student_deterministic
         same_policy = self.learner.average is None
         alone = self.make_eval_env is None and self.mode == "episodes"
         return alone and beta == 0.0 and not exploring and same_policy

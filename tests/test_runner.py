@@ -170,6 +170,7 @@ def stop_after(runner: DistillationRunner, epoch: int, polls: int) -> Callable[[
         ("mlp", {"dataset": DatasetCfg(size=600, chunk_steps=8)}),
         ("mlp", {"dataset": DatasetCfg(size=600, chunk_steps=8, eviction="reservoir")}),
         ("gru", {"collection": CollectionCfg(beta=ScheduleCfg("linear", 1.0, 0.0), noise_std=0.1, epsilon=0.1)}),
+        ("gru", {"collection": CollectionCfg(beta=ScheduleCfg("linear", 1.0, 0.0), beta_per="step", dart_alpha=1.0)}),
     ],
 )
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, student, options, two_envs):

@@ -31,6 +31,12 @@ class Policy(Protocol):
         """Map observations (num_envs, num_obs) to outputs."""
         ...
 
+    def sequence(
+        self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None
+    ) -> tuple[PolicyOutput, torch.Tensor | None]:
+        """Map observations (num_steps, num_envs, num_obs) to outputs."""
+        ...
+
 
 class Actor(Protocol):
     """Acts on the environment's observation groups."""

@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from foundation.config.distillation_cfg import CollectionCfg
 from foundation.data.actors import Policy, PolicyActor
 from foundation.data.dataset import DistillationDataset
+from foundation.data.driver import Driver, bound_of_labels
 from foundation.data.episodes import CollectionStats, EpisodeTracker, merge_stats
 from foundation.data.obs_groups import ObsSelector
 from foundation.errors import UserError
@@ -28,12 +29,13 @@ class Collector:
         dataset: Takes the rows.
         teacher_obs: Selects the teacher's observations.
         student_obs: Selects the student's observations.
-        cfg: Noise and staggering.
+        cfg: Noise, staggering and the clipping of labels.
         mode: ``steps`` goes on where the last epoch stopped; ``episodes`` resets first, with a seed made of
             ``(seed, epoch)``.
         num_episodes: Episodes to finish in an epoch.
         seed: Seed of the resets and of the collector's own randomness.
-        label_bound: Labels are clipped to [-bound, bound] where the environment or agent config defines one.
+        label_bound: The environment's or agent config's bound of the actions, if any; labels are clipped to it unless
+            ``cfg`` says otherwise.
         teacher_deterministic: The acting teacher plays its mean; labels are its mean always.
     """
 
@@ -56,14 +58,21 @@ class Collector:
         self.env, self.dataset = env, dataset
         self.teacher_obs, self.student_obs = teacher_obs, student_obs
         self.cfg, self.mode, self.num_episodes = cfg or CollectionCfg(), mode, num_episodes
-        self.seed, self.label_bound, self.teacher_deterministic = seed, label_bound, teacher_deterministic
+        self.seed, self.label_bound = seed, bound_of_labels(self.cfg, label_bound)
         device = env.device
+        self.driver = Driver(
+            teacher,
+            self.cfg,
+            env.num_envs,
+            env.num_actions,
+            seed=seed,
+            device=device,
+            teacher_deterministic=teacher_deterministic,
+        )
         self.teacher, self.student = PolicyActor(teacher, teacher_obs), PolicyActor(student, student_obs)
-        self.tracker = EpisodeTracker(env.num_envs, dataset.chunk_steps, device)
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.tracker = EpisodeTracker(env.num_envs, dataset.chunk_steps, device, int(env.max_episode_length))
         self.rounds = math.ceil(num_episodes / env.num_envs)
         self.resets = torch.ones(env.num_envs, dtype=torch.bool, device=device)
-        self.teacher_drives = torch.ones(env.num_envs, dtype=torch.bool, device=device)
         self._obs: TensorDict | None = None
         self._beta: float | None = None
         self._stored = [name for name in dataset.columns if name != "obs"]
@@ -100,7 +109,7 @@ class Collector:
             slots = [kept for kept in slots if kept != slot] + [slot]
             logs.append(last_log)
             if ended >= wanted:
-                return merge_stats(drained, env_steps, slots, logs)
+                return merge_stats(drained, env_steps, slots, [*logs, self.driver.log()])
         raise UserError(
             f"Only {ended} of {wanted} episodes ended within {self.env.max_episode_length} env steps each: check the "
             "environment's time-outs."
@@ -120,28 +129,21 @@ class Collector:
             self.resets.fill_(True)
             if self.mode == "steps" and self.cfg.staggered:
                 self._stagger()
-            self._redraw_drivers(self.resets, beta)
+            self.driver.begin_episodes(self.resets, beta)
         elif beta != self._beta and beta in (0.0, 1.0):
             # A phase begins for every environment at once; episodes begun under another driver are nobody's.
-            self.teacher_drives.fill_(beta == 1.0)
+            self.driver.all_by(beta == 1.0)
             self.tracker.cut()
         self._beta = beta
 
     def _stagger(self) -> None:
         """Start the environments at different times of their episodes, so that ends come evenly."""
         lengths = torch.randint(
-            int(self.env.max_episode_length), (self.env.num_envs,), generator=self.generator, device=self.env.device
+            int(self.env.max_episode_length), (self.env.num_envs,), generator=self.driver.generator, device=self.env.device
         )
         self.env.episode_length_buf = lengths.to(self.env.episode_length_buf.dtype)
         self._obs = self.env.get_observations()
         self.tracker.cut()
-
-    def _redraw_drivers(self, where: torch.Tensor, beta: float) -> None:
-        if beta in (0.0, 1.0):
-            self.teacher_drives.fill_(beta == 1.0)
-            return
-        uniform = torch.rand(self.env.num_envs, generator=self.generator, device=self.env.device)
-        self.teacher_drives = torch.where(where, uniform < beta, self.teacher_drives)
 
     def _collect_chunk(self, beta: float) -> tuple[int, dict]:
         dataset, env = self.dataset, self.env
@@ -157,7 +159,7 @@ class Collector:
             state = self.student.current_state(student_obs) if dataset.states is not None else None
             student = self.student.output(student_obs) if student_steps else None
             dataset.write(step, student_obs, self._clip(label), self.resets, None, state)
-            obs, rewards, dones, extras = env.step(self._actions(label, student, beta))
+            obs, rewards, dones, extras = env.step(self.driver.actions(label, student, beta))
             dones = dones.bool()
             self.tracker.add(step, rewards, dones, extras)
             reward_sum += rewards
@@ -165,7 +167,7 @@ class Collector:
             self.student.reset(dones)
             self.resets.copy_(dones)
             if 0.0 < beta < 1.0:
-                self._redraw_drivers(dones, beta)
+                self.driver.begin_episodes(dones, beta)
         self._obs = obs
         self._check_finite(slot, reward_sum)
         dataset.commit_chunk()
@@ -176,33 +178,21 @@ class Collector:
             return label
         return label._replace(mean=label.mean.clamp(-self.label_bound, self.label_bound))
 
-    def _actions(self, label: PolicyOutput, student: PolicyOutput | None, beta: float) -> torch.Tensor:
-        """Return what is executed; noise goes here and never into the labels."""
-        actions = label.mean
-        if not self.teacher_deterministic and label.std is not None and beta > 0.0:
-            actions = self._sample(label)
-        if student is not None and beta < 1.0:
-            actions = (
-                torch.where(self.teacher_drives.unsqueeze(-1), actions, student.mean) if beta > 0.0 else student.mean
-            )
-        if self.cfg.noise_std > 0.0:
-            actions = actions + self.cfg.noise_std * self._randn_like(actions)
-        if self.cfg.epsilon > 0.0:
-            device, num_envs = actions.device, actions.shape[0]
-            uniform = torch.rand(actions.shape, generator=self.generator, device=device) * 2.0 - 1.0
-            explore = torch.rand(num_envs, 1, generator=self.generator, device=device) < self.cfg.epsilon
-            actions = torch.where(explore, uniform, actions)
-        return actions
+    @torch.no_grad()
+    def fit_noise(self, slots: list[int]) -> None:
+        """Fit DART's noise to the errors that the student, having learned, still makes on some chunks' states."""
+        if self.cfg.dart_alpha == 0.0 or not slots:
+            return
+        self.driver.fit_noise(torch.cat([self._student_errors(slot) for slot in slots]))
 
-    def _sample(self, label: PolicyOutput) -> torch.Tensor:
-        sample = getattr(self.teacher.policy, "sample", None)
-        if sample is not None:
-            return sample(label, self.generator)
-        assert label.std is not None
-        return label.mean + label.std * self._randn_like(label.mean)
-
-    def _randn_like(self, tensor: torch.Tensor) -> torch.Tensor:
-        return torch.randn(tensor.shape, generator=self.generator, device=tensor.device)
+    def _student_errors(self, slot: int) -> torch.Tensor:
+        """Return student less teacher on a chunk. Shape: (chunk_steps, num_envs, num_actions)."""
+        dataset, device = self.dataset, self.env.device
+        rows, resets = dataset.rows[slot].to(device).float(), dataset.resets[slot].to(device)
+        obs, mean = rows[..., dataset.columns["obs"]], rows[..., dataset.columns["mean"]]
+        state = None if dataset.states is None else dataset.states[slot, 0].to(device)
+        output, _ = self.student.policy.sequence(obs, state, resets)
+        return output.mean - mean
 
     def _check_finite(self, slot: int, reward_sum: torch.Tensor) -> None:
         """Stop on NaN or infinity before the chunk counts (one host sync per chunk)."""
@@ -231,13 +221,11 @@ class Collector:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what an exact resume needs, the environment's own state included where it can give it."""
-        state: dict[str, Any] = {"generator": self.generator.get_state(), "beta": self._beta}
-        state["begun"] = self._obs is not None
+        state: dict[str, Any] = {**self.driver.state_dict(), "beta": self._beta, "begun": self._obs is not None}
         if self.mode == "steps" and self._obs is not None and hasattr(self.env, "state_dict"):
             state["env"] = self.env.state_dict()
             state["tracker"] = self.tracker.state_dict()
             state["resets"] = self.resets.clone()
-            state["teacher_drives"] = self.teacher_drives.clone()
             state["student_state"] = self.student.state
             state["teacher_state"] = self.teacher.state
         return state
@@ -248,7 +236,7 @@ class Collector:
         Returns:
             Whether the rollouts go on exactly where they stopped.
         """
-        self.generator.set_state(state["generator"])
+        self.driver.load_state_dict(state)
         self._beta = state["beta"]
         if self.mode == "episodes" or not state["begun"]:
             return True
@@ -257,7 +245,6 @@ class Collector:
         self.env.load_state_dict(state["env"])
         self.tracker.load_state_dict(state["tracker"])
         self.resets.copy_(state["resets"])
-        self.teacher_drives.copy_(state["teacher_drives"])
         for actor, name in ((self.student, "student_state"), (self.teacher, "teacher_state")):
             memory = state[name]
             actor.state = None if memory is None else memory.to(self.env.device)

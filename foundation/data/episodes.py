@@ -27,12 +27,27 @@ class CollectionStats:
     """Means of ``extras["log"]``."""
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
     """``extras["episode_metrics"]`` of the finished episodes, each (num_episodes,)."""
+    settled: torch.Tensor | None = None
+    """Whether it ended when an episode of any length could have: soon after a phase's beginning only short ones can,
+    and their mean return is biased. None: all did. Shape: (num_episodes,)."""
+
+    def unbiased(self, values: torch.Tensor) -> torch.Tensor:
+        """Leave out the episodes that ended too soon after a phase's beginning. Shape: (num_episodes,)."""
+        return values if self.settled is None else values[self.settled]
 
 
 class EpisodeTracker:
-    """Adds up returns per environment and records the episodes that end, without a host sync per step."""
+    """Adds up returns per environment and records the episodes that end, without a host sync per step.
 
-    def __init__(self, num_envs: int, chunk_steps: int, device: torch.device | str):
+    Args:
+        num_envs: Environments.
+        chunk_steps: Most env steps between two calls of :meth:`drain`.
+        device: Where rewards are.
+        longest: Longest episode [env steps].
+    """
+
+    def __init__(self, num_envs: int, chunk_steps: int, device: torch.device | str, longest: int = 0):
+        self.longest, self.age = longest, 0
         self.returns = torch.zeros(num_envs, device=device)
         self.lengths = torch.zeros(num_envs, device=device)
         self.whole = torch.ones(num_envs, dtype=torch.bool, device=device)
@@ -44,10 +59,13 @@ class EpisodeTracker:
         self._ended = torch.zeros(shape, dtype=torch.bool, device=device)
         self._whole = torch.zeros(shape, dtype=torch.bool, device=device)
         self._time_outs = torch.zeros(shape, dtype=torch.bool, device=device)
+        self._ages: list[int] = []
         self._metrics: list[dict[str, torch.Tensor]] = []
 
     def add(self, step: int, rewards: torch.Tensor, dones: torch.Tensor, extras: dict[str, Any]) -> None:
         """Count one env step. Shapes: (num_envs,)."""
+        self.age += 1
+        self._ages.append(self.age)
         self.returns.add_(rewards)
         self.lengths.add_(1.0)
         self._returns[step].copy_(self.returns)
@@ -65,12 +83,13 @@ class EpisodeTracker:
         self.whole.logical_or_(dones)
 
     def cut(self) -> None:
-        """Episodes in progress are not whole: they never enter a statistic."""
+        """A phase begins. Episodes in progress are not whole: they never enter a statistic."""
+        self.age = -1  # nothing whole can begin before the next step's end
         self.whole.fill_(False)
 
     def restart(self, quota: float = math.inf) -> None:
         """Every environment was reset: all episodes begin now, and each environment's first ``quota`` count."""
-        self.quota = quota
+        self.quota, self.age = quota, 0
         self.counts.zero_()
         self.returns.zero_()
         self.lengths.zero_()
@@ -84,19 +103,24 @@ class EpisodeTracker:
         mask = self._ended & self._whole
         ended = int((mask if self.quota < math.inf else self._ended).sum())
         out = {"returns": self._returns[mask], "lengths": self._lengths[mask], "time_outs": self._time_outs[mask]}
+        if self.quota == math.inf:
+            settled = torch.tensor([age >= self.longest for age in self._ages], device=mask.device)
+            out["settled"] = settled.unsqueeze(1).expand_as(mask[: len(settled)])[mask[: len(settled)]]
         if self._metrics and self._metrics[0]:
             for name in self._metrics[0]:
                 out["metric/" + name] = torch.stack([m[name] for m in self._metrics])[mask]
-        self._metrics = []
+        self._metrics, self._ages = [], []
         self._ended.zero_()
         return ended, out
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
+    def state_dict(self) -> dict[str, Any]:
         """Return what a chunk's end carries over."""
-        return {"returns": self.returns.clone(), "lengths": self.lengths.clone(), "whole": self.whole.clone()}
+        running = {"returns": self.returns.clone(), "lengths": self.lengths.clone(), "whole": self.whole.clone()}
+        return {**running, "age": self.age}
 
-    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
+        self.age = state.get("age", self.longest)
         for name in ("returns", "lengths", "whole"):
             getattr(self, name).copy_(state[name])
 
@@ -108,7 +132,14 @@ def merge_stats(
     merged = {name: torch.cat([d[name] for d in drained]) for name in drained[0]}
     metrics = {name.removeprefix("metric/"): merged[name] for name in merged if name.startswith("metric/")}
     return CollectionStats(
-        merged["returns"], merged["lengths"], merged["time_outs"], env_steps, slots, mean_log(logs), metrics
+        merged["returns"],
+        merged["lengths"],
+        merged["time_outs"],
+        env_steps,
+        slots,
+        mean_log(logs),
+        metrics,
+        merged.get("settled"),
     )
 
 

@@ -28,10 +28,19 @@ def _exponential(cfg: ScheduleCfg, progress: float, epoch: int) -> float:
     return cfg.start * (cfg.end / cfg.start) ** progress
 
 
+def _points(cfg: ScheduleCfg) -> list[tuple[float, float]]:
+    if not cfg.points:
+        raise UserError(f"A {cfg.kind} schedule needs points, e.g. points=[[0,1.0],[50,0.1]].")
+    return sorted(((float(at), float(value)) for at, value in cfg.points), key=lambda point: point[0])
+
+
+def _step(cfg: ScheduleCfg, progress: float, epoch: int) -> float:
+    points = _points(cfg)
+    return next((value for at, value in reversed(points) if at <= epoch), points[0][1])
+
+
 def _piecewise(cfg: ScheduleCfg, progress: float, epoch: int) -> float:
-    points = sorted((float(at), float(value)) for at, value in cfg.points)
-    if not points:
-        raise UserError("A piecewise schedule needs points, e.g. points=[[0,1.0],[50,0.1]].")
+    points = _points(cfg)
     if epoch <= points[0][0]:
         return points[0][1]
     for (left, low), (right, high) in pairwise(points):
@@ -46,6 +55,7 @@ KINDS: dict[str, Callable[[ScheduleCfg, float, int], float]] = {
     "cosine": _cosine,
     "exponential": _exponential,
     "piecewise": _piecewise,
+    "step": _step,
 }
 
 

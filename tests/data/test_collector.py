@@ -307,3 +307,26 @@ def test_log_entries_are_averaged_and_what_is_not_finite_is_left_out():
     """``extras["log"]`` may hold numbers or one-element tensors."""
     merged = mean_log([{"a": 1.0, "b": torch.tensor(2.0)}, {"a": torch.tensor([3.0]), "c": float("nan")}])
     assert merged == {"a": 2.0, "b": 2.0}
+
+
+def test_episodes_that_only_short_ones_could_be_are_marked():
+    """In the first ``max_episode_length`` steps of a phase a mean return would be that of short episodes alone."""
+    short = torch.rand(200, 60, generator=torch.Generator().manual_seed(0)) < 0.5
+    env = CountingEnv(torch.where(short, 2, 10).tolist(), 10)
+    collector, *_ = make(env, num_episodes=100, chunk=4, cfg=CollectionCfg(staggered=True))
+    stats = [collector.collect(epoch, 1.0) for epoch in range(20)]
+    early = torch.cat([s.returns[~s.settled] for s in stats if s.settled is not None])
+    late = torch.cat([s.unbiased(s.returns) for s in stats])
+    fair = (triangle(2) + triangle(10)) / 2
+    assert len(early) > 100 and float(early.mean()) < fair / 2
+    assert float(late.mean()) == pytest.approx(fair, rel=0.05)
+    before = len(stats[-1].returns)
+    assert before and bool(stats[-1].settled.all())
+    assert not bool(collector.collect(20, 0.0).settled.any()), "another phase begins"
+
+
+def test_every_counted_episode_of_a_reset_epoch_is_settled():
+    """``episodes`` mode waits for the first episodes of every environment, long ones too."""
+    collector, *_ = make(num_episodes=8, mode="episodes")
+    stats = collector.collect(0, 1.0)
+    assert stats.settled is None and torch.equal(stats.unbiased(stats.returns), stats.returns)

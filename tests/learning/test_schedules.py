@@ -11,6 +11,10 @@ from foundation.errors import UserError
 from foundation.learning.schedules import KINDS, value_at
 
 
+POINTS = ("piecewise", "step")
+"""Kinds that are given by points."""
+
+
 @pytest.mark.parametrize("kind", ["linear", "cosine", "exponential"])
 def test_a_schedule_starts_and_ends_where_it_says(kind):
     """``start`` at epoch 0, ``end`` at the last epoch of its length and after, monotone between."""
@@ -35,6 +39,12 @@ def test_piecewise_interpolates_between_its_points_and_is_flat_beyond():
     assert [value_at(schedule, epoch, 100) for epoch in range(8)] == [1.0, 1.0, 1.0, 0.5, 5.0, 6.0, 7.0, 7.0]
 
 
+def test_step_keeps_each_value_until_the_next_point():
+    """The first value holds before its point, too."""
+    schedule = ScheduleCfg("step", points=[[2, 1.0], [4, 0.5], [7, 0.0]])
+    assert [value_at(schedule, epoch, 100) for epoch in range(9)] == [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.0, 0.0]
+
+
 def test_a_number_is_a_constant_and_so_is_a_constant_schedule():
     """Plain numbers are accepted wherever a schedule is."""
     assert value_at(0.3, 7, 10) == 0.3
@@ -43,7 +53,7 @@ def test_a_number_is_a_constant_and_so_is_a_constant_schedule():
 
 def test_a_run_of_one_epoch_starts():
     """One epoch is the start, not a division by zero."""
-    assert {value_at(ScheduleCfg(kind, 2.0, 1.0), 0, 1) for kind in KINDS if kind != "piecewise"} == {2.0}
+    assert {value_at(ScheduleCfg(kind, 2.0, 1.0), 0, 1) for kind in KINDS if kind not in POINTS} == {2.0}
 
 
 @pytest.mark.parametrize(
@@ -51,7 +61,8 @@ def test_a_run_of_one_epoch_starts():
     [
         (ScheduleCfg("linaer"), r"Unknown schedule kind 'linaer'\. Did you mean 'linear'\?"),
         (ScheduleCfg("exponential", 1.0, 0.0), "needs start and end > 0"),
-        (ScheduleCfg("piecewise"), "needs points"),
+        (ScheduleCfg("piecewise"), "piecewise schedule needs points"),
+        (ScheduleCfg("step"), "step schedule needs points"),
     ],
 )
 def test_what_cannot_be_a_schedule_is_said(schedule, message):

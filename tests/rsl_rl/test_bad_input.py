@@ -86,6 +86,19 @@ CASES = [
     good_case("learning_rate", ["--learning_rate", "nan"], "learning_rate", "nan"),
     good_case("n_epochs", ["--n_epochs", "0"], "--n_epochs", "at least 1"),
     good_case("epoch_teacher_forcing", ["--epoch_teacher_forcing", "-1"], "--epoch_teacher_forcing", "at least 0"),
+    good_case("driver per what", ["distill.collection.beta_per=steps"], "beta_per", "'step'"),
+    good_case("negative noise", ["distill.collection.dart_alpha=-1"], "distill.collection.dart_alpha", "0 or more"),
+    good_case(
+        "student without a std", ["distill.collection.student_deterministic=false"], "distill.student.stochastic"
+    ),
+    good_case(
+        "bound of labels that are not clipped",
+        ["distill.collection.clip_labels=false", "distill.collection.label_bound=1"],
+        "collection.label_bound",
+    ),
+    good_case(
+        "schedule of steps without points", ["distill.collection.beta={kind: step}"], "distill.collection.beta.points"
+    ),
     good_case("logger", ["--logger", "tensorbord"], "'tensorboard'"),
     good_case("logger that is not installed", ["--logger", "neptune"], "pip install neptune"),
     good_case("cuda", ["--device", "cuda:63"], "cuda:63", "cpu"),
