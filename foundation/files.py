@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 import tempfile
@@ -18,6 +19,24 @@ from foundation.errors import UserError
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_START = b"\x80"
+
+
+class _Plain:
+    """Stands in for a NumPy scalar or its type in a checkpoint, such as the best return: kept out, never built."""
+
+    def __init__(self, *_: Any) -> None:
+        """Forget what is given."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Forget what is given."""
+
+
+# rl_games keeps NumPy scalars beside the weights. Their names stand for an inert class, so that nothing of NumPy runs.
+_NUMPY_SCALARS: list[Any] = [
+    *((_Plain, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    (_Plain, "numpy.dtype"),
+    *((_Plain, f"numpy.dtypes.{kind}DType") for kind in ("Float32", "Float64", "Int32", "Int64", "Bool")),
+]
 
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
@@ -72,24 +91,43 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     """
     file = Path(path)
     check_torch_zip(file)
+    return _load_plain(file, str(file), map_location)
+
+
+def load_checkpoint_bytes(content: bytes, where: str, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a PyTorch checkpoint that lies inside of another file; the same checks as :func:`load_checkpoint`.
+
+    Args:
+        content: What ``torch.save`` wrote in its zip format.
+        where: What to name in errors.
+        map_location: Device of the tensors.
+    """
+    if not content.startswith(_ZIP_MAGIC):
+        raise UserError(f"'{where}' is not a PyTorch checkpoint (torch.save writes a zip archive), and is not loaded.")
+    _check_archive(io.BytesIO(content), where)
+    return _load_plain(io.BytesIO(content), where, map_location)
+
+
+def _load_plain(file: Path | io.BytesIO, where: str, map_location: Any) -> dict[str, Any]:
     try:
-        checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error) and "weights_only" not in str(error).lower():
-            raise UserError(f"'{file}' is damaged: {_one_line(error)}. Copy or train it again.") from error
+            raise UserError(f"'{where}' is damaged: {_one_line(error)}. Copy or train it again.") from error
         raise UserError(
-            f"'{file}' holds Python objects beside tensors, which are never loaded because that could run code. "
+            f"'{where}' holds Python objects beside tensors, which are never loaded because that could run code. "
             "Save the state_dicts alone and use that file."
         ) from error
     except (OSError, MemoryError) as error:
-        raise UserError(f"cannot read '{file}': {_one_line(error)}.") from error
+        raise UserError(f"cannot read '{where}': {_one_line(error)}.") from error
     except Exception as error:  # a damaged archive fails in many ways inside torch, all with one meaning
-        raise UserError(f"'{file}' cannot be read as a PyTorch checkpoint: {_one_line(error)}.") from error
+        raise UserError(f"'{where}' cannot be read as a PyTorch checkpoint: {_one_line(error)}.") from error
     if not isinstance(checkpoint, dict) or not all(isinstance(key, str) for key in checkpoint):
         raise UserError(
-            f"'{file}' is not a policy checkpoint: it holds a {type(checkpoint).__name__}, not a dict by name."
+            f"'{where}' is not a policy checkpoint: it holds a {type(checkpoint).__name__}, not a dict by name."
         )
-    check_finite(checkpoint, str(file))
+    check_finite(checkpoint, where)
     return checkpoint
 
 
@@ -116,21 +154,21 @@ def check_torch_zip(file: Path) -> None:
                 "could run code. Save its state_dicts again with torch >= 1.6."
             )
         raise UserError(f"'{file}' is not a PyTorch checkpoint (torch.save writes a zip archive). Check the path.")
-    _check_archive(file)
+    _check_archive(file, str(file))
 
 
-def _check_archive(file: Path) -> None:
+def _check_archive(file: Path | io.BytesIO, where: str) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
             damaged = archive.testzip()
     except Exception as error:  # BadZipFile, but also struct, zlib, NotImplemented and Unicode errors on damaged ones
-        raise UserError(f"'{file}' is truncated or damaged ({_one_line(error)}). Copy or train it again.") from error
+        raise UserError(f"'{where}' is truncated or damaged ({_one_line(error)}). Copy or train it again.") from error
     if damaged is not None:
-        raise UserError(f"'{file}' is damaged: wrong checksum in record '{damaged}'. Copy or train it again.")
+        raise UserError(f"'{where}' is damaged: wrong checksum in record '{damaged}'. Copy or train it again.")
     if not any(name.split("/")[-1] == "data.pkl" for name in names):
         raise UserError(
-            f"'{file}' is a zip archive but not a PyTorch checkpoint (no 'data.pkl' in it). Check the path."
+            f"'{where}' is a zip archive but not a PyTorch checkpoint (no 'data.pkl' in it). Check the path."
         )
 
 

@@ -1,0 +1,178 @@
+"""A policy of another library: dense and recurrent layers in either order, any distribution, and a value."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from foundation.networks.distribution import Deterministic
+from foundation.networks.output import PolicyOutput
+from foundation.networks.rnn import RecurrentCore
+from foundation.teachers.outputs import Choices
+
+
+class Trunk(nn.Module):
+    """Dense layers, recurrent layers, dense layers, and a last linear one; all but the last may be missing."""
+
+    def __init__(
+        self,
+        encoder: nn.Sequential,
+        body: nn.Sequential,
+        head: nn.Linear,
+        core: RecurrentCore | None = None,
+        core_norm: nn.LayerNorm | None = None,
+        skip_core_input: bool = False,
+        skip_core_output: bool = False,
+    ) -> None:
+        """Register the layers.
+
+        Args:
+            encoder: Before the recurrent layers.
+            body: After them.
+            head: The last one.
+            core: The recurrent ones.
+            core_norm: Applied to what they give.
+            skip_core_input: Whether the observations are appended to what they read.
+            skip_core_output: Whether the observations are appended to what they give.
+        """
+        super().__init__()
+        self.encoder, self.core, self.core_norm, self.body, self.head = encoder, core, core_norm, body, head
+        self.skip_core_input, self.skip_core_output = skip_core_input, skip_core_output
+        self.state_size = 0 if core is None else core.state_size
+
+    @property
+    def hidden_dims(self) -> list[int]:
+        """Sizes of the dense hidden layers."""
+        return [layer.out_features for layer in (*self.encoder, *self.body) if isinstance(layer, nn.Linear)]
+
+    @property
+    def num_inputs(self) -> int:
+        """Size of what the first dense layer reads; without memory that is the observation."""
+        first = next(layer for layer in (*self.encoder, *self.body, self.head) if isinstance(layer, nn.Linear))
+        return first.in_features
+
+    def run(
+        self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return the raw output, the last hidden layer and the next state."""
+        x = self.encoder(obs)
+        if self.core is not None:
+            assert state is not None
+            if self.skip_core_input:
+                x = torch.cat([x, obs], dim=-1)
+            x, state = self.core.sequence(x, state, resets) if sequence else self.core.step(x, state)
+            if self.core_norm is not None:
+                x = self.core_norm(x)
+            if self.skip_core_output:
+                x = torch.cat([x, obs], dim=-1)
+        features = self.body(x)
+        return self.head(features), features, state
+
+
+class Critic(nn.Module):
+    """The value: layers of its own or a head on the actor's features, and what brings it back to returns."""
+
+    def __init__(self, layers: Trunk | nn.Linear, scaler: nn.Module | None = None) -> None:
+        """Register the layers; a linear layer reads the actor's features."""
+        super().__init__()
+        self.trunk, self.head = (layers, None) if isinstance(layers, Trunk) else (None, layers)
+        self.scaler = scaler
+        self.state_size = 0 if self.trunk is None else self.trunk.state_size
+
+    def run(
+        self,
+        obs: torch.Tensor,
+        features: torch.Tensor,
+        state: torch.Tensor | None,
+        resets: torch.Tensor | None,
+        sequence: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the value, shape (..., 1), and the next state."""
+        if self.trunk is not None:
+            value, _, state = self.trunk.run(obs, state, resets, sequence)
+        else:
+            assert self.head is not None
+            value = self.head(features)
+        return value if self.scaler is None else self.scaler(value), state
+
+
+class ActorCriticNetwork(nn.Module):
+    """A trained policy with the interface that students have: ``step`` and ``sequence`` with the state passed in."""
+
+    def __init__(
+        self,
+        num_obs: int,
+        scaler: nn.Module | None,
+        actor: Trunk,
+        distribution: Deterministic,
+        critic: Critic | None = None,
+    ) -> None:
+        """Freeze the networks.
+
+        Args:
+            num_obs: Number of observations.
+            scaler: Normalises the observations of actor and critic.
+            actor: Its output is what ``distribution`` reads.
+            distribution: Turns it into actions.
+            critic: Gives the value.
+        """
+        super().__init__()
+        self.num_obs, self.normalizer, self.actor = num_obs, scaler, actor
+        self.distribution, self.critic = distribution, critic
+        discrete = isinstance(distribution, Choices)
+        self.num_choices: int | None = actor.head.out_features if discrete else None
+        self.num_actions = 1 if discrete else actor.head.out_features // distribution.outputs_per_action
+        self.with_value = critic is not None
+        self._sizes = (actor.state_size, 0 if critic is None else critic.state_size)
+        self.state_size = sum(self._sizes)
+        self.requires_grad_(False).eval()
+
+    def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
+        """Return the state at an episode's start: zeros. Shape: (num_envs, state_size), None without memory."""
+        if not self.state_size:
+            return None
+        return torch.zeros(num_envs, self.state_size, device=device or self.actor.head.weight.device)
+
+    def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> torch.Tensor | None:
+        """Return the state with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
+        return None if state is None else torch.where(dones.bool().unsqueeze(-1), state.new_zeros(()), state)
+
+    def step(self, obs: torch.Tensor, state: torch.Tensor | None = None) -> tuple[PolicyOutput, torch.Tensor | None]:
+        """Act for one step. Shape of obs: (num_envs, num_obs), of state: (num_envs, state_size)."""
+        return self._run(obs, state, None, sequence=False)
+
+    def sequence(
+        self, obs: torch.Tensor, state: torch.Tensor | None = None, resets: torch.Tensor | None = None
+    ) -> tuple[PolicyOutput, torch.Tensor | None]:
+        """Act for many steps; the same as :meth:`step` repeated.
+
+        Args:
+            obs: Shape: (num_steps, num_envs, num_obs).
+            state: State before the first step. Shape: (num_envs, state_size). None: an episode's start.
+            resets: True where a step begins an episode. Shape: (num_steps, num_envs). None: nowhere.
+        """
+        return self._run(obs, state, resets, sequence=True)
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        """Return the actions (with memory: of an episode's first step). Shape: (num_envs, num_actions)."""
+        return self.step(obs)[0].mean
+
+    def _run(
+        self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
+    ) -> tuple[PolicyOutput, torch.Tensor | None]:
+        actor_state = critic_state = None
+        if self.state_size:
+            if state is None:
+                state = self.initial_state(obs.shape[-2], obs.device)
+            assert state is not None
+            actor_state, critic_state = state.split(self._sizes, dim=-1)
+        x = obs if self.normalizer is None else self.normalizer(obs)
+        raw, features, actor_state = self.actor.run(x, actor_state, resets, sequence)
+        value = None
+        if self.critic is not None and self.with_value:
+            value, critic_state = self.critic.run(x, features, critic_state, resets, sequence)
+        mean, std = self.distribution(raw)
+        if self.state_size:
+            state = torch.cat([part for part in (actor_state, critic_state) if part is not None], dim=-1)
+        logits = raw if self.num_choices is not None else None
+        return PolicyOutput(mean=mean, std=std, value=value, logits=logits, features=features), state
