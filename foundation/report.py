@@ -73,6 +73,11 @@ class Reporter:
             self.writer.add_scalars(scalars, 0)
             self.writer.flush()
 
+    def scalars(self, scalars: Scalars, step: int) -> None:
+        """Log further numbers."""
+        if self.writer is not None:
+            self.writer.add_scalars(scalars, step)
+
     @contextmanager
     def progress(self, done: int) -> Iterator[None]:
         """Show a bar with the time left while the epochs run; nothing animated without a terminal."""

@@ -64,6 +64,7 @@ def resume_checkpoint(runner: DistillationRunner) -> dict[str, Any]:
         "epoch": runner.epoch,
         "env_steps": runner.env_steps,
         "baselines": runner.baselines,
+        "teachers": runner.teachers.state_dict(),
         "stopwatch": runner.stopwatch.state_dict(),
         "collector": runner.collector.state_dict(),
         "dataset": runner.dataset.state_dict(),
@@ -113,6 +114,7 @@ def restore(runner: DistillationRunner, checkpoint: dict[str, Any]) -> str:
     _restore_best(runner, checkpoint)
     runner.epoch, runner.env_steps = state["epoch"], state["env_steps"]
     runner.baselines = state["baselines"]
+    runner.teachers.load_state_dict(state.get("teachers", {}))
     runner.stopwatch.load_state_dict(state["stopwatch"])
     _restore_rng(state, torch.device(runner.env.device))
     reasons = []

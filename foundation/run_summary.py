@@ -30,11 +30,16 @@ def final_summary(runner: DistillationRunner) -> dict[str, Any]:
     cheap = runner.make_eval_env is not None
     episodes = cfg.final_eval_episodes if cheap else cfg.num_eval_episodes
     env, seed = runner.eval_env(episodes), cfg.seed + FINAL_SEED
-    measured = evaluate(env, PolicyActor(policy, runner.student_obs), episodes, seed, poll=runner.poll)
+    teachers = runner.teachers
+    actor = PolicyActor(policy, runner.student_obs)
+    measured = evaluate(env, actor, episodes, seed, poll=runner.poll, teacher_of=teachers.teacher_of)
+    teachers.evaluated(measured)
     student, teacher = measured.summary(), runner.baselines["teacher"]
     if cheap:
         actor = PolicyActor(runner.teacher, runner.teacher_obs)
-        teacher = evaluate(env, actor, episodes, seed, poll=runner.poll).summary()
+        judged = evaluate(env, actor, episodes, seed, poll=runner.poll, teacher_of=teachers.teacher_of)
+        teachers.record("teacher", judged)
+        teacher = judged.summary()
     return {
         "task": cfg.task,
         "best_epoch": runner.best_epoch + 1,
@@ -47,6 +52,7 @@ def final_summary(runner: DistillationRunner) -> dict[str, Any]:
         "position_error": student.get("position_error"),
         "final_eval_episodes": len(measured.returns),
         "baselines": runner.baselines,
+        **teachers.summary(),
         "epochs": runner.epoch,
         "env_steps": runner.env_steps,
         "dataset_rows": len(runner.dataset),

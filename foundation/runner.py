@@ -21,7 +21,7 @@ from foundation.evaluation.divergence import DivergenceProbe
 from foundation.evaluation.evaluate import EvaluationResult, evaluate, preserved_rng
 from foundation.evaluation.teacher_check import check_teacher
 from foundation.learning.learner import Learner, LearningStats
-from foundation.learning.schedules import value_at
+from foundation.learning.schedules import teacher_share
 from foundation.report import Reporter
 from foundation.run_state import (
     BEST,
@@ -33,6 +33,7 @@ from foundation.run_state import (
     student_checkpoint,
 )
 from foundation.run_summary import final_summary
+from foundation.run_teachers import RunTeachers
 from foundation.stopwatch import Stopwatch
 from foundation.students import make_student
 from foundation.teachers.initialise import initialise_student
@@ -97,6 +98,7 @@ class DistillationRunner:
             seed=cfg.seed,
             label_bound=label_bound,
             teacher_deterministic=cfg.teacher_deterministic,
+            keeper=self.teachers.keeper,
         )
         self.shards = DatasetShards(self.dataset, run_dir, cfg.dataset.disk_gb, keep=not cfg.on_policy)
         self.reporter = Reporter(cfg, writer)
@@ -139,13 +141,14 @@ class DistillationRunner:
         with self.stopwatch.stage("collection"):
             collected = self.collector.collect(epoch, beta, self.poll)
         self.env_steps += collected.env_steps
+        new_rows = self.teachers.collected(epoch, beta, collected, self.dataset)
         evaluation: dict[str, float] | None = None
         if self._collection_is_evaluation(beta):
-            evaluation = self._summarise(_as_evaluation(collected))
+            evaluation = self._summarise(EvaluationResult.of(collected))
             self._keep_best(evaluation, epoch)
         self._fit_normalizer(epoch, collected)
         with self.stopwatch.stage("learning"):
-            learned = self.learner.learn(self.dataset, collected.env_steps, epoch, self.poll)
+            learned = self.learner.learn(self.dataset, new_rows, epoch, self.poll)
             self.collector.fit_noise(collected.slots)
         if evaluation is None and self._evaluation_due(epoch):
             with self.stopwatch.stage("evaluation"):
@@ -164,12 +167,7 @@ class DistillationRunner:
 
     def beta(self, epoch: int) -> float:
         """Return the probability that an episode of this epoch is driven by the teacher."""
-        if self.cfg.collection.beta is None:
-            return 1.0 if epoch < self.cfg.epoch_teacher_forcing else 0.0
-        value = value_at(self.cfg.collection.beta, epoch, self.cfg.n_epochs)
-        if not 0.0 <= value <= 1.0:
-            raise UserError(f"distill.collection.beta is {value:g} at epoch {epoch}; a probability lies in [0, 1].")
-        return value
+        return teacher_share(self.cfg, epoch)
 
     # -- parts of an epoch --------------------------------------------------------------------------------------
 
@@ -210,12 +208,14 @@ class DistillationRunner:
             self.cfg.seed + EVAL_SEED,
             None if probe is None else probe.on_step,
             self.poll,
+            teacher_of=self.teachers.teacher_of,
         )
         if self.make_eval_env is None:
             self.collector.restart()
         return self._summarise(result) | (probe.summary() if probe else {})
 
     def _summarise(self, result: EvaluationResult) -> dict[str, float]:
+        self.teachers.evaluated(result)
         summary = result.summary()
         return summary | scores(
             summary["mean_return"], self.baselines["teacher"]["mean_return"], self.baselines["random"]["mean_return"]
@@ -238,6 +238,7 @@ class DistillationRunner:
         performance = {f"{stage}_seconds": seconds for stage, seconds in self.stopwatch.lap().items()}
         performance["env_steps_per_second"] = collected.env_steps / max(1e-9, performance["collection_seconds"])
         dataset = {"rows": len(self.dataset), "evicted_chunks": self.dataset.chunks_evicted}
+        self.teachers.log(self.reporter, epoch, evaluation is not None)
         self.reporter.epoch(epoch, beta, collected, learned, evaluation, performance, dataset)
 
     def _save(self, epoch: int, collected: CollectionStats) -> None:
@@ -255,9 +256,10 @@ class DistillationRunner:
             return self.env
         with preserved_rng(self.env.device):
             if num_envs is not None:
-                return self.make_eval_env(min(num_envs, MAX_EVAL_ENVS))
+                return self.make_eval_env(self.teachers.round_envs(num_envs, MAX_EVAL_ENVS))
             if self._eval_env is None:
-                self._eval_env = self.make_eval_env(min(self.cfg.num_eval_episodes, MAX_EVAL_ENVS))
+                num_envs = self.teachers.round_envs(self.cfg.num_eval_episodes, MAX_EVAL_ENVS)
+                self._eval_env = self.make_eval_env(num_envs)
             return self._eval_env
 
     def _begin_run(self) -> None:
@@ -279,11 +281,16 @@ class DistillationRunner:
                 self.cfg.seed + EVAL_SEED,
                 shared_rollout=self.make_eval_env is None,
                 poll=self.poll,
+                teacher_of=self.teachers.teacher_of,
             )
+        self.teachers.measured(results["teacher"], self.reporter)
         self.baselines = {name: result.summary() for name, result in results.items()}
         self.reporter.baselines(self.baselines)
         for warning in check_teacher(results, self.cfg.teacher):
             self.reporter.line(f"WARNING: {warning}")
+        with self.stopwatch.stage("baselines"):
+            actor = PolicyActor(self.teacher, self.teacher_obs)
+            self.teachers.measure_offsets(self.eval_env(), actor, self.reporter, self.poll)
 
     def _finish(self) -> dict[str, Any]:
         self.run_dir.save_checkpoint("final_student.pt", student_checkpoint(self, self.epoch - 1))
@@ -309,6 +316,8 @@ class DistillationRunner:
         self.teacher_obs.check(obs, "teacher", self.teacher.num_obs)
         self.student_obs = ObsSelector(student.obs_groups or ["policy"], student.obs_slice)
         self.num_obs = self.student_obs.check(obs, "student")
+        self.teachers = RunTeachers(self.teacher, self.cfg, self.env, self.teacher_obs, self.student_obs)
+        self.teacher_obs = self.teachers.selector
         if self.teacher.num_actions != self.env.num_actions:
             raise UserError(
                 f"The teacher has {self.teacher.num_actions} actions but the task '{self.cfg.task}' takes "
@@ -324,6 +333,7 @@ class DistillationRunner:
             mode=self.mode,
             window_steps=self.sequence_length,
             state_size=self.student.state_size,
+            num_teachers=self.teachers.num_assigned,
         )
 
     @torch.no_grad()
@@ -338,9 +348,3 @@ class DistillationRunner:
         return {
             name: value.shape[-1] for name, value in teacher._asdict().items() if name in wanted and value is not None
         }
-
-
-def _as_evaluation(collected: CollectionStats) -> EvaluationResult:
-    metrics = dict(collected.metrics)
-    success = metrics.pop("success", collected.time_outs)
-    return EvaluationResult(collected.returns, collected.lengths, success.bool(), metrics, collected.env_steps)

@@ -12,6 +12,8 @@ from tensordict import TensorDict
 from foundation.data.obs_groups import ObsSelector
 from foundation.errors import UserError, suggest
 
+TEACHER, BY_TEACHER = "teacher", "teacher_drove"
+"""Names under which an episode's teacher, and whether it drove, travel with the episode's metrics."""
 Choose = Callable[[TensorDict], torch.Tensor]
 """Maps observations to the index of each environment's teacher. Shape: (num_envs,)."""
 

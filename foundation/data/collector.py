@@ -15,6 +15,7 @@ from foundation.data.dataset import DistillationDataset
 from foundation.data.driver import Driver, bound_of_labels
 from foundation.data.episodes import CollectionStats, EpisodeTracker, merge_stats
 from foundation.data.obs_groups import ObsSelector
+from foundation.data.row_keeper import RowKeeper
 from foundation.errors import UserError
 from foundation.networks.output import PolicyOutput
 
@@ -37,6 +38,7 @@ class Collector:
         label_bound: The environment's or agent config's bound of the actions, if any; labels are clipped to it unless
             ``cfg`` says otherwise.
         teacher_deterministic: The acting teacher plays its mean; labels are its mean always.
+        keeper: Tells many teachers' rows apart and corrects their positions; None: there is nothing to do.
     """
 
     def __init__(
@@ -54,8 +56,9 @@ class Collector:
         seed: int = 0,
         label_bound: float | None = None,
         teacher_deterministic: bool = True,
+        keeper: RowKeeper | None = None,
     ):
-        self.env, self.dataset = env, dataset
+        self.env, self.dataset, self.keeper = env, dataset, keeper or RowKeeper()
         self.teacher_obs, self.student_obs = teacher_obs, student_obs
         self.cfg, self.mode, self.num_episodes = cfg or CollectionCfg(), mode, num_episodes
         self.seed, self.label_bound = seed, bound_of_labels(self.cfg, label_bound)
@@ -139,7 +142,10 @@ class Collector:
     def _stagger(self) -> None:
         """Start the environments at different times of their episodes, so that ends come evenly."""
         lengths = torch.randint(
-            int(self.env.max_episode_length), (self.env.num_envs,), generator=self.driver.generator, device=self.env.device
+            int(self.env.max_episode_length),
+            (self.env.num_envs,),
+            generator=self.driver.generator,
+            device=self.env.device,
         )
         self.env.episode_length_buf = lengths.to(self.env.episode_length_buf.dtype)
         self._obs = self.env.get_observations()
@@ -158,10 +164,11 @@ class Collector:
             label = self.teacher.output(self.teacher_obs(obs))
             state = self.student.current_state(student_obs) if dataset.states is not None else None
             student = self.student.output(student_obs) if student_steps else None
-            dataset.write(step, student_obs, self._clip(label), self.resets, None, state)
+            stored, index = self.keeper.stored(student_obs, obs)
+            dataset.write(step, stored, self._clip(label), self.resets, index, state)
             obs, rewards, dones, extras = env.step(self.driver.actions(label, student, beta))
             dones = dones.bool()
-            self.tracker.add(step, rewards, dones, extras)
+            self.tracker.add(step, rewards, dones, self.keeper.told(extras, index, self.driver.teacher_drives))
             reward_sum += rewards
             self.teacher.reset(dones)
             self.student.reset(dones)
@@ -169,6 +176,7 @@ class Collector:
             if 0.0 < beta < 1.0:
                 self.driver.begin_episodes(dones, beta)
         self._obs = obs
+        self.keeper.check()
         self._check_finite(slot, reward_sum)
         dataset.commit_chunk()
         return slot, dict(extras.get("log") or {})

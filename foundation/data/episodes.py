@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from foundation.data.assignment import TEACHER
+
 
 @dataclass
 class CollectionStats:
@@ -27,6 +29,8 @@ class CollectionStats:
     """Means of ``extras["log"]``."""
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
     """``extras["episode_metrics"]`` of the finished episodes, each (num_episodes,)."""
+    teacher: torch.Tensor | None = None
+    """With many teachers, the one that each episode's environment followed at its end. Shape: (num_episodes,)."""
     settled: torch.Tensor | None = None
     """Whether it ended when an episode of any length could have: soon after a phase's beginning only short ones can,
     and their mean return is biased. None: all did. Shape: (num_episodes,)."""
@@ -139,6 +143,7 @@ def merge_stats(
         slots,
         mean_log(logs),
         metrics,
+        metrics.pop(TEACHER, None),
         merged.get("settled"),
     )
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from tensordict import TensorDict
+
 from foundation.data.actors import Actor, RandomActor, SplitActor, ZeroActor
 from foundation.evaluation.evaluate import EvaluationResult, evaluate
 
@@ -17,6 +20,7 @@ def measure_baselines(
     *,
     shared_rollout: bool,
     poll: Callable[[], None] | None = None,
+    teacher_of: Callable[[TensorDict], torch.Tensor] | None = None,
 ) -> dict[str, EvaluationResult]:
     """Measure teacher, zero and random actions.
 
@@ -28,6 +32,7 @@ def measure_baselines(
         shared_rollout: One rollout for all three, the environments split in three blocks; where an environment is
             slow to step, this is three times faster. The blocks then have different initial states.
         poll: Called now and then; may raise to stop.
+        teacher_of: With many teachers, says which one each environment follows.
 
     Returns:
         ``teacher``, ``zero`` and ``random``.
@@ -38,9 +43,10 @@ def measure_baselines(
         "random": RandomActor(env.num_actions, seed, env.device),
     }
     if not shared_rollout or env.num_envs < len(actors):
-        return {name: evaluate(env, actor, num_episodes, seed, poll=poll, who=name) for name, actor in actors.items()}
+        options: dict[str, Any] = {"poll": poll, "teacher_of": teacher_of}
+        return {name: evaluate(env, actor, num_episodes, seed, who=name, **options) for name, actor in actors.items()}
     split = SplitActor(list(actors.values()), env.num_envs)
-    result = evaluate(env, split, env.num_envs, seed, poll=poll, who="teacher")
+    result = evaluate(env, split, env.num_envs, seed, poll=poll, who="teacher", teacher_of=teacher_of)
     return {name: result.part(block) for name, block in zip(actors, split.blocks, strict=True)}
 
 

@@ -12,6 +12,8 @@ import torch
 from tensordict import TensorDict
 
 from foundation.data.actors import Actor
+from foundation.data.assignment import TEACHER
+from foundation.data.episodes import CollectionStats
 from foundation.errors import UserError
 
 SYNC_INTERVAL = 25
@@ -32,11 +34,22 @@ class EvaluationResult:
     """The task's ``extras["episode_metrics"]``. Each (num_episodes,)."""
     env_steps: int = 0
     """Transitions simulated."""
+    teacher: torch.Tensor | None = None
+    """With many teachers, the one that each episode's environment followed at its end. Shape: (num_episodes,)."""
+
+    @classmethod
+    def of(cls, collected: CollectionStats) -> EvaluationResult:
+        """Take the episodes of a collection in which the student acted alone."""
+        metrics = dict(collected.metrics)
+        success, teacher = metrics.pop("success", collected.time_outs), collected.teacher
+        return cls(collected.returns, collected.lengths, success.bool(), metrics, collected.env_steps, teacher)
 
     def part(self, block: slice) -> EvaluationResult:
         """Return the episodes of some environments (with one episode per environment)."""
         metrics = {name: values[block] for name, values in self.metrics.items()}
-        return EvaluationResult(self.returns[block], self.lengths[block], self.success[block], metrics, self.env_steps)
+        teacher = None if self.teacher is None else self.teacher[block]
+        fields = self.returns[block], self.lengths[block], self.success[block]
+        return EvaluationResult(*fields, metrics, self.env_steps, teacher)
 
     @property
     def mean_return(self) -> float:
@@ -126,6 +139,7 @@ def evaluate(
     on_step: Callable[[TensorDict, torch.Tensor], None] | None = None,
     poll: Callable[[], None] | None = None,
     who: str = "policy",
+    teacher_of: Callable[[TensorDict], torch.Tensor] | None = None,
 ) -> EvaluationResult:
     """Measure an actor.
 
@@ -140,6 +154,7 @@ def evaluate(
         on_step: Called with the observations and the actions of every step.
         poll: Called now and then; may raise to stop.
         who: What to call the actor if its actions are not finite.
+        teacher_of: With many teachers, says which one each environment follows.
 
     Returns:
         The episodes.
@@ -162,6 +177,11 @@ def evaluate(
             obs, rewards, dones, extras = env.step(actions)
             dones = dones.bool()
             health.add(seen, actions, rewards)
+            if teacher_of is not None:
+                extras = {
+                    **extras,
+                    "episode_metrics": {**(extras.get("episode_metrics") or {}), TEACHER: teacher_of(seen)},
+                }
             recorder.add(rewards, dones, extras)
             actor.reset(dones)
             steps += 1
@@ -177,9 +197,9 @@ def evaluate(
                 "evaluation: check the environment's time-outs."
             )
     fields = {name: values.flatten() for name, values in recorder.fields.items()}
-    return EvaluationResult(
-        fields.pop("returns"), fields.pop("lengths"), fields.pop("success").bool(), fields, steps * env.num_envs
-    )
+    teacher = fields.pop(TEACHER, None)
+    whole = fields.pop("returns"), fields.pop("lengths"), fields.pop("success").bool()
+    return EvaluationResult(*whole, fields, steps * env.num_envs, None if teacher is None else teacher.long())
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 
-from foundation.config.distillation_cfg import ScheduleCfg
+from foundation.config.distillation_cfg import DistillationCfg, ScheduleCfg
 from foundation.errors import UserError, suggest
 
 
@@ -57,6 +57,25 @@ KINDS: dict[str, Callable[[ScheduleCfg, float, int], float]] = {
     "piecewise": _piecewise,
     "step": _step,
 }
+
+
+def teacher_share(cfg: DistillationCfg, epoch: int) -> float:
+    """Return the probability that an episode of this epoch is driven by the teacher (``beta``).
+
+    Args:
+        cfg: The run's configuration.
+        epoch: Counted from 0.
+
+    Raises:
+        UserError: If the schedule leaves [0, 1].
+    """
+    if cfg.collection.beta is None:
+        mix = cfg.collection.teacher_student_mix
+        return 1.0 if epoch < cfg.epoch_teacher_forcing else mix / (mix + 1.0)
+    value = value_at(cfg.collection.beta, epoch, cfg.n_epochs)
+    if not 0.0 <= value <= 1.0:
+        raise UserError(f"distill.collection.beta is {value:g} at epoch {epoch}; a probability lies in [0, 1].")
+    return value
 
 
 def value_at(schedule: float | ScheduleCfg, epoch: int, num_epochs: int) -> float:

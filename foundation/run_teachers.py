@@ -1,0 +1,156 @@
+"""What a run does differently when it has many teachers; with one teacher, next to nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from foundation.config.distillation_cfg import DistillationCfg
+from foundation.data.actors import Actor
+from foundation.data.assignment import BY_TEACHER, ExpertSelector, TeacherAssignment, make_choice
+from foundation.data.dataset import DistillationDataset
+from foundation.data.episodes import CollectionStats
+from foundation.data.obs_groups import ObsSelector
+from foundation.data.position_offset import PositionCorrection
+from foundation.data.row_keeper import RowKeeper
+from foundation.errors import UserError
+from foundation.evaluation.evaluate import EvaluationResult
+from foundation.evaluation.teacher_board import TeacherBoard
+from foundation.report import Reporter
+
+OFFSET_SEED = 3_000_003
+
+
+class RunTeachers:
+    """Assignment, selection, position offsets and figures by teacher.
+
+    Args:
+        teacher: One teacher, or a ``TeacherEnsemble``.
+        cfg: The run's configuration.
+        env: The environment to collect in.
+        base: Selects the teachers' observations.
+        student_obs: Selects the student's.
+    """
+
+    def __init__(self, teacher: Any, cfg: DistillationCfg, env: Any, base: ObsSelector, student_obs: ObsSelector):
+        self.cfg, self.number = cfg, int(getattr(teacher, "num_teachers", 1))
+        mode = getattr(teacher, "mode", "one")
+        self.selector, self.assignment = base, None
+        if mode == "expert":
+            choose = make_choice(cfg.teacher.expert or "", env.get_observations())
+            self.assignment = TeacherAssignment(teacher.names, choose, f"distill.teacher.expert={cfg.teacher.expert}")
+            self.selector = ExpertSelector(base, self.assignment)
+            self.assignment.index(env.get_observations())
+            self.assignment.check()
+        elif mode == "per_env":
+            if env.num_envs % self.number:
+                raise UserError(f"--num_envs {env.num_envs} must be a multiple of the {self.number} teachers.")
+            self.assignment = TeacherAssignment(teacher.names)
+        if self.assignment is None and cfg.teacher.num_active is not None:
+            raise UserError("--num_active_teachers wants several teachers, each with its own environments.")
+        self.teacher_of = None if self.assignment is None else self.assignment.index
+        """Maps observations to each environment's teacher, (num_envs,); None where all have the same."""
+        self.board = None if self.assignment is None else TeacherBoard(teacher.names)
+        self.correction = None
+        if cfg.teacher.position_offset_correction:
+            self.correction = PositionCorrection(env, student_obs, self.num_assigned)
+        self.keeper = RowKeeper(self.assignment, self.correction)
+
+    @property
+    def num_assigned(self) -> int:
+        """Teachers that rows are told apart by: 1 where all rows have the same."""
+        return 1 if self.assignment is None else self.number
+
+    def round_envs(self, num_envs: int, most: int) -> int:
+        """Return a number of environments to evaluate in: the same for every teacher, and at least one."""
+        if self.board is None or self.assignment is None or self.assignment.choose is not None:
+            return min(num_envs, most)
+        each = min(-(-num_envs // self.number), max(1, most // self.number))
+        return each * self.number
+
+    def measured(self, teacher: EvaluationResult, reporter: Reporter) -> None:
+        """Take the teachers' own episodes; refuse teachers below ``--teacher_min_return``."""
+        if self.board is None or teacher.teacher is None:
+            return
+        self.record("teacher", teacher)
+        reporter.line(f"{self.number} teachers - Mean return: {self.board.line('teacher')}")
+        self.board.check(self.cfg.teacher.min_return)
+        reporter.scalars(self.board.baseline_scalars(), 0)
+
+    def measure_offsets(self, env: Any, teacher: Actor, reporter: Reporter, poll: Any) -> None:
+        """Estimate the position offsets, where they are to be corrected."""
+        if self.correction is None:
+            return
+        counts = self.correction.measure(env, teacher, self.teacher_of, self.cfg.seed + OFFSET_SEED, poll)
+        sizes = 100.0 * self.correction.offsets.norm(dim=-1)
+        reporter.line(
+            f"Position offset of the teacher{'s' * (len(sizes) > 1)}: {float(sizes.mean()):.2f} cm on average, "
+            f"{float(sizes.max()):.2f} cm at most, from {int(counts.sum())} episodes"
+        )
+        missing = (counts == 0).nonzero().flatten().tolist()
+        if missing:
+            names = ["the teacher"] if self.assignment is None else [self.assignment.names[i] for i in missing]
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            reporter.line(f"WARNING: no episode ended by time-out, so that no offset is corrected, with {shown}.")
+        reporter.scalars({"baseline/position_offset": float(sizes.mean()) / 100.0}, 0)
+
+    def collected(self, epoch: int, beta: float, stats: CollectionStats, dataset: DistillationDataset) -> int:
+        """Take an epoch's episodes and choose whose rows are learned from.
+
+        Args:
+            epoch: Counted from 0.
+            beta: Share of the episodes that the teachers drove.
+            stats: The epoch's episodes; what told their teachers is taken out of its metrics.
+            dataset: Its rows of teachers that are not chosen are not drawn.
+
+        Returns:
+            Rows that were collected to be learned from.
+        """
+        teacher, drove = stats.teacher, stats.metrics.pop(BY_TEACHER, None)
+        if self.board is None or teacher is None or drove is None:
+            return stats.env_steps
+        own = ~drove.bool() if beta < 1.0 else torch.ones_like(drove, dtype=torch.bool)
+        own &= torch.ones_like(own) if stats.settled is None else stats.settled
+        self.board.record("collected", stats.returns[own], teacher[own])
+        if beta == 1.0 or self.cfg.teacher.num_active is None:
+            return stats.env_steps
+        active = self.board.choose(self.cfg.teacher.num_active, self.cfg.teacher.selection, self.cfg.seed + epoch)
+        dataset.activate(stats.slots, active.repeat(dataset.num_envs // self.number))
+        return stats.env_steps * int(active.sum()) // self.number
+
+    def evaluated(self, result: EvaluationResult) -> None:
+        """Take the episodes of an evaluation of the student."""
+        self.keeper.check()
+        self.record("student", result)
+
+    def record(self, what: str, result: EvaluationResult) -> None:
+        """Take the episodes of an evaluation of the ``teacher`` or the ``student``."""
+        if self.board is not None and result.teacher is not None:
+            self.board.record(what, result.returns, result.teacher)
+
+    def log(self, reporter: Reporter, epoch: int, evaluated: bool) -> None:
+        """Show and log the figures by teacher after an epoch."""
+        if self.board is None:
+            return
+        if evaluated:
+            reporter.line(f"Evaluation by teacher - Mean return: {self.board.line('student')}")
+        reporter.scalars(self.board.scalars(epoch, evaluated), epoch + 1)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what ``summary.json`` says of many teachers."""
+        if self.board is None:
+            return {}
+        return {"teachers": self.board.summary() | {"dropped": list(self.cfg.teacher.dropped)}}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what an exact resume needs."""
+        state: dict[str, Any] = {} if self.board is None else {"board": self.board.state_dict()}
+        return state if self.correction is None else state | {"offsets": self.correction.offsets.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        if self.board is not None and "board" in state:
+            self.board.load_state_dict(state["board"])
+        if self.correction is not None and "offsets" in state:
+            self.correction.offsets.copy_(state["offsets"])
