@@ -12,6 +12,7 @@ from foundation.networks.distribution import Gaussian
 from foundation.networks.mlp import activation_names, resolve_activation
 from foundation.teachers.actor_critic import ActorCriticNetwork
 from foundation.teachers.loading import LoadedPolicy, Source, Tensors, linear_layers, logger
+from foundation.teachers.outputs import ShapedActions
 
 
 def pick_activation(source: Source, stated: Any, stated_by: str, known: bool = True) -> tuple[str, str]:
@@ -29,8 +30,9 @@ def pick_activation(source: Source, stated: Any, stated_by: str, known: bool = T
         name = str(stated).rsplit(".", 1)[-1].lower()
         name = "identity" if name in ("none", "linear") else name
         if name not in activation_names():
+            file = source.path if stated_by == "checkpoint" else stated_by
             raise UserError(
-                f"'{stated_by}' names the activation '{stated}', which is not known. "
+                f"'{file}' names the activation '{stated}', which is not known. "
                 f"{suggest(name, activation_names())} Give the right one by the override 'activation'."
             )
         return name, stated_by
@@ -130,6 +132,7 @@ def finish(
         "normalizer": normalizer,
         "recurrence": core,
         "distribution": distribution.name,
+        "action_shape": distribution.describe() if isinstance(distribution, ShapedActions) else None,
         "has_std": sample is not None,
         "has_value": network.critic is not None,
         "obs_groups": groups,

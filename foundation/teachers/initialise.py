@@ -30,7 +30,8 @@ def initialise_student(student: Student, path: str | Path, **overrides: Any) -> 
     if isinstance(loaded, Student):
         source = loaded.state_dict()
     else:
-        assert isinstance(loaded, TeacherNetwork)
+        if not isinstance(loaded, TeacherNetwork):
+            raise UserError(f"'{path}' cannot start a student: only checkpoints of students and of RSL-RL can.")
         source = _student_names(loaded, student, str(path))
     own = student.state_dict()
     wrong = [key for key in source if key in own and own[key].shape != source[key].shape]

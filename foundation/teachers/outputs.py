@@ -42,6 +42,15 @@ class ShapedActions(Deterministic):
         self.register_buffer("scale", torch.ones(()) if scale is None else scale)
         self.register_buffer("shift", torch.zeros(()) if shift is None else shift)
 
+    def describe(self) -> str:
+        """Say what is done to the mean, for people."""
+        said = [] if self.squash is None else [" ".join(str(self.squash).split())]
+        if self.low is not None and self.high is not None:
+            said.append(f"clipped to {_range(self.low, self.high)}")
+        if bool((self.scale != 1.0).any() or (self.shift != 0.0).any()):
+            said.append(f"then from ±1 to {_range(self.shift - self.scale, self.shift + self.scale)}")
+        return ", ".join(said) or "none"
+
     def forward(self, raw: torch.Tensor) -> Moments:
         """Return mean and std. Shape: (..., num_actions) each."""
         mean, std = self.inner(raw)
@@ -59,6 +68,11 @@ class ShapedActions(Deterministic):
         return drawn.clamp(self.low * self.scale + self.shift, self.high * self.scale + self.shift)
 
 
+def _range(low: torch.Tensor, high: torch.Tensor) -> str:
+    bounds = sorted({(f"{a:g}", f"{b:g}") for a, b in zip(low.view(-1).tolist(), high.view(-1).tolist(), strict=True)})
+    return " ".join(f"[{a}, {b}]" for a, b in bounds[:8])
+
+
 class Factor(nn.Module):
     """Multiplies by a number."""
 
@@ -70,6 +84,10 @@ class Factor(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply. Shape: any."""
         return x * self.factor
+
+    def extra_repr(self) -> str:
+        """Say the number."""
+        return f"{self.factor:g}"
 
 
 class Choices(Deterministic):

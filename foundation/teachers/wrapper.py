@@ -13,6 +13,7 @@ from foundation.errors import UserError
 from foundation.networks.output import PolicyOutput
 from foundation.teachers.formats import load_policy
 from foundation.teachers.loading import Overrides
+from foundation.teachers.outputs import Choices
 
 
 class TeacherPolicyWrapper(nn.Module):
@@ -36,6 +37,7 @@ class TeacherPolicyWrapper(nn.Module):
         self.device = torch.device(device)
         self.num_obs: int = self.policy.num_obs
         self.num_actions: int = self.policy.num_actions
+        self.num_choices: int | None = getattr(self.policy, "num_choices", None)
         self.state_size: int = self.policy.state_size
         self.hidden_dims = loaded.hidden_dims
         self.obs_groups = loaded.obs_groups
@@ -54,7 +56,7 @@ class TeacherPolicyWrapper(nn.Module):
 
         Args:
             obs: A tensor, shape (num_envs, num_obs), or the env's TensorDict of observation groups.
-            deterministic: The mean; otherwise a draw from the policy's distribution.
+            deterministic: The mean (of a discrete policy: the best choice's index); otherwise a draw.
             generator: For the draw.
 
         Returns:
@@ -77,6 +79,8 @@ class TeacherPolicyWrapper(nn.Module):
     def sample(self, output: PolicyOutput, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw actions from an output's distribution. Shape: (num_envs, num_actions)."""
         distribution = getattr(self.policy, "distribution", None)
+        if output.logits is not None and isinstance(distribution, Choices):
+            return distribution.draw(output.logits, generator)
         if distribution is not None:
             return distribution.sample(output.mean, output.std, generator)
         if output.std is None:

@@ -242,6 +242,8 @@ def _scaler(source: Source, statistics: dict[str, torch.Tensor], num_obs: int) -
 def _value_scaler(source: Source, config: dict[str, Any], statistics: dict[str, torch.Tensor]) -> nn.Module | None:
     activation = _named(source, config.get("value_activation"))
     if not statistics:
+        wanted = at(source.agent.data, "params", "config", "normalize_value") is True
+        expect(not wanted, source, f"has no 'value_mean_std', but '{source.agent.path}' says normalize_value")
         return None if isinstance(activation, nn.Identity) else activation
     mean, var = moments(statistics, "running_var", "count", 1, f"'{source.path}' (value_mean_std)")
     return ValueScaler(mean, (var + _EPSILON).sqrt(), _BOUND, activation)

@@ -152,6 +152,8 @@ def _critic(
 
 def _value_scaler(checkpoint: dict[str, Any], source: Source) -> ValueScaler | None:
     if "value_preprocessor" not in checkpoint:
+        stated = at(source.agent.data, "agent", "value_preprocessor")
+        expect(stated is None, source, f"has no 'value_preprocessor', which '{source.agent.path}' names")
         return None
     where = f"'{source.path}' (value_preprocessor)"
     entries = Entries(checkpoint["value_preprocessor"], where).take("")
