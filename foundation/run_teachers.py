@@ -75,7 +75,8 @@ class RunTeachers:
             return
         self.record("teacher", teacher)
         reporter.line(f"{self.number} teachers - Mean return: {self.board.line('teacher')}")
-        self.board.check(self.cfg.teacher.min_return)
+        if self.cfg.teacher.below_min == "refuse":
+            self.board.check(self.cfg.teacher.min_return)
         reporter.scalars(self.board.baseline_scalars(), 0)
 
     def measure_offsets(self, env: Any, teacher: Actor, reporter: Reporter, poll: Any) -> None:

@@ -20,6 +20,7 @@ from foundation.evaluation.baselines import measure_baselines, scores
 from foundation.evaluation.divergence import DivergenceProbe
 from foundation.evaluation.evaluate import EvaluationResult, evaluate, preserved_rng
 from foundation.evaluation.teacher_check import check_teacher
+from foundation.learning.early_stopping import EarlyStopping
 from foundation.learning.learner import Learner, LearningStats
 from foundation.learning.schedules import teacher_share
 from foundation.report import Reporter
@@ -102,6 +103,8 @@ class DistillationRunner:
         )
         self.shards = DatasetShards(self.dataset, run_dir, cfg.dataset.disk_gb, keep=not cfg.on_policy)
         self.reporter = Reporter(cfg, writer)
+        first = next((epoch for epoch in range(cfg.n_epochs) if self.beta(epoch) < 1.0), 0)
+        self.early_stopping = EarlyStopping(cfg.early_stopping, first)
         self._eval_env: Any = None
 
     # -- the loop -----------------------------------------------------------------------------------------------
@@ -120,7 +123,7 @@ class DistillationRunner:
             self._begin_run()
         self.reporter.begin(self)
         with self.reporter.progress(self.epoch):
-            while self.epoch < self.cfg.n_epochs:
+            while self.epoch < self.cfg.n_epochs and not self.early_stopping.due():
                 self.run_epoch(self.epoch)
         return self._finish()
 
@@ -222,6 +225,7 @@ class DistillationRunner:
         )
 
     def _keep_best(self, evaluation: dict[str, float], epoch: int) -> None:
+        self.early_stopping.see(epoch, evaluation["mean_return"])
         if evaluation["mean_return"] <= self.best_return:
             return
         self.best_return, self.best_epoch = evaluation["mean_return"], epoch
@@ -238,8 +242,8 @@ class DistillationRunner:
         performance = {f"{stage}_seconds": seconds for stage, seconds in self.stopwatch.lap().items()}
         performance["env_steps_per_second"] = collected.env_steps / max(1e-9, performance["collection_seconds"])
         dataset = {"rows": len(self.dataset), "evicted_chunks": self.dataset.chunks_evicted}
-        self.teachers.log(self.reporter, epoch, evaluation is not None)
         self.reporter.epoch(epoch, beta, collected, learned, evaluation, performance, dataset)
+        self.teachers.log(self.reporter, epoch, evaluation is not None)
 
     def _save(self, epoch: int, collected: CollectionStats) -> None:
         self.shards.append(epoch, collected.slots)

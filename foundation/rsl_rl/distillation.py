@@ -33,6 +33,7 @@ from foundation.rsl_rl.cli_args import (
     run_command,
     set_up_logging,
 )
+from foundation.rsl_rl.teacher_set import drop_weak_teachers, fit_environments, load_teacher
 
 if TYPE_CHECKING:
     from foundation.engines.base import Engine
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     job = prepare(args, tokens, parser, argv)
     cfg = job.resolved.cfg
     teacher = load_teacher(cfg)
+    print(teacher.architecture_line())
     return launch(job, teacher)
 
 
@@ -153,17 +155,6 @@ def load_overrides(run: RunDir | None) -> dict[str, Any]:
     return run.load_params("overrides")
 
 
-def load_teacher(cfg: Any) -> Any:
-    """Read the teacher and say what it is."""
-    if cfg.teacher.checkpoint is None:
-        raise UserError("no teacher was given: --teacher_checkpoint PATH")
-    from foundation.teachers import TeacherPolicyWrapper
-
-    teacher = TeacherPolicyWrapper(cfg.teacher.checkpoint, cfg.device, activation=cfg.teacher.activation)
-    print(f"Teacher architecture: obs={teacher.num_obs}, actions={teacher.num_actions}, hidden={teacher.hidden_dims}")
-    return teacher
-
-
 def launch(job: Job, teacher: Any) -> int:
     """Start the simulator and run the job in it."""
     from foundation.engines.base import LaunchRequest
@@ -176,6 +167,7 @@ def launch(job: Job, teacher: Any) -> int:
         job.resolved.configure(env_cfg, agent_cfg, job.overrides)
         typed = job.args  # flags beat overrides
         engine.set_common(env_cfg, num_envs=typed.num_envs, seed=typed.seed, device=typed.device and cfg.device)
+        fit_environments(engine, env_cfg, teacher)
 
     request = LaunchRequest(
         task=cfg.task, device=cfg.device, headless=job.args.headless, video=job.args.video, args=job.args
@@ -201,6 +193,8 @@ def run_in(job: Job, teacher: Any, env_cfg: Any, agent_cfg: Any) -> int:
         if job.resumed is None:
             run.save_params(env_cfg, agent_cfg, cfg, typed_for_env_and_agent(job))  # from here on it can be resumed
         checkpoint = checkpoint_to_resume(job, run)
+        if checkpoint is None:
+            teacher = drop_weak_teachers(job.engine, cfg, env_cfg, agent_cfg, teacher)
         video = None
         if args.video:
             video = VideoRequest(run.video_dir(), args.video_length, args.video_interval, steps_taken(checkpoint))

@@ -50,6 +50,8 @@ class TeacherEnsemble(nn.Module):
         first = teachers[0]
         self.mode, self.temperature = mode, temperature
         self.names, self.num_teachers = list(names), len(teachers)
+        self.vehicles: list[str] = []
+        """Files of the vehicles that they fly, one each, where they have any."""
         self.num_obs, self.num_actions = first.num_obs, first.num_actions
         self.hidden_dims, self.obs_groups, self.obs_slice = first.hidden_dims, first.obs_groups, first.obs_slice
         self.clip_actions = first.clip_actions

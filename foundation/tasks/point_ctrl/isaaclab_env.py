@@ -121,6 +121,8 @@ class QuadcopterPointCtrlIsaacEnv(DirectRLEnv):
     cfg: QuadcopterPointCtrlIsaacEnvCfg
     position_fields = mdp.POSITION_FIELDS
     """Observation group -> (first column of the position error, its frame: ``body`` or ``world``)."""
+    rotation_fields = mdp.ROTATION_FIELDS
+    """Observation group -> first column of the rotation matrix, body to world, row by row."""
 
     def __init__(self, cfg: QuadcopterPointCtrlIsaacEnvCfg, render_mode: str | None = None, **kwargs: Any):
         """Build the scene and give every environment its vehicle."""

@@ -24,6 +24,8 @@ L2F_SIZE = 22
 
 POSITION_FIELDS: dict[str, tuple[int, str]] = {"policy": (0, "body"), "deployable": (0, "body"), "l2f": (0, "world")}
 """Where each group has the position error: first column, and the frame it is in."""
+ROTATION_FIELDS: dict[str, int] = {"policy": 3, "deployable": 3, "l2f": 3}
+"""Where each group has the rotation matrix, body to world, row by row: first column."""
 
 REWARD_TERMS = ("alive", "position", "orientation", "action_rate", "termination")
 TERMINATION_TERMS = ("position", "velocity", "body_rate")

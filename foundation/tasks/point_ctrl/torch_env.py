@@ -36,6 +36,8 @@ class QuadcopterPointCtrlEnv:
     num_actions = 4
     position_fields = mdp.POSITION_FIELDS
     """Observation group -> (first column of the position error, its frame: ``body`` or ``world``)."""
+    rotation_fields = mdp.ROTATION_FIELDS
+    """Observation group -> first column of the rotation matrix, body to world, row by row."""
     metadata = {"render_modes": ["rgb_array"], "render_fps": 100}  # noqa: RUF012 (gymnasium's convention)
 
     def __init__(self, cfg: QuadcopterPointCtrlEnvCfg | None = None, render_mode: str | None = None):
