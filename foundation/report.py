@@ -158,6 +158,11 @@ class Reporter:
     def end(self, summary: dict[str, Any]) -> None:
         """Show what the run reached."""
         student, teacher = summary["student"], summary["teacher"]
+        if summary["stopped_early"]:
+            self.line(
+                f"Stopped early after epoch {summary['epochs']} of {self.cfg.n_epochs}: no evaluation was better within "
+                f"{self.cfg.early_stopping.patience} epochs (distill.early_stopping.patience)"
+            )
         self.line(
             f"Best student (epoch {summary['best_epoch']}), {summary['final_eval_episodes']} fresh episodes: return "
             f"{student['mean_return']:.2f} ± {student['return_interval_95']:.2f} (95 %), teacher "

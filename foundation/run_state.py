@@ -66,6 +66,7 @@ def resume_checkpoint(runner: DistillationRunner) -> dict[str, Any]:
         "baselines": runner.baselines,
         "teachers": runner.teachers.state_dict(),
         "stopwatch": runner.stopwatch.state_dict(),
+        "early_stopping": runner.early_stopping.state_dict(),
         "collector": runner.collector.state_dict(),
         "dataset": runner.dataset.state_dict(),
         "shards": runner.shards.state_dict(),
@@ -116,6 +117,7 @@ def restore(runner: DistillationRunner, checkpoint: dict[str, Any]) -> str:
     runner.baselines = state["baselines"]
     runner.teachers.load_state_dict(state.get("teachers", {}))
     runner.stopwatch.load_state_dict(state["stopwatch"])
+    runner.early_stopping.load_state_dict(state.get("early_stopping", {}))
     _restore_rng(state, torch.device(runner.env.device))
     reasons = []
     if not runner.collector.load_state_dict(state["collector"]):

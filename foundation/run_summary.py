@@ -54,6 +54,7 @@ def final_summary(runner: DistillationRunner) -> dict[str, Any]:
         "baselines": runner.baselines,
         **teachers.summary(),
         "epochs": runner.epoch,
+        "stopped_early": runner.epoch < cfg.n_epochs,
         "env_steps": runner.env_steps,
         "dataset_rows": len(runner.dataset),
         "parameters": {

@@ -18,7 +18,8 @@ class ScheduleCfg:
     epochs: int = 0
     """Length of the change [epochs]; 0 means the whole run."""
     points: list[list[float]] = field(default_factory=list)
-    """[epoch, value] pairs: ``piecewise`` goes straight from one to the next, ``step`` keeps each value until the next."""
+    """[epoch, value] pairs: ``piecewise`` goes straight from one to the next, ``step`` keeps each value to
+    the next."""
 
 
 @dataclass
@@ -166,8 +167,27 @@ class OptimizerCfg:
     """Multiplier of ``learning_rate`` over the epochs. None: constant."""
     update_ratio: float = 2.0
     """Updates per epoch = ceil(new rows / batch_size) * update_ratio."""
+    updates_per_epoch: int | None = None
+    """Updates per epoch, however many rows are new. None: by ``update_ratio``."""
     ema_decay: float | None = None
     """Average the student's weights with this decay for evaluation and the checkpoints. None: off."""
+    precision: str = "float32"
+    """float32 | bfloat16 | float16: what the student's products are computed in while it learns; weights, losses and
+    optimiser stay float32. float16 needs CUDA; its gradients are scaled."""
+    compile: bool = False
+    """Compile the student's forward pass and the losses (``torch.compile``; the CPU needs a C++ compiler). Where that
+    fails, one warning, and the run goes on without."""
+
+
+@dataclass
+class EarlyStoppingCfg:
+    """Ending a run whose evaluations get no better."""
+
+    patience: int | None = None
+    """Stop at an evaluation that comes this many epochs after the last one that was better; counted from the first
+    epoch in which the student acts. None: never."""
+    min_delta: float = 0.0
+    """By how much a mean return has to exceed the best one to be better [units of return]."""
 
 
 @dataclass
@@ -224,3 +244,4 @@ class DistillationCfg:
     dataset: DatasetCfg = field(default_factory=DatasetCfg)
     collection: CollectionCfg = field(default_factory=CollectionCfg)
     optimizer: OptimizerCfg = field(default_factory=OptimizerCfg)
+    early_stopping: EarlyStoppingCfg = field(default_factory=EarlyStoppingCfg)

@@ -39,6 +39,8 @@ _AT_LEAST = {
     "dataset.size": 1,
     "dataset.chunk_steps": 1,
     "dataset.burn_in": 0,
+    "optimizer.updates_per_epoch": 1,
+    "early_stopping.patience": 1,
 }
 _POSITIVE = (
     "learning_rate",
@@ -50,7 +52,13 @@ _POSITIVE = (
     "optimizer.max_grad_norm",
     "collection.label_bound",
 )
-_NOT_NEGATIVE = ("dataset.disk_gb", "optimizer.weight_decay", "collection.noise_std", "collection.dart_alpha")
+_NOT_NEGATIVE = (
+    "dataset.disk_gb",
+    "optimizer.weight_decay",
+    "collection.noise_std",
+    "collection.dart_alpha",
+    "early_stopping.min_delta",
+)
 _ONE_OF = {
     "logger": ("tensorboard", "wandb", "neptune"),
     "loss.student_temperature": ("1", "same"),
@@ -63,6 +71,7 @@ _ONE_OF = {
     "collection.mode": ("auto", "steps", "episodes"),
     "collection.beta_per": ("episode", "step"),
     "optimizer.name": ("adam", "adamw", "rmsprop", "sgd"),
+    "optimizer.precision": ("float32", "bfloat16", "float16"),
 }
 _SCHEDULES = ("constant", "linear", "cosine", "exponential", "piecewise", "step")
 

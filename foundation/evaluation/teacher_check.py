@@ -68,7 +68,7 @@ def _figure(result: EvaluationResult) -> str:
 
 def _causes(cfg: TeacherCfg) -> str:
     groups = f" (now {', '.join(cfg.obs_groups)})" if cfg.obs_groups else ""
-    path = f" '{cfg.checkpoint}'" if cfg.checkpoint else ""
+    path = f" '{cfg.checkpoint}'" if isinstance(cfg.checkpoint, str) else ""
     return (
         f"check its observation groups distill.teacher.obs_groups{groups} and their order, its normaliser, its "
         "activation (distill.teacher.activation) and the scale and clipping of its actions; "

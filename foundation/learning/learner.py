@@ -14,7 +14,9 @@ from torch import nn
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.data.dataset import DistillationDataset, Minibatch
 from foundation.errors import UserError, suggest
-from foundation.learning.losses import LossParams, LossSpec, loss_spec
+from foundation.learning.compilation import compiled
+from foundation.learning.losses import LossParams, LossSpec, check_choices, loss_spec
+from foundation.learning.precision import Precision
 from foundation.learning.schedules import value_at
 from foundation.networks.output import PolicyOutput
 
@@ -54,6 +56,8 @@ class Learner:
         self.optimizer = _make_optimizer(student, cfg)
         self.adapter: nn.Linear | None = None
         self.average = copy.deepcopy(student).requires_grad_(False) if cfg.optimizer.ema_decay else None
+        self.precision = Precision(cfg.optimizer.precision, next(student.parameters()).device)
+        self.losses = compiled(self._losses, student) if cfg.optimizer.compile else self._losses
 
     @property
     def policy(self) -> Any:
@@ -61,8 +65,8 @@ class Learner:
         return self.average if self.average is not None else self.student
 
     def target_fields(self) -> set[str]:
-        """Return which of the teacher's outputs the losses read."""
-        return {"mean"}.union(*(spec.teacher for spec, _ in self.terms))
+        """Return which of the teacher's outputs the losses read; of a discrete teacher the logits always."""
+        return {"mean", "logits"}.union(*(spec.teacher for spec, _ in self.terms))
 
     def prepare(self, student: PolicyOutput, teacher: PolicyOutput) -> None:
         """Check once that student and teacher have what the losses read; make the adapter that ``feature`` wants.
@@ -70,6 +74,7 @@ class Learner:
         Raises:
             UserError: Naming the loss, what is missing, and what to use instead.
         """
+        check_choices([spec.name for spec, _ in self.terms], student, teacher)
         for spec, _ in self.terms:
             for who, output, wanted in (("student", student, spec.student), ("teacher", teacher, spec.teacher)):
                 missing = [name for name in wanted if getattr(output, name) is None]
@@ -89,7 +94,9 @@ class Learner:
             self.average.normalizer.load_state_dict(self.student.normalizer.state_dict())
 
     def num_updates(self, new_rows: int) -> int:
-        """Return the updates of an epoch: in proportion to the new rows, whatever the dataset's size."""
+        """Return the updates of an epoch: in proportion to the new rows, whatever the dataset's size, or as given."""
+        if self.cfg.optimizer.updates_per_epoch is not None:
+            return self.cfg.optimizer.updates_per_epoch
         samples = new_rows / self.sequence_length
         return max(1, math.ceil(math.ceil(samples / self.cfg.batch_size) * self.cfg.optimizer.update_ratio))
 
@@ -140,7 +147,19 @@ class Learner:
         return LearningStats(total, num_updates, rate, terms)
 
     def _update(self, batch: Minibatch, params: LossParams) -> torch.Tensor:
-        output = self._forward(batch)
+        values = self.losses(batch, params)
+        weighted = [weight * value for value, (_, weight) in zip(values, self.terms, strict=True)]
+        total = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
+        self.precision.step(total, self.optimizer, self.student, self.cfg.optimizer.max_grad_norm)
+        if self.average is not None:
+            self._update_average()
+        return torch.stack([value.detach() for value in values])
+
+    def _losses(self, batch: Minibatch, params: LossParams) -> list[torch.Tensor]:
+        """Return each term's mean over the minibatch, unweighted."""
+        with self.precision.autocast():
+            output = self._forward(batch)
+        output = self.precision.full(output)
         if self.adapter is not None and output.features is not None:
             output = output._replace(features=self.adapter(output.features))
         weights = self._weights(batch)
@@ -150,16 +169,7 @@ class Learner:
             values.append(
                 per_sample.mean() if weights is None else (per_sample * weights).sum() / weights.sum().clamp_min(1e-8)
             )
-        weighted = [weight * value for value, (_, weight) in zip(values, self.terms, strict=True)]
-        total = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        if self.cfg.optimizer.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.student.parameters(), self.cfg.optimizer.max_grad_norm)
-        self.optimizer.step()
-        if self.average is not None:
-            self._update_average()
-        return torch.stack([value.detach() for value in values])
+        return values
 
     def _forward(self, batch: Minibatch) -> PolicyOutput:
         if batch.resets is None:
@@ -202,7 +212,7 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser's state, and the training weights where the saved student is an average."""
-        state: dict[str, Any] = {"optimizer_state_dict": self.optimizer.state_dict()}
+        state: dict[str, Any] = {"optimizer_state_dict": self.optimizer.state_dict(), **self.precision.state_dict()}
         if self.average is not None:
             state["training_state_dict"] = self.student.state_dict()
         if self.adapter is not None:
@@ -222,6 +232,7 @@ class Learner:
         if self.adapter is not None:
             self.adapter.load_state_dict(state["adapter_state_dict"])
         self.optimizer.load_state_dict(state["optimizer_state_dict"])
+        self.precision.load_state_dict(state)
 
 
 def _missing_output(loss: str, who: str, missing: str) -> str:

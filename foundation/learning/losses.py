@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +71,31 @@ def loss_spec(name: str) -> LossSpec:
     except (ImportError, AttributeError) as error:
         raise UserError(f"Loss '{name}' cannot be imported: {error}.") from error
     return next((spec for spec in LOSSES.values() if spec.function is function), LossSpec(name, function))
+
+
+def check_choices(names: Sequence[str], student: PolicyOutput, teacher: PolicyOutput) -> None:
+    """Refuse a student and losses that do not fit the discrete actions of a teacher, or the other way round.
+
+    Raises:
+        UserError: Saying what to set.
+    """
+    if teacher.logits is None and student.logits is None:
+        return
+    if teacher.logits is None:
+        raise UserError("The student chooses among discrete actions and the teacher does not: unset num_choices.")
+    count = teacher.logits.shape[-1]
+    if student.logits is None or student.logits.shape[-1] != count:
+        found = "continuous actions" if student.logits is None else f"{student.logits.shape[-1]} choices"
+        raise UserError(
+            f"The teacher chooses among {count} discrete actions and the student has {found}: "
+            f"set distill.student.num_choices={count}."
+        )
+    wrong = [name for name in names if name in ("mse", "huber")]
+    if wrong:
+        raise UserError(
+            f"Loss '{wrong[0]}' compares continuous actions, and these are discrete: use loss=kl, nll, q_mse or "
+            "soft_cross_entropy."
+        )
 
 
 def _one_hot_argmax(logits: torch.Tensor) -> torch.Tensor:

@@ -133,7 +133,6 @@ class _GRUScan(torch.autograd.Function):
         return x_grad, state_grad.t(), w_in_grad, w_hidden_grad, b_in_grad, sums[:three], None, initial_grad, None
 
 
-@torch.compiler.disable(recursive=True)  # a compiler would unroll the steps
 def gru_scan(
     x: torch.Tensor,
     state: torch.Tensor,

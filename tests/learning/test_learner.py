@@ -123,7 +123,7 @@ def test_auxiliary_terms_are_added_with_their_weights():
     value = (output.value - obs.sum(-1, keepdim=True)).square().mean().item()
     assert stats.terms == pytest.approx({"mse": mse, "value": value}, rel=1e-5)
     assert stats.mean_loss == pytest.approx(mse + 0.25 * value, rel=1e-5)
-    assert learner.target_fields() == {"mean", "value"}
+    assert learner.target_fields() == {"mean", "value", "logits"}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from foundation.config.distillation_cfg import ScheduleCfg
 from foundation.errors import UserError
 from foundation.learning.schedules import KINDS, value_at
 
-
 POINTS = ("piecewise", "step")
 """Kinds that are given by points."""
 

@@ -1,0 +1,77 @@
+"""Numbers of half the size while the student learns: autocast, and scaled gradients for float16."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from foundation.errors import UserError
+from foundation.networks.output import PolicyOutput
+
+AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Type that the student's products are computed in, by ``optimizer.precision``."""
+
+
+class Precision:
+    """Computes the student in the precision that was asked for. Weights, losses and the optimiser stay float32.
+
+    Args:
+        name: A key of :data:`AUTOCAST`.
+        device: Where the student is.
+
+    Raises:
+        UserError: For float16 without CUDA, whose gradients would vanish.
+    """
+
+    def __init__(self, name: str, device: torch.device):
+        if name == "float16" and device.type != "cuda":
+            raise UserError(
+                f"distill.optimizer.precision=float16 needs a CUDA device, and this is {device}: take bfloat16"
+            )
+        self.dtype, self.device = AUTOCAST[name], device
+        self.scaler = torch.amp.GradScaler("cuda") if name == "float16" else None
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of the student's forward pass."""
+        return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
+
+    def full(self, output: PolicyOutput) -> PolicyOutput:
+        """Return the outputs in float32, for the losses."""
+        if self.dtype is None:
+            return output
+        return PolicyOutput(*(None if field is None else field.float() for field in output))
+
+    def step(
+        self, loss: torch.Tensor, optimizer: torch.optim.Optimizer, clipped: nn.Module, norm: float | None
+    ) -> None:
+        """Take one step of the optimiser; with float16, none where a gradient has overflowed.
+
+        Args:
+            loss: What is minimised.
+            optimizer: Its gradients are cleared first.
+            clipped: The module whose gradients are clipped together.
+            norm: To this norm; None clips nothing.
+        """
+        optimizer.zero_grad(set_to_none=True)
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        if norm is not None:
+            if self.scaler is not None:
+                self.scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(clipped.parameters(), norm)
+        if self.scaler is None:
+            optimizer.step()
+        else:
+            self.scaler.step(optimizer)
+            self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scale of the gradients, which an exact resume needs; empty without one."""
+        return {} if self.scaler is None else {"gradient_scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        if self.scaler is not None and "gradient_scaler" in state:
+            self.scaler.load_state_dict(state["gradient_scaler"])
