@@ -11,7 +11,14 @@ import pytest
 import torch
 from toy_env import REGULATOR_GAIN, CountingEnv, LinearTeacher, RegulatorEnv
 
-from foundation.config.distillation_cfg import CollectionCfg, DatasetCfg, DistillationCfg, OptimizerCfg, ScheduleCfg
+from foundation.config.distillation_cfg import (
+    CollectionCfg,
+    DatasetCfg,
+    DistillationCfg,
+    EarlyStoppingCfg,
+    OptimizerCfg,
+    ScheduleCfg,
+)
 from foundation.errors import RunInterrupted, UserError
 from foundation.files import load_checkpoint
 from foundation.run_dir import RunDir
@@ -167,6 +174,7 @@ def stop_after(runner: DistillationRunner, epoch: int, polls: int) -> Callable[[
         ("mlp", {}),
         ("mlp", {"on_policy": True}),
         ("mlp", {"shuffle": False, "optimizer": OptimizerCfg(ema_decay=0.9)}),
+        ("mlp", {"optimizer": OptimizerCfg(precision="bfloat16", updates_per_epoch=9)}),
         ("mlp", {"dataset": DatasetCfg(size=600, chunk_steps=8)}),
         ("mlp", {"dataset": DatasetCfg(size=600, chunk_steps=8, eviction="reservoir")}),
         ("gru", {"collection": CollectionCfg(beta=ScheduleCfg("linear", 1.0, 0.0), noise_std=0.1, epsilon=0.1)}),
@@ -193,6 +201,45 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, student, options
     assert same(weights(tmp_path / "whole", "best_student.pt"), weights(tmp_path / "cut", "best_student.pt"))
     for name in ("best_student_return", "best_epoch", "env_steps", "dataset_rows"):
         assert summary[name] == expected[name]
+
+
+STANDSTILL = {
+    "n_epochs": 30,
+    "epoch_teacher_forcing": 3,
+    "learning_rate": 1e-9,
+    "early_stopping": EarlyStoppingCfg(patience=4, min_delta=1.0),
+}
+"""A student that learns nothing: patience begins with the student's first epoch, and is over four epochs later."""
+
+
+@pytest.mark.parametrize(("two_envs", "epochs"), [(True, 7), (False, 8)])
+def test_a_run_that_gets_no_better_stops_early_and_says_so(tmp_path, capsys, two_envs, epochs):
+    """Where the collection is the evaluation, the first better one is that of the first student epoch."""
+    summary = make(tmp_path, config(**STANDSTILL), two_envs=two_envs).run()
+    assert (summary["epochs"], summary["stopped_early"]) == (epochs, True)
+    assert f"Stopped early after epoch {epochs} of 30" in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "final_student.pt")["epoch"] == epochs
+    assert json.loads((tmp_path / "summary.json").read_text())["stopped_early"] is True
+
+
+def test_a_run_resumed_while_it_waits_stops_at_the_same_epoch(tmp_path):
+    """The count is part of the state; a run that was stopped early goes on when more patience is given."""
+    runner = make(tmp_path, config(**STANDSTILL))
+    runner.interrupted = lambda: "SIGINT" if runner.epoch == 5 else ""
+    with pytest.raises(RunInterrupted):
+        runner.run()
+    resumed = make(tmp_path, config(**STANDSTILL))
+    assert resumed.resume() == ""
+    assert resumed.run()["epochs"] == 7
+    patient = make(tmp_path, config(**{**STANDSTILL, "early_stopping": EarlyStoppingCfg(patience=6, min_delta=1.0)}))
+    patient.resume()
+    assert patient.run()["epochs"] == 9
+
+
+def test_a_run_that_gets_better_is_not_stopped(tmp_path):
+    """A summary says that it ran to its end."""
+    summary = make(tmp_path, config(early_stopping=EarlyStoppingCfg(patience=3))).run()
+    assert (summary["epochs"], summary["stopped_early"]) == (5, False)
 
 
 def test_a_run_stopped_before_its_first_epoch_resumes_exactly(tmp_path):

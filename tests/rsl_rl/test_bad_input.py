@@ -86,6 +86,11 @@ CASES = [
     good_case("learning_rate", ["--learning_rate", "nan"], "learning_rate", "nan"),
     good_case("n_epochs", ["--n_epochs", "0"], "--n_epochs", "at least 1"),
     good_case("epoch_teacher_forcing", ["--epoch_teacher_forcing", "-1"], "--epoch_teacher_forcing", "at least 0"),
+    good_case("patience", ["distill.early_stopping.patience=0"], "distill.early_stopping.patience", "at least 1"),
+    good_case("precision", ["distill.optimizer.precision=bfloat"], "optimizer.precision", "'bfloat16'"),
+    good_case("float16 on the CPU", ["distill.optimizer.precision=float16"], "float16", "cpu", "bfloat16"),
+    good_case("no updates", ["distill.optimizer.updates_per_epoch=0"], "optimizer.updates_per_epoch", "at least 1"),
+    good_case("compile what", ["distill.optimizer.compile=perhaps"], "optimizer.compile", "'perhaps'"),
     good_case("driver per what", ["distill.collection.beta_per=steps"], "beta_per", "'step'"),
     good_case("negative noise", ["distill.collection.dart_alpha=-1"], "distill.collection.dart_alpha", "0 or more"),
     good_case(
