@@ -77,6 +77,7 @@ class Reporter:
         """Log further numbers."""
         if self.writer is not None:
             self.writer.add_scalars(scalars, step)
+            self.writer.flush()
 
     @contextmanager
     def progress(self, done: int) -> Iterator[None]:

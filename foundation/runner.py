@@ -13,7 +13,7 @@ from foundation.data.actors import PolicyActor
 from foundation.data.collector import Collector
 from foundation.data.dataset import DistillationDataset
 from foundation.data.episodes import CollectionStats
-from foundation.data.obs_groups import ObsSelector
+from foundation.data.obs_groups import ObsSelector, teacher_selector
 from foundation.data.plan import make_dataset
 from foundation.errors import RunInterrupted, UserError
 from foundation.evaluation.baselines import measure_baselines, scores
@@ -288,13 +288,14 @@ class DistillationRunner:
                 teacher_of=self.teachers.teacher_of,
             )
         self.teachers.measured(results["teacher"], self.reporter)
-        self.baselines = {name: result.summary() for name, result in results.items()}
-        self.reporter.baselines(self.baselines)
+        baselines = {name: result.summary() for name, result in results.items()}
+        self.reporter.baselines(baselines)
         for warning in check_teacher(results, self.cfg.teacher):
             self.reporter.line(f"WARNING: {warning}")
         with self.stopwatch.stage("baselines"):
             actor = PolicyActor(self.teacher, self.teacher_obs)
             self.teachers.measure_offsets(self.eval_env(), actor, self.reporter, self.poll)
+        self.baselines = baselines
 
     def _finish(self) -> dict[str, Any]:
         self.run_dir.save_checkpoint("final_student.pt", student_checkpoint(self, self.epoch - 1))
@@ -316,7 +317,7 @@ class DistillationRunner:
     def _select_observations(self) -> None:
         teacher, student = self.cfg.teacher, self.cfg.student
         obs = self.env.get_observations()
-        self.teacher_obs = ObsSelector(teacher.obs_groups or ["policy"], teacher.obs_slice)
+        self.teacher_obs = teacher_selector(self.teacher, obs, teacher.obs_groups, teacher.obs_slice)
         self.teacher_obs.check(obs, "teacher", self.teacher.num_obs)
         self.student_obs = ObsSelector(student.obs_groups or ["policy"], student.obs_slice)
         self.num_obs = self.student_obs.check(obs, "student")
