@@ -26,6 +26,9 @@ class NetworkCfg(StudentCfg):
     """With ``stochastic``: the deviation is an output of the network, not one parameter per action."""
     init_std: float = 0.5
     """Standard deviation before training, in action units."""
+    num_choices: int | None = None
+    """Choices of a discrete action, whose index is then the only action; the teacher's ``num_choices``. None: the
+    actions are continuous."""
 
 
 class Student(EpisodeState):
@@ -46,9 +49,14 @@ class Student(EpisodeState):
         super().__init__()
         if num_obs < 1 or num_actions < 1:
             raise UserError(f"a student needs observations and actions; got {num_obs} and {num_actions}.")
-        self.cfg, self.num_obs, self.num_actions = cfg, num_obs, num_actions
+        if cfg.num_choices is not None and (cfg.num_choices < 2 or num_actions != 1 or cfg.stochastic):
+            raise UserError(
+                f"a student of num_choices={cfg.num_choices} needs two choices or more, stochastic=false, and one "
+                f"action (the index; the task takes {num_actions})."
+            )
+        self.cfg, self.num_obs, self.num_actions, self.num_choices = cfg, num_obs, num_actions, cfg.num_choices
         self.normalizer = ObsNormalizer(num_obs)
-        self.mean = nn.Linear(num_features, num_actions)
+        self.mean = nn.Linear(num_features, cfg.num_choices or num_actions)
         self.log_std: nn.Parameter | nn.Linear | None = None
         if cfg.stochastic and cfg.state_dependent_std:
             self.log_std = nn.Linear(num_features, num_actions)
@@ -112,7 +120,7 @@ class Student(EpisodeState):
         Shape: (..., num_obs) to (..., num_actions).
         """
         if self.state_size == 0:
-            return self.mean(self.features_step(self.normalizer(obs), None)[0])
+            return self._actions(self.mean(self.features_step(self.normalizer(obs), None)[0]))
         flat = obs.reshape(-1, self.num_obs)
         return self.step(flat)[0].mean.reshape(*obs.shape[:-1], self.num_actions)
 
@@ -132,10 +140,15 @@ class Student(EpisodeState):
         return [m for m in (self.mean, self.log_std, self.value) if isinstance(m, nn.Module)]
 
     def _heads(self, features: torch.Tensor) -> PolicyOutput:
-        mean = self.mean(features)
-        std = None
+        raw_mean = self.mean(features)
+        mean, std = self._actions(raw_mean), None
         if self.log_std is not None:
             raw = self.log_std if isinstance(self.log_std, nn.Parameter) else self.log_std(features)
             std = raw.clamp(*LOG_STD_RANGE).exp().expand_as(mean)
         value = None if self.value is None else self.value(features)
-        return PolicyOutput(mean=mean, std=std, value=value, features=features)
+        logits = None if self.cfg.num_choices is None else raw_mean
+        return PolicyOutput(mean=mean, std=std, value=value, logits=logits, features=features)
+
+    def _actions(self, raw: torch.Tensor) -> torch.Tensor:
+        """Return the deterministic actions: the raw output, or the index of the best choice as a float."""
+        return raw if self.cfg.num_choices is None else raw.argmax(dim=-1, keepdim=True).to(raw.dtype)

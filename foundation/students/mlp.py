@@ -41,6 +41,7 @@ class StudentPolicy(Student):
         value_head: bool = False,
         state_dependent_std: bool = False,
         init_std: float = 0.5,
+        num_choices: int | None = None,
     ) -> None:
         """Create the network.
 
@@ -54,6 +55,7 @@ class StudentPolicy(Student):
             value_head: Carry a value output.
             state_dependent_std: With ``stochastic``: the deviation depends on the observation.
             init_std: Standard deviation before training, in action units.
+            num_choices: Choices of a discrete action. None: the actions are continuous.
         """
         cfg = MLPStudentCfg(
             obs_normalization=obs_normalization,
@@ -61,6 +63,7 @@ class StudentPolicy(Student):
             value_head=value_head,
             state_dependent_std=state_dependent_std,
             init_std=init_std,
+            num_choices=num_choices,
             hidden_dims=[int(width) for width in hidden_dims],
             activation=activation,
         )
@@ -81,6 +84,7 @@ class StudentPolicy(Student):
             cfg.value_head,
             cfg.state_dependent_std,
             cfg.init_std,
+            cfg.num_choices,
         )
         student.cfg = cfg  # a class of another package keeps its own name and options
         return student

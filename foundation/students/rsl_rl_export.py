@@ -99,6 +99,8 @@ def _export(student: Student, std: float) -> _Exported:
             f"RSL-RL has no network like student '{student.cfg.name}': it takes an MLP, or a GRU or LSTM with "
             "encoder_dims=[] and learn_initial_state=false."
         )
+    if student.cfg.num_choices is not None:
+        raise UserError("RSL-RL's policies have continuous actions; this student chooses among discrete ones.")
     body = dict(student.body.state_dict())
     if not body:
         raise UserError("RSL-RL's networks have at least one hidden layer; this student has hidden_dims=[].")
