@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from foundation.errors import UserError
+from foundation.students import StudentPolicy
 from foundation.teachers import TeacherPolicyWrapper
+from foundation.teachers.initialise import initialise_student
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -19,7 +25,7 @@ SHIPPED = HERE / "data"
 SCRIPTS = {"skrl": "write_skrl_checkpoints.py", "rl_games": "write_rl_games_checkpoints.py"}
 SKRL = ("plain", "normalized", "shared", "options", "squashed", "categorical")
 CASES = {
-    "skrl-1.4.3": SKRL,
+    "skrl-1.4.3": (*SKRL, "before_1.3"),
     "skrl-2.1.1": (*SKRL, "states", "states_only"),
     "rl_games-1.6.5": (
         "normalized", "separate", "learned_sigma", "clipped", "wrapped", "deviation", "lstm", "gru_first", "gru_skips",
@@ -91,3 +97,117 @@ def test_same_actions_as_the_library(written, library, case):
 def test_same_actions_as_shipped(library, case):
     """Files that the libraries have written before give the actions that they gave then, with nothing installed."""
     compare(SHIPPED / library / case)
+
+
+def alone(library: str, case: str, folder: Path) -> Path:
+    """Copy a shipped checkpoint without the config beside it."""
+    path = checkpoint_in(SHIPPED / library / case)
+    shutil.copy(path, folder)
+    return folder / path.name
+
+
+@pytest.mark.parametrize(("library", "case"), KEPT, ids=lambda value: value)
+def test_a_wrong_activation_would_be_seen(library, case):
+    """The comparison can fail: with another activation, outputs differ by far more than the tolerance."""
+    path = checkpoint_in(SHIPPED / library / case)
+    obs = torch.load(SHIPPED / library / case / "expected.pt")["obs"][0]
+    right, wrong = (TeacherPolicyWrapper(path, activation=name).output(obs) for name in (None, "softplus"))
+    one, other = (right.mean, wrong.mean) if right.logits is None else (right.logits, wrong.logits)
+    assert (one - other).abs().max() > 1e-2
+    assert TeacherPolicyWrapper(path, activation="softplus").describe()["activation_from"] == "override"
+
+
+@pytest.mark.parametrize(
+    ("library", "case", "overrides"),
+    [
+        ("skrl-1.4.3", "normalized", {}),
+        ("skrl-1.4.3", "shared", {"activation": "tanh"}),
+        ("skrl-2.1.1", "states", {}),
+        ("skrl-2.1.1", "categorical", {"activation": "selu", "distribution": "categorical"}),
+        ("rl_games-1.6.5", "separate", {"activation": "tanh"}),
+        ("rl_games-1.6.5", "gru_first", {"activation": "elu"}),
+        ("rl_games-1.6.5", "discrete", {}),
+    ],
+)
+def test_without_a_config(library, case, overrides, tmp_path, caplog):
+    """Without params/agent.yaml, what the user says gives the same actions; an unknown activation is ELU, and warned of."""
+    path = alone(library, case, tmp_path)
+    expected = torch.load(SHIPPED / library / case / "expected.pt")
+    teacher = TeacherPolicyWrapper(path, **overrides)
+    for step, obs in enumerate(expected["obs"]):
+        assert (teacher.act(obs) - expected["actions"][step]).abs().max() <= 1e-5
+        teacher.reset(expected["dones"][step])
+    assert ("taking 'elu'" in caplog.text) == ("activation" not in overrides)
+
+
+def test_unknown_outputs_are_refused_without_a_config(tmp_path):
+    """Logits cannot be told from means: without the config, or a word of the user, the file is refused."""
+    with pytest.raises(UserError, match=r"params/agent\.yaml.*distribution"):
+        TeacherPolicyWrapper(alone("skrl-2.1.1", "categorical", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("library", "case", "change", "message"),
+    [
+        ("skrl-2.1.1", "squashed", ("policy", {"output": "ACTIONS + 1"}), r"output 'ACTIONS \+ 1'"),
+        ("skrl-2.1.1", "squashed", ("policy", {"class": "TabularMixin"}), r"model 'tabularmixin'"),
+        ("skrl-1.4.3", "shared", ("network", {"activations": ["elu", "relu"]}), "several activations"),
+        ("skrl-1.4.3", "shared", ("network", {"activations": "softsign"}), "softsign"),
+        ("rl_games-1.6.5", "gru_first", ("rnn", {"before_mlp": False}), "fit together in 0 ways"),
+        ("rl_games-1.6.5", "clipped", ("model", {"name": "continuous_a2c_tanh"}), "continuous_a2c_logstd"),
+        ("rl_games-1.6.5", "clipped", ("continuous", {"mu_activation": "cosine"}), "cosine"),
+    ],
+)
+def test_configs_that_are_not_understood(library, case, change, message, tmp_path):
+    """What a config says and this project cannot do is refused, naming it."""
+    shutil.copytree(SHIPPED / library / case, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "params" / "agent.yaml"
+    config = yaml.safe_load(path.read_text())
+    params = config.get("params", {})
+    places = {"policy": config.get("models", {}).get("policy"), "model": params.get("model")}
+    places["network"] = (places["policy"] or {}).get("network", [None])[0]
+    places["rnn"] = params.get("network", {}).get("rnn")
+    places["continuous"] = params.get("network", {}).get("space", {}).get("continuous")
+    places[change[0]].update(change[1])
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=message):
+        TeacherPolicyWrapper(checkpoint_in(tmp_path))
+
+
+def test_draws_of_discrete_teachers():
+    """Logits are drawn from by their softmax, repeatably; Q-values are not, because they do not say how to explore."""
+    path = checkpoint_in(SHIPPED / "rl_games-1.6.5" / "discrete")
+    teacher, obs = TeacherPolicyWrapper(path), torch.full((1, 7), 0.4)
+    share = teacher.output(obs).logits.softmax(-1)[0]
+    many = obs.expand(40_000, 7)
+    first, again = (teacher.act(many, deterministic=False, generator=torch.Generator().manual_seed(1)) for _ in "ab")
+    assert torch.equal(first, again) and first.shape == (40_000, 1) and teacher.num_actions == 1
+    assert torch.allclose(torch.bincount(first.long().view(-1), minlength=3) / 40_000, share, atol=0.01)
+    teacher = TeacherPolicyWrapper(checkpoint_in(SHIPPED / "stable-baselines3-2.9.2" / "dqn"))
+    obs = torch.randn(50, 7)
+    assert teacher.num_choices == 3 and torch.equal(teacher.act(obs, deterministic=False), teacher.act(obs))
+
+
+def test_what_is_shown():
+    """The description names the format, the version where the file says it, the normaliser and the recurrence."""
+    shown = {
+        (library, case): TeacherPolicyWrapper(checkpoint_in(SHIPPED / library / case)).describe()
+        for library, case in KEPT
+    }
+    assert all(json.dumps(value) for value in shown.values())
+    assert shown["skrl-1.4.3", "normalized"]["format"] == "skrl 1.x"
+    assert shown["skrl-2.1.1", "states"]["format"] == "skrl 2.x"
+    assert shown["skrl-2.1.1", "squashed"]["action_shape"].startswith("Sequential( (0): Tanh() (1): Factor(2.5)")
+    assert shown["stable-baselines3-2.9.2", "ppo"]["format"] == "Stable-Baselines3 2.9.2"
+    assert shown["stable-baselines3-2.9.2", "ppo"]["activation_from"] == "checkpoint"
+    assert "0.333333" in shown["stable-baselines3-2.9.2", "ppo"]["action_shape"]
+    assert shown["stable-baselines3-2.9.2", "dqn"]["distribution"] == "q-values"
+    assert shown["rl_games-1.6.5", "gru_first"]["recurrence"] == "gru 9 x 1, before the dense layers"
+    assert shown["rl_games-1.6.5", "clipped"]["normalizer"] == "(x - mean) / sqrt(var + 1e-05), clamped to ±5"
+    assert shown["rl_games-1.6.5", "clipped"]["action_shape"].endswith("then from ±1 to [-2, 2]")
+
+
+def test_a_student_cannot_start_from_them():
+    """Their normalisers are of another kind, so that a student is not started from their weights; one line says so."""
+    with pytest.raises(UserError, match="cannot start a student"):
+        initialise_student(StudentPolicy(7, 2, (12, 10)), checkpoint_in(SHIPPED / "skrl-1.4.3" / "normalized"))

@@ -48,6 +48,9 @@ def config(case: str) -> dict:
     if case == "categorical":
         kind, gaussian = "CategoricalMixin", {"unnormalized_log_prob": True}
     policy = model(kind, output, [12, 10], activation, **gaussian)
+    if case == "before_1.3":
+        policy = {"class": kind, "hiddens": [12, 10], "hidden_activation": ["tanh", "tanh"], "output_scale": 0.7}
+        policy |= {"input_shape": "Shape.STATES", "output_shape": "Shape.ACTIONS", "output_activation": "tanh"}
     value = model("DeterministicMixin", "ONE", [8] if case != "shared" else [12, 10], activation, clip_actions=False)
     if case == "states":
         value["network"][0]["input"] = "STATES"
@@ -139,7 +142,7 @@ def main() -> None:
     """Write the cases."""
     torch.set_num_threads(1)
     cases = ["plain", "normalized", "shared", "options", "squashed", "categorical"]
-    cases += ["states", "states_only"] if NEW else []
+    cases += ["states", "states_only"] if NEW else ["before_1.3"]
     for case in sys.argv[2:] or cases:
         write(case, Path(sys.argv[1]))
 

@@ -56,8 +56,7 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     shared_value = entries.take("value_layer.")
     entries.finish(source.overrides.strict)
     num_obs = trunk.num_inputs
-    stated = at(config, "network", 0, "layers")
-    compare_dims(source, stated, trunk.hidden_dims)
+    compare_dims(source, at(config, "network", 0, "layers") or config.get("hiddens"), trunk.hidden_dims)
     new, name = _preprocessor(checkpoint, source, config)
     scaler, formula = _scaler(checkpoint, source, name, num_obs)
     critic = _critic(checkpoint, source, trunk, shared_value, new)
@@ -192,6 +191,10 @@ def _distribution(
 def _shaped(source: Source, config: dict[str, Any], inner: Deterministic) -> Deterministic:
     """Apply the config's output expression, such as ``2.0 * tanh(ACTIONS)``."""
     given = str(config.get("output", "ACTIONS"))
+    if "network" not in config and config.get("output_activation"):  # before 1.3
+        given = f"{config.get('output_scale', 1.0)}*{config['output_activation']}(ACTIONS)"
+    elif "network" not in config and "output" not in config:
+        given = f"{config.get('output_scale', 1.0)}*ACTIONS"
     parts = _OUTPUT.match(given.replace(" ", ""))
     squash = parts and parts["squash"]
     if parts is None or (squash is not None and squash not in activation_names()):
