@@ -14,7 +14,7 @@ from foundation.data.actors import Policy, PolicyActor
 from foundation.data.dataset import DistillationDataset
 from foundation.data.driver import Driver, bound_of_labels
 from foundation.data.episodes import CollectionStats, EpisodeTracker, merge_stats
-from foundation.data.obs_groups import ObsSelector
+from foundation.data.obs_groups import ObsSelector, teacher_selector
 from foundation.data.row_keeper import RowKeeper
 from foundation.errors import UserError
 from foundation.networks.output import PolicyOutput
@@ -295,7 +295,7 @@ def collect_episodes(
         teacher,
         student,
         dataset,
-        ObsSelector(teacher_obs_groups or ["policy"]),
+        teacher_selector(teacher, env.get_observations(), teacher_obs_groups),
         ObsSelector(student_obs_groups or ["policy"]),
         mode="episodes",
         num_episodes=num_episodes,

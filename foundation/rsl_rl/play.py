@@ -269,15 +269,16 @@ def play(job: Job, engine: Engine, env: Any, interrupt: Interrupt) -> None:
 def make_actor(job: Job, env: Any) -> tuple[Actor, ObsSelector | None]:
     """Return who acts, and how a policy's observations are selected."""
     from foundation.data.actors import PolicyActor, RandomActor, ZeroActor
-    from foundation.data.obs_groups import ObsSelector
+    from foundation.data.obs_groups import teacher_selector
 
     if job.policy is None:
         if job.args.agent == "zero":
             return ZeroActor(env.num_actions), None
         return RandomActor(env.num_actions, SEED if job.args.seed is None else job.args.seed, env.device), None
     policy = job.policy
-    selector = ObsSelector(policy.obs_groups or ["policy"], policy.describe().get("obs_slice"))
-    selector.check(env.get_observations(), "policy", policy.num_obs, key="--obs_groups")
+    obs = env.get_observations()
+    selector = teacher_selector(policy, obs, policy.obs_groups, policy.describe().get("obs_slice"))
+    selector.check(obs, "policy", policy.num_obs, key="--obs_groups")
     if policy.num_actions != env.num_actions:
         raise UserError(
             f"the policy has {policy.num_actions} actions but the task '{job.task}' takes {env.num_actions}: "

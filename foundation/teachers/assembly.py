@@ -21,6 +21,8 @@ class Parts:
     """Dense layers: ``0.weight``, ``0.bias``, ..."""
     rnn: Tensors = field(default_factory=dict)
     """Recurrent layers: ``weight_ih_l0``, ..."""
+    cnns: Tensors = field(default_factory=dict)
+    """Encoders of images: ``<group>.0.weight``, ..."""
     normalizer: Tensors = field(default_factory=dict)
     """``_mean``, ``_std``, ..."""
     std: torch.Tensor | None = None
@@ -55,7 +57,7 @@ def assemble(
     tower = build_tower(actor.body, actor.rnn, actor.normalizer, activation, f"'{source.path}' ({role})")
     if distribution is None:
         distribution = choose_distribution(source, role, tower.head.out_features, actor.std, actor.log_std)
-    _compare_with_config(source, role, tower)
+    compare_with_config(source, role, tower, tower.normalizer is not None)
     groups = source.overrides.obs_groups or source.agent.obs_groups(role)
     value_tower = None if critic is None else _value_tower(source, tower, groups, critic)
     network = TeacherNetwork(tower, distribution, value_tower)
@@ -91,9 +93,9 @@ def _value_tower(source: Source, actor: Tower, groups: list[str] | None, critic:
     return tower if tower.num_obs == actor.num_obs and tower.head.out_features == 1 else None
 
 
-def _compare_with_config(source: Source, role: str, tower: Tower) -> None:
+def compare_with_config(source: Source, role: str, tower: Tower, normalizes: bool) -> None:
     """Refuse a checkpoint that lacks the normaliser of its config; warn when the config has other sizes."""
-    if tower.normalizer is None and source.agent.normalizes(role):
+    if not normalizes and source.agent.normalizes(role):
         message = (
             f"'{source.path}' has no observation normaliser, but '{source.agent.path}' says it was trained with one"
         )

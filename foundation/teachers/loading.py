@@ -40,6 +40,8 @@ class Overrides:
     """Observation groups of the actor, concatenated in order."""
     clip_actions: float | None = None
     """Bound of the actions."""
+    image_shapes: dict[str, list[int]] | None = None
+    """Channels, height and width of each observation group that is images, where no environment is asked."""
     agent_config: str | None = None
     """An ``agent.yaml`` to use instead of the one beside the checkpoint."""
     strict: bool = True
@@ -156,7 +158,7 @@ def build_tower(body: Tensors, rnn: Tensors, normalizer: Tensors, activation: st
     layers: list[nn.Module] = []
     for linear in linears[:-1]:
         layers += [linear, resolve_activation(activation)]
-    return Tower(num_obs, _normalizer(normalizer, num_obs, where), core, nn.Sequential(*layers), linears[-1])
+    return Tower(num_obs, build_normalizer(normalizer, num_obs, where), core, nn.Sequential(*layers), linears[-1])
 
 
 def linear_layers(body: Tensors, where: str) -> list[nn.Linear]:
@@ -202,7 +204,14 @@ def recurrent_core(rnn: Tensors, where: str) -> RecurrentCore:
     return core
 
 
-def _normalizer(entries: Tensors, num_obs: int, where: str) -> ObsNormalizer | None:
+def build_normalizer(entries: Tensors, num_obs: int, where: str) -> ObsNormalizer | None:
+    """Build a normaliser from its tensors; none without any.
+
+    Args:
+        entries: ``_mean``, ``_std``, ...
+        num_obs: Number of observations.
+        where: What to name in errors.
+    """
     if not entries:
         return None
     mean, std, var = entries.get("_mean"), entries.get("_std"), entries.get("_var")

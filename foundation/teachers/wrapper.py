@@ -41,6 +41,7 @@ class TeacherPolicyWrapper(nn.Module):
         self.state_size: int = self.policy.state_size
         self.hidden_dims = loaded.hidden_dims
         self.obs_groups = loaded.obs_groups
+        self.image_groups: list[str] = loaded.description.get("image_groups") or []
         self.obs_slice: list[int] | None = loaded.description.get("obs_slice")
         self.clip_actions = loaded.clip_actions
         acting = getattr(self.policy, "actor", self.policy)  # a critic is not counted
@@ -127,19 +128,38 @@ class TeacherPolicyWrapper(nn.Module):
         """Concatenate the teacher's observation groups; a tensor is returned as it is. Shape: (num_envs, num_obs)."""
         if isinstance(obs, torch.Tensor):
             return obs
-        groups = self.obs_groups or ["policy"]
+        groups = self.fit_groups(obs, self.obs_groups or ["policy"])
         missing = [group for group in groups if group not in obs.keys()]  # noqa: SIM118  # a TensorDict wants keys()
         if missing:
             raise UserError(
                 f"the teacher reads observation group '{missing[0]}', which the environment does not have "
                 f"(it has {', '.join(map(str, obs.keys()))}). Set the teacher's obs_groups."
             )
-        parts = [obs[group] for group in groups]
+        parts = [obs[group].flatten(1) for group in groups]
         selected = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         if selected.shape[-1] != self.num_obs:
             sizes = " + ".join(f"{group} {part.shape[-1]}" for group, part in zip(groups, parts, strict=True))
             raise UserError(self._size_message(f"the groups give {selected.shape[-1]} ({sizes})"))
         return selected
+
+    def fit_groups(self, obs: Any, groups: list[str]) -> list[str]:
+        """Return the order in which groups are concatenated: as given, but images, flattened, after what is flat.
+
+        A policy that reads images learns their sizes here.
+
+        Args:
+            obs: The env's TensorDict.
+            groups: The groups that the teacher reads.
+        """
+        images = self.image_groups
+        if not images:
+            return groups
+        if hasattr(self.policy, "bind"):
+            shapes = {name: tuple(obs[name].shape[1:]) for name in images if name in groups and name in obs.keys()}  # noqa: SIM118
+            self.policy.bind(shapes)
+            self.num_obs = self.policy.num_obs
+            self._description |= {"num_obs": self.num_obs, "image_shapes": {k: list(v) for k, v in shapes.items()}}
+        return [name for name in groups if name not in images] + images
 
     def describe(self) -> dict[str, Any]:
         """Return what was understood about the checkpoint, as plain values."""

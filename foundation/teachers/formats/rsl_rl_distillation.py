@@ -6,6 +6,7 @@ from typing import Any
 
 from foundation.teachers.assembly import Parts, assemble
 from foundation.teachers.formats.rsl_rl_models import model_parts
+from foundation.teachers.image_assembly import assemble_with_images
 from foundation.teachers.loading import Entries, LoadedPolicy, Source
 
 KEYS = {
@@ -29,7 +30,8 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     """Read the student; its teacher is not looked at."""
     if "student_state_dict" in checkpoint:
         parts, version = model_parts(checkpoint["student_state_dict"], source, "student_state_dict")
-        return assemble(source, f"RSL-RL {version} distillation", "student", parts)
+        build = assemble_with_images if parts.cnns else assemble
+        return build(source, f"RSL-RL {version} distillation", "student", parts)
     entries = Entries(checkpoint["model_state_dict"], f"'{source.path}' (model_state_dict)")
     for teacher_part in ("teacher.", "memory_t.", "teacher_obs_normalizer."):
         entries.take(teacher_part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from foundation.teachers.assembly import Parts, assemble
+from foundation.teachers.image_assembly import assemble_with_images
 from foundation.teachers.loading import Entries, LoadedPolicy, Source
 
 KEYS = {"actor_state_dict", "critic_state_dict"}
@@ -19,6 +20,8 @@ def recognise(checkpoint: dict[str, Any]) -> bool:
 def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     """Read the policy."""
     actor, version = model_parts(checkpoint["actor_state_dict"], source, "actor_state_dict")
+    if actor.cnns:
+        return assemble_with_images(source, f"RSL-RL {version}", "actor", actor)
     critic = None
     if "critic_state_dict" in checkpoint:
         critic, _ = model_parts(checkpoint["critic_state_dict"], source, "critic_state_dict")
@@ -33,6 +36,7 @@ def model_parts(tensors: Any, source: Source, name: str) -> tuple[Parts, str]:
     parts = Parts(
         body=entries.take("mlp."),
         rnn=entries.take("rnn.rnn."),
+        cnns=entries.take("cnns."),
         normalizer=entries.take("obs_normalizer."),
         std=entries.take_one("distribution.std_param", "std"),
         log_std=entries.take_one("distribution.log_std_param", "log_std"),
