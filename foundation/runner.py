@@ -11,10 +11,8 @@ import torch
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.data.actors import PolicyActor
 from foundation.data.collector import Collector
-from foundation.data.dataset import DistillationDataset
 from foundation.data.episodes import CollectionStats
 from foundation.data.obs_groups import ObsSelector, teacher_selector
-from foundation.data.plan import make_dataset
 from foundation.errors import RunInterrupted, UserError
 from foundation.evaluation.baselines import measure_baselines, scores
 from foundation.evaluation.divergence import DivergenceProbe
@@ -24,6 +22,7 @@ from foundation.learning.early_stopping import EarlyStopping
 from foundation.learning.learner import Learner, LearningStats
 from foundation.learning.schedules import teacher_share
 from foundation.report import Reporter
+from foundation.run_dataset import make_run_dataset
 from foundation.run_state import (
     BEST,
     DatasetShards,
@@ -85,7 +84,7 @@ class DistillationRunner:
             initialise_student(self.student, cfg.student.init_checkpoint)
         self.sequence_length = cfg.sequence_length or (50 if self.student.state_size else 1)
         self.learner = Learner(self.student, cfg, self.sequence_length)
-        self.dataset = self._make_dataset()
+        self.dataset, self.recorder = make_run_dataset(self)
         self.collector = Collector(
             env,
             teacher,
@@ -100,6 +99,7 @@ class DistillationRunner:
             label_bound=label_bound,
             teacher_deterministic=cfg.teacher_deterministic,
             keeper=self.teachers.keeper,
+            recorder=self.recorder,
         )
         self.shards = DatasetShards(self.dataset, run_dir, cfg.dataset.disk_gb, keep=not cfg.on_policy)
         self.reporter = Reporter(cfg, writer)
@@ -304,6 +304,7 @@ class DistillationRunner:
         summary |= {"wall_seconds": self.stopwatch.wall, "cpu_seconds": self.stopwatch.cpu}
         self.run_dir.write_summary(summary)
         self.shards.remove()
+        self.recorder.close()
         self.reporter.end(summary)
         return summary
 
@@ -328,28 +329,3 @@ class DistillationRunner:
                 f"The teacher has {self.teacher.num_actions} actions but the task '{self.cfg.task}' takes "
                 f"{self.env.num_actions}: this checkpoint was trained on another task."
             )
-
-    def _make_dataset(self) -> DistillationDataset:
-        return make_dataset(
-            self.cfg,
-            self.env,
-            self.num_obs,
-            self._probe_outputs(),
-            mode=self.mode,
-            window_steps=self.sequence_length,
-            state_size=self.student.state_size,
-            num_teachers=self.teachers.num_assigned,
-        )
-
-    @torch.no_grad()
-    def _probe_outputs(self) -> dict[str, int]:
-        """Ask teacher and student once for their outputs: which are there, and how large."""
-        obs = self.env.get_observations()
-        wanted = self.learner.target_fields()
-        self.teacher.with_value = "value" in wanted  # a critic that nobody asks doubles the teacher's cost
-        teacher = PolicyActor(self.teacher, self.teacher_obs).output(self.teacher_obs(obs))
-        student = PolicyActor(self.student, self.student_obs).output(self.student_obs(obs))
-        self.learner.prepare(student, teacher)
-        return {
-            name: value.shape[-1] for name, value in teacher._asdict().items() if name in wanted and value is not None
-        }

@@ -34,7 +34,8 @@ DIRECTLY_BELOW: dict[str, set[str]] = {
 }
 """Rooms, low to high, each with those directly below it; it may import these and all that is below them."""
 
-SAME_ROOM = {"report": "runner", "run_state": "runner", "run_summary": "runner", "run_teachers": "runner"}
+_RUNNER = ("report", "run_dataset", "run_state", "run_summary", "run_teachers", "offline")
+SAME_ROOM = dict.fromkeys(_RUNNER, "runner")
 """Files of the package's root that belong together with another one."""
 
 

@@ -99,6 +99,21 @@ class LossCfg:
 
 
 @dataclass
+class EpisodeFilterCfg:
+    """Which episodes are learned from: those that pass all that is set. Rows of the others keep their place, weight 0.
+
+    Episodes that have not ended pass; of those that the beginning of a phase has cut only ``success`` is asked.
+    """
+
+    success: bool = False
+    """Only those that succeed (the task's own metric, or else those that end by time-out)."""
+    min_length: int | None = None
+    """Only those of at least so many steps [env steps]."""
+    return_quantile: float | None = None
+    """Only those whose return is at or above this quantile of the returns in the dataset, from 0 to 1."""
+
+
+@dataclass
 class DatasetCfg:
     """Where labelled transitions live."""
 
@@ -109,7 +124,7 @@ class DatasetCfg:
     eviction: str = "oldest"
     """Which rows make room when full: oldest | reservoir."""
     device: str | None = None
-    """Device of the storage. None: the compute device."""
+    """Device of the storage. None: the compute device, or pinned host memory where the rows do not fit it."""
     dtype: str = "float32"
     """Storage type of observations and targets: float32 | float16 | bfloat16."""
     chunk_steps: int | None = None
@@ -120,6 +135,16 @@ class DatasetCfg:
     """Steps at the start of a training sequence that only warm the memory up and carry no loss."""
     disk_gb: float = 2.0
     """Disk budget [GB] of the shards that make ``--resume`` exact; 0 writes none."""
+    save: str | None = None
+    """Write every collected row to this folder too, or append to it (``--save_dataset``; docs/dataset_format.md)."""
+    load: str | None = None
+    """Begin with the rows of this folder (``--dataset``); with ``offline`` they are all there is."""
+    load_files: int | None = None
+    """How many of its files, from the first on. None: all that are there when the run begins."""
+    held_out: float = 0.1
+    """``offline``: share of the chunks that is not learned from, but measures the student."""
+    filter: EpisodeFilterCfg = field(default_factory=EpisodeFilterCfg)
+    """Which episodes are learned from."""
 
 
 @dataclass
@@ -173,10 +198,14 @@ class OptimizerCfg:
     """Average the student's weights with this decay for evaluation and the checkpoints. None: off."""
     precision: str = "float32"
     """float32 | bfloat16 | float16: what the student's products are computed in while it learns; weights, losses and
-    optimiser stay float32. float16 needs CUDA; its gradients are scaled."""
+    optimiser stay float32. float16 needs CUDA; its gradients are scaled. CPU time per update seen on one core with
+    bfloat16 instructions, bfloat16 against float32: [64, 64] student and 256 rows 0.72 against 0.57 ms, [256, 256, 256]
+    and 4096 rows 18 against 45 ms, GRU student and 16 sequences of 50 steps 2.9 against 2.2 ms."""
     compile: bool = False
     """Compile the student's forward pass and the losses (``torch.compile``; the CPU needs a C++ compiler). Where that
-    fails, one warning, and the run goes on without."""
+    fails, one warning, and the run goes on without. CPU time per update seen, compiled against not: [64, 64] student
+    and 256 rows 0.69 against 0.57 ms, [256, 256, 256] and 4096 rows 42 against 45 ms, GRU student and 16 sequences of
+    50 steps 3.3 against 2.2 ms; compiling took 16 s of CPU time once, 1 to 3 s when its cache was warm."""
 
 
 @dataclass
@@ -234,6 +263,8 @@ class DistillationCfg:
     """Epochs in which the teacher acts; the student acts afterwards (DAgger)."""
     shuffle: bool = True
     """Draw minibatches at random; off: in order of collection."""
+    offline: bool = False
+    """Learn from ``dataset.load`` alone: no simulator, no teacher (``--offline``)."""
     on_policy: bool = False
     """Empty the dataset at the start of every epoch."""
     teacher_deterministic: bool = True

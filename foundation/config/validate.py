@@ -17,6 +17,8 @@ _FLAGS = {
     "teacher.checkpoint": "--teacher_checkpoint",
     "teacher.min_return": "--teacher_min_return",
     "teacher.below_min": "--teacher_below_min",
+    "dataset.load": "--dataset",
+    "dataset.save": "--save_dataset",
     "teacher.num_active": "--num_active_teachers",
     "teacher.selection": "--teacher_selection",
     "collection.teacher_student_mix": "--teacher_student_mix",
@@ -39,6 +41,8 @@ _AT_LEAST = {
     "dataset.size": 1,
     "dataset.chunk_steps": 1,
     "dataset.burn_in": 0,
+    "dataset.load_files": 1,
+    "dataset.filter.min_length": 1,
     "optimizer.updates_per_epoch": 1,
     "early_stopping.patience": 1,
 }
@@ -95,6 +99,9 @@ def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> N
     _check(cfg, "collection.epsilon", lambda v: 0 <= v <= 1, "from 0 to 1")
     _check(cfg, "optimizer.ema_decay", lambda v: 0 <= v < 1, "from 0 up to, but not including, 1")
     _check(cfg, "teacher.min_return", math.isfinite, "a finite number")
+    _check(cfg, "dataset.held_out", lambda v: 0 < v < 1, "above 0 and below 1")
+    _check(cfg, "dataset.filter.return_quantile", lambda v: 0 <= v <= 1, "from 0 to 1")
+    _check_offline(cfg)
     for path, valid in _ONE_OF.items():
         _check_name(path, _get(cfg, path), valid)
     _check_device(cfg.device, "device")
@@ -122,6 +129,15 @@ def _check_teachers(cfg: DistillationCfg) -> None:
         raise UserError("--num_active_teachers is for teachers with environments of their own (combine=per_env)")
     if cfg.collection.teacher_student_mix and cfg.collection.beta is not None:
         raise UserError("--teacher_student_mix and distill.collection.beta both say who drives: give one of them")
+
+
+def _check_offline(cfg: DistillationCfg) -> None:
+    if cfg.offline and cfg.dataset.load is None:
+        raise UserError("--offline learns from a saved dataset: give --dataset PATH")
+    if cfg.offline and cfg.dataset.save is not None:
+        raise UserError("--offline collects nothing, so that --save_dataset has nothing to save: leave one of them out")
+    if cfg.on_policy and cfg.dataset.load is not None and not cfg.offline:
+        raise UserError("--on_policy empties the dataset every epoch, --dataset would be lost: leave one of them out")
 
 
 def label(path: str) -> str:

@@ -81,7 +81,7 @@ class ExpertSelector(ObsSelector):
     """Selects the teacher's observations and puts the index of the environment's expert behind them."""
 
     def __init__(self, base: ObsSelector, assignment: TeacherAssignment):
-        super().__init__(base.groups, base.obs_slice)
+        vars(self).update(vars(base))
         self.assignment = assignment
 
     def __call__(self, obs: TensorDict) -> torch.Tensor:

@@ -15,6 +15,7 @@ from foundation.data.dataset import DistillationDataset
 from foundation.data.driver import Driver, bound_of_labels
 from foundation.data.episodes import CollectionStats, EpisodeTracker, merge_stats
 from foundation.data.obs_groups import ObsSelector, teacher_selector
+from foundation.data.recorder import ChunkRecorder
 from foundation.data.row_keeper import RowKeeper
 from foundation.errors import UserError
 from foundation.networks.output import PolicyOutput
@@ -39,6 +40,7 @@ class Collector:
             ``cfg`` says otherwise.
         teacher_deterministic: The acting teacher plays its mean; labels are its mean always.
         keeper: Tells many teachers' rows apart and corrects their positions; None: there is nothing to do.
+        recorder: Follows the episodes of the rows, saves and filters them; None: nobody wants it.
     """
 
     def __init__(
@@ -57,7 +59,9 @@ class Collector:
         label_bound: float | None = None,
         teacher_deterministic: bool = True,
         keeper: RowKeeper | None = None,
+        recorder: ChunkRecorder | None = None,
     ):
+        self.recorder = recorder or ChunkRecorder(dataset)
         self.env, self.dataset, self.keeper = env, dataset, keeper or RowKeeper()
         self.teacher_obs, self.student_obs = teacher_obs, student_obs
         self.cfg, self.mode, self.num_episodes = cfg or CollectionCfg(), mode, num_episodes
@@ -96,6 +100,7 @@ class Collector:
             UserError: If the teacher's labels, the observations or the rewards are not finite.
         """
         self._begin(epoch, beta)
+        self.recorder.begin(epoch)
         ended, env_steps = 0, 0
         drained: list[dict[str, torch.Tensor]] = []
         slots: list[int] = []
@@ -105,6 +110,7 @@ class Collector:
             if poll is not None:
                 poll()
             slot, last_log = self._collect_chunk(beta)
+            self.recorder.chunk(slot, self.tracker.chunk(), epoch)
             count, episodes = self.tracker.drain()
             ended += count
             env_steps += self.dataset.rows_per_chunk
@@ -112,6 +118,7 @@ class Collector:
             slots = [kept for kept in slots if kept != slot] + [slot]
             logs.append(last_log)
             if ended >= wanted:
+                self.recorder.end(epoch)
                 return merge_stats(drained, env_steps, slots, [*logs, self.driver.log()])
         raise UserError(
             f"Only {ended} of {wanted} episodes ended within {self.env.max_episode_length} env steps each: check the "
@@ -230,6 +237,7 @@ class Collector:
     def state_dict(self) -> dict[str, Any]:
         """Return what an exact resume needs, the environment's own state included where it can give it."""
         state: dict[str, Any] = {**self.driver.state_dict(), "beta": self._beta, "begun": self._obs is not None}
+        state["recorder"] = self.recorder.state_dict()
         if self.mode == "steps" and self._obs is not None and hasattr(self.env, "state_dict"):
             state["env"] = self.env.state_dict()
             state["tracker"] = self.tracker.state_dict()
@@ -245,6 +253,7 @@ class Collector:
             Whether the rollouts go on exactly where they stopped.
         """
         self.driver.load_state_dict(state)
+        self.recorder.load_state_dict(state.get("recorder", {}))
         self._beta = state["beta"]
         if self.mode == "episodes" or not state["begun"]:
             return True

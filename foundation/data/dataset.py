@@ -6,16 +6,18 @@ from collections.abc import Iterator
 
 import torch
 
-from foundation.data.memory import check_memory
+from foundation.data.columns import DTYPES, TARGET_FIELDS, lay_out_columns
+from foundation.data.memory import check_memory, empty_pinned
 from foundation.data.minibatch import Minibatch
+from foundation.data.prefetch import deliver
 from foundation.data.sampling import ActiveItems, draw_without_replacement
 from foundation.errors import UserError
 from foundation.networks.output import PolicyOutput
 
 __all__ = ["DTYPES", "TARGET_FIELDS", "DistillationDataset", "Minibatch"]
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-TARGET_FIELDS = ("mean", "std", "value", "logits", "features")
+CHUNK_TENSORS = ("rows", "resets", "teacher_index", "episode", "weights", "base_weights", "states")
+"""What a chunk may hold: attributes of the dataset, each with the chunks first."""
 
 
 class DistillationDataset:
@@ -35,6 +37,10 @@ class DistillationDataset:
         state_size: Size of the student's memory to store at the start of each window; 0 stores none.
         num_teachers: With more than one, each row keeps its teacher's index.
         device: Where the rows live.
+        compute_device: Where minibatches go; None: where the rows live. Rows on the host are then kept in pinned memory
+            where there is a GPU, and the next minibatch is on its way while one is learned from.
+        track_episodes: Keep the number of each row's episode (see ``episode_log``).
+        weighted: Keep a weight for each row, 1 where nothing else is said.
         dtype: float32, float16 or bfloat16; minibatches are float32 always.
         eviction: ``oldest`` or ``reservoir`` (a random chunk makes room).
         seed: Seed of the sampling.
@@ -55,6 +61,9 @@ class DistillationDataset:
         state_size: int = 0,
         num_teachers: int = 1,
         device: str | torch.device = "cpu",
+        compute_device: str | torch.device | None = None,
+        track_episodes: bool = False,
+        weighted: bool = False,
         dtype: str = "float32",
         eviction: str = "oldest",
         seed: int = 0,
@@ -64,20 +73,26 @@ class DistillationDataset:
         self.num_obs, self.num_envs = num_obs, num_envs
         self.chunk_steps, self.window_steps = chunk_steps, window_steps
         self.device, self.dtype, self.eviction = torch.device(device), DTYPES[dtype], eviction
-        self.state_size, self.has_teacher_index = state_size, num_teachers > 1
+        self.compute_device = self.device if compute_device is None else torch.device(compute_device)
+        self.state_size, self.num_teachers, self.has_teacher_index = state_size, num_teachers, num_teachers > 1
+        self.has_episodes, self.has_weights = track_episodes, weighted
         self.rows_per_chunk = chunk_steps * num_envs
         self.max_chunks = max(1, capacity // self.rows_per_chunk)
-        self.columns = _columns(num_obs, targets)
+        self.columns = lay_out_columns(num_obs, targets)
         self.row_size = max(columns.stop for columns in self.columns.values())
         check_memory(self.num_bytes, self.device)
 
         shape = (self.max_chunks, chunk_steps, num_envs)
-        self.rows = torch.empty(*shape, self.row_size, dtype=self.dtype, device=self.device)
+        self.rows = empty_pinned((*shape, self.row_size), self.dtype, self.device, self.compute_device)
         self.resets = torch.empty(shape, dtype=torch.bool, device=self.device)
         self.teacher_index = None
         if num_teachers > 1:
             self.teacher_index = torch.empty(shape, dtype=torch.int32, device=self.device)
-        self.weights: torch.Tensor | None = None
+        self.episode = None
+        if track_episodes:
+            self.episode = torch.full(shape, -1, dtype=torch.int32, device=self.device)
+        self.weights = torch.ones(shape, device=self.device) if weighted else None
+        self.base_weights: torch.Tensor | None = None
         self.active: torch.Tensor | None = None
         self.states = None
         if state_size:
@@ -100,9 +115,14 @@ class DistillationDataset:
         return self.max_chunks * self.rows_per_chunk
 
     @property
+    def num_extras(self) -> int:
+        """Numbers of four bytes that a row has beside its columns."""
+        return int(self.has_teacher_index) + int(self.has_episodes) + int(self.has_weights)
+
+    @property
     def num_bytes(self) -> int:
         """Size of the whole storage when full [bytes]."""
-        per_chunk = self.rows_per_chunk * (self.row_size * self.dtype.itemsize + 1 + 4 * self.has_teacher_index)
+        per_chunk = self.rows_per_chunk * (self.row_size * self.dtype.itemsize + 1 + 4 * self.num_extras)
         per_chunk += self.chunk_steps // self.window_steps * self.num_envs * self.state_size * 4
         return self.max_chunks * per_chunk
 
@@ -117,6 +137,9 @@ class DistillationDataset:
         else:
             self._slot = int(torch.randint(self.max_chunks, (1,), generator=self.generator, device=self.device))
         self.activate([self._slot], None)
+        for weights in (self.weights, self.base_weights):
+            if weights is not None:
+                weights[self._slot] = 1.0
         return self._slot
 
     def write(
@@ -141,7 +164,7 @@ class DistillationDataset:
         parts = [obs]
         parts += [getattr(targets, name) for name in TARGET_FIELDS if name in self.columns]
         row = self.rows[self._slot, step]
-        if self.dtype == obs.dtype:
+        if self.dtype == obs.dtype and self.device == obs.device:
             torch.cat(parts, dim=-1, out=row)
         else:
             row.copy_(torch.cat(parts, dim=-1))
@@ -179,7 +202,7 @@ class DistillationDataset:
 
     def chunk_obs(self, slot: int) -> torch.Tensor:
         """Return a chunk's observations. Shape: (chunk_steps, num_envs, num_obs)."""
-        return self.rows[slot, :, :, self.columns["obs"]]
+        return self.rows[slot, :, :, self.columns["obs"]].to(self.compute_device)
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -191,9 +214,12 @@ class DistillationDataset:
             num_batches: How many minibatches.
             shuffle: False goes through the rows in order of storage, on from where the last call stopped.
 
-        Yields:
-            Minibatches with ``obs`` of shape (batch_size, num_obs).
+        Returns:
+            Minibatches with ``obs`` of shape (batch_size, num_obs), on the compute device.
         """
+        return deliver(self._flat(batch_size, num_batches, shuffle), self.device, self.compute_device)
+
+    def _flat(self, batch_size: int, num_batches: int, shuffle: bool) -> Iterator[Minibatch]:
         matrix = self.rows.view(-1, self.row_size)
         weights = None if self.weights is None else self.weights.view(-1)
         for index in self._draw(self.chunk_steps, batch_size, num_batches, shuffle):
@@ -212,10 +238,13 @@ class DistillationDataset:
             num_batches: How many minibatches.
             shuffle: False goes through the windows in order of storage.
 
-        Yields:
+        Returns:
             Minibatches with ``obs`` of shape (window_steps, batch_size, num_obs), with ``resets`` and, where the
-            student's memory is stored, ``state``.
+            student's memory is stored, ``state``; on the compute device.
         """
+        return deliver(self._sequences(batch_size, num_batches, shuffle), self.device, self.compute_device)
+
+    def _sequences(self, batch_size: int, num_batches: int, shuffle: bool) -> Iterator[Minibatch]:
         length, envs = self.window_steps, self.num_envs
         matrix = self.rows.view(-1, self.row_size)
         steps = torch.arange(length, device=self.device).unsqueeze(1) * envs
@@ -260,7 +289,7 @@ class DistillationDataset:
         """Return plain tensors of some chunks, for a shard on disk."""
         index = torch.tensor(slots, dtype=torch.int64, device=self.device)
         shard: dict[str, object] = {"slots": slots}
-        for name in ("rows", "resets", "teacher_index", "weights", "active", "states"):
+        for name in (*CHUNK_TENSORS, "active"):
             tensor = getattr(self, name)
             if tensor is not None:
                 shard[name] = tensor.index_select(0, index).cpu()
@@ -270,7 +299,7 @@ class DistillationDataset:
         """Put the chunks of a shard back into their slots."""
         if "active" in shard:
             self.activate(shard["slots"], shard["active"])
-        for name in ("rows", "resets", "teacher_index", "weights", "states"):
+        for name in CHUNK_TENSORS:
             if name in shard:
                 getattr(self, name)[shard["slots"]] = shard[name].to(self.device)
 
@@ -300,13 +329,3 @@ class DistillationDataset:
         self.num_chunks, self.chunks_written = state["num_chunks"], state["chunks_written"]
         self.chunks_evicted, self._cursor = state["chunks_evicted"], state["cursor"]
         self.generator.set_state(state["generator"])
-
-
-def _columns(num_obs: int, targets: dict[str, int]) -> dict[str, slice]:
-    columns = {"obs": slice(0, num_obs)}
-    start = num_obs
-    for name in TARGET_FIELDS:
-        if targets.get(name):
-            columns[name] = slice(start, start + targets[name])
-            start += targets[name]
-    return columns

@@ -99,6 +99,21 @@ class EpisodeTracker:
         self.lengths.zero_()
         self.whole.fill_(True)
 
+    def chunk(self) -> dict[str, torch.Tensor]:
+        """Return the steps since :meth:`drain`: where episodes ended, and how. Each (chunk_steps, num_envs)."""
+        success = self._time_outs
+        if self._metrics and "success" in self._metrics[0]:
+            success = torch.stack([metrics["success"] for metrics in self._metrics]).bool()
+        # In whole rollouts from a reset on, those beyond the quota are whole too.
+        whole = self._whole if self.quota == math.inf else torch.ones_like(self._whole)
+        return {
+            "ended": self._ended,
+            "returns": self._returns,
+            "lengths": self._lengths,
+            "success": success,
+            "whole": whole,
+        }
+
     def drain(self) -> tuple[int, dict[str, torch.Tensor]]:
         """Return how many episodes ended since the last call, and the whole ones among them (one host sync).
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import torch
 
 from foundation.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def check_memory(num_bytes: int, device: torch.device) -> None:
@@ -15,7 +18,7 @@ def check_memory(num_bytes: int, device: torch.device) -> None:
     Raises:
         UserError: With the size and what to change.
     """
-    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_host_memory()
+    available = free_memory(device)
     if num_bytes > available:
         raise UserError(
             f"The dataset would take {num_bytes / 1e9:.2f} GB but {device} has {available / 1e9:.2f} GB free: lower "
@@ -33,3 +36,20 @@ def available_host_memory() -> float:
     except OSError:
         pass
     return math.inf
+
+
+def free_memory(device: torch.device) -> float:
+    """Return the free memory of a device [bytes]."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_host_memory()
+
+
+def empty_pinned(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, compute_device: torch.device
+) -> torch.Tensor:
+    """Allocate a tensor; on the host, for a GPU that computes, in pinned memory where the system gives it."""
+    if device.type == "cpu" and compute_device.type == "cuda":
+        try:
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+        except RuntimeError as error:
+            logger.warning("No pinned memory for the dataset (%s): transfers are slower.", str(error).splitlines()[0])
+    return torch.empty(shape, dtype=dtype, device=device)

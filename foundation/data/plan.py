@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
+import torch
+
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.data.dataset import DTYPES, DistillationDataset
+from foundation.data.episode_table import is_filtering
+from foundation.data.memory import free_memory
+from foundation.data.prefill import chunks_of
+from foundation.data.saved import SavedDataset
 from foundation.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 SHORT_CHUNK = 32
 """Env steps per chunk [env steps] where no training sequence asks for more."""
@@ -23,6 +32,7 @@ def make_dataset(
     window_steps: int,
     state_size: int,
     num_teachers: int = 1,
+    saved: SavedDataset | None = None,
 ) -> DistillationDataset:
     """Build the dataset of a run.
 
@@ -35,6 +45,7 @@ def make_dataset(
         window_steps: Steps of a training sequence.
         state_size: Size of the student's memory.
         num_teachers: With more than one, each row keeps its teacher's index.
+        saved: The rows that the run begins with.
 
     Returns:
         A dataset with room for what the run can collect, or for what the memory budget holds.
@@ -42,9 +53,18 @@ def make_dataset(
     Raises:
         UserError: If ``dataset.size`` does not fit the budget, or the budget not the machine.
     """
-    # A chunk holds whole training sequences.
-    chunk_steps = window_steps * math.ceil((cfg.dataset.chunk_steps or SHORT_CHUNK) / window_steps)
-    row_bytes = (num_obs + sum(targets.values())) * DTYPES[cfg.dataset.dtype].itemsize + 1 + 4 * (num_teachers > 1)
+    chunk_steps = whole_windows(
+        cfg.dataset.chunk_steps or (saved.layout.chunk_steps if saved else SHORT_CHUNK), window_steps
+    )
+    rows_to_load, fills_up = 0, False
+    if saved is not None:
+        chunks, fills_up = chunks_of(saved, chunk_steps, env.num_envs)
+        rows_to_load = chunks * chunk_steps * env.num_envs
+    filtering = is_filtering(cfg.dataset.filter)
+    weighted = filtering or fills_up or (saved is not None and saved.layout.weighted)
+    tracking = weighted or cfg.dataset.save is not None
+    extras = (num_teachers > 1) + weighted + tracking
+    row_bytes = (num_obs + sum(targets.values())) * DTYPES[cfg.dataset.dtype].itemsize + 1 + 4 * extras
     budget_rows = int(cfg.dataset.memory_gb * 1e9 // row_bytes)
     if cfg.dataset.size is not None and cfg.dataset.size > budget_rows:
         raise UserError(
@@ -52,21 +72,45 @@ def make_dataset(
             f"dataset.memory_gb={cfg.dataset.memory_gb:g}: lower dataset.size, raise dataset.memory_gb, or set "
             "dataset.dtype=float16."
         )
-    wanted = cfg.dataset.size or most_rows(cfg, env, mode, chunk_steps)
+    wanted = cfg.dataset.size or most_rows(cfg, env, mode, chunk_steps) + rows_to_load
+    capacity = min(wanted, budget_rows)
+    if rows_to_load > capacity:
+        logger.warning(
+            "The dataset has room for %d rows and --dataset holds %d: of those some make room for others "
+            "(dataset.memory_gb or dataset.size asks for more).",
+            capacity,
+            rows_to_load,
+        )
     return DistillationDataset(
         num_obs,
         env.num_envs,
-        min(wanted, budget_rows),
+        capacity,
         targets,
         chunk_steps=chunk_steps,
         window_steps=window_steps,
         state_size=state_size if window_steps > 1 and cfg.dataset.sequence_start == "stored" else 0,
         num_teachers=num_teachers,
-        device=cfg.dataset.device or env.device,
+        device=cfg.dataset.device or where_it_fits(capacity * row_bytes, torch.device(env.device)),
+        compute_device=env.device,
+        track_episodes=tracking,
+        weighted=weighted,
         dtype=cfg.dataset.dtype,
         eviction=cfg.dataset.eviction,
         seed=cfg.seed,
     )
+
+
+def whole_windows(chunk_steps: int, window_steps: int) -> int:
+    """Round the steps of a chunk up to whole training sequences."""
+    return window_steps * math.ceil(chunk_steps / window_steps)
+
+
+def where_it_fits(num_bytes: int, device: torch.device) -> torch.device:
+    """Return the device for a storage: the one that computes, or the host where that has too little memory."""
+    if device.type == "cuda" and num_bytes > free_memory(device):
+        logger.info("The dataset (%.1f GB) does not fit %s: it is kept in host memory.", num_bytes / 1e9, device)
+        return torch.device("cpu")
+    return device
 
 
 def most_rows(cfg: DistillationCfg, env: Any, mode: str, chunk_steps: int) -> int:

@@ -22,6 +22,8 @@ _OTHER_NAMES = {
     "teacher_selection": "teacher.selection",
     "position_offset_correction": "teacher.position_offset_correction",
     "teacher_student_mix": "collection.teacher_student_mix",
+    "dataset": "dataset.load",
+    "save_dataset": "dataset.save",
 }
 _TEACHERS = "--teacher_checkpoint"
 
@@ -158,7 +160,10 @@ def add_distillation_args(parser: argparse.ArgumentParser) -> None:
     flag("--eval_interval", type=whole, metavar="N", help="epochs between two evaluations")
     flag("--num_eval_episodes", type=whole, metavar="N", help="episodes in an evaluation")
     flag("--save_interval", type=whole, metavar="N", help="epochs between two checkpoint_epoch_*.pt")
+    flag("--save_dataset", metavar="PATH", help="write every collected row to this folder too, or append to it")
+    flag("--dataset", metavar="PATH", help="begin with the rows of this folder")
     switch = argparse.BooleanOptionalAction
+    flag("--offline", action=switch, help="learn from --dataset alone: no simulator, no teacher (off)")
     flag("--shuffle", action=switch, help="draw minibatches at random (on)")
     flag("--on_policy", action=switch, help="empty the dataset every epoch (off)")
     flag("--teacher_deterministic", action=switch, help="the acting teacher plays its mean (on)")
