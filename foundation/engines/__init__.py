@@ -9,7 +9,7 @@ from pathlib import Path
 from foundation.engines.base import Engine
 from foundation.errors import UserError, suggest
 
-_ENGINE_CLASS = re.compile(r"^class \w+\(Engine\):", re.MULTILINE)
+_ENGINE_CLASS = re.compile(r"^class \w+\((?:\w*\.)?\w*Engine\):", re.MULTILINE)
 
 
 def engine_names() -> list[str]:

@@ -15,14 +15,14 @@ from foundation.engines.video import ActionClip, VideoRecorder
 from foundation.errors import UserError
 from foundation.tasks import launching, load_entry_point, resolve_task, why_not_registered
 
-_ENTRY_POINT = "torch_env_entry_point"
-
 
 class TorchEngine(Engine):
     """Run tasks that registered a ``torch_env_entry_point``."""
 
     name: ClassVar[str] = "torch"
     envs_per_process: ClassVar[int | None] = None
+    entry_point: ClassVar[str] = "torch_env_entry_point"
+    """What a task registers to run here."""
 
     def __init__(self) -> None:
         self._spec: EnvSpec | None = None
@@ -30,12 +30,12 @@ class TorchEngine(Engine):
     @classmethod
     def task_names(cls) -> list[str]:
         """List the registered tasks that have a torch environment."""
-        return sorted(key for key, spec in gymnasium.registry.items() if _ENTRY_POINT in spec.kwargs)
+        return sorted(key for key, spec in gymnasium.registry.items() if cls.entry_point in spec.kwargs)
 
     @classmethod
     def why_not(cls, task: str) -> str | None:
         """Say why the task cannot run here, or None. Imports the module of ``module:Id``."""
-        return why_not_registered(task, _ENTRY_POINT)
+        return why_not_registered(task, cls.entry_point)
 
     def launch(self, request: LaunchRequest, configure: Configure) -> AbstractContextManager[tuple[Any, Any]]:
         """Load the task's configurations, let ``configure`` change them, and yield them."""
@@ -45,8 +45,8 @@ class TorchEngine(Engine):
     def _session(self, request: LaunchRequest, configure: Configure) -> Iterator[tuple[Any, Any]]:
         check_device(request.device)
         spec = resolve_task(request.task)
-        if _ENTRY_POINT not in spec.kwargs:
-            raise UserError(f"--engine {self.name}: task '{spec.id}' has no '{_ENTRY_POINT}'")
+        if self.entry_point not in spec.kwargs:
+            raise UserError(f"--engine {self.name}: task '{spec.id}' has no '{self.entry_point}'")
         with launching(self.name):
             env_cfg = load_entry_point(spec, "env_cfg_entry_point")
             agent_cfg = load_entry_point(spec, request.agent_entry_point)
@@ -75,7 +75,7 @@ class TorchEngine(Engine):
         if self._spec is None:
             raise RuntimeError("make_env is called inside 'with engine.launch(...)'")
         check_device(str(env_cfg.sim.device))
-        target = self._spec.kwargs[_ENTRY_POINT]
+        target = self._spec.kwargs[self.entry_point]
         if isinstance(target, str):
             module, _, attribute = target.partition(":")
             target = getattr(__import__(module, fromlist=[attribute]), attribute)
