@@ -130,7 +130,7 @@ def test_a_wrong_activation_would_be_seen(library, case):
     ],
 )
 def test_without_a_config(library, case, overrides, tmp_path, caplog):
-    """Without params/agent.yaml, what the user says gives the same actions; an unknown activation is ELU, and warned of."""
+    """Without a config, what the user says gives the same actions; an unknown activation is ELU, with a warning."""
     path = alone(library, case, tmp_path)
     expected = torch.load(SHIPPED / library / case / "expected.pt")
     teacher = TeacherPolicyWrapper(path, **overrides)
