@@ -1,7 +1,7 @@
 """The dynamics of the real ``l2f`` package behind the same call as ``QuadrotorDynamics``: an independent judge.
 
-``l2f`` is rl-tools' simulator in C++ (float32, CPU). Everything that it needs to know of a vehicle goes through its JSON
-form with all digits; what it prints itself has six decimals, which would make the inertia 0.000009.
+``l2f`` is rl-tools' simulator in C++ (float32, CPU). What it needs to know of a vehicle goes through its JSON form with
+all digits; what it prints itself has six decimals, which would make the inertia 0.000009.
 """
 
 from __future__ import annotations
