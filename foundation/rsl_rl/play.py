@@ -67,6 +67,9 @@ def build_parser() -> CommandParser:
     flag("--experiment_name", metavar="NAME", help="only this experiment's runs, under logs/")
     flag("--agent", metavar="NAME", default="trained", help="trained, zero or random actions (trained)")
     flag("--obs_groups", nargs="+", metavar="GROUP", help="observation groups (default: those it was trained on)")
+    flag(
+        "--describe", action="store_true", help="say what is understood about the policy's checkpoint, and play nothing"
+    )
     group = parser.add_argument_group("measurement")
     flag = group.add_argument
     flag("--num_episodes", type=positive_int, default=NUM_EPISODES, metavar="N", help=f"episodes ({NUM_EPISODES})")
@@ -86,6 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError:
         refuse_near_misses(parser, argv)  # a misspelt --checkpoint is a likely reason
         raise
+    if args.describe and policy is not None:
+        from foundation.rsl_rl.teacher_info import show
+
+        refuse_near_misses(parser, argv)
+        show(policy)
+        return 0
     from foundation.engines import select_engine
 
     engine_class, why = select_engine(task, args.engine or "auto")
@@ -113,6 +122,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError(f"--agent is '{args.agent}'. {suggest(args.agent, AGENTS)}")
     if args.agent in ("zero", "random") and (args.checkpoint or args.load_run):
         raise UserError(f"--agent {args.agent} needs no policy: leave --checkpoint and --load_run out")
+    if args.agent in ("zero", "random") and args.describe:
+        raise UserError(f"--agent {args.agent} has no checkpoint to --describe: leave one of them out")
     if args.json and (Path(args.json).is_dir() or not os.access(_existing_parent(Path(args.json)), os.W_OK)):
         raise UserError(f"--json {args.json}: cannot be written; give the path of a file")
 
@@ -139,7 +150,8 @@ def settle(args: argparse.Namespace) -> tuple[str, str, Path | None, TeacherPoli
     checkpoint = find_checkpoint(args)
     overrides = {"obs_groups": args.obs_groups} if args.obs_groups else {}
     policy = TeacherPolicyWrapper(checkpoint, device, **overrides)
-    return args.task or own_task(checkpoint), device, checkpoint, policy
+    task = args.task or ("" if args.describe else own_task(checkpoint))
+    return task, device, checkpoint, policy
 
 
 def find_checkpoint(args: argparse.Namespace) -> Path:
@@ -169,7 +181,10 @@ def own_task(checkpoint: Path) -> str:
     """Return the task that a checkpoint says it was trained on."""
     from foundation.files import load_checkpoint
 
-    task = load_checkpoint(checkpoint).get("task")
+    try:
+        task = load_checkpoint(checkpoint).get("task")
+    except UserError:  # the policy could be read: its file is of another kind, which names no task
+        task = None
     if not isinstance(task, str):
         raise UserError(f"'{checkpoint}' does not say which task it was trained on: give --task ID")
     return task

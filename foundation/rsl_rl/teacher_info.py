@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # run as a script: this folder's name must not hide the library rsl_rl
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -13,12 +14,15 @@ if __package__ in (None, ""):  # run as a script: this folder's name must not hi
 from foundation.rsl_rl.cli_args import CommandParser
 from foundation.rsl_rl.command import run_command, set_up_logging
 
+if TYPE_CHECKING:
+    from foundation.teachers import TeacherPolicyWrapper
+
 
 def build_parser() -> CommandParser:
     """Return the command's parser."""
     parser = CommandParser(prog="teacher_info.py", description="Say what is understood about a policy's checkpoint.")
     parser.epilog = ""
-    parser.add_argument("checkpoint", metavar="PATH", help="a checkpoint of RSL-RL or of a student of this project")
+    parser.add_argument("checkpoint", metavar="PATH", help="a checkpoint or an exported policy, of any known format")
     parser.add_argument("--activation", metavar="NAME", help="activation of the hidden layers, if no config says it")
     parser.add_argument(
         "--distribution", metavar="NAME", help="gaussian, heteroscedastic, beta, ... if no config says it"
@@ -37,10 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     teacher = TeacherPolicyWrapper(
         args.checkpoint, activation=args.activation, distribution=args.distribution, agent_config=args.agent_config
     )
+    show(teacher, args.json)
+    return 0
+
+
+def show(teacher: TeacherPolicyWrapper, as_json: bool = False) -> None:
+    """Print what was understood about a policy."""
     described = {**teacher.describe(), "num_parameters": teacher.num_parameters}
-    if args.json:
+    if as_json:
         print(json.dumps(described, indent=2))
-        return 0
+        return
     from rich.console import Console
     from rich.table import Table
 
@@ -48,7 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value in described.items():
         table.add_row(name.replace("_", " "), "-" if value is None else str(value))
     Console().print(table)
-    return 0
 
 
 if __name__ == "__main__":

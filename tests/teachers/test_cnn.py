@@ -96,7 +96,7 @@ def test_sizes_can_be_given(written):
     obs, wanted = steps(place)[0]
     flat = torch.cat([obs["policy"], obs["camera"].flatten(1)], dim=-1)
     teacher = TeacherPolicyWrapper(place / "model_7.pt", image_shapes={"camera": [3, 15, 20]})
-    assert teacher.num_obs == 307 and (teacher.act(flat) - wanted).abs().max() <= 1e-5
+    assert teacher.num_obs == 907 and (teacher.act(flat) - wanted).abs().max() <= 1e-5
     with pytest.raises(UserError, match=r"'image_shapes', such as \{camera"):
         TeacherPolicyWrapper(place / "model_7.pt").step(flat)
 
@@ -141,7 +141,7 @@ def test_an_environment_without_the_images_is_refused(written):
     with pytest.raises(UserError, match="'camera', channels x height x width: it is not there"):
         teacher.act(TensorDict({"policy": torch.zeros(2, 7)}, batch_size=[2]))
     obs = TensorDict({"policy": torch.zeros(2, 6), "camera": torch.zeros(2, 3, 15, 20)}, batch_size=[2])
-    with pytest.raises(UserError, match=r"307 observations.*306"):
+    with pytest.raises(UserError, match=r"907 observations.*906"):
         teacher.act(obs)
 
 
