@@ -6,6 +6,7 @@ all digits; what it prints itself has six decimals, which would make the inertia
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 from typing import Any
@@ -89,8 +90,7 @@ class _Block:
     """As many environments as one of the package's compiled sizes."""
 
     def __init__(self, vehicles: VehicleParams, begin: int, size: int, dt: float):
-        import l2f
-
+        l2f = importlib.import_module("l2f")  # it gives type checkers nothing to go by
         self.begin, self.size = begin, size
         self._library, self._vector = l2f, l2f.vector_selector[size]
         self._device, self._rng, self._env = l2f.Device(), self._vector.VectorRng(), self._vector.VectorEnvironment()
