@@ -108,7 +108,9 @@ class _GRUScan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         x, into, w_hidden, resets, initial = ctx.saved_tensors
         buffers, ctx.buffers = ctx.buffers, None
         if buffers is None:

@@ -90,22 +90,23 @@ class QuadrotorDynamics:
         self.dt = dt
         self.num_rotors = params.num_rotors
         self.dtype, self.device = params.mass.dtype, params.mass.device
-        self._lag_rising = _lag_coefficients(dt / params.time_constant_rising)
-        self._lag_falling = _lag_coefficients(dt / params.time_constant_falling)
-        self._thrust = [c.unsqueeze(1).contiguous() for c in params.thrust_coefficients]
+        self.lag = torch.stack([dt / params.time_constant_rising, dt / params.time_constant_falling])
+        self._lag_rising = _lag_coefficients(self.lag[0])
+        self._lag_falling = _lag_coefficients(self.lag[1])
+        self.thrust = [c.unsqueeze(1).contiguous() for c in params.thrust_coefficients]
         span = params.action_max - params.action_min
-        self._target_scale = (0.5 * span).expand(self.num_rotors, -1).contiguous()
-        self._target_offset = (params.action_min + 0.5 * span).expand(self.num_rotors, -1).contiguous()
+        self.target_scale = (0.5 * span).expand(self.num_rotors, -1).contiguous()
+        self.target_offset = (params.action_min + 0.5 * span).expand(self.num_rotors, -1).contiguous()
         self.axial = bool((params.thrust_directions[:, :2] == 0).all())
         off_diagonal = params.inertia.clone()
         off_diagonal.diagonal(dim1=0, dim2=1).zero_()
         self.diagonal = bool((off_diagonal == 0).all())
         self._inertia = params.inertia
-        self._inverse_inertia = torch.linalg.inv(params.inertia.permute(2, 0, 1)).permute(1, 2, 0).contiguous()
-        self._mixing = self._fold_mixing(params)
-        self._rate_matrix, self._rate_scale = self._fold_rates()
-        self._gravity = params.gravity
-        self._mass = params.mass
+        self.inverse_inertia = torch.linalg.inv(params.inertia.permute(2, 0, 1)).permute(1, 2, 0).contiguous()
+        self.mixing = self._fold_mixing(params)
+        self._rate_matrix, self.rate_scale = self._fold_rates()
+        self.gravity = params.gravity
+        self.mass = params.mass
         self.drift = self._fold_drift(params.gravity)
         self._quadrature = torch.tensor(
             [[dt * dt / 6] * 3 + [0.0], [dt / 6, dt / 3, dt / 3, dt / 6]], dtype=self.dtype, device=self.device
@@ -122,7 +123,7 @@ class QuadrotorDynamics:
             direction = params.thrust_directions[i]
             torque = torch.linalg.cross(params.rotor_positions[i], direction, dim=0)
             torque = torque + params.torque_constants[i] * params.torque_directions[i]
-            angular = (self._inverse_inertia * torque.unsqueeze(0)).sum(1)
+            angular = (self.inverse_inertia * torque.unsqueeze(0)).sum(1)
             linear = direction / params.mass
             rows = [linear[2:] if self.axial else linear, angular, torch.zeros_like(params.gravity[:1]).expand(4, -1)]
             mixing.append(torch.cat(rows).unsqueeze(1).contiguous())
@@ -167,19 +168,19 @@ class QuadrotorDynamics:
         Returns:
             Drift, shape (2, 3, num_envs), and angular acceleration [rad/s^2], shape (3, num_envs).
         """
-        drift = self._fold_drift(self._gravity + force / self._mass)
-        return drift, (self._inverse_inertia * torque.unsqueeze(0)).sum(1)
+        drift = self._fold_drift(self.gravity + force / self.mass)
+        return drift, (self.inverse_inertia * torque.unsqueeze(0)).sum(1)
 
     def _rates(self, spin: torch.Tensor, angular: torch.Tensor) -> torch.Tensor:
         """Differentiate (rates, quaternion). Shape: (7, num_envs), both in and out."""
         products = (spin.unsqueeze(1) * spin[:3].unsqueeze(0)).view(21, -1)
-        change = torch.addcmul(angular, self._rate_scale, contract(self._rate_matrix, products))
+        change = torch.addcmul(angular, self.rate_scale, contract(self._rate_matrix, products))
         if self.diagonal:
             return change
         rates = spin[:3]
         momentum = (self._inertia * rates.unsqueeze(0)).sum(1)
         torque = torch.linalg.cross(rates, momentum, dim=0)
-        gyroscopic = (self._inverse_inertia * torque.unsqueeze(0)).sum(1)
+        gyroscopic = (self.inverse_inertia * torque.unsqueeze(0)).sum(1)
         return torch.cat([change[:3] - gyroscopic, change[3:]])
 
     def step(
@@ -200,15 +201,15 @@ class QuadrotorDynamics:
         """
         dt = self.dt
         rotors = state[ROTORS]
-        error = torch.addcmul(self._target_offset, self._target_scale, actions) - rotors
+        error = torch.addcmul(self.target_offset, self.target_scale, actions) - rotors
         # The sign of the error cannot change within a step (tau >= dt), so one choice serves all stages.
         lag = torch.where((error >= 0).unsqueeze(1), self._lag_rising, self._lag_falling)
         speeds = torch.addcmul(rotors.unsqueeze(1), lag, error.unsqueeze(1))
-        c0, c1, c2 = self._thrust
+        c0, c1, c2 = self.thrust
         thrust = torch.addcmul(c0, speeds, torch.addcmul(c1, c2, speeds))
-        wrench = self._mixing[0] * thrust[0]
+        wrench = self.mixing[0] * thrust[0]
         for i in range(1, self.num_rotors):
-            wrench = torch.addcmul(wrench, self._mixing[i], thrust[i])
+            wrench = torch.addcmul(wrench, self.mixing[i], thrust[i])
         linear = 1 if self.axial else 3
         angular = wrench[linear:]
         drift = self.drift

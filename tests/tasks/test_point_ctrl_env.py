@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -292,15 +291,37 @@ def test_decimation_repeats_the_action():
     torch.testing.assert_close(a["policy"], b["policy"], atol=1e-3, rtol=0)
 
 
-def test_the_integrator_compiles_as_one_graph(monkeypatch):
-    """With cfg.compile the physics is traced without a break and does the same (here without a code generator)."""
-    trace = partial(torch.compile, backend="aot_eager", fullgraph=True)
-    monkeypatch.setattr("foundation.tasks.point_ctrl.torch_env.torch.compile", trace)
-    env, plain = QuadcopterPointCtrlEnv(_cfg(compile=True)), QuadcopterPointCtrlEnv(_cfg())
-    for _ in range(3):
-        a, *_ = env.step(_hover(8))
-        b, *_ = plain.step(_hover(8))
-    torch.testing.assert_close(a["policy"], b["policy"])
+@pytest.mark.parametrize("vehicles", [None, "sampled:5:1"])
+def test_the_step_compiles_as_one_graph_and_does_the_same(monkeypatch, vehicles):
+    """With cfg.compile the step is traced without a break and gives the eager step's numbers (no code generator here).
+
+    Observations, rewards, dones, time-outs, metrics and logs of 120 random steps, with resets, disturbances and two
+    integrator steps per action.
+    """
+
+    def trace(function, **options):
+        assert options["fullgraph"]
+        return torch._dynamo.optimize("eager", nopython=True)(function)
+
+    monkeypatch.setattr("foundation.sim.quadrotor_rows.torch.compile", trace)
+    cfgs = [_cfg(compile=compiled, vehicles=vehicles, decimation=2, episode_length_s=0.8) for compiled in (True, False)]
+    env, plain = (QuadcopterPointCtrlEnv(cfg) for cfg in cfgs)
+    generator = torch.Generator().manual_seed(3)
+    ended = 0
+    for _ in range(120):
+        actions = torch.rand(env.num_envs, 4, generator=generator) * 2.4 - 1.2
+        (a, *rest), (b, *expected) = env.step(actions), plain.step(actions)
+        for group in ("policy", "deployable", "l2f"):
+            torch.testing.assert_close(a[group], b[group], atol=2e-4, rtol=0)
+        ended += int(expected[1].sum())
+        for ours, theirs in zip(rest[:2], expected[:2], strict=True):
+            torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0)
+        for part in ("log", "episode_metrics"):
+            torch.testing.assert_close(rest[2][part], expected[2][part], atol=2e-4, rtol=1e-5)
+        assert torch.equal(rest[2]["time_outs"], expected[2]["time_outs"])
+        assert torch.equal(env.episode_length_buf, plain.episode_length_buf)
+    assert ended > 10
+    assert env.state_dict()["stats"]["row"] == plain.state_dict()["stats"]["row"]
 
 
 def test_render_draws():

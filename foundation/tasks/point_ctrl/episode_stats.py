@@ -26,34 +26,51 @@ class EpisodeStats:
             episode_length_s: Length that summed rewards are divided by [s].
             device: Device of the sums.
         """
-        self._window, self._seconds = window, episode_length_s
-        self._sums = torch.zeros(len(mdp.REWARD_TERMS) + 2, num_envs, device=device)
+        self.window, self._seconds = window, episode_length_s
+        self.sums = torch.zeros(len(mdp.REWARD_TERMS) + 2, num_envs, device=device)
         self._distances = torch.zeros(window, num_envs, device=device)
         """The distance's running sum, one row per step of the last second."""
-        self._log = torch.zeros(len(LOG_NAMES), device=device)
+        self.latest = torch.zeros(len(LOG_NAMES), device=device)
         self._row = 0
 
     def clear(self) -> None:
         """Forget everything."""
-        for buffer in (self._sums, self._distances, self._log):
+        for buffer in (self.sums, self._distances, self.latest):
             buffer.zero_()
         self._row = 0
 
     def state_dict(self) -> dict[str, torch.Tensor | int]:
         """Return everything, as copies on the CPU."""
-        tensors = {"sums": self._sums, "distances": self._distances, "log": self._log}
+        tensors = {"sums": self.sums, "distances": self._distances, "log": self.latest}
         return {**{name: value.cpu().clone() for name, value in tensors.items()}, "row": self._row}
 
     def load_state_dict(self, saved: dict[str, torch.Tensor | int]) -> None:
         """Go on where :meth:`state_dict` was taken."""
-        for buffer, name in ((self._sums, "sums"), (self._distances, "distances"), (self._log, "log")):
+        for buffer, name in ((self.sums, "sums"), (self._distances, "distances"), (self.latest, "log")):
             buffer.copy_(torch.as_tensor(saved[name]))
         self._row = int(saved["row"])
 
     @property
     def log(self) -> dict[str, torch.Tensor]:
         """Means over the episodes that ended in the last step that ended any."""
-        return dict(zip(LOG_NAMES, self._log.unbind(), strict=True))
+        return dict(zip(LOG_NAMES, self.latest.unbind(), strict=True))
+
+    @property
+    def second_ago(self) -> torch.Tensor:
+        """The distances' running sums of a second ago. Shape: (num_envs,)."""
+        return self._distances[self._row]
+
+    def replace(self, sums: torch.Tensor, latest: torch.Tensor, total: torch.Tensor) -> None:
+        """Take the results of a step that was computed elsewhere (``compiled_step``).
+
+        Args:
+            sums: Shape: (7, num_envs).
+            latest: In the order of :data:`LOG_NAMES`. Shape: (11,).
+            total: The distances' running sums after the step. Shape: (num_envs,).
+        """
+        self.sums, self.latest = sums, latest
+        self._distances[self._row].copy_(total)
+        self._row = (self._row + 1) % self.window
 
     def add(
         self,
@@ -75,16 +92,16 @@ class EpisodeStats:
         Returns:
             ``position_error``: mean distance over the last second of the episode so far [m]. Shape: (num_envs,).
         """
-        self._sums += torch.cat([terms, distance.unsqueeze(0), torch.ones_like(distance).unsqueeze(0)])
-        total, steps = self._sums[-2], self._sums[-1]
+        self.sums += torch.cat([terms, distance.unsqueeze(0), torch.ones_like(distance).unsqueeze(0)])
+        total, steps = self.sums[-2], self.sums[-1]
         row = self._distances[self._row]
-        self._row = (self._row + 1) % self._window
-        error = (total - torch.where(steps > self._window, row, 0.0)) / steps.clamp(max=self._window)
+        self._row = (self._row + 1) % self.window
+        error = (total - torch.where(steps > self.window, row, 0.0)) / steps.clamp(max=self.window)
         row.copy_(total)
         done = dones.to(total.dtype)
         ends = torch.cat([exceeded, time_outs.unsqueeze(0)]).to(total.dtype)
-        rows = torch.cat([self._sums[:-2] / self._seconds, ends, torch.stack([error, steps])])
+        rows = torch.cat([self.sums[:-2] / self._seconds, ends, torch.stack([error, steps])])
         count = done.sum()
-        self._log = torch.where(count > 0, (rows @ done) / count.clamp(min=1.0), self._log)
-        self._sums.masked_fill_(dones.bool(), 0.0)  # not a product: a NaN would outlive its episode
+        self.latest = torch.where(count > 0, (rows @ done) / count.clamp(min=1.0), self.latest)
+        self.sums.masked_fill_(dones.bool(), 0.0)  # not a product: a NaN would outlive its episode
         return {"position_error": error}

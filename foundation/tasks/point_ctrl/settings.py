@@ -69,3 +69,9 @@ def task_tensors(cfg: Any, vehicles: VehicleParams) -> TaskTensors:
         mdp.reward_weights(**vars(cfg.rewards), dtype=mass.dtype, device=mass.device),
         {group: scale for group, scale in scales.items() if scale is not None},
     )
+
+
+def is_disturbed(vehicles: VehicleParams) -> bool:
+    """Say whether any vehicle is pushed by a force or torque that is drawn per episode."""
+    v = vehicles
+    return any(bool((x != 0).any()) for x in (v.force_mean, v.force_std, v.torque_mean, v.torque_std))

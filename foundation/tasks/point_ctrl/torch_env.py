@@ -14,16 +14,17 @@ from tensordict import TensorDict
 
 from foundation.errors import UserError
 from foundation.sim.quadrotor import BODY_RATES, POSITION, QUATERNION, ROTORS, VELOCITY, QuadrotorDynamics
+from foundation.sim.quadrotor_rows import compile_rows
 from foundation.tasks.point_ctrl import mdp
+from foundation.tasks.point_ctrl.compiled_step import StepState, advance, step_settings
 from foundation.tasks.point_ctrl.env_cfg import QuadcopterPointCtrlEnvCfg, check_cfg
 from foundation.tasks.point_ctrl.episode_stats import EpisodeStats
-from foundation.tasks.point_ctrl.settings import assign_vehicles, task_tensors
+from foundation.tasks.point_ctrl.settings import assign_vehicles, is_disturbed, task_tensors
 
 if TYPE_CHECKING:
     import numpy as np
 
     from foundation.sim.drawing import FleetRenderer
-    from foundation.sim.vehicles import VehicleParams
 
 __all__ = ["QuadcopterPointCtrlEnv", "QuadcopterPointCtrlEnvCfg"]
 
@@ -54,7 +55,7 @@ class QuadcopterPointCtrlEnv:
         self._dtype = torch.float32
         self.vehicles, self.vehicle_index = assign_vehicles(cfg.vehicles, self.num_envs, self.device)
         self.dynamics = QuadrotorDynamics(self.vehicles, cfg.sim.dt)
-        self._disturbed = _disturbed(self.vehicles)
+        self._disturbed = is_disturbed(self.vehicles)
         self._limits, self._ranges, self._weights, self._noise = task_tensors(cfg, self.vehicles)
         self._renderer: FleetRenderer | None = None
         self._generator = torch.Generator(self.device)
@@ -66,7 +67,10 @@ class QuadcopterPointCtrlEnv:
         self._action = torch.zeros(4, n, device=d)
         self._disturbance: tuple[torch.Tensor, torch.Tensor] | None = None
         self._forces = torch.zeros(6, n, device=d)
-        self._integrate = torch.compile(self.integrate) if cfg.compile else self.integrate
+        self._advance: Any = None
+        if cfg.compile:
+            self._advance = compile_rows(advance, self.device)
+            self._constants = step_settings(cfg, self.dynamics, self._limits, self._weights, self.max_episode_length)
         self.reset(cfg.seed)
 
     @property
@@ -154,8 +158,11 @@ class QuadcopterPointCtrlEnv:
             Observation groups, fresh tensors (``deployable`` may share memory with ``policy``); rewards (num_envs,);
             dones (num_envs,), 1 where an episode ended; extras with ``time_outs``, ``log`` and ``episode_metrics``.
         """
-        action = actions.to(self.device, self._dtype).clamp(-1.0, 1.0).T.contiguous()
-        state = self._integrate(self._state, action)
+        actions = actions.to(self.device, self._dtype)
+        if self._advance is not None:
+            return self._step_compiled(actions)
+        action = actions.clamp(-1.0, 1.0).T.contiguous()
+        state = self.integrate(self._state, action)
         exceeded = mdp.terminations(state[:9], self._limits)
         terminated = exceeded.any(0)
         terms = mdp.reward_terms(state[POSITION], state[QUATERNION], action, self._action, terminated, self._weights)
@@ -174,6 +181,23 @@ class QuadcopterPointCtrlEnv:
         }
         return self._observations, reward, dones.to(torch.long), extras
 
+    def _step_compiled(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """Do what :meth:`step` does, by the compiled function."""
+        initial, forces = self._take_initial()
+        stats = self._stats
+        pushed = None if forces is None else self._forces
+        before = StepState(self._state, self._action, self.episode_length_buf, stats.sums, stats.latest, pushed)
+        after, out = self._advance(self._constants, before, actions, initial, forces, stats.second_ago)
+        self._state, self._action, self.episode_length_buf = after.state, after.action, after.length
+        stats.replace(after.sums, after.log, out.total_distance)
+        if after.forces is not None:
+            self._forces = after.forces
+        groups = {"policy": out.policy, "deployable": out.policy[:, : mdp.DEPLOYABLE_SIZE], "l2f": out.l2f}
+        self._observations = self._with_noise(groups)
+        metrics = {"position_error": out.position_error}
+        extras = {"time_outs": out.time_outs, "log": stats.log, "episode_metrics": metrics}
+        return self._observations, out.reward, out.dones, extras
+
     def _begin_episodes(self, state: torch.Tensor, action: torch.Tensor, dones: torch.Tensor) -> None:
         """Put the environments that ended into new initial states."""
         initial, forces = self._take_initial()
@@ -187,7 +211,12 @@ class QuadcopterPointCtrlEnv:
     def _observe(self) -> TensorDict:
         """Build the observation groups of the current state."""
         s = self._state
-        groups = mdp.observations(s[POSITION], s[VELOCITY], s[BODY_RATES], s[QUATERNION], self._action, s[ROTORS])
+        return self._with_noise(
+            mdp.observations(s[POSITION], s[VELOCITY], s[BODY_RATES], s[QUATERNION], self._action, s[ROTORS])
+        )
+
+    def _with_noise(self, groups: dict[str, torch.Tensor]) -> TensorDict:
+        """Add the noise of the groups that have one."""
         for group, scale in self._noise.items():
             clean = groups[group]
             noise = torch.randn(clean.shape, generator=self._generator, device=self.device, dtype=self._dtype)
@@ -285,9 +314,3 @@ class QuadcopterPointCtrlEnv:
     def close(self) -> None:
         """Let go of the renderer."""
         self._renderer = None
-
-
-def _disturbed(vehicles: VehicleParams) -> bool:
-    """Say whether any vehicle is pushed by a force or torque that is drawn per episode."""
-    v = vehicles
-    return any(bool((x != 0).any()) for x in (v.force_mean, v.force_std, v.torque_mean, v.torque_std))
