@@ -154,6 +154,13 @@ def at(data: Any, *keys: Any) -> Any:
     return data
 
 
+def section(data: Any, *keys: Any) -> dict[str, Any]:
+    """Return the mapping that lies under a path of keys; an empty one where there is none."""
+    found = at(data, *keys)
+    return found if isinstance(found, dict) else {}
+
+
 def number(value: Any, default: float) -> float:
     """Return a config's number, or the default where there is none."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else default
+    given = isinstance(value, int | float) and not isinstance(value, bool) and value == value  # NaN is not itself
+    return float(value) if given else default

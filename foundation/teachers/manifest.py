@@ -19,7 +19,7 @@ FORMAT = "foundation-teachers-1"
 MANIFEST = "teachers.yaml"
 OK, FAILED = "ok", "failed"
 
-_CHECKPOINTS = ("*.pt", "*.pth", "*.h5")
+_CHECKPOINTS = ("*.pt", "*.pth", "*.h5", "*.zip")
 _OF_ONE_RUN = re.compile(r"(model_\d+|best_model|checkpoint_\w+|best_student|final_student)\.pt")
 _ENTRY_KEYS = ("name", "checkpoint", "vehicle", "mean_return", "terminated", "status")
 

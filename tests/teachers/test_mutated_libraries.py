@@ -202,6 +202,32 @@ def test_hostile_archive(kind, where, tmp_path):
     assert not marker.exists()
 
 
+def nodes(config) -> list[tuple]:
+    """Return (container, key) of everything in a nested config."""
+    items = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
+    found = [(config, key) for key, _ in items]
+    return found + [pair for _, value in list(items) for pair in nodes(value)]
+
+
+@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("kind", ["skrl", "skrl_shared", "rl_games", "rl_games_gru"])
+def test_damaged_config(kind, seed, tmp_path, caplog):
+    """A config beside a checkpoint with anything in the place of anything is understood or refused in one line."""
+    rng, path = random.Random(f"{kind}{seed}"), place(kind, tmp_path / "damaged")
+    config_path = path.parent.parent / "params" / "agent.yaml"
+    config = yaml.safe_load(config_path.read_text())
+    for _ in range(3):
+        container, key = rng.choice(nodes(config))
+        container[key] = rng.choice(
+            ("text", 3, -1.5, None, [], [1.0, "x"], {"a": 1}, [{}], True, float("nan"), float("inf"), [[3], "elu"])
+        )
+    config_path.write_text(yaml.safe_dump(config))
+    try:
+        assert torch.isfinite(answers(path)).all()
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 700
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"[1]", b"{", b"[" * 100_000, b'{"policy_kwargs": {"activation_fn": "<class \'x.Odd\'>"}}']
 )

@@ -22,6 +22,7 @@ from foundation.teachers.composition import (
     gaussian,
     number,
     pick_activation,
+    section,
     single_linear,
 )
 from foundation.teachers.loading import Entries, LoadedPolicy, Source, linear_layers, logger, recurrent_core
@@ -48,7 +49,7 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     """Read the policy."""
     plain = {str(key).removeprefix("_orig_mod."): value for key, value in checkpoint["model"].items()}
     entries = Entries(plain, f"'{source.path}' (model)")
-    config = at(source.agent.data, "params", "network") or {}
+    config = section(source.agent.data, "params", "network")
     activation = pick_activation(source, at(config, "mlp", "activation"), str(source.agent.path))
     statistics = entries.take("running_mean_std.")
     if "running_mean_std" in checkpoint:
@@ -76,7 +77,7 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
         if last.out_features == 1:
             critic = Critic(layers, _value_scaler(source, config, value_statistics))
     network = ActorCriticNetwork(num_obs, scaler, trunk, distribution, critic)
-    env = at(source.agent.data, "params", "env") or {}
+    env = section(source.agent.data, "params", "env")
     groups = at(env, "obs_groups", "obs")
     groups = [str(group) for group in groups] if isinstance(groups, list) and groups else None
     bound = number(env.get("clip_actions"), float("inf"))
@@ -93,7 +94,7 @@ def _actions(entries: Entries, source: Source, config: dict[str, Any]) -> tuple[
     logits = entries.take("a2c_network.logits.")
     if logits:
         return single_linear(logits, f"'{source.path}' (logits)"), Choices(q_values=False)
-    space = at(config, "space", "continuous") or {}
+    space = section(config, "space", "continuous")
     head = single_linear(entries.take("a2c_network.mu."), f"'{source.path}' (mu)")
     fixed, learned = entries.take_one("a2c_network.sigma"), entries.take("a2c_network.sigma.")
     activation = _named(source, space.get("sigma_activation"))

@@ -21,6 +21,7 @@ from foundation.teachers.composition import (
     gaussian,
     number,
     pick_activation,
+    section,
     single_linear,
 )
 from foundation.teachers.loading import Entries, LoadedPolicy, Source, linear_layers, logger
@@ -48,7 +49,7 @@ def recognise(checkpoint: dict[str, Any]) -> bool:
 def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     """Read the policy; its value too, where it reads the same observations."""
     role = "policy" if "policy" in checkpoint else "q_network"
-    config = at(source.agent.data, "models", role) or {}
+    config = section(source.agent.data, "models", role)
     entries = Entries(checkpoint[role], f"'{source.path}' ({role})")
     log_std = entries.take_one("log_std_parameter")
     activation = pick_activation(source, _activation(source, config), str(source.agent.path))
@@ -74,7 +75,8 @@ def _activation(source: Source, config: dict[str, Any]) -> Any:
     if isinstance(networks, list) and len(networks) > 1:
         raise UserError(f"'{source.agent.path}' has {len(networks)} networks in its policy; one is understood.")
     given = at(networks, 0, "activations") if networks else config.get("hidden_activation")
-    names = set(given) if isinstance(given, list) else {given}
+    given = str(given) if isinstance(given, dict) else given
+    names = {str(name) for name in given} if isinstance(given, list) else {given}
     if len(names) > 1:
         raise UserError(f"'{source.agent.path}' has several activations: {', '.join(sorted(map(str, names)))}.")
     return names.pop() if names else None
@@ -96,7 +98,7 @@ def _trunk(entries: Entries, role: str, activation: str) -> Trunk:
 
 def _preprocessor(checkpoint: dict[str, Any], source: Source, config: dict[str, Any]) -> tuple[bool, str]:
     """Return whether the library is 2.x, and which preprocessor the policy's input goes through."""
-    agent = at(source.agent.data, "agent") or {}
+    agent = section(source.agent.data, "agent")
     new = "observation_preprocessor" in checkpoint or "observation_preprocessor" in agent
     reads_states = str(at(config, "network", 0, "input")).removeprefix("Shape.") == "STATES"
     return new, "observation_preprocessor" if new and not reads_states else "state_preprocessor"
@@ -119,7 +121,7 @@ def _scaler(
 
 
 def _options(source: Source, name: str) -> tuple[float, float]:
-    agent = at(source.agent.data, "agent") or {}
+    agent = section(source.agent.data, "agent")
     if name not in agent and name == "observation_preprocessor":
         name = "state_preprocessor"  # 2.x takes a config of 1.x so
     options = agent.get(f"{name}_kwargs")
@@ -130,7 +132,7 @@ def _critic(
     checkpoint: dict[str, Any], source: Source, actor: Trunk, shared: dict[str, torch.Tensor], new: bool
 ) -> Critic | None:
     """Return the value if it reads what the policy reads."""
-    config = at(source.agent.data, "models", "value") or {}
+    config = section(source.agent.data, "models", "value")
     if "value" not in checkpoint or (new and at(config, "network", 0, "input") != "OBSERVATIONS"):
         return None
     if shared:
