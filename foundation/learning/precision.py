@@ -42,7 +42,7 @@ class Precision:
         """Return the outputs in float32, for the losses."""
         if self.dtype is None:
             return output
-        return PolicyOutput(*(None if field is None else field.float() for field in output))
+        return PolicyOutput(output.mean.float(), *(None if field is None else field.float() for field in output[1:]))
 
     def step(
         self, loss: torch.Tensor, optimizer: torch.optim.Optimizer, clipped: nn.Module, norm: float | None
