@@ -1,0 +1,1 @@
+"""The pipeline of ``raptor.sh``, one file a part."""

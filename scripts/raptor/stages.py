@@ -1,0 +1,119 @@
+"""Stages of a long job: each is timed, leaves its figures in a file, and is skipped when it has been done."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from foundation.config.plain import finite
+from foundation.errors import UserError
+from foundation.files import atomic_write
+
+ROOT = Path(__file__).resolve().parents[2]
+TAIL = 3000
+"""Characters of a failed command's output that are shown."""
+
+
+class Stages:
+    """The stages of a folder, in ``stages.json``.
+
+    Args:
+        folder: Where everything of the job goes.
+        settings: What the job was started with; other settings in the same folder are an error.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]):
+        self.folder, self.path = folder, folder / "stages.json"
+        self.done: dict[str, dict[str, Any]] = {}
+        saved = json.loads(self.path.read_text()) if self.path.exists() else {"settings": settings, "stages": {}}
+        if saved["settings"] != settings:
+            raise UserError(
+                f"'{folder}' was begun with other settings ({saved['settings']}): use another --folder, or remove it."
+            )
+        self.settings, self.done = settings, saved["stages"]
+
+    def run(self, name: str, action: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
+        """Run a stage unless it is done already.
+
+        Args:
+            name: Unique in the folder.
+            action: Does the work; what it returns is kept with the stage.
+
+        Returns:
+            ``wall_seconds``, ``cpu_seconds`` (child processes included) and what ``action`` returned.
+        """
+        if name in self.done:
+            print(f"==> {name}: done before ({_clock(self.done[name])})", flush=True)
+            return self.done[name]
+        print(f"==> {name}", flush=True)
+        wall, cpu = time.perf_counter(), cpu_seconds()
+        figures = action() or {}
+        spent = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": cpu_seconds() - cpu}
+        self.done[name] = spent | figures
+        write_json(self.path, {"settings": self.settings, "stages": self.done})
+        print(f"==> {name}: {_clock(spent)}", flush=True)
+        return self.done[name]
+
+
+def _clock(spent: dict[str, Any]) -> str:
+    return f"{spent['wall_seconds']:.1f} s of wall time, {spent['cpu_seconds']:.1f} s of CPU time"
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of its children that have ended [s]."""
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def python(script: str, *arguments: object, log: Path) -> None:
+    """Run one of the repository's scripts from the current folder; its output goes to ``log``.
+
+    Raises:
+        UserError: If it fails, with the end of its output.
+    """
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as file:
+        file.write(" ".join(command) + "\n")
+        file.flush()
+        code = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, env=dict(os.environ), check=False
+        ).returncode
+    if code != 0:
+        print(log.read_text(encoding="utf-8", errors="replace")[-TAIL:], file=sys.stderr)
+        raise UserError(f"{Path(script).name} failed with exit code {code}; its output is in '{log}'.")
+
+
+def newest_run(experiment: str, run_name: str) -> Path:
+    """Return the newest run folder of an experiment that carries a name."""
+    runs = sorted((Path("logs") / "distillation" / experiment).glob(f"*_{run_name}"), key=lambda p: p.stat().st_mtime)
+    if not runs:
+        raise UserError(f"distillation.py left no run named '{run_name}' in logs/distillation/{experiment}.")
+    return runs[-1]
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write plain values, whole or not at all."""
+    text = json.dumps(finite(data), indent=2, allow_nan=False) + "\n"
+
+    def write(file: BinaryIO) -> None:
+        file.write(text.encode())
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, write)
+
+
+def checked_tokens(tokens: Sequence[str]) -> list[str]:
+    """Refuse arguments that ``distillation.py`` gets from the pipeline itself."""
+    taken = ("--task", "--teacher_checkpoint", "--experiment_name", "--run_name")
+    for token in tokens:
+        if token.partition("=")[0] in taken:
+            raise UserError(f"{token}: the pipeline sets this itself.")
+    return list(tokens)
