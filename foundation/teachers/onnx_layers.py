@@ -42,6 +42,10 @@ def _gates(a: dict[str, Any], x: Sequence[Any], count: int) -> tuple[torch.Tenso
     ):
         raise ValueError("recurrent layers in another direction, with own activations or lengths, are not understood")
     size = a["hidden_size"]
+    wanted = ((1, count * size, x[0].shape[-1]), (1, count * size, size), (1, 2 * count * size))
+    given = [None if value is None else tuple(value.shape) for value in (*x[1:3], optional(x, 3))]
+    if any(shape not in (None, right) for shape, right in zip(given, wanted, strict=True)):
+        raise ValueError(f"recurrent weights have shapes {given}, not {wanted}")
     bias = x[3][0] if optional(x, 3) is not None else x[1].new_zeros(2 * count * size)
     return x[1][0], x[2][0], bias[: count * size], bias[count * size :]
 

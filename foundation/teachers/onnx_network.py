@@ -42,12 +42,16 @@ class OnnxNetwork(nn.Module):
         self.requires_grad_(False).eval()
 
     def _fold(self, graph: OnnxGraph) -> list[OnnxNode]:
-        """Compute every node that depends on constants alone, and keep what the others need."""
+        """Compute every node that depends on constants and shapes alone, and keep what the others need."""
         known = dict(graph.constants)
+        shapes = self._observations + self._states
+        trial = known | {name: torch.zeros(shape, dtype=self._dtypes[name]) for name, shape in shapes}
         left: list[OnnxNode] = []
         for node in graph.nodes:
-            if all(name in known or not name for name in node.inputs):
-                known.update(_run(node, known))
+            results = _run(node, trial)
+            trial.update(results)
+            if node.kind == "Shape" or all(name in known or not name for name in node.inputs):
+                known.update(results)
             else:
                 left.append(node)
         wanted = {name for node in left for name in node.inputs} | set(self._outputs)
