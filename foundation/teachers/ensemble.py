@@ -63,7 +63,8 @@ class TeacherEnsemble(nn.Module):
             raise UserError(f"distill.teacher.combine={mode} needs teachers with a {lacking}: use combine=mean.")
         self.num_parameters = sum(teacher.num_parameters for teacher in teachers)
         self._description = first.describe() | {"num_teachers": len(teachers), "combine": mode}
-        self.networks = stack_networks([teacher.policy for teacher in teachers]).requires_grad_(False).eval()
+        networks = stack_networks([teacher.policy for teacher in teachers])
+        self.networks: Any = networks.requires_grad_(False).eval()
         self.device = first.device
         self._wants_value = self.networks.with_value
         self._size = self.networks.state_size
@@ -144,6 +145,10 @@ class TeacherEnsemble(nn.Module):
     def with_value(self, wanted: bool) -> None:
         self._wants_value = wanted
         self.networks.with_value = wanted or self._needs_value
+
+    def without_features(self) -> None:
+        """Leave the last hidden layer out of the outputs from here on: nobody needs it."""
+        self.networks.with_features = False
 
     # -- which teacher ------------------------------------------------------------------------------------------
 

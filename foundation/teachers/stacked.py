@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from foundation.networks import native_dense
 from foundation.networks.distribution import Deterministic, Gaussian
 from foundation.networks.output import PolicyOutput, map_output
 from foundation.networks.rnn import RecurrentCore
@@ -121,9 +122,12 @@ class StackedTower(nn.Module):
         )
         self.biases = nn.ParameterList(_stack_rows([m.bias for m in level]) for level in levels)
         self.activations = nn.ModuleList(m for m in towers[0].body if not isinstance(m, nn.Linear))
+        kinds = {native_dense.fused(activation) for activation in self.activations} or {0}
+        self._activation = kinds.pop() if len(kinds) == 1 else -1
+        self._laid_out: tuple[int, native_dense.StackedMlp] | None = None
 
     def run(
-        self, x: torch.Tensor, state: torch.Tensor | None
+        self, x: torch.Tensor, state: torch.Tensor | None, with_features: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Return the raw output, the last hidden layer and the next state. Shape of x: (num_teachers, rows, ...)."""
         if self.mean is not None and self.scale is not None:
@@ -131,9 +135,20 @@ class StackedTower(nn.Module):
         if self.core is not None:
             assert state is not None
             x, state = self.core.step(x, state)
+        if self._activation >= 0 and native_dense.usable(x):
+            raw, features = self._native()(x, with_features)
+            return raw, x if features is None else features, state
         for weight, bias, activation in zip(self.weights[:-1], self.biases[:-1], self.activations, strict=True):
             x = activation(torch.baddbmm(bias, x, weight))
         return torch.baddbmm(self.biases[-1], x, self.weights[-1]), x, state
+
+    def _native(self) -> native_dense.StackedMlp:
+        """Return the layers as C code has them, laid out when they are first used or have moved."""
+        place = self.weights[0].data_ptr()
+        if self._laid_out is None or self._laid_out[0] != place:
+            layers = native_dense.StackedMlp(list(self.weights), list(self.biases), self._activation)
+            self._laid_out = place, layers
+        return self._laid_out[1]
 
 
 def _moments(tower: TowerModule) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,6 +173,9 @@ class StackedNetworks(nn.Module):
         critics = [network.critic for network in networks if network.critic is not None]
         self.critic = StackedTower(critics) if critics else None
         self.with_value = self.critic is not None
+        self.with_features: bool = True
+        """Whether outputs carry the last hidden layer; off where nobody needs it, which saves copies."""
+        """Whether outputs carry the last hidden layer; off where nobody needs it, which saves copies."""
         self.distribution: Deterministic = networks[0].distribution
         if isinstance(self.distribution, Gaussian):
             self.distribution = Gaussian(_stack_rows([n.distribution.std for n in networks]).data)  # type: ignore[arg-type]
@@ -170,14 +188,14 @@ class StackedNetworks(nn.Module):
         actor_state = critic_state = None
         if state is not None:
             actor_state, critic_state = state.split(self.sizes, dim=-1)
-        raw, features, actor_state = self.actor.run(x, actor_state)
+        raw, features, actor_state = self.actor.run(x, actor_state, self.with_features)
         value = None
         if self.critic is not None and self.with_value:
-            value, _, critic_state = self.critic.run(x, critic_state)
+            value, _, critic_state = self.critic.run(x, critic_state, False)
         mean, std = self.distribution(raw)
         if state is not None:
             state = torch.cat([part for part in (actor_state, critic_state) if part is not None], dim=-1)
-        return PolicyOutput(mean=mean, std=std, value=value, features=features), state
+        return PolicyOutput(mean=mean, std=std, value=value, features=features if self.with_features else None), state
 
     def initial_states(self, device: torch.device | str | None) -> torch.Tensor | None:
         """Return each teacher's state at an episode's start. Shape: (num_teachers, state_size)."""
@@ -194,6 +212,7 @@ class LoopedNetworks(nn.Module):
         first: Any = networks[0]
         self.state_size: int = first.state_size
         self.distribution: Any = getattr(first, "distribution", None)
+        self.with_features: bool = True
 
     @property
     def with_value(self) -> bool:
@@ -215,6 +234,7 @@ class LoopedNetworks(nn.Module):
             outputs.append(output)
             states.append(new_state)
         output = map_output(lambda *parts: torch.stack(parts), *outputs)
+        output = output if self.with_features else output._replace(features=None)
         return output, torch.stack(states) if self.state_size else None
 
     def initial_states(self, device: torch.device | str | None) -> torch.Tensor | None:

@@ -1,0 +1,160 @@
+"""Many small multi-layer perceptrons on the CPU, in C where there is a compiler.
+
+With few rows per network a layer is bound by reading its weights, and the batched product of a BLAS copies them first.
+The C source beside this file is compiled once per machine into the user's cache; without a compiler, or with
+``FOUNDATION_NATIVE=0`` in the environment, the same is computed by ``torch.baddbmm``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("stacked_dense.c")
+PANEL = 64
+"""Columns of a panel of weights."""
+MOST_ROWS = 32
+"""Rows per network beyond which a BLAS is as fast."""
+
+_FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
+
+
+@cache
+def library() -> Any:
+    """Return the compiled function; None where it cannot be had."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if os.environ.get("FOUNDATION_NATIVE") == "0" or compiler is None or os.name != "posix":
+        return None
+    try:
+        path = _folder() / f"stacked_dense_{_fingerprint(compiler)}.so"
+        if not path.exists():
+            _compile(compiler, path)
+        function = ctypes.CDLL(str(path)).stacked_mlp
+    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        logger.debug("no native dense layers: %s", error)
+        return None
+    pointer, number = ctypes.c_void_p, ctypes.c_long
+    head = [pointer, number, number, pointer, pointer, pointer, number, ctypes.c_int]
+    function.argtypes = [*head, pointer, number, pointer, pointer, number, number, number]
+    function.restype = None
+    return function
+
+
+def _folder() -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "foundation"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _fingerprint(compiler: str) -> str:
+    """Tell sources, compilers and kinds of processor apart: a cache may be shared by many machines."""
+    kind = platform.machine()
+    cpu = Path("/proc/cpuinfo")
+    if cpu.is_file():
+        kind += next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "")
+    parts = [SOURCE.read_text(), compiler, str(os.stat(compiler).st_size), kind, " ".join(_FLAGS)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _compile(compiler: str, path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        out = Path(folder) / path.name
+        command = [compiler, *_FLAGS, "-o", str(out), str(SOURCE), "-lm"]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        os.replace(out, path)  # whoever compiles at the same time writes the same
+
+
+def fused(activation: nn.Module) -> int:
+    """Return the C code's number of an activation; -1 for one that it does not know."""
+    if isinstance(activation, nn.ELU):
+        return 1 if activation.alpha == 1.0 else -1
+    return 2 if isinstance(activation, nn.ReLU) else 0 if isinstance(activation, nn.Identity) else -1
+
+
+def panels(weights: torch.Tensor) -> torch.Tensor:
+    """Reorder weights for the C code: panels of 64 columns where these divide the width. Shape kept.
+
+    Args:
+        weights: Shape: (num_networks, num_in, num_out).
+    """
+    networks, inputs, outputs = weights.shape
+    if outputs % PANEL or outputs == PANEL:
+        return weights.contiguous()
+    cut = weights.reshape(networks, inputs, outputs // PANEL, PANEL).transpose(1, 2)
+    return cut.contiguous().view(networks, inputs, outputs)
+
+
+def usable(x: torch.Tensor) -> bool:
+    """Say whether the C code computes this faster: few rows of float32 on the CPU, nothing differentiated."""
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not (torch.is_grad_enabled() and x.requires_grad)
+    return plain and x.shape[1] <= MOST_ROWS and not torch.compiler.is_compiling() and library() is not None
+
+
+class StackedMlp:
+    """Multi-layer perceptrons of the same shape, computed network by network.
+
+    Args:
+        weights: Of each layer. Shape: (num_networks, num_in, num_out).
+        biases: Of each layer. Shape: (num_networks, 1, num_out).
+        activation: Of the hidden layers, what :func:`fused` returned.
+    """
+
+    def __init__(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor], activation: int):
+        self.weights = torch.cat([panels(weight).flatten(1) for weight in weights], dim=1)
+        self.biases = torch.cat([bias.flatten(1) for bias in biases], dim=1)
+        self.activation, self.layers = activation, len(weights)
+        self.sizes = [weights[0].shape[1], *(weight.shape[2] for weight in weights)]
+        self._sizes = (ctypes.c_long * len(self.sizes))(*self.sizes)
+        self._scratch = torch.empty(0)
+
+    def __call__(self, x: torch.Tensor, with_features: bool = True) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the outputs and the last hidden layer.
+
+        Args:
+            x: Shape: (num_networks, rows, num_in).
+            with_features: Whether the last hidden layer is wanted; it is None otherwise.
+        """
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        networks, rows, _ = x.shape
+        most = rows * max(self.sizes)
+        threads = min(torch.get_num_threads(), networks)
+        if self._scratch.numel() < threads * 2 * most:
+            self._scratch = torch.empty(threads * 2 * most)
+        y = torch.empty(networks, rows, self.sizes[-1])
+        features = torch.empty(networks, rows, self.sizes[-2]) if with_features and self.layers > 1 else None
+        head = x.data_ptr(), x.stride(0), x.stride(1), self.weights.data_ptr(), self.biases.data_ptr()
+        head += self._sizes, self.layers, self.activation
+        tail = None if features is None else features.data_ptr(), y.data_ptr()
+        edges = [networks * part // threads for part in range(threads + 1)]
+
+        def run(part: int) -> None:
+            scratch = self._scratch.data_ptr() + 4 * part * 2 * most
+            library()(*head, scratch, most, *tail, edges[part], edges[part + 1], rows)
+
+        if threads == 1:
+            run(0)
+        else:
+            list(_pool(threads).map(run, range(threads)))
+        return y, features
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
