@@ -111,7 +111,7 @@ def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> N
     _check_schedules(cfg)
     _check_losses(cfg, loss_names)
     _check_teachers(cfg)
-    if cfg.epoch_teacher_forcing > cfg.n_epochs and not cfg.offline:
+    if cfg.epoch_teacher_forcing > cfg.n_epochs and cfg.collection.beta is None and not cfg.offline:
         logger.warning(
             "--epoch_teacher_forcing %d is beyond --n_epochs %d: the student never acts, only the teacher does.",
             cfg.epoch_teacher_forcing,
