@@ -79,6 +79,11 @@ class Reporter:
             self.writer.add_scalars(scalars, step)
             self.writer.flush()
 
+    def advance(self, done: int) -> None:
+        """Move the bar on to so many epochs."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=done)
+
     @contextmanager
     def progress(self, done: int) -> Iterator[None]:
         """Show a bar with the time left while the epochs run; nothing animated without a terminal."""
@@ -134,8 +139,7 @@ class Reporter:
         if self.writer is not None:
             self.writer.add_scalars(scalars, epoch + 1)
             self.writer.flush()
-        if self._progress is not None:
-            self._progress.update(self._task, completed=epoch + 1)
+        self.advance(epoch + 1)
 
     def _warn_of_few_updates(self, num_updates: int) -> None:
         """Say once that an epoch learns next to nothing: the usual slip with a student that has memory."""

@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-PARTS = ("sweep", "distill", "breakdown", "simulator")
+PARTS = ("sweep", "distill", "breakdown", "simulator", "dataset")
 BUDGETS = {"ours": 8.0, "isaaclab_like": 45.0, "tuned": 15.0}
 """Training time of a run [s]."""
 SWEEP_BUDGETS = {"ours": 4.0, "rsl_rl": 8.0}
@@ -105,6 +105,11 @@ def measure(args: argparse.Namespace, report: Any) -> dict[str, Any]:
         if args.device.startswith("cuda") and not args.quick:
             sizes.append(65536)
         result["simulator"] = simulator.simulator(args.device, sizes, 0.05 if args.quick else 3.0)
+    if "dataset" in args.parts:
+        from benchmarks import dataset
+
+        size = (40_000, 64, 0.05) if args.quick else (20_000_000, 4096, 5.0)
+        result["dataset"] = dataset.dataset(*size)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from foundation.data.recorder import ChunkRecorder
 from foundation.data.saved import SavedDataset
 from foundation.data.saving import DatasetWriter
 from foundation.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def open_saved(
@@ -73,6 +76,7 @@ def connect(
         table = fill(saved, [dataset], initial_state=initial_state)
         if dataset.weights is not None:
             weigh(dataset, table.number[:0])
+        logger.info("The dataset begins with %d rows of '%s'.", saved.num_rows, saved.path)
     writer = None
     if cfg.dataset.save is not None:
         layout = DatasetLayout(

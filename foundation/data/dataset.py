@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -18,6 +18,8 @@ __all__ = ["DTYPES", "TARGET_FIELDS", "DistillationDataset", "Minibatch"]
 
 CHUNK_TENSORS = ("rows", "resets", "teacher_index", "episode", "weights", "base_weights", "states")
 """What a chunk may hold: attributes of the dataset, each with the chunks first."""
+GATHERED_ROWS = 4096
+"""Rows that are gathered at once, for several small minibatches together."""
 
 
 class DistillationDataset:
@@ -79,7 +81,8 @@ class DistillationDataset:
         self.rows_per_chunk = chunk_steps * num_envs
         self.max_chunks = max(1, capacity // self.rows_per_chunk)
         self.columns = lay_out_columns(num_obs, targets)
-        self.row_size = max(columns.stop for columns in self.columns.values())
+        self._sizes = [columns.stop - columns.start for columns in self.columns.values()]
+        self.row_size = sum(self._sizes)
         check_memory(self.num_bytes, self.device)
 
         shape = (self.max_chunks, chunk_steps, num_envs)
@@ -146,7 +149,7 @@ class DistillationDataset:
         self,
         step: int,
         obs: torch.Tensor,
-        targets: PolicyOutput,
+        targets: PolicyOutput | None,
         resets: torch.Tensor,
         teacher_index: torch.Tensor | None = None,
         state: torch.Tensor | None = None,
@@ -156,15 +159,18 @@ class DistillationDataset:
         Args:
             step: Step within the chunk.
             obs: The student's observations. Shape: (num_envs, num_obs).
-            targets: The teacher's outputs at them; every stored field must be there.
+            targets: The teacher's outputs at them; every stored field must be there. None: they follow by
+                :meth:`write_targets`.
             resets: Whether this step begins an episode. Shape: (num_envs,).
             teacher_index: Each row's teacher. Shape: (num_envs,).
             state: The student's memory before this step; kept where a window begins. Shape: (num_envs, state_size).
         """
         parts = [obs]
-        parts += [getattr(targets, name) for name in TARGET_FIELDS if name in self.columns]
+        parts += [getattr(targets, name) for name in TARGET_FIELDS if name in self.columns and targets is not None]
         row = self.rows[self._slot, step]
-        if self.dtype == obs.dtype and self.device == obs.device:
+        if targets is None:
+            row[:, self.columns["obs"]].copy_(obs)
+        elif self.dtype == obs.dtype and self.device == obs.device:
             torch.cat(parts, dim=-1, out=row)
         else:
             row.copy_(torch.cat(parts, dim=-1))
@@ -173,6 +179,18 @@ class DistillationDataset:
             self.teacher_index[self._slot, step].copy_(teacher_index)
         if self.states is not None and state is not None and step % self.window_steps == 0:
             self.states[self._slot, step // self.window_steps].copy_(state)
+
+    def write_targets(self, first: int, targets: PolicyOutput) -> None:
+        """Write the teacher's outputs of several env steps of the chunk begun last.
+
+        Args:
+            first: The first step within the chunk.
+            targets: Shape of each field: (num_steps, num_envs, size).
+        """
+        rows = self.rows[self._slot, first : first + len(targets.mean)]
+        for name in TARGET_FIELDS:
+            if name in self.columns:
+                rows[..., self.columns[name]].copy_(getattr(targets, name))
 
     def commit_chunk(self) -> None:
         """Count the chunk written last."""
@@ -222,13 +240,14 @@ class DistillationDataset:
     def _flat(self, batch_size: int, num_batches: int, shuffle: bool) -> Iterator[Minibatch]:
         matrix = self.rows.view(-1, self.row_size)
         weights = None if self.weights is None else self.weights.view(-1)
-        for index in self._draw(self.chunk_steps, batch_size, num_batches, shuffle):
-            rows = matrix.index_select(0, index).float()
-            yield Minibatch(
-                rows[:, self.columns["obs"]],
-                self._targets(rows),
-                None if weights is None else weights.index_select(0, index),
-            )
+        together = max(1, GATHERED_ROWS // batch_size)
+        for index in self._draw(self.chunk_steps, batch_size, num_batches, shuffle).split(together):
+            flat = index.flatten()
+            rows = matrix.index_select(0, flat).float().view(*index.shape, self.row_size)
+            weight = [None] * len(index) if weights is None else weights.index_select(0, flat).view_as(index).unbind()
+            fields = zip(*(part.unbind() for part in rows.split(self._sizes, dim=-1)), strict=True)
+            for (obs, *targets), own in zip(fields, weight, strict=True):
+                yield Minibatch(obs, self._targets(targets), own)
 
     def sequence_minibatches(self, batch_size: int, num_batches: int, shuffle: bool = True) -> Iterator[Minibatch]:
         """Draw windows of ``window_steps`` consecutive steps of one environment.
@@ -252,6 +271,7 @@ class DistillationDataset:
             first = torch.div(window, envs, rounding_mode="floor") * (length * envs) + window % envs
             index = (first + steps).view(-1)
             rows = matrix.index_select(0, index).float().view(length, -1, self.row_size)
+            obs, *targets = rows.split(self._sizes, dim=-1)
             resets = self.resets.view(-1).index_select(0, index).view(length, -1)
             weights = None
             if self.weights is not None:
@@ -259,10 +279,13 @@ class DistillationDataset:
             state = None
             if self.states is not None:
                 state = self.states.view(-1, self.states.shape[-1]).index_select(0, window)
-            yield Minibatch(rows[..., self.columns["obs"]], self._targets(rows), weights, resets, state)
+            yield Minibatch(obs, self._targets(targets), weights, resets, state)
 
-    def _draw(self, per_env: int, batch_size: int, num_batches: int, shuffle: bool) -> Iterator[torch.Tensor]:
-        """Draw items, of which each environment has ``per_env`` in a chunk, numbered by chunk, time and environment."""
+    def _draw(self, per_env: int, batch_size: int, num_batches: int, shuffle: bool) -> torch.Tensor:
+        """Draw items, of which each environment has ``per_env`` in a chunk, numbered by chunk, time and environment.
+
+        Shape: (num_batches, batch_size).
+        """
         active = None
         num_items = self.num_chunks * self.num_envs * per_env
         if self.active is not None:
@@ -277,11 +300,13 @@ class DistillationDataset:
             index = (torch.arange(total, device=self.device) + self._cursor) % num_items
             self._cursor = (self._cursor + total) % num_items
         index = index if active is None else active.items(index)
-        yield from index.view(num_batches, batch_size)
+        return index.view(num_batches, batch_size)
 
-    def _targets(self, rows: torch.Tensor) -> PolicyOutput:
-        fields = {name: rows[..., self.columns[name]] for name in TARGET_FIELDS if name in self.columns}
-        return PolicyOutput(**fields)
+    def _targets(self, parts: Sequence[torch.Tensor]) -> PolicyOutput:
+        """Name the parts of a row that come after the observation."""
+        if len(parts) == 1:
+            return PolicyOutput(parts[0])
+        return PolicyOutput(**dict(zip(list(self.columns)[1:], parts, strict=True)))
 
     # -- saving -------------------------------------------------------------------------------------------------
 

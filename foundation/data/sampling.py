@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+NARROW = 1024
+"""Rows in a stratum below which single precision chooses among them."""
+
 
 def draw_without_replacement(
     num_rows: int, num_draws: int, generator: torch.Generator, device: str | torch.device = "cpu"
@@ -25,13 +28,17 @@ def draw_without_replacement(
     passes, rest = divmod(num_draws, num_rows)
     parts = [torch.randperm(num_rows, generator=generator, device=device) for _ in range(passes)]
     if rest:
-        edges = torch.arange(rest + 1, device=device, dtype=torch.int64) * num_rows // rest
+        # float64 holds row numbers exactly, and is several times faster here than integers are. Where strata are
+        # narrow the 24 bits of a float32 are more than enough to choose within one.
+        kind = torch.float32 if num_rows < NARROW * rest else torch.float64
+        edges = torch.arange(rest + 1, device=device, dtype=torch.float64).mul_(num_rows).div_(rest).floor_()
         low, width = edges[:-1], edges[1:] - edges[:-1]
-        uniform = torch.rand(rest, generator=generator, device=device, dtype=torch.float64)
-        picked = low + torch.minimum((uniform * width).long(), width - 1)
-        rotation = torch.randint(num_rows, (1,), generator=generator, device=device)
-        order = torch.randperm(rest, generator=generator, device=device)
-        parts.append(((picked + rotation) % num_rows)[order])
+        picked = torch.rand(rest, generator=generator, device=device, dtype=kind).mul(width).floor_()
+        torch.minimum(picked, width.sub_(1.0), out=picked)
+        picked.add_(low).add_(torch.randint(num_rows, (1,), generator=generator, device=device))
+        picked.sub_((picked >= num_rows) * float(num_rows))
+        order = torch.randperm(rest, generator=generator, device=device, dtype=torch.int32)
+        parts.append(picked.index_select(0, order).long())
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

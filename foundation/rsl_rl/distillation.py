@@ -67,7 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_up_logging()
     parser = build_parser()
     args, tokens = parse_command(parser, argv, strict=False)
-    job = prepare(args, tokens, parser, argv)
+    resumed = find_run(args) if args.resume else None
+    overrides, resolved = settle(args, tokens, resumed)
+    if resolved.cfg.offline:
+        from foundation.rsl_rl.offline_run import run_offline
+
+        parse_command(parser, argv)  # no engine adds flags: what is unknown is so now
+        return run_offline(args, overrides, resolved.cfg, resumed, LOG_ROOT)
+    job = prepare(args, tokens, parser, argv, resumed, overrides, resolved)
     cfg = job.resolved.cfg
     teacher = load_teacher(cfg)
     print(teacher.architecture_line())
@@ -83,12 +90,18 @@ def build_parser() -> CommandParser:
     return parser
 
 
-def prepare(args: argparse.Namespace, tokens: list[str], parser: CommandParser, argv: Sequence[str] | None) -> Job:
-    """Settle the config and the engine; the engine's own flags are known only then."""
+def prepare(
+    args: argparse.Namespace,
+    tokens: list[str],
+    parser: CommandParser,
+    argv: Sequence[str] | None,
+    resumed: RunDir | None,
+    overrides: Overrides,
+    resolved: Resolved,
+) -> Job:
+    """Settle the engine; its own flags are known only then."""
     from foundation.engines import select_engine
 
-    resumed = find_run(args) if args.resume else None
-    overrides, resolved = settle(args, tokens, resumed)
     if resolved.cfg.task is None:
         parse_command(parser, argv)  # a misspelt --task is the likely reason
         raise UserError("no task was given: --task ID, such as --task Isaac-Quadcopter-Point-Ctrl-v0")

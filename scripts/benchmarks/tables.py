@@ -83,6 +83,22 @@ def simulator_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def dataset_table(result: dict[str, Any]) -> Table:
+    """Show a large dataset's memory and sampling."""
+    title = (
+        f"Dataset of {result['rows']:,} rows: {result['resident_bytes'] / 1e9:.2f} GB, "
+        f"{100 * result['resident_over_announced']:.1f} % of what was announced; killed while saving and resumed: "
+        + ("bit-identical" if result["identical_after_kill_and_resume"] else "NOT IDENTICAL")
+    )
+    table = Table(title=title)
+    for column in ("batch", "minibatches [M rows/CPU s]", "index_select [M rows/CPU s]", "share"):
+        table.add_column(column, justify="right")
+    for row in result["sampling"]:
+        speeds = [f"{row[name] / 1e6:.2f}" for name in ("minibatches", "index_select")]
+        table.add_row(f"{row['batch_size']:,}", *speeds, f"{100 * row['share']:.0f} %")
+    return table
+
+
 def show(console: Console, result: dict[str, Any], labels: dict[str, str]) -> None:
     """Print every table that there is."""
     for name in ("ours", "rsl_rl"):
@@ -95,3 +111,5 @@ def show(console: Console, result: dict[str, Any], labels: dict[str, str]) -> No
             console.print(table)
     if "simulator" in result:
         console.print(simulator_table(result["simulator"]))
+    if "dataset" in result:
+        console.print(dataset_table(result["dataset"]))

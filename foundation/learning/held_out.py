@@ -1,0 +1,62 @@
+"""How well a student imitates rows that it has not learned from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from foundation.data.dataset import DistillationDataset
+from foundation.data.minibatch import Minibatch
+from foundation.learning.learner import Learner
+
+BATCH_ROWS = 16384
+"""Rows in a minibatch of the measurement, about."""
+
+
+@torch.no_grad()
+def held_out_loss(learner: Learner, dataset: DistillationDataset, epoch: int) -> dict[str, float]:
+    """Measure the student that would be saved on every row of a dataset, each once.
+
+    Args:
+        learner: Its policy is measured, by its losses.
+        dataset: Rows that it has not learned from; their weights count.
+        epoch: Counted from 0, for schedules of the losses.
+
+    Returns:
+        ``held_out_loss`` as the learner adds its terms up, each term where there are several, and ``action_rmse``
+        [action units].
+    """
+    params, policy = learner._loss_params(epoch), learner.policy
+    names = [spec.name for spec, _ in learner.terms]
+    device = next(policy.parameters()).device
+    sums, total = torch.zeros(len(names) + 1, dtype=torch.float64, device=device), torch.zeros((), device=device)
+    for batch in _whole_pass(dataset, learner.sequence_length):
+        if batch.resets is None:
+            output = policy.step(batch.obs, None)[0]
+        else:
+            state = policy.initial_state(batch.obs.shape[1], device) if batch.state is None else batch.state
+            output = policy.sequence(batch.obs, state, batch.resets)[0]
+        if learner.adapter is not None and output.features is not None:
+            output = output._replace(features=learner.adapter(output.features))
+        weights = learner._weights(batch)
+        weights = torch.ones(batch.obs.shape[:-1], device=device) if weights is None else weights
+        values = [spec.function(output, batch.targets, params) for spec, _ in learner.terms]
+        values.append((output.mean - batch.targets.mean).square().mean(-1))
+        sums += torch.stack([(value * weights).sum() for value in values]).double()
+        total += weights.sum()
+    *means, square = (sums / total.clamp_min(1e-8)).tolist()
+    terms = dict(zip(names, means, strict=True))
+    loss = sum(weight * terms[spec.name] for spec, weight in learner.terms)
+    return {"held_out_loss": loss, "action_rmse": math.sqrt(square)} | (terms if len(terms) > 1 else {})
+
+
+def _whole_pass(dataset: DistillationDataset, length: int) -> Iterator[Minibatch]:
+    """Yield every row, or every sequence, once."""
+    items = len(dataset) // length
+    size = max(1, min(items, BATCH_ROWS // length))
+    draw = dataset.flat_minibatches if length == 1 else dataset.sequence_minibatches
+    yield from draw(size, items // size, shuffle=False)
+    if items % size:
+        yield from draw(items % size, 1, shuffle=False)

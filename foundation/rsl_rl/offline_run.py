@@ -1,0 +1,86 @@
+"""``distillation.py --offline``: the command without a simulator and without a teacher."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foundation.config.distillation_cfg import DistillationCfg
+from foundation.config.overrides import Overrides
+from foundation.errors import RunInterrupted, UserError
+from foundation.rsl_rl.command import Interrupt
+
+if TYPE_CHECKING:
+    from foundation.run_dir import RunDir
+
+
+def run_offline(
+    args: argparse.Namespace, overrides: Overrides, cfg: DistillationCfg, resumed: RunDir | None, log_root: Path
+) -> int:
+    """Make the run's folder and its runner, and let it run.
+
+    Args:
+        args: The flags.
+        overrides: What was typed as ``key=value``; there is no environment and no agent to set here.
+        cfg: The run's configuration.
+        resumed: The run to go on with.
+        log_root: Where a new run's folder goes.
+
+    Returns:
+        The exit code.
+    """
+    from foundation.metrics_writer import make_writer
+    from foundation.offline import OfflineRunner, open_for
+    from foundation.run_dir import RunDir
+
+    refuse_simulator(args, overrides, cfg)
+    open_for(cfg)
+    cfg.experiment_name = cfg.experiment_name or (cfg.task or "").rpartition(":")[2]
+    run = resumed or RunDir.create(log_root, cfg.experiment_name, cfg.run_name)
+    run.lock()
+    try:
+        run.save_params(distillation_cfg=cfg)
+        checkpoint = None if resumed is None else checkpoint_of(args, run)
+        first = 0 if checkpoint is None else int(checkpoint["epoch"]) + 1
+        writer = make_writer(cfg.logger, run.path, cfg.log_project_name, cfg, purge_step=first if resumed else None)
+        with Interrupt() as interrupt:
+            try:
+                runner = OfflineRunner(cfg, run, writer=writer, interrupted=interrupt.interrupted)
+                if resumed is not None:
+                    runner.resume(checkpoint)
+                    print(f"Resuming {run.path} after epoch {runner.epoch} (exact)")
+                print(f"Logging to {run.path}")
+                runner.run()
+            except RunInterrupted as reason:
+                print(f"Stopped ({reason}). Go on with: --resume --load_run {run.name}")
+            finally:
+                writer.close()
+        return interrupt.exit_code
+    finally:
+        if resumed is None:
+            run.discard_if_empty()
+
+
+def checkpoint_of(args: argparse.Namespace, run: RunDir) -> dict[str, Any] | None:
+    """Load the checkpoint that ``--checkpoint`` names, or else the newest; None where there is none."""
+    from foundation.run_state import latest_checkpoint
+
+    if args.checkpoint:
+        return run.load_checkpoint(run.checkpoint_path(Path(args.checkpoint).name).name)
+    return latest_checkpoint(run)
+
+
+def refuse_simulator(args: argparse.Namespace, overrides: Overrides, cfg: DistillationCfg) -> None:
+    """Refuse what only a simulator could do.
+
+    Raises:
+        UserError: Naming the flag or the key.
+    """
+    if args.video:
+        raise UserError("--offline has no simulator, and so nothing for --video to record: leave it out")
+    own = vars(cfg)
+    foreign = [item.token for room in ("env", "agent") for item in overrides.scoped.get(room, [])]
+    foreign += [item.token for item in overrides.bare if item.path.partition(".")[0] not in own]
+    if foreign:
+        raise UserError(f"--offline has no environment and no agent that '{foreign[0]}' could set: leave it out")
