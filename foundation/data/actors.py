@@ -73,6 +73,11 @@ class PolicyActor:
         output, self.state = self.policy.step(obs, self.current_state(obs))
         return output
 
+    def outputs(self, obs: torch.Tensor, resets: torch.Tensor) -> PolicyOutput:
+        """Return the outputs for many steps. Shapes: (num_steps, num_envs, num_obs) and (num_steps, num_envs)."""
+        output, self.state = self.policy.sequence(obs, self.current_state(obs[0]), resets)
+        return output
+
     def current_state(self, obs: torch.Tensor) -> torch.Tensor | None:
         """Return the memory before the next step; None for a policy without. Shape: (num_envs, state_size)."""
         if self.state is None and self.policy.state_size:

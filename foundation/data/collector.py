@@ -14,6 +14,7 @@ from foundation.data.actors import Policy, PolicyActor
 from foundation.data.dataset import DistillationDataset
 from foundation.data.driver import Driver, bound_of_labels
 from foundation.data.episodes import CollectionStats, EpisodeTracker, merge_stats
+from foundation.data.labelling import LateLabels
 from foundation.data.obs_groups import ObsSelector, teacher_selector
 from foundation.data.recorder import ChunkRecorder
 from foundation.data.row_keeper import RowKeeper
@@ -82,6 +83,7 @@ class Collector:
         self.resets = torch.ones(env.num_envs, dtype=torch.bool, device=device)
         self._obs: TensorDict | None = None
         self._beta: float | None = None
+        self.late = LateLabels(self.teacher, dataset, self._clip)
         self._stored = [name for name in dataset.columns if name != "obs"]
 
     @torch.no_grad()
@@ -166,23 +168,30 @@ class Collector:
         extras: dict = {}
         obs = self._obs
         assert obs is not None
+        late = self.late if beta == 0.0 and self.late.possible else None
+        self.late.begin()
         for step in range(dataset.chunk_steps):
-            student_obs = self.student_obs(obs)
-            label = self.teacher.output(self.teacher_obs(obs))
+            student_obs, teacher_obs = self.student_obs(obs), self.teacher_obs(obs)
+            label = self.teacher.output(teacher_obs) if late is None else None
             state = self.student.current_state(student_obs) if dataset.states is not None else None
             student = self.student.output(student_obs) if student_steps else None
             stored, index = self.keeper.stored(student_obs, obs)
-            dataset.write(step, stored, self._clip(label), self.resets, index, state)
+            dataset.write(step, stored, None if label is None else self._clip(label), self.resets, index, state)
+            if late is not None:
+                late.add(teacher_obs, self.resets)
             obs, rewards, dones, extras = env.step(self.driver.actions(label, student, beta))
             dones = dones.bool()
             self.tracker.add(step, rewards, dones, self.keeper.told(extras, index, self.driver.teacher_drives))
             reward_sum += rewards
-            self.teacher.reset(dones)
+            if late is None:
+                self.teacher.reset(dones)
             self.student.reset(dones)
             self.resets.copy_(dones)
             if 0.0 < beta < 1.0:
                 self.driver.begin_episodes(dones, beta)
         self._obs = obs
+        if late is not None:
+            late.finish(self.resets)
         self.keeper.check()
         self._check_finite(slot, reward_sum)
         dataset.commit_chunk()

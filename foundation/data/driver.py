@@ -59,20 +59,22 @@ class Driver:
         uniform = torch.rand(where.shape, generator=self.generator, device=where.device)
         self.teacher_drives = torch.where(where, uniform < beta, self.teacher_drives)
 
-    def actions(self, label: PolicyOutput, student: PolicyOutput | None, beta: float) -> torch.Tensor:
+    def actions(self, label: PolicyOutput | None, student: PolicyOutput | None, beta: float) -> torch.Tensor:
         """Return what is executed. Shape: (num_envs, num_actions).
 
         Args:
-            label: The teacher's outputs.
+            label: The teacher's outputs; None where it drives nothing (``beta`` 0).
             student: The student's; None where it drives nothing (``beta`` 1).
             beta: Probability that the teacher drives.
         """
         if 0.0 < beta < 1.0 and self.cfg.beta_per == "step":
             self._redraw(self.everywhere, beta)
-        actions = self._teacher_actions(label) if beta > 0.0 else label.mean
+        parts: list[torch.Tensor] = []
+        if label is not None and beta > 0.0:
+            parts.append(self._teacher_actions(label))
         if student is not None and beta < 1.0:
-            played = self._student_actions(student)
-            actions = torch.where(self.teacher_drives.unsqueeze(-1), actions, played) if beta > 0.0 else played
+            parts.append(self._student_actions(student))
+        actions = parts[0] if len(parts) == 1 else torch.where(self.teacher_drives.unsqueeze(-1), *parts)
         if self.cfg.noise_std > 0.0:
             actions = actions + self.cfg.noise_std * self._randn_like(actions)
         if self.cfg.epsilon > 0.0:
