@@ -193,6 +193,7 @@ def own_task(checkpoint: Path) -> str:
 def launch(job: Job, engine: Engine) -> int:
     """Start the simulator, play, and report."""
     from foundation.engines.base import LaunchRequest
+    from foundation.evaluation.vehicle_table import whole_fleets
 
     args = job.args
     typed_num_envs = any(token.partition("=")[0].endswith("scene.num_envs") for token in tokens_of(job.overrides))
@@ -201,7 +202,7 @@ def launch(job: Job, engine: Engine) -> int:
         job.overrides.configure(env_cfg, agent_cfg)
         num_envs = args.num_envs
         if num_envs is None and not typed_num_envs:
-            num_envs = min(args.num_episodes, int(env_cfg.scene.num_envs))
+            num_envs = whole_fleets(env_cfg, min(args.num_episodes, int(env_cfg.scene.num_envs)))
         engine.set_common(env_cfg, num_envs=num_envs, seed=args.seed, device=job.device)
         bound = None if job.policy is None else job.policy.clip_actions
         if bound is not None and getattr(agent_cfg, "clip_actions", bound) is None:
@@ -252,6 +253,7 @@ def play(job: Job, engine: Engine, env: Any, interrupt: Interrupt) -> None:
     from foundation.evaluation.evaluate import evaluate
     from foundation.evaluation.pace import real_time_pace
     from foundation.evaluation.report_table import evaluation_figures, evaluation_table
+    from foundation.evaluation.vehicle_table import vehicle_figures, vehicle_names, vehicle_of, vehicle_table
 
     def poll() -> None:
         if interrupt.interrupted():
@@ -261,12 +263,16 @@ def play(job: Job, engine: Engine, env: Any, interrupt: Interrupt) -> None:
     actor, selector = make_actor(job, env)
     pace = real_time_pace(env) if args.real_time else None
     seed = SEED if args.seed is None else args.seed
-    result = evaluate(env, actor, args.num_episodes, seed, pace, poll)
+    result = evaluate(env, actor, args.num_episodes, seed, pace, poll, teacher_of=vehicle_of(env))
     figures = evaluation_figures(result) | network_figures(job, env, selector)
+    vehicles = vehicle_figures(result, vehicle_names(getattr(getattr(env, "cfg", None), "vehicles", None)))
     what = f"{args.agent} actions" if job.policy is None else describe(job.policy)
     head = [("policy", what), ("checkpoint", str(job.checkpoint))] if job.checkpoint else [("policy", what)]
     head.append(("episodes", f"{figures['num_episodes']} in {env.num_envs} environments, seed {seed}"))
     Console(highlight=False).print(evaluation_table(f"{job.task} ({engine.name})", head, figures))
+    if vehicles:
+        figures["vehicles"] = vehicles
+        Console(highlight=False).print(vehicle_table(vehicles))
     if args.json:
         where = {
             "task": job.task,
