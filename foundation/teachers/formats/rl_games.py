@@ -67,23 +67,40 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     scaler, formula = _scaler(source, statistics, num_obs)
     critic = None
     if value and "assymetric_vf_nets" not in checkpoint:
-        where = f"'{source.path}' (value)"
-        last = single_linear(value, where)
-        layers: Trunk | nn.Linear = last
-        if separate[0] or separate[1][0]:
-            layers, _ = _trunk(source, config, separate[0], separate[1], last, activation[0], num_obs)
-        elif last.in_features != trunk.head.in_features:
-            raise UserError(f"{where} wants {last.in_features} inputs, not {trunk.head.in_features}: it is damaged.")
-        if last.out_features == 1:
-            critic = Critic(layers, _value_scaler(source, config, value_statistics))
+        critic = _critic(source, config, value, separate, trunk, activation[0], num_obs)
+        if critic is not None:
+            critic.scaler = _value_scaler(source, config, value_statistics)
     network = ActorCriticNetwork(num_obs, scaler, trunk, distribution, critic)
-    env = section(source.agent.data, "params", "env")
-    groups = at(env, "obs_groups", "obs")
+    groups = at(source.agent.data, "params", "env", "obs_groups", "obs")
     groups = [str(group) for group in groups] if isinstance(groups, list) and groups else None
-    bound = number(env.get("clip_actions"), float("inf"))
-    applied = isinstance(distribution, ShapedActions) and distribution.low is not None
-    clip = bound if bound < float("inf") and not applied and network.num_choices is None else None
-    return finish(source, "rl_games", network, activation, formula, groups, clip)
+    return finish(source, "rl_games", network, activation, formula, groups, _clip_outside(source, distribution))
+
+
+def _clip_outside(source: Source, distribution: Deterministic) -> float | None:
+    """Return the bound that Isaac Lab's wrapper clips to, unless the policy's own actions are in it already."""
+    bound = number(at(source.agent.data, "params", "env", "clip_actions"), float("inf"))
+    inside = isinstance(distribution, ShapedActions) and distribution.low is not None
+    return None if inside or isinstance(distribution, Choices) or bound == float("inf") else bound
+
+
+def _critic(
+    source: Source,
+    config: dict[str, Any],
+    value: dict[str, torch.Tensor],
+    separate: tuple[dict[str, torch.Tensor], tuple[RecurrentCore | None, nn.LayerNorm | None]],
+    actor: Trunk,
+    activation: str,
+    num_obs: int,
+) -> Critic | None:
+    """Return the value: layers of its own, or a last layer on the actor's."""
+    where = f"'{source.path}' (value)"
+    layers: Trunk | nn.Linear
+    layers = last = single_linear(value, where)
+    if separate[0] or separate[1][0]:
+        layers, _ = _trunk(source, config, separate[0], separate[1], last, activation, num_obs)
+    elif last.in_features != actor.head.in_features:
+        raise UserError(f"{where} wants {last.in_features} inputs, not {actor.head.in_features}: it is damaged.")
+    return Critic(layers) if last.out_features == 1 else None
 
 
 def _actions(entries: Entries, source: Source, config: dict[str, Any]) -> tuple[nn.Linear, Deterministic]:
