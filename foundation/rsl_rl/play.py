@@ -193,7 +193,7 @@ def own_task(checkpoint: Path) -> str:
 def launch(job: Job, engine: Engine) -> int:
     """Start the simulator, play, and report."""
     from foundation.engines.base import LaunchRequest
-    from foundation.evaluation.vehicle_table import whole_fleets
+    from foundation.rsl_rl.vehicle_table import whole_fleets
 
     args = job.args
     typed_num_envs = any(token.partition("=")[0].endswith("scene.num_envs") for token in tokens_of(job.overrides))
@@ -253,7 +253,7 @@ def play(job: Job, engine: Engine, env: Any, interrupt: Interrupt) -> None:
     from foundation.evaluation.evaluate import evaluate
     from foundation.evaluation.pace import real_time_pace
     from foundation.evaluation.report_table import evaluation_figures, evaluation_table
-    from foundation.evaluation.vehicle_table import vehicle_figures, vehicle_names, vehicle_of, vehicle_table
+    from foundation.rsl_rl.vehicle_table import vehicle_figures, vehicle_names, vehicle_of, vehicle_table
 
     def poll() -> None:
         if interrupt.interrupted():

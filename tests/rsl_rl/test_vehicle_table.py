@@ -10,15 +10,15 @@ import torch
 from rich.console import Console
 
 from foundation.evaluation.evaluate import EvaluationResult
-from foundation.evaluation.vehicle_table import (
+from foundation.rsl_rl import play
+from foundation.rsl_rl.command import run_command
+from foundation.rsl_rl.vehicle_table import (
     vehicle_figures,
     vehicle_names,
     vehicle_of,
     vehicle_table,
     whole_fleets,
 )
-from foundation.rsl_rl import play
-from foundation.rsl_rl.command import run_command
 from foundation.sim.vehicles import sample_vehicles, to_dict
 
 TASK = "Isaac-Quadcopter-Point-Ctrl-v0"
