@@ -107,6 +107,16 @@ def test_what_is_told(written, version, name, file):
         assert teacher.num_parameters == sum(i * o + o for i, o in pairwise(sizes))
 
 
+@each
+def test_a_step_stays_on_its_device(written, version, name, file):
+    """A step neither reads numbers back to the host nor mixes devices: it works where tensors have no numbers."""
+    teacher = TeacherPolicyWrapper(written(version) / name / "exported" / f"{file}.onnx").to("meta")
+    state = teacher.initial_state(5, "meta")
+    for _ in range(2):
+        output, state = teacher.step(torch.empty(5, teacher.num_obs, device="meta"), state)
+    assert output.mean.shape == (5, teacher.num_actions) and output.mean.is_meta
+
+
 @pytest.mark.parametrize("name", ["gru_2", "lstm_2", "beta"])
 def test_sequence_is_step_repeated(written, name):
     """One call over a sequence with resets inside gives what single steps give."""

@@ -58,6 +58,16 @@ def test_sequence_is_step_repeated():
     assert torch.allclose(state, final, atol=1e-6)
 
 
+def test_a_step_stays_on_its_device():
+    """A step neither reads numbers back to the host nor mixes devices: it works where tensors have no numbers."""
+    teacher = TeacherPolicyWrapper(PUBLISHED).to("meta")
+    state = teacher.initial_state(5, "meta")
+    for _ in range(2):
+        output, state = teacher.step(torch.empty(5, 22, device="meta"), state)
+        state = teacher.reset_state(state, torch.empty(5, dtype=torch.bool, device="meta"))
+    assert output.mean.shape == (5, 4) and output.mean.is_meta
+
+
 def sigmoid(x):
     """Return the logistic function."""
     return 1 / (1 + np.exp(-x))

@@ -68,6 +68,7 @@ def test_same_actions_as_the_library(written, version, case):
     assert teacher.describe()["obs_normalization"] == case.normalized
     assert (teacher.state_size > 0) == (case.rnn is not None)
     assert teacher.obs_groups == (None if version == "2.3.3" else list(case.actor_groups))
+    assert teacher.clip_actions == (2.5 if version[0] in "23" else None)
 
 
 @each([row for row in ALL if row[1].rnn is None and not row[1].distilled])
