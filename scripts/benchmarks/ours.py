@@ -44,20 +44,20 @@ def settings(values: Mapping[str, Any]) -> Any:
     """Return ``experiment=fast`` for this benchmark's student, with some values changed.
 
     Args:
-        values: Dotted fields of the distillation config.
+        values: Dotted fields of the distillation config; ``experiment`` and ``student`` choose other presets.
     """
+    changes = dict(values)
+    groups = {"experiment": changes.pop("experiment", "fast"), "student": changes.pop("student", "mlp")}
     flags: dict[str, Any] = {
         "task": TASK,
         "teacher.obs_groups": [TEACHER_GROUP],
         "student.obs_groups": [STUDENT_GROUP],
-        "student.hidden_dims": list(HIDDEN_DIMS),
+        **({"student.hidden_dims": list(HIDDEN_DIMS)} if groups["student"] == "mlp" else {}),
         "student.obs_normalization": True,
         "dataset.disk_gb": 0.0,
-        **values,
+        **changes,
     }
-    return resolve_distillation_cfg(
-        Overrides(groups={"experiment": "fast"}), flags, student_cfg_class=student_cfg_class
-    )
+    return resolve_distillation_cfg(Overrides(groups=groups), flags, student_cfg_class=student_cfg_class)
 
 
 def build(values: Mapping[str, Any], teacher: Path, device: str, seed: int) -> tuple[TimedRunner, Any]:
@@ -109,8 +109,10 @@ def train(values: Mapping[str, Any], teacher: Path, device: str, seed: int, budg
     return trace
 
 
-def actor(weights: Weights, num_obs: int, num_actions: int, device: str) -> PolicyActor:
-    """Build the deterministic student of some weights."""
-    student = make_student(settings({}).student, num_obs, num_actions).to(device)
+def actor(
+    weights: Weights, num_obs: int, num_actions: int, device: str, values: Mapping[str, Any] | None = None
+) -> PolicyActor:
+    """Build the deterministic student of some weights; ``values`` are the changes that it was trained with."""
+    student = make_student(settings(values or {}).student, num_obs, num_actions).to(device)
     student.load_state_dict(weights)
     return PolicyActor(student.eval(), ObsSelector([STUDENT_GROUP]))

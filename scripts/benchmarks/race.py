@@ -62,15 +62,15 @@ class Bench:
         self.report(f"{name} seed {seed}: CPU s to levels {at}, best {best:.3f}")
         return trace
 
-    def warm_up(self) -> None:
+    def warm_up(self, *settings: Setting) -> None:
         """Let both sides do what a process does only once."""
-        for setting in ({}, stock.TUNED):
-            (ours.train if isinstance(setting, dict) else stock.train)(setting, self.teacher, self.device, 0, 0.2)
+        for setting in settings or ({}, stock.TUNED):
+            (stock.train if isinstance(setting, StockSettings) else ours.train)(setting, self.teacher, self.device, 0, 0.2)
 
     def _actor(self, setting: Setting, weights: dict) -> Any:
         if isinstance(setting, StockSettings):
-            return stock.actor(weights, self._obs, self._num_actions, self.device)
-        return ours.actor(weights, self._obs["deployable"].shape[-1], self._num_actions, self.device)
+            return stock.actor(weights, self._obs, self._num_actions, self.device, setting)
+        return ours.actor(weights, self._obs["deployable"].shape[-1], self._num_actions, self.device, setting)
 
 
 def describe(setting: Setting) -> dict[str, Any]:

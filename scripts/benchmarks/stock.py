@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rsl_rl.models import MLPModel
+from rsl_rl.models import MLPModel, RNNModel
 from rsl_rl.runners import DistillationRunner
 from tensordict import TensorDict
 
@@ -30,6 +30,10 @@ class StockSettings:
     gradient_length: int = 1
     learning_rate: float = 1e-3
     init_std: float = 0.1
+    gru: int | None = None
+    """Units of a GRU before the dense layers; None: no memory."""
+    hidden_dims: tuple[int, ...] = tuple(HIDDEN_DIMS)
+    """Dense layers."""
 
     def changed(self, **values: Any) -> StockSettings:
         """Return a copy with some values changed."""
@@ -40,15 +44,21 @@ ISAACLAB_LIKE = StockSettings(num_steps=120, gradient_length=15)
 """What Isaac Lab's distillation configs ask for."""
 TUNED = StockSettings()
 """Centre of the sweep."""
+TUNED_GRU = StockSettings(
+    num_steps=30, gradient_length=5, learning_rate=2e-3, num_learning_epochs=2, gru=16, hidden_dims=(16,)
+)
+"""Best found for a student of 16 GRU units."""
 
 
 def _student_cfg(settings: StockSettings) -> dict[str, Any]:
+    memory = {} if settings.gru is None else {"rnn_type": "gru", "rnn_hidden_dim": settings.gru}
     return {
-        "class_name": "MLPModel",
-        "hidden_dims": list(HIDDEN_DIMS),
+        "class_name": "MLPModel" if settings.gru is None else "RNNModel",
+        "hidden_dims": list(settings.hidden_dims),
         "activation": "elu",
         "obs_normalization": True,
         "distribution_cfg": {"class_name": "GaussianDistribution", "init_std": settings.init_std},
+        **memory,
     }
 
 
@@ -117,17 +127,20 @@ class StockActor:
         self.model = model
 
     def reset(self, dones: torch.Tensor | None = None) -> None:
-        """Nothing to forget."""
+        """Begin new episodes where ``dones`` (num_envs,), or everywhere."""
+        self.model.reset(dones)
 
     def act(self, obs: TensorDict) -> torch.Tensor:
         """Return the mean actions. Shape: (num_envs, num_actions)."""
         return self.model(obs)
 
 
-def actor(weights: Weights, obs: TensorDict, num_actions: int, device: str) -> StockActor:
+def actor(
+    weights: Weights, obs: TensorDict, num_actions: int, device: str, settings: StockSettings = TUNED
+) -> StockActor:
     """Build the deterministic student of some weights."""
-    cfg = _student_cfg(TUNED)
-    del cfg["class_name"]
-    model = MLPModel(obs, {"student": [STUDENT_GROUP]}, "student", num_actions, **cfg).to(device)
+    cfg = _student_cfg(settings)
+    model_class = {"MLPModel": MLPModel, "RNNModel": RNNModel}[cfg.pop("class_name")]
+    model = model_class(obs, {"student": [STUDENT_GROUP]}, "student", num_actions, **cfg).to(device)
     model.load_state_dict(weights)
     return StockActor(model.eval())

@@ -22,8 +22,8 @@ POLICY = ObsSelector(["policy"])
 def test_late_labels_are_those_of_every_step(monkeypatch, name, block_rows):
     """Blocks of 1, 3 and all 8 steps of a chunk: each label is what the teacher, with its memory, says at that step.
 
-    The teacher's memory is carried over blocks, chunks and epochs, forgets where episodes end, and goes on into an epoch
-    in which the teacher acts.
+    The teacher's memory is carried over blocks, chunks and epochs, forgets where episodes end, and goes on into an
+    epoch in which the teacher acts.
     """
     monkeypatch.setattr(labelling, "BLOCK_ROWS", block_rows)
     torch.manual_seed(0)
