@@ -165,8 +165,8 @@ class Reporter:
         student, teacher = summary["student"], summary["teacher"]
         if summary["stopped_early"]:
             self.line(
-                f"Stopped early after epoch {summary['epochs']} of {self.cfg.n_epochs}: no evaluation was better within "
-                f"{self.cfg.early_stopping.patience} epochs (distill.early_stopping.patience)"
+                f"Stopped early after epoch {summary['epochs']} of {self.cfg.n_epochs}: no evaluation was better "
+                f"within {self.cfg.early_stopping.patience} epochs (distill.early_stopping.patience)"
             )
         self.line(
             f"Best student (epoch {summary['best_epoch']}), {summary['final_eval_episodes']} fresh episodes: return "
