@@ -71,3 +71,8 @@ def write_set(folder: Path, number: int, *, vehicles: bool = False, **options) -
     manifest = folder / "teachers" / "teachers.yaml"
     write_manifest(manifest, entries, TASK)
     return manifest
+
+
+def ninth(obs) -> torch.Tensor:
+    """Choose teacher 9 for every environment."""
+    return torch.full((obs.batch_size[0],), 9)

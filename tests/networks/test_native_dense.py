@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,9 +18,7 @@ NETWORKS = 5
 
 def layers(sizes, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    weights = [
-        torch.randn(NETWORKS, a, b, generator=generator) * 0.3 for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-    ]
+    weights = [torch.randn(NETWORKS, a, b, generator=generator) * 0.3 for a, b in pairwise(sizes)]
     return weights, [torch.randn(NETWORKS, 1, b, generator=generator) for b in sizes[1:]]
 
 
@@ -66,7 +65,8 @@ def test_without_the_c_code_the_stack_gives_the_same(tmp_path):
     """With ``FOUNDATION_NATIVE=0`` nothing is compiled, and a stack's outputs agree to rounding."""
     script = (
         "import sys, torch; from foundation.networks import native_dense;"
-        "from foundation.teachers.ensemble import load_ensemble; from foundation.teachers.manifest import find_teachers;"
+        "from foundation.teachers.ensemble import load_ensemble;"
+        "from foundation.teachers.manifest import find_teachers;"
         "teachers = load_ensemble(find_teachers(sys.argv[1]));"
         "obs = torch.linspace(-1, 1, 6 * 26).view(6, 26);"
         "torch.save((native_dense.library() is not None, teachers(obs)), sys.argv[2])"
