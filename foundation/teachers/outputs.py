@@ -62,7 +62,8 @@ class ShapedActions(Deterministic):
 
     def sample(self, mean: torch.Tensor, std: torch.Tensor | None, generator: torch.Generator | None) -> torch.Tensor:
         """Draw actions around the action that ``forward`` gave, within its bounds. Shape: (..., num_actions)."""
-        drawn = self.inner.sample(mean, std, generator)
+        unit, spread = (mean - self.shift) / self.scale, None if std is None else std / self.scale
+        drawn = self.inner.sample(unit, spread, generator) * self.scale + self.shift
         if self.low is None or self.high is None:
             return drawn
         return drawn.clamp(self.low * self.scale + self.shift, self.high * self.scale + self.shift)

@@ -12,9 +12,11 @@ import torch
 import yaml
 
 from foundation.errors import UserError
+from foundation.networks.distribution import Gaussian, SquashedGaussian
 from foundation.students import StudentPolicy
 from foundation.teachers import TeacherPolicyWrapper
 from foundation.teachers.initialise import initialise_student
+from foundation.teachers.outputs import ShapedActions
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -32,7 +34,7 @@ CASES = {
         "discrete",
     ),
     "stable-baselines3-2.9.2": (
-        "ppo", "default", "a2c", "categorical", "dqn", "explores", "squashed", "normalized",
+        "ppo", "default", "a2c", "categorical", "dqn", "sac", "td3", "explores", "squashed", "normalized",
     ),
 }  # fmt: skip
 ALL = [(library, case) for library in LIBRARIES for case in CASES[library]]
@@ -211,3 +213,18 @@ def test_a_student_cannot_start_from_them():
     """Their normalisers are of another kind, so that a student is not started from their weights; one line says so."""
     with pytest.raises(UserError, match="cannot start a student"):
         initialise_student(StudentPolicy(7, 2, (12, 10)), checkpoint_in(SHIPPED / "skrl-1.4.3" / "normalized"))
+
+
+def test_draws_of_scaled_actions():
+    """Draws of squashed and scaled actions are those of the same Gaussian, squashed and scaled by hand."""
+    raw, low, high = torch.tensor([[0.3, -0.8, -1.0, -0.5]]), torch.tensor([-2.0, 0.0]), torch.tensor([1.0, 0.5])
+    shaped = ShapedActions(SquashedGaussian(), None, None, (high - low) / 2, (high + low) / 2)
+    mean, std = shaped(raw.expand(40_000, 4))
+    drawn = shaped.sample(mean, std, torch.Generator().manual_seed(1))
+    noise = torch.randn(40_000, 2, generator=torch.Generator().manual_seed(2))
+    by_hand = low + (high - low) * ((raw[:, :2] + raw[:, 2:].exp() * noise).tanh() + 1) / 2
+    for share in (0.05, 0.25, 0.5, 0.75, 0.95):
+        assert torch.allclose(drawn.quantile(share, dim=0), by_hand.quantile(share, dim=0), atol=0.02)
+    clipped = ShapedActions(Gaussian(torch.ones(2)), clip=(low, high))
+    drawn = clipped.sample(*clipped(torch.zeros(1000, 2)), None)
+    assert bool(((drawn >= low) & (drawn <= high)).all()) and (drawn == low).any() and (drawn == high).any()

@@ -14,7 +14,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import torch
-from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 OBS, ENVS, STEPS = 7, 6, 5
@@ -28,6 +28,8 @@ CASES = {
     "a2c": (A2C, BOX, SPLIT | {"activation_fn": torch.nn.LeakyReLU}, {}),
     "categorical": (PPO, gymnasium.spaces.Discrete(3), SMALL | {"activation_fn": torch.nn.ReLU}, {}),
     "dqn": (DQN, gymnasium.spaces.Discrete(3), SMALL, {}),
+    "sac": (SAC, BOX, SMALL, {}),
+    "td3": (TD3, BOX, SMALL | {"activation_fn": torch.nn.ELU}, {}),
     "explores": (PPO, BOX, SMALL, {"use_sde": True}),
     "squashed": (PPO, BOX, SMALL | {"squash_output": True}, {"use_sde": True}),
     "normalized": (PPO, BOX, SMALL | {"activation_fn": torch.nn.SiLU}, {}),
@@ -78,6 +80,8 @@ def ask(model, obs: np.ndarray) -> dict[str, torch.Tensor]:
     given = torch.from_numpy(obs).float()
     if isinstance(model, DQN):
         return answer | {"logits": model.policy.q_net(given)}
+    if isinstance(model, SAC | TD3):
+        return answer
     answer["value"] = model.policy.predict_values(given)
     distribution = model.policy.get_distribution(given).distribution
     if discrete:
@@ -105,7 +109,7 @@ def write(case: str, folder: Path, stripped: bool) -> None:
         saved = env.obs_rms
         numbers = {"mean": saved.mean, "var": saved.var, "epsilon": env.epsilon, "clip_obs": env.clip_obs}
         np.savez(place / "model_vecnormalize.npz", **numbers)
-    if kind is DQN:
+    if kind in (DQN, SAC, TD3):
         options = options | {"buffer_size": 10}
     model = kind("MlpPolicy", env, policy_kwargs=dict(policy), device="cpu", **options)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Stable-Baselines3, ``*.zip``: PPO and A2C actors and DQN's Q-network.
+"""Stable-Baselines3, ``*.zip``: actors of PPO, A2C, SAC, TD3 and DDPG, and DQN's Q-network.
 
 Its ``data`` is JSON with pickles in base64 in it; only the plain values beside those are read, and ``policy.pth`` as
 tensors. Statistics of a ``VecNormalize`` are a pickle of their own, which is never loaded: they are read from a
@@ -18,7 +18,7 @@ from torch import nn
 
 from foundation.errors import UserError
 from foundation.files import load_checkpoint_bytes
-from foundation.networks.distribution import Deterministic
+from foundation.networks.distribution import Deterministic, SquashedGaussian
 from foundation.networks.mlp import activation_class_names, resolve_activation
 from foundation.teachers.actor_critic import ActorCriticNetwork, Critic, Trunk
 from foundation.teachers.composition import at, dense, expect, finish, gaussian, pick_activation, single_linear
@@ -47,21 +47,23 @@ def load_file(source: Source) -> LoadedPolicy:
     data, weights, version = _members(source.path)
     where = f"'{source.path}' (policy.pth)"
     entries = Entries(weights, where)
-    value_based = any(key.startswith("q_net.") for key in weights)
-    activation = _activation(source, data, "relu" if value_based else "tanh")
+    kind = next((name for name in ("q_net", "actor") if any(key.startswith(f"{name}.") for key in weights)), None)
+    activation = _activation(source, data, "tanh" if kind is None else "relu")
     critic = None
-    if value_based:
+    if kind == "actor":
+        trunk, distribution = _off_policy_actor(entries, source, data, activation[0])
+    elif kind == "q_net":
         entries.take("q_net_target.")
         layers = linear_layers(entries.take("q_net.q_net."), where)
         trunk = Trunk(dense(layers[:-1], activation[0]), nn.Sequential(), layers[-1])
-        distribution: Deterministic = Choices(q_values=True)
+        distribution = Choices(q_values=True)
     else:
         trunk, critic = _actor_critic(entries, activation[0], where)
         log_std = entries.take_one("log_std")
         distribution = _distribution(source, data, trunk.head.out_features, log_std)
     entries.finish(source.overrides.strict)
     num_obs = trunk.num_inputs
-    _check_spaces(source, data, num_obs, trunk.head.out_features)
+    _check_spaces(source, data, num_obs, trunk.head.out_features // distribution.outputs_per_action)
     scaler, formula = _scaler(source, num_obs)
     network = ActorCriticNetwork(num_obs, scaler, trunk, distribution, critic)
     return finish(source, f"Stable-Baselines3 {version}", network, activation, formula)
@@ -118,6 +120,33 @@ def _actor_critic(entries: Entries, activation: str, where: str) -> tuple[Trunk,
     if len(sizes) > 1:
         raise UserError(f"{where}: its policy and its value read observations of {sizes} numbers. It is damaged.")
     return towers[0], Critic(towers[1])
+
+
+def _off_policy_actor(
+    entries: Entries, source: Source, data: dict[str, Any], activation: str
+) -> tuple[Trunk, Deterministic]:
+    """Read the actor of SAC (a head each for means and deviations) or of TD3 and DDPG; all squash their actions."""
+    where = f"'{source.path}' (actor)"
+    for critic in ("critic.", "critic_target.", "actor_target."):
+        entries.take(critic)
+    body, mean, spread = (entries.take(f"actor.{name}.") for name in ("latent_pi", "mu", "log_std"))
+    layers = linear_layers(body or mean, where)
+    inner: Deterministic = Deterministic()
+    if body or spread:
+        heads = [single_linear(part, where, layers[-1].out_features) for part in (mean, spread)]
+        if heads[0].out_features != heads[1].out_features:
+            raise UserError(f"{where} has {heads[0].out_features} means and {heads[1].out_features} deviations.")
+        both = nn.Linear(heads[0].in_features, 2 * heads[0].out_features)
+        states = [head.state_dict() for head in heads]
+        both.load_state_dict({key: torch.cat([state[key] for state in states]) for key in states[0]})
+        layers, inner = [*layers, both], SquashedGaussian()
+    squash = None if spread else resolve_activation("tanh")
+    bounds = _bounds(source, data, layers[-1].out_features // inner.outputs_per_action)
+    if bounds is None:
+        raise UserError(f"{where} does not say the range of its actions; give the override 'action_range'.")
+    low, high = bounds
+    distribution = ShapedActions(inner, squash, None, (high - low) / 2, (high + low) / 2)
+    return Trunk(dense(layers[:-1], activation), nn.Sequential(), layers[-1]), distribution
 
 
 def _distribution(source: Source, data: dict[str, Any], num_out: int, log_std: torch.Tensor | None) -> Deterministic:
