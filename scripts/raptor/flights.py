@@ -77,7 +77,9 @@ def published_policy() -> Path | None:
     return path if path.exists() else None
 
 
-def fly(policy: Any, engine: str, vehicles: Sequence[str], episodes_each: int, seed: int) -> Flight:
+def fly(
+    policy: Any, engine: str, vehicles: Sequence[str], episodes_each: int, seed: int, max_velocity: float | None = None
+) -> Flight:
     """Fly every vehicle equally often.
 
     Every policy begins its episodes in the same states, in whichever engine, for the same seed and vehicles.
@@ -88,6 +90,7 @@ def fly(policy: Any, engine: str, vehicles: Sequence[str], episodes_each: int, s
         vehicles: Files in l2f's JSON form.
         episodes_each: Episodes of each vehicle.
         seed: Of the initial states and of the forces that push the vehicles.
+        max_velocity: Limit beyond which an episode ends [m/s]. None: the task's.
     """
     chosen = engine_class(engine)()
     obstacle = chosen.why_not(TASK)
@@ -98,6 +101,8 @@ def fly(policy: Any, engine: str, vehicles: Sequence[str], episodes_each: int, s
     def configure(env_cfg: Any, agent_cfg: Any) -> None:
         chosen.set_common(env_cfg, num_envs=number, seed=seed, device="cpu")
         env_cfg.vehicles = list(vehicles)
+        if max_velocity is not None:
+            env_cfg.terminations.velocity = max_velocity
 
     with chosen.launch(LaunchRequest(TASK), configure) as (env_cfg, agent_cfg):
         env: Any = chosen.make_env(env_cfg, agent_cfg)

@@ -8,7 +8,12 @@ from typing import Any
 
 INK, OURS, THEIRS = "#333333", "#0b6e4f", "#d1495b"
 LABELS = {"student": "student", "published": "RAPTOR (published)", "teachers": "teachers"}
-SETS = {"training": "vehicles of the training", "held_out": "held-out vehicles", "crazyflie": "Crazyflie"}
+SETS = {
+    "training": "vehicles of the training",
+    "held_out": "held-out vehicles",
+    "held_out_fast": "held-out vehicles, limit of 10 m/s",
+    "crazyflie": "Crazyflie",
+}
 
 
 def markdown(settings: dict[str, Any], stages: dict[str, Any], flights: dict[str, Any], student: dict[str, Any]) -> str:
