@@ -61,7 +61,7 @@ def probe_outputs(runner: DistillationRunner) -> dict[str, int]:
     """Ask teacher and student once for their outputs: which are there and wanted, and how large."""
     obs = runner.env.get_observations()
     wanted = runner.learner.target_fields()
-    runner.teacher.with_value = "value" in wanted  # a critic that nobody asks doubles the teacher's cost
+    runner.teachers.ask_for(wanted)
     teacher = PolicyActor(runner.teacher, runner.teacher_obs).output(runner.teacher_obs(obs))
     student = PolicyActor(runner.student, runner.student_obs).output(runner.student_obs(obs))
     runner.learner.prepare(student, teacher)

@@ -34,7 +34,7 @@ class RunTeachers:
     """
 
     def __init__(self, teacher: Any, cfg: DistillationCfg, env: Any, base: ObsSelector, student_obs: ObsSelector):
-        self.cfg, self.number = cfg, int(getattr(teacher, "num_teachers", 1))
+        self.teacher, self.cfg, self.number = teacher, cfg, int(getattr(teacher, "num_teachers", 1))
         mode = getattr(teacher, "mode", "one")
         self.selector, self.assignment = base, None
         if mode == "expert":
@@ -68,6 +68,13 @@ class RunTeachers:
             return min(num_envs, most)
         each = min(-(-num_envs // self.number), max(1, most // self.number))
         return each * self.number
+
+    def ask_for(self, wanted: set[str]) -> None:
+        """Leave out of the teachers' outputs what no loss reads: critics and last layers that nobody asks cost time."""
+        self.teacher.with_value = "value" in wanted
+        leave_out = getattr(self.teacher, "without_features", None)
+        if leave_out is not None and "features" not in wanted:
+            leave_out()
 
     def measured(self, teacher: EvaluationResult, reporter: Reporter) -> None:
         """Take the teachers' own episodes; refuse teachers below ``--teacher_min_return``."""
