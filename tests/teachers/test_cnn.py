@@ -12,14 +12,18 @@ import yaml
 from tensordict import TensorDict
 
 from foundation.data.actors import PolicyActor
+from foundation.data.collector import collect_episodes
+from foundation.data.dataset import DistillationDataset
 from foundation.data.obs_groups import ObsSelector, teacher_selector
 from foundation.errors import UserError
+from foundation.students import StudentPolicy
 from foundation.teachers import TeacherPolicyWrapper
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from rsl_rl_versions import run_with  # noqa: E402
+from toy_env import CountingEnv  # noqa: E402
 from write_cnn_policies import CASES, NUM_ENVS, SHAPES  # noqa: E402
 
 FILES = [(v, n) for v in ("4.0.1", "5.4.2", "5.5.1") for n in CASES if n != "images_only" or v[0] == "5"]
@@ -78,6 +82,29 @@ def test_collecting_reads_images_flattened(written, version, name):
     flat = torch.stack([selector(obs) for obs, _ in steps(place)])
     wanted = torch.stack([actions for _, actions in steps(place)])
     assert (teacher.sequence(flat)[0].mean - wanted).abs().max() <= 1e-5
+
+
+class SeeingEnv(CountingEnv):
+    """Also returns what a camera might see, and keeps it."""
+
+    num_actions = 3
+
+    def get_observations(self):
+        """Return the groups of a CNN policy, with numbers of their own at every call."""
+        groups = {name: torch.randn(self.num_envs, *shape) for name, shape in SHAPES.items()}
+        self.seen = [*getattr(self, "seen", []), TensorDict(groups, batch_size=[self.num_envs])]
+        return self.seen[-1]
+
+
+def test_an_image_policy_teaches_through_the_collector(written):
+    """While it drives a collection, every action that the environment receives is the policy's for what it saw."""
+    teacher = TeacherPolicyWrapper(written("5.5.1") / "two" / "model_7.pt")
+    env, dataset = SeeingEnv([[2, 4], [4, 3], [3, 1]], 4), DistillationDataset(7, 3, 60, {"mean": 3}, chunk_steps=4)
+    groups, student = list(CASES["two"][0]), StudentPolicy(7, 3)
+    stats = collect_episodes(env, teacher, dataset, 3, student=student, teacher_obs_groups=groups)
+    assert sorted(stats.lengths.tolist()) == [2.0, 3.0, 4.0] and len(dataset) >= 9
+    for obs, actions in zip(env.seen[-1 - len(env.actions) :], env.actions, strict=False):
+        assert (teacher.act(obs) - actions).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["one", "rich", "two"])
