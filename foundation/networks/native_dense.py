@@ -46,7 +46,7 @@ def library() -> Any:
         if not path.exists():
             _compile(compiler, path)
         function = ctypes.CDLL(str(path)).stacked_mlp
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError, AttributeError) as error:
         logger.debug("no native dense layers: %s", error)
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_long

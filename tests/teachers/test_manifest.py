@@ -1,0 +1,77 @@
+"""What ``--teacher_checkpoint`` may mean, and the manifest that names many teachers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from foundation.rsl_rl.cli_args import CommandParser, add_distillation_args, distillation_flags, parse_command
+from foundation.teachers.manifest import TeacherEntry, find_teachers, is_one_file, read_manifest, write_manifest
+
+
+def touch(folder: Path, *names: str) -> list[Path]:
+    paths = [folder / name for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return paths
+
+
+def test_a_manifest_survives_being_written_read_and_moved(tmp_path):
+    """Every field comes back, and paths are relative: the whole tree may be moved."""
+    a, b = touch(tmp_path / "set", "teachers/a.pt", "teachers/b.pt")
+    va, vb = touch(tmp_path / "set", "vehicles/a.json", "vehicles/b.json")
+    entries = [TeacherEntry("a", a, va, 640.5, 0.004), TeacherEntry("b", b, vb, -3.0, 1.0, "failed")]
+    write_manifest(tmp_path / "set" / "teachers" / "teachers.yaml", entries, "Task-v0")
+    (tmp_path / "set").rename(tmp_path / "moved")
+    found = read_manifest(tmp_path / "moved" / "teachers" / "teachers.yaml")
+    assert [(e.name, e.mean_return, e.terminated, e.status) for e in found] == [
+        ("a", 640.5, 0.004, "ok"),
+        ("b", -3.0, 1.0, "failed"),
+    ]
+    moved = [tmp_path / "moved" / "teachers" / "a.pt", tmp_path / "moved" / "vehicles" / "a.json"]
+    assert [path.resolve() for path in (found[0].checkpoint, found[0].vehicle)] == moved
+
+
+@pytest.mark.parametrize("spec", ["{0}/a.pt,{0}/b.pt", "{0}/?.pt", "{0}", ["{0}/a.pt", "{0}/b.pt"]])
+def test_files_globs_and_folders_name_the_same_teachers(tmp_path, spec):
+    """Commas, a glob, a folder and several values are the same two teachers in the same order."""
+    touch(tmp_path, "a.pt", "b.pt", "notes.txt")
+    spec = [part.format(tmp_path) for part in spec] if isinstance(spec, list) else spec.format(tmp_path)
+    assert [entry.name for entry in find_teachers(spec)] == ["a", "b"]
+    assert not is_one_file(spec)
+
+
+def test_names_are_unique(tmp_path):
+    """Equal file names take their folder's name; the same file twice takes a number."""
+    files = touch(tmp_path, "x/model.pt", "y/model.pt")
+    assert [e.name for e in find_teachers([str(f) for f in files])] == ["x_model", "y_model"]
+    twice = [e.name for e in find_teachers([str(files[0]), str(files[0])])]
+    assert len(set(twice)) == 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "teachers", "tokens"),
+    [
+        (["a.pt", "student=gru"], "a.pt", ["student=gru"]),
+        (["a.pt", "b.pt", "env.x=1", "c=2"], ["a.pt", "b.pt"], ["env.x=1", "c=2"]),
+        (["a.pt", "b.pt", "--n_epochs", "3", "c=2"], ["a.pt", "b.pt"], ["c=2"]),
+        (["a.pt", "--teacher_checkpoint", "b.pt", "~c"], ["a.pt", "b.pt"], ["~c"]),
+    ],
+)
+def test_several_teachers_leave_overrides_alone(typed, teachers, tokens):
+    """Values behind the flag are teachers until one looks like an override or a flag; a single one stays a text."""
+    parser = CommandParser()
+    add_distillation_args(parser)
+    args, rest = parse_command(parser, ["--teacher_checkpoint", *typed])
+    assert distillation_flags(args)["teacher.checkpoint"] == teachers
+    assert rest == tokens
+
+
+def test_one_file_is_one_teacher_even_with_odd_characters(tmp_path):
+    """A path that exists is one file, whatever a glob would make of it; a folder and a manifest are not."""
+    (file,) = touch(tmp_path, "run[1],a.pt")
+    assert is_one_file(str(file))
+    assert is_one_file("missing.pt")
+    assert not is_one_file(str(tmp_path)) and not is_one_file("teachers.yaml") and not is_one_file("a.pt,b.pt")
