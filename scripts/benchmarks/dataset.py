@@ -93,10 +93,11 @@ def sampling(dataset: DistillationDataset, seconds: float) -> list[dict[str, flo
             index = torch.randint(len(matrix), (batches, size))
             start = time.process_time()
             for row in index:
-                matrix.index_select(0, row)
+                batch = matrix.index_select(0, row)
             middle = time.process_time()
-            for _ in dataset.flat_minibatches(size, batches):
+            for batch in dataset.flat_minibatches(size, batches):  # noqa: B007  (held, as by whoever learns from it)
                 pass
+            del batch
             times["index_select"] += middle - start
             times["minibatches"] += time.process_time() - middle
             drawn += batches * size

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -57,6 +59,7 @@ def test_quick_run_writes_json_and_figure_and_names_no_host(teacher, tmp_path, c
     assert all(run["seeds"][0]["curve"] for run in result["distill"]["runs"].values())
     assert math.isclose(sum(result["breakdown"]["shares"]["shares"].values()), 1.0, rel_tol=1e-6)
     assert result["simulator"][0]["per_cpu_second"] > 0
+    assert result["dataset"]["identical_after_kill_and_resume"]
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert str(tmp_path) not in text and str(Path(__file__).parents[2]) not in text
     assert "Simulator" in capsys.readouterr().out
@@ -195,3 +198,23 @@ def test_bad_numbers_are_refused(capsys):
     with pytest.raises(SystemExit):
         benchmark.parse(["--seeds", "0"])
     assert "at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_small_dataset_takes_what_it_announced_and_survives_a_kill(tmp_path):
+    """A dataset of 60 MB: resident memory as announced within 5 %; killed while saving, resumed and bit-identical."""
+    code = (
+        "import sys, json, torch; torch.set_num_threads(1); "
+        "from benchmarks import dataset; print(json.dumps(dataset.dataset(500_000, 1024, 0.3)))"
+    )
+    scripts = Path(__file__).resolve().parents[2]
+    paths = os.pathsep.join([str(scripts), str(scripts / "scripts")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert 0.95 < result["resident_over_announced"] < 1.05
+    assert result["identical_after_kill_and_resume"]
+    assert 0 < result["chunks_listed_when_killed"] < result["chunks"]
+    assert all(row["share"] > 0.4 for row in result["sampling"]), "beside other tests; the benchmark measures it"
+    assert result["offline_cpu_seconds"] > 0
