@@ -88,8 +88,9 @@ def sample_vehicles(num: int, seed: int = 0) -> VehicleParams:
     """Sample RAPTOR's family of quadrotors (Eschmann et al. 2025), from the Crazyflie's shape.
 
     Thrust-to-weight 1.5..5, torque-to-inertia 40..1200 rad/s^2, mass 0.02..5 kg uniform in size (its cube root), size
-    deviating from the mass by 10 %, time constants 0.03..0.10 s up and 0.03..0.30 s down (down never faster than up),
-    torque constant 0.005..0.05 m, disturbance force up to 0.3 of the weight margin.
+    deviating from the mass by 10 %, time constants 0.03..0.10 s up and 0.03..0.30 s down, torque constant 0.005..0.05 m.
+    The disturbance force is counted as rl-tools counts it: a multiple u of thrust-to-weight less one, u up to 0.3, times
+    thrust-to-weight times mass (not weight: there is no g in it) is three standard deviations of a component.
 
     Args:
         num: Number of vehicles.
@@ -111,13 +112,11 @@ def sample_vehicles(num: int, seed: int = 0) -> VehicleParams:
     thrust_to_weight = uniform(1.5, 5.0)
     gravity = torch.linalg.vector_norm(base.gravity, dim=0)
     thrust = base.thrust_coefficients * (thrust_to_weight * mass * gravity / base.max_thrust)
-    # Largest roll torque, as rl-tools counts it: the two rotors of one side at full thrust.
-    reach = thrust.sum(0) * positions[:, 1].abs()
-    inertia = base.inertia * (reach.sum(0) / 2 / uniform(40.0, 1200.0) / base.inertia[0, 0])
-    rising = uniform(0.03, 0.10)
-    falling = torch.maximum(uniform(0.03, 0.30), rising)
-    # A force's components are Gaussian; three of its standard deviations reach the bound.
-    force = uniform(0.0, 0.3) * (thrust_to_weight - 1) * mass * gravity
+    # Largest roll torque, as rl-tools counts it: sqrt(2) times one rotor's thrust times its distance from the axis.
+    reach = (thrust.sum(0) * positions[:, 1].abs()).mean(0) * math.sqrt(2)
+    inertia = base.inertia * (reach / uniform(40.0, 1200.0) / base.inertia[0, 0])
+    rising, falling = uniform(0.03, 0.10), uniform(0.03, 0.30)
+    force = uniform(0.0, 0.3) * (thrust_to_weight - 1) * thrust_to_weight * mass / 3
     return replace(
         base,
         mass=mass,
@@ -127,5 +126,5 @@ def sample_vehicles(num: int, seed: int = 0) -> VehicleParams:
         torque_constants=uniform(0.005, 0.05).expand(4, -1).contiguous(),
         time_constant_rising=rising.expand(4, -1).contiguous(),
         time_constant_falling=falling.expand(4, -1).contiguous(),
-        force_std=force / (3 * math.sqrt(3)),
+        force_std=force,
     )

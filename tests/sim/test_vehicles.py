@@ -35,7 +35,7 @@ def test_sampled_family_is_raptors():
     """2000 sampled vehicles fill RAPTOR's ranges and leave none of them."""
     v = sample_vehicles(2000, seed=0)
     thrust_to_weight = v.max_thrust / (v.mass * 9.81)
-    torque = 2 * v.thrust_coefficients.sum(0)[0] * v.rotor_positions[0, 1].abs()
+    torque = 2**0.5 * v.thrust_coefficients.sum(0)[0] * v.rotor_positions[0, 1].abs()
     for values, low, high in (
         (thrust_to_weight, 1.5, 5.0),
         (torque / v.inertia[0, 0], 40.0, 1200.0),
