@@ -8,6 +8,6 @@
 #   bash scripts/raptor.sh --help
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/setup.sh "raptor"
+source scripts/setup.sh raptor
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # networks this small run fastest on one thread
 exec "$VENV_PYTHON" scripts/raptor_pipeline.py "$@"

@@ -58,7 +58,7 @@ def test_scripts_are_executable_and_parse(script: Path) -> None:
 def test_sourcing_the_set_up_names_the_extras(script: Path) -> None:
     """Sourced without an argument, it would take the calling script's own arguments for extras."""
     sourced = [line for line in script.read_text().splitlines() if line.startswith("source scripts/setup.sh")]
-    assert not [line for line in sourced if not re.match(r'source \S+ (dev|"")( #|$)', line)]
+    assert not [line for line in sourced if not re.match(r'source \S+ (\w+|"")( #|$)', line)]
 
 
 def test_a_second_run_installs_nothing_until_something_changes(clone: Path) -> None:
