@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-PARTS = ("sweep", "distill", "breakdown", "simulator", "dataset")
+PARTS = ("sweep", "distill", "recurrent", "breakdown", "simulator", "dataset", "raptor")
 BUDGETS = {"ours": 8.0, "isaaclab_like": 45.0, "tuned": 15.0}
 """Training time of a run [s]."""
 SWEEP_BUDGETS = {"ours": 4.0, "rsl_rl": 8.0}
@@ -35,11 +35,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each setting (default: %(default)s)")
     parser.add_argument("--sweep_seeds", type=int, default=2, help="runs of each sweep setting (default: %(default)s)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
+    parser.add_argument("--raptor", action="store_true", help="many teachers alone: the same as --parts raptor")
     parser.add_argument("--episodes", type=int, default=256, help="episodes in a snapshot's evaluation")
     parser.add_argument("--teacher", type=Path, default=None, help="RSL-RL checkpoint (default: the shipped one)")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmark"), help="files to write, without suffix")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
     args = parser.parse_args(argv)
+    if args.raptor:
+        args.parts = ["raptor"]
     if args.seeds < 1 or args.sweep_seeds < 1 or args.episodes < 1:
         parser.error("--seeds, --sweep_seeds and --episodes must be at least 1")
     return args
@@ -68,11 +71,23 @@ def measure_distillation(args: argparse.Namespace, teacher: Path, result: dict[s
         figure.draw(traces, LABELS, args.out.with_suffix(".png"), wall=is_cuda)
 
 
+def measure_recurrent(args: argparse.Namespace, teacher: Path, report: Any) -> dict[str, Any]:
+    """Race students with memory, then train every kind of student."""
+    from benchmarks import race, recurrent
+
+    bench = race.Bench(teacher, args.device, args.episodes, report)
+    budgets = dict.fromkeys(recurrent.BUDGETS, 0.3) if args.quick else recurrent.BUDGETS
+    result = recurrent.recurrent(bench, range(args.seeds), budgets)
+    kinds = recurrent.kinds(bench, range(1 if args.quick else 2), 2 if args.quick else 150)
+    return {"race": result, "kinds": kinds}
+
+
 LABELS = {
     "ours": "foundation, experiment=fast",
     "isaaclab_like": "RSL-RL, Isaac-Lab-like settings",
     "tuned": "RSL-RL, best found",
 }
+MEMORY_LABELS = {"ours": "foundation, experiment=fast_gru", "tuned": "RSL-RL, GRU of 16 units, best found"}
 
 
 def measure(args: argparse.Namespace, report: Any) -> dict[str, Any]:
@@ -92,6 +107,12 @@ def measure(args: argparse.Namespace, report: Any) -> dict[str, Any]:
         result["import_cpu_seconds"] = common.import_seconds()
     if {"sweep", "distill"} & set(args.parts):
         measure_distillation(args, teacher, result, report)
+    if "recurrent" in args.parts:
+        result["recurrent"] = measure_recurrent(args, teacher, report)
+    if "raptor" in args.parts:
+        from benchmarks import raptor
+
+        result["raptor"] = raptor.raptor(args.device, quick=args.quick, report=report)
     if "breakdown" in args.parts:
         small = {"num_envs": 32, "num_episodes": 2} if args.quick else {}
         result["breakdown"] = {
@@ -127,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         Console(stderr=True).print(f"error: {error}", markup=False)
         return 2
-    tables.show(console, result, LABELS)
+    tables.show(console, result, LABELS, MEMORY_LABELS)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     path = args.out.with_suffix(".json")
     path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -58,15 +58,16 @@ class LateLabels:
         self._resets[self._count].copy_(resets)
         self._count += 1
         if self._count == self.block_steps:
-            self._label()
+            self.label()
 
     def finish(self, dones: torch.Tensor) -> None:
         """Label what is left of the chunk; episodes that ended with it, (num_envs,), are forgotten."""
         if self._count:
-            self._label()
+            self.label()
         self.teacher.reset(dones)
 
-    def _label(self) -> None:
+    def label(self) -> None:
+        """Label the steps that wait."""
         assert self._obs is not None and self._resets is not None
         obs, resets = self._obs[: self._count], self._resets[: self._count]
         self.dataset.write_targets(self._first, self.clip(self.teacher.outputs(obs, resets)))

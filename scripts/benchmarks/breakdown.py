@@ -14,7 +14,7 @@ from benchmarks import ours
 from benchmarks.common import STUDENT_GROUP, TEACHER_GROUP, Clock
 
 
-class _Meter:
+class Meter:
     """Adds up the CPU seconds (wall on a GPU) spent inside wrapped calls."""
 
     def __init__(self, device: str):
@@ -54,7 +54,7 @@ def shares(teacher: Path, device: str, values: dict[str, Any], epochs: int) -> d
     """
     runner, env = ours.build({**values, "epoch_teacher_forcing": 0}, teacher, device, seed=0)
     runner.run_epoch(0)
-    meter = _Meter(device)
+    meter = Meter(device)
     meter.wrap(env, "step", "environment")
     meter.wrap(runner.collector.teacher, "output", "teacher")
     meter.wrap(runner.collector.student, "output", "student")
@@ -92,7 +92,7 @@ def overhead(teacher: Path, device: str, num_envs: int, steps: int, rounds: int)
     """
     values = {"num_envs": num_envs, "num_episodes": max(1, num_envs * steps // 500)}
     runner, env = ours.build(values, teacher, device, seed=0)
-    collector, clock = runner.collector, _Meter(device)
+    collector, clock = runner.collector, Meter(device)
     policy, teacher_policy = runner.learner.policy, runner.teacher
 
     def bare(with_student: bool) -> None:

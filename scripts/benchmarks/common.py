@@ -54,10 +54,27 @@ class BenchEnv(QuadcopterPointCtrlEnv):
         return super()._observe().exclude("l2f", inplace=True)
 
 
-def make_env(num_envs: int, device: str, seed: int, *, compiled: bool = False) -> BenchEnv:
-    """Build the built-in task."""
+def make_env(
+    num_envs: int,
+    device: str,
+    seed: int,
+    *,
+    compiled: bool = False,
+    steps: int | None = None,
+) -> BenchEnv:
+    """Build the built-in task.
+
+    Args:
+        num_envs: Environments.
+        device: Torch device.
+        seed: Of the initial states.
+        compiled: Compile the step.
+        steps: Length of an episode.
+    """
     cfg = QuadcopterPointCtrlEnvCfg(seed=seed, compile=compiled)
     cfg.scene.num_envs, cfg.sim.device = num_envs, device
+    if steps is not None:
+        cfg.episode_length_s = steps * cfg.sim.dt * cfg.decimation
     return BenchEnv(cfg)
 
 

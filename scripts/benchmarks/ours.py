@@ -30,11 +30,12 @@ class TimedRunner(DistillationRunner):
         pass
 
 
-class _NoRunDir:
+class NoRunDir:
     """A run's folder that takes nothing."""
 
     dataset_dir = None
     path = None
+    experiment_name = name = "benchmark"
 
     def shard_path(self, epoch: int) -> None:
         """Return nowhere."""
@@ -75,7 +76,7 @@ def build(values: Mapping[str, Any], teacher: Path, device: str, seed: int) -> t
         env,
         TeacherPolicyWrapper(str(teacher), device=device),
         cfg,
-        _NoRunDir(),
+        NoRunDir(),
         make_eval_env=lambda num_envs: make_env(num_envs, device, seed),
         label_bound=LABEL_BOUND,
     )

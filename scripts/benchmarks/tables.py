@@ -99,13 +99,63 @@ def dataset_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def show(console: Console, result: dict[str, Any], labels: dict[str, str]) -> None:
+def kinds_table(rows: list[dict[str, Any]]) -> Table:
+    """Show what every kind of student ends with."""
+    table = Table(title="Students on `deployable`")
+    for column in ("student", "seed", "parameters", "CPU s", "of the teacher's return", "survive", "error"):
+        table.add_column(column, justify="left" if column == "student" else "right")
+    for row in rows:
+        table.add_row(
+            row["kind"],
+            str(row["seed"]),
+            f"{row['parameters']:,}",
+            f"{row['cpu_seconds']:.1f}",
+            f"{100 * row['return_ratio']:.2f} %",
+            f"{100 * row['success_rate']:.1f} %",
+            f"{100 * row['position_error']:.2f} cm",
+        )
+    return table
+
+
+def raptor_tables(result: dict[str, Any]) -> list[Table]:
+    """Show the epochs of many teachers, and their inference."""
+    first = Table(title="An on-policy epoch of many teachers: 10 episodes x 500 steps each [ms]")
+    columns = ("teachers", "simulator", "rollout", "labelling", "training", "epoch", "k/s", "original, k/s")
+    for column in columns:
+        first.add_column(column, justify="left" if column == "simulator" else "right")
+    for row in result["epochs"]:
+        parts = (f"{1e3 * row[name]:.0f}" for name in ("rollout", "labelling", "training", "epoch_seconds"))
+        original = "" if row["original"] is None else " to ".join(f"{v / 1e3:.0f}" for v in sorted({*row["original"]}))
+        kind = "compiled" if row["compiled"] else "eager"
+        first.add_row(str(row["teachers"]), kind, *parts, f"{row['transitions_per_second'] / 1e3:.0f}", original)
+    second = Table(title="Stacked teachers: time of one step")
+    for column in ("layers", "teachers", "rows", "weights MB", "ms", "x one teacher", "x reading the weights"):
+        second.add_column(column, justify="left" if column == "layers" else "right")
+    for row in result["inference"]:
+        second.add_row(
+            "-".join(map(str, row["layers"])),
+            str(row["teachers"]),
+            str(row["rows"]),
+            f"{row['weights_mb']:.1f}",
+            f"{row['milliseconds']['stacked']:.2f}",
+            f"{row['over_one']:.2f}",
+            f"{row['over_reading']:.2f}",
+        )
+    return [first, second]
+
+
+def show(console: Console, result: dict[str, Any], labels: dict[str, str], memory_labels: dict[str, str]) -> None:
     """Print every table that there is."""
     for name in ("ours", "rsl_rl"):
         if "sweep" in result:
             console.print(sweep_table(name, result["sweep"][name]["rows"]))
     if "distill" in result:
         console.print(race_table(result["distill"], labels))
+    if "recurrent" in result:
+        console.print(race_table(result["recurrent"]["race"], memory_labels))
+        console.print(kinds_table(result["recurrent"]["kinds"]))
+    for table in raptor_tables(result["raptor"]) if "raptor" in result else ():
+        console.print(table)
     if "breakdown" in result:
         for table in breakdown_tables(result["breakdown"]):
             console.print(table)

@@ -1,0 +1,67 @@
+"""Students with memory: time to 98 % beside RSL-RL's recurrent student, and what each kind reaches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks import ours, stock
+from benchmarks.race import Bench, Setting, race, summarise
+
+PRESET = {"experiment": "fast_gru", "student": "gru"}
+BUDGETS = {"ours": 6.0, "tuned": 14.0}
+"""Training time of a run [s]."""
+KINDS: dict[str, dict[str, Any]] = {
+    "mlp 64-64": {},
+    "gru 16": PRESET,
+    "gru 64": {**PRESET, "student.hidden_size": 64, "student.encoder_dims": [64], "learning_rate": 5e-3},
+    "lstm 16": {**PRESET, "student": "lstm"},
+    "history 8": {**PRESET, "student": "history"},
+    "tcn": {**PRESET, "student": "tcn", "learning_rate": 1e-2},
+}
+"""Students and what they change of ``experiment=fast``."""
+
+
+def recurrent(bench: Bench, seeds: Sequence[int], budgets: dict[str, float]) -> dict[str, Any]:
+    """Race a student of 16 GRU units against RSL-RL's.
+
+    Args:
+        bench: Where.
+        seeds: Seeds.
+        budgets: Training time of ``ours`` and ``tuned`` [s].
+    """
+    settings: dict[str, Setting] = {"ours": PRESET, "tuned": stock.TUNED_GRU}
+    bench.warm_up(*settings.values())
+    return summarise(bench, settings, race(bench, settings, seeds, budgets))
+
+
+def kinds(bench: Bench, seeds: Sequence[int], epochs: int) -> list[dict[str, Any]]:
+    """Train every kind of student for the same number of epochs and measure what it ends with.
+
+    Args:
+        bench: Where.
+        seeds: Seeds.
+        epochs: Epochs of a run; the step size has fallen to a hundredth by its end.
+    """
+    rows = []
+    for name, values in KINDS.items():
+        for seed in seeds:
+            trace = ours.train({**values, "n_epochs": epochs}, bench.teacher, bench.device, seed, math.inf, name)
+            last = trace.snapshots[-1]
+            obs = bench.score.env.get_observations()
+            actor = ours.actor(last.weights, obs["deployable"].shape[-1], 4, bench.device, values)
+            measured = bench.score.measure(actor)
+            rows.append(
+                {
+                    "kind": name,
+                    "seed": seed,
+                    "parameters": sum(p.numel() for p in actor.policy.parameters()),  # type: ignore[attr-defined]
+                    "cpu_seconds": last.cpu,
+                    "env_steps": last.env_steps,
+                    "return_ratio": measured["mean_return"] / bench.score.mean_return,
+                    **measured,
+                }
+            )
+            bench.report(f"{name} seed {seed}: {100 * rows[-1]['return_ratio']:.2f} % in {last.cpu:.1f} CPU s")
+    return rows
