@@ -118,7 +118,7 @@ def add_launch_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num_envs", type=positive_int, metavar="N", help="parallel environments")
     group.add_argument("--seed", type=natural_int, metavar="N", help="seed of everything random")
     group.add_argument("--device", metavar="DEVICE", help="cpu, cuda:0, ... (default: a GPU where there is one)")
-    group.add_argument("--engine", metavar="NAME", help="auto, torch, isaaclab or pkg.module:Class (default: auto)")
+    group.add_argument("--engine", metavar="NAME", help="auto, torch, isaaclab, l2f or pkg.module:Class (auto)")
     group.add_argument("--headless", action="store_true", help="no window (there is none unless asked for)")
     group = parser.add_argument_group("video")
     group.add_argument("--video", action="store_true", help="record clips while it runs")
