@@ -10,7 +10,7 @@ from foundation.data.columns import DTYPES, TARGET_FIELDS, lay_out_columns
 from foundation.data.memory import check_memory, empty_pinned
 from foundation.data.minibatch import Minibatch
 from foundation.data.prefetch import deliver
-from foundation.data.sampling import ActiveItems, draw_without_replacement
+from foundation.data.sampling import ActiveItems, draw_minibatches
 from foundation.errors import UserError
 from foundation.networks.output import PolicyOutput
 
@@ -295,7 +295,7 @@ class DistillationDataset:
             raise ValueError("The dataset is empty: collect before learning.")
         total = batch_size * num_batches
         if shuffle:
-            index = draw_without_replacement(num_items, total, self.generator, self.device)
+            index = draw_minibatches(num_items, num_batches, batch_size, self.generator, self.device).view(-1)
         else:
             index = (torch.arange(total, device=self.device) + self._cursor) % num_items
             self._cursor = (self._cursor + total) % num_items

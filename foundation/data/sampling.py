@@ -6,6 +6,8 @@ import torch
 
 NARROW = 1024
 """Rows in a stratum below which single precision chooses among them."""
+CACHED = 8192
+"""Rows that are drawn at once on a CPU: what stays in its cache."""
 
 
 def draw_without_replacement(
@@ -28,18 +30,62 @@ def draw_without_replacement(
     passes, rest = divmod(num_draws, num_rows)
     parts = [torch.randperm(num_rows, generator=generator, device=device) for _ in range(passes)]
     if rest:
-        # float64 holds row numbers exactly, and is several times faster here than integers are. Where strata are
-        # narrow the 24 bits of a float32 are more than enough to choose within one.
-        kind = torch.float32 if num_rows < NARROW * rest else torch.float64
-        edges = torch.arange(rest + 1, device=device, dtype=torch.float64).mul_(num_rows).div_(rest).floor_()
+        edges = torch.arange(rest + 1, device=device, dtype=torch.int64) * num_rows // rest
         low, width = edges[:-1], edges[1:] - edges[:-1]
-        picked = torch.rand(rest, generator=generator, device=device, dtype=kind).mul(width).floor_()
-        torch.minimum(picked, width.sub_(1.0), out=picked)
-        picked.add_(low).add_(torch.randint(num_rows, (1,), generator=generator, device=device))
-        picked.sub_((picked >= num_rows) * float(num_rows))
-        order = torch.randperm(rest, generator=generator, device=device, dtype=torch.int32)
-        parts.append(picked.index_select(0, order).long())
+        uniform = torch.rand(rest, generator=generator, device=device, dtype=torch.float64)
+        picked = low + torch.minimum((uniform * width).long(), width - 1)
+        rotation = torch.randint(num_rows, (1,), generator=generator, device=device)
+        order = torch.randperm(rest, generator=generator, device=device)
+        parts.append(((picked + rotation) % num_rows)[order])
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def draw_minibatches(
+    num_rows: int, num_batches: int, batch_size: int, generator: torch.Generator, device: str | torch.device = "cpu"
+) -> torch.Tensor:
+    """Draw the row numbers of minibatches uniformly, none twice before all have been drawn.
+
+    Where there are more rows than draws, the rows are cut into strata of (nearly) equal width under a random rotation,
+    one draw from each, and every ``num_batches`` neighbours among them into a group. Each minibatch takes one stratum
+    of every group, by a shift that is random for each group: it is spread over all rows, and any two rows of different
+    groups come together as often as by chance. Its row numbers rise, which memory likes.
+
+    Args:
+        num_rows: Rows to draw from, at least 1.
+        num_batches: How many minibatches.
+        batch_size: Rows in each.
+        generator: Source of randomness, on ``device``.
+        device: Where the result lives.
+
+    Returns:
+        Row numbers. Shape: (num_batches, batch_size).
+    """
+    draws = num_batches * batch_size
+    if draws >= num_rows:
+        return draw_without_replacement(num_rows, draws, generator, device).view(num_batches, batch_size)
+    options = {"generator": generator, "device": device}
+    rotation = torch.randint(num_rows, (1,), **options)
+    shift = torch.randint(num_batches, (batch_size,), **options).double()
+    first = torch.arange(batch_size, device=device, dtype=torch.float64).mul_(num_batches)
+    # Where strata are narrow the 24 bits of a float32 are more than enough to choose within one.
+    kind = torch.float32 if num_rows < NARROW * draws else torch.float64
+    index = torch.empty(num_batches, batch_size, dtype=torch.int64, device=device)
+    # A little more than the width of a stratum, so that the last one ends with the last row.
+    spacing = num_rows / draws * (1.0 + 2.0**-50)
+    together = max(1, CACHED // batch_size) if index.device.type == "cpu" else num_batches
+    for start in range(0, num_batches, together):
+        number = torch.arange(start, min(num_batches, start + together), device=device, dtype=torch.float64)
+        stratum = number.unsqueeze(1) + shift
+        stratum.sub_((stratum >= num_batches).double().mul_(num_batches)).add_(first)
+        # float64 holds row numbers exactly, and is several times faster here than integers are.
+        low = (stratum * spacing).floor_()
+        width = stratum.add_(1.0).mul_(spacing).floor_().sub_(low)
+        row = torch.rand(low.shape, dtype=kind, **options).mul(width).floor_()
+        torch.minimum(row, width.sub_(1.0), out=row)
+        row.add_(low).add_(rotation)
+        row.sub_((row >= num_rows).double().mul_(num_rows))
+        index[start : start + len(row)] = row
+    return index
 
 
 class ActiveItems:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from foundation.data.dataset import DistillationDataset
 from foundation.data.memory import check_memory
-from foundation.data.sampling import draw_without_replacement
+from foundation.data.sampling import draw_minibatches, draw_without_replacement
 from foundation.errors import UserError
 from foundation.networks.output import PolicyOutput
 
@@ -140,6 +140,42 @@ def test_every_row_and_every_position_is_equally_likely(rows, draws):
         # 99.9 % quantile of chi-square, Wilson and Hilferty's approximation.
         limit = freedom * (1 - 2 / (9 * freedom) + 3.09 * math.sqrt(2 / (9 * freedom))) ** 3
         assert chi_square < limit
+
+
+@given(st.integers(1, 200), st.integers(1, 12), st.integers(1, 12), st.integers(0, 1000))
+def test_minibatches_hold_no_row_twice_before_all_have_come(rows, batches, size, seed):
+    """Also where there are fewer draws than rows; and the row numbers are those of rows."""
+    index = draw_minibatches(rows, batches, size, torch.Generator().manual_seed(seed))
+    assert index.shape == (batches, size) and index.dtype == torch.int64
+    counts = torch.bincount(index.flatten(), minlength=rows)
+    assert len(counts) == rows
+    assert int(counts.max()) - int(counts.min()) <= 1
+
+
+@pytest.mark.parametrize("rows", [2**24 + 1, 20_054_017, 2**31 + 11])
+def test_row_numbers_beyond_single_precision_are_exact(rows):
+    """Strata cover all rows, the first and the last one too, and none overlaps another."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        index = draw_minibatches(rows, 8, 512, generator).flatten().sort().values
+        assert int(index[0]) >= 0 and int(index[-1]) < rows
+        assert len(index.unique()) == 4096
+        gaps = torch.cat([index[1:] - index[:-1], index[:1] + rows - index[-1:]])
+        assert int(gaps.max()) < 2 * rows / 4096 + 2, "a stratum without a draw"
+    assert len({int(row) % 2 for row in index}) == 2, "odd row numbers are drawn too"
+
+
+@pytest.mark.parametrize(("rows", "batches", "size"), [(23, 3, 4), (40, 4, 5)])
+def test_rows_and_pairs_of_rows_come_as_often_as_by_chance(rows, batches, size):
+    """Chi-square over the rows of the first and the last minibatch, and over how far apart two of its rows are."""
+    generator = torch.Generator().manual_seed(5)
+    drawn = torch.stack([draw_minibatches(rows, batches, size, generator) for _ in range(4000)])
+    for sample in (drawn[:, 0, 0], drawn[:, -1, -1], drawn[:, 1].flatten()):
+        observed = torch.bincount(sample, minlength=rows).double()
+        expected = len(sample) / rows
+        assert float(((observed - expected).square() / expected).sum()) < 2.2 * rows
+    apart = ((drawn[:, 0, 2] - drawn[:, 0, 0]) % rows).bincount(minlength=rows)
+    assert int((apart > 0).sum()) >= rows // 3, "two of its rows are not always as far apart"
 
 
 def test_a_minibatch_is_mixed_over_the_whole_dataset():
