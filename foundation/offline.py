@@ -238,7 +238,7 @@ class OfflineRunner:
 
     def _log(self, learned: LearningStats, measured: dict[str, float] | None) -> None:
         seconds = self.stopwatch.lap().get("learning", 0.0)
-        rate = learned.num_updates * self.cfg.batch_size * self.sequence_length / max(1e-9, seconds)
+        rate = learned.num_updates * self.learner.batch_size * self.sequence_length / max(1e-9, seconds)
         self.reporter.line(f"Epoch {self.epoch}/{self.cfg.n_epochs} (offline), {rate:,.0f} rows/s")
         self.reporter.line(f"Training - Mean loss: {learned.mean_loss:.6f}")
         scalars = {"training/loss": learned.mean_loss, "training/learning_rate": learned.learning_rate}

@@ -147,7 +147,7 @@ class Reporter:
             return
         self._few_updates_told = True
         self.line(
-            f"WARNING: only {num_updates} updates in an epoch: lower --batch_size (now {self.cfg.batch_size}; for a "
+            f"WARNING: only {num_updates} updates in an epoch: lower --batch_size (now {self.cfg.batch_size or '256 rows'}; for a "
             "student with memory it counts sequences, try 16), or collect more with --num_episodes."
         )
 

@@ -28,6 +28,9 @@ OPTIMIZERS = {
 }
 FUSED = ("adam", "adamw", "sgd")
 
+DEFAULT_ROWS, FEWEST_SEQUENCES = 256, 8
+"""A minibatch where ``batch_size`` is not given: rows, in sequences as many as hold them, but not fewer than these."""
+
 
 @dataclass
 class LearningStats:
@@ -58,6 +61,11 @@ class Learner:
         self.average = copy.deepcopy(student).requires_grad_(False) if cfg.optimizer.ema_decay else None
         self.precision = Precision(cfg.optimizer.precision, next(student.parameters()).device)
         self.losses = compiled(self._losses, student) if cfg.optimizer.compile else self._losses
+
+    @property
+    def batch_size(self) -> int:
+        """Rows, or sequences, in a minibatch."""
+        return self.cfg.batch_size or max(DEFAULT_ROWS // self.sequence_length, FEWEST_SEQUENCES)
 
     @property
     def policy(self) -> Any:
@@ -98,7 +106,7 @@ class Learner:
         if self.cfg.optimizer.updates_per_epoch is not None:
             return self.cfg.optimizer.updates_per_epoch
         samples = new_rows / self.sequence_length
-        return max(1, math.ceil(math.ceil(samples / self.cfg.batch_size) * self.cfg.optimizer.update_ratio))
+        return max(1, math.ceil(math.ceil(samples / self.batch_size) * self.cfg.optimizer.update_ratio))
 
     def learn(
         self, dataset: DistillationDataset, new_rows: int, epoch: int, poll: Callable[[], None] | None = None
@@ -123,7 +131,7 @@ class Learner:
         num_updates = self.num_updates(new_rows)
         totals = torch.zeros(len(self.terms), device=next(self.student.parameters()).device)
         self.student.train()
-        for batch in draw(self.cfg.batch_size, num_updates, self.cfg.shuffle):
+        for batch in draw(self.batch_size, num_updates, self.cfg.shuffle):
             totals += self._update(batch, params)
             if poll is not None:
                 poll()

@@ -154,7 +154,7 @@ def add_distillation_args(parser: argparse.ArgumentParser) -> None:
     flag("--n_epochs", type=whole, metavar="N", help="epochs of collection, learning and evaluation (100)")
     flag("--num_episodes", type=whole, metavar="N", help="episodes collected in an epoch (100)")
     flag("--epoch_teacher_forcing", type=whole, metavar="N", help="epochs in which the teacher acts (50)")
-    flag("--batch_size", type=whole, metavar="N", help="rows, or sequences, in a minibatch (256)")
+    flag("--batch_size", type=whole, metavar="N", help="rows, or sequences, in a minibatch (256 rows)")
     flag("--sequence_length", type=whole, metavar="N", help="steps in a training sequence (1; 50 with memory)")
     flag("--learning_rate", type=number, metavar="X", help="step size of the optimiser (1e-4)")
     flag("--eval_interval", type=whole, metavar="N", help="epochs between two evaluations")

@@ -62,7 +62,7 @@ class AgentCfg:
 def test_the_documented_defaults_are_the_defaults() -> None:
     """With nothing typed, the values are those that the users' documentation promises."""
     cfg = cfg_of()
-    assert (cfg.n_epochs, cfg.num_episodes, cfg.batch_size, cfg.epoch_teacher_forcing) == (100, 100, 256, 50)
+    assert (cfg.n_epochs, cfg.num_episodes, cfg.batch_size, cfg.epoch_teacher_forcing) == (100, 100, None, 50)
     assert (cfg.learning_rate, cfg.shuffle, cfg.on_policy, cfg.teacher_deterministic) == (1e-4, True, False, True)
     assert cfg.student == MlpCfg()
     assert cfg.loss.name == "mse"

@@ -289,3 +289,12 @@ def test_stochastic_student_is_a_config_away():
     std = policy.step(torch.zeros(4, 3))[0].std
     assert std is not None
     assert torch.allclose(std, torch.full((4, 2), 0.3), atol=0.06)
+
+
+@pytest.mark.parametrize(("length", "batch"), [(1, 256), (16, 16), (50, 8), (500, 8)])
+def test_a_minibatch_holds_256_rows_by_default(length, batch):
+    """Without a batch size a minibatch has 256 rows, in sequences as many as hold them, and never fewer than 8."""
+    cfg = config(batch_size=None)
+    learner = Learner(student(), cfg, length)
+    assert learner.batch_size == batch
+    assert learner.num_updates(10 * batch * length) == 10
