@@ -147,8 +147,9 @@ class Reporter:
             return
         self._few_updates_told = True
         self.line(
-            f"WARNING: only {num_updates} updates in an epoch: lower --batch_size (now {self.cfg.batch_size or '256 rows'}; for a "
-            "student with memory it counts sequences, try 16), or collect more with --num_episodes."
+            f"WARNING: only {num_updates} updates in an epoch: lower --batch_size (now "
+            f"{self.cfg.batch_size or '256 rows'}; for a student with memory it counts sequences, try 16), or collect "
+            "more with --num_episodes."
         )
 
     def _evaluation_line(self, evaluation: Scalars) -> None:

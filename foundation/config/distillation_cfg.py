@@ -132,8 +132,8 @@ class DatasetCfg:
     sequence_start: str = "stored"
     """A student's memory at the start of a training sequence: stored (as it was when collected) | zero.
 
-    A GRU of 16 units reached 98 % of the teacher in 1.3 CPU s from stored memory, in 2.0 from zero, in 1.5 from zero with
-    4 steps of burn-in (medians of two and three seeds, sequences of 16 steps)."""
+    A GRU of 16 units reached 98 % of the teacher in 1.3 CPU s from stored memory, in 2.0 from zero, in 1.5 from zero
+    with 4 steps of burn-in (sequences of 16 steps, two to three seeds)."""
     burn_in: int = 0
     """Steps at the start of a training sequence that only warm the memory up and carry no loss."""
     disk_gb: float = 2.0
@@ -249,8 +249,8 @@ class DistillationCfg:
     num_episodes: int = 100
     """Episodes collected in an epoch."""
     batch_size: int | None = None
-    """Rows in a minibatch; sequences when ``sequence_length`` > 1. None: 256 rows, in sequences as many as hold 256 rows
-    and at least 8."""
+    """Rows in a minibatch; sequences when ``sequence_length`` > 1. None: 256 rows, and of sequences as many as hold
+    256 rows, but at least 8."""
     sequence_length: int | None = None
     """Steps in a training sequence. None: 1, or 50 for a student with memory."""
     learning_rate: float = 1e-4

@@ -65,7 +65,9 @@ class Bench:
     def warm_up(self, *settings: Setting) -> None:
         """Let both sides do what a process does only once."""
         for setting in settings or ({}, stock.TUNED):
-            (stock.train if isinstance(setting, StockSettings) else ours.train)(setting, self.teacher, self.device, 0, 0.2)
+            (stock.train if isinstance(setting, StockSettings) else ours.train)(
+                setting, self.teacher, self.device, 0, 0.2
+            )
 
     def _actor(self, setting: Setting, weights: dict) -> Any:
         if isinstance(setting, StockSettings):
