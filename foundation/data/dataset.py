@@ -18,7 +18,7 @@ __all__ = ["DTYPES", "TARGET_FIELDS", "DistillationDataset", "Minibatch"]
 
 CHUNK_TENSORS = ("rows", "resets", "teacher_index", "episode", "weights", "base_weights", "states")
 """What a chunk may hold: attributes of the dataset, each with the chunks first."""
-GATHERED_ROWS = 4096
+GATHERED_ROWS = 16384
 """Rows that are gathered at once, for several small minibatches together."""
 
 

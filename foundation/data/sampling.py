@@ -6,7 +6,7 @@ import torch
 
 NARROW = 1024
 """Rows in a stratum below which single precision chooses among them."""
-CACHED = 8192
+CACHED = 32768
 """Rows that are drawn at once on a CPU: what stays in its cache."""
 
 
