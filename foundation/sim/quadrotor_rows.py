@@ -7,6 +7,8 @@ point along z and whose inertia is diagonal only.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,8 +31,18 @@ long."""
 
 
 def compile_rows(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """Compile a function of rows for the sizes that it is called with."""
-    options = _CPU_OPTIONS if device.type == "cpu" else None
+    """Compile a function of rows for the sizes that it is called with.
+
+    Raises:
+        UserError: If that needs a C++ compiler and there is none.
+    """
+    options = None
+    if device.type == "cpu":
+        if not any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name):
+            raise UserError(
+                "env.compile=true on the CPU needs a C++ compiler (g++); install one or set env.compile=false"
+            )
+        options = _CPU_OPTIONS
     return torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
 
