@@ -59,7 +59,7 @@ def test_quick_run_writes_json_and_figure_and_names_no_host(teacher, tmp_path, c
     assert all(run["seeds"][0]["curve"] for run in result["distill"]["runs"].values())
     assert math.isclose(sum(result["breakdown"]["shares"]["shares"].values()), 1.0, rel_tol=1e-6)
     assert result["simulator"][0]["per_cpu_second"] > 0
-    assert set(result["recurrent"]["race"]["runs"]) == {"ours", "tuned"} and len(result["recurrent"]["kinds"]) == 6
+    assert set(result["recurrent"]["race"]["runs"]) == {"ours", "tuned"} and len(result["recurrent"]["kinds"]) == 7
     epoch = result["raptor"]["epochs"][0]
     assert epoch["transitions"] == 2 * 10 * 20 and epoch["student_parameters"] == 2084
     parts = sum(epoch[name] for name in ("rollout", "labelling", "training", "rest"))
