@@ -33,7 +33,15 @@ class TeacherCfg:
     obs_slice: list[int] | None = None
     """``[a, b]``: only these columns of the concatenated groups."""
     activation: str | None = None
-    """Activation of the checkpoint's networks. None: read from ``params/agent.yaml`` beside it."""
+    """Activation of the checkpoint's networks (``--teacher_activation``). None: read from ``params/agent.yaml``
+    beside it."""
+    distribution: str | None = None
+    """Distribution of its actions, where no config says it: gaussian | heteroscedastic | heteroscedastic_log | beta |
+    deterministic | categorical."""
+    action_range: list[float] | None = None
+    """``[low, high]`` of actions that it scales or clips to their range, where no config says it."""
+    strict: bool = True
+    """Refuse a checkpoint with entries that are not understood (off: warn)."""
     min_return: float | None = None
     """Stop at once if the teacher's own mean return is lower (``--teacher_min_return``)."""
     below_min: str = "refuse"

@@ -16,6 +16,7 @@ from foundation.rsl_rl.command import Interrupt, run_command, set_up_logging
 
 _OTHER_NAMES = {
     "teacher_checkpoint": "teacher.checkpoint",
+    "teacher_activation": "teacher.activation",
     "teacher_min_return": "teacher.min_return",
     "teacher_below_min": "teacher.below_min",
     "num_active_teachers": "teacher.num_active",
@@ -146,6 +147,7 @@ def add_distillation_args(parser: argparse.ArgumentParser) -> None:
     flag = group.add_argument
     many = "the policy to imitate; several, a glob, a folder or a manifest for many"
     flag("--teacher_checkpoint", action="append", metavar="PATH", help=many)
+    flag("--teacher_activation", metavar="NAME", help="activation of the teacher's layers, if no config says it")
     flag("--teacher_min_return", type=number, metavar="X", help="stop at once if the teacher's own return is lower")
     flag("--teacher_below_min", metavar="WHAT", help="many teachers: refuse, or drop those below (refuse)")
     flag("--num_active_teachers", type=whole, metavar="N", help="learn from so many teachers in an on-policy epoch")

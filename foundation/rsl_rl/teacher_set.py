@@ -34,7 +34,12 @@ def load_teacher(cfg: DistillationCfg) -> Any:
             "--teacher_checkpoint a folder, a manifest, or several files."
         )
     path = spec if isinstance(spec, str) else spec[0]
-    return TeacherPolicyWrapper(path, cfg.device, activation=cfg.teacher.activation)
+    return TeacherPolicyWrapper(path, cfg.device, **_overrides(cfg))
+
+
+def _overrides(cfg: DistillationCfg) -> dict[str, Any]:
+    """Return what the user says about the checkpoint, and its config may not."""
+    return {name: getattr(cfg.teacher, name) for name in ("activation", "distribution", "action_range", "strict")}
 
 
 def _load_many(cfg: DistillationCfg, entries: list[TeacherEntry]) -> TeacherEnsemble:
@@ -56,7 +61,7 @@ def _load_many(cfg: DistillationCfg, entries: list[TeacherEntry]) -> TeacherEnse
         raise UserError("--teacher_checkpoint: every teacher of the set has failed or is dropped; none is left.")
     teacher = cfg.teacher
     mode = "expert" if teacher.expert is not None else teacher.combine
-    ensemble = load_ensemble(entries, cfg.device, mode, teacher.combine_temperature, activation=teacher.activation)
+    ensemble = load_ensemble(entries, cfg.device, mode, teacher.combine_temperature, **_overrides(cfg))
     ensemble.vehicles = [str(entry.vehicle) for entry in entries if entry.vehicle is not None]
     return ensemble
 
