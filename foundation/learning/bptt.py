@@ -1,7 +1,8 @@
 """Train policies by backpropagation through a differentiable simulator: short horizons, Adam, many vehicles at once.
 
 The policies are stacked: K of them are one batched product, each on its own share of the environments, so that one
-teacher or a hundred (each for its own vehicle) are trained by the same loop.
+teacher or a hundred (each for its own vehicle) are trained by the same loop. Environment ``i`` belongs to policy
+``i % K``, as vehicles are given to environments.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 
 class DifferentiableTask(Protocol):
-    """What the trainer needs of a task. Environment ``i`` belongs to policy ``i // (num_envs / num_policies)``."""
+    """What the trainer needs of a task. Environment ``i`` belongs to policy ``i % num_policies``."""
 
     num_envs: int
     num_obs: int
@@ -56,6 +57,8 @@ class BpttCfg:
     """Adam's step size at the end."""
     max_grad_norm: float = 1.0
     """Gradients of each policy are clipped to this norm."""
+    shared: bool = False
+    """All policies move by their mean gradient: policies that begin alike stay alike, and each learns from all."""
     seed: int = 0
     """Seed of the initial weights."""
 
@@ -71,6 +74,8 @@ class PolicyStack(nn.Module):
         num_actions: int,
         bias: torch.Tensor | float = 0.0,
         seed: int = 0,
+        alike: bool = False,
+        input_scale: torch.Tensor | None = None,
     ):
         """Initialise with torch's scheme for linear layers, and the last layer small around ``bias``.
 
@@ -81,6 +86,9 @@ class PolicyStack(nn.Module):
             num_actions: Outputs.
             bias: Initial output, e.g. the hover command. A number or shape (K, num_actions).
             seed: Seed of the weights.
+            alike: All policies begin with the same weights (but for ``bias`` and ``input_scale``).
+            input_scale: Usual size of the inputs, by which the first layer's initial weights are divided. Shape:
+                (K, num_obs).
         """
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
@@ -89,7 +97,10 @@ class PolicyStack(nn.Module):
         for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
             last = i == len(sizes) - 2
             bound = (0.1 if last else 1.0) / math.sqrt(inputs)
-            weight = (torch.rand(num_policies, inputs, outputs, generator=generator) * 2 - 1) * bound
+            drawn = torch.rand(1 if alike else num_policies, inputs, outputs, generator=generator)
+            weight = ((drawn * 2 - 1) * bound).expand(num_policies, -1, -1).clone()
+            if i == 0 and input_scale is not None:
+                weight /= input_scale.unsqueeze(-1)
             offset = torch.zeros(num_policies, 1, outputs)
             if last:
                 offset += bias.unsqueeze(1) if isinstance(bias, torch.Tensor) else bias
@@ -102,13 +113,13 @@ class PolicyStack(nn.Module):
         return self.weights[0].shape[0]
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
-        """Map observations to actions, K equal shares one after the other. Shape: (num_envs, num_obs)."""
-        x = obs.view(self.num_policies, -1, obs.shape[-1])
+        """Map observations to actions; row ``i`` by policy ``i % K``. Shape: (num_envs, num_obs)."""
+        x = obs.view(-1, self.num_policies, obs.shape[-1]).transpose(0, 1)
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias, x, weight)
             if i < len(self.weights) - 1:
                 x = torch.nn.functional.elu(x)
-        return x.reshape(obs.shape[0], -1)
+        return x.transpose(0, 1).reshape(obs.shape[0], -1)
 
     def mlp_state_dict(self, index: int = 0) -> dict[str, torch.Tensor]:
         """Return one policy as the state of ``nn.Sequential(Linear, ELU, Linear, ...)``."""
@@ -117,6 +128,72 @@ class PolicyStack(nn.Module):
             state[f"{2 * i}.weight"] = weight[index].detach().T.contiguous().clone()
             state[f"{2 * i}.bias"] = bias[index, 0].detach().clone()
         return state
+
+    @torch.no_grad()
+    def select(self, index: Sequence[int]) -> PolicyStack:
+        """Copy some of the policies into a stack of their own."""
+        sizes = [self.weights[0].shape[1], *(weight.shape[2] for weight in self.weights)]
+        stack = PolicyStack(len(index), sizes[0], sizes[1:-1], sizes[-1]).to(self.weights[0].device)
+        for mine, theirs in zip(stack.parameters(), self.parameters(), strict=True):
+            mine.copy_(theirs[list(index)])
+        return stack
+
+    @torch.no_grad()
+    def put(self, index: Sequence[int], policies: PolicyStack, taken: Sequence[int]) -> None:
+        """Overwrite the policies ``index`` by the policies ``taken`` of another stack."""
+        for mine, theirs in zip(self.parameters(), policies.parameters(), strict=True):
+            mine[list(index)] = theirs[list(taken)]
+
+
+class BpttTrainer:
+    """Fits a stack of policies in place, one update at a time, and can go on from where it was saved."""
+
+    def __init__(self, task: DifferentiableTask, policies: PolicyStack, cfg: BpttCfg):
+        """Train ``policies`` on ``task``."""
+        self.task, self.policies, self.cfg = task, policies, cfg
+        self.optimizer = torch.optim.Adam(policies.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.99))
+        self.updates_done = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all updates are done."""
+        return self.updates_done >= self.cfg.updates
+
+    def update(self) -> torch.Tensor:
+        """Roll out one horizon and take one optimiser step.
+
+        Returns:
+            Mean smooth reward per step of each policy. Shape: (num_policies,).
+        """
+        cfg, task, policies = self.cfg, self.task, self.policies
+        share = 0.5 * (1 + math.cos(math.pi * self.updates_done / cfg.updates))
+        rate = cfg.final_learning_rate + share * (cfg.learning_rate - cfg.final_learning_rate)
+        self.optimizer.param_groups[0]["lr"] = rate
+        task.detach()
+        total = torch.zeros(task.num_envs, device=policies.weights[0].device)
+        for _ in range(cfg.horizon):
+            total = total + task.step(policies(task.observe()))
+        self.optimizer.zero_grad(set_to_none=True)
+        # The sum, so that what passes through a task's states is one environment's own gradient.
+        (-(total + task.terminal_value()).sum()).backward()
+        _scale_and_clip(policies, policies.num_policies / (cfg.horizon * task.num_envs), cfg)
+        self.optimizer.step()
+        self.updates_done += 1
+        return (total.detach() / cfg.horizon).view(-1, policies.num_policies).mean(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights, optimiser and progress (the task's own state is the caller's)."""
+        return {
+            "policies": {name: value.clone() for name, value in self.policies.state_dict().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "updates_done": self.updates_done,
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+        self.policies.load_state_dict(saved["policies"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.updates_done = saved["updates_done"]
 
 
 def train(
@@ -133,31 +210,23 @@ def train(
         cfg: Settings.
         on_update: Called with the update's number and the mean reward per step of each policy (num_policies,).
     """
-    optimizer = torch.optim.Adam(policies.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.99))
+    trainer = BpttTrainer(task, policies, cfg)
     for update in range(cfg.updates):
-        share = 0.5 * (1 + math.cos(math.pi * update / cfg.updates))
-        optimizer.param_groups[0]["lr"] = cfg.final_learning_rate + share * (
-            cfg.learning_rate - cfg.final_learning_rate
-        )
-        task.detach()
-        total = torch.zeros(task.num_envs, device=policies.weights[0].device)
-        for _ in range(cfg.horizon):
-            total = total + task.step(policies(task.observe()))
-        rewards = (total / cfg.horizon).view(policies.num_policies, -1).mean(1)
-        optimizer.zero_grad(set_to_none=True)
-        objective = rewards + (task.terminal_value() / cfg.horizon).view(policies.num_policies, -1).mean(1)
-        (-objective.sum()).backward()
-        _clip(policies, cfg.max_grad_norm)
-        optimizer.step()
+        rewards = trainer.update()
         if on_update is not None:
-            on_update(update, rewards.detach())
+            on_update(update, rewards)
 
 
 @torch.no_grad()
-def _clip(policies: PolicyStack, max_norm: float) -> None:
-    """Clip the gradient of each policy by its own norm; one with a gradient that is not finite is not moved."""
+def _scale_and_clip(policies: PolicyStack, scale: float, cfg: BpttCfg) -> None:
+    """Scale gradients, then clip each policy's by its own norm; one that is not finite does not move its policy."""
     grads = [p.grad for p in policies.parameters() if p.grad is not None]
-    norm = torch.stack([g.square().sum((1, 2)) for g in grads]).sum(0).sqrt()
-    scale = (max_norm / norm.clamp(min=1e-12)).clamp(max=1.0).view(-1, 1, 1)
     for grad in grads:
-        grad.mul_(scale).nan_to_num_(0.0, 0.0, 0.0)
+        grad.mul_(scale)
+    if cfg.shared:
+        for grad in grads:
+            grad.copy_(grad.nan_to_num(0.0, 0.0, 0.0).mean(0, keepdim=True).expand_as(grad))
+    norm = torch.stack([g.square().sum((1, 2)) for g in grads]).sum(0).sqrt()
+    share = (cfg.max_grad_norm / norm.clamp(min=1e-12)).clamp(max=1.0).view(-1, 1, 1)
+    for grad in grads:
+        grad.mul_(share).nan_to_num_(0.0, 0.0, 0.0)

@@ -88,9 +88,10 @@ def sample_vehicles(num: int, seed: int = 0) -> VehicleParams:
     """Sample RAPTOR's family of quadrotors (Eschmann et al. 2025), from the Crazyflie's shape.
 
     Thrust-to-weight 1.5..5, torque-to-inertia 40..1200 rad/s^2, mass 0.02..5 kg uniform in size (its cube root), size
-    deviating from the mass by 10 %, time constants 0.03..0.10 s up and 0.03..0.30 s down, torque constant 0.005..0.05 m.
-    The disturbance force is counted as rl-tools counts it: a multiple u of thrust-to-weight less one, u up to 0.3, times
-    thrust-to-weight times mass (not weight: there is no g in it) is three standard deviations of a component.
+    deviating from the mass by 10 %, time constants 0.03..0.10 s up and 0.03..0.30 s down, torque constant 0.005..0.05
+    m.
+    The disturbance force is counted as rl-tools counts it: three standard deviations of a component are u times
+    (thrust-to-weight less one) times thrust-to-weight times mass, u up to 0.3 (mass, not weight: there is no g in it).
 
     Args:
         num: Number of vehicles.

@@ -258,6 +258,10 @@ class QuadcopterPointCtrlEnv:
         """Take one fresh initial state per environment from the generator. Shape: (17, num_envs)."""
         return self._take_initial()[0]
 
+    def take_initial(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Take them with their forces and torques, (6, num_envs), or None where no vehicle is pushed."""
+        return self._take_initial()
+
     def seed(self, seed: int = -1) -> int:
         """Restart the generator; used by gymnasium-style callers."""
         self._generator.manual_seed(seed)

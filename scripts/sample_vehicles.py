@@ -1,0 +1,43 @@
+"""Sample quadrotors of RAPTOR's family to a folder of files in l2f's JSON form, and write the real ones beside it.
+
+    python scripts/sample_vehicles.py --num 64 --seed 0 --output vehicles
+
+``vehicles/`` then holds the sampled ones, ``vehicles_real/`` the registry (Crazyflie and others).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from foundation.errors import UserError
+from foundation.sim.vehicle_folder import write_registry, write_vehicles
+from foundation.sim.vehicles import sample_vehicles
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Sample and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num", type=int, required=True, help="number of vehicles")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same vehicles")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the vehicles")
+    args = parser.parse_args(argv)
+    if args.num < 1:
+        raise UserError(f"--num must be at least 1, it is {args.num}")
+    files = write_vehicles(args.output, sample_vehicles(args.num, args.seed))
+    real = args.output.resolve()
+    real = real.with_name(real.name + "_real")
+    names = [file.stem for file in write_registry(real)]
+    print(f"{len(files)} vehicles in {args.output}; {', '.join(names)} in {real.name}/ beside it")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

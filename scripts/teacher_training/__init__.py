@@ -1,0 +1,1 @@
+"""What ``scripts/train_teachers.py`` is made of."""

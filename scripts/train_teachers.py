@@ -1,0 +1,176 @@
+"""Train many teachers at once, each on its own vehicle, and write RSL-RL checkpoints with a manifest.
+
+    python scripts/train_teachers.py --vehicles vehicles --num_teachers 64 --output teachers
+
+By backpropagation through the built-in simulator: all teachers are one stack, trained in one process. They begin as one
+policy, go on each by its own gradient until ``--updates``, and those that miss ``--min_return`` or ``--max_terminated``
+are trained on by themselves for some rounds; what still misses the return is marked ``failed`` in the manifest.
+SIGINT and SIGTERM save; ``--resume`` goes on exactly there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from teacher_training.checkpoints import write_teachers
+from teacher_training.fleet import Fleet
+from teacher_training.job import JobCfg, TeacherJob
+
+from foundation.errors import UserError
+from foundation.files import atomic_torch_save, load_checkpoint
+from foundation.sim.vehicles import load_vehicles, vehicle_files
+
+STATE = "training_state.pt"
+SAVE_EVERY = 60.0
+"""Seconds between two savings."""
+COMPILE_FROM = 3_000_000
+"""Steps of all environments from which a compiled simulator is worth its half CPU minute."""
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    cfg = JobCfg()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vehicles", type=Path, required=True, help="folder of vehicles in l2f's JSON form")
+    parser.add_argument("--num_teachers", type=int, help="the first so many vehicles (default: all of the folder)")
+    parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and teachers.yaml")
+    parser.add_argument("--min_return", type=float, default=cfg.min_return, help="below it a teacher has failed")
+    parser.add_argument("--max_terminated", type=float, default=cfg.max_terminated, help="above it it is trained on")
+    parser.add_argument("--seed", type=int, default=cfg.seed)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--hidden_dims", type=int, nargs="+", default=cfg.hidden_dims)
+    parser.add_argument("--num_envs", type=int, default=cfg.num_envs, help="environments of each teacher")
+    parser.add_argument("--horizon", type=int, default=cfg.horizon)
+    parser.add_argument("--shared_updates", type=int, default=cfg.shared_updates, help="by the mean gradient of all")
+    parser.add_argument("--updates", type=int, default=cfg.updates, help="of each teacher by its own gradient")
+    parser.add_argument("--more_updates", type=int, default=cfg.more_updates, help="of a round for those that miss")
+    parser.add_argument("--max_rounds", type=int, default=cfg.max_rounds, help="such rounds at most")
+    parser.add_argument("--motor_noise", type=float, default=cfg.motor_noise, help="std on the motor speeds (2u - 1)")
+    parser.add_argument("--num_episodes", type=int, default=cfg.num_episodes, help="of each teacher's measurement")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: where it is worth it")
+    parser.add_argument("--resume", action="store_true", help="go on with the training that was saved in --output")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, reaches nothing")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.num_envs, args.horizon, args.shared_updates, args.updates = 4, 10, 2, 4
+        args.more_updates, args.max_rounds, args.num_episodes = 2, 1, 2
+    for name in ("num_envs", "horizon", "updates", "more_updates", "num_episodes"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} must be at least 1, it is {getattr(args, name)}")
+    if min(args.shared_updates, args.max_rounds) < 0:
+        raise UserError("--shared_updates and --max_rounds must not be negative")
+    return args
+
+
+def find_vehicles(args: argparse.Namespace) -> list[Path]:
+    """List the vehicles to train on, each of them checked."""
+    files = vehicle_files(args.vehicles)
+    number = len(files) if args.num_teachers is None else args.num_teachers
+    if not 1 <= number <= len(files):
+        raise UserError(f"--num_teachers {number}: {args.vehicles} has {len(files)} vehicles")
+    load_vehicles([str(file) for file in files[:number]])
+    return files[:number]
+
+
+def make_job(args: argparse.Namespace, files: list[Path]) -> TeacherJob:
+    """Begin a training, or go on with a saved one (whose settings then stand)."""
+    fleet = Fleet(files, args.device)
+    if args.resume:
+        saved = load_checkpoint(args.output / STATE)
+        if saved["cfg"]["num_teachers"] != len(files):
+            number = saved["cfg"]["num_teachers"]
+            raise UserError(f"--resume: the training that was saved has {number} teachers: use --num_teachers {number}")
+        return TeacherJob.restore(fleet, saved)
+    names = {name: value for name, value in vars(args).items() if name in JobCfg.__dataclass_fields__}
+    names["num_teachers"] = len(files)
+    steps = len(files) * args.num_envs * args.horizon * (args.updates + args.shared_updates)
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    wanted = steps >= COMPILE_FROM and compiler is not None if args.compile is None else args.compile
+    return TeacherJob(fleet, JobCfg(**names, compiled=wanted))
+
+
+class Stop:
+    """Set by SIGINT and SIGTERM."""
+
+    def __init__(self) -> None:
+        """Take the signals over."""
+        self.signal = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._set)
+
+    def _set(self, number: int, _: object) -> None:
+        self.signal = number
+
+
+def run(job: TeacherJob, output: Path, stop: Stop, console: Console) -> bool:
+    """Train until the end or a signal; say whether it was the end."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    saved_at, stage, bar = time.monotonic(), -1, None
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[reward]}"), console=console) as progress:
+        while not job.finished and not stop.signal:
+            if bar is None or job.stage != stage:
+                stage = job.stage
+                bar = progress.add_task(job.stage_name, total=job.trainer.cfg.updates, reward="")
+            rewards = job.update()
+            done = job.trainer.updates_done if job.stage == stage and not job.finished else None
+            mean = f"reward per step {rewards.mean().item():.2f}"
+            progress.update(bar, completed=progress.tasks[bar].total if done is None else done, reward=mean)
+            if time.monotonic() - saved_at > SAVE_EVERY:
+                atomic_torch_save(job.state_dict(), output / STATE)
+                saved_at = time.monotonic()
+    atomic_torch_save(job.state_dict(), output / STATE)
+    return job.finished
+
+
+def report(job: TeacherJob, manifest: Path, console: Console) -> None:
+    """Print what came of it."""
+    assert job.score is not None
+    returns, terminated = job.score.mean_return, job.score.terminated
+    failed, names = job.failed(), [file.stem for file in job.fleet.files]
+    console.print(
+        f"{len(returns)} teachers: return {returns.mean():.1f} (worst {returns.min():.1f}, median "
+        f"{returns.median():.1f}, best {returns.max():.1f}), terminated {100 * terminated.mean():.2f} %, error in the "
+        f"last second {100 * job.score.position_error.mean():.1f} cm"
+    )
+    console.print(f"{job.cpu_seconds:.0f} CPU s, {job.cpu_seconds / len(returns):.2f} a teacher; {manifest}")
+    if failed:
+        listed = ", ".join(f"{names[i]} ({returns[i]:.0f})" for i in failed)
+        console.print(f"{len(failed)} failed (return below {job.cfg.min_return:g}): {listed}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, measure, write."""
+    args = parse(argv)
+    torch.set_num_threads(1)
+    console = Console(highlight=False, soft_wrap=True)
+    files = find_vehicles(args)
+    job = make_job(args, files)
+    args.output.mkdir(parents=True, exist_ok=True)
+    stop = Stop()
+    if not run(job, args.output, stop, console):
+        console.print(f"stopped; {args.output / STATE} is saved: go on with --resume")
+        return 128 + stop.signal
+    assert job.score is not None
+    report(job, write_teachers(args.output, files, job.policies, job.score, job.failed()), console)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
