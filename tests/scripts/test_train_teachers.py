@@ -1,0 +1,171 @@
+"""``scripts/sample_vehicles.py`` and ``scripts/train_teachers.py``."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from foundation.sim.vehicle_folder import write_vehicles
+from foundation.sim.vehicles import sample_vehicles
+from foundation.teachers import TeacherPolicyWrapper
+from foundation.teachers.manifest import find_teachers
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from teacher_training.fleet import Fleet, remove_offset, resting_offset  # noqa: E402
+from teacher_training.job import JobCfg, TeacherJob  # noqa: E402
+
+TINY = {"num_envs": 2, "horizon": 5, "shared_updates": 2, "updates": 3, "more_updates": 2, "num_episodes": 2}
+
+
+def _run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture
+def fleet(tmp_path) -> Fleet:
+    return Fleet(write_vehicles(tmp_path / "vehicles", sample_vehicles(3, seed=2)))
+
+
+def _finish(job: TeacherJob) -> TeacherJob:
+    while not job.finished:
+        job.update()
+    return job
+
+
+def test_the_two_commands_give_teachers_that_load(tmp_path):
+    """Sampled and trained (tiny sizes), each teacher of the manifest loads and has its own vehicle and weights."""
+    vehicles, output = tmp_path / "vehicles", tmp_path / "teachers"
+    sampled = _run("sample_vehicles.py", "--num", 3, "--seed", 2, "--output", vehicles)
+    assert sampled.returncode == 0, sampled.stderr
+    assert (tmp_path / "vehicles_real" / "crazyflie.json").is_file()
+    trained = _run("train_teachers.py", "--vehicles", vehicles, "--num_teachers", 2, "--output", output, "--quick")
+    assert trained.returncode == 0, trained.stderr
+    entries = find_teachers(str(output / "teachers.yaml"))
+    assert [entry.name for entry in entries] == ["quad_0000", "quad_0001"]
+    assert [entry.vehicle.resolve() for entry in entries] == sorted(vehicles.resolve().glob("*.json"))[:2]
+    assert {entry.status for entry in entries} == {"failed"}
+    assert "quad_0001" in trained.stdout
+    teachers = [TeacherPolicyWrapper(str(entry.checkpoint)) for entry in entries]
+    assert [(t.num_obs, t.num_actions, list(t.hidden_dims)) for t in teachers] == [(26, 4, [64, 64])] * 2
+    obs = torch.randn(5, 26, generator=torch.Generator().manual_seed(0))
+    assert not torch.allclose(teachers[0].act(obs), teachers[1].act(obs))
+    agent = yaml.safe_load((output / "params" / "agent.yaml").read_text())
+    assert agent["actor"]["hidden_dims"] == [64, 64]
+
+
+def test_a_checkpoint_is_the_trained_policy(tmp_path, fleet):
+    """What is written acts as the stack does on every third row."""
+    from teacher_training.checkpoints import write_teachers
+
+    job = _finish(TeacherJob(fleet, JobCfg(num_teachers=3, max_rounds=0, **TINY)))
+    assert job.score is not None
+    manifest = write_teachers(tmp_path / "out", fleet.files, job.policies, job.score, job.failed())
+    obs = torch.randn(6, 26, generator=torch.Generator().manual_seed(0))
+    expected = job.policies(obs).detach()
+    for k, entry in enumerate(find_teachers(str(manifest))):
+        torch.testing.assert_close(TeacherPolicyWrapper(str(entry.checkpoint)).act(obs[k::3]), expected[k::3])
+
+
+@pytest.mark.parametrize("stop_after", [1, 6])
+def test_a_resumed_training_ends_where_an_uninterrupted_one_does(fleet, stop_after):
+    """Saved in any stage and restored, it ends with the same bits."""
+    cfg = JobCfg(num_teachers=2, max_rounds=1, **TINY)
+    whole = _finish(TeacherJob(fleet, cfg))
+    job = TeacherJob(fleet, cfg)
+    for _ in range(stop_after):
+        job.update()
+    resumed = _finish(TeacherJob.restore(fleet, job.state_dict()))
+    assert whole.score is not None
+    assert resumed.score is not None
+    assert torch.equal(whole.score.mean_return, resumed.score.mean_return)
+    for ours, theirs in zip(whole.policies.parameters(), resumed.policies.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_rounds_train_only_those_that_miss_and_never_for_worse(fleet):
+    """With one vehicle satisfied, the others' weights alone may change, and no return falls."""
+    job = TeacherJob(fleet, JobCfg(num_teachers=3, max_rounds=1, min_return=-1e9, max_terminated=1.0, **TINY))
+    while job.stage < 1 or job.trainer.updates_done != 2:
+        job.update()
+    job.cfg.min_return = 1e9
+    job._unsatisfied = lambda: [0, 2]  # type: ignore[method-assign]
+    while job.stage < 2:
+        job.update()
+    assert job.score is not None
+    before, returns = job.policies.weights[0].detach().clone(), job.score.mean_return.clone()
+    assert job.members == [0, 2]
+    _finish(job)
+    assert torch.equal(job.policies.weights[0][1], before[1])
+    assert (job.score.mean_return >= returns).all()
+
+
+def test_a_known_offset_is_removed(fleet):
+    """A first layer that sees the position shifted by 7 cm is shifted back by what the flights show of it."""
+    import teacher_training.fleet as module
+
+    job = TeacherJob(fleet, JobCfg(num_teachers=3, **TINY))
+    before = job.policies.biases[0].detach().clone()
+    original = module.resting_offset
+    module.resting_offset = lambda *_: torch.tensor([[0.07, 0.0, 0.0]] * 3)
+    try:
+        remove_offset(fleet, job.policies, 2, 0, rounds=1)
+    finally:
+        module.resting_offset = original
+    obs = torch.zeros(3, 26)
+    hidden = (obs.view(3, 1, 26) @ job.policies.weights[0] + job.policies.biases[0]).detach()
+    obs[:, 0] = 0.07
+    assert torch.allclose(hidden, (obs.view(3, 1, 26) @ job.policies.weights[0] + before).detach())
+    assert resting_offset(fleet, job.policies, 2, 0).shape == (3, 3)
+
+
+def test_sigterm_saves_and_resume_ends(tmp_path, fleet):
+    """Killed gently in the middle it says so, leaves its state and no manifest; resumed it writes the manifest."""
+    output = tmp_path / "out"
+    sizes = ["--num_envs", 2, "--horizon", 5, "--updates", 60, "--max_rounds", 0, "--num_episodes", 2, "--no-compile"]
+    arguments = ["--vehicles", fleet.files[0].parent, "--output", output, *sizes]
+    command = [sys.executable, str(SCRIPTS / "train_teachers.py"), *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    while not output.is_dir():
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "--resume" in text
+    assert not (output / "teachers.yaml").exists()
+    resumed = _run("train_teachers.py", *arguments, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert len(find_teachers(str(output))) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--num_teachers", 9], "has 3 vehicles"),
+        (["--num_envs", 0], "--num_envs"),
+        (["--resume"], "training_state.pt"),
+        (["negative mass"], "'dynamics.mass' must be positive"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, fleet, change, words):
+    """Each wrong input ends with status 2 and one line that says what is wrong."""
+    if change == ["negative mass"]:
+        data = json.loads(fleet.files[1].read_text())
+        data["dynamics"]["mass"] = -0.1
+        fleet.files[1].write_text(json.dumps(data))
+        change = []
+    done = _run("train_teachers.py", "--vehicles", fleet.files[0].parent, "--output", tmp_path / "out", *change)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
