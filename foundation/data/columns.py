@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
+
+from foundation.networks.output import PolicyOutput
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TARGET_FIELDS = ("mean", "std", "value", "logits", "features")
@@ -27,3 +31,10 @@ def lay_out_columns(num_obs: int, targets: dict[str, int]) -> dict[str, slice]:
 def dtype_name(dtype: torch.dtype) -> str:
     """Return the name that ``dataset.dtype`` gives a storage type."""
     return next(name for name, known in DTYPES.items() if known == dtype)
+
+
+def name_targets(columns: Mapping[str, slice], parts: Sequence[torch.Tensor]) -> PolicyOutput:
+    """Name the parts of a row that come after the observation."""
+    if len(parts) == 1:
+        return PolicyOutput(parts[0])
+    return PolicyOutput(**dict(zip(list(columns)[1:], parts, strict=True)))

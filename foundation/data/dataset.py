@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 
-from foundation.data.columns import DTYPES, TARGET_FIELDS, lay_out_columns
+from foundation.data.columns import DTYPES, TARGET_FIELDS, lay_out_columns, name_targets
 from foundation.data.memory import check_memory, empty_pinned
 from foundation.data.minibatch import Minibatch
 from foundation.data.prefetch import deliver
@@ -247,7 +247,7 @@ class DistillationDataset:
             weight = [None] * len(index) if weights is None else weights.index_select(0, flat).view_as(index).unbind()
             fields = zip(*(part.unbind() for part in rows.split(self._sizes, dim=-1)), strict=True)
             for (obs, *targets), own in zip(fields, weight, strict=True):
-                yield Minibatch(obs, self._targets(targets), own)
+                yield Minibatch(obs, name_targets(self.columns, targets), own)
 
     def sequence_minibatches(self, batch_size: int, num_batches: int, shuffle: bool = True) -> Iterator[Minibatch]:
         """Draw windows of ``window_steps`` consecutive steps of one environment.
@@ -279,7 +279,7 @@ class DistillationDataset:
             state = None
             if self.states is not None:
                 state = self.states.view(-1, self.states.shape[-1]).index_select(0, window)
-            yield Minibatch(obs, self._targets(targets), weights, resets, state)
+            yield Minibatch(obs, name_targets(self.columns, targets), weights, resets, state)
 
     def _draw(self, per_env: int, batch_size: int, num_batches: int, shuffle: bool) -> torch.Tensor:
         """Draw items, of which each environment has ``per_env`` in a chunk, numbered by chunk, time and environment.
@@ -301,12 +301,6 @@ class DistillationDataset:
             self._cursor = (self._cursor + total) % num_items
         index = index if active is None else active.items(index)
         return index.view(num_batches, batch_size)
-
-    def _targets(self, parts: Sequence[torch.Tensor]) -> PolicyOutput:
-        """Name the parts of a row that come after the observation."""
-        if len(parts) == 1:
-            return PolicyOutput(parts[0])
-        return PolicyOutput(**dict(zip(list(self.columns)[1:], parts, strict=True)))
 
     # -- saving -------------------------------------------------------------------------------------------------
 
