@@ -55,6 +55,8 @@ def show(teacher: TeacherPolicyWrapper, as_json: bool = False) -> None:
     from rich.table import Table
 
     table = Table(title=teacher.architecture_line(), show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # a long path is shown whole
     for name, value in described.items():
         table.add_row(name.replace("_", " "), "-" if value is None else str(value))
     Console().print(table)

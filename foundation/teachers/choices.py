@@ -19,9 +19,10 @@ _STD_RANGE = (1e-6, float("inf"))
 
 def choose_activation(source: Source, role: str) -> tuple[str, str]:
     """Return the activation of a network, and where that is known from."""
-    if source.overrides.activation is not None:
-        return source.overrides.activation.lower(), "override"
     given = source.agent.option(role, "activation")
+    if source.overrides.activation is not None:
+        said = role == "critic" and given == source.agent.option("actor", "activation")
+        return override_activation(source, None if said else given, str(source.agent.path))
     if isinstance(given, str):
         name = given.rsplit(".", 1)[-1].lower()
         if name in activation_names():
@@ -36,6 +37,17 @@ def choose_activation(source: Source, role: str) -> tuple[str, str]:
         source.path,
     )
     return "elu", "default (not known)"
+
+
+def override_activation(source: Source, stated: Any, stated_by: str) -> tuple[str, str]:
+    """Return the activation that the user gives, with a warning where it is not the stated one."""
+    assert source.overrides.activation is not None
+    given = source.overrides.activation.lower()
+    if stated is not None and str(stated).rsplit(".", 1)[-1].lower() != given:
+        logger.warning(
+            "'%s': taking the activation '%s' as given; '%s' says '%s'.", source.path, given, stated_by, stated
+        )
+    return given, "override"
 
 
 def choose_distribution(

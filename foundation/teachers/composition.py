@@ -11,6 +11,7 @@ from foundation.errors import UserError, suggest
 from foundation.networks.distribution import Gaussian
 from foundation.networks.mlp import activation_names, resolve_activation
 from foundation.teachers.actor_critic import ActorCriticNetwork
+from foundation.teachers.choices import override_activation
 from foundation.teachers.loading import LoadedPolicy, Source, Tensors, linear_layers, logger
 from foundation.teachers.outputs import ShapedActions
 
@@ -25,7 +26,7 @@ def pick_activation(source: Source, stated: Any, stated_by: str, known: bool = T
         known: Whether a policy that states nothing is to be warned about.
     """
     if source.overrides.activation is not None:
-        return source.overrides.activation.lower(), "override"
+        return override_activation(source, stated, str(source.path) if stated_by == "checkpoint" else stated_by)
     if stated is not None:
         name = str(stated).rsplit(".", 1)[-1].lower()
         name = "identity" if name in ("none", "linear") else name

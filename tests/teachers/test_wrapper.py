@@ -172,6 +172,14 @@ def test_a_config_of_another_network_is_noticed(stateless, caplog):
     assert "[128, 64]" in caplog.text and "[256, 256, 256]" in caplog.text
 
 
+def test_a_given_activation_that_the_config_contradicts_is_noticed(stateless, caplog):
+    """An activation that the user gives is taken; a warning names both where the config says another, only there."""
+    assert TeacherPolicyWrapper(stateless, activation="relu").describe()["activation"] == "relu"
+    assert not caplog.records
+    assert TeacherPolicyWrapper(stateless, activation="tanh").describe()["activation"] == "tanh"
+    assert caplog.text.count("'tanh' as given") == 1 and "says 'relu'" in caplog.text
+
+
 def run(*args):
     """Run teacher_info.py as a user does."""
     return subprocess.run([sys.executable, str(COMMAND), *map(str, args)], capture_output=True, text=True, check=False)
@@ -181,6 +189,8 @@ def test_command(stateless, tmp_path):
     """The command prints what was understood; bad input is one line on stderr and exit code 2."""
     shown = run(stateless)
     assert shown.returncode == 0 and "hidden=[256, 256, 256]" in shown.stdout and "relu" in shown.stdout
+    unwrapped = "".join(line.strip("│ ").rpartition("│")[2].strip() for line in shown.stdout.splitlines())
+    assert str(stateless) in unwrapped  # a path longer than a line is folded, not cut
     described = json.loads(run(stateless, "--json").stdout)
     assert described["num_obs"] == 26 and described["obs_groups"] == ["near", "far"]
     (tmp_path / "empty.pt").touch()
