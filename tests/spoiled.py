@@ -21,13 +21,18 @@ def spoil(what: str, call: int) -> None:
     from foundation.teachers import TeacherPolicyWrapper
 
     _moment[what] = call
-    step = TeacherPolicyWrapper.step
+    step, sequence = TeacherPolicyWrapper.step, TeacherPolicyWrapper.sequence
 
     def spoiled_step(self: Any, obs: torch.Tensor, state: Any = None) -> Any:
         output, state = step(self, obs, state)
         return output._replace(mean=_spoil("teacher", output.mean)) if len(obs) == NUM_ENVS else output, state
 
+    def spoiled_sequence(self: Any, obs: torch.Tensor, state: Any = None, resets: Any = None) -> Any:
+        output, state = sequence(self, obs, state, resets)
+        return output._replace(mean=_spoil("teacher", output.mean)) if obs.shape[1] == NUM_ENVS else output, state
+
     TeacherPolicyWrapper.step = spoiled_step  # type: ignore[method-assign]
+    TeacherPolicyWrapper.sequence = spoiled_sequence  # type: ignore[method-assign]
 
 
 def _due(what: str) -> bool:

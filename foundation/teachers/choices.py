@@ -31,11 +31,12 @@ def choose_activation(source: Source, role: str) -> tuple[str, str]:
             f"'{source.agent.path}' names the activation '{given}'. {suggest(name, activation_names())} "
             "Give the right one by the override 'activation'."
         )
-    logger.warning(
-        "'%s': the activation is not in the weights and no params/agent.yaml beside it names one; taking 'elu'. "
-        "If the teacher acts badly, give its activation.",
-        source.path,
-    )
+    if role != "critic":
+        logger.warning(
+            "'%s': the activation is not in the weights and no params/agent.yaml beside it names one; taking 'elu'. "
+            "If the teacher acts badly, give its activation (--teacher_activation).",
+            source.path,
+        )
     return "elu", "default (not known)"
 
 

@@ -206,6 +206,10 @@ def broken_sets(folder: Path) -> dict[str, tuple[list, str]]:
             [single, "--num_active_teachers", "1", "--teacher_selection", "best"],
             "want several teachers",
         ),
+        "more active than there are": (
+            [plain, "--num_active_teachers", "3", "--teacher_selection", "best"],
+            "there are 2 teachers",
+        ),
         "unknown dropped": ([plain, "distill.teacher.dropped=[quad_0007]"], "there is no teacher 'quad_0007'"),
         "expert out of range": (
             [plain, "distill.teacher.expert=many_teachers:ninth"],
