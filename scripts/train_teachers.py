@@ -36,8 +36,8 @@ from foundation.sim.vehicles import load_vehicles, vehicle_files
 STATE = "training_state.pt"
 SAVE_EVERY = 60.0
 """Seconds between two savings."""
-COMPILE_FROM = 3_000_000
-"""Steps of all environments from which a compiled simulator is worth its half CPU minute."""
+NEVER = 2**62
+"""Steps from which to compile, where that is not to be."""
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -47,6 +47,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vehicles", type=Path, required=True, help="folder of vehicles in l2f's JSON form")
     parser.add_argument("--num_teachers", type=int, help="the first so many vehicles (default: all of the folder)")
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and teachers.yaml")
+    parser.add_argument("--method", choices=["bptt", "ppo"], default=cfg.method, help="default: %(default)s")
     parser.add_argument("--min_return", type=float, default=cfg.min_return, help="below it a teacher has failed")
     parser.add_argument("--max_terminated", type=float, default=cfg.max_terminated, help="above it it is trained on")
     parser.add_argument("--seed", type=int, default=cfg.seed)
@@ -95,11 +96,13 @@ def make_job(args: argparse.Namespace, files: list[Path]) -> TeacherJob:
             raise UserError(f"--resume: the training that was saved has {number} teachers: use --num_teachers {number}")
         return TeacherJob.restore(fleet, saved)
     names = {name: value for name, value in vars(args).items() if name in JobCfg.__dataclass_fields__}
-    names["num_teachers"] = len(files)
-    steps = len(files) * args.num_envs * args.horizon * (args.updates + args.shared_updates)
+    cfg = JobCfg(**{**names, "num_teachers": len(files)})
+    if cfg.method == "ppo" and not args.quick:
+        cfg.for_ppo()
     compiler = shutil.which("g++") or shutil.which("clang++")
-    wanted = steps >= COMPILE_FROM and compiler is not None if args.compile is None else args.compile
-    return TeacherJob(fleet, JobCfg(**names, compiled=wanted))
+    if args.compile is not None or compiler is None:
+        cfg.compile_from = 0 if args.compile else NEVER
+    return TeacherJob(fleet, cfg)
 
 
 class Stop:

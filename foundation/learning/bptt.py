@@ -7,6 +7,7 @@ teacher or a hundred (each for its own vehicle) are trained by the same loop. En
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -185,7 +186,7 @@ class BpttTrainer:
         """Return weights, optimiser and progress (the task's own state is the caller's)."""
         return {
             "policies": {name: value.clone() for name, value in self.policies.state_dict().items()},
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "updates_done": self.updates_done,
         }
 

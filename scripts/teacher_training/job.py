@@ -10,7 +10,9 @@ import torch
 
 from foundation.errors import UserError
 from foundation.learning.bptt import BpttCfg, BpttTrainer, PolicyStack
+from foundation.learning.stacked_ppo import StackedPpo, StackedPpoCfg
 from foundation.tasks.point_ctrl.fleet_rollout import FleetRollout, FleetRolloutCfg
+from foundation.tasks.point_ctrl.torch_env import QuadcopterPointCtrlEnv
 from teacher_training.fleet import Fleet, Score, initial_policies, measure, remove_offset
 
 MEASURE_SEED, OFFSET_SEED = 100_000, 200_000
@@ -48,8 +50,17 @@ class JobCfg:
     """Noise on the observed motor speeds in the training."""
     num_episodes: int = 64
     """Episodes of each teacher's measurement."""
-    compiled: bool = False
-    """Compile the simulator's step."""
+    compile_from: int = 6_000_000
+    """Steps of all environments from which a stage's simulator is compiled, which takes half a CPU minute."""
+    method: str = "bptt"
+    """``bptt`` (gradients through the simulator) or ``ppo``."""
+
+    def for_ppo(self) -> None:
+        """Take the sizes that PPO wants, where they are still those of ``bptt``."""
+        sizes = {"num_envs": 256, "shared_updates": 0, "updates": 250, "more_updates": 100, "more_envs": 1}
+        for name, value in sizes.items():
+            if getattr(self, name) == JobCfg.__dataclass_fields__[name].default:
+                setattr(self, name, value)
 
 
 class TeacherJob:
@@ -65,6 +76,8 @@ class TeacherJob:
         self.score: Score | None = None
         self.cpu_seconds = 0.0
         env = fleet.make_env(1, cfg.seed, self.members)
+        self.task: FleetRollout | QuadcopterPointCtrlEnv
+        self.trainer: BpttTrainer | StackedPpo
         self.policies = initial_policies(env, cfg.num_teachers, cfg.hidden_dims, cfg.seed)
         self._begin_stage()
 
@@ -80,11 +93,6 @@ class TeacherJob:
             return ("shared start", f"{len(self.members)} teachers")[self.stage]
         return f"round {self.stage - 1}: {len(self.members)} teachers"
 
-    @property
-    def rollout_cfg(self) -> FleetRolloutCfg:
-        """Settings of the rollout."""
-        return FleetRolloutCfg(motor_noise=self.cfg.motor_noise)
-
     def _begin_stage(self) -> None:
         """Build trainer and rollout of a stage; without members or rounds left there is none."""
         cfg = self.cfg
@@ -94,13 +102,21 @@ class TeacherJob:
             return
         more = self.stage >= 2
         updates = (cfg.shared_updates, cfg.updates, cfg.more_updates)[min(self.stage, 2)]
-        rate = 1e-3 if more else 2e-3
-        bptt = BpttCfg(cfg.hidden_dims, cfg.horizon, updates, rate, shared=self.stage == 0)
         policies = self.policies.select(self.members)
         envs = cfg.num_envs * (cfg.more_envs if more else 1)
         seed = cfg.seed + 1000 * self.stage
         env = self.fleet.make_env(envs, seed, self.members)
-        self.task = FleetRollout(env, self.rollout_cfg, cfg.compiled, seed)
+        if cfg.method == "ppo":
+            self.task, self.trainer = env, StackedPpo(env, policies, StackedPpoCfg(updates=updates, seed=seed))
+            return
+        # The shared start is of the size of what follows it, and uses the same compiled step.
+        steps = env.num_envs * cfg.horizon * (updates if more else cfg.shared_updates + cfg.updates)
+        compiled = steps >= cfg.compile_from
+        if compiled and more:
+            torch._dynamo.reset()  # a step of another size: else the compiler counts sizes, and at eight gives up
+        self.task = FleetRollout(env, FleetRolloutCfg(motor_noise=cfg.motor_noise), compiled, seed)
+        rate = 1e-3 if more else 2e-3
+        bptt = BpttCfg(cfg.hidden_dims, cfg.horizon, updates, rate, shared=self.stage == 0)
         self.trainer = BpttTrainer(self.task, policies, bptt)
 
     def update(self) -> torch.Tensor:

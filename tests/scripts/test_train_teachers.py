@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,3 +170,33 @@ def test_bad_input_is_one_line(tmp_path, fleet, change, words):
     assert done.returncode == 2
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_ppo_trains_and_resumes_exactly(fleet):
+    """By PPO the weights change, and a training that was saved in the middle ends with the same bits."""
+    cfg = JobCfg(num_teachers=2, max_rounds=0, method="ppo", **{**TINY, "num_envs": 8, "shared_updates": 0})
+    job = TeacherJob(fleet, cfg)
+    before = job.policies.weights[0].detach().clone()
+    job.update()
+    saved = job.state_dict()
+    _finish(job)
+    resumed = _finish(TeacherJob.restore(fleet, saved))
+    assert (job.policies.weights[0] - before).abs().amax((1, 2)).min() > 0
+    for ours, theirs in zip(job.policies.parameters(), resumed.policies.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+if shutil.which("g++"):  # only a compiler can compile
+
+    @pytest.mark.slow
+    def test_compiled_stages_of_other_sizes(fleet):
+        """Compiled stages of three sizes, more than the compiler forgives for one function, run to the end."""
+        torch._dynamo.config.recompile_limit = 1
+        try:
+            cfg = JobCfg(num_teachers=3, max_rounds=2, min_return=1e9, compile_from=0, **TINY)
+            job = TeacherJob(fleet, cfg)
+            left = iter([[0, 1, 2], [0, 2], []])
+            job._unsatisfied = lambda: next(left)  # type: ignore[method-assign]
+            assert _finish(job).stage == 4
+        finally:
+            torch._dynamo.config.recompile_limit = 8

@@ -105,11 +105,14 @@ class FleetRollout:
     def _take_initial(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw states (17, num_envs) and forces (6, num_envs)."""
         state, forces = self.env.take_initial()
-        return state, torch.zeros_like(state[:6]) if forces is None else forces
+        # Contiguous, as the states after them are: a compiled step is made for one layout.
+        state = state.contiguous()
+        return state, torch.zeros_like(state[:6]) if forces is None else forces.contiguous()
 
     def detach(self) -> None:
         """Cut the graph between the past and the future."""
-        self._state, self._action = self._state.detach(), self._action.detach()
+        # They want a gradient, though nobody reads it, so that a compiled step is the same one at every step.
+        self._state, self._action = self._state.detach().requires_grad_(), self._action.detach().requires_grad_()
 
     def observe(self) -> torch.Tensor:
         """Build the ``policy`` observation, with noise on the motor speeds. Shape: (num_envs, 26)."""
