@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from foundation.sim.rotation import contract, normalize, rotation_rows
+from foundation.sim.rotation import contract, normalize, rotation_form, rotation_rows
 
 
 def test_rotation_matrix_turns_vectors_as_the_quaternion_product_does():
@@ -44,3 +44,13 @@ def test_normalize(scale):
     """A scaled quaternion comes back with unit length and its direction."""
     q = torch.tensor([[0.5], [0.5], [-0.5], [0.5]]) * scale
     torch.testing.assert_close(normalize(q), torch.tensor([[0.5], [0.5], [-0.5], [0.5]]))
+
+
+def test_constants_made_under_inference_mode_can_be_differentiated_through():
+    """RSL-RL steps environments in inference mode; what is kept from then serves a gradient later."""
+    rotation_form.cache_clear()
+    with torch.inference_mode():
+        matrix, offset = rotation_form((0, 4, 8), torch.float64, torch.device("cpu"))
+    products = torch.rand(16, 2, dtype=torch.float64, requires_grad=True)
+    (matrix @ products + offset).sum().backward()
+    assert products.grad is not None and products.grad.abs().sum() > 0
