@@ -24,7 +24,7 @@ class Meter:
     def wrap(self, owner: Any, attribute: str, name: str) -> None:
         """Time every call of a method of this one object."""
         function = getattr(owner, attribute)
-        self.spent[name] = 0.0
+        self.spent.setdefault(name, 0.0)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             begin = self.now()
@@ -57,6 +57,7 @@ def shares(teacher: Path, device: str, values: dict[str, Any], epochs: int) -> d
     meter = Meter(device)
     meter.wrap(env, "step", "environment")
     meter.wrap(runner.collector.teacher, "output", "teacher")
+    meter.wrap(runner.collector.teacher, "outputs", "teacher")  # labels of many steps at once
     meter.wrap(runner.collector.student, "output", "student")
     meter.wrap(runner.dataset, "write", "storing")
     meter.wrap(runner.collector, "collect", "collection")
