@@ -221,8 +221,10 @@ class Collector:
     def _check_finite(self, slot: int, reward_sum: torch.Tensor) -> None:
         """Stop on NaN or infinity before the chunk counts (one host sync per chunk)."""
         rows = self.dataset.rows[slot]
+        if bool(torch.isfinite(rows.sum() + reward_sum.sum())):  # NaN and infinity survive a sum: one pass suffices
+            return
         finite = torch.isfinite(rows)
-        if bool(finite.all() & torch.isfinite(reward_sum).all()):
+        if bool(finite.all() & torch.isfinite(reward_sum).all()):  # finite numbers, too large to be summed
             return
         # NaN spreads from teacher to environment and back: what was spoiled at the first bad step began it.
         steps = (~finite).any(dim=-1).any(dim=-1).nonzero()

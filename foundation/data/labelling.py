@@ -10,8 +10,10 @@ from foundation.data.actors import PolicyActor
 from foundation.data.dataset import DistillationDataset
 from foundation.networks.output import PolicyOutput
 
-BLOCK_ROWS = 16_384
+BLOCK_ROWS = 4096
 """Rows that are labelled at once, about: enough for the products to be fast, few enough for the cache."""
+WORTH_ROWS = 256
+"""Environments per teacher from which on a CPU's products are fast enough step by step."""
 
 
 class LateLabels:
@@ -37,8 +39,9 @@ class LateLabels:
 
     @property
     def possible(self) -> bool:
-        """Whether this teacher takes many steps at once."""
-        return hasattr(self.teacher.policy, "sequence")
+        """Whether this teacher takes many steps at once, and that is worth a second trip through the cache."""
+        few = self.dataset.num_envs < WORTH_ROWS * self.dataset.num_teachers
+        return hasattr(self.teacher.policy, "sequence") and (few or self.dataset.compute_device.type != "cpu")
 
     def begin(self) -> None:
         """A chunk begins."""

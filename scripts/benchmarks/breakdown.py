@@ -13,6 +13,9 @@ import torch
 from benchmarks import ours
 from benchmarks.common import STUDENT_GROUP, TEACHER_GROUP, Clock
 
+LEARNED_EPOCHS = 4
+"""Epochs after which the student flies whole episodes."""
+
 
 class Meter:
     """Adds up the CPU seconds (wall on a GPU) spent inside wrapped calls."""
@@ -78,8 +81,27 @@ def shares(teacher: Path, device: str, values: dict[str, Any], epochs: int) -> d
     }
 
 
+def first_touch(dataset: Any, clock: Meter) -> float:
+    """Write to all of a new dataset's memory twice, as step-sized rows, and return how much longer the first took.
+
+    Returns:
+        Milliseconds per batched env step, once in the life of that memory.
+    """
+    spent = []
+    for _ in range(2):
+        begin = clock.now()
+        for chunk in dataset.rows:
+            for row in chunk:
+                row.zero_()
+        spent.append(clock.now() - begin)
+    return (spent[0] - spent[1]) / (dataset.max_chunks * dataset.chunk_steps) * 1e3
+
+
 def overhead(teacher: Path, device: str, num_envs: int, steps: int, rounds: int) -> dict[str, Any]:
     """Compare collection with a loop that does nothing but step the environment and run the networks.
+
+    The dataset's memory has been written to before, and the student has learned for some epochs, so that episodes are
+    as long as in most of a run. What the first write to fresh memory costs more, once, is told apart.
 
     Args:
         teacher: The teacher's checkpoint.
@@ -95,6 +117,9 @@ def overhead(teacher: Path, device: str, num_envs: int, steps: int, rounds: int)
     runner, env = ours.build(values, teacher, device, seed=0)
     collector, clock = runner.collector, Meter(device)
     policy, teacher_policy = runner.learner.policy, runner.teacher
+    touch = first_touch(runner.dataset, clock)
+    for epoch in range(LEARNED_EPOCHS):
+        runner.run_epoch(epoch)
 
     def bare(with_student: bool) -> None:
         obs = env.get_observations()
@@ -110,7 +135,7 @@ def overhead(teacher: Path, device: str, num_envs: int, steps: int, rounds: int)
         function()
         return (clock.now() - begin) / (env.env_steps - before) * num_envs * 1e3
 
-    out: dict[str, Any] = {"num_envs": num_envs, "unit": "ms per batched env step"}
+    out: dict[str, Any] = {"num_envs": num_envs, "unit": "ms per batched env step", "first touch": touch}
     with torch.no_grad():
         for phase, beta in (("teacher acts", 1.0), ("student acts", 0.0)):
             prepare = lambda beta=beta: collector.collect(0, beta)  # noqa: E731

@@ -65,6 +65,7 @@ def breakdown_tables(result: dict[str, Any]) -> list[Table]:
     for phase, row in result["overhead"].items():
         if isinstance(row, dict):
             second.add_row(phase, *(f"{row[key]:.3f}" for key in ("bare loop", "collection", "overhead")))
+    second.add_row("first write to fresh memory, once", "", "", f"{result['overhead']['first touch']:.3f}")
     return [first, second]
 
 
