@@ -36,7 +36,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sweep_seeds", type=int, default=2, help="runs of each sweep setting (default: %(default)s)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     parser.add_argument("--raptor", action="store_true", help="many teachers alone: the same as --parts raptor")
-    parser.add_argument("--episodes", type=int, default=256, help="episodes in a snapshot's evaluation")
+    parser.add_argument("--episodes", type=int, default=512, help="episodes in a snapshot's evaluation")
     parser.add_argument("--teacher", type=Path, default=None, help="RSL-RL checkpoint (default: the shipped one)")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmark"), help="files to write, without suffix")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")

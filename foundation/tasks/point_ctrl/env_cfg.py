@@ -55,7 +55,9 @@ class TerminationsCfg:
     position_arms: float = 20.0
     """The same in arm lengths, used instead when ``vehicles`` is given."""
     velocity: float = 2.0
-    """[m/s]."""
+    """[m/s] (without a vehicle set)."""
+    velocity_vehicles: float = 10.0
+    """[m/s], used instead when ``vehicles`` is given: large ones begin metres away. rl-tools' limit for RAPTOR's family."""
     body_rate: float = 35.0
     """[rad/s]."""
 
@@ -159,6 +161,7 @@ def check_cfg(cfg: Any) -> None:
         "env.terminations.position": cfg.terminations.position,
         "env.terminations.position_arms": cfg.terminations.position_arms,
         "env.terminations.velocity": cfg.terminations.velocity,
+        "env.terminations.velocity_vehicles": cfg.terminations.velocity_vehicles,
         "env.terminations.body_rate": cfg.terminations.body_rate,
     }
     for name, value in positive.items():

@@ -40,9 +40,11 @@ class FleetRolloutCfg:
     tail: float = 30.0
     """Weight of the guess at what follows the horizon, in steps."""
     look_ahead: float = 0.3
-    """The guess: where the present velocity leads within this time [s], or in what the way takes at cruise speed."""
+    """The guess: where the present velocity leads within this time [s], or from afar in what the way takes."""
     cruise_speed: float = 0.7
     """Speed at which to fly from afar, as a share of the velocity limit."""
+    acceleration: float = 5.0
+    """What a vehicle may be thought to accelerate and brake with from afar [m/s^2]."""
     gradient_decay: float = 0.98
     """What of a gradient passes from one step to the one before it."""
     max_gradient: float = 5000.0
@@ -156,12 +158,14 @@ class FleetRollout:
     def terminal_value(self) -> torch.Tensor:
         """Guess the reward of the steps beyond the horizon: the distance that the present motion leads to, for a while.
 
-        From afar the motion that leads to the target is the one at cruise speed. Shape: (num_envs,).
+        From afar the motion that leads to the target is the one at cruise speed, or slower where even a vehicle that
+        accelerates half the way and brakes for the other half would not reach it. Shape: (num_envs,).
         """
         s, cfg = self._state, self.cfg
         position, velocity = s[0:3], s[3:6]
         far = position.detach().square().sum(0).sqrt()
-        time = (far / (cfg.cruise_speed * self.env.limits[3])).clamp(min=cfg.look_ahead)
+        cruise = far / (cfg.cruise_speed * self.env.limits[3])
+        time = torch.maximum(cruise, (far / cfg.acceleration).sqrt()).clamp(min=cfg.look_ahead)
         distance = ((position + time * velocity).square().sum(0) + cfg.softness**2).sqrt()
         up = 1.0 - 2.0 * (s[10].square() + s[11].square())
         spin = (s[6:9].square().sum(0) + 1e-2).sqrt()

@@ -52,7 +52,8 @@ def task_tensors(cfg: Any, vehicles: VehicleParams) -> TaskTensors:
     ones = torch.ones_like(mass)
     arms = vehicles.arm_length if cfg.vehicles is not None else None
     reach = ones * limits.position if arms is None else arms * limits.position_arms
-    rows = [reach, ones * limits.velocity, ones * limits.body_rate]
+    speed = limits.velocity if arms is None else limits.velocity_vehicles
+    rows = [reach, ones * speed, ones * limits.body_rate]
     ranges = mdp.InitialRanges(
         position=ones * init.position if arms is None else arms * init.position_arms,
         max_angle=init.max_angle,
