@@ -57,7 +57,7 @@ class TerminationsCfg:
     velocity: float = 2.0
     """[m/s] (without a vehicle set)."""
     velocity_vehicles: float = 10.0
-    """[m/s], used instead when ``vehicles`` is given: large ones begin metres away. rl-tools' limit for RAPTOR's family."""
+    """[m/s], used instead when ``vehicles`` is given, as rl-tools has it: large vehicles begin metres away."""
     body_rate: float = 35.0
     """[rad/s]."""
 
