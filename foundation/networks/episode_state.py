@@ -16,7 +16,8 @@ class EpisodeState(nn.Module):
         """Return the state at an episode's start: zeros. Shape: (num_envs, state_size), None without memory."""
         if not self.state_size:
             return None
-        return torch.zeros(num_envs, self.state_size, device=device or next(self.parameters()).device)
+        own = next((parameter.device for parameter in self.parameters()), None)
+        return torch.zeros(num_envs, self.state_size, device=device or own)
 
     def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> torch.Tensor | None:
         """Return the state with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""

@@ -10,9 +10,9 @@ from torch import nn
 
 from foundation.config.distillation_cfg import StudentCfg
 from foundation.errors import UserError
-from foundation.networks.episode_state import EpisodeState
 from foundation.networks.normalizer import ObsNormalizer
 from foundation.networks.output import PolicyOutput
+from foundation.networks.policy_network import PolicyNetwork
 
 LOG_STD_RANGE = (-10.0, 2.0)
 """Bounds of the logarithm of a learned deviation."""
@@ -31,7 +31,7 @@ class NetworkCfg(StudentCfg):
     actions are continuous."""
 
 
-class Student(EpisodeState):
+class Student(PolicyNetwork):
     """Base of the students. A subclass sets ``cfg_class`` and makes ``features_step`` and ``features_sequence``."""
 
     cfg_class: ClassVar[type[NetworkCfg]]
@@ -81,37 +81,12 @@ class Student(EpisodeState):
         """Map normalised observations to the last hidden layer. Shape: (num_steps, num_envs, num_features)."""
         raise TypeError(f"{type(self).__name__} does not define features_sequence")
 
-    def step(self, obs: torch.Tensor, state: torch.Tensor | None = None) -> tuple[PolicyOutput, torch.Tensor | None]:
-        """Act for one step.
-
-        Args:
-            obs: Shape: (num_envs, num_obs).
-            state: Shape: (num_envs, state_size). None: an episode's start.
-
-        Returns:
-            The output and the next state.
-        """
-        if state is None and self.state_size:
-            state = self.initial_state(obs.shape[0], obs.device)
-        features, state = self.features_step(self.normalizer(obs), state)
-        return self._heads(features), state
-
-    def sequence(
-        self, obs: torch.Tensor, state: torch.Tensor | None = None, resets: torch.Tensor | None = None
+    def run(
+        self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
     ) -> tuple[PolicyOutput, torch.Tensor | None]:
-        """Act for many steps; the same as :meth:`step` repeated.
-
-        Args:
-            obs: Shape: (num_steps, num_envs, num_obs).
-            state: State before the first step. Shape: (num_envs, state_size). None: an episode's start.
-            resets: True where a step begins an episode. Shape: (num_steps, num_envs). None: nowhere.
-
-        Returns:
-            The output and the state after the last step.
-        """
-        if state is None and self.state_size:
-            state = self.initial_state(obs.shape[1], obs.device)
-        features, state = self.features_sequence(self.normalizer(obs), state, resets)
+        """Act for one step or for many."""
+        x = self.normalizer(obs)
+        features, state = self.features_sequence(x, state, resets) if sequence else self.features_step(x, state)
         return self._heads(features), state
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from torch import nn
 
 from foundation.networks.distribution import Deterministic
 from foundation.networks.output import PolicyOutput
+from foundation.networks.policy_network import PolicyNetwork
 from foundation.networks.rnn import RecurrentCore
 from foundation.teachers.outputs import Choices
 
@@ -96,7 +97,7 @@ class Critic(nn.Module):
         return value if self.scaler is None else self.scaler(value), state
 
 
-class ActorCriticNetwork(nn.Module):
+class ActorCriticNetwork(PolicyNetwork):
     """A trained policy with the interface that students have: ``step`` and ``sequence`` with the state passed in."""
 
     def __init__(
@@ -127,43 +128,12 @@ class ActorCriticNetwork(nn.Module):
         self.state_size = sum(self._sizes)
         self.requires_grad_(False).eval()
 
-    def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
-        """Return the state at an episode's start: zeros. Shape: (num_envs, state_size), None without memory."""
-        if not self.state_size:
-            return None
-        return torch.zeros(num_envs, self.state_size, device=device or self.actor.head.weight.device)
-
-    def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> torch.Tensor | None:
-        """Return the state with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
-        return None if state is None else torch.where(dones.bool().unsqueeze(-1), state.new_zeros(()), state)
-
-    def step(self, obs: torch.Tensor, state: torch.Tensor | None = None) -> tuple[PolicyOutput, torch.Tensor | None]:
-        """Act for one step. Shape of obs: (num_envs, num_obs), of state: (num_envs, state_size)."""
-        return self._run(obs, state, None, sequence=False)
-
-    def sequence(
-        self, obs: torch.Tensor, state: torch.Tensor | None = None, resets: torch.Tensor | None = None
-    ) -> tuple[PolicyOutput, torch.Tensor | None]:
-        """Act for many steps; the same as :meth:`step` repeated.
-
-        Args:
-            obs: Shape: (num_steps, num_envs, num_obs).
-            state: State before the first step. Shape: (num_envs, state_size). None: an episode's start.
-            resets: True where a step begins an episode. Shape: (num_steps, num_envs). None: nowhere.
-        """
-        return self._run(obs, state, resets, sequence=True)
-
-    def forward(self, obs: torch.Tensor) -> torch.Tensor:
-        """Return the actions (with memory: of an episode's first step). Shape: (num_envs, num_actions)."""
-        return self.step(obs)[0].mean
-
-    def _run(
+    def run(
         self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
     ) -> tuple[PolicyOutput, torch.Tensor | None]:
+        """Act for one step or for many."""
         actor_state = critic_state = None
         if self.state_size:
-            if state is None:
-                state = self.initial_state(obs.shape[-2], obs.device)
             assert state is not None
             actor_state, critic_state = state.split(self._sizes, dim=-1)
         x = obs if self.normalizer is None else self.normalizer(obs)

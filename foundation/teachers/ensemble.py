@@ -8,17 +8,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 from foundation.errors import UserError, suggest
 from foundation.networks.output import PolicyOutput, map_output
+from foundation.networks.policy_network import PolicyNetwork
 from foundation.teachers.combine import COMBINATIONS, combine
 from foundation.teachers.manifest import TeacherEntry
 from foundation.teachers.stacked import stack_networks
 from foundation.teachers.wrapper import TeacherPolicyWrapper
 
 
-class TeacherEnsemble(nn.Module):
+class TeacherEnsemble(PolicyNetwork):
     """K teachers of the same architecture, with the interface of one.
 
     ``combine`` says whose output an environment gets:
@@ -81,50 +81,17 @@ class TeacherEnsemble(nn.Module):
             return states.repeat(-(-num_envs // self.num_teachers), 1)[:num_envs]
         return states.flatten().expand(num_envs, -1)
 
-    def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> torch.Tensor | None:
-        """Return the state with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
-        if state is None:
-            return None
-        initial = self.initial_state(state.shape[0], state.device)
-        assert initial is not None
-        return torch.where(dones.bool().unsqueeze(-1), initial, state)
-
-    def step(self, obs: torch.Tensor, state: torch.Tensor | None = None) -> tuple[PolicyOutput, torch.Tensor | None]:
-        """Act for one step.
-
-        Args:
-            obs: Shape: (num_envs, num_obs); with ``expert`` one column more, the teacher's index.
-            state: Shape: (num_envs, state_size).
-        """
-        if self._size and state is None:
-            state = self.initial_state(obs.shape[0], obs.device)
-        return self._step_own(obs, state) if self.mode == "per_env" else self._step_all(obs, state)
-
-    def sequence(
-        self, obs: torch.Tensor, state: torch.Tensor | None = None, resets: torch.Tensor | None = None
+    def run(
+        self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
     ) -> tuple[PolicyOutput, torch.Tensor | None]:
-        """Act for many steps; the same as :meth:`step` repeated, and one batch of it without memory.
-
-        Args:
-            obs: Shape: (num_steps, num_envs, num_obs).
-            state: State before the first step. Shape: (num_envs, state_size). None: an episode's start.
-            resets: True where a step begins an episode. Shape: (num_steps, num_envs). None: nowhere.
-        """
+        """Act for one step or for many; with ``expert`` obs has one column more, the teacher's index."""
+        if not sequence:
+            return self._step_own(obs, state) if self.mode == "per_env" else self._step_all(obs, state)
         steps, envs = obs.shape[:2]
         if not self._size and (self.mode != "per_env" or envs % self.num_teachers == 0):
             output, _ = self.step(obs.flatten(0, 1))
             return map_output(lambda f: f.unflatten(0, (steps, envs)), output), None
-        outputs: list[PolicyOutput] = []
-        for t in range(steps):
-            if resets is not None and state is not None:
-                state = self.reset_state(state, resets[t])
-            output, state = self.step(obs[t], state)
-            outputs.append(output)
-        return map_output(lambda *parts: torch.stack(parts), *outputs), state
-
-    def forward(self, obs: torch.Tensor) -> torch.Tensor:
-        """Return mean actions (with memory: of an episode's first step). Shape: (num_envs, num_actions)."""
-        return self.step(obs)[0].mean
+        return self.run_steps(obs, state, resets)
 
     def sample(self, output: PolicyOutput, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw actions from an output's distribution. Shape: (num_envs, num_actions)."""

@@ -13,6 +13,7 @@ from foundation.errors import UserError
 from foundation.networks.mlp import resolve_activation
 from foundation.networks.normalizer import ObsNormalizer
 from foundation.networks.output import PolicyOutput
+from foundation.networks.policy_network import PolicyNetwork
 from foundation.teachers.network import TeacherNetwork
 
 Shape = tuple[int, int, int]
@@ -58,7 +59,7 @@ def build_encoder(shape: Shape, options: Mapping[str, Any]) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(start_dim=1))
 
 
-class ImageNetwork(nn.Module):
+class ImageNetwork(PolicyNetwork):
     """Encoders of images before a dense policy. Their sizes are not in a checkpoint: :meth:`bind` gives them."""
 
     def __init__(
@@ -130,28 +131,12 @@ class ImageNetwork(nn.Module):
             text = " ".join(str(error).split())[:160]
             raise UserError(f"teacher '{self._path}' cannot read images {shape} of '{group}': {text}") from error
 
-    def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
-        """Return the state at an episode's start. Shape: (num_envs, state_size), None without memory."""
-        return self.body.initial_state(num_envs, device)
-
-    def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> torch.Tensor | None:
-        """Return the state with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
-        return self.body.reset_state(state, dones)
-
-    def step(self, obs: torch.Tensor, state: torch.Tensor | None = None) -> tuple[PolicyOutput, torch.Tensor | None]:
-        """Act for one step. Shape of obs: (num_envs, num_obs), of state: (num_envs, state_size)."""
-        return self.body.step(self._encode(obs), state)
-
-    def sequence(
-        self, obs: torch.Tensor, state: torch.Tensor | None = None, resets: torch.Tensor | None = None
+    def run(
+        self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
     ) -> tuple[PolicyOutput, torch.Tensor | None]:
-        """Act for many steps. Shape of obs: (num_steps, num_envs, num_obs), of resets: (num_steps, num_envs)."""
-        encoded = self._encode(obs.flatten(0, 1)).unflatten(0, obs.shape[:2])
-        return self.body.sequence(encoded, state, resets)
-
-    def forward(self, obs: torch.Tensor) -> torch.Tensor:
-        """Return mean actions. Shape: (num_envs, num_actions)."""
-        return self.step(obs)[0].mean
+        """Act for one step or for many."""
+        encoded = self._encode(obs.flatten(0, -2)).unflatten(0, obs.shape[:-1])
+        return self.body.run(encoded, state, resets, sequence)
 
     def _encode(self, obs: torch.Tensor) -> torch.Tensor:
         """Return what the dense layers read. Shape: (rows, num_obs) to (rows, num_features)."""

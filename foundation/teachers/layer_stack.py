@@ -9,10 +9,11 @@ from torch import nn
 
 from foundation.networks.distribution import Deterministic
 from foundation.networks.output import PolicyOutput
+from foundation.networks.policy_network import PolicyNetwork
 from foundation.networks.rnn import RecurrentCore
 
 
-class LayerStack(nn.Module):
+class LayerStack(PolicyNetwork):
     """Layers in a row with the interface that students have: ``step`` and ``sequence`` with the state passed in."""
 
     def __init__(self, layers: Sequence[nn.Module], num_obs: int, num_actions: int, distribution: Deterministic):
@@ -38,39 +39,11 @@ class LayerStack(nn.Module):
         cores = [layer for layer in self.layers if isinstance(layer, RecurrentCore)]
         return torch.cat([core.initial_state(num_envs, device) for core in cores], dim=-1) if cores else None
 
-    def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> torch.Tensor | None:
-        """Return the state with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
-        if state is None:
-            return None
-        initial = self.initial_state(1, state.device)
-        assert initial is not None
-        return torch.where(dones.bool().unsqueeze(-1), initial, state)
-
-    def step(self, obs: torch.Tensor, state: torch.Tensor | None = None) -> tuple[PolicyOutput, torch.Tensor | None]:
-        """Act for one step. Shape of obs: (num_envs, num_obs), of state: (num_envs, state_size)."""
-        return self._run(obs, state, None, sequence=False)
-
-    def sequence(
-        self, obs: torch.Tensor, state: torch.Tensor | None = None, resets: torch.Tensor | None = None
+    def run(
+        self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
     ) -> tuple[PolicyOutput, torch.Tensor | None]:
-        """Act for many steps; the same as :meth:`step` repeated.
-
-        Args:
-            obs: Shape: (num_steps, num_envs, num_obs).
-            state: State before the first step. Shape: (num_envs, state_size). None: an episode's start.
-            resets: True where a step begins an episode. Shape: (num_steps, num_envs). None: nowhere.
-        """
-        return self._run(obs, state, resets, sequence=True)
-
-    def forward(self, obs: torch.Tensor) -> torch.Tensor:
-        """Return mean actions (with memory: of an episode's first step). Shape: (num_envs, num_actions)."""
-        return self.step(obs)[0].mean
-
-    def _run(
-        self, x: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
-    ) -> tuple[PolicyOutput, torch.Tensor | None]:
-        if state is None:
-            state = self.initial_state(x.shape[-2], x.device)
+        """Act for one step or for many."""
+        x = obs
         before = iter(() if state is None else state.split(self._sizes, dim=-1))
         after: list[torch.Tensor] = []
         features = None

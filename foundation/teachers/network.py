@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from foundation.networks.distribution import Deterministic
-from foundation.networks.episode_state import EpisodeState
 from foundation.networks.normalizer import ObsNormalizer
 from foundation.networks.output import PolicyOutput
+from foundation.networks.policy_network import PolicyNetwork
 from foundation.networks.rnn import RecurrentCore
 
 
@@ -61,7 +61,7 @@ class TowerModule(nn.Module):
         return self.head(features), features, state
 
 
-class TeacherNetwork(EpisodeState):
+class TeacherNetwork(PolicyNetwork):
     """A trained policy with the interface that students have: ``step`` and ``sequence`` with the state passed in."""
 
     def __init__(self, actor: Tower, distribution: Deterministic, critic: Tower | None = None) -> None:
@@ -82,33 +82,12 @@ class TeacherNetwork(EpisodeState):
         self.state_size = sum(self._sizes)
         self.requires_grad_(False).eval()
 
-    def step(self, obs: torch.Tensor, state: torch.Tensor | None = None) -> tuple[PolicyOutput, torch.Tensor | None]:
-        """Act for one step. Shape of obs: (num_envs, num_obs), of state: (num_envs, state_size)."""
-        return self._run(obs, state, None, sequence=False)
-
-    def sequence(
-        self, obs: torch.Tensor, state: torch.Tensor | None = None, resets: torch.Tensor | None = None
-    ) -> tuple[PolicyOutput, torch.Tensor | None]:
-        """Act for many steps; the same as :meth:`step` repeated.
-
-        Args:
-            obs: Shape: (num_steps, num_envs, num_obs).
-            state: State before the first step. Shape: (num_envs, state_size). None: an episode's start.
-            resets: True where a step begins an episode. Shape: (num_steps, num_envs). None: nowhere.
-        """
-        return self._run(obs, state, resets, sequence=True)
-
-    def forward(self, obs: torch.Tensor) -> torch.Tensor:
-        """Return mean actions (with memory: of an episode's first step). Shape: (num_envs, num_actions)."""
-        return self.step(obs)[0].mean
-
-    def _run(
+    def run(
         self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
     ) -> tuple[PolicyOutput, torch.Tensor | None]:
+        """Act for one step or for many."""
         actor_state = critic_state = None
         if self.state_size:
-            if state is None:
-                state = self.initial_state(obs.shape[-2], obs.device)
             assert state is not None
             actor_state, critic_state = state.split(self._sizes, dim=-1)
         raw, features, actor_state = self.actor.run(obs, actor_state, resets, sequence)

@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from foundation.networks.output import PolicyOutput
+from foundation.networks.policy_network import PolicyNetwork
 from foundation.teachers.onnx_file import OnnxGraph, OnnxNode
 from foundation.teachers.onnx_ops import OPERATORS, ROWWISE
 
 _LAYERS = ("Gemm", "MatMul", "GRU", "LSTM", "Conv")
 
 
-class OnnxNetwork(nn.Module):
+class OnnxNetwork(PolicyNetwork):
     """A policy with the interface that students have. Exporters fix the batch to 1; here every row is such a batch."""
 
     def __init__(self, graph: OnnxGraph, observations: list[str], action: str, states: dict[str, str]) -> None:
@@ -85,55 +86,28 @@ class OnnxNetwork(nn.Module):
     def _constants(self) -> dict[str, torch.Tensor]:
         return {name: getattr(self, buffer) for name, buffer in self._names.items()} | self._small
 
-    def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
-        """Return the state at an episode's start: zeros. Shape: (num_envs, state_size), None without memory."""
-        return torch.zeros(num_envs, self.state_size, device=device) if self.state_size else None
-
-    def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> torch.Tensor | None:
-        """Return the state with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
-        return None if state is None else torch.where(dones.bool().unsqueeze(-1), state.new_zeros(()), state)
-
-    def step(self, obs: torch.Tensor, state: torch.Tensor | None = None) -> tuple[PolicyOutput, torch.Tensor | None]:
-        """Act for one step. Shape of obs: (num_envs, num_obs), of state: (num_envs, state_size)."""
-        if not self.state_size:
-            return PolicyOutput(mean=self._rows(obs)), state
-        given = torch.zeros(obs.shape[0], self.state_size, device=obs.device) if state is None else state
-        mean, after = torch.vmap(self._one)(obs, given)
-        return PolicyOutput(mean=mean), after
-
-    def sequence(
-        self, obs: torch.Tensor, state: torch.Tensor | None = None, resets: torch.Tensor | None = None
+    def run(
+        self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
     ) -> tuple[PolicyOutput, torch.Tensor | None]:
-        """Act for many steps; the same as :meth:`step` repeated.
-
-        Args:
-            obs: Shape: (num_steps, num_envs, num_obs).
-            state: State before the first step. Shape: (num_envs, state_size). None: an episode's start.
-            resets: True where a step begins an episode. Shape: (num_steps, num_envs). None: nowhere.
-        """
+        """Act for one step or for many."""
         if not self.state_size:
-            return PolicyOutput(mean=self._rows(obs.flatten(0, 1)).unflatten(0, obs.shape[:2])), state
-        means = []
-        for index in range(obs.shape[0]):
-            state = state if resets is None else self.reset_state(state, resets[index])
-            output, state = self.step(obs[index], state)
-            means.append(output.mean)
-        return PolicyOutput(mean=torch.stack(means)), state
-
-    def forward(self, obs: torch.Tensor) -> torch.Tensor:
-        """Return actions (with memory: of an episode's first step). Shape: (num_envs, num_actions)."""
-        return self.step(obs)[0].mean
+            return PolicyOutput(mean=self._rows(obs.flatten(0, -2)).unflatten(0, obs.shape[:-1])), state
+        if sequence:
+            return self.run_steps(obs, state, resets)
+        assert state is not None
+        mean, after = torch.vmap(self._one)(obs, state)
+        return PolicyOutput(mean=mean), after
 
     def _rows(self, obs: torch.Tensor) -> torch.Tensor:
         if self._rowwise:
             name = self._observations[0][0]
-            return self._run({name: obs.to(self._dtypes[name])})[0].float()
+            return self._values({name: obs.to(self._dtypes[name])})[0].float()
         return torch.vmap(lambda row: self._one(row, row.new_zeros(0))[0])(obs)
 
     def _one(self, obs: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Act in one environment. Shape of obs: (num_obs,), of state: (state_size,)."""
         values = self._cut(obs, self._observations) | self._cut(state, self._states)
-        action, *after = self._run(values)
+        action, *after = self._values(values)
         flat = [value.reshape(-1).float() for value in after]
         return action.reshape(-1).float(), torch.cat(flat) if flat else state
 
@@ -143,7 +117,7 @@ class OnnxNetwork(nn.Module):
             name: part.reshape(shape).to(self._dtypes[name]) for (name, shape), part in zip(places, parts, strict=True)
         }
 
-    def _run(self, values: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    def _values(self, values: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         values = self._constants() | values
         for node in self._nodes:
             values.update(_run(node, values))

@@ -102,7 +102,7 @@ def fly(
         chosen.set_common(env_cfg, num_envs=number, seed=seed, device="cpu")
         env_cfg.vehicles = list(vehicles)
         if max_velocity is not None:
-            env_cfg.terminations.velocity = max_velocity
+            env_cfg.terminations.velocity_vehicles = max_velocity
 
     with chosen.launch(LaunchRequest(TASK), configure) as (env_cfg, agent_cfg):
         env: Any = chosen.make_env(env_cfg, agent_cfg)

@@ -11,9 +11,9 @@ LABELS = {"student": "student", "published": "RAPTOR (published)", "teachers": "
 SETS = {
     "training": "vehicles of the training",
     "held_out": "held-out vehicles",
-    "held_out_fast": "held-out vehicles, limit of 10 m/s",
     "crazyflie": "Crazyflie",
 }
+SETS |= {f"{name}_slow": f"{title}, limit of 2 m/s" for name, title in SETS.items()}
 
 
 def markdown(settings: dict[str, Any], stages: dict[str, Any], flights: dict[str, Any], student: dict[str, Any]) -> str:
