@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
+from foundation.config.distillation_cfg import GateCfg
 from foundation.errors import UserError, suggest
 from foundation.networks.output import PolicyOutput, map_output
 from foundation.networks.policy_network import PolicyNetwork
-from foundation.teachers.combine import COMBINATIONS, combine
+from foundation.teachers.combine import COMBINATIONS, combine, refuse_discrete
+from foundation.teachers.gate import TeacherGate
 from foundation.teachers.manifest import TeacherEntry
 from foundation.teachers.stacked import stack_networks
 from foundation.teachers.wrapper import TeacherPolicyWrapper
@@ -34,6 +36,7 @@ class TeacherEnsemble(PolicyNetwork):
         names: Sequence[str],
         mode: str = "per_env",
         temperature: float = 1.0,
+        gate: GateCfg | None = None,
     ) -> None:
         """Stack the teachers.
 
@@ -42,6 +45,7 @@ class TeacherEnsemble(PolicyNetwork):
             names: Their names.
             mode: ``per_env``, ``expert``, or how to combine.
             temperature: Of the weights that ``value`` gives.
+            gate: Of the weights that ``gate`` gives.
         """
         super().__init__()
         if mode not in ("per_env", "expert", *COMBINATIONS):
@@ -61,6 +65,13 @@ class TeacherEnsemble(PolicyNetwork):
         if (mode == "uncertainty" and not self.has_std) or (self._needs_value and not self.has_value):
             lacking = "standard deviation" if mode == "uncertainty" else "critic of the same observations"
             raise UserError(f"distill.teacher.combine={mode} needs teachers with a {lacking}: use combine=mean.")
+        self.gate: TeacherGate | None = None
+        """Weighs the teachers (``gate``); all alike until it is given what was fitted."""
+        if mode == "gate":
+            if len(teachers) < 2:
+                raise UserError(f"distill.teacher.combine=gate weighs several teachers: '{names[0]}' is the only one.")
+            untrained = TeacherGate(self.num_obs, len(teachers), gate or GateCfg()).to(first.device)
+            self.gate = untrained.requires_grad_(False).eval()
         self.num_parameters = sum(teacher.num_parameters for teacher in teachers)
         self._description = first.describe() | {"num_teachers": len(teachers), "combine": mode}
         networks = stack_networks([teacher.policy for teacher in teachers])
@@ -140,19 +151,38 @@ class TeacherEnsemble(PolicyNetwork):
             rows = torch.nn.functional.pad(rows, (0, 0, 0, missing))
         return rows.unflatten(0, (-1, self.num_teachers)).transpose(0, 1)
 
+    def step_each(
+        self, obs: torch.Tensor, state: torch.Tensor | None = None
+    ) -> tuple[PolicyOutput, torch.Tensor | None]:
+        """Ask every teacher about every row (not with ``per_env``), so that each keeps its memory of all.
+
+        Args:
+            obs: Shape: (num_envs, num_obs).
+            state: Shape: (num_envs, state_size). None: an episode's start.
+
+        Returns:
+            Fields of shape (num_teachers, num_envs, size), and the state.
+        """
+        state = self._state_before(obs, state)
+        memory = None if state is None else state.unflatten(-1, (self.num_teachers, -1)).transpose(0, 1)
+        output, memory = self.networks.step(obs.expand(self.num_teachers, *obs.shape), memory)
+        if self.mode in COMBINATIONS:
+            refuse_discrete(output, self.mode)
+        return output, None if memory is None else memory.transpose(0, 1).flatten(1)
+
     def _step_all(self, obs: torch.Tensor, state: torch.Tensor | None) -> tuple[PolicyOutput, torch.Tensor | None]:
         """Ask every teacher about every row, then choose or combine."""
         x = obs[..., : self.num_obs]
-        memory = None if state is None else state.unflatten(-1, (self.num_teachers, -1)).transpose(0, 1)
-        output, memory = self.networks.step(x.expand(self.num_teachers, *x.shape), memory)
+        output, state = self.step_each(x, state)
         if self.mode == "expert":
             index = obs[..., self.num_obs].long()
             rows = torch.arange(obs.shape[0], device=obs.device)
             result = map_output(lambda f: f[index, rows], output)
         else:
-            result = combine(output, self.mode, self.temperature)
+            weights = None if self.gate is None else self.gate(x)
+            result = combine(output, self.mode, self.temperature, weights)
             result = result if self._wants_value else result._replace(value=None)
-        return result, None if memory is None else memory.transpose(0, 1).flatten(1)
+        return result, state
 
     # -- for people ---------------------------------------------------------------------------------------------
 
@@ -219,6 +249,7 @@ def load_ensemble(
     device: torch.device | str = "cpu",
     mode: str = "per_env",
     temperature: float = 1.0,
+    gate: GateCfg | None = None,
     **overrides: Any,
 ) -> TeacherEnsemble:
     """Read the teachers and stack them.
@@ -228,8 +259,9 @@ def load_ensemble(
         device: Where they run.
         mode: ``per_env``, ``expert``, or how to combine.
         temperature: Of the weights that ``value`` gives.
+        gate: Of the weights that ``gate`` gives.
         overrides: What the user says about all of them (see ``foundation.teachers.loading.Overrides``).
     """
     with said_once():
         teachers = [TeacherPolicyWrapper(entry.checkpoint, device, **overrides) for entry in entries]
-    return TeacherEnsemble(teachers, [entry.name for entry in entries], mode, temperature)
+    return TeacherEnsemble(teachers, [entry.name for entry in entries], mode, temperature, gate)
