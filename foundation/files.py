@@ -131,6 +131,15 @@ def _load_plain(file: Path | io.BytesIO, where: str, map_location: Any) -> dict[
     return checkpoint
 
 
+def archive_names(file: Path) -> list[str]:
+    """Return the names in a zip archive; none where it is something else or damaged, which whoever reads it says."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.namelist()
+    except Exception:  # BadZipFile, but also struct, zlib, NotImplemented and Unicode errors on damaged ones
+        return []
+
+
 def check_torch_zip(file: Path) -> None:
     """Refuse, in one line, whatever is not an undamaged PyTorch zip archive."""
     try:

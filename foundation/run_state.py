@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -80,6 +81,13 @@ def resume_checkpoint(runner: DistillationRunner) -> dict[str, Any]:
 def latest_checkpoint(run_dir: Any) -> dict[str, Any] | None:
     """Load the checkpoint that a run is resumed from; None where it stopped before it saved any."""
     return run_dir.load_checkpoint(LATEST) if (run_dir.path / LATEST).exists() else None
+
+
+def checkpoint_to_resume(run_dir: Any, named: str | None) -> dict[str, Any] | None:
+    """Load the checkpoint that ``--checkpoint`` names, or else the newest; None where there is none."""
+    if named:
+        return run_dir.load_checkpoint(run_dir.checkpoint_path(Path(named).name).name)
+    return latest_checkpoint(run_dir)
 
 
 def first_step(checkpoint: dict[str, Any] | None) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from foundation.errors import UserError
+from foundation.rsl_rl.command import run_command
 from foundation.sim.vehicle_folder import write_registry, write_vehicles
 from foundation.sim.vehicles import sample_vehicles
 
@@ -36,8 +37,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command(main))

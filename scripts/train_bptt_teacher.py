@@ -23,10 +23,10 @@ import torch
 import yaml
 
 from foundation.config.agent_cfg import DistributionCfg
-from foundation.errors import UserError
 from foundation.files import atomic_torch_save, atomic_write
 from foundation.learning.bptt import BpttCfg, PolicyStack, train
 from foundation.learning.critic_fit import discounted_returns, fit_critic, fit_std
+from foundation.rsl_rl.command import run_command
 from foundation.tasks.point_ctrl.agents.rsl_rl_ppo_cfg import QuadcopterPointCtrlPPORunnerCfg
 from foundation.tasks.point_ctrl.differentiable import DifferentiablePointCtrl
 from foundation.tasks.point_ctrl.env_cfg import QuadcopterPointCtrlEnvCfg, SceneCfg
@@ -186,8 +186,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command(main))

@@ -31,6 +31,7 @@ from teacher_training.job import JobCfg, TeacherJob
 
 from foundation.errors import UserError
 from foundation.files import atomic_torch_save, load_checkpoint
+from foundation.rsl_rl.command import run_command
 from foundation.sim.vehicles import load_vehicles, vehicle_files
 
 STATE = "training_state.pt"
@@ -172,8 +173,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run_command(main))

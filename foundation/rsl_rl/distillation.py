@@ -196,7 +196,7 @@ def run_in(job: Job, teacher: Any, env_cfg: Any, agent_cfg: Any) -> int:
     """Make the run's folder, its environments and its runner, and let it run."""
     from foundation.engines.base import VideoRequest
     from foundation.run_dir import RunDir
-    from foundation.run_state import steps_taken
+    from foundation.run_state import checkpoint_to_resume, steps_taken
 
     cfg, args = job.resolved.cfg, job.args
     run = job.resumed or RunDir.create(LOG_ROOT, cfg.experiment_name or "", cfg.run_name)
@@ -205,7 +205,7 @@ def run_in(job: Job, teacher: Any, env_cfg: Any, agent_cfg: Any) -> int:
         job.engine.set_log_dir(env_cfg, run.path)
         if job.resumed is None:
             run.save_params(env_cfg, agent_cfg, cfg, typed_for_env_and_agent(job))  # from here on it can be resumed
-        checkpoint = checkpoint_to_resume(job, run)
+        checkpoint = None if job.resumed is None else checkpoint_to_resume(run, args.checkpoint)
         if checkpoint is None:
             teacher = drop_weak_teachers(job.engine, cfg, env_cfg, agent_cfg, teacher)
         video = None
@@ -280,17 +280,6 @@ def run_with(
         finally:
             writer.close()
     return interrupt.exit_code
-
-
-def checkpoint_to_resume(job: Job, run: RunDir) -> dict[str, Any] | None:
-    """Load the checkpoint that ``--checkpoint`` names, or else the newest; None where there is none."""
-    from foundation.run_state import latest_checkpoint
-
-    if job.resumed is None:
-        return None
-    if job.args.checkpoint:
-        return run.load_checkpoint(run.checkpoint_path(Path(job.args.checkpoint).name).name)
-    return latest_checkpoint(run)
 
 
 def start(job: Job, run: RunDir, runner: DistillationRunner, checkpoint: dict[str, Any] | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.overrides import Overrides
@@ -33,6 +33,7 @@ def run_offline(
     from foundation.metrics_writer import make_writer
     from foundation.offline import OfflineRunner, open_for
     from foundation.run_dir import RunDir
+    from foundation.run_state import checkpoint_to_resume
 
     refuse_simulator(args, overrides, cfg)
     open_for(cfg)
@@ -41,7 +42,7 @@ def run_offline(
     run.lock()
     try:
         run.save_params(distillation_cfg=cfg)
-        checkpoint = None if resumed is None else checkpoint_of(args, run)
+        checkpoint = None if resumed is None else checkpoint_to_resume(run, args.checkpoint)
         first = 0 if checkpoint is None else int(checkpoint["epoch"]) + 1
         writer = make_writer(cfg.logger, run.path, cfg.log_project_name, cfg, purge_step=first if resumed else None)
         with Interrupt() as interrupt:
@@ -60,15 +61,6 @@ def run_offline(
     finally:
         if resumed is None:
             run.discard_if_empty()
-
-
-def checkpoint_of(args: argparse.Namespace, run: RunDir) -> dict[str, Any] | None:
-    """Load the checkpoint that ``--checkpoint`` names, or else the newest; None where there is none."""
-    from foundation.run_state import latest_checkpoint
-
-    if args.checkpoint:
-        return run.load_checkpoint(run.checkpoint_path(Path(args.checkpoint).name).name)
-    return latest_checkpoint(run)
 
 
 def refuse_simulator(args: argparse.Namespace, overrides: Overrides, cfg: DistillationCfg) -> None:

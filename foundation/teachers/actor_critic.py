@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from foundation.networks.distribution import Deterministic
 from foundation.networks.output import PolicyOutput
-from foundation.networks.policy_network import PolicyNetwork
 from foundation.networks.rnn import RecurrentCore
+from foundation.teachers.network import ActorWithCritic
 from foundation.teachers.outputs import Choices
 
 
@@ -97,7 +99,7 @@ class Critic(nn.Module):
         return value if self.scaler is None else self.scaler(value), state
 
 
-class ActorCriticNetwork(PolicyNetwork):
+class ActorCriticNetwork(ActorWithCritic):
     """A trained policy with the interface that students have: ``step`` and ``sequence`` with the state passed in."""
 
     def __init__(
@@ -123,26 +125,19 @@ class ActorCriticNetwork(PolicyNetwork):
         discrete = isinstance(distribution, Choices)
         self.num_choices: int | None = actor.head.out_features if discrete else None
         self.num_actions = 1 if discrete else actor.head.out_features // distribution.outputs_per_action
-        self.with_value = critic is not None
-        self._sizes = (actor.state_size, 0 if critic is None else critic.state_size)
-        self.state_size = sum(self._sizes)
-        self.requires_grad_(False).eval()
+        self._finish()
 
     def run(
         self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
     ) -> tuple[PolicyOutput, torch.Tensor | None]:
         """Act for one step or for many."""
-        actor_state = critic_state = None
-        if self.state_size:
-            assert state is not None
-            actor_state, critic_state = state.split(self._sizes, dim=-1)
         x = obs if self.normalizer is None else self.normalizer(obs)
-        raw, features, actor_state = self.actor.run(x, actor_state, resets, sequence)
-        value = None
-        if self.critic is not None and self.with_value:
-            value, critic_state = self.critic.run(x, features, critic_state, resets, sequence)
+        raw, features, value, state = self._run_both(x, state, resets, sequence)
         mean, std = self.distribution(raw)
-        if self.state_size:
-            state = torch.cat([part for part in (actor_state, critic_state) if part is not None], dim=-1)
         logits = raw if self.num_choices is not None else None
         return PolicyOutput(mean=mean, std=std, value=value, logits=logits, features=features), state
+
+    def _value(
+        self, x: torch.Tensor, features: torch.Tensor, state: torch.Tensor | None, *how: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.critic.run(x, features, state, *how)

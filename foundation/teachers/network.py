@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,7 +62,46 @@ class TowerModule(nn.Module):
         return self.head(features), features, state
 
 
-class TeacherNetwork(PolicyNetwork):
+class ActorWithCritic(PolicyNetwork):
+    """An actor, and perhaps a critic, whose memories lie side by side in one state."""
+
+    actor: Any
+    """Has ``run`` and ``state_size``."""
+    critic: Any
+    """Likewise; None: there is no value."""
+    with_value: bool
+    """Whether the critic is asked."""
+
+    def _finish(self) -> None:
+        """Freeze the networks, once they are there."""
+        self.with_value = self.critic is not None
+        self._sizes = (self.actor.state_size, 0 if self.critic is None else self.critic.state_size)
+        self.state_size = sum(self._sizes)
+        self.requires_grad_(False).eval()
+
+    def _run_both(
+        self, x: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Return the actor's raw output and last hidden layer, the value, and the next state."""
+        actor_state = critic_state = value = None
+        if state is not None:
+            actor_state, critic_state = state.split(self._sizes, dim=-1)
+        raw, features, actor_state = self.actor.run(x, actor_state, resets, sequence)
+        if self.critic is not None and self.with_value:
+            value, critic_state = self._value(x, features, critic_state, resets, sequence)
+        if actor_state is not None or critic_state is not None:
+            parts = [part for part in (actor_state, critic_state) if part is not None]
+            state = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return raw, features, value, state
+
+    def _value(
+        self, x: torch.Tensor, features: torch.Tensor, state: torch.Tensor | None, *how: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the value and the critic's next state."""
+        raise TypeError(f"{type(self).__name__} does not define _value")
+
+
+class TeacherNetwork(ActorWithCritic):
     """A trained policy with the interface that students have: ``step`` and ``sequence`` with the state passed in."""
 
     def __init__(self, actor: Tower, distribution: Deterministic, critic: Tower | None = None) -> None:
@@ -77,25 +117,18 @@ class TeacherNetwork(PolicyNetwork):
         self.num_actions = actor.head.out_features // distribution.outputs_per_action
         self.actor, self.distribution = TowerModule(actor), distribution
         self.critic = None if critic is None else TowerModule(critic)
-        self.with_value = critic is not None
-        self._sizes = (actor.state_size, 0 if critic is None else critic.state_size)
-        self.state_size = sum(self._sizes)
-        self.requires_grad_(False).eval()
+        self._finish()
 
     def run(
         self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
     ) -> tuple[PolicyOutput, torch.Tensor | None]:
         """Act for one step or for many."""
-        actor_state = critic_state = None
-        if self.state_size:
-            assert state is not None
-            actor_state, critic_state = state.split(self._sizes, dim=-1)
-        raw, features, actor_state = self.actor.run(obs, actor_state, resets, sequence)
-        value = None
-        if self.critic is not None and self.with_value:
-            value, _, critic_state = self.critic.run(obs, critic_state, resets, sequence)
+        raw, features, value, state = self._run_both(obs, state, resets, sequence)
         mean, std = self.distribution(raw)
-        if self.state_size:
-            parts = [part for part in (actor_state, critic_state) if part is not None]
-            state = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return PolicyOutput(mean=mean, std=std, value=value, features=features), state
+
+    def _value(
+        self, x: torch.Tensor, features: torch.Tensor, state: torch.Tensor | None, *how: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        value, _, state = self.critic.run(x, state, *how)
+        return value, state

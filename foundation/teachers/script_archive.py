@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from foundation.errors import UserError
-from foundation.files import check_finite, check_torch_zip
+from foundation.files import archive_names, check_finite, check_torch_zip
 
 _DTYPES = {
     "DoubleStorage": torch.float64,
@@ -53,14 +53,7 @@ class Node:
 
 def is_script(path: Path, head: bytes) -> bool:
     """Return whether a file is a TorchScript archive."""
-    if not head.startswith(b"PK\x03\x04"):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except Exception:  # a damaged archive; whoever reads it says so
-        return False
-    return any(name.endswith("/constants.pkl") for name in names)
+    return head.startswith(b"PK\x03\x04") and any(n.endswith("/constants.pkl") for n in archive_names(path))
 
 
 def read_script(path: Path) -> Node:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from foundation.errors import UserError
-from foundation.files import load_checkpoint_bytes
+from foundation.files import archive_names, load_checkpoint_bytes
 from foundation.networks.distribution import Deterministic, SquashedGaussian
 from foundation.networks.mlp import activation_class_names, resolve_activation
 from foundation.teachers.actor_critic import ActorCriticNetwork, Critic, Trunk
@@ -32,14 +32,7 @@ _TYPE = re.compile(r"<class '(?:[\w.]*\.)?(\w+)'>")
 
 def recognise_file(path: Path, head: bytes) -> bool:
     """Return whether a file is in this format."""
-    if not head.startswith(b"PK"):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except Exception:  # a damaged archive; whoever reads it says so
-        return False
-    return "policy.pth" in names
+    return head.startswith(b"PK") and "policy.pth" in archive_names(path)
 
 
 def load_file(source: Source) -> LoadedPolicy:
