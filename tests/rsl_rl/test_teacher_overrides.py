@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import foundation_policy
 import pytest
+import torch
 from many_teachers import write_set
 from small_teacher import TASK, write_teacher
 
@@ -12,7 +16,7 @@ from foundation.errors import UserError
 from foundation.rsl_rl.cli_args import distillation_flags, parse_command
 from foundation.rsl_rl.distillation import build_parser
 from foundation.rsl_rl.teacher_set import load_teacher
-from foundation.students import student_cfg_class
+from foundation.students import StudentPolicy, student_cfg_class
 
 
 def loaded(*argv: str):
@@ -31,6 +35,41 @@ def test_the_activation_of_many_teachers_is_what_the_flag_says(tmp_path):
     """All of a set are read with it."""
     teachers = loaded("--teacher_checkpoint", str(write_set(tmp_path, 2)), "--teacher_activation", "tanh")
     assert "tanh" in str(teachers.describe()).lower()
+
+
+def write_fixed(folder: Path, kind: str) -> Path:
+    """Write a policy in a format that says its activation itself."""
+    if kind == "rl-tools HDF5":
+        return Path(foundation_policy.__file__).parent / "blob" / "checkpoint.h5"
+    policy = StudentPolicy(5, 2, (8,), "elu")
+    if kind == "foundation student":
+        path = folder / "student.pt"
+        torch.save({"student": policy.describe(), "model_state_dict": policy.state_dict()}, path)
+        return path
+    layers = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ELU(), torch.nn.Linear(8, 2))
+    if kind == "ONNX export":
+        path = folder / "policy.onnx"
+        options = {"input_names": ["obs"], "output_names": ["actions"], "dynamo": False}
+        torch.onnx.export(layers, (torch.zeros(1, 5),), str(path), **options)
+        return path
+    path, holder = folder / "policy.pt", torch.nn.Module()
+    holder.actor = layers
+    torch.jit.script(holder).save(str(path))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["rl-tools HDF5", "ONNX export", "TorchScript export", "foundation student"])
+@pytest.mark.filterwarnings("ignore")
+def test_an_activation_that_has_no_effect_is_refused(tmp_path, kind):
+    """A file that fixes its activation is read without the flag; with it, one line names the file and the flag."""
+    path = str(write_fixed(tmp_path, kind))
+    told = loaded("--teacher_checkpoint", path).describe()
+    assert told["format"] == kind and told["activation_from"] == "checkpoint"
+    with pytest.raises(
+        UserError, match=r"fixes its own activation.*'tanh' has no effect.*--teacher_activation"
+    ) as error:
+        loaded("--teacher_checkpoint", path, "--teacher_activation", "tanh")
+    assert path in str(error.value) and told["activation"] in str(error.value) and "\n" not in str(error.value)
 
 
 def test_an_unknown_activation_names_the_nearest(tmp_path):

@@ -37,7 +37,7 @@ def load_policy(path: str | Path, overrides: Overrides) -> LoadedPolicy:
     for module in _modules("load_file"):
         if module.recognise_file(file, head):
             source.agent = AgentConfig.beside(file, overrides.agent_config)
-            return module.load_file(source)
+            return _checked(module.load_file(source), source)
     checkpoint = load_checkpoint(file)
     source.agent = AgentConfig.beside(file, overrides.agent_config)
     for module in _modules("load"):
@@ -46,9 +46,20 @@ def load_policy(path: str | Path, overrides: Overrides) -> LoadedPolicy:
                 unknown = [key for key in checkpoint if _holds_tensors(checkpoint[key])]
                 unknown = sorted(set(unknown) - module.KEYS - _TRAINING_KEYS)
                 report_unknown(unknown, f"'{file}'", overrides.strict)
-            return module.load(checkpoint, source)
+            return _checked(module.load(checkpoint, source), source)
     shown = ", ".join(f"'{key}'" for key in sorted(checkpoint)[:6]) or "nothing"
     raise UserError(f"'{file}' is not a policy checkpoint of a known format: it holds {shown}. Check the path.")
+
+
+def _checked(policy: LoadedPolicy, source: Source) -> LoadedPolicy:
+    """Refuse an activation that the user gives and the format has no use for: it would be ignored in silence."""
+    given, found = source.overrides.activation, policy.description
+    if given is not None and found["activation_from"] != "override":
+        raise UserError(
+            f"'{source.path}' ({found['format']}) fixes its own activation ('{found['activation']}'), so that "
+            f"'{given}' has no effect: leave out --teacher_activation (distill.teacher.activation)."
+        )
+    return policy
 
 
 def _modules(function: str) -> Iterator[ModuleType]:
