@@ -49,7 +49,7 @@ def read_manifest(path: str | Path) -> list[TeacherEntry]:
         path: The manifest.
 
     Raises:
-        UserError: If it is no manifest, or a file that it names is not there.
+        UserError: If it is no manifest, a file that it names is not there, or a teacher comes twice.
     """
     path = Path(path)
     data = load_yaml(path)
@@ -60,6 +60,7 @@ def read_manifest(path: str | Path) -> list[TeacherEntry]:
         raise UserError(f"'{path}': 'teachers' must be a list with at least one teacher.")
     entries = [_entry(item, number, path) for number, item in enumerate(teachers)]
     _check_names(entries, path)
+    _refuse_twice(entries, f"'{path}'")
     for entry in entries:
         for what, file in (("checkpoint", entry.checkpoint), ("vehicle", entry.vehicle)):
             if file is not None and not file.is_file() and entry.status == OK:
@@ -106,6 +107,17 @@ def _check_names(entries: list[TeacherEntry], path: Path) -> None:
         raise UserError(f"'{path}': teacher '{odd.name}' has no vehicle, others have: give all of them one, or none.")
 
 
+def _refuse_twice(entries: Sequence[TeacherEntry], where: str) -> None:
+    """Refuse a checkpoint that comes twice for the same vehicle: it would silently be two teachers."""
+    seen: set[tuple[Path, Path | None]] = set()
+    for entry in entries:
+        key = entry.checkpoint.resolve(), None if entry.vehicle is None else entry.vehicle.resolve()
+        if key in seen:
+            flown = "" if entry.vehicle is None else f" for the vehicle '{entry.vehicle}'"
+            raise UserError(f"{where} names the teacher '{entry.checkpoint}' twice{flown}: leave it out once.")
+        seen.add(key)
+
+
 def write_manifest(path: str | Path, entries: Sequence[TeacherEntry], task: str) -> None:
     """Write ``teachers.yaml`` in one piece, with paths relative to it.
 
@@ -145,7 +157,8 @@ def find_teachers(spec: str | Sequence[str]) -> list[TeacherEntry]:
         The teachers in order, with unique names.
 
     Raises:
-        UserError: If nothing is there, or a folder is one of a training run, whose checkpoints are one teacher's.
+        UserError: If nothing is there, a file comes twice, or a folder is one of a training run, whose checkpoints are
+            one teacher's.
     """
     parts = [spec] if isinstance(spec, str) else list(spec)
     entries: list[TeacherEntry] = []
@@ -155,6 +168,7 @@ def find_teachers(spec: str | Sequence[str]) -> list[TeacherEntry]:
             entries += _found(piece)
     if not entries:
         raise UserError("--teacher_checkpoint names no teacher: give a checkpoint, a folder, a glob or a manifest.")
+    _refuse_twice(entries, "--teacher_checkpoint")
     return _with_unique_names(entries)
 
 

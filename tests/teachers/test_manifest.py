@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from foundation.errors import UserError
 from foundation.rsl_rl.cli_args import CommandParser, add_distillation_args, distillation_flags, parse_command
 from foundation.teachers.manifest import TeacherEntry, find_teachers, is_one_file, read_manifest, write_manifest
 
@@ -44,11 +45,35 @@ def test_files_globs_and_folders_name_the_same_teachers(tmp_path, spec):
 
 
 def test_names_are_unique(tmp_path):
-    """Equal file names take their folder's name; the same file twice takes a number."""
+    """Equal file names take their folder's name; where folders are named alike too, a number."""
     files = touch(tmp_path, "x/model.pt", "y/model.pt")
     assert [e.name for e in find_teachers([str(f) for f in files])] == ["x_model", "y_model"]
-    twice = [e.name for e in find_teachers([str(files[0]), str(files[0])])]
-    assert len(set(twice)) == 2
+    alike = touch(tmp_path, "a/run/model.pt", "b/run/model.pt")
+    assert len({e.name for e in find_teachers([str(f) for f in alike])}) == 2
+
+
+@pytest.mark.parametrize(
+    "spec", [["{0}/a.pt", "{0}/a.pt"], "{0}/a.pt,{0}/a.pt", ["{0}/*.pt", "{0}/b.pt"], ["{0}", "{0}/x/../b.pt"]]
+)
+def test_the_same_file_twice_is_refused(tmp_path, spec):
+    """A file that comes twice, by whatever path, glob or folder, is no second teacher: one line names it."""
+    touch(tmp_path, "a.pt", "b.pt", "x/c.pt")
+    given = spec.format(tmp_path) if isinstance(spec, str) else [part.format(tmp_path) for part in spec]
+    with pytest.raises(UserError, match=r"--teacher_checkpoint names the teacher '.*[ab]\.pt' twice: leave it out"):
+        find_teachers(given)
+
+
+def test_one_checkpoint_may_fly_two_vehicles_but_not_one_twice(tmp_path):
+    """A manifest may name a checkpoint for each of two vehicles; with the same vehicle twice it is refused."""
+    (a,), (light, heavy) = touch(tmp_path, "a.pt"), touch(tmp_path, "light.json", "heavy.json")
+    manifest = tmp_path / "teachers.yaml"
+    write_manifest(manifest, [TeacherEntry("one", a, light), TeacherEntry("two", a, heavy)], "Task-v0")
+    assert [(e.name, e.vehicle) for e in find_teachers(str(manifest))] == [("one", light), ("two", heavy)]
+    with pytest.raises(UserError, match=r"'.*a\.pt' twice for the vehicle '.*light\.json'"):
+        find_teachers([str(manifest), str(tmp_path)])
+    write_manifest(manifest, [TeacherEntry("one", a, light), TeacherEntry("two", a, light)], "Task-v0")
+    with pytest.raises(UserError, match=r"teachers\.yaml' names the teacher '.*a\.pt' twice for the vehicle"):
+        read_manifest(manifest)
 
 
 @pytest.mark.parametrize(
