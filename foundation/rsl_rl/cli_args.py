@@ -147,7 +147,7 @@ def add_distillation_args(parser: argparse.ArgumentParser) -> None:
     flag = group.add_argument
     many = "the policy to imitate; several, a glob, a folder or a manifest for many"
     flag("--teacher_checkpoint", action="append", metavar="PATH", help=many)
-    flag("--teacher_activation", metavar="NAME", help="activation of the teacher's layers, if neither it nor a config says it")
+    flag("--teacher_activation", metavar="NAME", help="activation of its layers, if neither it nor a config says it")
     flag("--teacher_min_return", type=number, metavar="X", help="stop at once if the teacher's own return is lower")
     flag("--teacher_below_min", metavar="WHAT", help="many teachers: refuse, or drop those below (refuse)")
     flag("--num_active_teachers", type=whole, metavar="N", help="learn from so many teachers in an on-policy epoch")
