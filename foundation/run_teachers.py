@@ -16,10 +16,13 @@ from foundation.data.position_offset import PositionCorrection
 from foundation.data.row_keeper import RowKeeper
 from foundation.errors import UserError
 from foundation.evaluation.evaluate import EvaluationResult
+from foundation.evaluation.gate_rollout import collect_gate_rows, gate_horizon
 from foundation.evaluation.teacher_board import TeacherBoard
+from foundation.learning.gate_fit import fit_gate
 from foundation.report import Reporter
+from foundation.teachers.gate import TeacherGate
 
-OFFSET_SEED = 3_000_003
+OFFSET_SEED, GATE_SEED = 3_000_003, 4_000_003
 
 
 class RunTeachers:
@@ -56,6 +59,8 @@ class RunTeachers:
         if cfg.teacher.position_offset_correction:
             self.correction = PositionCorrection(env, student_obs, self.num_assigned)
         self.keeper = RowKeeper(self.assignment, self.correction)
+        self.gate: TeacherGate | None = getattr(teacher, "gate", None)
+        self.gate_figures: dict[str, Any] = {}
 
     @property
     def num_assigned(self) -> int:
@@ -75,6 +80,31 @@ class RunTeachers:
         leave_out = getattr(self.teacher, "without_features", None)
         if leave_out is not None and "features" not in wanted:
             leave_out()
+
+    def fit_gate(self, env: Any, reporter: Reporter, poll: Any) -> None:
+        """Learn how much each teacher counts in a state, with ``distill.teacher.combine=gate``."""
+        if self.gate is None:
+            return
+        seed, cfg, names = self.cfg.seed + GATE_SEED, self.cfg.teacher.gate, self.teacher.names
+        rows = collect_gate_rows(env, self.teacher, self.selector, cfg, seed, poll)
+        fitted, explained = fit_gate(rows, names, cfg, seed, poll)
+        self.gate.load_state_dict(fitted.state_dict())
+        weights = dict(zip(names, self.gate(rows.obs).mean(0).tolist(), strict=True))
+        returns = {name: float(rows.returns[rows.teacher == index].mean()) for index, name in enumerate(names)}
+        self.gate_figures = {"explained_variance": explained, "rows": len(rows.obs)}
+        self.gate_figures |= {"mean_weights": weights, "mean_returns": returns}
+        most = sorted(weights, key=lambda name: -weights[name])
+        shown = ", ".join(f"{name} {weights[name]:.3f} (return {returns[name]:.2f})" for name in most[:5])
+        shown += ", ..." if len(most) > 5 else ""
+        reporter.line(
+            f"Gate over {self.number} teachers, from {len(rows.obs)} rows: explains {100.0 * explained:.0f} % of the "
+            f"variance of the returns in {gate_horizon(env, cfg.horizon)} steps in episodes held out; mean weights "
+            f"{shown}"
+        )
+        if explained <= 0.0:
+            reporter.line("WARNING: the gate explains nothing: raise distill.teacher.gate.episodes, or combine=mean.")
+        scalars = {f"baseline_gate_weight/{name}": weight for name, weight in weights.items()}
+        reporter.scalars({"baseline/gate_explained_variance": explained, **scalars}, 0)
 
     def measured(self, teacher: EvaluationResult, reporter: Reporter) -> None:
         """Take the teachers' own episodes; refuse teachers below ``--teacher_min_return``."""
@@ -148,17 +178,27 @@ class RunTeachers:
     def summary(self) -> dict[str, Any]:
         """Return what ``summary.json`` says of many teachers."""
         if self.board is None:
-            return {}
+            return {"gate": self.gate_figures} if self.gate_figures else {}
         return {"teachers": self.board.summary() | {"dropped": list(self.cfg.teacher.dropped)}}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what an exact resume needs."""
         state: dict[str, Any] = {} if self.board is None else {"board": self.board.state_dict()}
+        if self.gate is not None:
+            weights = {name: tensor.clone() for name, tensor in self.gate.state_dict().items()}
+            state["gate"] = {"weights": weights, "figures": self.gate_figures}
         return state if self.correction is None else state | {"offsets": self.correction.offsets.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         if self.board is not None and "board" in state:
             self.board.load_state_dict(state["board"])
+        if self.gate is not None:
+            saved = state.get("gate", {"weights": {}, "figures": {}})
+            own = {name: tensor.shape for name, tensor in self.gate.state_dict().items()}
+            if own != {name: tensor.shape for name, tensor in saved["weights"].items()}:
+                raise UserError("The run to resume has another gate, or none: give the same distill.teacher settings.")
+            self.gate.load_state_dict(saved["weights"])
+            self.gate_figures = saved["figures"]
         if self.correction is not None and "offsets" in state:
             self.correction.offsets.copy_(state["offsets"])

@@ -278,6 +278,7 @@ class DistillationRunner:
 
     def _measure_baselines(self) -> None:
         with self.stopwatch.stage("baselines"):
+            self.teachers.fit_gate(self.eval_env(), self.reporter, self.poll)
             results = measure_baselines(
                 self.eval_env(),
                 PolicyActor(self.teacher, self.teacher_obs),

@@ -23,6 +23,24 @@ class ScheduleCfg:
 
 
 @dataclass
+class GateCfg:
+    """The gate of ``teacher.combine=gate`` (``foundation.teachers.gate``), fitted before anything else is learned."""
+
+    episodes: int = 256
+    """Episodes that the teachers fly in turns for it, rounded up to a multiple of the environments."""
+    horizon: int | None = None
+    """How far it looks ahead: a teacher counts by its return in so many steps [env steps]. None: a quarter of an
+    episode."""
+    temperature: float = 0.1
+    """Of the softmax over what the teachers are expected to earn [standard deviations of the returns seen]: how much
+    worse a teacher must be to count e times less. Near 0: the best teacher of each state alone."""
+    hidden_dims: list[int] = field(default_factory=lambda: [64, 64])
+    """Hidden layers of the gate's network (ELU)."""
+    updates: int = 1000
+    """Optimiser steps of 512 rows."""
+
+
+@dataclass
 class TeacherCfg:
     """The policy to imitate, or many of them."""
 
@@ -51,9 +69,11 @@ class TeacherCfg:
     """Names of teachers of the set that are left out."""
     combine: str = "per_env"
     """Many teachers: per_env (environment i follows teacher i % number, on its vehicle), or one target from all of
-    them for every environment: mean | uncertainty | value (see ``foundation.teachers.combine``)."""
+    them for every environment: mean | uncertainty | value | gate (see ``foundation.teachers.combine``)."""
     combine_temperature: float = 1.0
     """Temperature of the softmax over the teachers' values that ``combine=value`` weights by [units of return]."""
+    gate: GateCfg = field(default_factory=GateCfg)
+    """What ``combine=gate`` learns its weights with."""
     expert: str | None = None
     """Many teachers: which one each environment follows at each step, as an observation group of one column that holds
     its index, or ``"pkg.module:function"`` of the observation groups. None: as ``combine`` says."""

@@ -37,6 +37,9 @@ _AT_LEAST = {
     "epoch_teacher_forcing": 0,
     "seed": 0,
     "teacher.num_active": 1,
+    "teacher.gate.episodes": 1,
+    "teacher.gate.horizon": 1,
+    "teacher.gate.updates": 1,
     "collection.teacher_student_mix": 0,
     "dataset.size": 1,
     "dataset.chunk_steps": 1,
@@ -49,6 +52,7 @@ _AT_LEAST = {
 _POSITIVE = (
     "learning_rate",
     "teacher.combine_temperature",
+    "teacher.gate.temperature",
     "dataset.memory_gb",
     "loss.huber_delta",
     "loss.min_std",
@@ -67,7 +71,7 @@ _ONE_OF = {
     "logger": ("tensorboard", "wandb", "neptune"),
     "loss.student_temperature": ("1", "same"),
     "teacher.below_min": ("refuse", "drop"),
-    "teacher.combine": ("per_env", "mean", "uncertainty", "value"),
+    "teacher.combine": ("per_env", "mean", "uncertainty", "value", "gate"),
     "teacher.selection": ("all", "best", "worst", "random"),
     "dataset.eviction": ("oldest", "reservoir"),
     "dataset.sequence_start": ("stored", "zero"),
@@ -123,6 +127,8 @@ def _check_teachers(cfg: DistillationCfg) -> None:
     teacher = cfg.teacher
     if (teacher.num_active is None) != (teacher.selection == "all"):
         raise UserError("--num_active_teachers and --teacher_selection best|worst|random go together: give both")
+    if any(width < 1 for width in teacher.gate.hidden_dims):
+        _fail("teacher.gate.hidden_dims", teacher.gate.hidden_dims, "a list of sizes, each at least 1")
     if teacher.expert is not None and teacher.combine != "per_env":
         raise UserError("distill.teacher.expert and distill.teacher.combine both choose: give one of them")
     if teacher.num_active is not None and (teacher.expert is not None or teacher.combine != "per_env"):

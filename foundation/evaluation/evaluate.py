@@ -107,7 +107,7 @@ class _Recorder:
         return bool((self.count >= self.rounds).all())
 
 
-class _Health:
+class Health:
     """Counts the steps before the first NaN or infinity in observations, actions and rewards, without a host sync."""
 
     def __init__(self, device: torch.device | str):
@@ -115,6 +115,7 @@ class _Health:
         self.steps = torch.zeros(3, dtype=torch.int64, device=device)
 
     def add(self, obs: TensorDict, actions: torch.Tensor, rewards: torch.Tensor) -> None:
+        """Take what an actor saw and did, and what it got."""
         leaves: list[Any] = list(obs.values(include_nested=True, leaves_only=True))
         groups = torch.stack([torch.isfinite(group).all() for group in leaves])
         now = [groups.all(), torch.isfinite(actions).all(), torch.isfinite(rewards).all()]
@@ -167,7 +168,7 @@ def evaluate(
     with preserved_rng(env.device):
         obs = env.reset(seed)
         actor.reset()
-        recorder, health = _Recorder(env.num_envs, rounds, env.device), _Health(env.device)
+        recorder, health = _Recorder(env.num_envs, rounds, env.device), Health(env.device)
         steps = 0
         while steps < limit:
             actions = actor.act(obs)

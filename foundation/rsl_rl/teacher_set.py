@@ -63,7 +63,8 @@ def _load_many(cfg: DistillationCfg, entries: list[TeacherEntry]) -> TeacherEnse
     if teacher.num_active is not None and teacher.num_active > len(entries):
         raise UserError(f"--num_active_teachers {teacher.num_active}: there are {len(entries)} teachers; give fewer.")
     mode = "expert" if teacher.expert is not None else teacher.combine
-    ensemble = load_ensemble(entries, cfg.device, mode, teacher.combine_temperature, **_overrides(cfg))
+    weights: dict[str, Any] = {"temperature": teacher.combine_temperature, "gate": teacher.gate}
+    ensemble = load_ensemble(entries, cfg.device, mode, **weights, **_overrides(cfg))
     ensemble.vehicles = [str(entry.vehicle) for entry in entries if entry.vehicle is not None]
     return ensemble
 
