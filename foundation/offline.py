@@ -12,10 +12,11 @@ from foundation.config.distillation_cfg import DistillationCfg
 from foundation.data.columns import DTYPES
 from foundation.data.dataset import DistillationDataset
 from foundation.data.episode_table import is_filtering, left_out, weigh
+from foundation.data.filter_outcome import filter_outcome
 from foundation.data.obs_groups import ObsSelector
 from foundation.data.plan import where_it_fits, whole_windows
 from foundation.data.prefill import check_targets, chunks_of, fill
-from foundation.data.recorder import check_weights
+from foundation.data.recorder import check_weights, tell
 from foundation.data.saved import SavedDataset
 from foundation.errors import RunInterrupted, UserError
 from foundation.learning.early_stopping import EarlyStopping
@@ -181,8 +182,12 @@ class OfflineRunner:
         self.episodes, bad = len(table.number), left_out(table, cfg.dataset.filter)
         for dataset in (train, held_out) if weighted else ():
             weigh(dataset, bad)
+        self.episodes_left_out, self.filtered = len(bad), None
+        if is_filtering(cfg.dataset.filter):
+            self.filtered = filter_outcome([train, held_out], table, bad)
+            tell(self.filtered, cfg.dataset.filter)
+        for dataset in (train, held_out) if weighted else ():
             check_weights(dataset)
-        self.episodes_left_out = len(bad)
         return train, held_out
 
     @torch.no_grad()
@@ -270,6 +275,7 @@ class OfflineRunner:
                 "rows_held_out": len(self.held_out),
                 "episodes": self.episodes,
                 "episodes_left_out": self.episodes_left_out,
+                **({} if self.filtered is None else {"episodes_unfinished": self.filtered.unfinished.episodes}),
                 "teacher": self.saved.teacher,
             },
             "parameters": {"student": sum(p.numel() for p in self.student.parameters())},

@@ -141,18 +141,31 @@ def test_another_dataset_is_not_resumed_with(saved, tmp_path):
         offline(other, tmp_path / "run").resume()
 
 
-def test_a_filter_changes_what_is_learned_from(saved, tmp_path):
-    """Half of the episodes, those of low return, are left out; none left is an error."""
+def test_a_filter_changes_what_is_learned_from(saved, tmp_path, caplog):
+    """Those of low return, half of all, are left out; how many have no end is told; none left is an error."""
+    caplog.set_level("INFO", "foundation")
     cfg = config(offline=True, device="cpu")
     cfg.dataset.load, cfg.dataset.filter.return_quantile = str(saved), 0.5
     runner = OfflineRunner(cfg, RunDir(tmp_path))
     assert 0.4 < runner.episodes_left_out / runner.episodes < 0.6
     assert runner.train.weights is not None
     assert 0.2 < float((runner.train.weights == 0).float().mean()) < 0.7
+    unfinished = unfinished_in(saved)
+    assert unfinished[0] > 0 and runner.filtered is not None and runner.filtered.unfinished == unfinished
+    assert f"{unfinished[0]} unfinished ones ({unfinished[1]} rows) are kept" in caplog.text
+    assert runner.run()["dataset"]["episodes_unfinished"] == unfinished[0]
     cfg.dataset.filter.return_quantile, cfg.dataset.filter.min_length = None, 13
     cfg.dataset.load = str(finished_only(saved, tmp_path / "finished"))
     with pytest.raises(UserError, match="no episode passes"):
         OfflineRunner(cfg, RunDir(tmp_path))
+
+
+def unfinished_in(saved: Path) -> tuple[int, int]:
+    """Count the episodes, and their rows, of which the files say no end."""
+    blocks = [(tensors["episode"].flatten(), table.number) for _, tensors, table in SavedDataset(saved).blocks()]
+    ended = {number for _, numbers in blocks for number in numbers.tolist()}
+    left = [number for numbers, _ in blocks for number in numbers.tolist() if number >= 0 and number not in ended]
+    return len(set(left)), len(left)
 
 
 def finished_only(saved: Path, folder: Path) -> Path:

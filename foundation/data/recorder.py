@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -9,8 +10,11 @@ import torch
 from foundation.config.distillation_cfg import EpisodeFilterCfg
 from foundation.data.dataset import DistillationDataset
 from foundation.data.episode_table import EpisodeTable, is_filtering, left_out, present_in, weigh
+from foundation.data.filter_outcome import FilterOutcome, filter_outcome
 from foundation.data.saving import DatasetWriter
 from foundation.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class ChunkRecorder:
@@ -88,7 +92,9 @@ class ChunkRecorder:
         """Give the rows their weights by what is known of their episodes now."""
         if not is_filtering(self.filter) or self.dataset.num_chunks == 0:
             return
-        weigh(self.dataset, left_out(self.table, self.filter, present_in(self.dataset, self.table)))
+        bad = left_out(self.table, self.filter, present_in(self.dataset, self.table))
+        weigh(self.dataset, bad)
+        tell(filter_outcome([self.dataset], self.table, bad), self.filter)
         check_weights(self.dataset)
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,6 +108,11 @@ class ChunkRecorder:
         if state and self.dataset.episode is not None:
             self._begun = state["begun"].to(self.dataset.device)
             self.first_episode, self.table = state["first_episode"], EpisodeTable(*state["table"])
+
+
+def tell(outcome: FilterOutcome, cfg: EpisodeFilterCfg) -> None:
+    """Say what a filter did; where all that is left has no outcome, that is worth a warning."""
+    logger.log(logging.WARNING if outcome.nothing_known_passes else logging.INFO, "%s.", outcome.line(cfg))
 
 
 def check_weights(dataset: DistillationDataset) -> None:

@@ -12,6 +12,7 @@ from foundation.config.distillation_cfg import CollectionCfg, EpisodeFilterCfg
 from foundation.data.collector import Collector
 from foundation.data.dataset import DistillationDataset
 from foundation.data.episode_table import EpisodeTable, left_out, weigh
+from foundation.data.filter_outcome import FilterOutcome, filter_outcome
 from foundation.data.obs_groups import ObsSelector
 from foundation.data.recorder import ChunkRecorder
 from foundation.errors import UserError
@@ -148,6 +149,55 @@ def test_nothing_left_to_learn_from_is_an_error():
         known = torch.isin(dataset.episode, collector.recorder.table.number)
         dataset.episode[~known] = -1
         collector.recorder.apply_filter()
+
+
+def tracked(*chunks: list[list[int]]) -> DistillationDataset:
+    """A dataset of two envs and two steps a chunk, whose rows belong to these episodes."""
+    dataset = DistillationDataset(1, 2, 4 * len(chunks), {"mean": 1}, chunk_steps=2, track_episodes=True, weighted=True)
+    for episodes in chunks:
+        slot = dataset.begin_chunk()
+        assert dataset.episode is not None
+        dataset.episode[slot] = torch.tensor(episodes, dtype=torch.int32)
+        dataset.commit_chunk()
+    return dataset
+
+
+def test_what_a_filter_did_is_counted_and_told():
+    """Unfinished episodes pass and are counted over all datasets once, and so are those without their beginning."""
+    numbers = torch.tensor([0, 1, 2, 9], dtype=torch.int32)  # 9 has no row
+    success, whole = torch.tensor([True, False, False, False]), torch.tensor([True, True, False, True])
+    table = EpisodeTable(numbers, numbers.float(), numbers, success, whole)
+    datasets = [tracked([[0, 1], [0, 1]], [[0, 2], [3, 2]]), tracked([[3, -1], [4, -1]])]
+    outcome = filter_outcome(datasets, table, torch.tensor([1, 9], dtype=torch.int32))
+    assert outcome == FilterOutcome(finished=(3, 7), left_out=(1, 2), unfinished=(2, 3), cut=(1, 2))
+    line = outcome.line(EpisodeFilterCfg(success=True))
+    assert line == (
+        "Filter: 1 of 3 finished episodes are left out (2 of 7 rows); 2 unfinished ones (3 rows) are kept, as their "
+        "outcome is not known"
+    )
+    assert outcome.line(EpisodeFilterCfg(min_length=2)) == line + "; 1 without their beginning (2 rows) are kept"
+    judged = outcome.line(EpisodeFilterCfg(success=True, return_quantile=0.5))
+    assert judged.endswith("; 1 without their beginning (2 rows) are judged by success alone")
+    assert not outcome.nothing_known_passes
+    assert filter_outcome(datasets, table, numbers).nothing_known_passes
+
+
+def test_an_empty_dataset_has_nothing_to_filter():
+    """No chunk, no count."""
+    outcome = filter_outcome([tracked()], EpisodeTable.empty(), torch.empty(0, dtype=torch.int32))
+    assert outcome == FilterOutcome((0, 0), (0, 0), (0, 0), (0, 0)) and not outcome.nothing_known_passes
+
+
+def test_a_run_tells_what_its_filter_did(caplog):
+    """Every collection says how many episodes were left out, and how many rows of unfinished ones were kept."""
+    caplog.set_level("INFO", "foundation")
+    collector, dataset = collect("steps", epochs=2, success=True)
+    assert dataset.episode is not None
+    numbers = dataset.episode[: dataset.num_chunks]
+    left = numbers[(numbers >= 0) & ~torch.isin(numbers, collector.recorder.table.number)]
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Filter: ")]
+    assert len(told) == 2 and len(left) > 0
+    assert f"{len(left.unique())} unfinished ones ({len(left)} rows) are kept" in told[-1]
 
 
 def test_weights_decide_what_is_learned():
