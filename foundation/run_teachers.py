@@ -143,7 +143,7 @@ class RunTeachers:
             dataset: Its rows of teachers that are not chosen are not drawn.
 
         Returns:
-            Rows that were collected to be learned from.
+            Rows that were collected to be learned from, each as often as it counts.
         """
         teacher, drove = stats.teacher, stats.metrics.pop(BY_TEACHER, None)
         if self.board is None or teacher is None or drove is None:
@@ -154,8 +154,10 @@ class RunTeachers:
         if beta == 1.0 or self.cfg.teacher.num_active is None:
             return stats.env_steps
         active = self.board.choose(self.cfg.teacher.num_active, self.cfg.teacher.selection, self.cfg.seed + epoch)
-        dataset.activate(stats.slots, active.repeat(dataset.num_envs // self.number))
-        return stats.env_steps * int(active.sum()) // self.number
+        emphasis = self.cfg.teacher.emphasis
+        times = torch.where(active, emphasis, 1) if emphasis else active.long()
+        dataset.activate(stats.slots, times.repeat(dataset.num_envs // self.number))
+        return stats.env_steps * int(times.sum()) // self.number
 
     def evaluated(self, result: EvaluationResult) -> None:
         """Take the episodes of an evaluation of the student."""

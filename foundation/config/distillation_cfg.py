@@ -82,6 +82,9 @@ class TeacherCfg:
     selection: str = "all"
     """all | best | worst | random: which those are, by the student's return with each of them in that epoch
     (``--teacher_selection``)."""
+    emphasis: int = 0
+    """What the chosen teachers' rows of that epoch are worth. 0: nobody else's are learned from (as in rl-tools). n:
+    everybody's are, and theirs are drawn n times as often: with ``worst``, the vehicles that the student crashes."""
     position_offset_correction: bool = False
     """Take each teacher's steady-state position offset out of the student's stored observations."""
     check: bool = True

@@ -12,6 +12,7 @@ from foundation.errors import UserError, suggest
 
 logger = logging.getLogger(__name__)
 
+MOST_EMPHASIS = 255
 _NO_FLAG = ("final_eval_episodes",)
 _FLAGS = {
     "teacher.checkpoint": "--teacher_checkpoint",
@@ -37,6 +38,7 @@ _AT_LEAST = {
     "epoch_teacher_forcing": 0,
     "seed": 0,
     "teacher.num_active": 1,
+    "teacher.emphasis": 0,
     "teacher.gate.episodes": 1,
     "teacher.gate.horizon": 1,
     "teacher.gate.updates": 1,
@@ -127,6 +129,10 @@ def _check_teachers(cfg: DistillationCfg) -> None:
     teacher = cfg.teacher
     if (teacher.num_active is None) != (teacher.selection == "all"):
         raise UserError("--num_active_teachers and --teacher_selection best|worst|random go together: give both")
+    if teacher.emphasis > MOST_EMPHASIS:
+        _fail("teacher.emphasis", teacher.emphasis, f"at most {MOST_EMPHASIS}")
+    if teacher.emphasis and teacher.num_active is None:
+        raise UserError("distill.teacher.emphasis wants teachers to be chosen: give --num_active_teachers")
     if any(width < 1 for width in teacher.gate.hidden_dims):
         _fail("teacher.gate.hidden_dims", teacher.gate.hidden_dims, "a list of sizes, each at least 1")
     if teacher.expert is not None and teacher.combine != "per_env":

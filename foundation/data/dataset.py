@@ -209,14 +209,15 @@ class DistillationDataset:
 
         Args:
             slots: The chunks.
-            envs: Which environments. Shape: (num_envs,). None: all of them.
+            envs: Which environments, or how many times as often as others each is drawn from (up to 255). Shape:
+                (num_envs,). None: all of them alike.
         """
         if self.active is None:
             if envs is None:
                 return
-            self.active = torch.ones(self.max_chunks, self.num_envs, dtype=torch.bool, device=self.device)
+            self.active = torch.ones(self.max_chunks, self.num_envs, dtype=torch.uint8, device=self.device)
         index = torch.tensor(slots, dtype=torch.int64, device=self.device)
-        self.active[index] = True if envs is None else envs.to(self.device)
+        self.active[index] = 1 if envs is None else envs.to(self.device, torch.uint8)
 
     def chunk_obs(self, slot: int) -> torch.Tensor:
         """Return a chunk's observations. Shape: (chunk_steps, num_envs, num_obs)."""

@@ -92,13 +92,14 @@ class ActiveItems:
     """Numbers the items of the environments that are learned from, chunk by chunk.
 
     Args:
-        active: Which environments of which chunks. Shape: (num_chunks, num_envs).
+        active: How often each environment of each chunk is there; 0 is not at all. Shape: (num_chunks, num_envs).
         per_env: Items that an environment has in a chunk, numbered by chunk, time and environment.
     """
 
     def __init__(self, active: torch.Tensor, per_env: int):
         self.num_envs, self.per_env = active.shape[1], per_env
-        self._pairs = active.flatten().nonzero().squeeze(-1)
+        times = active.flatten().long()
+        self._pairs = torch.arange(len(times), device=times.device).repeat_interleave(times)
 
     def __len__(self) -> int:
         return len(self._pairs) * self.per_env
