@@ -15,17 +15,15 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-import yaml
+from teacher_training.checkpoints import agent_cfg, checkpoint, write_yaml
 
-from foundation.config.agent_cfg import DistributionCfg
-from foundation.files import atomic_torch_save, atomic_write
+from foundation.files import atomic_torch_save
 from foundation.learning.bptt import BpttCfg, PolicyStack, train
-from foundation.learning.critic_fit import discounted_returns, fit_critic, fit_std
+from foundation.learning.critic_fit import discounted_returns, fit_critics, fit_std
 from foundation.rsl_rl.command import run_command
 from foundation.tasks.point_ctrl.agents.rsl_rl_ppo_cfg import QuadcopterPointCtrlPPORunnerCfg
 from foundation.tasks.point_ctrl.differentiable import DifferentiablePointCtrl
@@ -103,50 +101,6 @@ def remove_offset(actor: PolicyStack, seed: int, num_episodes: int = 1024) -> No
     actor.biases[0][0, 0] += offset @ actor.weights[0][0, :3]
 
 
-def checkpoint(actor: PolicyStack, std: torch.Tensor, critic: torch.nn.Module) -> dict[str, Any]:
-    """Lay the networks out as rsl-rl-lib 5 does."""
-    actor_state = {"distribution.std_param": std.clone()}
-    actor_state |= {f"mlp.{key}": value for key, value in actor.mlp_state_dict().items()}
-    critic_state = {f"mlp.{key}": value.detach().clone() for key, value in critic.state_dict().items()}
-    parameters = [torch.nn.Parameter(value) for value in (*actor_state.values(), *critic_state.values())]
-    optimizer = torch.optim.Adam(parameters, lr=QuadcopterPointCtrlPPORunnerCfg().algorithm.learning_rate)
-    return {
-        "actor_state_dict": actor_state,
-        "critic_state_dict": critic_state,
-        "optimizer_state_dict": optimizer.state_dict(),
-        "iter": 0,
-        "infos": None,
-    }
-
-
-def agent_cfg(std: torch.Tensor) -> QuadcopterPointCtrlPPORunnerCfg:
-    """Describe the checkpoint's networks."""
-    cfg = QuadcopterPointCtrlPPORunnerCfg()
-    cfg.actor.obs_normalization = cfg.critic.obs_normalization = False
-    cfg.actor.hidden_dims, cfg.actor.activation = BpttCfg().hidden_dims, "elu"
-    cfg.actor.init_output, cfg.actor.init_output_gain = None, 1.0
-    cfg.actor.distribution_cfg = DistributionCfg(init_std=round(std.mean().item(), 4))
-    cfg.critic.hidden_dims, cfg.critic.activation = list(CRITIC_DIMS), "elu"
-    return cfg
-
-
-def write_yaml(path: Path, cfg: Any) -> None:
-    """Write a config dataclass."""
-    text = yaml.safe_dump(_lists(asdict(cfg)), sort_keys=False)
-
-    def write(file: BinaryIO) -> None:
-        file.write(text.encode())
-
-    atomic_write(path, write)
-
-
-def _lists(value: Any) -> Any:
-    """Turn tuples into lists."""
-    if isinstance(value, dict):
-        return {key: _lists(entry) for key, entry in value.items()}
-    return [_lists(entry) for entry in value] if isinstance(value, list | tuple) else value
-
-
 def main(argv: list[str] | None = None) -> int:
     """Train, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -169,16 +123,17 @@ def main(argv: list[str] | None = None) -> int:
     obs, returns = discounted_returns(
         make_env(512, args.seed + 2, episode_length_s=30.0), actor, GROUP, std, gamma, 500, 250, args.seed + 2
     )
-    critic, explained = fit_critic(obs, returns, CRITIC_DIMS)
+    critic, explained = fit_critics(obs, returns, CRITIC_DIMS)
     score = measure(actor, args.num_episodes, args.seed + 1000)
     path = args.output / "model.pt"
-    atomic_torch_save(checkpoint(actor, std, critic), path)
-    write_yaml(args.output / "params" / "agent.yaml", agent_cfg(std))
+    write_yaml(args.output / "params" / "agent.yaml", agent_cfg(actor, critic, round(std.mean().item(), 4)))
+    atomic_torch_save(checkpoint(actor, critic, std=std), path)
     write_yaml(args.output / "params" / "env.yaml", QuadcopterPointCtrlEnvCfg())
     print(
         f"{args.num_episodes} episodes: return {score['return']:.1f}, survival {100 * score['survival']:.2f} %, "
         f"position error in the last second {100 * score['position_error']:.2f} cm\n"
-        f"std {[round(x, 4) for x in std.tolist()]}, critic explains {100 * explained:.1f} % of the returns' variance\n"
+        f"std {[round(x, 4) for x in std.tolist()]}, critic explains {100 * explained.item():.1f} % of the returns' "
+        "variance\n"
         f"training {seconds:.0f} CPU s, all {time.process_time() - start:.0f} CPU s; "
         f"{path}: {path.stat().st_size / 1e6:.2f} MB"
     )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-from foundation.networks.mlp import build_mlp
+from foundation.learning.bptt import PolicyStack
 
 Policy = Callable[[torch.Tensor], torch.Tensor]
+_LEAST_SCALE, _LEAST_SPREAD = 0.05, 1e-6
+"""Floors of the deviations that observations and returns are divided by: what hardly varies is not blown up."""
 
 
 @torch.no_grad()
@@ -99,41 +101,58 @@ def discounted_returns(
     return torch.cat(observations[:keep]), torch.cat(returns[:keep])
 
 
-def fit_critic(
-    obs: torch.Tensor, returns: torch.Tensor, hidden_dims: list[int], updates: int = 1500, seed: int = 0
-) -> tuple[nn.Sequential, float]:
-    """Regress returns on observations.
+def fit_critics(
+    obs: torch.Tensor,
+    returns: torch.Tensor,
+    hidden_dims: Sequence[int],
+    num_policies: int = 1,
+    updates: int = 1500,
+    batch_size: int = 1024,
+    seed: int = 0,
+) -> tuple[PolicyStack, torch.Tensor]:
+    """Regress each policy's returns on its observations; row ``i`` belongs to policy ``i % num_policies``.
 
     Args:
         obs: Shape: (num_rows, num_obs).
         returns: Shape: (num_rows,).
-        hidden_dims: Of the critic (ELU).
-        updates: Optimiser steps of 1024 rows.
+        hidden_dims: Of each critic (ELU).
+        num_policies: K.
+        updates: Optimiser steps.
+        batch_size: Rows of each policy in a step.
         seed: Of weights and minibatches.
 
     Returns:
-        The critic, in units of the returns, and the share of variance explained on a held-out tenth of the rows.
+        The critics, in units of the returns, and for each the share of variance explained on a held-out tenth of its
+        rows, shape (num_policies,).
     """
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        critic = build_mlp(obs.shape[1], hidden_dims, 1, "elu")
-    order = torch.randperm(len(obs), generator=generator)
-    held, used = order[: len(obs) // 10], order[len(obs) // 10 :]
-    mean, std = returns[used].mean(), returns[used].std()
-    optimizer = torch.optim.Adam(critic.parameters(), lr=1e-3)
+    x, y = obs.view(-1, num_policies, obs.shape[1]), returns.view(-1, num_policies)
+    order = torch.randperm(len(x), generator=generator).to(x.device)
+    held, used = order[: len(x) // 10], order[len(x) // 10 :]
+    center, scale = x[used].mean(0), x[used].std(0).clamp(min=_LEAST_SCALE)
+    level, spread = y[used].mean(0), y[used].std(0).clamp(min=_LEAST_SPREAD)
+    critics = PolicyStack(num_policies, obs.shape[1], hidden_dims, 1, seed=seed).to(x.device)
+    optimizer = torch.optim.Adam(critics.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
     for _ in range(updates):
-        rows = used[torch.randint(len(used), (1024,), generator=generator)]
-        loss = nn.functional.smooth_l1_loss(critic(obs[rows])[:, 0], (returns[rows] - mean) / std)
+        rows = used[torch.randint(len(used), (batch_size,), generator=generator).to(x.device)]
+        values = critics(((x[rows] - center) / scale).flatten(0, 1)).view_as(y[rows])
+        error = nn.functional.smooth_l1_loss(values, (y[rows] - level) / spread, reduction="none")
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        error.mean(0).sum().backward()
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        last = critic[-1]
-        assert isinstance(last, nn.Linear)
-        last.weight.mul_(std)
-        last.bias.mul_(std).add_(mean)
-        error = (critic(obs[held])[:, 0] - returns[held]).var()
-    return critic, 1 - (error / returns[held].var()).item()
+        _fold(critics, center, scale, level, spread)
+        left = y[held] - critics(x[held].flatten(0, 1)).view_as(y[held])
+    return critics, 1 - left.var(0) / y[held].var(0)
+
+
+def _fold(
+    critics: PolicyStack, center: torch.Tensor, scale: torch.Tensor, level: torch.Tensor, spread: torch.Tensor
+) -> None:
+    """Let networks of standardised numbers take and give plain ones. Shapes: (K, num_obs) twice, (K,) twice."""
+    critics.weights[0] /= scale.unsqueeze(-1)
+    critics.biases[0] -= center.unsqueeze(1) @ critics.weights[0]
+    critics.weights[-1] *= spread.view(-1, 1, 1)
+    critics.biases[-1].mul_(spread.view(-1, 1, 1)).add_(level.view(-1, 1, 1))

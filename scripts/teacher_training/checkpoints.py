@@ -22,39 +22,68 @@ STD = 0.1
 """Standard deviation that is written for every action: the training is deterministic and has none."""
 
 
-def actor_checkpoint(policies: PolicyStack, index: int) -> dict[str, Any]:
-    """Lay one actor out as RSL-RL 5 does; there is no critic, as analytic gradients need none."""
-    actor = {"distribution.std_param": torch.full((policies.weights[-1].shape[2],), STD)}
-    actor |= {f"mlp.{key}": value.cpu() for key, value in policies.mlp_state_dict(index).items()}
-    return {"actor_state_dict": actor, "iter": 0, "infos": None}
+def checkpoint(
+    actors: PolicyStack, critics: PolicyStack, index: int = 0, std: torch.Tensor | None = None
+) -> dict[str, Any]:
+    """Lay one actor and its critic out as RSL-RL 5 does, with an optimiser that has not made a step.
+
+    Args:
+        actors: The policies.
+        critics: Their values.
+        index: Which of them.
+        std: Standard deviation of its actions, shape (num_actions,). None: :data:`STD` for each.
+    """
+    std = torch.full((actors.weights[-1].shape[2],), STD) if std is None else std.cpu().clone()
+    actor = {"distribution.std_param": std}
+    actor |= {f"mlp.{key}": value.cpu() for key, value in actors.mlp_state_dict(index).items()}
+    critic = {f"mlp.{key}": value.cpu() for key, value in critics.mlp_state_dict(index).items()}
+    parameters = [torch.nn.Parameter(value) for value in (*actor.values(), *critic.values())]
+    optimizer = torch.optim.Adam(parameters, lr=QuadcopterPointCtrlPPORunnerCfg().algorithm.learning_rate)
+    return {
+        "actor_state_dict": actor,
+        "critic_state_dict": critic,
+        "optimizer_state_dict": optimizer.state_dict(),
+        "iter": 0,
+        "infos": None,
+    }
 
 
-def agent_cfg(hidden_dims: Sequence[int]) -> QuadcopterPointCtrlPPORunnerCfg:
-    """Describe the checkpoints' networks."""
+def agent_cfg(actors: PolicyStack, critics: PolicyStack, init_std: float = STD) -> QuadcopterPointCtrlPPORunnerCfg:
+    """Describe a checkpoint's networks."""
     cfg = QuadcopterPointCtrlPPORunnerCfg()
-    cfg.actor.obs_normalization = cfg.critic.obs_normalization = False
-    cfg.actor.hidden_dims, cfg.actor.activation = list(hidden_dims), "elu"
+    for model, networks in ((cfg.actor, actors), (cfg.critic, critics)):
+        model.hidden_dims = [weight.shape[2] for weight in list(networks.weights)[:-1]]
+        model.activation, model.obs_normalization = "elu", False
     cfg.actor.init_output, cfg.actor.init_output_gain = None, 1.0
-    cfg.actor.distribution_cfg = DistributionCfg(init_std=STD)
+    cfg.actor.distribution_cfg = DistributionCfg(init_std=init_std)
     return cfg
 
 
-def write_teachers(
-    output: Path, vehicles: Sequence[Path], policies: PolicyStack, score: Score, failed: Sequence[int]
-) -> Path:
-    """Write a checkpoint for each teacher, ``params/agent.yaml`` and, last, the manifest, whose path is returned."""
-    hidden = [weight.shape[2] for weight in list(policies.weights)[:-1]]
-    text = yaml.safe_dump(_lists(asdict(agent_cfg(hidden))), sort_keys=False)
+def write_yaml(path: Path, cfg: Any) -> None:
+    """Write a config dataclass, and the folder for it."""
+    text = yaml.safe_dump(_lists(asdict(cfg)), sort_keys=False)
 
     def write(file: BinaryIO) -> None:
         file.write(text.encode())
 
-    (output / "params").mkdir(parents=True, exist_ok=True)
-    atomic_write(output / "params" / "agent.yaml", write)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, write)
+
+
+def write_teachers(
+    output: Path,
+    vehicles: Sequence[Path],
+    policies: PolicyStack,
+    critics: PolicyStack,
+    score: Score,
+    failed: Sequence[int],
+) -> Path:
+    """Write a checkpoint for each teacher, ``params/agent.yaml`` and, last, the manifest, whose path is returned."""
+    write_yaml(output / "params" / "agent.yaml", agent_cfg(policies, critics))
     entries = []
     for index in range(policies.num_policies):
         path = output / f"{vehicles[index].stem}.pt"
-        atomic_torch_save(actor_checkpoint(policies, index), path)
+        atomic_torch_save(checkpoint(policies, critics, index), path)
         entries.append(
             TeacherEntry(
                 name=vehicles[index].stem,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foundation.learning.bptt import BpttCfg, PolicyStack, train
-from foundation.learning.critic_fit import discounted_returns, fit_critic, fit_std
+from foundation.learning.critic_fit import discounted_returns, fit_critics, fit_std
 from foundation.networks.mlp import build_mlp
 from foundation.tasks.point_ctrl.differentiable import DifferentiablePointCtrl
 from foundation.tasks.point_ctrl.env_cfg import QuadcopterPointCtrlEnvCfg, SceneCfg
@@ -153,10 +153,22 @@ def test_discounted_returns_by_hand():
 def test_the_critic_is_in_units_of_the_returns():
     """Fitted on V = 50 + 3 x it predicts that, and explains nearly all of the held-out variance."""
     x = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
-    critic, explained = fit_critic(x, 50 + 3 * x[:, 0], [16], updates=400)
-    assert explained > 0.98
+    critic, explained = fit_critics(x, 50 + 3 * x[:, 0], [16], updates=400)
+    assert explained.shape == (1,) and explained > 0.98
     with torch.no_grad():
         assert critic(torch.tensor([[1.0, 0.0]])).item() == pytest.approx(53, abs=0.4)
+
+
+def test_each_critic_learns_from_its_own_rows():
+    """Two critics side by side, whose rows alternate and whose inputs differ in scale, each know their own returns."""
+    x = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 30.0]) + 5.0
+    own = torch.arange(len(x)) % 2 == 0
+    critics, explained = fit_critics(x, torch.where(own, 50 + 3 * x[:, 0], -2 * x[:, 1]), [32], 2, updates=400)
+    assert explained.shape == (2,) and bool((explained > 0.98).all())
+    with torch.no_grad():
+        values = critics(torch.tensor([[6.0, 5.0], [5.0, 35.0]]))[:, 0]
+    assert values[0].item() == pytest.approx(68, abs=0.8)
+    assert values[1].item() == pytest.approx(-70, abs=8)
 
 
 def test_the_std_costs_what_it_may():

@@ -13,7 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from rsl_rl.runners import OnPolicyRunner
 
+from foundation.learning.bptt import PolicyStack
+from foundation.learning.critic_fit import discounted_returns
+from foundation.rsl_rl.versions import translate
 from foundation.sim.vehicle_folder import write_vehicles
 from foundation.sim.vehicles import sample_vehicles
 from foundation.teachers import TeacherPolicyWrapper
@@ -22,7 +26,9 @@ from foundation.teachers.manifest import find_teachers
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from teacher_training.fleet import Fleet, remove_offset, resting_offset  # noqa: E402
+from teacher_training.checkpoints import STD, checkpoint, write_teachers  # noqa: E402
+from teacher_training.critics import CriticCfg, fit_teachers_critics  # noqa: E402
+from teacher_training.fleet import Fleet, initial_policies, remove_offset, resting_offset  # noqa: E402
 from teacher_training.job import JobCfg, TeacherJob  # noqa: E402
 
 TINY = {"num_envs": 2, "horizon": 5, "shared_updates": 2, "updates": 3, "more_updates": 2, "num_episodes": 2}
@@ -67,15 +73,62 @@ def test_the_two_commands_give_teachers_that_load(tmp_path):
 
 def test_a_checkpoint_is_the_trained_policy(tmp_path, fleet):
     """What is written acts as the stack does on every third row."""
-    from teacher_training.checkpoints import write_teachers
-
     job = _finish(TeacherJob(fleet, JobCfg(num_teachers=3, max_rounds=0, **TINY)))
     assert job.score is not None
-    manifest = write_teachers(tmp_path / "out", fleet.files, job.policies, job.score, job.failed())
+    critics = PolicyStack(3, 26, [8], 1)
+    manifest = write_teachers(tmp_path / "out", fleet.files, job.policies, critics, job.score, job.failed())
     obs = torch.randn(6, 26, generator=torch.Generator().manual_seed(0))
     expected = job.policies(obs).detach()
     for k, entry in enumerate(find_teachers(str(manifest))):
-        torch.testing.assert_close(TeacherPolicyWrapper(str(entry.checkpoint)).act(obs[k::3]), expected[k::3])
+        teacher = TeacherPolicyWrapper(str(entry.checkpoint))
+        torch.testing.assert_close(teacher.act(obs[k::3]), expected[k::3])
+        torch.testing.assert_close(teacher.output(obs[k::3]).value, critics(obs)[k::3].detach())
+
+
+def test_a_checkpoint_without_a_critic_is_still_read(tmp_path, fleet):
+    """Older trainings wrote none: such a file is a teacher that has no value."""
+    policies = PolicyStack(1, 26, [8], 4)
+    saved = checkpoint(policies, PolicyStack(1, 26, [8], 1))
+    torch.save({key: saved[key] for key in ("actor_state_dict", "iter", "infos")}, tmp_path / "old.pt")
+    teacher = TeacherPolicyWrapper(tmp_path / "old.pt", activation="elu")
+    obs = torch.randn(3, 26, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(teacher.act(obs), policies(obs).detach())
+    assert not teacher.has_value
+
+
+@pytest.mark.parametrize("method", ["bptt", "ppo"])
+def test_the_real_library_loads_a_checkpoint_and_goes_on_training(tmp_path, fleet, method):
+    """RSL-RL's own OnPolicyRunner loads actor, critic and optimiser as they were written, and an iteration runs."""
+    job = _finish(TeacherJob(fleet, JobCfg(num_teachers=2, max_rounds=0, method=method, **TINY)))
+    assert job.score is not None
+    cfg = CriticCfg(num_envs=2, num_steps=20, keep=10, updates=5, hidden_dims=[16])
+    critics, explained = fit_teachers_critics(Fleet(fleet.files[:2]), job.policies, cfg, seed=4)
+    assert explained.shape == (2,)
+    manifest = write_teachers(tmp_path / "out", fleet.files, job.policies, critics, job.score, job.failed())
+    agent = yaml.safe_load((tmp_path / "out" / "params" / "agent.yaml").read_text())
+    for k, entry in enumerate(find_teachers(str(manifest))):
+        assert entry.vehicle is not None
+        env = Fleet([entry.vehicle]).make_env(4, seed=k)
+        runner = OnPolicyRunner(env, translate(agent), log_dir=None, device="cpu")
+        runner.load(str(entry.checkpoint))
+        obs = env.get_observations()
+        with torch.no_grad():
+            for network, stack in ((runner.alg.get_policy(), job.policies), (runner.alg.critic, critics)):
+                torch.testing.assert_close(network(obs), stack.select([k])(obs["policy"]))
+        runner.learn(num_learning_iterations=1)
+
+
+def test_a_critic_predicts_its_own_teachers_flights(fleet):
+    """On fresh episodes each critic explains most of its own teacher's returns, though groups are fitted in turn."""
+    env = fleet.make_env(1, 0)
+    policies = initial_policies(env, 3, [16], seed=1)
+    cfg = CriticCfg(num_envs=256, num_steps=100, keep=30, updates=400, at_once=2)
+    critics, explained = fit_teachers_critics(fleet, policies, cfg, seed=5)
+    std, fresh = torch.full((4,), STD), fleet.make_env(64, seed=99)
+    with torch.no_grad():
+        obs, returns = discounted_returns(fresh, policies, "policy", std, 0.98, 100, 30, seed=99)
+        left = (returns - critics(obs)[:, 0]).view(-1, 3).var(0) / returns.view(-1, 3).var(0)
+    assert bool((left < 0.5).all()) and bool((explained > 0.5).all())
 
 
 @pytest.mark.parametrize("stop_after", [1, 6])
