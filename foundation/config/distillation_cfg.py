@@ -52,7 +52,7 @@ class TeacherCfg:
     """``[a, b]``: only these columns of the concatenated groups."""
     activation: str | None = None
     """Activation of the checkpoint's networks (``--teacher_activation``). None: read from ``params/agent.yaml``
-    beside it."""
+    beside it. Refused where the file fixes it (ONNX, TorchScript, HDF5, our own students)."""
     distribution: str | None = None
     """Distribution of its actions, where no config says it: gaussian | heteroscedastic | heteroscedastic_log | beta |
     deterministic | categorical."""
@@ -80,8 +80,8 @@ class TeacherCfg:
     num_active: int | None = None
     """Many teachers: how many the student learns from in an on-policy epoch (``--num_active_teachers``). None: all."""
     selection: str = "all"
-    """all | best | worst | random: which those are, by the student's return with each of them in that epoch
-    (``--teacher_selection``)."""
+    """all | best | worst | random: which those are, by how far the student's return with each of them in that epoch is
+    from the teacher's own (``--teacher_selection``)."""
     emphasis: int = 0
     """What the chosen teachers' rows of that epoch are worth. 0: nobody else's are learned from (as in rl-tools). n:
     everybody's are, and theirs are drawn n times as often: with ``worst``, the vehicles that the student crashes."""
