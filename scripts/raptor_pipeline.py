@@ -29,6 +29,8 @@ CRAZYFLIE_EPISODES = 256
 SLOW = 2.0
 """A narrower limit of the velocity [m/s], the default task's: large vehicles begin up to two metres away, and a policy
 that flies there fast passes it."""
+EMPHASISED_SHARE, EMPHASIS = 8, 6
+"""One teacher in so many is emphasised, and its rows are drawn so many times as often."""
 NARROW = "_slow"
 """What the names of the sets end with that are flown with it."""
 NOISE = {"position": 0.005, "orientation": 0.005, "velocity": 0.01, "body_rates": 0.02}
@@ -38,7 +40,9 @@ NOISE = {"position": 0.005, "orientation": 0.005, "velocity": 0.01, "body_rates"
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("num_teachers", nargs="?", type=int, default=16, help="teachers (default: %(default)s)")
+    parser.add_argument(
+        "num_teachers", nargs="?", type=int, default=16, help="sampled vehicles, each with a teacher (%(default)s)"
+    )
     parser.add_argument("--teachers", type=Path, metavar="MANIFEST", help="use these; nothing is sampled or trained")
     parser.add_argument("--folder", type=Path, help="where everything goes (default: logs/raptor/<number>)")
     parser.add_argument("--held_out", type=int, default=500, help="vehicles that nobody was trained on (%(default)s)")
@@ -47,6 +51,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--seed", type=int, default=0, help="of the vehicles and of the training (default: %(default)s)"
     )
     parser.add_argument("--device", default="cpu", help="of the training (default: %(default)s)")
+    parser.add_argument(
+        "--real_vehicles",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="train on the registry of real vehicles (Crazyflie and others) beside the sampled ones (default: on)",
+    )
     parser.add_argument("--observation_noise", action="store_true", help="noise that only the student sees")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, reaches nothing")
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -92,7 +102,11 @@ class Pipeline:
 
     def sample(self) -> None:
         """Sample the vehicles of the training."""
+        from foundation.sim.vehicle_folder import write_registry
+
         self._sample(self.vehicles, self.args.num_teachers, self.args.seed)
+        if self.args.real_vehicles:
+            write_registry(self.vehicles)
 
     def sample_held_out(self) -> None:
         """Sample the vehicles that nobody is trained on, and write the Crazyflie beside them."""
@@ -120,10 +134,16 @@ class Pipeline:
         quick = TEACHERS_QUICK if self.args.quick else ()
         python(
             "scripts/train_teachers.py",
-            *("--vehicles", self.vehicles, "--num_teachers", self.args.num_teachers, "--output", self.manifest.parent),
+            *("--vehicles", self.vehicles, "--output", self.manifest.parent),
             *("--seed", self.args.seed, "--device", self.args.device, *quick),
             log=self.folder / "teachers.log",
         )
+
+    def _number(self) -> int:
+        """Count the teachers that have not failed."""
+        from foundation.teachers.manifest import FAILED, read_manifest
+
+        return sum(entry.status != FAILED for entry in read_manifest(self.manifest))
 
     def distil(self) -> dict[str, Any]:
         """Distil all teachers into one student."""
@@ -137,7 +157,7 @@ class Pipeline:
             "foundation/rsl_rl/distillation.py",
             *("--task", "Isaac-Quadcopter-Point-Ctrl-v0", "--engine", "torch", "--device", args.device),
             *("--teacher_checkpoint", self.manifest, "--experiment_name", "raptor", "--run_name", name),
-            *("--seed", args.seed, "experiment=raptor", *noise, *quick, *self.tokens),
+            *("--seed", args.seed, "experiment=raptor", *emphasis_tokens(self._number()), *noise, *quick, *self.tokens),
             log=self.folder / "distillation.log",
         )
         return {"run": str(newest_run("raptor", name))}
@@ -182,6 +202,17 @@ class Pipeline:
 
 
 TEACHERS_QUICK: tuple[object, ...] = ("--quick",)
+
+
+def emphasis_tokens(num_teachers: int) -> list[str]:
+    """Return the arguments by which the student learns most from the vehicles that it flies worst.
+
+    One vehicle in sixty that it crashes at once costs more return than all the others together have left to gain.
+    """
+    if num_teachers < 2:
+        return []
+    chosen = ["--num_active_teachers", str(max(1, num_teachers // EMPHASISED_SHARE)), "--teacher_selection", "worst"]
+    return [*chosen, f"distill.teacher.emphasis={EMPHASIS}"]
 
 
 def noise_tokens() -> list[str]:

@@ -43,7 +43,8 @@ class TeacherBoard:
     def choose(self, number: int | None, selection: str, seed: int) -> torch.Tensor:
         """Choose the teachers whose data is learned from, by the student's returns in collection.
 
-        Those whose return is not known yet come first in any order but ``random``.
+        A return counts by how far it is from the teacher's own, where that is known: some vehicles allow less than
+        others. Teachers with which no return of the student's is known yet come first in any order but ``random``.
 
         Args:
             number: How many; None: all.
@@ -59,8 +60,8 @@ class TeacherBoard:
         if selection == "random":
             order = torch.randperm(len(self.names), generator=torch.Generator().manual_seed(seed))
         else:
-            returns = self.returns["collected"] * (1.0 if selection == "worst" else -1.0)
-            order = torch.argsort(returns.nan_to_num(-math.inf), stable=True)
+            gap = self.returns["collected"] - self.returns["teacher"].nan_to_num(0.0)
+            order = torch.argsort((gap if selection == "worst" else -gap).nan_to_num(-math.inf), stable=True)
         self.active = torch.zeros_like(self.active)
         self.active[order[:number]] = True
         return self.active

@@ -34,7 +34,7 @@ class JobCfg:
     """Steps that gradients go back."""
     shared_updates: int = 100
     """First updates, by the mean gradient of all: one policy for all vehicles, from which each teacher goes on."""
-    updates: int = 800
+    updates: int = 1600
     """Updates of each teacher by its own gradient."""
     more_updates: int = 400
     """Updates of a round for those that did not reach ``min_return`` and ``max_terminated``."""

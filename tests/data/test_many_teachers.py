@@ -132,6 +132,20 @@ def test_a_chunk_that_is_written_again_is_active_again():
     assert batch.obs.tolist() == [[1.0], [1.0]]
 
 
+def test_emphasised_environments_are_drawn_so_many_times_as_often():
+    """One environment counts five times, another not at all: a pass has its rows five times, and none of the other."""
+    dataset = DistillationDataset(1, 3, 1000, {"mean": 1}, chunk_steps=4)
+    dataset.begin_chunk()
+    for step in range(4):
+        value = (10.0 * step + torch.arange(3.0)).unsqueeze(-1)
+        dataset.write(step, value, PolicyOutput(value), torch.zeros(3, dtype=torch.bool))
+    dataset.commit_chunk()
+    dataset.activate([0], torch.tensor([1, 5, 0]))
+    (batch,) = dataset.flat_minibatches(24, 1)
+    wanted = {10 * step: 1 for step in range(4)} | {10 * step + 1: 5 for step in range(4)}
+    assert Counter(batch.obs.flatten().long().tolist()) == wanted
+
+
 # -- position offsets ---------------------------------------------------------------------------------------------
 
 

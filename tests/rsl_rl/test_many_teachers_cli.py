@@ -202,6 +202,7 @@ def broken_sets(folder: Path) -> dict[str, tuple[list, str]]:
         ),
         "no such policy": ([plain, "--teacher_below_min", "ignore"], "--teacher_below_min is 'ignore'"),
         "selection alone": ([plain, "--teacher_selection", "best"], "go together: give both"),
+        "emphasis alone": ([plain, "distill.teacher.emphasis=4"], "give --num_active_teachers"),
         "active of one": (
             [single, "--num_active_teachers", "1", "--teacher_selection", "best"],
             "want several teachers",
