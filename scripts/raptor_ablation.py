@@ -28,6 +28,9 @@ HELD_OUT_SEED, FLIGHT_SEED = 1_000_003, 77
 NUM_ACTIVE_SHARE = 4
 """One teacher in so many is active where they are selected."""
 
+EMPHASISED = "emphasised"
+"""Nobody is left out, but the worst are learned from more often."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -48,12 +51,15 @@ class Setting:
 
     def tokens(self, n_epochs: int) -> list[str]:
         """Return the arguments of ``distillation.py`` for this setting."""
-        from raptor_pipeline import noise_tokens
+        from raptor_pipeline import EMPHASIS, noise_tokens
 
+        selection = "worst" if self.teacher_selection == EMPHASISED else self.teacher_selection
         tokens = ["--n_epochs", str(n_epochs), "--epoch_teacher_forcing", str(min(self.teacher_forcing, n_epochs))]
-        tokens += ["--seed", str(self.seed), "--teacher_selection", self.teacher_selection]
+        tokens += ["--seed", str(self.seed), "--teacher_selection", selection]
         if self.teacher_selection != "all":
             tokens += ["--num_active_teachers", str(max(1, self.num_teachers // NUM_ACTIVE_SHARE))]
+        if self.teacher_selection == EMPHASISED:
+            tokens.append(f"distill.teacher.emphasis={EMPHASIS}")
         if self.offset_correction:
             tokens.append("--position_offset_correction")
         tokens.append(f"distill.student.hidden_size={self.hidden_size}")
@@ -61,7 +67,7 @@ class Setting:
 
 
 AXES: dict[str, list[Any]] = {
-    "teacher_selection": ["all", "best", "worst", "random"],
+    "teacher_selection": ["all", "best", "worst", "random", EMPHASISED],
     "offset_correction": [False, True],
     "teacher_forcing": [0, 10, 50],
     "num_teachers": [1, 4, 16],
