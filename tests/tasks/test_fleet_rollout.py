@@ -69,7 +69,7 @@ def test_passing_a_limit_costs_and_ends_only_beyond_the_slack():
     task = FleetRollout(env)
     fast = task._state.clone()
     fast[3:6] = 0.0
-    fast[3, 0], fast[3, 1] = 3.0, 6.0
+    fast[3, 0], fast[3, 1] = 1.5 * env.limits[3, 0], 3.0 * env.limits[3, 1]
     task._state = fast
     task._age = torch.zeros(12)
     reward = task.step(torch.zeros(12, 4))

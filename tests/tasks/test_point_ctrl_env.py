@@ -257,11 +257,12 @@ def test_noise_is_for_students_only():
 
 
 def test_vehicle_sets_scale_the_box_with_the_arms():
-    """With vehicles given, environment i flies vehicle i % n within 20 arm lengths and starts within 10."""
+    """With vehicles given, environment i flies vehicle i % n within 20 arm lengths and 10 m/s and starts within 10."""
     env = QuadcopterPointCtrlEnv(_cfg(6, vehicles="sampled:3"))
     assert env.vehicle_index.tolist() == [0, 1, 2, 0, 1, 2]
     assert torch.equal(env.vehicles.mass[:3], env.vehicles.mass[3:])
     torch.testing.assert_close(env.limits[0], 20 * env.vehicles.arm_length)
+    assert (env.limits[3:6] == 10.0).all() and (env.limits[6:] == 35.0).all()
     assert (env.state[:3].abs() <= 10 * env.vehicles.arm_length).all()
 
 
