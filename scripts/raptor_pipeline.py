@@ -29,7 +29,7 @@ CRAZYFLIE_EPISODES = 256
 SLOW = 2.0
 """A narrower limit of the velocity [m/s], the default task's: large vehicles begin up to two metres away, and a policy
 that flies there fast passes it."""
-EMPHASISED_SHARE, EMPHASIS = 8, 6
+EMPHASISED_SHARE, EMPHASIS = 8, 8
 """One teacher in so many is emphasised, and its rows are drawn so many times as often."""
 NARROW = "_slow"
 """What the names of the sets end with that are flown with it."""

@@ -80,8 +80,8 @@ class TeacherCfg:
     num_active: int | None = None
     """Many teachers: how many the student learns from in an on-policy epoch (``--num_active_teachers``). None: all."""
     selection: str = "all"
-    """all | best | worst | random: which those are, by how far the student's return with each of them in that epoch is
-    from the teacher's own (``--teacher_selection``)."""
+    """all | best | worst | random: which those are, by how far the student's return with each of them in the last
+    epochs is from the teacher's own (``--teacher_selection``)."""
     emphasis: int = 0
     """What the chosen teachers' rows of that epoch are worth. 0: nobody else's are learned from (as in rl-tools). n:
     everybody's are, and theirs are drawn n times as often: with ``worst``, the vehicles that the student crashes."""

@@ -13,6 +13,9 @@ from foundation.errors import UserError
 FEW = 100
 """Teachers up to which each has its own scalars after every epoch; beyond, after every tenth."""
 
+NEWEST = 0.3
+"""Weight of an epoch's returns in their running mean, by which teachers are chosen."""
+
 
 class TeacherBoard:
     """Mean returns by teacher: the teachers' own, and the student's in collection and in evaluation.
@@ -26,6 +29,8 @@ class TeacherBoard:
         unknown = torch.full((len(self.names),), math.nan, dtype=torch.float64)
         self.returns = {"teacher": unknown.clone(), "collected": unknown.clone(), "student": unknown.clone()}
         """Mean return by teacher; NaN where no episode has ended. Each (num_teachers,)."""
+        self.running = unknown.clone()
+        """``collected``, averaged over epochs: few episodes of each teacher end in one. Shape: (num_teachers,)."""
         self.active = torch.ones(len(self.names), dtype=torch.bool)
         """Whose data of the last epoch is learned from. Shape: (num_teachers,)."""
 
@@ -39,6 +44,9 @@ class TeacherBoard:
         """
         means = by_teacher(returns, teacher, len(self.names))
         self.returns[what] = torch.where(means.isnan(), self.returns[what], means)
+        if what == "collected":
+            mixed = torch.where(self.running.isnan(), means, self.running.lerp(means, NEWEST))
+            self.running = torch.where(means.isnan(), self.running, mixed)
 
     def choose(self, number: int | None, selection: str, seed: int) -> torch.Tensor:
         """Choose the teachers whose data is learned from, by the student's returns in collection.
@@ -60,7 +68,7 @@ class TeacherBoard:
         if selection == "random":
             order = torch.randperm(len(self.names), generator=torch.Generator().manual_seed(seed))
         else:
-            gap = self.returns["collected"] - self.returns["teacher"].nan_to_num(0.0)
+            gap = self.running - self.returns["teacher"].nan_to_num(0.0)
             order = torch.argsort((gap if selection == "worst" else -gap).nan_to_num(-math.inf), stable=True)
         self.active = torch.zeros_like(self.active)
         self.active[order[:number]] = True
@@ -143,7 +151,8 @@ class TeacherBoard:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything, as plain tensors."""
-        return {"returns": {name: value.clone() for name, value in self.returns.items()}, "active": self.active.clone()}
+        returns = {name: value.clone() for name, value in self.returns.items()}
+        return {"returns": returns, "running": self.running.clone(), "active": self.active.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
@@ -152,6 +161,7 @@ class TeacherBoard:
                 f"The run had {len(state['active'])} teachers, now {len(self.names)}: resume with the same."
             )
         self.returns = {name: value.clone() for name, value in state["returns"].items()}
+        self.running = state.get("running", self.returns["collected"]).clone()
         self.active = state["active"].clone()
 
 
