@@ -132,10 +132,11 @@ class Pipeline:
         from raptor.stages import python
 
         quick = TEACHERS_QUICK if self.args.quick else ()
+        begun = ("--resume",) if (self.manifest.parent / "training_state.pt").exists() else ()
         python(
             "scripts/train_teachers.py",
             *("--vehicles", self.vehicles, "--output", self.manifest.parent),
-            *("--seed", self.args.seed, "--device", self.args.device, *quick),
+            *("--seed", self.args.seed, "--device", self.args.device, *quick, *begun),
             log=self.folder / "teachers.log",
         )
 
@@ -201,7 +202,7 @@ class Pipeline:
         print(f"==> {self.folder}: table.md, figure.png, flights.json, stages.json")
 
 
-TEACHERS_QUICK: tuple[object, ...] = ("--quick",)
+TEACHERS_QUICK: tuple[object, ...] = ("--quick", "--min_return", -1000)
 
 
 def emphasis_tokens(num_teachers: int) -> list[str]:

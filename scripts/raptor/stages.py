@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import FrameType
+from typing import IO, Any, BinaryIO
 
 from foundation.config.plain import finite
 from foundation.errors import UserError
@@ -83,12 +85,37 @@ def python(script: str, *arguments: object, log: Path) -> None:
     with log.open("w", encoding="utf-8") as file:
         file.write(" ".join(command) + "\n")
         file.flush()
-        code = subprocess.run(
-            command, stdout=file, stderr=subprocess.STDOUT, env=dict(os.environ), check=False
-        ).returncode
+        code, stopped = _run(command, file)
+    if stopped:
+        print(f"==> stopped; the same command goes on (output so far: {log})", flush=True)
+        raise SystemExit(128 + stopped)
     if code != 0:
         print(log.read_text(encoding="utf-8", errors="replace")[-TAIL:], file=sys.stderr)
         raise UserError(f"{Path(script).name} failed with exit code {code}; its output is in '{log}'.")
+
+
+def _run(command: Sequence[str], output: IO[str]) -> tuple[int, int]:
+    """Run a command to its end; a signal for us is passed on, so that it saves what it has.
+
+    Returns:
+        Its exit code, and the last such signal, or 0.
+    """
+    stopped = 0
+    # In a group of its own, Ctrl-C reaches it once, through us: a second one would end it before it has saved.
+    child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=dict(os.environ), process_group=0)
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = number
+        child.send_signal(number)
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = child.wait()
+        return code, stopped
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def newest_run(experiment: str, run_name: str) -> Path:
