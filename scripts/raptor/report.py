@@ -118,9 +118,9 @@ def draw_axis(title: str, rows: Sequence[tuple[str, dict[str, Any]]], path: Path
         right.bar(places, [100 * row[where]["terminated"] for _, row in rows], 0.38, color=color)
     left.set(ylabel="mean return", title=title)
     right.set(ylabel="terminated [%]")
-    left.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     for axes in (left, right):
-        axes.set_xticks(range(len(rows)), names)
+        axes.set_xticks(range(len(rows)), names, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
