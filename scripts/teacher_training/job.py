@@ -44,7 +44,7 @@ class JobCfg:
     """How many times as many environments each of those has in such a round."""
     min_return: float = 400.0
     """Mean return below which a teacher has failed."""
-    max_terminated: float = 0.05
+    max_terminated: float = 0.005
     """Share of episodes ended by a limit above which a teacher is trained on, as long as there are rounds."""
     motor_noise: float = 0.1
     """Noise on the observed motor speeds in the training."""
