@@ -209,8 +209,7 @@ class DistillationDataset:
 
         Args:
             slots: The chunks.
-            envs: Which environments, or how many times as often as others each is drawn from (up to 255). Shape:
-                (num_envs,). None: all of them alike.
+            envs: How often each environment is drawn from (0 to 255). Shape: (num_envs,). None: all alike.
         """
         if self.active is None:
             if envs is None:
