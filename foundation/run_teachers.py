@@ -14,7 +14,7 @@ from foundation.data.episodes import CollectionStats
 from foundation.data.obs_groups import ObsSelector
 from foundation.data.position_offset import PositionCorrection
 from foundation.data.row_keeper import RowKeeper
-from foundation.errors import UserError
+from foundation.errors import UserError, suggest
 from foundation.evaluation.evaluate import EvaluationResult
 from foundation.evaluation.gate_rollout import collect_gate_rows, gate_horizon
 from foundation.evaluation.teacher_board import TeacherBoard
@@ -52,6 +52,8 @@ class RunTeachers:
             self.assignment = TeacherAssignment(teacher.names)
         if self.assignment is None and cfg.teacher.num_active is not None:
             raise UserError("--num_active_teachers wants several teachers, each with its own environments.")
+        self.weights = teacher_weights(cfg.teacher.weights, self.assignment)
+        """How often each teacher's rows are drawn, (num_teachers,); None where all alike."""
         self.teacher_of = None if self.assignment is None else self.assignment.index
         """Maps observations to each environment's teacher, (num_envs,); None where all have the same."""
         self.board = None if self.assignment is None else TeacherBoard(teacher.names)
@@ -151,13 +153,20 @@ class RunTeachers:
         own = ~drove.bool() if beta < 1.0 else torch.ones_like(drove, dtype=torch.bool)
         own &= torch.ones_like(own) if stats.settled is None else stats.settled
         self.board.record("collected", stats.returns[own], teacher[own])
-        if beta == 1.0 or self.cfg.teacher.num_active is None:
+        times = self._times(self.board, beta, epoch)
+        if times is None:
             return stats.env_steps
-        active = self.board.choose(self.cfg.teacher.num_active, self.cfg.teacher.selection, self.cfg.seed + epoch)
-        emphasis = self.cfg.teacher.emphasis
-        times = torch.where(active, emphasis, 1) if emphasis else active.long()
         dataset.activate(stats.slots, times.repeat(dataset.num_envs // self.number))
         return stats.env_steps * int(times.sum()) // self.number
+
+    def _times(self, board: TeacherBoard, beta: float, epoch: int) -> torch.Tensor | None:
+        """Say how often an epoch's rows of each teacher are drawn, (num_teachers,); None: all alike."""
+        cfg = self.cfg.teacher
+        if beta == 1.0 or cfg.num_active is None:
+            return self.weights
+        active = board.choose(cfg.num_active, cfg.selection, self.cfg.seed + epoch)
+        times = torch.where(active, max(cfg.emphasis, 1), int(cfg.emphasis > 0))
+        return times if self.weights is None else torch.where(times > 0, times.maximum(self.weights), 0)
 
     def evaluated(self, result: EvaluationResult) -> None:
         """Take the episodes of an evaluation of the student."""
@@ -204,3 +213,23 @@ class RunTeachers:
             self.gate_figures = saved["figures"]
         if self.correction is not None and "offsets" in state:
             self.correction.offsets.copy_(state["offsets"])
+
+
+def teacher_weights(weights: dict[str, int], assignment: TeacherAssignment | None) -> torch.Tensor | None:
+    """Lay weights by name out by teacher.
+
+    Returns:
+        Shape: (num_teachers,), 1 for those not named; None without weights.
+
+    Raises:
+        UserError: For a name that is none of the teachers', or where there is one teacher.
+    """
+    if not weights:
+        return None
+    if assignment is None:
+        raise UserError("distill.teacher.weights wants several teachers, each with its own environments.")
+    names = assignment.names
+    for name in weights:
+        if name not in names:
+            raise UserError(f"distill.teacher.weights.{name}: no teacher has this name. {suggest(name, names)}")
+    return torch.tensor([weights.get(name, 1) for name in names])

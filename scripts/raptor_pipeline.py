@@ -31,6 +31,8 @@ SLOW = 2.0
 that flies there fast passes it."""
 EMPHASISED_SHARE, EMPHASIS = 8, 8
 """One teacher in so many is emphasised, and its rows are drawn so many times as often."""
+DEPLOYED, DEPLOYED_WEIGHT = "crazyflie", 16
+"""The vehicle that the student is to be deployed on, and how many times as often its rows are drawn."""
 NARROW = "_slow"
 """What the names of the sets end with that are flown with it."""
 NOISE = {"position": 0.005, "orientation": 0.005, "velocity": 0.01, "body_rates": 0.02}
@@ -140,11 +142,11 @@ class Pipeline:
             log=self.folder / "teachers.log",
         )
 
-    def _number(self) -> int:
-        """Count the teachers that have not failed."""
+    def _names(self) -> list[str]:
+        """Name the teachers that have not failed."""
         from foundation.teachers.manifest import FAILED, read_manifest
 
-        return sum(entry.status != FAILED for entry in read_manifest(self.manifest))
+        return [entry.name for entry in read_manifest(self.manifest) if entry.status != FAILED]
 
     def distil(self) -> dict[str, Any]:
         """Distil all teachers into one student."""
@@ -158,7 +160,7 @@ class Pipeline:
             "foundation/rsl_rl/distillation.py",
             *("--task", "Isaac-Quadcopter-Point-Ctrl-v0", "--engine", "torch", "--device", args.device),
             *("--teacher_checkpoint", self.manifest, "--experiment_name", "raptor", "--run_name", name),
-            *("--seed", args.seed, "experiment=raptor", *emphasis_tokens(self._number()), *noise, *quick, *self.tokens),
+            *("--seed", args.seed, "experiment=raptor", *emphasis_tokens(self._names()), *noise, *quick, *self.tokens),
             log=self.folder / "distillation.log",
         )
         return {"run": str(newest_run("raptor", name))}
@@ -205,15 +207,17 @@ class Pipeline:
 TEACHERS_QUICK: tuple[object, ...] = ("--quick", "--min_return", -1000)
 
 
-def emphasis_tokens(num_teachers: int) -> list[str]:
-    """Return the arguments by which the student learns most from the vehicles that it flies worst.
+def emphasis_tokens(names: Sequence[str]) -> list[str]:
+    """Return the arguments by which the student learns most from some of the vehicles.
 
-    One vehicle in sixty that it crashes at once costs more return than all the others together have left to gain.
+    From those that it flies worst: one in sixty that it crashes at once costs more return than all the others together
+    have left to gain. And from the one that it is to be deployed on, where that is among them.
     """
-    if num_teachers < 2:
+    if len(names) < 2:
         return []
-    chosen = ["--num_active_teachers", str(max(1, num_teachers // EMPHASISED_SHARE)), "--teacher_selection", "worst"]
-    return [*chosen, f"distill.teacher.emphasis={EMPHASIS}"]
+    chosen = ["--num_active_teachers", str(max(1, len(names) // EMPHASISED_SHARE)), "--teacher_selection", "worst"]
+    deployed = [f"distill.teacher.weights.{DEPLOYED}={DEPLOYED_WEIGHT}"] if DEPLOYED in names else []
+    return [*chosen, f"distill.teacher.emphasis={EMPHASIS}", *deployed]
 
 
 def noise_tokens() -> list[str]:

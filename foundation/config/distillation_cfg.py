@@ -85,6 +85,9 @@ class TeacherCfg:
     emphasis: int = 0
     """What the chosen teachers' rows of that epoch are worth. 0: nobody else's are learned from (as in rl-tools). n:
     everybody's are, and theirs are drawn n times as often: with ``worst``, the vehicles that the student crashes."""
+    weights: dict[str, int] = field(default_factory=dict)
+    """Many teachers, by name: whose rows are drawn how many times as often, e.g. the vehicle that the student is to be
+    deployed on (``distill.teacher.weights.crazyflie=16``). Where ``emphasis`` says more for an epoch, that counts."""
     position_offset_correction: bool = False
     """Take each teacher's steady-state position offset out of the student's stored observations."""
     check: bool = True

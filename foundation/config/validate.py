@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from foundation.config.distillation_cfg import DistillationCfg, ScheduleCfg
+from foundation.config.distillation_cfg import DistillationCfg, ScheduleCfg, TeacherCfg
 from foundation.errors import UserError, suggest
 
 logger = logging.getLogger(__name__)
@@ -137,10 +137,20 @@ def _check_teachers(cfg: DistillationCfg) -> None:
         _fail("teacher.gate.hidden_dims", teacher.gate.hidden_dims, "a list of sizes, each at least 1")
     if teacher.expert is not None and teacher.combine != "per_env":
         raise UserError("distill.teacher.expert and distill.teacher.combine both choose: give one of them")
-    if teacher.num_active is not None and (teacher.expert is not None or teacher.combine != "per_env"):
-        raise UserError("--num_active_teachers is for teachers with environments of their own (combine=per_env)")
+    _check_weights(teacher)
     if cfg.collection.teacher_student_mix and cfg.collection.beta is not None:
         raise UserError("--teacher_student_mix and distill.collection.beta both say who drives: give one of them")
+
+
+def _check_weights(teacher: TeacherCfg) -> None:
+    for name, weight in teacher.weights.items():
+        if not 1 <= weight <= MOST_EMPHASIS:
+            _fail(f"teacher.weights.{name}", weight, f"1 to {MOST_EMPHASIS}")
+    if teacher.expert is None and teacher.combine == "per_env":
+        return
+    for flag, given in (("--num_active_teachers", teacher.num_active), ("distill.teacher.weights", teacher.weights)):
+        if given:
+            raise UserError(f"{flag} is for teachers with environments of their own (combine=per_env)")
 
 
 def _check_offline(cfg: DistillationCfg) -> None:

@@ -138,9 +138,14 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def checked_tokens(tokens: Sequence[str]) -> list[str]:
-    """Refuse arguments that ``distillation.py`` gets from the pipeline itself."""
+    """Refuse, before anything is trained, arguments that ``distillation.py`` would refuse or gets from the pipeline."""
+    from foundation.rsl_rl.cli_args import parse_command
+    from foundation.rsl_rl.distillation import build_parser, settle
+
     taken = ("--task", "--teacher_checkpoint", "--experiment_name", "--run_name")
     for token in tokens:
         if token.partition("=")[0] in taken:
             raise UserError(f"{token}: the pipeline sets this itself.")
+    args, overrides = parse_command(build_parser(), ["experiment=raptor", *tokens])
+    settle(args, overrides, None)
     return list(tokens)

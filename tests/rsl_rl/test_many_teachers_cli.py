@@ -203,6 +203,14 @@ def broken_sets(folder: Path) -> dict[str, tuple[list, str]]:
         "no such policy": ([plain, "--teacher_below_min", "ignore"], "--teacher_below_min is 'ignore'"),
         "selection alone": ([plain, "--teacher_selection", "best"], "go together: give both"),
         "emphasis alone": ([plain, "distill.teacher.emphasis=4"], "give --num_active_teachers"),
+        "weight of a stranger": ([plain, "distill.teacher.weights.quad_0010=4"], "Did you mean 'quad_0001'"),
+        "weight of nothing": ([plain, "distill.teacher.weights.quad_0001=0"], "1 to 255"),
+        "weight in parts": ([plain, "distill.teacher.weights.quad_0001=1.5"], "weights"),
+        "weight of one": ([single, "distill.teacher.weights.quad_0001=2"], "wants several teachers"),
+        "weight of an expert": (
+            [plain, "distill.teacher.expert=many_teachers:ninth", "distill.teacher.weights.quad_0001=2"],
+            "combine=per_env",
+        ),
         "active of one": (
             [single, "--num_active_teachers", "1", "--teacher_selection", "best"],
             "want several teachers",

@@ -127,10 +127,38 @@ def test_the_pipeline_runs_and_goes_on(folder, capsys, monkeypatch):
     assert capsys.readouterr().out.count("done before") == 3
 
 
-def test_the_pipeline_sets_some_arguments_itself(folder):
+def test_the_pipeline_sets_some_arguments_itself(folder, capsys):
     """What it decides cannot be typed behind ``--``."""
     assert raptor_pipeline.main(["2", "--", "--task", "Other"]) == 2
+    assert "the pipeline sets this itself" in capsys.readouterr().err
     assert stages.checked_tokens(["--n_epochs", "3"]) == ["--n_epochs", "3"]
+
+
+@pytest.mark.parametrize(
+    ("token", "says"),
+    [
+        ("--n_epoch", "'--n_epochs'"),
+        ("distill.student.hiden_size=32", "hidden_size"),
+        ("--teacher_selection=worse", "worst"),
+        ("distill.teacher.weights.crazyflie=0", "1 to 255"),
+    ],
+)
+def test_what_the_distillation_would_refuse_is_refused_before_anything_is_trained(folder, capsys, token, says):
+    """One line, and nothing is begun: hours of teachers lie between a typing mistake and its stage."""
+    assert raptor_pipeline.main(["2", "--", token]) == 2
+    error = capsys.readouterr().err
+    assert says in error and len(error.splitlines()) == 1
+    assert not (folder / "logs").exists()
+
+
+def test_the_deployed_vehicle_and_the_worst_are_learned_from_most():
+    """Where the Crazyflie has a teacher its rows weigh more; a teacher alone has nothing to be chosen from."""
+    names = [f"quad_{i:04}" for i in range(15)]
+    emphasis = ["--num_active_teachers", "1", "--teacher_selection", "worst", "distill.teacher.emphasis=8"]
+    assert raptor_pipeline.emphasis_tokens(names) == emphasis
+    deployed = raptor_pipeline.emphasis_tokens([*names, "crazyflie"])
+    assert deployed == ["--num_active_teachers", "2", *emphasis[2:], "distill.teacher.weights.crazyflie=16"]
+    assert raptor_pipeline.emphasis_tokens(["crazyflie"]) == []
 
 
 def test_every_axis_varies_one_thing_around_the_same_setting():
