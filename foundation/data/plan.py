@@ -64,7 +64,9 @@ def make_dataset(
     weighted = filtering or fills_up or (saved is not None and saved.layout.weighted)
     tracking = weighted or cfg.dataset.save is not None
     extras = (num_teachers > 1) + weighted + tracking
+    stored_state = state_size if window_steps > 1 and cfg.dataset.sequence_start == "stored" else 0
     row_bytes = (num_obs + sum(targets.values())) * DTYPES[cfg.dataset.dtype].itemsize + 1 + 4 * extras
+    row_bytes += 4 * stored_state / window_steps
     budget_rows = int(cfg.dataset.memory_gb * 1e9 // row_bytes)
     if cfg.dataset.size is not None and cfg.dataset.size > budget_rows:
         raise UserError(
@@ -88,7 +90,7 @@ def make_dataset(
         targets,
         chunk_steps=chunk_steps,
         window_steps=window_steps,
-        state_size=state_size if window_steps > 1 and cfg.dataset.sequence_start == "stored" else 0,
+        state_size=stored_state,
         num_teachers=num_teachers,
         device=cfg.dataset.device or where_it_fits(capacity * row_bytes, torch.device(env.device)),
         compute_device=env.device,
@@ -105,7 +107,7 @@ def whole_windows(chunk_steps: int, window_steps: int) -> int:
     return window_steps * math.ceil(chunk_steps / window_steps)
 
 
-def where_it_fits(num_bytes: int, device: torch.device) -> torch.device:
+def where_it_fits(num_bytes: float, device: torch.device) -> torch.device:
     """Return the device for a storage: the one that computes, or the host where that has too little memory."""
     if device.type == "cuda" and num_bytes > free_memory(device):
         logger.info("The dataset (%.1f GB) does not fit %s: it is kept in host memory.", num_bytes / 1e9, device)
