@@ -103,8 +103,9 @@ class DistillationRunner:
         )
         self.shards = DatasetShards(self.dataset, run_dir, cfg.dataset.disk_gb, keep=not cfg.on_policy)
         self.reporter = Reporter(cfg, writer)
-        first = next((epoch for epoch in range(cfg.n_epochs) if self.beta(epoch) < 1.0), 0)
-        self.early_stopping = EarlyStopping(cfg.early_stopping, first)
+        acts = [epoch for epoch in range(cfg.n_epochs) if self.beta(epoch) < 1.0]
+        self.forced_epochs = acts[0] if acts else cfg.n_epochs
+        self.early_stopping = EarlyStopping(cfg.early_stopping, acts[0] if acts else 0)
         self._eval_env: Any = None
 
     # -- the loop -----------------------------------------------------------------------------------------------
@@ -148,7 +149,7 @@ class DistillationRunner:
         evaluation: dict[str, float] | None = None
         if self._collection_is_evaluation(beta):
             evaluation = self._summarise(EvaluationResult.of(collected))
-            self._keep_best(evaluation, epoch)
+            self._keep_best(evaluation, epoch, made_by=epoch - 1)
         self._fit_normalizer(epoch, collected)
         with self.stopwatch.stage("learning"):
             learned = self.learner.learn(self.dataset, new_rows, epoch, self.poll)
@@ -156,7 +157,7 @@ class DistillationRunner:
         if evaluation is None and self._evaluation_due(epoch):
             with self.stopwatch.stage("evaluation"):
                 evaluation = self._evaluate_student()
-            self._keep_best(evaluation, epoch)
+            self._keep_best(evaluation, epoch, made_by=epoch)
         self.epoch = epoch + 1
         with self.stopwatch.stage("saving"):
             self._log(epoch, beta, collected, learned, evaluation)
@@ -180,7 +181,7 @@ class DistillationRunner:
         A student that starts from trained weights keeps the normaliser that they were trained with.
         """
         wanted = self.cfg.student.obs_normalization and self.cfg.student.init_checkpoint is None
-        if wanted and epoch < max(1, self.cfg.epoch_teacher_forcing):
+        if wanted and epoch < max(1, self.forced_epochs):
             for slot in collected.slots:
                 self.learner.fit_normalizer(self.dataset.chunk_obs(slot))
 
@@ -224,12 +225,13 @@ class DistillationRunner:
             summary["mean_return"], self.baselines["teacher"]["mean_return"], self.baselines["random"]["mean_return"]
         )
 
-    def _keep_best(self, evaluation: dict[str, float], epoch: int) -> None:
+    def _keep_best(self, evaluation: dict[str, float], epoch: int, made_by: int) -> None:
+        """Save the student if no other was better; ``made_by``, counted from 0, is the epoch that it has learned in."""
         self.early_stopping.see(epoch, evaluation["mean_return"])
         if evaluation["mean_return"] <= self.best_return:
             return
-        self.best_return, self.best_epoch = evaluation["mean_return"], epoch
-        self.run_dir.save_checkpoint(BEST, student_checkpoint(self, epoch, evaluation))
+        self.best_return, self.best_epoch = evaluation["mean_return"], made_by
+        self.run_dir.save_checkpoint(BEST, student_checkpoint(self, made_by, evaluation))
 
     def _log(
         self,

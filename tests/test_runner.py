@@ -350,8 +350,10 @@ def test_the_weights_kept_as_best_are_those_that_were_evaluated(tmp_path):
 
     runner.collector.collect = spy  # type: ignore[method-assign]
     runner.run()
-    best = max(acted[2:], key=lambda item: item[0])
-    assert same(weights(tmp_path, "best_student.pt"), best[1])
+    best = max(range(2, 4), key=lambda epoch: acted[epoch][0])
+    assert same(weights(tmp_path, "best_student.pt"), acted[best][1])
+    made_by = load_checkpoint(tmp_path / "best_student.pt")["epoch"]
+    assert made_by == best == runner.best_epoch + 1, "counted from 1: the epoch before the one that saw it act"
 
 
 @pytest.mark.parametrize("interval", [1, 2])
@@ -433,6 +435,18 @@ def test_the_normaliser_is_fitted_while_the_teacher_acts_and_frozen_after(tmp_pa
     assert counts[0] < counts[1] == counts[2] == counts[3]
     forced = runner.dataset.rows.view(-1, runner.dataset.row_size)[: int(counts[1]), :2]
     assert torch.allclose(means[-1], forced.mean(0), atol=1e-4)
+
+
+def test_the_normaliser_is_frozen_from_the_first_epoch_in_which_the_student_acts(tmp_path):
+    """With ``collection.beta`` that is what its schedule says; ``epoch_teacher_forcing`` is not asked."""
+    falling = CollectionCfg(beta=ScheduleCfg(kind="step", points=[[0, 1.0], [1, 0.5]]))
+    runner = make(tmp_path, config(n_epochs=3, epoch_teacher_forcing=50, collection=falling))
+    counts = []
+    runner._begin_run()
+    for epoch in range(3):
+        runner.run_epoch(epoch)
+        counts.append(float(runner.student.normalizer.count))
+    assert counts[0] == counts[1] == counts[2] > 0
 
 
 def test_an_environment_that_never_ends_is_an_error_and_not_a_hang(tmp_path):
