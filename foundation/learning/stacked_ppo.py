@@ -106,7 +106,7 @@ class StackedPpo:
         """Collect one rollout; return its rows, (num_policies, rows, ...), and the mean rewards."""
         cfg, env = self.cfg, self.env
         steps: dict[str, list[torch.Tensor]] = {key: [] for key in ("obs", "mean", "actions", "values")}
-        rewards, dones = [], []
+        rewards, targets, dones = [], [], []
         obs = env.get_observations()[self.group]
         for _ in range(cfg.num_steps):
             mean, values = self.policies(obs), self.critics(obs)[:, 0]
@@ -118,9 +118,10 @@ class StackedPpo:
             observations, reward, done, extras = env.step(actions)
             obs = observations[self.group]
             # A time-out is not a failure: what would have followed is guessed from the state before.
-            rewards.append(reward + cfg.gamma * values * extras["time_outs"])
+            rewards.append(reward)
+            targets.append(reward + cfg.gamma * values * extras["time_outs"])
             dones.append(done.to(reward.dtype))
-        advantages = self._advantages(torch.stack(rewards), torch.stack(dones), steps["values"], obs)
+        advantages = self._advantages(torch.stack(targets), torch.stack(dones), steps["values"], obs)
         rows = {key: torch.cat([self._split(value) for value in values], 1) for key, values in steps.items()}
         rows["advantages"] = torch.cat([self._split(row) for row in advantages], 1)
         rows["returns"] = rows["advantages"] + rows["values"]

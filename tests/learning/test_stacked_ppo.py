@@ -51,3 +51,17 @@ def test_advantages_by_hand():
     advantages = trainer._advantages(torch.ones(3, 2), dones, values, last)
     tail = 1 + 0.5 * trainer.critics(last)[:, 0].detach()
     torch.testing.assert_close(torch.stack(advantages), torch.stack([torch.full((2,), 1.25), torch.ones(2), tail]))
+
+
+def test_the_reward_that_is_shown_is_the_environments():
+    """What is guessed to follow a time-out goes into the advantages, not into the mean reward per step."""
+
+    class EndsInTime(Match):
+        def step(self, actions):
+            obs, _, ends, _ = super().step(actions)
+            return obs, torch.full((self.num_envs,), 0.25), ends, {"time_outs": torch.ones_like(ends).bool()}
+
+    trainer = StackedPpo(EndsInTime(4), PolicyStack(2, 1, [4], 1), StackedPpoCfg(num_steps=4, minibatches=1))
+    with torch.no_grad():
+        trainer.critics.biases[-1].fill_(100.0)
+    assert trainer.update().tolist() == [0.25, 0.25]
