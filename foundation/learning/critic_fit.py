@@ -44,7 +44,7 @@ def fit_std(env, policy: Policy, group: str, cost: float = 0.05, steps: int = 25
         env: A VecEnv with ``reset(seed)``.
         policy: Maps the group's observations to mean actions.
         group: Observation group.
-        cost: Share of the mean reward that the noise may cost.
+        cost: Share of the mean reward's size that the noise may cost.
         steps: Length of a measurement.
         seed: Of the measurements.
 
@@ -53,7 +53,8 @@ def fit_std(env, policy: Policy, group: str, cost: float = 0.05, steps: int = 25
     """
     spread = action_spread(env, policy, group, steps)
     spread = spread / spread.mean()
-    target = (1 - cost) * mean_reward(env, policy, group, steps, 0.0 * spread, seed)
+    undisturbed = mean_reward(env, policy, group, steps, 0.0 * spread, seed)
+    target = undisturbed - cost * abs(undisturbed)
     low, high = 0.0, 0.5
     for _ in range(8):
         middle = 0.5 * (low + high)

@@ -171,8 +171,9 @@ def test_each_critic_learns_from_its_own_rows():
     assert values[1].item() == pytest.approx(-70, abs=8)
 
 
-def test_the_std_costs_what_it_may():
-    """For a reward of 1 - E|noise|^2 the noise that costs 5 % has a variance of 0.05."""
+@pytest.mark.parametrize("level", [1.0, -1.0])
+def test_the_std_costs_what_it_may(level):
+    """For a reward of +-1 - E|noise|^2 the noise that costs 5 % of its size has a variance of 0.05."""
 
     class Quadratic:
         def reset(self, seed=None):
@@ -180,7 +181,7 @@ def test_the_std_costs_what_it_may():
             return {"o": torch.randn(2000, 1, generator=self.generator)}
 
         def step(self, actions):
-            reward = 1 - (actions - self.last).square()[:, 0]
+            reward = level - (actions - self.last).square()[:, 0]
             return {"o": torch.randn(2000, 1, generator=self.generator)}, reward, torch.zeros(2000), {}
 
     env = Quadratic()
