@@ -231,13 +231,17 @@ class Collector:
         if len(steps) == 0:
             raise UserError("The environment returned NaN or infinite rewards.")
         first = finite[int(steps[0])]
+        small = self.dataset.dtype == torch.float16
+        room = ", and that no number is beyond 65504, the largest of dataset.dtype=float16" if small else ""
         if not bool(first[:, self.dataset.columns["obs"]].all()):
             groups = ", ".join(self.student_obs.groups)
-            raise UserError(f"The environment returned NaN or infinite observations (group {groups}): check its reset.")
+            raise UserError(
+                f"The environment returned NaN or infinite observations (group {groups}): check its reset{room}."
+            )
         name = next(name for name in self._stored if not bool(first[:, self.dataset.columns[name]].all()))
         raise UserError(
             f"The teacher's output '{name}' is NaN or infinite: check its normaliser and its observation groups "
-            f"({', '.join(self.teacher_obs.groups)})."
+            f"({', '.join(self.teacher_obs.groups)}){room}."
         )
 
     def _most_chunks(self) -> int:

@@ -130,6 +130,7 @@ class EpisodeTracker:
                 out["metric/" + name] = torch.stack([m[name] for m in self._metrics])[mask]
         self._metrics, self._ages = [], []
         self._ended.zero_()
+        self._time_outs.zero_()  # a step may come without any
         return ended, out
 
     def state_dict(self) -> dict[str, Any]:

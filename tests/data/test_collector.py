@@ -9,7 +9,7 @@ from toy_env import REGULATOR_GAIN, ConstantStudent, CountingEnv, CountingPolicy
 from foundation.config.distillation_cfg import CollectionCfg
 from foundation.data.collector import Collector, collect_episodes
 from foundation.data.dataset import DistillationDataset
-from foundation.data.episodes import CollectionStats, mean_log
+from foundation.data.episodes import CollectionStats, EpisodeTracker, mean_log
 from foundation.data.obs_groups import ObsSelector
 from foundation.errors import UserError
 
@@ -247,6 +247,19 @@ def test_nan_is_named_after_where_it_came_from(env, teacher, message):
     assert torch.isfinite(rows(dataset, "mean")).all(), "what counts is finite"
 
 
+def test_numbers_too_large_for_the_storage_are_not_blamed_on_the_environment_alone():
+    """float16 ends at 65504: finite observations beyond it become infinite in the dataset."""
+
+    class Far(RegulatorEnv):
+        def get_observations(self):
+            return super().get_observations().apply(lambda group: 1e5 * group)
+
+    dataset = DistillationDataset(2, 3, 1000, {"mean": 2}, chunk_steps=4, dtype="float16")
+    idle = ConstantStudent(2, [0.0, 0.0])
+    with pytest.raises(UserError, match=r"65504.*dataset\.dtype=float16"):
+        collect_episodes(Far(3), idle, dataset, 3, student=idle)
+
+
 def test_an_environment_that_never_ends_is_named():
     """Collection stops with an error instead of running for ever."""
     env = CountingEnv([[10**6]], 10**6)
@@ -323,6 +336,16 @@ def test_episodes_that_only_short_ones_could_be_are_marked():
     before = len(stats[-1].returns)
     assert before and bool(stats[-1].settled.all())
     assert not bool(collector.collect(20, 0.0).settled.any()), "another phase begins"
+
+
+def test_a_step_that_says_nothing_of_time_outs_has_none():
+    """An environment may leave ``time_outs`` out: those of the chunk before do not stand in for them."""
+    tracker, nothing, everywhere = EpisodeTracker(1, 1, "cpu"), torch.zeros(1), torch.ones(1, dtype=torch.bool)
+    seen = []
+    for extras in ({"time_outs": everywhere}, {}):
+        tracker.add(0, nothing, everywhere, extras)
+        seen.append(tracker.drain()[1]["time_outs"].tolist())
+    assert seen == [[True], [False]]
 
 
 def test_every_counted_episode_of_a_reset_epoch_is_settled():
