@@ -289,6 +289,7 @@ class DistillationRunner:
                 shared_rollout=self.make_eval_env is None,
                 poll=self.poll,
                 teacher_of=self.teachers.teacher_of,
+                num_teachers=self.teachers.num_assigned,
             )
         self.teachers.measured(results["teacher"], self.reporter)
         baselines = {name: result.summary() for name, result in results.items()}

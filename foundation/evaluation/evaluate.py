@@ -45,7 +45,7 @@ class EvaluationResult:
         return cls(collected.returns, collected.lengths, success.bool(), metrics, collected.env_steps, teacher)
 
     def part(self, block: slice) -> EvaluationResult:
-        """Return the episodes of some environments (with one episode per environment)."""
+        """Return some of the episodes."""
         metrics = {name: values[block] for name, values in self.metrics.items()}
         teacher = None if self.teacher is None else self.teacher[block]
         fields = self.returns[block], self.lengths[block], self.success[block]

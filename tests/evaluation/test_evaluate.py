@@ -11,6 +11,7 @@ import torch
 from toy_env import REGULATOR_GAIN, ConstantStudent, CountingEnv, CountingPolicy, LinearTeacher, RegulatorEnv
 
 from foundation.data.actors import PolicyActor, RandomActor, SplitActor, ZeroActor
+from foundation.data.assignment import TeacherAssignment
 from foundation.data.obs_groups import ObsSelector
 from foundation.errors import RunInterrupted, UserError
 from foundation.evaluation.baselines import measure_baselines, scores
@@ -142,6 +143,28 @@ def test_teacher_beats_random_and_zero_and_all_see_their_own_environments(shared
     counts = {name: len(result.returns) for name, result in found.items()}
     assert counts == ({"teacher": 21, "zero": 21, "random": 22} if shared else dict.fromkeys(found, 64))
     assert found["teacher"].mean_return > max(found["zero"].mean_return, found["random"].mean_return)
+
+
+def test_a_shared_rollout_takes_as_many_rounds_as_there_are_episodes_to_fly():
+    """Of few environments each flies several episodes, and every actor gets those of its own block."""
+    env = CountingEnv([[2]] * 2 + [[3]] * 2 + [[4]] * 2, 4)
+    found = measure_baselines(env, ZeroActor(2), 60, 5, shared_rollout=True)
+    assert {name: result.lengths.tolist() for name, result in found.items()} == {
+        "teacher": [2.0] * 20,
+        "zero": [3.0] * 20,
+        "random": [4.0] * 20,
+    }
+
+
+@pytest.mark.parametrize(("num_teachers", "counts"), [(2, [3, 3]), (3, [6, 6, 6])])
+def test_no_teacher_goes_unmeasured_for_want_of_environments(num_teachers, counts):
+    """A third of the environments is shared out only where every teacher has one among them."""
+    teachers = TeacherAssignment([str(number) for number in range(num_teachers)])
+    env = CountingEnv([[3]] * 6, 3)
+    found = measure_baselines(
+        env, ZeroActor(2), 18, 5, shared_rollout=True, teacher_of=teachers.index, num_teachers=num_teachers
+    )
+    assert torch.bincount(found["teacher"].teacher, minlength=num_teachers).tolist() == counts
 
 
 def test_a_split_actor_gives_each_block_its_own_actor():
