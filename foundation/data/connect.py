@@ -93,7 +93,7 @@ def connect(
         )
         describe = getattr(teacher, "describe", None)
         writer = DatasetWriter(cfg.dataset.save, layout, run, describe() if describe is not None else None)
-    first = max(
-        [0 if saved is None else max(f.next_episode for f in saved.files), writer.next_episode if writer else 0]
-    )
+    first = max(0 if saved is None else max(f.next_episode for f in saved.files), writer.next_episode if writer else 0)
+    if dataset.episode is not None and dataset.num_chunks:
+        first = max(first, 1 + int(dataset.episode[: dataset.num_chunks].max()))
     return ChunkRecorder(dataset, cfg.dataset.filter, writer, first, table)

@@ -71,11 +71,14 @@ class DatasetLayout:
             )
         try:
             layout = cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
-            sizes = [layout.num_obs, layout.chunk_steps, layout.num_envs, *layout.targets.values()]
+            sizes = [layout.num_obs, layout.chunk_steps, layout.num_envs, layout.num_teachers, *layout.targets.values()]
             if layout.dtype not in DTYPES or any(type(size) is not int or size < 1 for size in sizes):
                 raise ValueError(f"sizes {sizes} of {layout.dtype}")
             if "mean" not in layout.targets or not set(layout.targets) <= set(TARGET_FIELDS):
                 raise ValueError(f"targets {layout.targets}")
+            own = layout.to_json()["columns"]
+            if values.get("columns", own) != own:
+                raise ValueError(f"columns {values['columns']}, which have to be {own}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"'{where}' is spoiled or incomplete: {type(error).__name__} {error}.") from None
         return layout

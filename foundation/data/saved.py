@@ -87,15 +87,19 @@ class SavedDataset:
         self._check(path, entry, tensors)
         return tensors
 
-    def _check(self, path: Path, entry: ChunkFile, tensors: dict[str, torch.Tensor]) -> None:
+    def _row_shapes(self, entry: ChunkFile) -> dict[str, tuple[int, ...]]:
         layout = self.layout
         shape = (entry.chunks, layout.chunk_steps, layout.num_envs)
-        wanted = {"rows": (*shape, layout.row_size), "resets": shape, "episode": shape}
+        wanted: dict[str, tuple[int, ...]] = {"rows": (*shape, layout.row_size), "resets": shape, "episode": shape}
         if layout.num_teachers > 1:
             wanted["teacher_index"] = shape
         if layout.weighted:
             wanted["weights"] = shape
-        for name, expected in wanted.items():
+        return wanted
+
+    def _check(self, path: Path, entry: ChunkFile, tensors: dict[str, torch.Tensor]) -> None:
+        layout = self.layout
+        for name, expected in self._row_shapes(entry).items():
             found = tuple(tensors[name].shape) if name in tensors else "missing"
             if found != expected:
                 raise UserError(f"'{path}': '{name}' is {found}, {INDEX} says {expected}")
@@ -109,5 +113,6 @@ class SavedDataset:
         """Go through the files: the run that wrote each, its row tensors, and the episodes that ended in it."""
         for entry in self.files:
             tensors = self.read(entry)
-            episodes = EpisodeTable(*(tensors.pop(name) for name in EPISODE_COLUMNS))
-            yield entry.run, tensors, episodes
+            columns = zip(EPISODE_COLUMNS, EpisodeTable.empty(), strict=True)
+            episodes = EpisodeTable(*(tensors[name].to(like.dtype) for name, like in columns))
+            yield entry.run, {name: tensors[name] for name in self._row_shapes(entry)}, episodes

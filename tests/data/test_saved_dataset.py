@@ -15,8 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_datasets import chunk, episodes, layout, save
 
+from foundation.config.distillation_cfg import DistillationCfg, EpisodeFilterCfg
+from foundation.data.connect import connect
 from foundation.data.dataset import DistillationDataset
-from foundation.data.episode_table import weigh
+from foundation.data.episode_table import left_out, weigh
+from foundation.data.obs_groups import ObsSelector
 from foundation.data.prefill import chunks_of, fill
 from foundation.data.rechunk import count_chunks, rechunk
 from foundation.data.saved import SavedDataset
@@ -162,7 +165,9 @@ def test_a_flipped_byte_is_found_and_its_file_named(tmp_path, where):
         ("version", 2, "version 2"),
         ("format", "other", "not the index of a dataset"),
         ("num_obs", "many", "spoiled"),
+        ("num_teachers", "2", "spoiled"),
         ("targets", {}, "spoiled"),
+        ("columns", {"mean": [0, 1], "obs": [1, 3]}, r"spoiled.*have to be \{'obs': \[0, 2\]"),
         ("files", [{"file": "../x"}], "list of files"),
         ("files", 3, "not the index"),
     ],
@@ -268,6 +273,32 @@ def test_weights_of_other_programs_are_taken(tmp_path):
     [batch] = loaded.flat_minibatches(12, 1, shuffle=False)
     assert batch.weights is not None
     assert torch.equal(batch.weights, weights.flatten())
+
+
+def test_flags_of_other_programs_are_flags_whatever_their_type(tmp_path):
+    """A table of 0 and 1, and tensors that this program does not know, as another program may write them."""
+    made = layout()
+    writer = DatasetWriter(tmp_path, made, "run")
+    writer.begin_epoch(1)
+    table = episodes(0, made)
+    table = table._replace(success=table.success.to(torch.uint8), whole=table.whole.long())
+    writer.add({**chunk(0, made), "note": torch.zeros(1)}, table, 1)
+    writer.flush(1)
+    [(_, tensors, found)] = SavedDataset(tmp_path).blocks()
+    assert tensors.keys() == {"rows", "resets", "episode"}
+    assert left_out(found, EpisodeFilterCfg(success=True)).tolist() == [1], "env 1 fails, 0 and 2 succeed"
+
+
+def test_new_episodes_are_numbered_beyond_those_that_are_there(tmp_path):
+    """Also where the list of files does not say how far they go."""
+    save(tmp_path, layout(), 4).close()
+    index = json.loads((tmp_path / "dataset.json").read_text())
+    index["files"] = [{name: entry[name] for name in entry if name != "next_episode"} for entry in index["files"]]
+    (tmp_path / "dataset.json").write_text(json.dumps(index))
+    dataset = DistillationDataset(2, 3, 100, {"mean": 1}, chunk_steps=4, track_episodes=True)
+    cfg, student_obs = DistillationCfg(task="Toy"), ObsSelector(["policy"])
+    recorder = connect(cfg, dataset, SavedDataset(tmp_path), student_obs, run="another")
+    assert recorder.first_episode > int(dataset.episode[: dataset.num_chunks].max())
 
 
 def test_missing_and_empty_datasets_are_refused(tmp_path):
