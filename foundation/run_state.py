@@ -225,7 +225,9 @@ class DatasetShards:
         if whole:
             self.dataset.load_state_dict(dataset_state)
             for path in paths.values():
-                self.dataset.import_chunks(load_checkpoint(path))
+                shard = load_checkpoint(path)
+                self.dataset.check_chunks(shard)
+                self.dataset.import_chunks(shard)
             self.epochs = epochs
         # Else the dataset begins anew, empty: shards written from here on make it up again.
         self._delete_but(set(paths.values()) if whole else set())

@@ -16,6 +16,7 @@ from foundation.config.distillation_cfg import (
     DatasetCfg,
     DistillationCfg,
     EarlyStoppingCfg,
+    EpisodeFilterCfg,
     OptimizerCfg,
     ScheduleCfg,
 )
@@ -278,6 +279,28 @@ def test_a_run_of_another_shape_is_not_resumed(tmp_path):
     )
     with pytest.raises(UserError, match="--num_envs 8, now 3"):
         other.resume()
+
+
+FILTERED = DatasetCfg(filter=EpisodeFilterCfg(min_length=1))
+
+
+@pytest.mark.parametrize(
+    ("student", "before", "now", "says"),
+    [
+        ("mlp", {}, {"dataset": FILTERED}, "'episode'.*None.*dataset.filter"),
+        ("mlp", {"dataset": FILTERED}, {}, "'episode'.*this one None"),
+        ("gru", {"dataset": DatasetCfg(sequence_start="zero")}, {}, "'states'.*sequence_start"),
+        ("gru", {}, {"sequence_length": 8}, "'states'.*sequence_length"),
+    ],
+)
+def test_a_run_is_not_resumed_with_rows_that_lack_what_it_keeps(tmp_path, student, before, now, says):
+    """Rows without an episode would be left out by a filter, sequences without a memory would begin with anything."""
+    runner = make(tmp_path, config(student, **before))
+    runner.interrupted = lambda: "SIGINT" if runner.epoch == 2 else ""
+    with pytest.raises(RunInterrupted):
+        runner.run()
+    with pytest.raises(UserError, match=says):
+        make(tmp_path, config(student, **now)).resume()
 
 
 def test_a_teacher_below_the_wanted_return_stops_the_run_at_once(tmp_path):

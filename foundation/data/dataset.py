@@ -314,6 +314,20 @@ class DistillationDataset:
                 shard[name] = tensor.index_select(0, index).cpu()
         return shard
 
+    def check_chunks(self, shard: dict) -> None:
+        """Refuse a shard of a dataset that kept something else of its chunks.
+
+        Raises:
+            UserError: Naming what differs.
+        """
+        for name in CHUNK_TENSORS:
+            own, found = (None if t is None else list(t.shape[1:]) for t in (getattr(self, name), shard.get(name)))
+            if own != found:
+                raise UserError(
+                    f"The run to resume kept '{name}' of each chunk in the shape {found}, this one {own}: resume with "
+                    "the same dataset.filter, dataset.save, dataset.sequence_start and sequence_length."
+                )
+
     def import_chunks(self, shard: dict) -> None:
         """Put the chunks of a shard back into their slots."""
         if "active" in shard:
