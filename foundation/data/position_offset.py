@@ -132,21 +132,24 @@ class PositionCorrection:
         obs = env.reset(seed)
         teacher.reset()
         index = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device) if index_of is None else index_of(obs)
-        alive = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
-        total = torch.zeros(env.num_envs, 3, device=env.device)
+        flying = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+        whole = torch.zeros_like(flying)
+        total, steps = torch.zeros(env.num_envs, 3, device=env.device), torch.zeros(env.num_envs, device=env.device)
         for step in range(length):
             if step % 25 == 0 and poll is not None:
                 poll()
             if step >= length // 2:
-                total += self.world_position(obs)
+                total += torch.where(flying.unsqueeze(-1), self.world_position(obs), 0.0)
+                steps += flying
             obs, _, dones, extras = env.step(teacher.act(obs))
-            if step < length - 1:
-                alive &= ~dones.bool()
-            elif extras.get("time_outs") is not None:
-                alive &= extras["time_outs"].bool()
+            # Some environments let an episode end by time-out one step before ``max_episode_length``.
+            in_time = extras.get("time_outs")
+            whole |= flying & (step == length - 1 if in_time is None else in_time.bool())
+            flying &= ~dones.bool()
             teacher.reset(dones.bool())
-        counts = torch.zeros(len(self.offsets), device=env.device).index_add_(0, index, alive.float())
-        means = torch.where(alive.unsqueeze(-1), total / (length - length // 2), 0.0)
+        whole &= steps > 0
+        counts = torch.zeros(len(self.offsets), device=env.device).index_add_(0, index, whole.float())
+        means = torch.where(whole.unsqueeze(-1), total / steps.clamp_min(1.0).unsqueeze(-1), 0.0)
         sums = torch.zeros_like(self.offsets).index_add_(0, index, means)
         self.offsets.copy_(sums / counts.clamp_min(1.0).unsqueeze(-1))
         return counts

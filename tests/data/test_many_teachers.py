@@ -155,7 +155,7 @@ class PointEnv:
     ``policy`` is (R^T p, R row by row), ``world`` is p. An episode terminates where |p_x| > 3.
     """
 
-    num_actions, max_episode_length = 3, 40
+    num_actions, max_episode_length, limit = 3, 40, 40
     position_fields = {"policy": (0, "body"), "world": (0, "world")}  # noqa: RUF012
     rotation_fields = {"policy": 3}  # noqa: RUF012
 
@@ -184,7 +184,7 @@ class PointEnv:
         self.position = self.position + 0.3 * actions
         self.episode_length_buf = self.episode_length_buf + 1
         terminated = self.position[:, 0].abs() > 3.0
-        time_outs = (self.episode_length_buf >= self.max_episode_length) & ~terminated
+        time_outs = (self.episode_length_buf >= self.limit) & ~terminated
         rewards, dones = 1.0 - self.position.norm(dim=-1), terminated | time_outs
         metrics = {"rest": self.position.norm(dim=-1)}
         drawn = torch.rand(self.num_envs, 3, generator=self.generator) * 2.0 - 1.0
@@ -225,6 +225,19 @@ def test_the_offsets_are_measured_by_teacher_in_the_world_frame():
 
     counts = correction.measure(env, PolicyActor(Thrower(), ObsSelector(["world"])), lambda obs: torch.arange(8) % 2, 3)
     assert counts.tolist() == [3.0, 4.0]
+    torch.testing.assert_close(correction.offsets, OFFSETS, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("steps", [39, 40])
+def test_an_episode_may_end_in_time_a_step_before_its_greatest_length(steps):
+    """As Isaac Lab's direct environments have it: what follows in the next episode does not enter."""
+    env = PointEnv(8)
+    env.limit = steps
+    correction = PositionCorrection(env, POLICY, 2)
+    counts = correction.measure(
+        env, PolicyActor(OffsetTeachers(), ObsSelector(["world"])), lambda obs: torch.arange(8) % 2, 3
+    )
+    assert counts.tolist() == [4.0, 4.0]
     torch.testing.assert_close(correction.offsets, OFFSETS, rtol=0, atol=2e-3)
 
 
