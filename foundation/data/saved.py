@@ -66,7 +66,7 @@ class SavedDataset:
             Its tensors by name, those of the rows of shape (chunks, chunk_steps, num_envs, ...).
 
         Raises:
-            UserError: If it is missing, damaged or of other shapes.
+            UserError: If it is missing, damaged or of other shapes, or its rows are not finite.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load
@@ -105,6 +105,8 @@ class SavedDataset:
                 raise UserError(f"'{path}': '{name}' is {found}, {INDEX} says {expected}")
         if tensors["rows"].dtype != DTYPES[layout.dtype]:
             raise UserError(f"'{path}': its rows are {tensors['rows'].dtype}, {INDEX} says {layout.dtype}")
+        if not bool(torch.isfinite(tensors["rows"]).all()):
+            raise UserError(f"'{path}' has NaN or infinite numbers in its rows: take its entry out of {INDEX}")
         lengths = {name: tuple(tensors[name].shape) if name in tensors else None for name in EPISODE_COLUMNS}
         if len(set(lengths.values())) != 1 or len(lengths["episode_id"] or (1, 1)) != 1:
             raise UserError(f"'{path}': its table of episodes is spoiled: {lengths}")

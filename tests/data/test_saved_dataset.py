@@ -301,6 +301,20 @@ def test_new_episodes_are_numbered_beyond_those_that_are_there(tmp_path):
     assert recorder.first_episode > int(dataset.episode[: dataset.num_chunks].max())
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_rows_that_are_not_finite_are_refused(tmp_path, number):
+    """In what is learned from they would be taken for a learning rate too high, in what is held out for a loss."""
+    made = layout()
+    writer = DatasetWriter(tmp_path, made, "run")
+    writer.begin_epoch(1)
+    spoiled = chunk(0, made)
+    spoiled["rows"][0, 1, 2, 0] = number
+    writer.add(spoiled, episodes(0, made), 1)
+    writer.flush(1)
+    with pytest.raises(UserError, match=r"chunk_000000\.safetensors' has NaN or infinite numbers"):
+        load(tmp_path, 3, 4)
+
+
 def test_missing_and_empty_datasets_are_refused(tmp_path):
     """One line each."""
     with pytest.raises(UserError, match="no dataset at"):
