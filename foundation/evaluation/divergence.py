@@ -73,7 +73,7 @@ class DivergenceProbe:
     def on_step(self, obs: TensorDict, actions: torch.Tensor) -> None:
         """Compare on this step, if it is one of those."""
         self._steps += 1
-        if self._steps % self.interval != 1:
+        if (self._steps - 1) % self.interval:
             return
         label = self.teacher.step(self.teacher_obs(obs), None)[0]
         self._squares.append((self._clip(actions) - self._clip(label.mean)).square().mean())

@@ -52,10 +52,10 @@ class Stochastic(ConstantStudent):
         return output._replace(std=torch.ones_like(output.mean)), None
 
 
-def probe(student: ConstantStudent, std: float | None, bound: float | None) -> dict[str, float]:
+def probe(student: ConstantStudent, std: float | None, bound: float | None, interval: int = 2) -> dict[str, float]:
     teacher = LinearTeacher(torch.zeros(3, 2), 2.0, std)
     selector = ObsSelector(["policy"])
-    measured = DivergenceProbe(teacher, selector, student, selector, bound, interval=2)
+    measured = DivergenceProbe(teacher, selector, student, selector, bound, interval)
     obs = TensorDict({"policy": torch.zeros(4, 3)}, batch_size=[4])
     for offset in (0.0, 100.0, 0.0):
         measured.on_step(obs, torch.full((4, 2), 0.5 + offset))
@@ -67,6 +67,8 @@ def test_the_error_is_taken_on_every_interval_th_step_and_within_the_bound():
     student = ConstantStudent(3, [0.5, 0.5])
     assert probe(student, None, None) == pytest.approx({"action_rmse": 1.5})
     assert probe(student, None, 1.0) == pytest.approx({"action_rmse": 0.5})
+    every = math.sqrt((2 * 1.5**2 + 98.5**2) / 3)
+    assert probe(student, None, None, interval=1) == pytest.approx({"action_rmse": every})
 
 
 def test_the_divergence_is_absent_without_two_distributions():
