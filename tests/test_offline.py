@@ -12,7 +12,7 @@ import pytest
 import torch
 from toy_env import REGULATOR_GAIN, LinearTeacher, RegulatorEnv
 
-from foundation.config.distillation_cfg import DistillationCfg
+from foundation.config.distillation_cfg import DatasetCfg, DistillationCfg, EpisodeFilterCfg
 from foundation.data.saved import SavedDataset
 from foundation.errors import RunInterrupted, UserError
 from foundation.files import load_checkpoint
@@ -67,6 +67,20 @@ def test_every_collected_row_was_saved(saved):
         rows = dataset.read(entry)["rows"]
         torch.testing.assert_close(rows[..., 2:4], rows[..., :2] @ REGULATOR_GAIN)
         assert torch.equal(rows[..., 4:], torch.full_like(rows[..., 4:], 0.3))
+
+
+@pytest.mark.parametrize(
+    ("student", "options"), [("mlp", {"filter": EpisodeFilterCfg(return_quantile=0.5)}), ("gru", {"chunk_steps": 32})]
+)
+def test_the_normaliser_is_fitted_to_what_is_learned_from(saved, tmp_path, student, options):
+    """Neither to the rows that a filter leaves out, nor to the copies that fill a chunk up."""
+    runner = offline(saved, tmp_path, student, dataset=DatasetCfg(**options))
+    assert runner.train.weights is not None
+    used = runner.train.weights[: runner.train.num_chunks] > 0
+    obs = runner.train.rows[: runner.train.num_chunks][used][:, :2]
+    assert 0 < len(obs) < len(runner.train)
+    assert float(runner.student.normalizer.count) == len(obs)
+    torch.testing.assert_close(runner.student.normalizer.mean, obs.mean(0), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("student", ["mlp", "gru"])

@@ -219,8 +219,11 @@ class DistillationDataset:
         self.active[index] = 1 if envs is None else envs.to(self.device, torch.uint8)
 
     def chunk_obs(self, slot: int) -> torch.Tensor:
-        """Return a chunk's observations. Shape: (chunk_steps, num_envs, num_obs)."""
-        return self.rows[slot, :, :, self.columns["obs"]].to(self.compute_device)
+        """Return a chunk's observations, without those of rows of weight 0. Shape: (num_rows, num_obs)."""
+        obs = self.rows[slot, :, :, self.columns["obs"]].flatten(0, 1)
+        if self.weights is not None:
+            obs = obs[self.weights[slot].flatten() > 0]
+        return obs.to(self.compute_device)
 
     # -- reading ------------------------------------------------------------------------------------------------
 
