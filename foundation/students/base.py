@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
@@ -16,6 +17,8 @@ from foundation.networks.policy_network import PolicyNetwork
 
 LOG_STD_RANGE = (-10.0, 2.0)
 """Bounds of the logarithm of a learned deviation."""
+SIZES = ("hidden_dims", "encoder_dims", "channels", "hidden_size", "num_layers")
+"""Fields of the built-in students' configs that hold sizes of layers."""
 
 
 @dataclass
@@ -54,6 +57,13 @@ class Student(PolicyNetwork):
                 f"a student of num_choices={cfg.num_choices} needs two choices or more, stochastic=false, and one "
                 f"action (the index; the task takes {num_actions})."
             )
+        for name in SIZES:
+            size = getattr(cfg, name, 1)
+            if any(width < 1 for width in (size if isinstance(size, list) else [size])):
+                raise UserError(f"student.{name} is {size}: it must be at least 1.")
+        low, high = (math.exp(bound) for bound in LOG_STD_RANGE)
+        if cfg.stochastic and not low <= cfg.init_std <= high:
+            raise UserError(f"student.init_std is {cfg.init_std:g}: it must be from {low:.2g} to {high:.3g}.")
         self.cfg, self.num_obs, self.num_actions, self.num_choices = cfg, num_obs, num_actions, cfg.num_choices
         self.normalizer = ObsNormalizer(num_obs)
         self.mean = nn.Linear(num_features, cfg.num_choices or num_actions)

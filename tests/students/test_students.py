@@ -148,6 +148,25 @@ def test_initial_std():
         assert torch.allclose(student.step(torch.randn(3, OBS))[0].std, torch.tensor(0.25))
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mlp", {"hidden_dims": [64, 0]}),
+        ("mlp", {"init_std": 0.0}),
+        ("mlp", {"init_std": -1.0}),
+        ("mlp", {"init_std": 50.0}),
+        ("gru", {"hidden_size": 0}),
+        ("lstm", {"num_layers": 0}),
+        ("gru", {"encoder_dims": [-3]}),
+        ("tcn", {"channels": [0]}),
+    ],
+)
+def test_sizes_and_deviations_that_cannot_be_are_refused(name, options):
+    """One line that names the setting, before a layer is made or a deviation is clipped."""
+    with pytest.raises(UserError, match=rf"student\.{next(iter(options))} is .*must be"):
+        make_student(student_cfg_class(name)(name=name, stochastic=True, **options), 5, 2)
+
+
 def test_users_snippet():
     """A student of the default architecture is rebuilt from its sizes and a state_dict alone, and gives actions."""
     trained = StudentPolicy(26, 4)
