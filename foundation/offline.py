@@ -14,7 +14,7 @@ from foundation.data.dataset import DistillationDataset
 from foundation.data.episode_table import is_filtering, left_out, weigh
 from foundation.data.filter_outcome import filter_outcome
 from foundation.data.obs_groups import ObsSelector
-from foundation.data.plan import where_it_fits, whole_windows
+from foundation.data.plan import storage_device, whole_windows
 from foundation.data.prefill import check_targets, chunks_of, fill
 from foundation.data.recorder import check_weights, tell
 from foundation.data.saved import SavedDataset
@@ -168,7 +168,7 @@ class OfflineRunner:
                 targets,
                 chunk_steps=steps,
                 window_steps=self.sequence_length,
-                device=cfg.dataset.device or where_it_fits(size, device),
+                device=storage_device(cfg.dataset.device, size, device),
                 compute_device=device,
                 track_episodes=weighted,
                 weighted=weighted,

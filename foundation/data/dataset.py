@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from foundation.data.columns import DTYPES, TARGET_FIELDS, lay_out_columns, name_targets
-from foundation.data.memory import check_memory, empty_pinned
+from foundation.data.memory import check_memory, empty_pinned, located
 from foundation.data.minibatch import Minibatch
 from foundation.data.prefetch import deliver
 from foundation.data.sampling import ActiveItems, draw_minibatches
@@ -48,7 +48,7 @@ class DistillationDataset:
         seed: Seed of the sampling.
 
     Raises:
-        UserError: If the storage would not fit the device's free memory.
+        UserError: If the storage would not fit the device's free memory, or there is no such device.
     """
 
     def __init__(
@@ -74,8 +74,8 @@ class DistillationDataset:
             raise UserError(f"dataset.chunk_steps={chunk_steps} must be a multiple of sequence_length={window_steps}.")
         self.num_obs, self.num_envs = num_obs, num_envs
         self.chunk_steps, self.window_steps = chunk_steps, window_steps
-        self.device, self.dtype, self.eviction = torch.device(device), DTYPES[dtype], eviction
-        self.compute_device = self.device if compute_device is None else torch.device(compute_device)
+        self.device, self.dtype, self.eviction = located(device), DTYPES[dtype], eviction
+        self.compute_device = self.device if compute_device is None else located(compute_device)
         self.state_size, self.num_teachers, self.has_teacher_index = state_size, num_teachers, num_teachers > 1
         self.has_episodes, self.has_weights = track_episodes, weighted
         self.rows_per_chunk = chunk_steps * num_envs

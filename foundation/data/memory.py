@@ -12,6 +12,18 @@ from foundation.errors import UserError
 logger = logging.getLogger(__name__)
 
 
+def located(device: torch.device | str) -> torch.device:
+    """Return a device as its tensors name it: ``cuda`` is ``cuda:0``, or whichever is current.
+
+    Raises:
+        UserError: If there is no such device here.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"The dataset cannot be on '{device}' here: {str(error).splitlines()[0]}") from None
+
+
 def check_memory(num_bytes: int, device: torch.device) -> None:
     """Refuse a storage that would not fit, before it is allocated.
 

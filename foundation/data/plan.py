@@ -92,7 +92,7 @@ def make_dataset(
         window_steps=window_steps,
         state_size=stored_state,
         num_teachers=num_teachers,
-        device=cfg.dataset.device or where_it_fits(capacity * row_bytes, torch.device(env.device)),
+        device=storage_device(cfg.dataset.device, capacity * row_bytes, torch.device(env.device)),
         compute_device=env.device,
         track_episodes=tracking,
         weighted=weighted,
@@ -105,6 +105,11 @@ def make_dataset(
 def whole_windows(chunk_steps: int, window_steps: int) -> int:
     """Round the steps of a chunk up to whole training sequences."""
     return window_steps * math.ceil(chunk_steps / window_steps)
+
+
+def storage_device(asked: str | None, num_bytes: float, compute_device: torch.device) -> torch.device | str:
+    """Return the device for the rows: the one that is asked for; None or ``auto`` leave it to :func:`where_it_fits`."""
+    return where_it_fits(num_bytes, compute_device) if asked in (None, "auto") else asked
 
 
 def where_it_fits(num_bytes: float, device: torch.device) -> torch.device:

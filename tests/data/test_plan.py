@@ -7,6 +7,8 @@ from toy_env import RegulatorEnv
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.data.plan import make_dataset
+from foundation.data.prefetch import Prefetcher
+from foundation.errors import UserError
 
 
 @pytest.mark.parametrize(("state_size", "window_steps"), [(0, 1), (64, 2), (512, 4)])
@@ -18,3 +20,24 @@ def test_what_is_allocated_stays_within_the_memory_budget(state_size, window_ste
     dataset = make_dataset(cfg, RegulatorEnv(8), 26, {"mean": 4}, **options)
     chunk = dataset.num_bytes / dataset.max_chunks
     assert 1e7 - chunk <= dataset.num_bytes <= 1e7
+
+
+@pytest.mark.parametrize("device", [None, "auto", "cpu", "cpu:0"])
+def test_rows_on_the_device_that_computes_are_not_fetched_ahead(device):
+    """However that device is written, a minibatch that is there already is not copied."""
+    cfg = DistillationCfg(n_epochs=1)
+    cfg.dataset.device = device
+    options = {"mode": "steps", "window_steps": 1, "state_size": 0}
+    dataset = make_dataset(cfg, RegulatorEnv(8), 2, {"mean": 2}, **options)
+    assert dataset.device == dataset.compute_device
+    dataset.begin_chunk()
+    dataset.commit_chunk()
+    assert not isinstance(dataset.flat_minibatches(4, 2), Prefetcher)
+
+
+def test_a_device_that_is_not_there_is_one_line():
+    """Named as it was typed."""
+    cfg = DistillationCfg(n_epochs=1)
+    cfg.dataset.device = "cuda:77"
+    with pytest.raises(UserError, match="cannot be on 'cuda:77' here"):
+        make_dataset(cfg, RegulatorEnv(8), 2, {"mean": 2}, mode="steps", window_steps=1, state_size=0)
