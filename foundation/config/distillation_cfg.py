@@ -14,7 +14,7 @@ class ScheduleCfg:
     start: float = 0.0
     """Value at the first epoch of the schedule."""
     end: float = 0.0
-    """Value at ``epochs`` and after (ignored by ``constant``)."""
+    """Value at the last epoch of the schedule and after (ignored by ``constant``)."""
     epochs: int = 0
     """Length of the change [epochs]; 0 means the whole run."""
     points: list[list[float]] = field(default_factory=list)
@@ -116,7 +116,7 @@ class StudentCfg:
 
 @dataclass
 class LossCfg:
-    """What is minimised: a main term and optional further ones, each with a weight that may follow a schedule."""
+    """What is minimised: a main term, and optional further ones with their weights."""
 
     name: str = "mse"
     """A function of ``foundation.learning.losses``, or ``"pkg.module:function"``."""

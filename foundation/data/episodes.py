@@ -26,7 +26,7 @@ class CollectionStats:
     slots: list[int] = field(default_factory=list)
     """Chunks written."""
     log: dict[str, float] = field(default_factory=dict)
-    """Means of ``extras["log"]``."""
+    """Means of ``extras["log"]`` at the last step of each chunk."""
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
     """``extras["episode_metrics"]`` of the finished episodes, each (num_episodes,)."""
     teacher: torch.Tensor | None = None
@@ -115,7 +115,7 @@ class EpisodeTracker:
         }
 
     def drain(self) -> tuple[int, dict[str, torch.Tensor]]:
-        """Return how many episodes ended since the last call, and the whole ones among them (one host sync).
+        """Return how many episodes ended since the last call, and the whole ones among them; waits for the device.
 
         With a quota, only the episodes within it are counted: counting whichever end first would favour short ones.
         """
