@@ -140,10 +140,10 @@ class Ablation:
 
     def __init__(self, args: argparse.Namespace):
         """Read the teachers."""
-        from foundation.teachers.manifest import FAILED, read_manifest
+        from raptor.flights import flown_teachers
 
         self.args = args
-        self.entries = [entry for entry in read_manifest(args.manifest) if entry.status != FAILED]
+        self.entries = flown_teachers(args.manifest)
 
     def run(self) -> None:
         """Run what has not been run, and draw."""
@@ -201,13 +201,10 @@ class Ablation:
 
     def subset(self, number: int) -> tuple[Path, list[str]]:
         """Write a manifest of the first teachers; return it and their vehicles."""
-        from foundation.errors import UserError
         from foundation.teachers.manifest import write_manifest
 
         entries = self.entries[:number]
-        vehicles = [str(entry.vehicle) for entry in entries if entry.vehicle is not None]
-        if len(vehicles) < len(entries):
-            raise UserError(f"'{self.args.manifest}': a teacher has no vehicle.")
+        vehicles = [str(entry.vehicle) for entry in entries]
         if number == len(self.entries):
             return self.args.manifest, vehicles
         path = self.args.manifest.parent / f"first_{number}.yaml"  # beside the agent's parameters
@@ -243,8 +240,7 @@ def _write_vehicles(folder: Path, vehicles: list[dict[str, Any]]) -> list[str]:
 
     files = [folder / f"quad_{index:04}.json" for index in range(len(vehicles))]
     for path, data in zip(files, vehicles, strict=True):
-        if not path.exists():
-            write_json(path, data)
+        write_json(path, data)
     return [str(path) for path in files]
 
 

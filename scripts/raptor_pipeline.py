@@ -97,6 +97,8 @@ class Pipeline:
         if self.args.teachers is None:
             self.stages.run("vehicles", self.sample)
             self.stages.run("teachers", self.train)
+        else:
+            len(self._names())  # refuses now what would fail after the distillation
         self.stages.run("held-out vehicles", self.sample_held_out)
         run = Path(self.stages.run("distillation", self.distil)["run"])
         self.stages.run("flights", lambda: self.fly(run))
@@ -144,24 +146,28 @@ class Pipeline:
 
     def _names(self) -> list[str]:
         """Name the teachers that have not failed."""
-        from foundation.teachers.manifest import FAILED, read_manifest
+        from raptor.flights import flown_teachers
 
-        return [entry.name for entry in read_manifest(self.manifest) if entry.status != FAILED]
+        return [entry.name for entry in flown_teachers(self.manifest)]
 
     def distil(self) -> dict[str, Any]:
-        """Distil all teachers into one student."""
-        from raptor.stages import newest_run, python
+        """Distil all teachers into one student; a run that was stopped goes on."""
+        from raptor.stages import begun_run, newest_run, python
 
-        args = self.args
-        name = self.folder.name
+        args, script, log = self.args, "foundation/rsl_rl/distillation.py", self.folder / "distillation.log"
+        name = self.folder.resolve().name
+        stopped = begun_run("raptor", name, self.manifest, self.stages.begun["distillation"]["since"])
+        if stopped is not None:
+            python(script, "--resume", "--load_run", stopped, log=log)
+            return {"run": str(stopped)}
         noise = noise_tokens() if args.observation_noise else []
         quick = ["--n_epochs", 4, "--num_eval_episodes", 16, "distill.final_eval_episodes=16"] if args.quick else []
         python(
-            "foundation/rsl_rl/distillation.py",
+            script,
             *("--task", "Isaac-Quadcopter-Point-Ctrl-v0", "--engine", "torch", "--device", args.device),
             *("--teacher_checkpoint", self.manifest, "--experiment_name", "raptor", "--run_name", name),
             *("--seed", args.seed, "experiment=raptor", *emphasis_tokens(self._names()), *noise, *quick, *self.tokens),
-            log=self.folder / "distillation.log",
+            log=log,
         )
         return {"run": str(newest_run("raptor", name))}
 
@@ -197,7 +203,7 @@ class Pipeline:
 
         flights = json.loads((self.folder / "flights.json").read_text())
         summary = json.loads((run / "summary.json").read_text())
-        table = markdown(self.stages.settings, self.stages.done, flights, summary)
+        table = markdown(len(self._names()), self.stages.done, flights, summary)
         (self.folder / "table.md").write_text(table, encoding="utf-8")
         draw(flights, learning_curve(run), self.folder / "figure.png")
         print(table)

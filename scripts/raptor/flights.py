@@ -18,7 +18,7 @@ from foundation.errors import UserError
 from foundation.evaluation.evaluate import EvaluationResult, evaluate
 from foundation.teachers import TeacherPolicyWrapper
 from foundation.teachers.ensemble import load_ensemble
-from foundation.teachers.manifest import FAILED, read_manifest
+from foundation.teachers.manifest import FAILED, TeacherEntry, read_manifest
 
 TASK = "Isaac-Quadcopter-Point-Ctrl-v0"
 
@@ -51,6 +51,20 @@ class Flight:
         return asdict(self)
 
 
+def flown_teachers(manifest: Path) -> list[TeacherEntry]:
+    """Return the teachers of a manifest that have not failed, each with a vehicle to fly.
+
+    Raises:
+        UserError: If there is none, or they have no vehicles.
+    """
+    entries = [entry for entry in read_manifest(manifest) if entry.status != FAILED]
+    if not entries:
+        raise UserError(f"'{manifest}': every teacher has failed.")
+    if any(entry.vehicle is None for entry in entries):
+        raise UserError(f"'{manifest}': its teachers have no vehicles to fly.")
+    return entries
+
+
 def load_flyer(path: Path) -> tuple[Any, list[str]]:
     """Load a checkpoint of any format, or the teachers of a manifest.
 
@@ -60,11 +74,9 @@ def load_flyer(path: Path) -> tuple[Any, list[str]]:
     Returns:
         The policy, and the teachers' vehicles in its order (empty for one policy).
     """
-    if path.suffix != ".yaml":
+    if path.suffix not in (".yaml", ".yml"):
         return TeacherPolicyWrapper(path), []
-    entries = [entry for entry in read_manifest(path) if entry.status != FAILED]
-    if not entries:
-        raise UserError(f"'{path}': every teacher has failed.")
+    entries = flown_teachers(path)
     return load_ensemble(entries), [str(entry.vehicle) for entry in entries]
 
 

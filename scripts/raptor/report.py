@@ -16,17 +16,17 @@ SETS = {
 SETS |= {f"{name}_slow": f"{title}, limit of 2 m/s" for name, title in SETS.items()}
 
 
-def markdown(settings: dict[str, Any], stages: dict[str, Any], flights: dict[str, Any], student: dict[str, Any]) -> str:
+def markdown(num_teachers: int, stages: dict[str, Any], flights: dict[str, Any], student: dict[str, Any]) -> str:
     """Write the tables.
 
     Args:
-        settings: Of the pipeline.
+        num_teachers: That the student was distilled from.
         stages: Name -> wall and CPU seconds.
         flights: Set of vehicles -> engine -> policy -> figures of a ``Flight``.
         student: The distillation's ``summary.json``.
     """
     parameters = student.get("parameters", {}).get("student")
-    lines = [f"# {settings['num_teachers']} teachers, one student of {parameters} parameters", ""]
+    lines = [f"# {num_teachers} teachers, one student of {parameters} parameters", ""]
     lines += ["| stage | wall [s] | CPU [s] |", "|---|---:|---:|"]
     lines += [f"| {name} | {s['wall_seconds']:.1f} | {s['cpu_seconds']:.1f} |" for name, s in stages.items()]
     total = [sum(stage[key] for stage in stages.values()) for key in ("wall_seconds", "cpu_seconds")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -16,11 +17,13 @@ from typing import IO, Any, BinaryIO
 
 from foundation.config.plain import finite
 from foundation.errors import UserError
-from foundation.files import atomic_write
+from foundation.files import atomic_write, load_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 TAIL = 3000
 """Characters of a failed command's output that are shown."""
+STAMP = "%Y-%m-%d_%H-%M-%S"
+"""How the names of runs' folders begin."""
 
 
 class Stages:
@@ -33,13 +36,15 @@ class Stages:
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
         self.folder, self.path = folder, folder / "stages.json"
-        self.done: dict[str, dict[str, Any]] = {}
         saved = json.loads(self.path.read_text()) if self.path.exists() else {"settings": settings, "stages": {}}
         if saved["settings"] != settings:
             raise UserError(
                 f"'{folder}' was begun with other settings ({saved['settings']}): use another --folder, or remove it."
             )
-        self.settings, self.done = settings, saved["stages"]
+        self.settings = settings
+        self.done: dict[str, dict[str, Any]] = saved["stages"]
+        self.begun: dict[str, dict[str, Any]] = saved.get("begun", {})
+        """Stages that have not ended: ``since`` when (as runs' folders are named), and what they have taken so far."""
 
     def run(self, name: str, action: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
         """Run a stage unless it is done already.
@@ -49,19 +54,31 @@ class Stages:
             action: Does the work; what it returns is kept with the stage.
 
         Returns:
-            ``wall_seconds``, ``cpu_seconds`` (child processes included) and what ``action`` returned.
+            ``wall_seconds``, ``cpu_seconds`` (child processes and earlier, unfinished attempts included) and what
+            ``action`` returned.
         """
         if name in self.done:
             print(f"==> {name}: done before ({_clock(self.done[name])})", flush=True)
             return self.done[name]
         print(f"==> {name}", flush=True)
+        start = {"since": time.strftime(STAMP), "wall_seconds": 0.0, "cpu_seconds": 0.0}
+        spent = self.begun.setdefault(name, start)
+        self._save()  # from here on the folder is of these settings
         wall, cpu = time.perf_counter(), cpu_seconds()
-        figures = action() or {}
-        spent = {"wall_seconds": time.perf_counter() - wall, "cpu_seconds": cpu_seconds() - cpu}
-        self.done[name] = spent | figures
-        write_json(self.path, {"settings": self.settings, "stages": self.done})
-        print(f"==> {name}: {_clock(spent)}", flush=True)
+        try:
+            figures = action() or {}
+        finally:
+            spent["wall_seconds"] += time.perf_counter() - wall
+            spent["cpu_seconds"] += cpu_seconds() - cpu
+            self._save()
+        del self.begun[name]
+        self.done[name] = {key: spent[key] for key in ("wall_seconds", "cpu_seconds")} | figures
+        self._save()
+        print(f"==> {name}: {_clock(self.done[name])}", flush=True)
         return self.done[name]
+
+    def _save(self) -> None:
+        write_json(self.path, {"settings": self.settings, "stages": self.done, "begun": self.begun})
 
 
 def _clock(spent: dict[str, Any]) -> str:
@@ -120,10 +137,35 @@ def _run(command: Sequence[str], output: IO[str]) -> tuple[int, int]:
 
 def newest_run(experiment: str, run_name: str) -> Path:
     """Return the newest run folder of an experiment that carries a name."""
-    runs = sorted((Path("logs") / "distillation" / experiment).glob(f"*_{run_name}"), key=lambda p: p.stat().st_mtime)
+    runs = _runs(experiment, run_name)
     if not runs:
         raise UserError(f"distillation.py left no run named '{run_name}' in logs/distillation/{experiment}.")
     return runs[-1]
+
+
+def begun_run(experiment: str, run_name: str, teachers: Path, since: str) -> Path | None:
+    """Return the newest run folder of a name that was begun with these teachers since then, which can be resumed.
+
+    Args:
+        experiment: The folder of the runs.
+        run_name: Their name.
+        teachers: Their ``--teacher_checkpoint``.
+        since: In the form of :data:`STAMP`. Older runs may be of a folder that has been removed.
+    """
+    for run in reversed(_runs(experiment, run_name)):
+        parameters = run / "params" / "distillation.yaml"
+        if run.name >= since and parameters.exists():
+            checkpoint = load_yaml(parameters)["teacher"]["checkpoint"]
+            if checkpoint in (str(teachers), [str(teachers)]):
+                return run
+    return None
+
+
+def _runs(experiment: str, run_name: str) -> list[Path]:
+    """List the run folders of exactly this name by their time, which their names begin with."""
+    stamp = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_" + re.escape(run_name))
+    folder = Path("logs") / "distillation" / experiment
+    return sorted(path for path in folder.glob("*") if stamp.fullmatch(path.name) and path.is_dir())
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,55 @@ def test_a_stage_is_run_once(folder):
         stages.Stages(folder / "job", {"n": 2})
 
 
+def test_a_stage_that_was_stopped_counts_all_it_took(folder):
+    """Attempts add up, in the next process too; a folder is of its settings from its first stage's start."""
+
+    def stop() -> None:
+        time.sleep(0.2)
+        raise SystemExit(130)
+
+    job = stages.Stages(folder / "job", {"n": 1})
+    with pytest.raises(SystemExit):
+        job.run("one", stop)
+    with pytest.raises(UserError, match="other settings"):
+        stages.Stages(folder / "job", {"n": 2})
+    done = stages.Stages(folder / "job", {"n": 1}).run("one", lambda: {"run": "here"})
+    assert done["wall_seconds"] > 0.2 and done["run"] == "here"
+    assert stages.Stages(folder / "job", {"n": 1}).done["one"] == done
+
+
+def test_a_distillation_that_was_stopped_goes_on(folder, monkeypatch):
+    """The run that this folder has begun is resumed; runs of other names, teachers, or from before are not."""
+    manifest = write_set(folder / "set", 2, vehicles=True)
+    runs = folder / "logs" / "distillation" / "raptor"
+    calls: list[list[str]] = []
+
+    def begin(name: str, teachers: object) -> None:
+        (runs / name / "params").mkdir(parents=True)
+        (runs / name / "params" / "distillation.yaml").write_text(f"teacher:\n  checkpoint: {teachers}\n")
+
+    def python(script: str, *arguments: object, log: Path) -> None:
+        calls.append([str(argument) for argument in arguments])
+        if len(calls) == 1:
+            begin("2999-01-01_00-00-00_2", manifest)
+            begin("2999-01-01_00-00-01_2", "other.yaml")
+            begin("2999-01-01_00-00-02_quick_2", manifest)
+            raise SystemExit(130)
+
+    begin("2020-01-01_00-00-00_2", manifest)
+    monkeypatch.setattr(stages, "python", python)
+    args = raptor_pipeline.parse(["2", "--quick", "--teachers", str(manifest)])
+    for _ in range(2):
+        pipeline = raptor_pipeline.Pipeline(args)
+        try:
+            found = pipeline.stages.run("distillation", pipeline.distil)
+        except SystemExit:
+            assert "--resume" not in calls[-1]
+    mine = "logs/distillation/raptor/2999-01-01_00-00-00_2"
+    assert calls[1] == ["--resume", "--load_run", mine]
+    assert found["run"] == mine
+
+
 def test_a_failing_command_is_one_line_that_names_its_output(folder, capsys):
     """The end of the output is shown, and the error says where all of it is."""
     with pytest.raises(UserError, match=r"play.py failed with exit code 2; its output is in '.*play.log'"):
@@ -97,6 +147,7 @@ def test_the_published_policy_hovers_beside_the_target(folder):
 def test_teachers_fly_their_own_vehicles(folder):
     """A manifest's teachers are stacked in its order, each on its vehicle, equally often."""
     manifest = write_set(folder / "set", 3, vehicles=True)
+    manifest = manifest.rename(manifest.with_suffix(".yml"))
     teachers, vehicles = load_flyer(manifest)
     assert len(vehicles) == 3
     flight = fly(teachers, "torch", vehicles, 2, 5)
@@ -109,7 +160,7 @@ def test_the_pipeline_runs_and_goes_on(folder, capsys, monkeypatch):
     """With teachers that are there: held-out vehicles, distillation, flights, table and figure; then all is skipped."""
     manifest = write_set(folder / "set", 2, vehicles=True)
     monkeypatch.setattr(raptor_pipeline, "CRAZYFLIE_EPISODES", 2)
-    argv = ["2", "--quick", "--teachers", str(manifest), "--held_out", "3", "--"]
+    argv = ["--folder", "logs/raptor/2", "--quick", "--teachers", str(manifest), "--held_out", "3", "--"]
     argv += ["--n_epochs", "2", "--num_envs", "8", "distill.teacher.check=false", "env.episode_length_s=0.5"]
     assert raptor_pipeline.main(argv) == 0
     out = folder / "logs" / "raptor" / "2"
@@ -120,7 +171,7 @@ def test_the_pipeline_runs_and_goes_on(folder, capsys, monkeypatch):
     assert load_vehicles(str(out / "held_out")).num_vehicles == 3
     assert (out / "figure.png").stat().st_size > 5000
     table = (out / "table.md").read_text()
-    assert "one student of 2084 parameters" in table
+    assert "# 2 teachers, one student of 2084 parameters" in table
     assert "| distillation |" in table
     capsys.readouterr()
     assert raptor_pipeline.main(argv) == 0
@@ -159,6 +210,26 @@ def test_the_deployed_vehicle_and_the_worst_are_learned_from_most():
     deployed = raptor_pipeline.emphasis_tokens([*names, "crazyflie"])
     assert deployed == ["--num_active_teachers", "2", *emphasis[2:], "distill.teacher.weights.crazyflie=16"]
     assert raptor_pipeline.emphasis_tokens(["crazyflie"]) == []
+
+
+@pytest.mark.parametrize("script", [raptor_pipeline, raptor_ablation])
+def test_teachers_that_cannot_be_flown_are_refused_at_once(folder, script, capsys):
+    """Without vehicles, or with none that has not failed: one line, before anything is distilled."""
+    manifest = write_set(folder / "set", 2)
+    flag = ["--teachers" if script is raptor_pipeline else "--manifest", str(manifest)]
+    assert script.main(flag) == 2
+    assert "no vehicles to fly" in capsys.readouterr().err
+    manifest.write_text(manifest.read_text().replace("status: ok", "status: failed"))
+    assert script.main(flag) == 2
+    assert "every teacher has failed" in capsys.readouterr().err
+    assert not (folder / "logs" / "distillation").exists()
+
+
+def test_held_out_vehicles_are_those_that_were_sampled_now(folder):
+    """A file from an earlier, stopped ablation of another size is not flown in their place."""
+    raptor_ablation._write_vehicles(folder / "held_out", [{"mass": 1.0}])
+    files = raptor_ablation._write_vehicles(folder / "held_out", [{"mass": 2.0}, {"mass": 3.0}])
+    assert [json.loads(Path(file).read_text())["mass"] for file in files] == [2.0, 3.0]
 
 
 def test_every_axis_varies_one_thing_around_the_same_setting():
@@ -234,6 +305,6 @@ def test_the_table_leaves_blank_what_is_not_known():
     flight = {**_figures(100.0, None)["held_out"], "error": None, "error_median": None, "return_interval_95": None}
     flights = {"held_out": {"torch": {"student": flight}}}
     spent = {"flights": {"wall_seconds": 2.0, "cpu_seconds": 1.0}}
-    text = report.markdown({"num_teachers": 4}, spent, flights, {"parameters": {"student": 2084}})
+    text = report.markdown(4, spent, flights, {"parameters": {"student": 2084}})
     assert "| torch | student | 100.0 |  | 25.00 % | – | – |" in text
     assert "| **together** | 2.0 | 1.0 |" in text
