@@ -35,12 +35,12 @@ def initialise_student(student: Student, path: str | Path, **overrides: Any) -> 
         source = _student_names(loaded, student, str(path))
     own = student.state_dict()
     wrong = [key for key in source if key in own and own[key].shape != source[key].shape]
-    missing = [key for key in own if key not in source and not key.startswith(("log_std", "value"))]
-    if wrong or missing:
-        key = (wrong or missing)[0]
-        found = list(source[key].shape) if wrong else "nothing"
+    odd = [key for key in (own.keys() ^ source.keys()) if not key.startswith(("log_std", "value"))]
+    if wrong or odd:
+        key = (wrong or sorted(odd))[0]
+        wanted, found = (list(part[key].shape) if key in part else "nothing" for part in (own, source))
         raise UserError(
-            f"'{path}' does not fit the student: '{key}' wants {list(own[key].shape)} and the file has {found}. "
+            f"'{path}' does not fit the student: '{key}' wants {wanted} and the file has {found}. "
             "Give the student the file's architecture (teacher_info.py shows it)."
         )
     student.load_state_dict({**own, **{key: value for key, value in source.items() if key in own}})

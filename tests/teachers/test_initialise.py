@@ -54,6 +54,18 @@ def test_from_a_student_with_other_heads(tmp_path):
     assert torch.allclose(second.step(obs)[0].std, torch.tensor(0.3))
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_deeper_network_is_not_cut_off(ours, tmp_path):
+    """Equal layers fit one by one, but a student with fewer of them would act otherwise than the file."""
+    deep, path = StudentPolicy(9, 3, (8, 8, 8)), tmp_path / "model_0.pt"
+    if ours:
+        atomic_torch_save({"model_state_dict": deep.state_dict(), "student": deep.describe()}, path)
+    else:
+        write_rsl_rl(deep, path)
+    with pytest.raises(UserError, match=r"'body.4.bias' wants nothing and the file has \[8\]"):
+        initialise_student(StudentPolicy(9, 3, (8, 8)), path)
+
+
 def test_what_does_not_fit_is_refused(tmp_path):
     """Other sizes, another activation and another kind of network are refused, and the student stays as it was."""
     write_rsl_rl(fitted(StudentPolicy(9, 3, (16, 8))), tmp_path / "model_0.pt")
@@ -62,6 +74,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         (StudentPolicy(9, 2, (16, 8)), "num_actions=3"),
         (StudentPolicy(9, 3, (16, 9)), r"\[9, 16\].*\[8, 16\]"),
         (StudentPolicy(9, 3, (16,)), "does not fit"),
+        (StudentPolicy(9, 3, (16, 8, 8)), "does not fit"),
         (StudentPolicy(9, 3, (16, 8), "tanh"), "ELU activations and the student Tanh"),
         (gru(), "dense layers only"),
     ):
