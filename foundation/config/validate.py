@@ -222,13 +222,23 @@ def _check_schedules(cfg: DistillationCfg) -> None:
     check_schedule(cfg.optimizer.lr_schedule, "optimizer.lr_schedule", 0.0)
     temperature = cfg.loss.temperature
     if isinstance(temperature, ScheduleCfg):
-        check_schedule(temperature, "loss.temperature", 0.0)
+        check_schedule(temperature, "loss.temperature", 0.0, zero=False)
     elif not (temperature > 0 and math.isfinite(temperature)):
         _fail("loss.temperature", temperature, "a finite number above 0")
 
 
-def check_schedule(schedule: ScheduleCfg | None, path: str, low: float, high: float = math.inf) -> None:
-    """Check one schedule: its kind, its length, and that its values stay between ``low`` and ``high``."""
+def check_schedule(
+    schedule: ScheduleCfg | None, path: str, low: float, high: float = math.inf, zero: bool = True
+) -> None:
+    """Check one schedule: its kind, its length, and that its values stay between ``low`` and ``high``.
+
+    Args:
+        schedule: None: nothing to check.
+        path: Its place in the config.
+        low: Least value.
+        high: Greatest value.
+        zero: Whether a value may be zero.
+    """
     if schedule is None:
         return
     _check_name(f"{path}.kind", schedule.kind, _SCHEDULES)
@@ -245,6 +255,8 @@ def check_schedule(schedule: ScheduleCfg | None, path: str, low: float, high: fl
         values = [(f"{path}.start", schedule.start)]
         values += [] if schedule.kind == "constant" else [(f"{path}.end", schedule.end)]
     for where, value in values:
+        if not zero and value == 0:
+            _fail(where, value, "above 0")
         if not (low <= value <= high and math.isfinite(value)):
             _fail(
                 where,
