@@ -100,7 +100,12 @@ def resolve(
     groups, named = _split_groups(overrides)
     values = compose(groups)
     if base is not None:
-        values = _merge(copy.deepcopy(dict(base)), _difference(values, compose({})) if groups else {})
+        base = copy.deepcopy(dict(base))
+        typed = named.get("student") or groups.get("student")
+        if typed not in (None, _student_name(base)):
+            del base["student"]  # another student has other fields
+        # What a typed group says counts, also where the default files say the same.
+        values = _merge(base, _difference(values, compose(dict.fromkeys(groups))) if groups else {})
     env, agent = values.pop("env", None) or {}, values.pop("agent", None) or {}
     name = named.pop("student", None) or _student_name(values)
     cfg = DistillationCfg(student=student_cfg_class(name)())

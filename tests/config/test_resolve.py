@@ -160,6 +160,8 @@ def test_every_way_of_writing_an_override_takes_effect(tokens: list[str], path: 
         ("distill.collection.beta={kind: piecewise, points: [[2, 1], [1, 0]]}", "order"),
         ("distill.optimizer.lr_schedule={kind: exponential, start: 1, end: 0}", "exponential"),
         ("distill.loss.temperature=0", "loss.temperature is 0"),
+        ("distill.loss.temperature={kind: linear, start: 1, end: 0}", "loss.temperature.end is 0: it must be above 0"),
+        ("distill.loss.temperature.kind=constant", "loss.temperature.start is 0: it must be above 0"),
         ("distill.loss.auxiliary={kl: -1}", "loss.auxiliary.kl is -1"),
         ("distill.student.obs_slice=[3,1]", "obs_slice"),
         ("distill.student.obs_groups=[]", "obs_groups"),
@@ -250,6 +252,21 @@ def test_a_resumed_run_keeps_its_settings_but_for_what_is_typed_again() -> None:
         cfg_of("experiment=fast").learning_rate,
     )
     assert again.student == MemoryCfg(name="memory")
+
+
+def test_a_group_typed_at_a_resume_counts_though_it_is_the_default() -> None:
+    """``loss=mse`` and ``student=mlp`` are what no group says, but not what a run of others was begun with."""
+    saved = to_plain(cfg_of("loss=huber", "student=memory", "student.hidden_size=8", "schedule=linear"))
+
+    def resumed(*tokens: str) -> DistillationCfg:
+        return resolve_distillation_cfg(parse_overrides(tokens), {}, student_cfg_class=student_cfg_class, base=saved)
+
+    assert resumed("loss=mse").loss.name == "mse"
+    assert resumed("student=mlp").student == MlpCfg(name="mlp")
+    assert resumed("student=my.package:Mine").student == MemoryCfg(name="my.package:Mine")
+    again = resumed("schedule=dagger")
+    assert (again.loss.name, again.student, again.epoch_teacher_forcing) == ("huber", resumed().student, 50)
+    assert resumed().student == MemoryCfg(name="memory", hidden_size=8)
 
 
 def test_no_output_folder_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
