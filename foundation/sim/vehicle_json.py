@@ -22,16 +22,20 @@ _REQUIRED = (
 )
 
 
+_PRINTED = 1e-6
+"""Last decimal of what l2f prints [kg m^2]."""
+
+
 def _numbers(value: Any, shape: tuple[int, ...], key: str, where: str) -> torch.Tensor:
     """Read finite numbers of a given shape."""
     try:
         tensor = torch.tensor(value, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"{where}: 'dynamics.{key}' must be numbers of shape {list(shape)}") from None
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise UserError(f"{where}: '{key}' must be numbers of shape {list(shape)}") from None
     if tuple(tensor.shape) != shape:
-        raise UserError(f"{where}: 'dynamics.{key}' has shape {list(tensor.shape)}, expected {list(shape)}")
+        raise UserError(f"{where}: '{key}' has shape {list(tensor.shape)}, expected {list(shape)}")
     if not torch.isfinite(tensor).all():
-        raise UserError(f"{where}: 'dynamics.{key}' is not finite")
+        raise UserError(f"{where}: '{key}' is not finite")
     return tensor
 
 
@@ -62,7 +66,7 @@ def from_dict(data: Any, where: str) -> VehicleParams:
         raise UserError(f"{where}: 'dynamics.action_limit' must have 'min' and 'max'")
 
     def read(key: str, *shape: int) -> torch.Tensor:
-        return _numbers(dynamics[key], shape, key, where).unsqueeze(-1)
+        return _numbers(dynamics[key], shape, f"dynamics.{key}", where).unsqueeze(-1)
 
     params = VehicleParams(
         mass=read("mass"),
@@ -75,8 +79,8 @@ def from_dict(data: Any, where: str) -> VehicleParams:
         time_constant_rising=read("rotor_time_constants_rising", n),
         time_constant_falling=read("rotor_time_constants_falling", n),
         gravity=read("gravity", 3),
-        action_min=_numbers(limit["min"], (), "action_limit.min", where).unsqueeze(-1),
-        action_max=_numbers(limit["max"], (), "action_limit.max", where).unsqueeze(-1),
+        action_min=_numbers(limit["min"], (), "dynamics.action_limit.min", where).unsqueeze(-1),
+        action_max=_numbers(limit["max"], (), "dynamics.action_limit.max", where).unsqueeze(-1),
         **_disturbances(data.get("disturbances"), where),
     )
     _check(params, where)
@@ -85,28 +89,33 @@ def from_dict(data: Any, where: str) -> VehicleParams:
 
 def _inertia(dynamics: dict[str, Any], where: str) -> torch.Tensor:
     """Read J, or take it from J_inv where J was printed with too few decimals (l2f prints six)."""
-    inertia = _numbers(dynamics["J"], (3, 3), "J", where) if "J" in dynamics else None
+    stated = _numbers(dynamics["J"], (3, 3), "dynamics.J", where) if "J" in dynamics else None
     if "J_inv" not in dynamics:
-        assert inertia is not None
-        return inertia
-    inverse = _numbers(dynamics["J_inv"], (3, 3), "J_inv", where)
+        assert stated is not None
+        return stated
+    inverse = _numbers(dynamics["J_inv"], (3, 3), "dynamics.J_inv", where)
     if torch.linalg.det(inverse) <= 0:
         raise UserError(f"{where}: 'dynamics.J_inv' is not positive definite")
-    return torch.linalg.inv(inverse)
+    inertia = torch.linalg.inv(inverse)
+    if stated is not None and not torch.allclose(stated, inertia, rtol=1e-2, atol=_PRINTED):
+        raise UserError(f"{where}: 'dynamics.J' and 'dynamics.J_inv' contradict each other: leave one of them out")
+    return inertia
 
 
 def _disturbances(data: Any, where: str) -> dict[str, torch.Tensor]:
     """Read ``disturbances.random_force`` and ``random_torque``; absent ones are zero."""
+    if not isinstance(data, dict | None):
+        raise UserError(f"{where}: 'disturbances' must have 'random_force' and 'random_torque'")
     out = {}
     for kind in ("force", "torque"):
-        section = data.get(f"random_{kind}", {}) if isinstance(data, dict) else {}
+        section = (data or {}).get(f"random_{kind}", {})
         if not isinstance(section, dict):
             raise UserError(f"{where}: 'disturbances.random_{kind}' must have 'mean' and 'std'")
         for key in ("mean", "std"):
-            name = f"random_{kind}.{key}"
+            name = f"disturbances.random_{kind}.{key}"
             value = _numbers(section.get(key, 0.0), (), name, where)
             if key == "std" and value < 0:
-                raise UserError(f"{where}: 'disturbances.{name}' is negative")
+                raise UserError(f"{where}: '{name}' is negative")
             out[f"{kind}_{key}"] = value.unsqueeze(-1)
     return out
 
@@ -129,6 +138,11 @@ def _check(params: VehicleParams, where: str) -> None:
             raise UserError(f"{where}: 'dynamics.rotor_{key}' must be unit vectors")
     if (params.action_max <= params.action_min).any():
         raise UserError(f"{where}: 'dynamics.action_limit' has max <= min")
+    if (params.action_min < 0).any() or (params.action_max > 1).any():
+        raise UserError(
+            f"{where}: 'dynamics.action_limit' is not within 0 and 1, the range of rotor speeds that "
+            "'dynamics.rotor_thrust_coefficients' must be for"
+        )
     if (params.max_thrust <= 0).any():
         raise UserError(f"{where}: 'dynamics.rotor_thrust_coefficients' give no thrust at full speed")
     if (params.arm_length <= 0).any():

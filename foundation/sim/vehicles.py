@@ -79,7 +79,7 @@ def load_vehicles(paths: str | Path | list[str] | list[Path]) -> VehicleParams:
 def _sampled(text: str) -> VehicleParams:
     """Parse ``sampled:<n>[:<seed>]``."""
     parts = text.split(":")[1:]
-    if len(parts) > 2 or not all(p.isdigit() for p in parts) or int(parts[0]) < 1:
+    if len(parts) > 2 or not all(p.isdecimal() and len(p) < 19 for p in parts) or int(parts[0]) < 1:
         raise UserError(f"vehicles: '{text}' is not sampled:<number> or sampled:<number>:<seed>")
     return sample_vehicles(int(parts[0]), int(parts[1]) if len(parts) > 1 else 0)
 

@@ -81,6 +81,9 @@ def _bad(change) -> dict:
         (lambda d: d.update(rotor_time_constants_rising=[0.0] * 4), "rotor_time_constants_rising"),
         (lambda d: d.update(rotor_thrust_directions=[[0, 0, 2]] * 4), "unit vectors"),
         (lambda d: d.update(action_limit={"min": 1.0, "max": 0.0}), "max <= min"),
+        (lambda d: d.update(action_limit={"min": 0.0, "max": 21702.0}), "not within 0 and 1"),
+        (lambda d: d.update(mass=10**400), "'dynamics.mass' must be numbers"),
+        (lambda d: d.update(J=[[2e-5, 0, 0], [0, 2e-5, 0], [0, 0, 4e-5]]), "contradict"),
         (lambda d: d.update(rotor_thrust_coefficients=[[0.0] * 3] * 4), "no thrust"),
     ],
 )
@@ -90,6 +93,29 @@ def test_a_bad_vehicle_is_refused_in_one_line(change, words):
         from_dict(_bad(change), "vehicle.json")
     assert str(info.value).startswith("vehicle.json: ")
     assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize(
+    ("disturbances", "words"),
+    [
+        ([0.1], "'disturbances' must have"),
+        ({"random_force": 0.1}, "'disturbances.random_force' must have"),
+        ({"random_force": {"std": "x"}}, "'disturbances.random_force.std' must be numbers"),
+        ({"random_torque": {"std": -1}}, "'disturbances.random_torque.std' is negative"),
+    ],
+)
+def test_a_bad_disturbance_is_named(disturbances, words):
+    """It is not taken for none, and the key in the message is the one in the file."""
+    with pytest.raises(UserError, match=words):
+        from_dict({**to_dict(crazyflie(), 0), "disturbances": disturbances}, "vehicle.json")
+
+
+def test_an_inertia_of_six_decimals_is_completed_by_its_inverse():
+    """l2f prints J of the Crazyflie as 0.000009: J_inv, of which it prints as many decimals, has the rest."""
+    data = to_dict(crazyflie(), 0)
+    for key in ("J", "J_inv"):
+        data["dynamics"][key] = [[round(x, 6) for x in row] for row in data["dynamics"][key]]
+    torch.testing.assert_close(from_dict(data, "x").inertia, crazyflie().inertia, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"dynamics": 3}'])
@@ -107,5 +133,6 @@ def test_missing_and_empty_folders_are_refused(tmp_path):
         load_vehicles(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"no \*\.json"):
         load_vehicles(str(tmp_path))
-    with pytest.raises(UserError, match="sampled:<number>"):
-        load_vehicles("sampled:many")
+    for name in ("sampled:many", "sampled:²", f"sampled:2:{10**30}"):
+        with pytest.raises(UserError, match="sampled:<number>"):
+            load_vehicles(name)
