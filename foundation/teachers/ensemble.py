@@ -207,6 +207,7 @@ _SAME = {
     "recurrence": "recurrence",
     "distribution": "distribution",
     "obs_groups": "observation groups",
+    "obs_slice": "slice of the observations",
     "clip_actions": "bound of the actions",
 }
 

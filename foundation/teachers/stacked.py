@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -158,9 +159,9 @@ def _moments(tower: TowerModule) -> tuple[torch.Tensor, torch.Tensor]:
         first = next(m for m in (*tower.body, tower.head) if isinstance(m, nn.Linear))
         size = first.in_features if tower.core is None else tower.core.rnn.input_size
         return torch.zeros(size, device=first.weight.device), torch.ones(size, device=first.weight.device)
-    zeros = torch.zeros_like(normalizer.mean)
-    # The scale is what the normaliser makes of one above its mean.
-    return normalizer.mean, normalizer(normalizer.mean + 1.0) - normalizer(zeros + normalizer.mean)
+    # The scale is what the normaliser makes of one above its mean: in float64, as a large mean swallows the one.
+    exact = copy.deepcopy(normalizer).double()
+    return normalizer.mean, exact(exact.mean + 1.0).to(normalizer.mean.dtype)
 
 
 class StackedNetworks(nn.Module):
@@ -174,7 +175,6 @@ class StackedNetworks(nn.Module):
         self.critic = StackedTower(critics) if critics else None
         self.with_value = self.critic is not None
         self.with_features: bool = True
-        """Whether outputs carry the last hidden layer; off where nobody needs it, which saves copies."""
         """Whether outputs carry the last hidden layer; off where nobody needs it, which saves copies."""
         self.distribution: Deterministic = networks[0].distribution
         if isinstance(self.distribution, Gaussian):

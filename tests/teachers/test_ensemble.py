@@ -42,6 +42,33 @@ def test_every_environment_gets_its_own_teachers_output(tmp_path, rnn, normalize
                 torch.testing.assert_close(found, wanted, rtol=1e-5, atol=2e-6, msg=f"{name} of teacher {index}")
 
 
+def test_a_large_mean_does_not_blur_the_scale(tmp_path):
+    """Observations around 1e5 and more, such as a pressure in Pa, are normalised as each teacher alone does it."""
+    paths = [many_teachers.write_mlp(tmp_path / f"{index}.pt", index, normalizer=True) for index in range(2)]
+    means = torch.logspace(3, 9, 26)
+    for path in paths:
+        saved = torch.load(path)
+        saved["model_state_dict"]["actor_obs_normalizer._mean"] = means
+        torch.save(saved, path)
+    obs = means + torch.linspace(-1, 1, 26) * 1e-3 * means  # well above what float32 resolves
+    obs = torch.stack([obs, 2 * means - obs])
+    mean = load_ensemble(find_teachers([str(path) for path in paths]))(obs)
+    for row, path in enumerate(paths):
+        torch.testing.assert_close(mean[row : row + 1], TeacherPolicyWrapper(path)(obs[row : row + 1]))
+
+
+def test_students_of_other_columns_are_refused(tmp_path):
+    """Two students of as many columns, but not the same ones, cannot be given one slice."""
+    from foundation.students import StudentPolicy
+
+    for name, columns in (("a", [0, 22]), ("b", [4, 26])):
+        student = StudentPolicy(22, 4)
+        saved = {"student": student.describe(), "model_state_dict": student.state_dict(), "obs_slice": columns}
+        torch.save(saved, tmp_path / f"{name}.pt")
+    with pytest.raises(UserError, match="'a' and 'b' differ in their slice of the observations"):
+        load_ensemble(find_teachers(str(tmp_path / "*.pt")))
+
+
 @pytest.mark.parametrize("rnn", [None, "gru"])
 @pytest.mark.parametrize("mode", ["per_env", "expert", "mean"])
 def test_a_sequence_is_its_steps(tmp_path, rnn, mode):
