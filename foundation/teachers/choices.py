@@ -79,6 +79,8 @@ def choose_distribution(
         name = _guess_distribution(source, role, num_out)
     elif name == "gaussian":
         raise UserError(f"'{source.path}' lacks the deviation of its gaussian actions ('std' or 'log_std').")
+    elif name == "categorical":
+        raise UserError(f"'{source.path}': RSL-RL's policies have no categorical actions; {_valid_without_deviation()}.")
     log = {"scalar": False, "log": True}.get(str(options.get("std_type", "scalar" if kind else None)))
     if name in ("heteroscedastic", "heteroscedastic_log", "beta") and num_out % 2:
         raise UserError(f"'{source.path}': a {name} policy has an even number of outputs; this one has {num_out}.")
@@ -96,9 +98,13 @@ def _guess_distribution(source: Source, role: str, num_out: int) -> str:
         return "deterministic"
     raise UserError(
         f"'{source.path}' has no deviation parameter, so that it is not known how its {num_out} outputs make actions. "
-        "Put the run's params/agent.yaml beside it, or give the override 'distribution' "
-        f"({', '.join(DISTRIBUTIONS[1:])})."
+        f"Put the run's params/agent.yaml beside it, or {_valid_without_deviation()}."
     )
+
+
+def _valid_without_deviation() -> str:
+    valid = [name for name in DISTRIBUTIONS if name not in ("gaussian", "categorical")]
+    return f"give the override 'distribution' ({', '.join(valid)})"
 
 
 def _pair(value: Any, default: tuple[float, float]) -> tuple[float, float]:

@@ -61,6 +61,9 @@ class Overrides:
         if overrides.distribution is not None and overrides.distribution not in DISTRIBUTIONS:
             near = suggest(overrides.distribution, DISTRIBUTIONS)
             raise UserError(f"unknown teacher distribution '{overrides.distribution}'. {near}")
+        bounds = overrides.action_range
+        if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+            raise UserError(f"the teacher's action_range is {list(bounds)}: it must be [low, high] with low < high")
         return overrides
 
 

@@ -125,7 +125,10 @@ class TeacherPolicyWrapper(nn.Module):
         return self.policy(obs)
 
     def select(self, obs: Any) -> torch.Tensor:
-        """Concatenate the teacher's observation groups; a tensor is returned as it is. Shape: (num_envs, num_obs)."""
+        """Concatenate the teacher's observation groups and take its columns of them; a tensor is returned as it is.
+
+        Shape: (num_envs, num_obs).
+        """
         if isinstance(obs, torch.Tensor):
             return obs
         groups = self.fit_groups(obs, self.obs_groups or ["policy"])
@@ -137,6 +140,8 @@ class TeacherPolicyWrapper(nn.Module):
             )
         parts = [obs[group].flatten(1) for group in groups]
         selected = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        if self.obs_slice is not None:
+            selected = selected[..., slice(*self.obs_slice)]
         if selected.shape[-1] != self.num_obs:
             sizes = " + ".join(f"{group} {part.shape[-1]}" for group, part in zip(groups, parts, strict=True))
             raise UserError(self._size_message(f"the groups give {selected.shape[-1]} ({sizes})"))

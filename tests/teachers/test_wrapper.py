@@ -153,12 +153,34 @@ def test_a_student_as_teacher(recurrent):
     teacher.act(torch.randn(3, 5))
 
 
+def test_a_student_reads_its_columns_of_the_groups(recurrent):
+    """``act`` on the environment's groups takes the columns that the student was trained on."""
+    path, student = recurrent
+    rows = torch.randn(4, 9)
+    action = TeacherPolicyWrapper(path).act(TensorDict({"deployable": rows}, batch_size=[4]))
+    assert torch.equal(action, student.step(rows[:, :5], student.initial_state(4))[0].mean)
+
+
+def test_categorical_actions_are_not_taken_for_continuous_ones(stateless):
+    """RSL-RL has none: said so of its checkpoint, it is refused, and not offered where a deviation is missing."""
+    saved = torch.load(stateless)
+    del saved["model_state_dict"]["std"]
+    atomic_torch_save(saved, stateless)
+    (stateless.parent / "params" / "agent.yaml").unlink()
+    with pytest.raises(UserError, match="no categorical actions"):
+        TeacherPolicyWrapper(stateless, distribution="categorical")
+    with pytest.raises(UserError, match=r"\(heteroscedastic, heteroscedastic_log, beta, deterministic\)"):
+        TeacherPolicyWrapper(stateless)
+
+
 def test_unknown_overrides_are_refused(stateless):
-    """A misspelt override, activation or distribution is answered with the nearest valid one."""
+    """A misspelt or unfit override is answered with what is valid."""
     for override, answer in (
         ({"activatoin": "relu"}, "'activation'"),
         ({"activation": "reluu"}, "'relu'"),
         ({"distribution": "betta"}, "'beta'"),
+        ({"action_range": [1.0]}, r"\[1.0\]: it must be \[low, high\]"),
+        ({"action_range": [1.0, -1.0]}, "low < high"),
     ):
         with pytest.raises(UserError, match=answer):
             TeacherPolicyWrapper(stateless, **override)
