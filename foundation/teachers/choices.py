@@ -80,7 +80,7 @@ def choose_distribution(
     elif name == "gaussian":
         raise UserError(f"'{source.path}' lacks the deviation of its gaussian actions ('std' or 'log_std').")
     elif name == "categorical":
-        raise UserError(f"'{source.path}': RSL-RL's policies have no categorical actions; {_valid_without_deviation()}.")
+        raise UserError(f"'{source.path}': RSL-RL has no categorical actions; {_valid_without_deviation()}.")
     log = {"scalar": False, "log": True}.get(str(options.get("std_type", "scalar" if kind else None)))
     if name in ("heteroscedastic", "heteroscedastic_log", "beta") and num_out % 2:
         raise UserError(f"'{source.path}': a {name} policy has an even number of outputs; this one has {num_out}.")

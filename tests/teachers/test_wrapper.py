@@ -167,7 +167,7 @@ def test_categorical_actions_are_not_taken_for_continuous_ones(stateless):
     del saved["model_state_dict"]["std"]
     atomic_torch_save(saved, stateless)
     (stateless.parent / "params" / "agent.yaml").unlink()
-    with pytest.raises(UserError, match="no categorical actions"):
+    with pytest.raises(UserError, match="RSL-RL has no categorical actions"):
         TeacherPolicyWrapper(stateless, distribution="categorical")
     with pytest.raises(UserError, match=r"\(heteroscedastic, heteroscedastic_log, beta, deterministic\)"):
         TeacherPolicyWrapper(stateless)
