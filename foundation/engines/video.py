@@ -95,7 +95,7 @@ class VideoRecorder(EnvWrapper):
         result = self.env.step(actions)
         self._step += 1
         if self._writer is not None:
-            if self._steps_left % self._stride == 0:
+            if (self.request.length - self._steps_left) % self._stride == 0:
                 self._writer.send(np.ascontiguousarray(self.env.render()))
             self._steps_left -= 1
             if self._steps_left == 0:
@@ -126,11 +126,14 @@ class VideoRecorder(EnvWrapper):
         self._steps_left = self.request.length
 
     def _finish(self) -> None:
-        """Close the clip and give it its name."""
+        """Close the clip and give it its name; one without a frame, as its first step failed, is removed."""
         assert self._paths is not None
         self._writer.close()
         self._writer = None
         partial, final = self._paths
+        if self._steps_left == self.request.length:
+            partial.unlink(missing_ok=True)
+            return
         os.replace(partial, final)
         logger.info("video: %s", final)
 

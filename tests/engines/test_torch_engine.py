@@ -16,7 +16,9 @@ from foundation import engines
 from foundation.engines import engine_class, engine_names, select_engine
 from foundation.engines.base import Engine, LaunchRequest, VideoRequest
 from foundation.engines.torch import TorchEngine
+from foundation.engines.video import VideoRecorder
 from foundation.errors import UserError
+from foundation.tasks.point_ctrl.env_cfg import QuadcopterPointCtrlEnvCfg, SceneCfg, ViewerCfg
 from foundation.tasks.point_ctrl.torch_env import QuadcopterPointCtrlEnv
 
 TASK = "Isaac-Quadcopter-Point-Ctrl-v0"
@@ -116,6 +118,30 @@ def test_a_clip_cut_short_is_finished_on_close(tmp_path):
         assert not list(tmp_path.glob("rl-video*"))
         env.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert [path.name for path in tmp_path.iterdir()] == ["rl-video-step-0.mp4"]
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_clip_begins_with_its_first_step(tmp_path, length):
+    """At 100 Hz every second step is a frame, the first one always: a clip of one step has one, of three two."""
+    env = VideoRecorder(QuadcopterPointCtrlEnv(_small()), VideoRequest(tmp_path, length=length, interval=0))
+    for _ in range(4):
+        env.step(torch.zeros(1, 4))
+    env.close()
+    assert imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "rl-video-step-0.mp4"))[0] == (length + 1) // 2
+
+
+def test_a_step_that_fails_at_once_leaves_no_clip(tmp_path, monkeypatch):
+    """Nothing is named like a clip that has no frame."""
+    env = VideoRecorder(QuadcopterPointCtrlEnv(_small()), VideoRequest(tmp_path, length=3, interval=0))
+    monkeypatch.setattr(env.env, "step", lambda actions: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        env.step(torch.zeros(1, 4))
+    env.close()
+    assert not list(tmp_path.iterdir())
+
+
+def _small() -> QuadcopterPointCtrlEnvCfg:
+    return QuadcopterPointCtrlEnvCfg(scene=SceneCfg(1), viewer=ViewerCfg(resolution=(64, 64)))
 
 
 def test_a_users_own_task_wins_over_ours(tmp_path, monkeypatch):
