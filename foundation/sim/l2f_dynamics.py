@@ -80,8 +80,7 @@ class L2fDynamics:
         Returns:
             The next packed state, on the device of ``state``. Shape: (17, num_envs).
         """
-        host = state.detach().to("cpu", torch.float32).T.contiguous().numpy()
-        commands = actions.detach().to("cpu", torch.float32).T.contiguous().numpy()
+        host, commands = _env_rows(state), _env_rows(actions)
         following = np.concatenate([block.step(host, commands) for block in self._blocks])
         return torch.from_numpy(following).T.contiguous().to(state.device, state.dtype)
 
@@ -137,6 +136,12 @@ class _Block:
             self._device, self._env, self._params, self._states[0], commands[mine], self._states[1], self._rng
         )
         return np.concatenate(self._rows[1], axis=1)
+
+
+def _env_rows(columns: torch.Tensor) -> np.ndarray:
+    """Copy (size, num_envs) to the rows (num_envs, size) that the package wants, whose strides it checks."""
+    # A copy always: torch calls a single environment contiguous whatever its strides are.
+    return np.array(columns.detach().to("cpu", torch.float32).numpy().T, order="C")
 
 
 def _rows(states: Any) -> list[np.ndarray]:

@@ -97,6 +97,17 @@ def test_a_force_is_applied_until_it_changes():
     assert torch.equal(theirs.step(state, action), still)
 
 
+def test_one_environment_is_flown_whatever_its_strides():
+    """A lone column's strides mean nothing to torch, but the package checks those of the rows it is given."""
+    vehicle = sample_vehicles(1)
+    state, actions = torch.zeros(17, 1), torch.full((4, 1), 0.5)
+    state[9] = 1.0
+    ours = QuadrotorDynamics(vehicle.to(dtype=torch.float32), 0.01).step(state, actions)
+    for layout in (state, state.T.contiguous().T):
+        for command in (actions, actions.T.contiguous().T):
+            torch.testing.assert_close(L2fDynamics(vehicle, 0.01).step(layout, command), ours, rtol=1e-5, atol=1e-6)
+
+
 def test_a_torque_that_it_cannot_draw_is_refused():
     """Vehicles with a random torque are an error, not flown without it."""
     vehicles = sample_vehicles(2)
