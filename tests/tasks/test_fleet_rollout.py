@@ -63,6 +63,17 @@ def test_the_gradient_is_the_slope():
         assert abs(slope - change.grad[env, rotor]) < 0.02 * abs(slope) + 0.02
 
 
+def test_a_gradient_that_is_not_finite_is_left_out():
+    """One environment's NaN or infinity does not reach the others, whose gradients only fade."""
+    task = FleetRollout(_env(), FleetRolloutCfg(gradient_decay=0.5, max_gradient=10.0))
+    grad = torch.ones(17, 12)
+    grad[3, 1], grad[5, 2], grad[:, 4] = float("nan"), float("inf"), 100.0
+    faded = task._fade_state(grad)
+    assert torch.equal(faded[:, 0], torch.full((17,), 0.5))
+    assert not faded[:, 1].any() and not faded[:, 2].any()
+    torch.testing.assert_close(faded[:, 4].norm(), torch.tensor(5.0))
+
+
 def test_passing_a_limit_costs_and_ends_only_beyond_the_slack():
     """At 1.5 times the velocity limit an episode goes on at a price; at three times it begins anew."""
     env = _env()

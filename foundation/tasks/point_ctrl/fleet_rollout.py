@@ -148,12 +148,12 @@ class FleetRollout:
         return None if grad is None else grad * self.cfg.gradient_decay
 
     def _fade_state(self, grad: torch.Tensor | None) -> torch.Tensor | None:
-        """Fade a gradient by the states and bound it, each environment's by itself."""
+        """Fade a gradient by the states and bound it, each environment's by itself; what is not finite becomes zero."""
         if grad is None:
             return None
         norm = grad.square().sum(0).sqrt()
         share = (self.cfg.max_gradient / norm.clamp(min=1e-9)).clamp(max=1.0)
-        return grad * (self.cfg.gradient_decay * share).nan_to_num(0.0)
+        return (grad * (self.cfg.gradient_decay * share)).nan_to_num(0.0)
 
     def terminal_value(self) -> torch.Tensor:
         """Guess the reward of the steps beyond the horizon: the distance that the present motion leads to, for a while.
