@@ -87,7 +87,7 @@ def train_actor(args: argparse.Namespace) -> PolicyStack:
 
 @torch.no_grad()
 def remove_offset(actor: PolicyStack, seed: int, num_episodes: int = 1024) -> None:
-    """Shift the first layer by the mean position, body frame, that the actor comes to rest at."""
+    """Shift the first layer by the mean position, body frame, that the actor comes to rest at, if it ever does."""
     env = make_env(num_episodes, seed + 76)
     last_second = round(1.0 / env.step_dt)
     obs = env.get_observations()[GROUP]
@@ -97,7 +97,7 @@ def remove_offset(actor: PolicyStack, seed: int, num_episodes: int = 1024) -> No
             rest += obs[:, :3] / (last_second - 1)
         obs = env.step(actor(obs))[0][GROUP]
     arrived = rest.norm(dim=1) < 0.1
-    offset = rest[arrived].mean(0)
+    offset = rest[arrived].sum(0) / max(1, int(arrived.sum()))
     actor.biases[0][0, 0] += offset @ actor.weights[0][0, :3]
 
 
