@@ -189,7 +189,7 @@ def _scene(canvas: ImageDraw.ImageDraw, view: _View, span: float) -> None:
 
 
 def _vehicle(canvas: ImageDraw.ImageDraw, view: _View, state: np.ndarray, arm: float) -> None:
-    """Draw arms, rotor discs (orange in front, filled by speed), thrust and the shadow on the floor."""
+    """Draw arms, rotor discs (orange in front), lines as long as the rotors are fast, and the shadow on the floor."""
     position, rotation, speeds = state[:3], _rotation(state[9:13]), state[13:17]
     shadow = position.copy()
     shadow[2] = -view.span

@@ -81,10 +81,10 @@ class QuadrotorDynamics:
 
     def __init__(self, params: VehicleParams, dt: float):
         """Fold the parameters of ``params`` (one vehicle per environment) for a time step ``dt`` [s]."""
-        slow = torch.minimum(params.time_constant_rising, params.time_constant_falling).min().item()
-        if slow < dt:
+        fastest = torch.minimum(params.time_constant_rising, params.time_constant_falling).min().item()
+        if fastest < dt:
             raise UserError(
-                f"a rotor time constant of {slow:g} s is shorter than the time step {dt:g} s: lower sim.dt "
+                f"a rotor time constant of {fastest:g} s is shorter than the time step {dt:g} s: lower sim.dt "
                 "(and raise decimation)"
             )
         self.dt = dt

@@ -40,7 +40,8 @@ def compile_rows(function: Callable[..., Any], device: torch.device) -> Callable
     if device.type == "cpu":
         if not any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name):
             raise UserError(
-                "env.compile=true on the CPU needs a C++ compiler (g++); install one or set env.compile=false"
+                "a compiled simulator (env.compile=true, --compile) needs a C++ compiler on the CPU: install g++, or "
+                "leave it out"
             )
         options = _CPU_OPTIONS
     return torch.compile(function, fullgraph=True, dynamic=False, options=options)
@@ -74,7 +75,10 @@ def row_params(dynamics: QuadrotorDynamics) -> RowParams:
         UserError: If a rotor is tilted or an inertia is not diagonal.
     """
     if not (dynamics.axial and dynamics.diagonal):
-        raise UserError("env.compile=true needs rotors along z and a diagonal inertia; set env.compile=false")
+        raise UserError(
+            "a vehicle has a tilted rotor or an inertia that is not diagonal: it can neither be compiled "
+            "(env.compile=false) nor trained through the simulator in a fleet"
+        )
     return RowParams(
         torch.stack([dynamics.target_offset, dynamics.target_scale]),
         dynamics.lag,

@@ -387,6 +387,7 @@ def test_play_cfg():
         (lambda c: setattr(c.init, "at_target", 2.0), "at_target"),
         (lambda c: setattr(c.terminations, "velocity", float("nan")), "velocity"),
         (lambda c: setattr(c.observation_noise.l2f, "velocity", -1.0), "velocity"),
+        (lambda c: setattr(c.viewer, "num_envs", 0), "env.viewer.num_envs"),
         (lambda c: setattr(c, "vehicles", "/nowhere"), "nowhere"),
     ],
 )

@@ -167,6 +167,9 @@ def check_cfg(cfg: Any) -> None:
     for name, value in positive.items():
         if not value > 0:
             raise UserError(f"{name} must be positive, it is {value}")
+    shown = getattr(getattr(cfg, "viewer", None), "num_envs", 1)
+    if shown < 1:
+        raise UserError(f"env.viewer.num_envs must be positive, it is {shown}")
     low, high = cfg.init.rotor_speed
     if not 0 <= low <= high <= 1:
         raise UserError(f"env.init.rotor_speed must be a range within [0, 1], it is {cfg.init.rotor_speed}")
