@@ -60,6 +60,7 @@ def read_manifest(path: str | Path) -> list[TeacherEntry]:
         raise UserError(f"'{path}': 'teachers' must be a list with at least one teacher.")
     entries = [_entry(item, number, path) for number, item in enumerate(teachers)]
     _check_names(entries, path)
+    _check_vehicles(entries, f"'{path}'")
     _refuse_twice(entries, f"'{path}'")
     for entry in entries:
         for what, file in (("checkpoint", entry.checkpoint), ("vehicle", entry.vehicle)):
@@ -101,10 +102,13 @@ def _check_names(entries: list[TeacherEntry], path: Path) -> None:
         if entry.name in seen:
             raise UserError(f"'{path}' has two teachers named '{entry.name}': names must differ.")
         seen.add(entry.name)
-    with_vehicle = [entry for entry in entries if entry.vehicle is not None]
-    if 0 < len(with_vehicle) < len(entries):
-        odd = next(entry for entry in entries if entry.vehicle is None)
-        raise UserError(f"'{path}': teacher '{odd.name}' has no vehicle, others have: give all of them one, or none.")
+
+
+def _check_vehicles(entries: Sequence[TeacherEntry], where: str) -> None:
+    """Refuse vehicles for some teachers only: environments would be given to teachers that do not fly them."""
+    odd = [entry for entry in entries if entry.vehicle is None]
+    if 0 < len(odd) < len(entries):
+        raise UserError(f"{where}: teacher '{odd[0].name}' has no vehicle, others have: give all of them one, or none.")
 
 
 def _refuse_twice(entries: Sequence[TeacherEntry], where: str) -> None:
@@ -157,8 +161,8 @@ def find_teachers(spec: str | Sequence[str]) -> list[TeacherEntry]:
         The teachers in order, with unique names.
 
     Raises:
-        UserError: If nothing is there, a file comes twice, or a folder is one of a training run, whose checkpoints are
-            one teacher's.
+        UserError: If nothing is there, a file comes twice, only some have a vehicle, or a folder is one of a training
+            run, whose checkpoints are one teacher's.
     """
     parts = [spec] if isinstance(spec, str) else list(spec)
     entries: list[TeacherEntry] = []
@@ -168,6 +172,7 @@ def find_teachers(spec: str | Sequence[str]) -> list[TeacherEntry]:
             entries += _found(piece)
     if not entries:
         raise UserError("--teacher_checkpoint names no teacher: give a checkpoint, a folder, a glob or a manifest.")
+    _check_vehicles(entries, "--teacher_checkpoint")
     _refuse_twice(entries, "--teacher_checkpoint")
     return _with_unique_names(entries)
 
@@ -200,7 +205,8 @@ def _found(piece: str) -> list[TeacherEntry]:
 def _of_folder(folder: Path) -> list[TeacherEntry]:
     files = sorted(file for pattern in _CHECKPOINTS for file in folder.glob(pattern))
     if not files:
-        raise UserError(f"--teacher_checkpoint: the folder '{folder}' has no {MANIFEST} and no *.pt.")
+        patterns = ", ".join(_CHECKPOINTS)
+        raise UserError(f"--teacher_checkpoint: the folder '{folder}' has no {MANIFEST} and no {patterns}.")
     if all(_OF_ONE_RUN.fullmatch(file.name) for file in files):
         raise UserError(
             f"--teacher_checkpoint: '{folder}' is the folder of one training run: name one of its checkpoints, such "

@@ -76,6 +76,15 @@ def test_one_checkpoint_may_fly_two_vehicles_but_not_one_twice(tmp_path):
         read_manifest(manifest)
 
 
+def test_vehicles_for_some_teachers_only_are_refused(tmp_path):
+    """A manifest with vehicles beside a checkpoint without: environment i would fly another teacher's vehicle."""
+    (a, b), (vehicle,) = touch(tmp_path, "a.pt", "b.pt"), touch(tmp_path, "v.json")
+    manifest = tmp_path / "set" / "teachers.yaml"
+    write_manifest(manifest, [TeacherEntry("a", a, vehicle)], "Task-v0")
+    with pytest.raises(UserError, match="--teacher_checkpoint: teacher 'b' has no vehicle, others have"):
+        find_teachers([str(manifest), str(b)])
+
+
 @pytest.mark.parametrize(
     ("typed", "teachers", "tokens"),
     [
