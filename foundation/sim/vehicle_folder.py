@@ -17,14 +17,14 @@ def write_vehicles(folder: Path, vehicles: VehicleParams, prefix: str = "quad") 
     """Write vehicles with all digits as ``<prefix>_0000.json`` and so on; return the files.
 
     Raises:
-        UserError: If the folder has vehicles that would not be overwritten, and so would be flown with the new ones.
+        UserError: If the folder has vehicles that would not be overwritten, and so would be flown with the new ones, or
+            cannot be written to.
     """
     width = max(4, len(str(vehicles.num_vehicles - 1)))
     files = [folder / f"{prefix}_{i:0{width}}.json" for i in range(vehicles.num_vehicles)]
     others = sorted(set(folder.glob("*.json")) - set(files)) if folder.is_dir() else []
     if others:
         raise UserError(f"'{folder}' has other vehicles already ({others[0].name}): name an empty folder")
-    folder.mkdir(parents=True, exist_ok=True)
     for i, file in enumerate(files):
         _write(file, to_dict(vehicles, i))
     return files
@@ -39,7 +39,6 @@ def registry() -> dict[str, VehicleParams]:
 
 def write_registry(folder: Path) -> list[Path]:
     """Copy the registry into a folder; return the files."""
-    folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, vehicle in registry().items():
         files.append(folder / f"{name}.json")

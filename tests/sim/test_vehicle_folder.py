@@ -94,6 +94,14 @@ def test_a_folder_with_other_vehicles_is_refused(tmp_path):
         write_vehicles(tmp_path, sample_vehicles(2))
 
 
+@pytest.mark.parametrize("write", [lambda folder: write_vehicles(folder, sample_vehicles(1)), write_registry])
+def test_a_folder_that_cannot_be_is_one_line(tmp_path, write):
+    """A file where the folder should be is told, not a traceback."""
+    (tmp_path / "vehicles").write_text("a file")
+    with pytest.raises(UserError, match=r"cannot write '.*vehicles"):
+        write(tmp_path / "vehicles")
+
+
 def test_the_registry_holds_real_vehicles():
     """The Crazyflie is the built-in one; every vehicle lifts its weight, with rotors in the Crazyflie's order."""
     vehicles = registry()
