@@ -54,7 +54,9 @@ class IsaacLabEngine(Engine):
         try:
             _register_tasks()
             spec = resolve_task(task)
-        except UserError:
+        except UserError as error:
+            if isinstance(error.__cause__, ImportError):
+                return f"cannot import the task's module ({error.__cause__})"
             return f"it does not know '{task}'. {suggest(task.rpartition(':')[2], cls.task_names())}"
         if not _has_isaaclab_env(spec):
             return f"task '{spec.id}' has no environment for Isaac Lab"

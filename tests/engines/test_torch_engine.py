@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from foundation import engines
-from foundation.engines import engine_class, engine_names, select_engine
+from foundation.engines import engine_class, engine_names, isaaclab, select_engine
 from foundation.engines.base import Engine, LaunchRequest, VideoRequest
 from foundation.engines.torch import TorchEngine
 from foundation.engines.video import VideoRecorder
@@ -247,6 +247,16 @@ def test_a_task_that_no_engine_knows(monkeypatch):
         select_engine("Isaac-Quadcopter-Point-Ctl-v0")
     with pytest.raises(UserError, match="--engine torch cannot run"):
         select_engine("Nothing-v0", "torch")
+
+
+def test_isaac_lab_says_why_a_module_cannot_be_imported(monkeypatch):
+    """A task whose package fails to import is not one that Isaac Lab does not know."""
+    monkeypatch.setattr(isaaclab, "_not_installed", lambda: None)
+    monkeypatch.setattr(isaaclab, "_major_version", lambda: 3)
+    monkeypatch.setattr(isaaclab, "_register_tasks", lambda: None)
+    reason = isaaclab.IsaacLabEngine.why_not(f"no_such_package:{TASK}")
+    assert reason is not None and "No module named 'no_such_package'" in reason
+    assert "does not know 'Nothing-v0'" in str(isaaclab.IsaacLabEngine.why_not("Nothing-v0"))
 
 
 def test_clip_must_be_positive():
