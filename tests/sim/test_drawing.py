@@ -50,5 +50,7 @@ def test_odd_sizes_and_bad_states_are_survived():
     """Odd resolutions become even for the video codec, and a state that is not finite is said, not crashed on."""
     states = _states(3)
     states[1] = np.nan
-    frame = _renderer(3, (333, 217)).draw(states, np.zeros(3))
+    frame = _renderer(3, (333, 217)).draw(states, np.zeros(3)).astype(int)
     assert frame.shape == (216, 332, 3)
+    red = frame[:25, :, 0] - frame[:25, :, 1] > 60  # where the panels' texts are; the words are red
+    assert red[:, 166:].any() and not red[:, :166].any()

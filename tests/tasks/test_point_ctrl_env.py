@@ -267,7 +267,7 @@ def test_vehicle_sets_scale_the_box_with_the_arms():
 
 
 def test_disturbances_push():
-    """A vehicle with a mean force drifts: hovering 0.2 s under 0.05 N on every axis it is pushed by F t^2 / 2m."""
+    """A vehicle with a mean force drifts: hovering 0.2 s under 0.01 N on every axis it is pushed by F t^2 / 2m."""
     cfg = _cfg(2)
     cfg.init.at_target = 1.0
     cfg.init.rotor_speed = (0.806, 0.806)
