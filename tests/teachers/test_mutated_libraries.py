@@ -255,6 +255,20 @@ def test_archive_that_unpacks_to_too_much(tmp_path):
         answers(path)
 
 
+def test_statistics_are_those_of_the_models_name_whatever_its_case(tmp_path):
+    """Of several statistics in a folder a model gets its own; one without any of its name is told to choose."""
+    source = DATA / "stable-baselines3-2.9.2" / "normalized"
+    for name in ("Walker", "runner"):
+        shutil.copy(source / "model.zip", tmp_path / f"{name}.zip")
+        shutil.copy(source / "model_vecnormalize.npz", tmp_path / f"{name}_vecnormalize.npz")
+    for name in ("Walker", "runner"):
+        described = TeacherPolicyWrapper(tmp_path / f"{name}.zip").describe()
+        assert f"({name}_vecnormalize.npz)" in described["normalizer"]
+    shutil.copy(source / "model.zip", tmp_path / "other.zip")
+    with pytest.raises(UserError, match="several statistics"):
+        TeacherPolicyWrapper(tmp_path / "other.zip")
+
+
 def test_statistics_beside_a_model(tmp_path):
     """VecNormalize's statistics are needed where its pickle or the config says so, and the refusal says how."""
     source = DATA / "stable-baselines3-2.9.2" / "normalized"

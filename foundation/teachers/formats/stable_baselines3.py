@@ -239,7 +239,5 @@ def _scaler(source: Source, num_obs: int) -> tuple[ClampedScaler | None, str | N
 def _beside(folder: Path, stem: str, suffix: str) -> list[Path]:
     """Return the statistics that lie beside a model: those that carry its name, else all."""
     every = sorted(path for path in folder.glob(f"*{suffix}") if "normalize" in path.name.lower())
-    own = [
-        path for path in every if path.stem.lower().replace("vecnormalize_", "").replace("_vecnormalize", "") == stem
-    ]
-    return own or every
+    names = {path: path.stem.lower().replace("vecnormalize_", "").replace("_vecnormalize", "") for path in every}
+    return [path for path in every if names[path] == stem.lower()] or every
