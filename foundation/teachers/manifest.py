@@ -20,7 +20,11 @@ MANIFEST = "teachers.yaml"
 OK, FAILED = "ok", "failed"
 
 _CHECKPOINTS = ("*.pt", "*.pth", "*.h5", "*.zip")
-_OF_ONE_RUN = re.compile(r"(model_\d+|best_model|checkpoint_\w+|best_student|final_student)\.pt")
+_OF_ONE_RUN = re.compile(
+    r"(model_\d+|best_model|checkpoint_\w+|best_student|final_student|agent_\d+|best_agent)\.pt"
+    r"|(\w+_\d+_steps|best_model)\.zip"
+)
+"""Checkpoints that RSL-RL, we, skrl and Stable-Baselines3 leave of one policy."""
 _ENTRY_KEYS = ("name", "checkpoint", "vehicle", "mean_return", "terminated", "status")
 
 
@@ -210,7 +214,7 @@ def _of_folder(folder: Path) -> list[TeacherEntry]:
     if all(_OF_ONE_RUN.fullmatch(file.name) for file in files):
         raise UserError(
             f"--teacher_checkpoint: '{folder}' is the folder of one training run: name one of its checkpoints, such "
-            f"as {files[-1].name}, or all of them by '{folder}/*.pt'."
+            f"as {files[-1].name}, or all of them by '{folder}/*{files[-1].suffix}'."
         )
     return [TeacherEntry(file.stem, file) for file in files]
 

@@ -76,6 +76,25 @@ def test_one_checkpoint_may_fly_two_vehicles_but_not_one_twice(tmp_path):
         read_manifest(manifest)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("model_0.pt", "model_50.pt", "best_model.pt"),
+        ("checkpoint_epoch_10.pt", "checkpoint_latest.pt", "best_student.pt", "final_student.pt"),
+        ("agent_1000.pt", "agent_2000.pt", "best_agent.pt"),
+        ("rl_model_1000_steps.zip", "rl_model_2000_steps.zip", "best_model.zip"),
+    ],
+)
+def test_the_folder_of_one_run_is_not_many_teachers(tmp_path, names):
+    """What a library leaves of one policy is refused, unless each is named; beside another file it is a set."""
+    touch(tmp_path, *names)
+    with pytest.raises(UserError, match="is the folder of one training run"):
+        find_teachers(str(tmp_path))
+    assert len(find_teachers([str(tmp_path / name) for name in names])) == len(names)
+    touch(tmp_path, "walker.pt")
+    assert len(find_teachers(str(tmp_path))) == len(names) + 1
+
+
 def test_vehicles_for_some_teachers_only_are_refused(tmp_path):
     """A manifest with vehicles beside a checkpoint without: environment i would fly another teacher's vehicle."""
     (a, b), (vehicle,) = touch(tmp_path, "a.pt", "b.pt"), touch(tmp_path, "v.json")
