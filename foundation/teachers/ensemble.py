@@ -16,7 +16,7 @@ from foundation.networks.policy_network import PolicyNetwork
 from foundation.teachers.combine import COMBINATIONS, combine, refuse_discrete
 from foundation.teachers.gate import TeacherGate
 from foundation.teachers.manifest import TeacherEntry
-from foundation.teachers.stacked import stack_networks
+from foundation.teachers.stacked import LoopedNetworks, stack_networks
 from foundation.teachers.wrapper import TeacherPolicyWrapper
 
 
@@ -106,13 +106,15 @@ class TeacherEnsemble(PolicyNetwork):
 
     def sample(self, output: PolicyOutput, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw actions from an output's distribution. Shape: (num_envs, num_actions)."""
-        distribution = self.networks.distribution
-        if distribution is not None and self.mode in ("per_env", "expert"):
-            return distribution.sample(output.mean, output.std, generator)
-        if output.std is None:
-            return output.mean
-        noise = torch.randn(output.mean.shape, device=output.mean.device, generator=generator)
-        return output.mean + output.std * noise
+        if self.mode == "per_env" and isinstance(self.networks, LoopedNetworks):
+            actions = torch.empty_like(output.mean)
+            for index, network in enumerate(self.networks.networks):  # their distributions may differ in their ranges
+                rows = slice(index, None, self.num_teachers)
+                own = map_output(lambda field, rows=rows: field[rows], output)
+                actions[rows] = _draw(getattr(network, "distribution", None), own, generator)
+            return actions
+        known = self.networks.distribution if self.mode in ("per_env", "expert") else None
+        return _draw(known, output, generator)
 
     @property
     def with_value(self) -> bool:
@@ -197,6 +199,15 @@ class TeacherEnsemble(PolicyNetwork):
             f"Teacher architecture: obs={self.num_obs}, actions={self.num_actions}, hidden={self.hidden_dims}; "
             f"{self.num_teachers} teachers, {what.get(self.mode, f'combined by {self.mode}')}"
         )
+
+
+def _draw(distribution: Any, output: PolicyOutput, generator: torch.Generator | None) -> torch.Tensor:
+    """Draw actions; without a distribution, Gaussian ones. Shape: (rows, num_actions)."""
+    if distribution is not None:
+        return distribution.sample(output.mean, output.std, generator)
+    if output.std is None:
+        return output.mean
+    return output.mean + output.std * torch.randn(output.mean.shape, device=output.mean.device, generator=generator)
 
 
 _SAME = {

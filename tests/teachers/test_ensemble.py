@@ -8,7 +8,7 @@ import torch
 
 from foundation.errors import UserError
 from foundation.teachers import TeacherPolicyWrapper
-from foundation.teachers.ensemble import load_ensemble
+from foundation.teachers.ensemble import TeacherEnsemble, load_ensemble
 from foundation.teachers.manifest import find_teachers
 from foundation.teachers.stacked import LoopedNetworks, StackedNetworks
 
@@ -148,6 +148,24 @@ def test_students_that_teach_are_asked_one_after_the_other(tmp_path):
             torch.testing.assert_close(
                 output.mean[index::3], single.output(obs[t, index::3]).mean, rtol=1e-5, atol=1e-6
             )
+
+
+def test_draws_are_in_each_teachers_own_range(tmp_path):
+    """Teachers whose Beta distributions have different ranges draw as each does alone, about its own mean."""
+    teachers = []
+    for index, bounds in enumerate(([-1.0, 1.0], [0.0, 10.0], [-1.0, 1.0])):
+        path = many_teachers.write_mlp(tmp_path / f"{index}.pt", index, num_actions=8)
+        saved = torch.load(path)
+        del saved["model_state_dict"]["std"]
+        torch.save(saved, path)
+        teachers.append(TeacherPolicyWrapper(path, distribution="beta", action_range=bounds))
+    ensemble = TeacherEnsemble(teachers, ["a", "b", "c"])
+    output, _ = ensemble.step(observations(1).expand(5000, 26))
+    drawn = ensemble.sample(output, torch.Generator().manual_seed(0))
+    for index in range(3):
+        own, mean, std = drawn[index::3], output.mean[index], output.std[index]
+        torch.testing.assert_close(own.mean(0), mean, rtol=0, atol=4 * float(std.max()) / len(own) ** 0.5)
+        torch.testing.assert_close(own.std(0), std, rtol=0.1, atol=0)
 
 
 @pytest.mark.parametrize(

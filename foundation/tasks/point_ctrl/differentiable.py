@@ -21,7 +21,8 @@ class DifferentiablePointCtrl:
     """Steps the vehicles of an environment with gradients from the (smooth) reward to the actions.
 
     Initial states, limits, vehicles and reward weights are those of ``env``, whose generator it draws from; the
-    environment itself is not stepped. An episode that passes a limit or its length begins anew, which cuts the graph.
+    environment itself is not stepped. An episode that passes a limit or its length begins anew, which cuts the graph;
+    a force that pushes its vehicle stays that of the reset (``FleetRollout`` draws it anew).
     """
 
     num_obs = mdp.POLICY_SIZE
