@@ -282,4 +282,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from foundation.rsl_rl.command import run_command
+
+    sys.exit(run_command(main))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 import time
 from pathlib import Path
@@ -176,6 +177,19 @@ def test_the_pipeline_runs_and_goes_on(folder, capsys, monkeypatch):
     capsys.readouterr()
     assert raptor_pipeline.main(argv) == 0
     assert capsys.readouterr().out.count("done before") == 3
+
+
+@pytest.mark.parametrize("script", ["raptor_pipeline", "raptor_ablation"])
+def test_ctrl_c_is_no_traceback(script, folder, monkeypatch):
+    """Between two commands too: the exit code of a signal, and nothing else."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("argparse.ArgumentParser.parse_args", stop)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(Path(stages.ROOT) / "scripts" / f"{script}.py"), run_name="__main__")
+    assert ended.value.code == 130
 
 
 def test_the_pipeline_sets_some_arguments_itself(folder, capsys):
