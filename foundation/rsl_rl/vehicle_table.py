@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from foundation.evaluation.evaluate import EvaluationResult
-from foundation.sim.vehicles import vehicle_files
+from foundation.sim.vehicles import sampled_number, vehicle_files
 
 MOST_ROWS = 20
 """Vehicles that the table shows; of more, the worst."""
@@ -21,7 +21,7 @@ def vehicle_names(paths: str | list[str] | None) -> list[str]:
     names: list[str] = []
     for entry in [paths] if isinstance(paths, str) else paths or []:
         if entry.startswith("sampled:"):
-            names += [f"sampled_{index}" for index in range(int(entry.split(":")[1]))]
+            names += [f"sampled_{index}" for index in range(sampled_number(entry)[0])]
         else:
             names += [file.stem for file in vehicle_files(entry)]
     return names

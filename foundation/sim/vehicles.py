@@ -61,12 +61,12 @@ def load_vehicles(paths: str | Path | list[str] | list[Path]) -> VehicleParams:
     vehicles = []
     for entry in paths if isinstance(paths, list) else [paths]:
         if str(entry).startswith("sampled:"):
-            vehicles.append(_sampled(str(entry)))
+            vehicles.append(sample_vehicles(*sampled_number(str(entry))))
             continue
         for file in vehicle_files(entry):
             try:
                 data = json.loads(file.read_text())
-            except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 raise UserError(f"{file}: not a readable JSON file ({error})") from None
             vehicles.append(from_dict(data, str(file)))
     if not vehicles:
@@ -76,12 +76,12 @@ def load_vehicles(paths: str | Path | list[str] | list[Path]) -> VehicleParams:
     return VehicleParams.stack(vehicles)
 
 
-def _sampled(text: str) -> VehicleParams:
-    """Parse ``sampled:<n>[:<seed>]``."""
+def sampled_number(text: str) -> tuple[int, int]:
+    """Parse ``sampled:<n>[:<seed>]``: return the number of vehicles and the seed."""
     parts = text.split(":")[1:]
-    if len(parts) > 2 or not all(p.isdecimal() and len(p) < 19 for p in parts) or int(parts[0]) < 1:
+    if len(parts) > 2 or not all(p.isdecimal() for p in parts) or int(parts[0]) < 1:
         raise UserError(f"vehicles: '{text}' is not sampled:<number> or sampled:<number>:<seed>")
-    return sample_vehicles(int(parts[0]), int(parts[1]) if len(parts) > 1 else 0)
+    return int(parts[0]), int(parts[1]) if len(parts) > 1 else 0
 
 
 def sample_vehicles(num: int, seed: int = 0) -> VehicleParams:
@@ -100,6 +100,8 @@ def sample_vehicles(num: int, seed: int = 0) -> VehicleParams:
     Returns:
         The vehicles, in float64.
     """
+    if not abs(seed) < 2**63:
+        raise UserError(f"vehicles: the seed {seed} is too large, it must fit 64 bits")
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(low: float, high: float) -> torch.Tensor:
