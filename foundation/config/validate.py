@@ -13,6 +13,8 @@ from foundation.errors import UserError, suggest
 logger = logging.getLogger(__name__)
 
 MOST_EMPHASIS = 255
+MOST_SEED = 2**32 - 1
+"""What NumPy takes."""
 _NO_FLAG = ("final_eval_episodes",)
 _FLAGS = {
     "teacher.checkpoint": "--teacher_checkpoint",
@@ -98,6 +100,7 @@ def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> N
     """
     for path, least in _AT_LEAST.items():
         _check(cfg, path, lambda v, least=least: v >= least, f"at least {least}")
+    _check(cfg, "seed", lambda v: v <= MOST_SEED, f"at most {MOST_SEED}")
     for path in _POSITIVE:
         _check(cfg, path, lambda v: v > 0 and math.isfinite(v), "a finite number above 0")
     for path in _NOT_NEGATIVE:
@@ -110,8 +113,8 @@ def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> N
     _check_offline(cfg)
     for path, valid in _ONE_OF.items():
         _check_name(path, _get(cfg, path), valid)
-    _check_device(cfg.device, "device")
-    _check_device(cfg.dataset.device, "dataset.device")
+    check_device(cfg.device)
+    check_device(cfg.dataset.device, "dataset.device")
     _check_groups(cfg)
     _check_collection(cfg)
     _check_schedules(cfg)
@@ -191,7 +194,8 @@ def _check_name(path: str, value: str, valid: Iterable[str]) -> None:
         raise UserError(f"{label(path)} is {value!r}. {suggest(value, valid)}")
 
 
-def _check_device(device: str | None, path: str) -> None:
+def check_device(device: str | None, path: str = "device") -> None:
+    """Refuse what is no device's name."""
     kind, _, index = (device or "cpu").partition(":")
     if kind not in ("auto", "cpu", "cuda", "mps", "xpu") or (":" in (device or "") and not index.isdigit()):
         _fail(path, device, "auto, cpu, cuda or cuda:<number>")

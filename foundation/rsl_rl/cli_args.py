@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from foundation.config.distillation_cfg import DistillationCfg
+from foundation.config.validate import MOST_SEED
 from foundation.errors import UserError, suggest
 from foundation.rsl_rl.command import Interrupt, run_command, set_up_logging
 
@@ -117,7 +118,7 @@ def add_launch_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("task and simulator")
     group.add_argument("--task", metavar="ID", help="gym id of the task, or their_package:Id")
     group.add_argument("--num_envs", type=positive_int, metavar="N", help="parallel environments")
-    group.add_argument("--seed", type=natural_int, metavar="N", help="seed of everything random")
+    group.add_argument("--seed", type=seed, metavar="N", help="seed of everything random")
     group.add_argument("--device", metavar="DEVICE", help="cpu, cuda:0, ... (default: a GPU where there is one)")
     group.add_argument("--engine", metavar="NAME", help="auto, torch, isaaclab, l2f or pkg.module:Class (auto)")
     group.add_argument("--headless", action="store_true", help="no window (there is none unless asked for)")
@@ -195,10 +196,10 @@ def positive_int(text: str) -> int:
     return value
 
 
-def natural_int(text: str) -> int:
-    """Read a whole number of 0 or more."""
-    if (value := whole(text)) < 0:
-        raise argparse.ArgumentTypeError(f"{value} is too small: it must be at least 0")
+def seed(text: str) -> int:
+    """Read a seed."""
+    if not 0 <= (value := whole(text)) <= MOST_SEED:
+        raise argparse.ArgumentTypeError(f"{value} is no seed: it must be at least 0 and at most {MOST_SEED}")
     return value
 
 

@@ -143,6 +143,9 @@ def resolve_device(device: str) -> str:
     """Return the device to compute on; ``auto`` is the first GPU where there is one."""
     import torch
 
+    from foundation.config.validate import check_device
+
+    check_device(device)
     if device == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda"):
