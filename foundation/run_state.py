@@ -115,6 +115,7 @@ def restore(runner: DistillationRunner, checkpoint: dict[str, Any]) -> str:
             "This checkpoint holds a student but no state to resume from: leave --checkpoint out, or name a "
             "checkpoint_epoch_*.pt. To start from a student's weights, set distill.student.init_checkpoint."
         )
+    runner.teachers.load_state_dict(state.get("teachers", {}))
     if state["num_envs"] != runner.env.num_envs:
         raise UserError(f"The run had --num_envs {state['num_envs']}, now {runner.env.num_envs}: resume with the same.")
     if checkpoint["student"] != runner.student.describe():
@@ -123,7 +124,6 @@ def restore(runner: DistillationRunner, checkpoint: dict[str, Any]) -> str:
     _restore_best(runner, checkpoint)
     runner.epoch, runner.env_steps = state["epoch"], state["env_steps"]
     runner.baselines = state["baselines"]
-    runner.teachers.load_state_dict(state.get("teachers", {}))
     runner.stopwatch.load_state_dict(state["stopwatch"])
     runner.early_stopping.load_state_dict(state.get("early_stopping", {}))
     _restore_rng(state, torch.device(runner.env.device))

@@ -194,20 +194,27 @@ class RunTeachers:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what an exact resume needs."""
-        state: dict[str, Any] = {} if self.board is None else {"board": self.board.state_dict()}
+        state: dict[str, Any] = {"names": list(getattr(self.teacher, "names", []))}
+        if self.board is not None:
+            state["board"] = self.board.state_dict()
         if self.gate is not None:
             weights = {name: tensor.clone() for name, tensor in self.gate.state_dict().items()}
             state["gate"] = {"weights": weights, "figures": self.gate_figures}
         return state if self.correction is None else state | {"offsets": self.correction.offsets.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned; rows and figures go by the teachers' numbers."""
+        names, own = state.get("names"), list(getattr(self.teacher, "names", []))
+        if names is not None and names != own:
+            raise UserError(
+                f"The run had other teachers, or in another order: {_few(names)}, now {_few(own)}: give the same."
+            )
         if self.board is not None and "board" in state:
             self.board.load_state_dict(state["board"])
         if self.gate is not None:
             saved = state.get("gate", {"weights": {}, "figures": {}})
-            own = {name: tensor.shape for name, tensor in self.gate.state_dict().items()}
-            if own != {name: tensor.shape for name, tensor in saved["weights"].items()}:
+            shapes = {name: tensor.shape for name, tensor in self.gate.state_dict().items()}
+            if shapes != {name: tensor.shape for name, tensor in saved["weights"].items()}:
                 raise UserError("The run to resume has another gate, or none: give the same distill.teacher settings.")
             self.gate.load_state_dict(saved["weights"])
             self.gate_figures = saved["figures"]
@@ -233,3 +240,8 @@ def teacher_weights(weights: dict[str, int], assignment: TeacherAssignment | Non
         if name not in names:
             raise UserError(f"distill.teacher.weights.{name}: no teacher has this name. {suggest(name, names)}")
     return torch.tensor([weights.get(name, 1) for name in names])
+
+
+def _few(names: list[str], most: int = 5) -> str:
+    shown = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    return f"{len(names)} ({shown})" if names else "one"

@@ -82,6 +82,21 @@ def test_a_resumed_run_of_many_teachers_is_bit_identical(monkeypatch, tmp_path, 
     assert one == other
 
 
+@pytest.mark.parametrize("combine", ["per_env", "mean"])
+def test_a_run_goes_on_with_its_own_teachers_alone(monkeypatch, tmp_path, combine):
+    """Reordered, or one fewer, they are refused by name: rows and figures are kept by the teachers' numbers."""
+    from foundation.run_dir import RunDir
+
+    manifest = many_teachers.write_set(tmp_path, 3)
+    monkeypatch.setattr(RunDir, "lock", lambda run: None)  # the run to go on with was this process too
+    run(monkeypatch, tmp_path, f"distill.teacher.combine={combine}", teacher_checkpoint=manifest, n_epochs=1)
+    teachers = yaml.safe_load(manifest.read_text())
+    for names in (list(reversed(teachers["teachers"])), teachers["teachers"][:2]):
+        manifest.write_text(yaml.safe_dump(teachers | {"teachers": names}))
+        with pytest.raises(UserError, match=rf"had other teachers.*: 3 \(quad_0000.* now {len(names)} \(quad"):
+            main(["--resume", "--n_epochs", "2"])
+
+
 def test_weak_teachers_are_dropped_by_name(monkeypatch, tmp_path, fleet, capsys):
     """``--teacher_below_min drop`` leaves out those below the floor and goes on with the others' vehicles."""
     first = run(monkeypatch, tmp_path / "all", teacher_checkpoint=fleet, n_epochs=1, num_eval_episodes=20)
