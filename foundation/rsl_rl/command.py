@@ -18,6 +18,7 @@ from foundation.errors import UserError
 USER_ERROR = 2
 """Exit code of a mistake that is the user's to mend."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM)
+_PATH_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # a file where a folder is to be, ...
 _HANDLED = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -96,7 +97,7 @@ def _users_line(error: Exception) -> str | None:
     """Return what to tell the user if the error is theirs to mend, or None for a bug."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS + _PATH_ERRORS:
         return f"{error.strerror}: {error.filename}" if error.filename else str(error)
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != "foundation":
         return f"the Python package '{error.name}' is not installed: pip install -e . in the clone's folder"
