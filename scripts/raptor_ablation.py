@@ -271,14 +271,9 @@ def table_row(axis: str, value: str, row: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the ablation and return its exit code."""
-    from foundation.errors import UserError
+    from foundation.rsl_rl.command import run_command
 
-    try:
-        Ablation(parse(argv)).run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda arguments: Ablation(parse(arguments)).run(), argv)
 
 
 if __name__ == "__main__":

@@ -233,14 +233,9 @@ def noise_tokens() -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the pipeline and return its exit code."""
-    from foundation.errors import UserError
+    from foundation.rsl_rl.command import run_command
 
-    try:
-        Pipeline(parse(argv)).run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda arguments: Pipeline(parse(arguments)).run(), argv)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,12 @@ class Stages:
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
         self.folder, self.path = folder, folder / "stages.json"
-        saved = json.loads(self.path.read_text()) if self.path.exists() else {"settings": settings, "stages": {}}
+        saved: dict[str, Any] = {"settings": settings, "stages": {}}
+        if self.path.exists():
+            try:
+                saved |= json.loads(self.path.read_text())
+            except (ValueError, TypeError):
+                raise UserError(f"'{self.path}' is damaged: use another --folder, or remove it.") from None
         if saved["settings"] != settings:
             raise UserError(
                 f"'{folder}' was begun with other settings ({saved['settings']}): use another --folder, or remove it."
@@ -154,7 +159,7 @@ def begun_run(experiment: str, run_name: str, teachers: Path, since: str) -> Pat
     """
     for run in reversed(_runs(experiment, run_name)):
         parameters = run / "params" / "distillation.yaml"
-        if run.name >= since and parameters.exists():
+        if run.name >= since and parameters.exists() and (run / "checkpoint_latest.pt").exists():
             checkpoint = load_yaml(parameters)["teacher"]["checkpoint"]
             if checkpoint in (str(teachers), [str(teachers)]):
                 return run

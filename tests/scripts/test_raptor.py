@@ -192,6 +192,28 @@ def test_ctrl_c_is_no_traceback(script, folder, monkeypatch):
     assert ended.value.code == 130
 
 
+@pytest.mark.parametrize("text", ["{", "3"])
+def test_damaged_stages_are_one_line(folder, text, capsys):
+    """The file is named, and what to do."""
+    (folder / "stages.json").write_text(text)
+    assert raptor_pipeline.main(["2", "--folder", str(folder)]) == 2
+    assert "stages.json' is damaged" in capsys.readouterr().err
+
+
+def test_a_misspelt_manifest_leaves_nothing_behind(folder, capsys):
+    """The folder is not begun with it: the right one would be other settings."""
+    assert raptor_pipeline.main(["2", "--teachers", "none.yaml"]) == 2
+    assert "'none.yaml' does not exist" in capsys.readouterr().err
+    assert list(folder.iterdir()) == []
+
+
+def test_a_file_where_the_folder_is_to_be_is_one_line(folder, capsys):
+    """No traceback."""
+    (folder / "taken").touch()
+    assert raptor_pipeline.main(["2", "--folder", "taken"]) == 2
+    assert "error: Not a directory: taken" in capsys.readouterr().err
+
+
 def test_the_pipeline_sets_some_arguments_itself(folder, capsys):
     """What it decides cannot be typed behind ``--``."""
     assert raptor_pipeline.main(["2", "--", "--task", "Other"]) == 2
