@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import importlib
 import inspect
 import math
 import sys
@@ -13,6 +12,8 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
+
+from foundation.errors import import_module
 
 _NAMES: dict[Any, str] = {
     bool: "true or false",
@@ -181,7 +182,7 @@ def import_attribute(spec: str) -> Any:
     """
     module_name, _, attribute = spec.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        module = import_module(module_name)
     except ImportError as error:
         raise MisfitError(f'a "pkg.module:Attr" that can be imported ({error})') from None
     if not hasattr(module, attribute):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -10,7 +9,7 @@ import torch
 from tensordict import TensorDict
 
 from foundation.data.obs_groups import ObsSelector
-from foundation.errors import UserError, suggest
+from foundation.errors import UserError, import_module, suggest
 
 TEACHER, BY_TEACHER = "teacher", "teacher_drove"
 """Names under which an episode's teacher, and whether it drove, travel with the episode's metrics."""
@@ -103,7 +102,10 @@ def make_choice(expert: str, obs: TensorDict) -> Choose:
     groups = {str(name): obs[name] for name in obs.keys()}  # noqa: SIM118  # a TensorDict wants keys()
     if ":" in expert:
         choose = _function(expert)
-        index = choose(obs)
+        try:
+            index = choose(obs)
+        except Exception as error:
+            raise UserError(f"distill.teacher.expert={expert} failed: {type(error).__name__}: {error}") from error
         if not isinstance(index, torch.Tensor) or index.numel() != obs.batch_size[0]:
             shape = tuple(index.shape) if isinstance(index, torch.Tensor) else type(index).__name__
             raise UserError(f"distill.teacher.expert={expert} must return a tensor (num_envs,), it returned {shape}.")
@@ -119,7 +121,7 @@ def make_choice(expert: str, obs: TensorDict) -> Choose:
 def _function(path: str) -> Choose:
     module_name, _, attribute = path.partition(":")
     try:
-        function = getattr(importlib.import_module(module_name), attribute)
+        function = getattr(import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"distill.teacher.expert={path} cannot be imported: {error}") from None
     if not callable(function):

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from foundation.engines.base import Engine
-from foundation.errors import UserError, suggest
+from foundation.errors import UserError, import_module, suggest
 
 _ENGINE_CLASS = re.compile(r"^class \w+\((?:\w*\.)?\w*Engine\):", re.MULTILINE)
 
@@ -42,7 +42,7 @@ def _foreign_class(name: str) -> type[Engine]:
     """Import ``pkg.module:Class``."""
     module_name, _, attribute = name.partition(":")
     try:
-        value = getattr(importlib.import_module(module_name), attribute)
+        value = getattr(import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"--engine {name}: cannot import it ({error})") from error
     if not (isinstance(value, type) and issubclass(value, Engine)):

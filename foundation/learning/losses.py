@@ -6,7 +6,6 @@ function of a user's own package by ``"pkg.module:function"``.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from foundation.errors import UserError, suggest
+from foundation.errors import UserError, import_module, suggest
 from foundation.networks.output import PolicyOutput
 
 
@@ -67,7 +66,7 @@ def loss_spec(name: str) -> LossSpec:
         raise UserError(f"Unknown loss '{name}'. {suggest(name, LOSSES)}")
     module_name, _, attribute = name.partition(":")
     try:
-        function = getattr(importlib.import_module(module_name), attribute)
+        function = getattr(import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"Loss '{name}' cannot be imported: {error}.") from error
     return next((spec for spec in LOSSES.values() if spec.function is function), LossSpec(name, function))

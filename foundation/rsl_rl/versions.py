@@ -18,7 +18,7 @@ import logging
 import re
 from typing import Any
 
-from foundation.errors import UserError, suggest
+from foundation.errors import UserError, import_module, suggest
 
 log = logging.getLogger(__name__)
 
@@ -234,7 +234,7 @@ def resolve_class(name: str, *modules: str) -> type:
     if ":" in name:
         module, _, attribute = name.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
+            return getattr(import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise UserError(f"agent.class_name {name!r} cannot be imported: {error}") from error
     loaded = [importlib.import_module(module) for module in modules]

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from foundation.config.distillation_cfg import StudentCfg
-from foundation.errors import UserError, suggest
+from foundation.errors import UserError, import_module, suggest
 from foundation.students.base import Student
 from foundation.students.mlp import StudentPolicy
 
@@ -43,7 +43,7 @@ def student_class(name: str) -> type[Student]:
     if not attribute and name not in student_names():
         raise UserError(f"unknown student '{name}'. {suggest(name, student_names())} Or give 'pkg.module:Class'.")
     try:
-        module = importlib.import_module(module_name if attribute else f"{__name__}.{name}")
+        module = import_module(module_name if attribute else f"{__name__}.{name}")
     except ImportError as error:
         raise UserError(f"cannot import student '{name}': {error}. Check the module's name.") from error
     if attribute:

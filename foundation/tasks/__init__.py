@@ -18,7 +18,7 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
-from foundation.errors import UserError, suggest
+from foundation.errors import UserError, import_module, suggest
 
 _LAUNCHING: ContextVar[str | None] = ContextVar("launching_engine", default=None)
 
@@ -69,7 +69,7 @@ def resolve_task(task: str) -> EnvSpec:
     module, _, name = task.rpartition(":")
     if module:
         try:
-            importlib.import_module(module)
+            import_module(module)
         except ImportError as error:
             raise UserError(f"--task {task}: cannot import '{module}' ({error})") from error
     spec = gymnasium.registry.get(name)
