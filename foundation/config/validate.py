@@ -132,6 +132,8 @@ def _check_teachers(cfg: DistillationCfg) -> None:
     teacher = cfg.teacher
     if (teacher.num_active is None) != (teacher.selection == "all"):
         raise UserError("--num_active_teachers and --teacher_selection best|worst|random go together: give both")
+    if teacher.below_min == "drop" and teacher.min_return is None:
+        raise UserError("--teacher_below_min drop leaves out those below --teacher_min_return: give both")
     if teacher.emphasis > MOST_EMPHASIS:
         _fail("teacher.emphasis", teacher.emphasis, f"at most {MOST_EMPHASIS}")
     if teacher.emphasis and teacher.num_active is None:

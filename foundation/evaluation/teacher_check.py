@@ -7,6 +7,7 @@ import math
 from foundation.config.distillation_cfg import TeacherCfg
 from foundation.errors import UserError
 from foundation.evaluation.evaluate import EvaluationResult
+from foundation.teachers.manifest import is_one_file
 
 ONE_SIDED_95 = 1.645
 """Standard errors above which a difference is no accident, at 95 %."""
@@ -68,7 +69,7 @@ def _figure(result: EvaluationResult) -> str:
 
 def _causes(cfg: TeacherCfg) -> str:
     groups = f" (now {', '.join(cfg.obs_groups)})" if cfg.obs_groups else ""
-    path = f" '{cfg.checkpoint}'" if isinstance(cfg.checkpoint, str) else ""
+    path = f" '{cfg.checkpoint}'" if isinstance(cfg.checkpoint, str) and is_one_file(cfg.checkpoint) else ""
     return (
         f"check its observation groups distill.teacher.obs_groups{groups} and their order, its normaliser, its "
         "activation (distill.teacher.activation) and the scale and clipping of its actions; "

@@ -46,6 +46,13 @@ def test_where_everything_scores_the_same_the_line_says_so():
         check_teacher(results([0.0] * 4, [0.0] * 4, [0.0] * 4), TeacherCfg())
 
 
+@pytest.mark.parametrize(("checkpoint", "shown"), [("a.pt", " 'a.pt' prints"), ("set/teachers.yaml", " prints")])
+def test_only_one_file_is_named_to_look_at(checkpoint, shown):
+    """What teacher_info.py cannot read, a manifest, is not given to it."""
+    with pytest.raises(UserError, match=f"teacher_info.py{shown}"):
+        check_teacher(results([1.0, 2.0], [0.0, 0.0], [5.0, 6.0]), TeacherCfg(checkpoint=checkpoint))
+
+
 def test_with_the_check_off_the_run_is_warned_and_goes_on():
     """``distill.teacher.check=false``: one warning with the same causes."""
     [line] = check_teacher(results([1.0, 2.0], [0.0, 0.0], [5.0, 6.0]), TeacherCfg(check=False))

@@ -215,6 +215,7 @@ def broken_sets(folder: Path) -> dict[str, tuple[list, str]]:
             [plain, "--teacher_min_return", "1e6", "--teacher_below_min", "drop"],
             "all 2 teachers are below --teacher_min_return",
         ),
+        "drop below what": ([plain, "--teacher_below_min", "drop"], "below --teacher_min_return: give both"),
         "no such policy": ([plain, "--teacher_below_min", "ignore"], "--teacher_below_min is 'ignore'"),
         "selection alone": ([plain, "--teacher_selection", "best"], "go together: give both"),
         "emphasis alone": ([plain, "distill.teacher.emphasis=4"], "give --num_active_teachers"),
