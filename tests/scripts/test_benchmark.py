@@ -198,6 +198,13 @@ def test_a_captured_rollout_equals_stepping():
     assert not torch.equal(captured.state, start["tensors"]["_state"].to("cuda:0"))
 
 
+def test_quick_figures_do_not_replace_the_published_ones():
+    """Unless they are asked to."""
+    assert benchmark.parse([]).out == Path("docs/benchmark")
+    assert benchmark.parse(["--quick"]).out == Path("logs/quick/benchmark")
+    assert benchmark.parse(["--quick", "--out", "docs/benchmark"]).out == Path("docs/benchmark")
+
+
 def test_bad_numbers_are_refused(capsys):
     """Zero seeds is a usage error."""
     with pytest.raises(SystemExit):

@@ -321,6 +321,13 @@ def test_a_finished_run_is_kept_and_drawn(folder, monkeypatch):
     assert raptor_ablation.main([*argv, "--n_epochs", "7"]) == 2
 
 
+def test_quick_pictures_do_not_replace_the_published_ones():
+    """Unless they are asked to."""
+    argv = ["--manifest", "teachers.yaml"]
+    assert raptor_ablation.parse(argv).out == Path("docs/raptor")
+    assert raptor_ablation.parse([*argv, "--quick"]).out == Path("logs/raptor_ablation/quick/raptor")
+
+
 def test_means_over_seeds_leave_out_what_is_missing():
     """Runs without a survivor have no steady-state error; the mean is over the others."""
     row = raptor_ablation.mean_of([_figures(10.0, None) | {"held_out": {**_figures(10.0, 0.2)["held_out"]}}])
