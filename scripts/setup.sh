@@ -53,6 +53,8 @@ set_up() {
         return
     fi
     say "installing $target with the versions of constraints.txt into $venv (minutes, the first time)"
+    # Stopped while it was made, an environment has no pip.
+    "$VENV_PYTHON" -c 'import pip' 2>/dev/null || "$VENV_PYTHON" -m ensurepip >/dev/null
     "$VENV_PYTHON" -m pip install --quiet --constraint constraints.txt --editable "$target"
     echo "$wanted" >"$stamp"
     fingerprint "$VENV_PYTHON" "" >"$venv/.installed-base" # extras include it

@@ -86,6 +86,16 @@ def test_a_failed_install_is_tried_again(clone: Path) -> None:
     assert "installing" in set_up(clone, "dev").stdout
 
 
+def test_an_environment_that_was_not_finished_gets_its_pip(clone: Path) -> None:
+    """Ctrl-C while it was made leaves a Python without pip: the next start goes on, and does so once."""
+    notes = make_environment(clone)
+    python = clone / ".venv" / "bin" / "python"
+    python.write_text(python.read_text().replace("if [", '[ "$2" != "import pip" ] || exit 1\nif [', 1))
+    assert set_up(clone, "dev").returncode == 0
+    lines = notes.read_text().splitlines()
+    assert lines[0] == "-m ensurepip" and lines[1].startswith("-m pip install") and len(lines) == 2
+
+
 def test_without_a_fitting_python_it_says_so(clone: Path, tmp_path: Path) -> None:
     """Neither 3.11 nor 3.12: one line on stderr, exit code 2, no environment."""
     wanted = set_up(clone, PYTHON="/no/such/python")
