@@ -124,8 +124,12 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError(f"--agent {args.agent} needs no policy: leave --checkpoint and --load_run out")
     if args.agent in ("zero", "random") and args.describe:
         raise UserError(f"--agent {args.agent} has no checkpoint to --describe: leave one of them out")
-    if args.json and (Path(args.json).is_dir() or not os.access(_existing_parent(Path(args.json)), os.W_OK)):
+    if args.json and (Path(args.json).is_dir() or not _can_hold(_existing_parent(Path(args.json)))):
         raise UserError(f"--json {args.json}: cannot be written; give the path of a file")
+
+
+def _can_hold(folder: Path) -> bool:
+    return folder.is_dir() and os.access(folder, os.W_OK)
 
 
 def _existing_parent(path: Path) -> Path:

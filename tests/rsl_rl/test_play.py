@@ -222,6 +222,7 @@ def test_real_time_takes_as_long_as_the_flight():
         (["--agent", "random", "--task", TASK, "--checkpoint", STUDENT], "leave --checkpoint"),
         (["--checkpoint", "taskless/best_student.pt"], "does not say which task"),
         (["--agent", "zero", "--task", TASK, "--json", "run"], "give the path of a file"),
+        (["--agent", "zero", "--task", TASK, "--json", f"{STUDENT}/play.json"], "give the path of a file"),
         (["--checkpoint", "small/best_student.pt"], "wants 7 observations"),
     ],
 )
