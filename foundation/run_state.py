@@ -11,6 +11,7 @@ import torch
 
 import foundation
 from foundation.config.plain import to_plain
+from foundation.data.shards import check_chunks, export_chunks, import_chunks
 from foundation.errors import UserError
 from foundation.files import atomic_torch_save, load_checkpoint
 
@@ -185,7 +186,7 @@ class DatasetShards:
             self.epochs = {}
             return
         self.folder.mkdir(exist_ok=True)
-        atomic_torch_save(self.dataset.export_chunks(slots), self._path(epoch))
+        atomic_torch_save(export_chunks(self.dataset, slots), self._path(epoch))
         self.epochs[epoch] = list(slots)
         self._forget_overwritten()
 
@@ -226,8 +227,8 @@ class DatasetShards:
             self.dataset.load_state_dict(dataset_state)
             for path in paths.values():
                 shard = load_checkpoint(path)
-                self.dataset.check_chunks(shard)
-                self.dataset.import_chunks(shard)
+                check_chunks(self.dataset, shard)
+                import_chunks(self.dataset, shard)
             self.epochs = epochs
         # Else the dataset begins anew, empty: shards written from here on make it up again.
         self._delete_but(set(paths.values()) if whole else set())

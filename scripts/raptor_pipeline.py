@@ -85,9 +85,12 @@ class Pipeline:
         """Open, or begin, the folder."""
         from raptor.stages import Stages, checked_tokens
 
+        from foundation.rsl_rl.distillation import resolve_device
+
         self.args = args
         self.folder: Path = args.folder or Path("logs/raptor") / str(args.num_teachers)
         self.tokens = checked_tokens(args.distillation)
+        resolve_device(args.device)
         self.stages = Stages(self.folder, settings_of(args))
         self.manifest: Path = args.teachers or self.folder / "teachers" / "teachers.yaml"
         self.vehicles, self.held_out = self.folder / "vehicles", self.folder / "held_out"
@@ -98,7 +101,7 @@ class Pipeline:
             self.stages.run("vehicles", self.sample)
             self.stages.run("teachers", self.train)
         else:
-            len(self._names())  # refuses now what would fail after the distillation
+            self._names()  # refuses now what would fail after the distillation
         self.stages.run("held-out vehicles", self.sample_held_out)
         run = Path(self.stages.run("distillation", self.distil)["run"])
         self.stages.run("flights", lambda: self.fly(run))

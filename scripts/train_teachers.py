@@ -12,9 +12,9 @@ SIGINT and SIGTERM save; ``--resume`` goes on exactly there.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
-import signal
 import sys
 import time
 from pathlib import Path
@@ -31,9 +31,11 @@ from teacher_training.critics import CriticCfg, fit_teachers_critics
 from teacher_training.fleet import Fleet
 from teacher_training.job import JobCfg, TeacherJob
 
+from foundation.config.validate import MOST_SEED
 from foundation.errors import UserError
 from foundation.files import atomic_torch_save, load_checkpoint
-from foundation.rsl_rl.command import run_command
+from foundation.rsl_rl.command import Interrupt, run_command
+from foundation.rsl_rl.distillation import resolve_device
 from foundation.sim.vehicles import load_vehicles, vehicle_files
 
 STATE = "training_state.pt"
@@ -75,8 +77,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("num_envs", "horizon", "updates", "more_updates", "num_episodes"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} must be at least 1, it is {getattr(args, name)}")
-    if min(args.shared_updates, args.max_rounds) < 0:
-        raise UserError("--shared_updates and --max_rounds must not be negative")
+    for name in ("shared_updates", "max_rounds", "motor_noise", "max_terminated"):
+        if not getattr(args, name) >= 0:  # so that NaN is refused too
+            raise UserError(f"--{name} must not be negative, it is {getattr(args, name)}")
+    if min(args.hidden_dims) < 1:
+        raise UserError(f"--hidden_dims must be at least 1 each, they are {args.hidden_dims}")
+    if math.isnan(args.min_return):
+        raise UserError("--min_return must be a number, it is nan")
+    if not 0 <= args.seed <= MOST_SEED:
+        raise UserError(f"--seed must be between 0 and {MOST_SEED}, it is {args.seed}")
+    args.device = resolve_device(args.device)
     return args
 
 
@@ -92,6 +102,9 @@ def find_vehicles(args: argparse.Namespace) -> list[Path]:
     if not 1 <= number <= len(files):
         raise UserError(f"--num_teachers {number}: {args.vehicles} has {len(files)} vehicles")
     load_vehicles([str(file) for file in files[:number]])
+    taken = [file for file in files[:number] if file.stem == Path(STATE).stem]
+    if taken:
+        raise UserError(f"{taken[0]}: a teacher of this name would overwrite the training's state; rename the vehicle")
     return files[:number]
 
 
@@ -100,6 +113,8 @@ def make_job(args: argparse.Namespace, files: list[Path]) -> TeacherJob:
     fleet = Fleet(files, args.device)
     if args.resume:
         saved = load_checkpoint(args.output / STATE)
+        if "cfg" not in saved or "vehicles" not in saved:
+            raise UserError(f"--resume: '{args.output / STATE}' is not the state of a training of teachers")
         if saved["cfg"]["num_teachers"] != len(files):
             number = saved["cfg"]["num_teachers"]
             raise UserError(f"--resume: the training that was saved has {number} teachers: use --num_teachers {number}")
@@ -114,25 +129,12 @@ def make_job(args: argparse.Namespace, files: list[Path]) -> TeacherJob:
     return TeacherJob(fleet, cfg)
 
 
-class Stop:
-    """Set by SIGINT and SIGTERM."""
-
-    def __init__(self) -> None:
-        """Take the signals over."""
-        self.signal = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._set)
-
-    def _set(self, number: int, _: object) -> None:
-        self.signal = number
-
-
-def run(job: TeacherJob, output: Path, stop: Stop, console: Console) -> bool:
+def run(job: TeacherJob, output: Path, stop: Interrupt, console: Console) -> bool:
     """Train until the end or a signal; say whether it was the end."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     saved_at, stage, bar = time.monotonic(), -1, None
     with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[reward]}"), console=console) as progress:
-        while not job.finished and not stop.signal:
+        while not job.finished and not stop.interrupted():
             if bar is None or job.stage != stage:
                 stage = job.stage
                 bar = progress.add_task(job.stage_name, total=job.trainer.cfg.updates, reward="")
@@ -171,10 +173,11 @@ def main(argv: list[str] | None = None) -> int:
     files = find_vehicles(args)
     job = make_job(args, files)
     args.output.mkdir(parents=True, exist_ok=True)
-    stop = Stop()
-    if not run(job, args.output, stop, console):
+    with Interrupt() as stop:
+        finished = run(job, args.output, stop, console)
+    if not finished:
         console.print(f"stopped; {args.output / STATE} is saved: go on with --resume")
-        return 128 + stop.signal
+        return stop.exit_code
     assert job.score is not None
     critics, explained = fit_teachers_critics(job.fleet, job.policies, critic_cfg(args), job.cfg.seed + CRITIC_SEED)
     report(job, write_teachers(args.output, files, job.policies, critics, job.score, job.failed()), console)

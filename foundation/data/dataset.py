@@ -16,8 +16,6 @@ from foundation.networks.output import PolicyOutput
 
 __all__ = ["DTYPES", "TARGET_FIELDS", "DistillationDataset", "Minibatch"]
 
-CHUNK_TENSORS = ("rows", "resets", "teacher_index", "episode", "weights", "base_weights", "states")
-"""What a chunk may hold: attributes of the dataset, each with the chunks first."""
 GATHERED_ROWS = 16384
 """Rows that are gathered at once, for several small minibatches together."""
 
@@ -306,38 +304,6 @@ class DistillationDataset:
         return index.view(num_batches, batch_size)
 
     # -- saving -------------------------------------------------------------------------------------------------
-
-    def export_chunks(self, slots: list[int]) -> dict[str, object]:
-        """Return plain tensors of some chunks, for a shard on disk."""
-        index = torch.tensor(slots, dtype=torch.int64, device=self.device)
-        shard: dict[str, object] = {"slots": slots}
-        for name in (*CHUNK_TENSORS, "active"):
-            tensor = getattr(self, name)
-            if tensor is not None:
-                shard[name] = tensor.index_select(0, index).cpu()
-        return shard
-
-    def check_chunks(self, shard: dict) -> None:
-        """Refuse a shard of a dataset that kept something else of its chunks.
-
-        Raises:
-            UserError: Naming what differs.
-        """
-        for name in CHUNK_TENSORS:
-            own, found = (None if t is None else list(t.shape[1:]) for t in (getattr(self, name), shard.get(name)))
-            if own != found:
-                raise UserError(
-                    f"The run to resume kept '{name}' of each chunk in the shape {found}, this one {own}: resume with "
-                    "the same dataset.filter, dataset.save, dataset.sequence_start and sequence_length."
-                )
-
-    def import_chunks(self, shard: dict) -> None:
-        """Put the chunks of a shard back into their slots."""
-        if "active" in shard:
-            self.activate(shard["slots"], shard["active"])
-        for name in CHUNK_TENSORS:
-            if name in shard:
-                getattr(self, name)[shard["slots"]] = shard[name].to(self.device)
 
     def state_dict(self) -> dict:
         """Return everything but the rows."""

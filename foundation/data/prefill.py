@@ -10,6 +10,7 @@ from foundation.data.dataset import DistillationDataset
 from foundation.data.episode_table import EpisodeTable
 from foundation.data.rechunk import Block, count_chunks, rechunk
 from foundation.data.saved import SavedDataset
+from foundation.data.shards import import_chunks
 from foundation.errors import UserError
 
 
@@ -81,7 +82,7 @@ def _put(dataset: DistillationDataset, chunk: Block, initial_state: torch.Tensor
         if dataset.base_weights is None:
             dataset.base_weights = torch.ones_like(dataset.weights)
         dataset.base_weights[slot] = dataset.weights[slot] = weights[0].to(dataset.device).float()
-    dataset.import_chunks({"slots": [slot], **chunk, "resets": chunk["resets"].bool()})
+    import_chunks(dataset, {"slots": [slot], **chunk, "resets": chunk["resets"].bool()})
     if dataset.states is not None and initial_state is not None:
         dataset.states[slot] = initial_state.to(dataset.device)
     dataset.commit_chunk()

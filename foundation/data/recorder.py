@@ -12,6 +12,7 @@ from foundation.data.dataset import DistillationDataset
 from foundation.data.episode_table import EpisodeTable, is_filtering, left_out, present_in, weigh
 from foundation.data.filter_outcome import FilterOutcome, filter_outcome
 from foundation.data.saving import DatasetWriter
+from foundation.data.shards import export_chunks
 from foundation.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class ChunkRecorder:
         table = EpisodeTable(*(column[ended].cpu() for column in columns))
         self.table = EpisodeTable.join([self.table, table])
         if self.writer is not None:
-            chunks = dataset.export_chunks([slot])
+            chunks = export_chunks(dataset, [slot])
             kept = ("rows", "resets", "episode", "teacher_index")
             tensors = {name: chunks[name] for name in kept if isinstance(chunks.get(name), torch.Tensor)}
             self.writer.add(tensors, table, epoch + 1)  # type: ignore[arg-type]

@@ -53,8 +53,8 @@ class Score:
     """Mean distance in an episode's last second [m]."""
 
     def better_than(self, other: Score) -> torch.Tensor:
-        """Say which policies return more. Shape: (num_policies,)."""
-        return self.mean_return > other.mean_return
+        """Say which policies return more, anything being more than NaN. Shape: (num_policies,)."""
+        return ~self.mean_return.isnan() & ~(self.mean_return <= other.mean_return)
 
 
 @torch.no_grad()

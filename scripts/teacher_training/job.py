@@ -165,7 +165,7 @@ class TeacherJob:
 
     def _unsatisfied(self) -> list[int]:
         assert self.score is not None
-        poor = (self.score.mean_return < self.cfg.min_return) | (self.score.terminated > self.cfg.max_terminated)
+        poor = ~(self.score.mean_return >= self.cfg.min_return) | (self.score.terminated > self.cfg.max_terminated)
         return poor.nonzero()[:, 0].tolist()
 
     def failed(self) -> list[int]:

@@ -77,7 +77,7 @@ def test_a_stage_that_was_stopped_counts_all_it_took(folder):
 
 
 def test_a_distillation_that_was_stopped_goes_on(folder, monkeypatch):
-    """The run that this folder has begun is resumed; runs of other names, teachers, or from before are not."""
+    """The run that this folder has begun is resumed; of other names, teachers, from before, or empty ones are not."""
     manifest = write_set(folder / "set", 2, vehicles=True)
     runs = folder / "logs" / "distillation" / "raptor"
     calls: list[list[str]] = []
@@ -85,6 +85,7 @@ def test_a_distillation_that_was_stopped_goes_on(folder, monkeypatch):
     def begin(name: str, teachers: object) -> None:
         (runs / name / "params").mkdir(parents=True)
         (runs / name / "params" / "distillation.yaml").write_text(f"teacher:\n  checkpoint: {teachers}\n")
+        (runs / name / "checkpoint_latest.pt").touch()
 
     def python(script: str, *arguments: object, log: Path) -> None:
         calls.append([str(argument) for argument in arguments])
@@ -92,6 +93,8 @@ def test_a_distillation_that_was_stopped_goes_on(folder, monkeypatch):
             begin("2999-01-01_00-00-00_2", manifest)
             begin("2999-01-01_00-00-01_2", "other.yaml")
             begin("2999-01-01_00-00-02_quick_2", manifest)
+            begin("2999-01-01_00-00-03_2", manifest)
+            (runs / "2999-01-01_00-00-03_2" / "checkpoint_latest.pt").unlink()
             raise SystemExit(130)
 
     begin("2020-01-01_00-00-00_2", manifest)
@@ -211,7 +214,7 @@ def test_a_file_where_the_folder_is_to_be_is_one_line(folder, capsys):
     """No traceback."""
     (folder / "taken").touch()
     assert raptor_pipeline.main(["2", "--folder", "taken"]) == 2
-    assert "error: Not a directory: taken" in capsys.readouterr().err
+    assert capsys.readouterr().err == "error: File exists: taken\n"
 
 
 def test_the_pipeline_sets_some_arguments_itself(folder, capsys):

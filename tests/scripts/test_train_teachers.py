@@ -28,7 +28,7 @@ sys.path.insert(0, str(SCRIPTS))
 
 from teacher_training.checkpoints import STD, checkpoint, write_teachers  # noqa: E402
 from teacher_training.critics import CriticCfg, fit_teachers_critics  # noqa: E402
-from teacher_training.fleet import Fleet, initial_policies, remove_offset, resting_offset  # noqa: E402
+from teacher_training.fleet import Fleet, Score, initial_policies, remove_offset, resting_offset  # noqa: E402
 from teacher_training.job import JobCfg, TeacherJob  # noqa: E402
 
 TINY = {"num_envs": 2, "horizon": 5, "shared_updates": 2, "updates": 3, "more_updates": 2, "num_episodes": 2}
@@ -164,6 +164,16 @@ def test_rounds_train_only_those_that_miss_and_never_for_worse(fleet):
     assert (job.score.mean_return >= returns).all()
 
 
+def test_a_return_that_is_not_a_number_is_the_worst(fleet):
+    """Such a teacher is trained on and has failed; any number replaces it, and it replaces none."""
+    zeros = torch.zeros(3)
+    nan, one = Score(torch.tensor([torch.nan] * 3), zeros, zeros), Score(torch.ones(3), zeros, zeros)
+    assert one.better_than(nan).all() and not nan.better_than(one).any() and not nan.better_than(nan).any()
+    job = TeacherJob(fleet, JobCfg(num_teachers=3, min_return=-1e9, **TINY))
+    job.score = Score(torch.tensor([1.0, torch.nan, 1.0]), zeros, zeros)
+    assert job._unsatisfied() == [1] and job.failed() == [1]
+
+
 def test_a_known_offset_is_removed(fleet):
     """A first layer that sees the position shifted by 7 cm is shifted back by what the flights show of it."""
     import teacher_training.fleet as module
@@ -209,6 +219,14 @@ def test_sigterm_saves_and_resume_ends(tmp_path, fleet):
         (["--num_teachers", 9], "has 3 vehicles"),
         (["--num_envs", 0], "--num_envs"),
         (["--resume"], "training_state.pt"),
+        (["--hidden_dims", 0], "--hidden_dims must be at least 1"),
+        (["--device", "foo"], "--device"),
+        (["--min_return", "nan"], "--min_return must be a number"),
+        (["--motor_noise", -1], "--motor_noise must not be negative"),
+        (["--max_terminated", "nan"], "--max_terminated must not be negative"),
+        (["--seed", -1], "--seed must be between"),
+        (["foreign state", "--resume"], "is not the state of a training"),
+        (["vehicle of that name"], "would overwrite the training's state"),
         (["negative mass"], "'dynamics.mass' must be positive"),
     ],
 )
@@ -218,6 +236,13 @@ def test_bad_input_is_one_line(tmp_path, fleet, change, words):
         data = json.loads(fleet.files[1].read_text())
         data["dynamics"]["mass"] = -0.1
         fleet.files[1].write_text(json.dumps(data))
+        change = []
+    if change[:1] == ["foreign state"]:
+        (tmp_path / "out").mkdir()
+        torch.save({"iter": 3}, tmp_path / "out" / "training_state.pt")
+        change = change[1:]
+    if change == ["vehicle of that name"]:
+        fleet.files[1].rename(fleet.files[1].with_name("training_state.json"))
         change = []
     done = _run("train_teachers.py", "--vehicles", fleet.files[0].parent, "--output", tmp_path / "out", *change)
     assert done.returncode == 2

@@ -29,8 +29,9 @@ class FleetRolloutCfg:
 
     barrier: float = 500.0
     """Weight of the squared excess of a limit's share ``barrier_start``, in units of the limit."""
-    barrier_start: float = 0.85
-    """Share of a limit (position, velocity) beyond which it is felt."""
+    barrier_start: float = 0.5
+    """Share of a limit (position, velocity) beyond which it is felt: early, so that a student that flies less well than
+    its teacher has room to do so."""
     limit_slack: float = 2.0
     """Multiple of the limits at which an episode is given up. Above 1, passing a limit costs, and has a gradient."""
     overdrive: float = 1.0
