@@ -30,7 +30,9 @@ SWEEP_BUDGETS = {"ours": 4.0, "rsl_rl": 8.0}
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    from foundation.rsl_rl.parser import ScriptParser
+
+    parser = ScriptParser(__doc__)
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each setting (default: %(default)s)")
     parser.add_argument("--sweep_seeds", type=int, default=2, help="runs of each sweep setting (default: %(default)s)")
@@ -135,27 +137,26 @@ def measure(args: argparse.Namespace, report: Any) -> dict[str, Any]:
     return result
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark."""
-    args = parse(argv)
+def run(args: argparse.Namespace) -> None:
+    """Measure, show and write."""
     from benchmarks import tables
     from rich.console import Console
 
-    from foundation.errors import UserError
-
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
-    try:
-        result = measure(args, lambda line: console.print(line, markup=False))
-    except UserError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False)
-        return 2
+    result = measure(args, lambda line: console.print(line, markup=False))
     tables.show(console, result, LABELS, MEMORY_LABELS)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     path = args.out.with_suffix(".json")
     path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     console.print(f"Written: {path}" + (f" and {args.out.with_suffix('.png')}" if "distill" in result else ""))
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark and return its exit code."""
+    from foundation.rsl_rl.command import run_command
+
+    return run_command(lambda arguments: run(parse(arguments)), argv)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

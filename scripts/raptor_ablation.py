@@ -6,7 +6,8 @@
     python scripts/raptor_ablation.py --manifest ... --list          # what would be run
 
 A finished run's figures are kept in ``<folder>/<setting>.json``, so that it goes on where it was stopped. Settings that
-several axes share are run once. Writes ``<out>_<axis>.png``, ``<out>_ablation.json`` and ``<out>_ablation.md``.
+several axes share are run once. Writes ``<out>_<axis>.png``, ``<out>_ablation.json`` and ``<out>_ablation.md`` of all
+axes that are finished, those of earlier calls too.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ AXES: dict[str, list[Any]] = {
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    from foundation.rsl_rl.parser import ScriptParser
+
+    parser = ScriptParser(__doc__)
     parser.add_argument("--manifest", type=Path, required=True, help="teachers.yaml of sixteen or more teachers")
     parser.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES), help="which (default: all)")
     parser.add_argument("--n_epochs", type=int, default=100, help="epochs of each run (default: %(default)s)")
@@ -150,11 +153,8 @@ class Ablation:
         """Run what has not been run, and draw."""
         from raptor.stages import write_json
 
-        wanted = {
-            axis: [settings_of(axis, seed, len(self.entries)) for seed in range(self.args.seeds)]
-            for axis in self.args.axes
-        }
-        plan = list(dict.fromkeys(setting for seeds in wanted.values() for each in seeds for setting in each))
+        axes = {axis: self.settings_of(axis) for axis in AXES}
+        plan = list(dict.fromkeys(setting for axis in self.args.axes for each in axes[axis] for setting in each))
         missing = [setting for setting in plan if finished(self.args, setting) is None]
         print(f"==> {len(plan)} runs, {len(plan) - len(missing)} of them done before", flush=True)
         if self.args.list:
@@ -164,7 +164,15 @@ class Ablation:
         for number, setting in enumerate(missing, 1):
             print(f"==> {number} of {len(missing)}: {setting.name}", flush=True)
             write_json(self.args.folder / f"{setting.name}.json", self.measure(setting))
-        self.report(wanted)
+        self.report({axis: seeds for axis, seeds in axes.items() if self.is_finished(seeds)})
+
+    def settings_of(self, axis: str) -> list[list[Setting]]:
+        """Return an axis's settings, a list of them for each seed."""
+        return [settings_of(axis, seed, len(self.entries)) for seed in range(self.args.seeds)]
+
+    def is_finished(self, seeds: list[list[Setting]]) -> bool:
+        """Whether an axis can be reported: asked for now, or run to its end before."""
+        return all(finished(self.args, setting) is not None for settings in seeds for setting in settings)
 
     def measure(self, setting: Setting) -> dict[str, Any]:
         """Distil with one setting and fly the student on its own and on held-out vehicles."""
@@ -212,7 +220,7 @@ class Ablation:
         write_manifest(path, entries, "Isaac-Quadcopter-Point-Ctrl-v0")
         return path, vehicles
 
-    def report(self, wanted: dict[str, list[list[Setting]]]) -> None:
+    def report(self, axes: dict[str, list[list[Setting]]]) -> None:
         """Draw a picture of each axis, and write all figures as a table and as JSON."""
         from raptor.report import draw_axis
         from raptor.stages import write_json
@@ -220,7 +228,7 @@ class Ablation:
         lines = ["| axis | value | return ratio | terminated | held-out return | terminated | error [cm] | CPU [s] |"]
         lines.append("|---|---|---:|---:|---:|---:|---:|---:|")
         everything: dict[str, Any] = {}
-        for axis, seeds in wanted.items():
+        for axis, seeds in axes.items():
             rows = []
             for settings in zip(*seeds, strict=True):
                 runs = [finished(self.args, setting) for setting in settings]
@@ -278,6 +286,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from foundation.rsl_rl.command import run_command
-
-    sys.exit(run_command(main))
+    sys.exit(main())

@@ -41,7 +41,9 @@ NOISE = {"position": 0.005, "orientation": 0.005, "velocity": 0.01, "body_rates"
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    from foundation.rsl_rl.parser import ScriptParser
+
+    parser = ScriptParser(__doc__)
     parser.add_argument(
         "num_teachers", nargs="?", type=int, default=16, help="sampled vehicles, each with a teacher (%(default)s)"
     )
@@ -242,6 +244,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from foundation.rsl_rl.command import run_command
-
-    sys.exit(run_command(main))
+    sys.exit(main())

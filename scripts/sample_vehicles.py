@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -15,13 +14,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from foundation.errors import UserError
 from foundation.rsl_rl.command import run_command
+from foundation.rsl_rl.parser import ScriptParser
 from foundation.sim.vehicle_folder import write_registry, write_vehicles
 from foundation.sim.vehicles import sample_vehicles
 
 
 def main(argv: list[str] | None = None) -> int:
     """Sample and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--num", type=int, required=True, help="number of vehicles")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same vehicles")
     parser.add_argument("--output", type=Path, required=True, help="folder of the vehicles")

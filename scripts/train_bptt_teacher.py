@@ -25,6 +25,7 @@ from foundation.files import atomic_torch_save
 from foundation.learning.bptt import BpttCfg, PolicyStack, train
 from foundation.learning.critic_fit import discounted_returns, fit_critics, fit_std
 from foundation.rsl_rl.command import run_command
+from foundation.rsl_rl.parser import ScriptParser
 from foundation.tasks.point_ctrl.agents.rsl_rl_ppo_cfg import QuadcopterPointCtrlPPORunnerCfg
 from foundation.tasks.point_ctrl.differentiable import DifferentiablePointCtrl
 from foundation.tasks.point_ctrl.env_cfg import QuadcopterPointCtrlEnvCfg, SceneCfg
@@ -103,7 +104,7 @@ def remove_offset(actor: PolicyStack, seed: int, num_episodes: int = 1024) -> No
 
 def main(argv: list[str] | None = None) -> int:
     """Train, measure, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("foundation/assets/teachers/point_ctrl"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--num_envs", type=int, default=128)

@@ -36,6 +36,7 @@ from foundation.errors import UserError
 from foundation.files import atomic_torch_save, load_checkpoint
 from foundation.rsl_rl.command import Interrupt, run_command
 from foundation.rsl_rl.distillation import resolve_device
+from foundation.rsl_rl.parser import ScriptParser
 from foundation.sim.vehicles import load_vehicles, vehicle_files
 
 STATE = "training_state.pt"
@@ -49,7 +50,7 @@ NEVER = 2**62
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     cfg = JobCfg()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(__doc__)
     parser.add_argument("--vehicles", type=Path, required=True, help="folder of vehicles in l2f's JSON form")
     parser.add_argument("--num_teachers", type=int, help="the first so many vehicles (default: all of the folder)")
     parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints and teachers.yaml")

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.validate import MOST_SEED
-from foundation.errors import UserError, suggest
 from foundation.rsl_rl.command import Interrupt, run_command, set_up_logging
+from foundation.rsl_rl.parser import OneLineParser
 
 _OTHER_NAMES = {
     "teacher_checkpoint": "teacher.checkpoint",
@@ -30,26 +29,16 @@ _OTHER_NAMES = {
 _TEACHERS = "--teacher_checkpoint"
 
 
-class CommandParser(argparse.ArgumentParser):
-    """An argument parser whose complaints are :class:`UserError`, one line each."""
+class CommandParser(OneLineParser):
+    """The parser of a command: flags without defaults, and Hydra-style overrides behind them."""
 
     def __init__(self, **kwargs: Any):
         kwargs.setdefault("argument_default", None)
-        super().__init__(allow_abbrev=False, **{**kwargs, "formatter_class": _HelpFormatter})
-        # argparse alone takes -1e3 for a flag.
-        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|-inf|-nan")
+        super().__init__(**{**kwargs, "formatter_class": _HelpFormatter})
         self.epilog = self.epilog or (
             "Further arguments are Hydra-style overrides: env.scene.num_envs=2048, agent.seed=3, "
             "scene.num_envs=2048 (where only one config has such a key)."
         )
-
-    def error(self, message: str) -> NoReturn:
-        """Raise the complaint instead of printing the usage and exiting."""
-        raise UserError(message.removeprefix("argument "))
-
-    def flag_names(self) -> list[str]:
-        """List every flag that would be accepted."""
-        return [name for name in self._option_string_actions if name.startswith("--")]
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -79,8 +68,7 @@ def parse_command(
     for token in rest:
         if token.startswith("-"):
             if strict:
-                name = token.partition("=")[0]
-                raise UserError(f"unknown flag '{name}'. {suggest(name, parser.flag_names())}")
+                parser.refuse_unknown(token)
         elif strict or "=" in token or token[:1] in "+~":
             tokens.append(token)
     return args, tokens

@@ -189,7 +189,7 @@ def test_ctrl_c_is_no_traceback(script, folder, monkeypatch):
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("argparse.ArgumentParser.parse_args", stop)
+    monkeypatch.setattr("foundation.rsl_rl.parser.ScriptParser.parse_args", stop)
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(Path(stages.ROOT) / "scripts" / f"{script}.py"), run_name="__main__")
     assert ended.value.code == 130
@@ -319,9 +319,14 @@ def test_a_finished_run_is_kept_and_drawn(folder, monkeypatch):
     assert raptor_ablation.main(argv) == 0
     assert len(measured) == 5
     axes = json.loads((folder / "docs" / "raptor_ablation.json").read_text())["axes"]
+    assert list(axes) == ["hidden_size", "observation_noise"]
     assert [axes["hidden_size"][size]["held_out"]["mean_return"] for size in ("8", "64")] == [108.0, 164.0]
     assert (folder / "docs" / "raptor_hidden_size.png").stat().st_size > 3000
     assert raptor_ablation.main([*argv, "--n_epochs", "7"]) == 2
+    argv[3:5] = ["offset_correction"]
+    assert raptor_ablation.main(argv) == 0
+    axes = json.loads((folder / "docs" / "raptor_ablation.json").read_text())["axes"]
+    assert list(axes) == ["offset_correction", "hidden_size", "observation_noise"], "what was run before is kept"
 
 
 def test_quick_pictures_do_not_replace_the_published_ones():

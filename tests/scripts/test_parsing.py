@@ -1,0 +1,48 @@
+"""The scripts' command lines: every mistake is one line that names the nearest flag, and nothing is begun."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from foundation.rsl_rl.command import run_command
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+REQUIRED = {
+    "sample_vehicles": ["--num", "1", "--output", "made"],
+    "train_teachers": ["--vehicles", "made", "--output", "made"],
+    "train_bptt_teacher": ["--output", "made"],
+    "raptor_pipeline": ["1", "--folder", "made"],
+    "raptor_ablation": ["--manifest", "made"],
+    "benchmark": ["--out", "made"],
+}
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--sed", "1"], "unknown flag '--sed'"),
+        (["--hel"], "unknown flag '--hel'. Did you mean '--help'"),
+        (["one", "two"], None),
+        (["-x"], None),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, name, given, says):
+    """Exit code 2, one line on stderr, no usage, nothing written."""
+    monkeypatch.chdir(tmp_path)
+    code = run_command(importlib.import_module(name).main, [*REQUIRED[name], *given])
+    error = capsys.readouterr().err
+    assert code == 2 and len(error.splitlines()) == 1
+    assert (says or "error: ") in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_misspelt_flag_is_not_a_missing_one(capsys):
+    """The flag that was typed is named, before the one that is required."""
+    assert run_command(importlib.import_module("sample_vehicles").main, ["--nun", "3", "--output", "made"]) == 2
+    assert "'--nun'. Did you mean '--num'?" in capsys.readouterr().err
