@@ -66,7 +66,21 @@ def _load_many(cfg: DistillationCfg, entries: list[TeacherEntry]) -> TeacherEnse
     weights: dict[str, Any] = {"temperature": teacher.combine_temperature, "gate": teacher.gate}
     ensemble = load_ensemble(entries, cfg.device, mode, **weights, **_overrides(cfg))
     ensemble.vehicles = [str(entry.vehicle) for entry in entries if entry.vehicle is not None]
+    _warn_of_another_task(cfg.task, entries)
     return ensemble
+
+
+def _warn_of_another_task(task: str | None, entries: list[TeacherEntry]) -> None:
+    """Say so if the manifest names a task that is neither this one nor its variant for playing."""
+    for entry in entries:
+        if task is not None and entry.task is not None and _plain_id(entry.task) != _plain_id(task):
+            logger.warning("teacher '%s' was trained on %s, and --task is %s", entry.name, entry.task, task)
+            return
+
+
+def _plain_id(task: str) -> str:
+    """Return a gym id without the package before it and without ``-Play``."""
+    return task.rpartition(":")[2].replace("-Play-", "-")
 
 
 def _few(names: list[str], most: int = 10) -> str:

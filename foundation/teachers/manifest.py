@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from foundation.errors import UserError
+from foundation.errors import UserError, suggest
 from foundation.files import atomic_write, load_yaml
 
 FORMAT = "foundation-teachers-1"
@@ -25,6 +25,7 @@ _OF_ONE_RUN = re.compile(
     r"|(\w+_\d+_steps|best_model)\.zip"
 )
 """Checkpoints that RSL-RL, we, skrl and Stable-Baselines3 leave of one policy."""
+_KEYS = ("format", "task", "teachers")
 _ENTRY_KEYS = ("name", "checkpoint", "vehicle", "mean_return", "terminated", "status")
 
 
@@ -44,6 +45,8 @@ class TeacherEntry:
     """Share of its episodes that ended by a limit."""
     status: str = OK
     """``ok`` or ``failed``: whether its training reached what it had to."""
+    task: str | None = None
+    """Gym id of the task that it was trained on, where its manifest says it."""
 
 
 def read_manifest(path: str | Path) -> list[TeacherEntry]:
@@ -59,10 +62,17 @@ def read_manifest(path: str | Path) -> list[TeacherEntry]:
     data = load_yaml(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise UserError(f"'{path}' is not a manifest of teachers: it must say 'format: {FORMAT}'.")
-    teachers = data.get("teachers")
+    for key in data:
+        if key not in _KEYS:
+            raise UserError(f"'{path}' has '{key}'. {suggest(str(key), _KEYS)}")
+    teachers, task = data.get("teachers"), data.get("task")
     if not isinstance(teachers, list) or not teachers:
         raise UserError(f"'{path}': 'teachers' must be a list with at least one teacher.")
+    if task is not None and not isinstance(task, str):
+        raise UserError(f"'{path}': 'task' must be a gym id, it is {task!r}.")
     entries = [_entry(item, number, path) for number, item in enumerate(teachers)]
+    for entry in entries:
+        entry.task = task
     _check_names(entries, path)
     _check_vehicles(entries, f"'{path}'")
     _refuse_twice(entries, f"'{path}'")

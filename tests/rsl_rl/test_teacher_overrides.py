@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import foundation_policy
@@ -35,6 +36,21 @@ def test_the_activation_of_many_teachers_is_what_the_flag_says(tmp_path):
     """All of a set are read with it."""
     teachers = loaded("--teacher_checkpoint", str(write_set(tmp_path, 2)), "--teacher_activation", "tanh")
     assert "tanh" in str(teachers.describe()).lower()
+
+
+@pytest.mark.parametrize(
+    ("task", "warned"), [("Other-v0", True), (TASK, False), (f"my_package:{TASK.replace('-v0', '-Play-v0')}", False)]
+)
+def test_teachers_of_another_task_are_told(tmp_path, caplog, monkeypatch, task, warned):
+    """One line names the task of the manifest and this one; the variant for playing is the same task."""
+    monkeypatch.setattr(logging.getLogger("foundation"), "propagate", True)
+    manifest = write_set(tmp_path, 2)
+    lines = [f"task: {task}" if line.startswith("task:") else line for line in manifest.read_text().splitlines()]
+    manifest.write_text("\n".join(lines) + "\n")
+    loaded("--teacher_checkpoint", str(manifest))
+    assert [r.getMessage() for r in caplog.records if "was trained on" in r.getMessage()] == (
+        [f"teacher 'quad_0000' was trained on Other-v0, and --task is {TASK}"] if warned else []
+    )
 
 
 def write_fixed(folder: Path, kind: str) -> Path:

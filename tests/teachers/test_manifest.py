@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,25 @@ def test_a_manifest_survives_being_written_read_and_moved(tmp_path):
     ]
     moved = [tmp_path / "moved" / "teachers" / "a.pt", tmp_path / "moved" / "vehicles" / "a.json"]
     assert [path.resolve() for path in (found[0].checkpoint, found[0].vehicle)] == moved
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("taks: Task-v0", "has 'taks'. Did you mean 'task'?"),
+        ("task: [1]", "'task' must be a gym id"),
+        ("3: 4", "has '3'"),
+    ],
+)
+def test_what_a_manifest_may_say_is_closed(tmp_path, text, says):
+    """A misspelt key would be silently without effect; its nearest name is given."""
+    (a,) = touch(tmp_path, "a.pt")
+    manifest = tmp_path / "teachers.yaml"
+    write_manifest(manifest, [TeacherEntry("a", a)], "Task-v0")
+    assert read_manifest(manifest)[0].task == "Task-v0"
+    manifest.write_text(manifest.read_text().replace("task: Task-v0", text))
+    with pytest.raises(UserError, match=re.escape(says)):
+        read_manifest(manifest)
 
 
 @pytest.mark.parametrize("spec", ["{0}/a.pt,{0}/b.pt", "{0}/?.pt", "{0}", ["{0}/a.pt", "{0}/b.pt"]])
