@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 HELD_OUT_SEED, FLIGHT_SEED = 1_000_003, 77
-CRAZYFLIE_EPISODES = 256
+CRAZYFLIE_EPISODES = 1024
 """Flown on the one vehicle."""
 SLOW = 2.0
 """A narrower limit of the velocity [m/s], the default task's: large vehicles begin up to two metres away, and a policy

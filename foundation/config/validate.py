@@ -280,5 +280,7 @@ def _check_losses(cfg: DistillationCfg, loss_names: Iterable[str] | None) -> Non
             if ":" not in name and name not in valid:
                 raise UserError(f"{label(path)}: unknown loss '{name}'. {suggest(name, valid)}")
     for name, weight in cfg.loss.auxiliary.items():
+        if name == cfg.loss.name:
+            raise UserError(f"{label(f'loss.auxiliary.{name}')}: '{name}' is the main loss already, with weight 1")
         if not (weight >= 0 and math.isfinite(weight)):
             _fail(f"loss.auxiliary.{name}", weight, "a finite number, 0 or more")

@@ -163,6 +163,7 @@ def test_every_way_of_writing_an_override_takes_effect(tokens: list[str], path: 
         ("distill.loss.temperature={kind: linear, start: 1, end: 0}", "loss.temperature.end is 0: it must be above 0"),
         ("distill.loss.temperature.kind=constant", "loss.temperature.start is 0: it must be above 0"),
         ("distill.loss.auxiliary={kl: -1}", "loss.auxiliary.kl is -1"),
+        ("distill.loss.auxiliary={mse: 3}", "'mse' is the main loss already"),
         ("distill.student.obs_slice=[3,1]", "obs_slice"),
         ("distill.student.obs_groups=[]", "obs_groups"),
         ("distill.optimizer.ema_decay=1", "ema_decay is 1"),
