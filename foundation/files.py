@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import pickle
@@ -60,9 +61,9 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]
         temporary = None
         _sync_folder(target.parent)
     except OSError as error:
-        raise UserError(
-            f"cannot write '{target}': {error.strerror or error}. Free space or choose another folder."
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "Free space or choose another folder." if full else "Choose another folder."
+        raise UserError(f"cannot write '{target}': {error.strerror or error}. {advice}") from error
     except RuntimeError as error:  # torch's zip writer reports a full disk so, and may hide the OSError
         if not _is_write_failure(error):
             raise
@@ -72,6 +73,15 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write content that is at hand through :func:`atomic_write`."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(data)
+
+    atomic_write(path, write)
 
 
 def atomic_torch_save(obj: Any, path: str | os.PathLike[str]) -> None:

@@ -12,13 +12,13 @@ import shutil
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 
 from foundation.config.plain import finite, to_plain
 from foundation.errors import UserError, suggest
-from foundation.files import atomic_torch_save, atomic_write, load_checkpoint, load_yaml
+from foundation.files import atomic_torch_save, atomic_write_bytes, load_checkpoint, load_yaml
 
 _STAMP = "%Y-%m-%d_%H-%M-%S"
 _RUN_NAME = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:_(.*))?")
@@ -180,9 +180,9 @@ class RunDir:
             if cfg is None:
                 continue
             text = yaml.safe_dump(to_plain(cfg), sort_keys=False, allow_unicode=True)
-            self._write(f"params/{name}.yaml", text.encode())
+            atomic_write_bytes(self.path / f"params/{name}.yaml", text.encode())
             if name in ("env", "agent"):
-                self._write(f"params/{name}.pkl", _pickled(cfg))
+                atomic_write_bytes(self.path / f"params/{name}.pkl", _pickled(cfg))
 
     def discard_if_empty(self) -> None:
         """Remove the folder, and those made for it if nothing else is in them, unless a checkpoint was written."""
@@ -208,7 +208,7 @@ class RunDir:
 
     def write_summary(self, summary: Mapping[str, Any], name: str = "summary.json") -> Path:
         """Write the run's figures as JSON, atomically; NaN and infinities become null."""
-        self._write(name, (json.dumps(finite(to_plain(summary)), indent=2) + "\n").encode())
+        atomic_write_bytes(self.path / name, (json.dumps(finite(to_plain(summary)), indent=2) + "\n").encode())
         return self.path / name
 
     def lock(self) -> None:
@@ -242,12 +242,6 @@ class RunDir:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-    def _write(self, name: str, data: bytes) -> None:
-        def write(file: BinaryIO) -> None:
-            file.write(data)
-
-        atomic_write(self.path / name, write)
 
 
 def _folders(path: Path) -> list[Path]:

@@ -42,7 +42,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--teacher", type=Path, default=None, help="RSL-RL checkpoint (default: the shipped one)")
     parser.add_argument("--out", type=Path, help="files to write, without suffix (default: docs/benchmark)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
-    args = parser.parse_args(argv)
+    args = parser.read(argv)
     if args.raptor:
         args.parts = ["raptor"]
     if args.seeds < 1 or args.sweep_seeds < 1 or args.episodes < 1:

@@ -93,7 +93,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="files to write, without suffix (default: docs/raptor)")
     parser.add_argument("--list", action="store_true", help="print the settings and run nothing")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
-    args = parser.parse_args(argv)
+    args = parser.read(argv)
     if min(args.n_epochs, args.num_envs, args.held_out, args.episodes, args.seeds) < 1:
         parser.error("numbers must be at least 1")
     if args.quick:

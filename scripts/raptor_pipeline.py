@@ -65,7 +65,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, reaches nothing")
     arguments = list(sys.argv[1:] if argv is None else argv)
     cut = arguments.index("--") if "--" in arguments else len(arguments)
-    args = parser.parse_args(arguments[:cut])
+    args = parser.read(arguments[:cut])
     args.distillation = arguments[cut + 1 :]
     if min(args.num_teachers, args.held_out, args.episodes) < 1:
         parser.error("the number of teachers, --held_out and --episodes must be at least 1")

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--num", type=int, required=True, help="number of vehicles")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same vehicles")
     parser.add_argument("--output", type=Path, required=True, help="folder of the vehicles")
-    args = parser.parse_args(argv)
+    args = parser.read(argv)
     if args.num < 1:
         raise UserError(f"--num must be at least 1, it is {args.num}")
     files = write_vehicles(args.output, sample_vehicles(args.num, args.seed))

@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--motor_noise", type=float, default=0.05, help="std of the second stage's noise (2u - 1)")
     parser.add_argument("--noise_updates", type=int, default=250, help="updates of the second stage; 0 leaves it out")
     parser.add_argument("--num_episodes", type=int, default=4096, help="episodes of the final measurement")
-    args = parser.parse_args(argv)
+    args = parser.read(argv)
     torch.set_num_threads(1)
 
     start = time.process_time()

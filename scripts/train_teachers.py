@@ -71,7 +71,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: where it is worth it")
     parser.add_argument("--resume", action="store_true", help="go on with the training that was saved in --output")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, reaches nothing")
-    args = parser.parse_args(argv)
+    args = parser.read(argv)
     if args.quick:
         args.num_envs, args.horizon, args.shared_updates, args.updates = 4, 10, 2, 4
         args.more_updates, args.max_rounds, args.num_episodes = 2, 1, 2

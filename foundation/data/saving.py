@@ -10,7 +10,7 @@ import re
 import weakref
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -18,7 +18,7 @@ from foundation.data.episode_table import EpisodeTable
 from foundation.data.layout import INDEX, ChunkFile, DatasetLayout
 from foundation.data.saved import EPISODE_COLUMNS, SavedDataset
 from foundation.errors import UserError
-from foundation.files import atomic_write
+from foundation.files import atomic_write_bytes
 
 MAX_FILE_BYTES = 64_000_000
 """A file is written when the chunks that wait for it are as large as this, or when an epoch ends."""
@@ -140,7 +140,7 @@ class DatasetWriter:
         data = save(tensors | dict(zip(EPISODE_COLUMNS, table, strict=True)))
         number = 1 + max((int(re.sub(r"\D", "", entry.file) or 0) for entry in self.files), default=-1)
         name, chunks = f"chunk_{number:06d}.safetensors", len(tensors["rows"])
-        _write(self.path / name, data)
+        atomic_write_bytes(self.path / name, data)
         rows = chunks * self.layout.chunk_steps * self.layout.num_envs
         beyond = int(tensors["episode"].max()) + 1
         self.files.append(ChunkFile(name, chunks, rows, len(data), f"{zlib.crc32(data):08x}", self.run, epoch, beyond))
@@ -161,7 +161,7 @@ class DatasetWriter:
         values = self.layout.to_json() | {"teacher": self.teacher}
         values["files"] = [entry.to_json() for entry in self.files]
         text = json.dumps(values, indent=1) + "\n"
-        _write(self.path / INDEX, text.encode())
+        atomic_write_bytes(self.path / INDEX, text.encode())
 
     def _clean(self) -> None:
         """Remove what is not listed: files of a process that was killed, or that were taken back."""
@@ -170,10 +170,3 @@ class DatasetWriter:
             if _LEFTOVER.fullmatch(name) or (_CHUNK_FILE.fullmatch(name) and name not in listed):
                 with contextlib.suppress(OSError):
                     (self.path / name).unlink()
-
-
-def _write(path: Path, data: bytes) -> None:
-    def write(file: BinaryIO) -> None:
-        file.write(data)
-
-    atomic_write(path, write)

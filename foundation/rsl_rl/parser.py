@@ -39,17 +39,20 @@ class ScriptParser(OneLineParser):
     def __init__(self, description: str | None, **kwargs: Any):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """Read a command line.
+    def read(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """Read a whole command line.
+
+        Args:
+            argv: Arguments without the program's name; None takes the process's own.
 
         Raises:
             UserError: For an unknown flag or argument, a missing or a wrong value.
         """
-        tokens = sys.argv[1:] if args is None else list(args)
+        tokens = sys.argv[1:] if argv is None else list(argv)
         for token in tokens:  # first: a misspelt flag is not a missing one
             if token.startswith("--") and token.partition("=")[0] not in self._option_string_actions:
                 self.refuse_unknown(token)
-        known, rest = self.parse_known_args(tokens, namespace)
+        known, rest = self.parse_known_args(tokens)
         if rest:
             self.error(f"unknown argument '{rest[0]}'")
         return known

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run as a file of a clone: take this clone's packages
     sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
@@ -335,14 +335,9 @@ def network_figures(job: Job, env: Any, selector: ObsSelector | None) -> dict[st
 def write_json(path: Path, figures: dict[str, Any]) -> None:
     """Write the figures, whole or not at all; what is not finite becomes null."""
     from foundation.config.plain import finite, to_plain
-    from foundation.files import atomic_write
+    from foundation.files import atomic_write_bytes
 
-    text = json.dumps(finite(to_plain(figures)), indent=2) + "\n"
-
-    def write(file: BinaryIO) -> None:
-        file.write(text.encode())
-
-    atomic_write(path, write)
+    atomic_write_bytes(path, (json.dumps(finite(to_plain(figures)), indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

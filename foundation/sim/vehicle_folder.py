@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from foundation.errors import UserError
-from foundation.files import atomic_write
+from foundation.files import atomic_write_bytes
 from foundation.sim.vehicle_json import from_dict, to_dict
 from foundation.sim.vehicle_params import VehicleParams
 
@@ -47,9 +47,4 @@ def write_registry(folder: Path) -> list[Path]:
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:
-    text = json.dumps(data, indent=1) + "\n"
-
-    def write(file: BinaryIO) -> None:
-        file.write(text.encode())
-
-    atomic_write(path, write)
+    atomic_write_bytes(path, (json.dumps(data, indent=1) + "\n").encode())

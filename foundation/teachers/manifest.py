@@ -8,12 +8,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 
 from foundation.errors import UserError, suggest
-from foundation.files import atomic_write, load_yaml
+from foundation.files import atomic_write_bytes, load_yaml
 
 FORMAT = "foundation-teachers-1"
 MANIFEST = "teachers.yaml"
@@ -153,11 +153,7 @@ def write_manifest(path: str | Path, entries: Sequence[TeacherEntry], task: str)
         item |= {k: getattr(entry, k) for k in ("mean_return", "terminated") if getattr(entry, k) is not None}
         teachers.append(item | {"status": entry.status})
     text = yaml.safe_dump({"format": FORMAT, "task": task, "teachers": teachers}, sort_keys=False, width=1000)
-
-    def write(file: BinaryIO) -> None:
-        file.write(text.encode())
-
-    atomic_write(path, write)
+    atomic_write_bytes(path, text.encode())
 
 
 def _relative(file: Path, folder: Path) -> str:

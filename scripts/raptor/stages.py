@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 from foundation.config.plain import finite
 from foundation.errors import UserError
-from foundation.files import atomic_write, load_yaml
+from foundation.files import atomic_write_bytes, load_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 TAIL = 3000
@@ -175,13 +175,7 @@ def _runs(experiment: str, run_name: str) -> list[Path]:
 
 def write_json(path: Path, data: Any) -> None:
     """Write plain values, whole or not at all."""
-    text = json.dumps(finite(data), indent=2, allow_nan=False) + "\n"
-
-    def write(file: BinaryIO) -> None:
-        file.write(text.encode())
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, write)
+    atomic_write_bytes(path, (json.dumps(finite(data), indent=2, allow_nan=False) + "\n").encode())
 
 
 def checked_tokens(tokens: Sequence[str]) -> list[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 import yaml
 
 from foundation.config.agent_cfg import DistributionCfg
-from foundation.files import atomic_torch_save, atomic_write
+from foundation.files import atomic_torch_save, atomic_write_bytes
 from foundation.learning.bptt import PolicyStack
 from foundation.tasks.point_ctrl.agents.rsl_rl_ppo_cfg import QuadcopterPointCtrlPPORunnerCfg
 from foundation.teachers.manifest import FAILED, MANIFEST, OK, TeacherEntry, write_manifest
@@ -61,13 +61,7 @@ def agent_cfg(actors: PolicyStack, critics: PolicyStack, init_std: float = STD) 
 
 def write_yaml(path: Path, cfg: Any) -> None:
     """Write a config dataclass, and the folder for it."""
-    text = yaml.safe_dump(_lists(asdict(cfg)), sort_keys=False)
-
-    def write(file: BinaryIO) -> None:
-        file.write(text.encode())
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, write)
+    atomic_write_bytes(path, yaml.safe_dump(_lists(asdict(cfg)), sort_keys=False).encode())
 
 
 def write_teachers(

@@ -189,7 +189,7 @@ def test_ctrl_c_is_no_traceback(script, folder, monkeypatch):
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("foundation.rsl_rl.parser.ScriptParser.parse_args", stop)
+    monkeypatch.setattr("foundation.rsl_rl.parser.ScriptParser.read", stop)
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(Path(stages.ROOT) / "scripts" / f"{script}.py"), run_name="__main__")
     assert ended.value.code == 130
@@ -214,7 +214,8 @@ def test_a_file_where_the_folder_is_to_be_is_one_line(folder, capsys):
     """No traceback."""
     (folder / "taken").touch()
     assert raptor_pipeline.main(["2", "--folder", "taken"]) == 2
-    assert capsys.readouterr().err == "error: File exists: taken\n"
+    error = capsys.readouterr().err
+    assert error.startswith("error: cannot write 'taken/stages.json': File exists.") and len(error.splitlines()) == 1
 
 
 def test_the_pipeline_sets_some_arguments_itself(folder, capsys):
