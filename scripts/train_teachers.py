@@ -17,6 +17,7 @@ import os
 import shutil
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,7 +26,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from teacher_training.checkpoints import write_teachers
 from teacher_training.critics import CriticCfg, fit_teachers_critics
 from teacher_training.fleet import Fleet
@@ -43,6 +52,8 @@ STATE = "training_state.pt"
 CRITIC_SEED = 300_000
 SAVE_EVERY = 60.0
 """Seconds between two savings."""
+TELL_EVERY = 20.0
+"""Seconds between two lines where there is no terminal."""
 NEVER = 2**62
 """Steps from which to compile, where that is not to be."""
 
@@ -133,7 +144,7 @@ def make_job(args: argparse.Namespace, files: list[Path]) -> TeacherJob:
 def run(job: TeacherJob, output: Path, stop: Interrupt, console: Console) -> bool:
     """Train until the end or a signal; say whether it was the end."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    saved_at, stage, bar = time.monotonic(), -1, None
+    saved_at, told_at, stage, bar = time.monotonic(), time.monotonic(), -1, None
     with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[reward]}"), console=console) as progress:
         while not job.finished and not stop.interrupted():
             if bar is None or job.stage != stage:
@@ -143,11 +154,20 @@ def run(job: TeacherJob, output: Path, stop: Interrupt, console: Console) -> boo
             done = job.trainer.updates_done if job.stage == stage and not job.finished else None
             mean = f"reward per step {rewards.mean().item():.2f}"
             progress.update(bar, completed=progress.tasks[bar].total if done is None else done, reward=mean)
+            if time.monotonic() - told_at > TELL_EVERY and not console.is_terminal:  # where no bar can be drawn
+                console.print(progress_line(progress.tasks[bar]))
+                told_at = time.monotonic()
             if time.monotonic() - saved_at > SAVE_EVERY:
                 atomic_torch_save(job.state_dict(), output / STATE)
                 saved_at = time.monotonic()
     atomic_torch_save(job.state_dict(), output / STATE)
     return job.finished
+
+
+def progress_line(task: Task) -> str:
+    """Say in one line how far a stage is."""
+    left = "" if task.time_remaining is None else f", {timedelta(seconds=int(task.time_remaining))} left"
+    return f"{task.description} {int(task.completed)}/{int(task.total or 0)}, {task.fields['reward']}{left}"
 
 
 def report(job: TeacherJob, manifest: Path, console: Console) -> None:

@@ -15,6 +15,9 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from rich.console import Console
+from rich.markup import escape
+
 from foundation.config.plain import finite
 from foundation.errors import UserError
 from foundation.files import atomic_write_bytes, load_yaml
@@ -22,6 +25,10 @@ from foundation.files import atomic_write_bytes, load_yaml
 ROOT = Path(__file__).resolve().parents[2]
 TAIL = 3000
 """Characters of a failed command's output that are shown."""
+COUNTS = re.compile(r"(^| )\d+/\d+[ ,]")
+"""What a line of a command's output has that says how far it is: ``Epoch 3/800 (student)``."""
+SHOW_EVERY = 60.0
+"""Such a line is shown where nobody sits before a terminal [s]."""
 STAMP = "%Y-%m-%d_%H-%M-%S"
 """How the names of runs' folders begin."""
 
@@ -107,7 +114,7 @@ def python(script: str, *arguments: object, log: Path) -> None:
     with log.open("w", encoding="utf-8") as file:
         file.write(" ".join(command) + "\n")
         file.flush()
-        code, stopped = _run(command, file)
+        code, stopped = _run(command, file, log)
     if stopped:
         print(f"==> stopped; the same command goes on (output so far: {log})", flush=True)
         raise SystemExit(128 + stopped)
@@ -116,7 +123,7 @@ def python(script: str, *arguments: object, log: Path) -> None:
         raise UserError(f"{Path(script).name} failed with exit code {code}; its output is in '{log}'.")
 
 
-def _run(command: Sequence[str], output: IO[str]) -> tuple[int, int]:
+def _run(command: Sequence[str], output: IO[str], log: Path) -> tuple[int, int]:
     """Run a command to its end; a signal for us is passed on, so that it saves what it has.
 
     Returns:
@@ -133,11 +140,35 @@ def _run(command: Sequence[str], output: IO[str]) -> tuple[int, int]:
 
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        code = child.wait()
+        code = _follow(child, log)
         return code, stopped
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _follow(child: subprocess.Popen[bytes], log: Path) -> int:
+    """Wait for a command's end, and meanwhile show how far it is."""
+    console, shown = Console(highlight=False), ""
+    with console.status("") as status:  # a line that is written anew; nothing where there is no terminal
+        while True:
+            try:
+                return child.wait(1.0 if console.is_terminal else SHOW_EVERY)
+            except subprocess.TimeoutExpired:
+                line = _last_count(log)
+            if console.is_terminal:
+                status.update(escape(line))
+            elif line != shown:
+                print(f"    {line}", flush=True)
+            shown = line
+
+
+def _last_count(log: Path) -> str:
+    """Return the last line of a command's output that says how far it is, or nothing."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - TAIL))
+        lines = file.read().decode(errors="replace").splitlines()
+    return next((line for line in reversed(lines) if COUNTS.search(line)), "")
 
 
 def newest_run(experiment: str, run_name: str) -> Path:

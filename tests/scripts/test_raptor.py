@@ -118,6 +118,22 @@ def test_a_failing_command_is_one_line_that_names_its_output(folder, capsys):
     assert "needs a task" in capsys.readouterr().err
 
 
+def test_how_far_a_command_is_is_shown(folder, capsys, monkeypatch):
+    """The last line that counts something, as it changes, and nothing twice; paths with numbers count nothing."""
+    script = folder / "slow.py"
+    script.write_text(
+        "import time\n"
+        "print('reads logs/raptor/64/2 of it', flush=True)\n"
+        "for number in (1, 2):\n"
+        "    print(f'Epoch {number}/2 (student), 7 env steps/s\\nTraining - Mean loss: 1', flush=True)\n"
+        "    time.sleep(1)\n"
+    )
+    monkeypatch.setattr(stages, "SHOW_EVERY", 0.2)
+    stages.python(str(script), log=folder / "slow.log")
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert shown == ["    Epoch 1/2 (student), 7 env steps/s", "    Epoch 2/2 (student), 7 env steps/s"]
+
+
 def test_episodes_are_sorted_by_vehicle():
     """Means by hand; errors are those of episodes flown to their end."""
     result = EvaluationResult(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
@@ -13,10 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from rsl_rl.runners import OnPolicyRunner
 
 from foundation.learning.bptt import PolicyStack
 from foundation.learning.critic_fit import discounted_returns
+from foundation.rsl_rl.command import Interrupt
 from foundation.rsl_rl.versions import translate
 from foundation.sim.vehicle_folder import write_vehicles
 from foundation.sim.vehicles import sample_vehicles
@@ -26,6 +29,8 @@ from foundation.teachers.manifest import find_teachers
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+import train_teachers  # noqa: E402
+from raptor.stages import COUNTS  # noqa: E402
 from teacher_training.checkpoints import STD, checkpoint, write_teachers  # noqa: E402
 from teacher_training.critics import CriticCfg, fit_teachers_critics  # noqa: E402
 from teacher_training.fleet import Fleet, Score, initial_policies, remove_offset, resting_offset  # noqa: E402
@@ -145,6 +150,21 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(fleet, stop_aft
     assert torch.equal(whole.score.mean_return, resumed.score.mean_return)
     for ours, theirs in zip(whole.policies.parameters(), resumed.policies.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_it_says_how_far_it_is_where_no_bar_can_be_drawn(fleet, tmp_path, monkeypatch):
+    """Each update of every stage, in the form that the pipeline shows."""
+    monkeypatch.setattr(train_teachers, "TELL_EVERY", 0.0)
+    output = io.StringIO()
+    job = TeacherJob(fleet, JobCfg(num_teachers=2, max_rounds=0, **TINY))
+    assert train_teachers.run(job, tmp_path, Interrupt(), Console(file=output, soft_wrap=True))
+    counted = [line for line in output.getvalue().splitlines() if COUNTS.search(line)]
+    assert [line.partition(",")[0] for line in counted][:3] == [
+        "shared start 1/2",
+        "shared start 2/2",
+        "2 teachers 1/3",
+    ]
+    assert "reward per step " in counted[0]
 
 
 def test_rounds_train_only_those_that_miss_and_never_for_worse(fleet):
