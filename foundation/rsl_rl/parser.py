@@ -32,13 +32,6 @@ class OneLineParser(argparse.ArgumentParser):
         name = token.partition("=")[0]
         self.error(f"unknown flag '{name}'. {suggest(name, self.flag_names())}")
 
-
-class ScriptParser(OneLineParser):
-    """The parser of a script: its help is the module's text as it stands, and nothing unknown is accepted."""
-
-    def __init__(self, description: str | None, **kwargs: Any):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
-
     def read(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Read a whole command line.
 
@@ -49,10 +42,18 @@ class ScriptParser(OneLineParser):
             UserError: For an unknown flag or argument, a missing or a wrong value.
         """
         tokens = sys.argv[1:] if argv is None else list(argv)
-        for token in tokens:  # first: a misspelt flag is not a missing one
+        flags = tokens[: tokens.index("--")] if "--" in tokens else tokens
+        for token in flags:  # first: a misspelt flag is not a missing one
             if token.startswith("--") and token.partition("=")[0] not in self._option_string_actions:
                 self.refuse_unknown(token)
         known, rest = self.parse_known_args(tokens)
         if rest:
             self.error(f"unknown argument '{rest[0]}'")
         return known
+
+
+class ScriptParser(OneLineParser):
+    """The parser of a script: its help is the module's text as it stands."""
+
+    def __init__(self, description: str | None, **kwargs: Any):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)

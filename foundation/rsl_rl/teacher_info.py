@@ -34,7 +34,7 @@ def build_parser() -> CommandParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the checkpoint and print its description."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().read(argv)
     set_up_logging()
     from foundation.teachers import TeacherPolicyWrapper
 

@@ -219,3 +219,5 @@ def test_command(stateless, tmp_path):
     bad = run(tmp_path / "empty.pt")
     assert bad.returncode == 2 and bad.stdout == "" and bad.stderr.count("\n") == 1
     assert bad.stderr.startswith("error: ") and "empty.pt" in bad.stderr
+    assert "unknown flag '--actvation'. Did you mean '--activation'" in run(stateless, "--actvation", "elu").stderr
+    assert "checkpoint '--x.pt' does not exist" in run("--", "--x.pt").stderr
