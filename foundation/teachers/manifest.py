@@ -90,7 +90,9 @@ def _entry(item: Any, number: int, path: Path) -> TeacherEntry:
     unknown = [key for key in item if key not in _ENTRY_KEYS]
     if unknown:
         raise UserError(f"{where} has '{unknown[0]}'; what a teacher may have is {', '.join(_ENTRY_KEYS)}.")
-    vehicle, status = item.get("vehicle"), item.get("status", OK)
+    name, vehicle, status = item.get("name"), item.get("vehicle"), item.get("status", OK)
+    if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
+        raise UserError(f"{where}: 'name' must be text, it is {name!r}.")
     if status not in (OK, FAILED):
         raise UserError(f"{where} has status {status!r}; it is '{OK}' or '{FAILED}'.")
     if vehicle is not None and not isinstance(vehicle, str):
@@ -102,7 +104,7 @@ def _entry(item: Any, number: int, path: Path) -> TeacherEntry:
             raise UserError(f"{where}: '{key}' must be a number, it is {value!r}.")
         numbers[key] = None if value is None else float(value)
     return TeacherEntry(
-        name=str(item.get("name") or Path(item["checkpoint"]).stem),
+        name=str(name or Path(item["checkpoint"]).stem),
         checkpoint=path.parent / item["checkpoint"],
         vehicle=None if vehicle is None else path.parent / vehicle,
         status=status,
@@ -176,7 +178,7 @@ def find_teachers(spec: str | Sequence[str]) -> list[TeacherEntry]:
     """
     parts = [spec] if isinstance(spec, str) else list(spec)
     entries: list[TeacherEntry] = []
-    for part in parts:
+    for part in filter(None, parts):  # an empty one, such as a variable that is not set, would be the current folder
         pieces = [part] if Path(part).exists() else [piece for piece in str(part).split(",") if piece]
         for piece in pieces:
             entries += _found(piece)
@@ -213,7 +215,7 @@ def _found(piece: str) -> list[TeacherEntry]:
 
 
 def _of_folder(folder: Path) -> list[TeacherEntry]:
-    files = sorted(file for pattern in _CHECKPOINTS for file in folder.glob(pattern))
+    files = sorted(file for pattern in _CHECKPOINTS for file in folder.glob(pattern) if file.is_file())
     if not files:
         patterns = ", ".join(_CHECKPOINTS)
         raise UserError(f"--teacher_checkpoint: the folder '{folder}' has no {MANIFEST} and no {patterns}.")

@@ -115,6 +115,32 @@ def test_the_folder_of_one_run_is_not_many_teachers(tmp_path, names):
     assert len(find_teachers(str(tmp_path))) == len(names) + 1
 
 
+@pytest.mark.parametrize("spec", ["", [""], ","])
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch, spec):
+    """A shell variable that is not set does not name whatever lies there."""
+    touch(tmp_path, "a.pt")
+    monkeypatch.chdir(tmp_path)
+    assert not is_one_file(spec)
+    with pytest.raises(UserError, match="names no teacher"):
+        find_teachers(spec)
+
+
+def test_folders_in_a_folder_are_no_teachers(tmp_path):
+    """Whatever they are called, as where a glob names them."""
+    touch(tmp_path, "a.pt", "folder.pt/b.pt")
+    for spec in (str(tmp_path), f"{tmp_path}/*.pt"):
+        assert [entry.name for entry in find_teachers(spec)] == ["a"]
+
+
+def test_a_name_is_text(tmp_path):
+    """A list, say, is no name."""
+    touch(tmp_path, "a.pt")
+    manifest = tmp_path / "teachers.yaml"
+    manifest.write_text("format: foundation-teachers-1\nteachers: [{checkpoint: a.pt, name: [x]}]\n")
+    with pytest.raises(UserError, match="'name' must be text"):
+        read_manifest(manifest)
+
+
 def test_vehicles_for_some_teachers_only_are_refused(tmp_path):
     """A manifest with vehicles beside a checkpoint without: environment i would fly another teacher's vehicle."""
     (a, b), (vehicle,) = touch(tmp_path, "a.pt", "b.pt"), touch(tmp_path, "v.json")
