@@ -41,6 +41,7 @@ NOISE = {"position": 0.005, "orientation": 0.005, "velocity": 0.01, "body_rates"
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
+    from foundation.rsl_rl.cli_args import seed
     from foundation.rsl_rl.parser import ScriptParser
 
     parser = ScriptParser(__doc__)
@@ -52,7 +53,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--held_out", type=int, default=500, help="vehicles that nobody was trained on (%(default)s)")
     parser.add_argument("--episodes", type=int, default=4, help="episodes on each vehicle (default: %(default)s)")
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the vehicles and of the training (default: %(default)s)"
+        "--seed", type=seed, default=0, help="of the vehicles and of the training (default: %(default)s)"
     )
     parser.add_argument("--device", default="cpu", help="of the training (default: %(default)s)")
     parser.add_argument(
@@ -157,7 +158,7 @@ class Pipeline:
 
     def distil(self) -> dict[str, Any]:
         """Distil all teachers into one student; a run that was stopped goes on."""
-        from raptor.stages import begun_run, newest_run, python
+        from raptor.stages import TASK, begun_run, newest_run, python
 
         args, script, log = self.args, "foundation/rsl_rl/distillation.py", self.folder / "distillation.log"
         name = self.folder.resolve().name
@@ -169,7 +170,7 @@ class Pipeline:
         quick = ["--n_epochs", 4, "--num_eval_episodes", 16, "distill.final_eval_episodes=16"] if args.quick else []
         python(
             script,
-            *("--task", "Isaac-Quadcopter-Point-Ctrl-v0", "--engine", "torch", "--device", args.device),
+            *("--task", TASK, "--engine", "torch", "--device", args.device),
             *("--teacher_checkpoint", self.manifest, "--experiment_name", "raptor", "--run_name", name),
             *("--seed", args.seed, "experiment=raptor", *emphasis_tokens(self._names()), *noise, *quick, *self.tokens),
             log=log,

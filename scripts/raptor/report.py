@@ -50,7 +50,7 @@ def _count(engines: dict[str, Any]) -> str:
 
 
 def _row(engine: str, label: str, figures: dict[str, Any], reference: float | None) -> str:
-    share = f"{100 * figures['mean_return'] / reference:.1f} %" if reference else ""
+    share = f"{100 * figures['mean_return'] / reference:.1f} %" if reference and reference > 0 else ""
     interval = figures["return_interval_95"]
     mean = f"{figures['mean_return']:.1f}" + ("" if interval is None else f" ± {interval:.1f}")
     errors = " | ".join(

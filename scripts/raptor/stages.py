@@ -23,6 +23,7 @@ from foundation.errors import UserError
 from foundation.files import atomic_write_bytes, load_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+TASK = "Isaac-Quadcopter-Point-Ctrl-v0"
 TAIL = 3000
 """Characters of a failed command's output that are shown."""
 COUNTS = re.compile(r"(^| )\d+/\d+[ ,]")
@@ -136,9 +137,12 @@ def _run(command: Sequence[str], output: IO[str], log: Path) -> tuple[int, int]:
     def pass_on(number: int, _: FrameType | None) -> None:
         nonlocal stopped
         stopped = number
-        child.send_signal(number)
+        # A terminal that is closed would end it unsaved, or, as its group is another, leave it running on its own.
+        child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers += [signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else []  # nohup: to go on
+    previous = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         code = _follow(child, log)
         return code, stopped
@@ -211,13 +215,20 @@ def write_json(path: Path, data: Any) -> None:
 
 def checked_tokens(tokens: Sequence[str]) -> list[str]:
     """Refuse, before anything is trained, arguments that ``distillation.py`` would refuse or gets from the pipeline."""
+    from foundation.engines.base import LaunchRequest
+    from foundation.engines.torch import TorchEngine
     from foundation.rsl_rl.cli_args import parse_command
     from foundation.rsl_rl.distillation import build_parser, settle
 
-    taken = ("--task", "--teacher_checkpoint", "--experiment_name", "--run_name")
+    taken = ("--task", "--teacher_checkpoint", "--experiment_name", "--run_name", "--resume", "--load_run")
     for token in tokens:
         if token.partition("=")[0] in taken:
             raise UserError(f"{token}: the pipeline sets this itself.")
-    args, overrides = parse_command(build_parser(), ["experiment=raptor", *tokens])
-    settle(args, overrides, None)
-    return list(tokens)
+    args, rest = parse_command(build_parser(), ["experiment=raptor", *tokens])
+    overrides, resolved = settle(args, rest, None)
+
+    def configure(env_cfg: Any, agent_cfg: Any) -> None:
+        resolved.configure(env_cfg, agent_cfg, overrides)
+
+    with TorchEngine().launch(LaunchRequest(TASK, device=resolved.cfg.device), configure):
+        return list(tokens)

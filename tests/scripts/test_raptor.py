@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import signal
 import sys
 import time
 from pathlib import Path
@@ -248,6 +249,8 @@ def test_the_pipeline_sets_some_arguments_itself(folder, capsys):
         ("distill.student.hiden_size=32", "hidden_size"),
         ("--teacher_selection=worse", "worst"),
         ("distill.teacher.weights.crazyflie=0", "1 to 255"),
+        ("env.observation_nois.deployable.position=0.1", "observation_noise"),
+        ("--resume", "the pipeline sets this itself"),
     ],
 )
 def test_what_the_distillation_would_refuse_is_refused_before_anything_is_trained(folder, capsys, token, says):
@@ -256,6 +259,30 @@ def test_what_the_distillation_would_refuse_is_refused_before_anything_is_traine
     error = capsys.readouterr().err
     assert says in error and len(error.splitlines()) == 1
     assert not (folder / "logs").exists()
+
+
+def test_a_seed_that_is_none_begins_nothing(folder, capsys):
+    """The folder would be of this seed, and the right one would be other settings."""
+    assert raptor_pipeline.main(["2", "--seed", "-5"]) == 2
+    error = capsys.readouterr().err
+    assert "-5 is no seed" in error and len(error.splitlines()) == 1
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "passed"), [("SIGHUP", "SIGTERM"), ("SIGTERM", "SIGTERM"), ("SIGINT", "SIGINT")])
+def test_a_signal_is_passed_on(folder, number, passed):
+    """A closed terminal's too: the command, in a group of its own, would be left running on its own."""
+    script = folder / "slow.py"
+    script.write_text(
+        "import os, signal, sys, time\n"
+        f"signal.signal(signal.{passed}, lambda *_: sys.exit(print('saved')))\n"
+        f"os.kill(os.getppid(), signal.{number})\n"
+        "time.sleep(30)\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        stages.python(str(script), log=folder / "slow.log")
+    assert ended.value.code == 128 + signal.Signals[number]
+    assert (folder / "slow.log").read_text().endswith("saved\n")
 
 
 def test_the_deployed_vehicle_and_the_worst_are_learned_from_most():
@@ -376,3 +403,5 @@ def test_the_table_leaves_blank_what_is_not_known():
     text = report.markdown(4, spent, flights, {"parameters": {"student": 2084}})
     assert "| torch | student | 100.0 |  | 25.00 % | – | – |" in text
     assert "| **together** | 2.0 | 1.0 |" in text
+    flights["held_out"]["torch"]["teachers"] = flight | {"mean_return": -50.0}
+    assert "| torch | student | 100.0 |  |" in report.markdown(4, spent, flights, {}), "no share of a loss"
