@@ -28,9 +28,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.read(argv)
     if args.num < 1:
         raise UserError(f"--num must be at least 1, it is {args.num}")
-    files = write_vehicles(args.output, sample_vehicles(args.num, args.seed))
     real = args.output.resolve()
     real = real.with_name(real.name + "_real")
+    if real.exists() and not real.is_dir():  # before the others are written
+        raise UserError(f"'{real}' is a file: the real vehicles would be written to a folder of this name")
+    files = write_vehicles(args.output, sample_vehicles(args.num, args.seed))
     names = [file.stem for file in write_registry(real)]
     print(f"{len(files)} vehicles in {args.output}; {', '.join(names)} in {real.name}/ beside it")
     return 0

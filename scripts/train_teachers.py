@@ -83,9 +83,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on with the training that was saved in --output")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, reaches nothing")
     args = parser.read(argv)
-    if args.quick:
-        args.num_envs, args.horizon, args.shared_updates, args.updates = 4, 10, 2, 4
-        args.more_updates, args.max_rounds, args.num_episodes = 2, 1, 2
     for name in ("num_envs", "horizon", "updates", "more_updates", "num_episodes"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} must be at least 1, it is {getattr(args, name)}")
@@ -98,6 +95,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         raise UserError("--min_return must be a number, it is nan")
     if not 0 <= args.seed <= MOST_SEED:
         raise UserError(f"--seed must be between 0 and {MOST_SEED}, it is {args.seed}")
+    if args.quick:
+        args.num_envs, args.horizon, args.shared_updates, args.updates = 4, 10, 2, 4
+        args.more_updates, args.max_rounds, args.num_episodes = 2, 1, 2
     args.device = resolve_device(args.device)
     return args
 

@@ -46,3 +46,20 @@ def test_a_misspelt_flag_is_not_a_missing_one(capsys):
     """The flag that was typed is named, before the one that is required."""
     assert run_command(importlib.import_module("sample_vehicles").main, ["--nun", "3", "--output", "made"]) == 2
     assert "'--nun'. Did you mean '--num'?" in capsys.readouterr().err
+
+
+def test_a_size_that_is_none_is_refused_with_quick_too(tmp_path, monkeypatch, capsys):
+    """Although quick sizes would take its place."""
+    monkeypatch.chdir(tmp_path)
+    main = importlib.import_module("train_teachers").main
+    assert run_command(main, [*REQUIRED["train_teachers"], "--quick", "--updates", "-1"]) == 2
+    assert "--updates must be at least 1" in capsys.readouterr().err
+
+
+def test_vehicles_are_written_beside_the_real_ones_or_not_at_all(tmp_path, monkeypatch, capsys):
+    """A file where the second folder should be is refused before the first one is made."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "made_real").touch()
+    assert run_command(importlib.import_module("sample_vehicles").main, REQUIRED["sample_vehicles"]) == 2
+    assert "made_real' is a file" in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()
