@@ -33,6 +33,13 @@ EMPHASISED_SHARE, EMPHASIS = 8, 8
 """One teacher in so many is emphasised, and its rows are drawn so many times as often."""
 DEPLOYED, DEPLOYED_WEIGHT = "crazyflie", 16
 """The vehicle that the student is to be deployed on, and how many times as often its rows are drawn."""
+FIRST_USED = {
+    "held_out": "held-out vehicles",
+    "distillation": "distillation",
+    "observation_noise": "distillation",
+    "episodes": "flights",
+}
+"""Settings that may be changed until their stage is done: nobody should train teachers again for a typing mistake."""
 NARROW = "_slow"
 """What the names of the sets end with that are flown with it."""
 NOISE = {"position": 0.005, "orientation": 0.005, "velocity": 0.01, "body_rates": 0.02}
@@ -94,7 +101,7 @@ class Pipeline:
         self.folder: Path = args.folder or Path("logs/raptor") / str(args.num_teachers)
         self.tokens = checked_tokens(args.distillation)
         resolve_device(args.device)
-        self.stages = Stages(self.folder, settings_of(args))
+        self.stages = Stages(self.folder, settings_of(args), FIRST_USED)
         self.manifest: Path = args.teachers or self.folder / "teachers" / "teachers.yaml"
         self.vehicles, self.held_out = self.folder / "vehicles", self.folder / "held_out"
 

@@ -40,24 +40,44 @@ class Stages:
     Args:
         folder: Where everything of the job goes.
         settings: What the job was started with; other settings in the same folder are an error.
+        first_used: The stages before which some of the settings may still be changed.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]):
+    def __init__(self, folder: Path, settings: dict[str, Any], first_used: dict[str, str] | None = None):
         self.folder, self.path = folder, folder / "stages.json"
-        saved: dict[str, Any] = {"settings": settings, "stages": {}}
+        saved = self._read()
+        self.settings = settings
+        self.done: dict[str, dict[str, Any]] = saved["stages"]
+        self.begun: dict[str, dict[str, Any]] = saved["begun"]
+        """Stages that have not ended: ``since`` when (as runs' folders are named), and what they have taken so far."""
+        if saved["settings"]:
+            self._accept(saved["settings"], first_used or {})
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        """Read what an earlier start has left."""
+        saved: dict[str, Any] = {"settings": {}, "stages": {}, "begun": {}}
         if self.path.exists():
             try:
                 saved |= json.loads(self.path.read_text())
-            except (ValueError, TypeError):
+                for spent in [*saved["stages"].values(), *saved["begun"].values()]:
+                    _clock(spent)
+                saved["settings"].keys()
+            except (ValueError, TypeError, KeyError, AttributeError):
                 raise UserError(f"'{self.path}' is damaged: use another --folder, or remove it.") from None
-        if saved["settings"] != settings:
-            raise UserError(
-                f"'{folder}' was begun with other settings ({saved['settings']}): use another --folder, or remove it."
-            )
-        self.settings = settings
-        self.done: dict[str, dict[str, Any]] = saved["stages"]
-        self.begun: dict[str, dict[str, Any]] = saved.get("begun", {})
-        """Stages that have not ended: ``since`` when (as runs' folders are named), and what they have taken so far."""
+        return saved
+
+    def _accept(self, begun_with: dict[str, Any], first_used: dict[str, str]) -> None:
+        """Refuse settings other than those of what is done; what was begun with others begins anew."""
+        for name, value in self.settings.items():
+            if begun_with.get(name) == value:
+                continue
+            stage = first_used.get(name)
+            if stage is None or stage in self.done:
+                raise UserError(
+                    f"'{self.folder}' was begun with other settings ({name}: {begun_with.get(name)}, now {value}): "
+                    "use another --folder, or remove it."
+                )
+            self.begun.pop(stage, None)
 
     def run(self, name: str, action: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
         """Run a stage unless it is done already.

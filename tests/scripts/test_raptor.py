@@ -56,8 +56,27 @@ def test_a_stage_is_run_once(folder):
     with pytest.raises(UserError):
         again.run("two", fail)
     assert calls == ["work", "fail", "fail"]
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match=r"other settings \(n: 1, now 2\)"):
         stages.Stages(folder / "job", {"n": 2})
+
+
+def test_settings_of_a_stage_to_come_may_be_changed(folder):
+    """Until it is done; what was begun with others is not gone on with, and what was done before is kept."""
+
+    def fail() -> None:
+        raise UserError("no")
+
+    first_used = {"tokens": "two"}
+    job = stages.Stages(folder, {"n": 1, "tokens": ["wrong"]}, first_used)
+    job.run("one", dict)
+    with pytest.raises(UserError):
+        job.run("two", fail)
+    assert "two" in stages.Stages(folder, {"n": 1, "tokens": ["wrong"]}, first_used).begun
+    job = stages.Stages(folder, {"n": 1, "tokens": []}, first_used)
+    assert list(job.done) == ["one"] and job.begun == {}
+    job.run("two", dict)
+    with pytest.raises(UserError, match=r"other settings \(tokens: \[\], now \['wrong'\]\)"):
+        stages.Stages(folder, {"n": 1, "tokens": ["wrong"]}, first_used)
 
 
 def test_a_stage_that_was_stopped_counts_all_it_took(folder):
@@ -212,7 +231,9 @@ def test_ctrl_c_is_no_traceback(script, folder, monkeypatch):
     assert ended.value.code == 130
 
 
-@pytest.mark.parametrize("text", ["{", "3"])
+@pytest.mark.parametrize(
+    "text", ["{", "3", '{"stages": []}', '{"stages": {"vehicles": 3}}', '{"begun": {"x": {}}}', '{"settings": 3}']
+)
 def test_damaged_stages_are_one_line(folder, text, capsys):
     """The file is named, and what to do."""
     (folder / "stages.json").write_text(text)
