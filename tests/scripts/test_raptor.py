@@ -314,6 +314,11 @@ def test_the_deployed_vehicle_and_the_worst_are_learned_from_most():
     deployed = raptor_pipeline.emphasis_tokens([*names, "crazyflie"])
     assert deployed == ["--num_active_teachers", "2", *emphasis[2:], "distill.teacher.weights.crazyflie=16"]
     assert raptor_pipeline.emphasis_tokens(["crazyflie"]) == []
+    weights = [
+        raptor_pipeline.emphasis_tokens(["crazyflie", *map(str, range(others))])[-1].rpartition("=")[2]
+        for others in (71, 262, 1007, 2000)
+    ]
+    assert weights == ["16", "58", "224", "255"], "its share stays, up to the largest weight that there is"
 
 
 @pytest.mark.parametrize("script", [raptor_pipeline, raptor_ablation])
