@@ -5,9 +5,9 @@
     python scripts/raptor_ablation.py --manifest ... --quick         # tiny sizes, to see that it runs
     python scripts/raptor_ablation.py --manifest ... --list          # what would be run
 
-A finished run's figures are kept in ``<folder>/<setting>.json``, so that it goes on where it was stopped. Settings that
-several axes share are run once. Writes ``<out>_<axis>.png``, ``<out>_ablation.json`` and ``<out>_ablation.md`` of all
-axes that are finished, those of earlier calls too.
+A finished run's figures are kept in ``<folder>/<setting>.json``, and not measured again. Settings that several axes share
+are run once. Sets of fewer teachers are written beside the manifest. Writes ``<out>_<axis>.png``,
+``<out>_ablation.json`` and ``<out>_ablation.md`` of all axes that are finished, those of earlier calls too.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     from foundation.rsl_rl.parser import ScriptParser
 
     parser = ScriptParser(__doc__)
-    parser.add_argument("--manifest", type=Path, required=True, help="teachers.yaml of sixteen or more teachers")
+    parser.add_argument("--manifest", type=Path, required=True, help="teachers.yaml; the first sixteen are used")
     parser.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES), help="which (default: all)")
     parser.add_argument("--n_epochs", type=int, default=100, help="epochs of each run (default: %(default)s)")
     parser.add_argument("--num_envs", type=int, default=512, help="environments of each run (default: %(default)s)")
@@ -94,8 +94,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="print the settings and run nothing")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
     args = parser.read(argv)
-    if min(args.n_epochs, args.num_envs, args.held_out, args.episodes, args.seeds) < 1:
-        parser.error("numbers must be at least 1")
+    for name in ("n_epochs", "num_envs", "held_out", "episodes", "seeds"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, it is {getattr(args, name)}")
     if args.quick:
         args.n_epochs, args.num_envs, args.held_out, args.episodes = 2, 16, 4, 1
         args.folder = args.folder / "quick"
@@ -239,8 +240,9 @@ class Ablation:
             everything[axis] = dict(rows)
             draw_axis(axis.replace("_", " "), rows, Path(f"{self.args.out}_{axis}.png"))
         table = "\n".join(lines) + "\n"
+        text = f"# What each part brings\n\n{heading(self.args, len(self.entries))}\n\n{table}"
         write_json(Path(f"{self.args.out}_ablation.json"), {"sizes": sizes_of(self.args), "axes": everything})
-        Path(f"{self.args.out}_ablation.md").write_text(table, encoding="utf-8")
+        Path(f"{self.args.out}_ablation.md").write_text(text, encoding="utf-8")
         print(table)
 
 
@@ -267,6 +269,19 @@ def mean_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
             for key in ("mean_return", "terminated", "error", "error_median")
         }
     return row | {"seeds": len(runs)}
+
+
+def heading(args: argparse.Namespace, teachers: int) -> str:
+    """Say what the table is of."""
+    base = Setting(num_teachers=min(Setting.num_teachers, teachers))
+    runs = f"mean of {args.seeds} runs" if args.seeds > 1 else "one run"
+    return (
+        f"`scripts/raptor_ablation.py`: one thing at a time around {base.num_teachers} teachers, all selected, no "
+        f"offset correction, {base.teacher_forcing} epochs of teacher forcing, {base.hidden_size} units and no noise; "
+        f"`experiment=raptor` with {args.n_epochs} epochs and {args.num_envs} environments; each row the {runs}.\n"
+        f"Return ratio (student / teachers) and the first share terminated are on the teachers' vehicles, the rest on "
+        f"{args.held_out} held-out ones, {args.episodes} episodes on each."
+    )
 
 
 def table_row(axis: str, value: str, row: dict[str, Any]) -> str:
