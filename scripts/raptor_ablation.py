@@ -5,8 +5,8 @@
     python scripts/raptor_ablation.py --manifest ... --quick         # tiny sizes, to see that it runs
     python scripts/raptor_ablation.py --manifest ... --list          # what would be run
 
-A finished run's figures are kept in ``<folder>/<setting>.json``, and not measured again. Settings that several axes share
-are run once. Sets of fewer teachers are written beside the manifest. Writes ``<out>_<axis>.png``,
+A finished run's figures are kept in ``<folder>/<setting>.json``, and not measured again. Settings that several axes
+share are run once. Sets of fewer teachers are written beside the manifest. Writes ``<out>_<axis>.png``,
 ``<out>_ablation.json`` and ``<out>_ablation.md`` of all axes that are finished, those of earlier calls too.
 """
 
