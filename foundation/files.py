@@ -84,6 +84,34 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     atomic_write(path, write)
 
 
+def lock_folder(path: str | os.PathLike[str], refusal: str) -> int | None:
+    """Keep other processes that ask for the same lock out of a folder, until the process ends, however it ends.
+
+    Args:
+        path: The folder.
+        refusal: What to tell the user if another process holds it.
+
+    Returns:
+        The handle, whose closing frees the folder; None on systems and file systems without locks.
+
+    Raises:
+        UserError: If another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise UserError(refusal) from None
+        return None
+    return handle
+
+
 def atomic_torch_save(obj: Any, path: str | os.PathLike[str]) -> None:
     """``torch.save`` through :func:`atomic_write`."""
     atomic_write(path, lambda file: torch.save(obj, file))

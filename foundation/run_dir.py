@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import pickle
@@ -18,7 +17,7 @@ import yaml
 
 from foundation.config.plain import finite, to_plain
 from foundation.errors import UserError, suggest
-from foundation.files import atomic_torch_save, atomic_write_bytes, load_checkpoint, load_yaml
+from foundation.files import atomic_torch_save, atomic_write_bytes, load_checkpoint, load_yaml, lock_folder
 
 _STAMP = "%Y-%m-%d_%H-%M-%S"
 _RUN_NAME = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:_(.*))?")
@@ -219,19 +218,10 @@ class RunDir:
         """
         if self._lock is not None:
             return
-        try:
-            import fcntl
-        except ImportError:  # not on this system: two processes may then resume the same run
+        refusal = f"another process is writing to {self.path}: stop it, or start a new run"
+        self._lock = lock_folder(self.path, refusal)
+        if self._lock is None:  # two processes may then resume the same run
             return
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(handle)
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise UserError(f"another process is writing to {self.path}: stop it, or start a new run") from None
-            return  # a file system without locks
-        self._lock = handle
         for pattern in (".*.tmp", ".*.part.mp4"):  # of a process that was killed while it wrote
             for leftover in self.path.rglob(pattern):
                 with contextlib.suppress(OSError):

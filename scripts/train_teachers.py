@@ -42,7 +42,7 @@ from teacher_training.job import JobCfg, TeacherJob
 
 from foundation.config.validate import MOST_SEED
 from foundation.errors import UserError
-from foundation.files import atomic_torch_save, load_checkpoint
+from foundation.files import atomic_torch_save, load_checkpoint, lock_folder
 from foundation.rsl_rl.command import Interrupt, run_command
 from foundation.rsl_rl.distillation import resolve_device
 from foundation.rsl_rl.parser import ScriptParser
@@ -120,6 +120,16 @@ def find_vehicles(args: argparse.Namespace) -> list[Path]:
     return files[:number]
 
 
+def begin_output(args: argparse.Namespace) -> None:
+    """Make the folder, and keep other processes and a training that is there already from harm."""
+    if not args.resume and (args.output / STATE).exists():
+        raise UserError(f"'{args.output}' has a training in it: go on with --resume, or name another --output")
+    if args.resume and not (args.output / STATE).exists():
+        raise UserError(f"--resume: '{args.output / STATE}' does not exist: there is nothing to go on with")
+    args.output.mkdir(parents=True, exist_ok=True)
+    lock_folder(args.output, f"another process trains teachers in '{args.output}': stop it, or name another --output")
+
+
 def make_job(args: argparse.Namespace, files: list[Path]) -> TeacherJob:
     """Begin a training, or go on with a saved one (whose settings then stand)."""
     fleet = Fleet(files, args.device)
@@ -192,8 +202,8 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     console = Console(highlight=False, soft_wrap=True)
     files = find_vehicles(args)
+    begin_output(args)
     job = make_job(args, files)
-    args.output.mkdir(parents=True, exist_ok=True)
     with Interrupt() as stop:
         finished = run(job, args.output, stop, console)
     if not finished:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -18,7 +17,7 @@ from foundation.data.episode_table import EpisodeTable
 from foundation.data.layout import INDEX, ChunkFile, DatasetLayout
 from foundation.data.saved import EPISODE_COLUMNS, SavedDataset
 from foundation.errors import UserError
-from foundation.files import atomic_write_bytes
+from foundation.files import atomic_write_bytes, lock_folder
 
 MAX_FILE_BYTES = 64_000_000
 """A file is written when the chunks that wait for it are as large as this, or when an epoch ends."""
@@ -86,20 +85,10 @@ class DatasetWriter:
         self.files, self.teacher = saved.files, saved.teacher or self.teacher
 
     def _lock_folder(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # not on this system: two processes may then write to the same folder
-            return
-        handle = os.open(self.path, os.O_RDONLY)
-        self._unlock = weakref.finalize(self, os.close, handle)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self.close()
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise UserError(
-                    f"another process is saving to the dataset '{self.path}': name another folder"
-                ) from None
+        refusal = f"another process is saving to the dataset '{self.path}': name another folder"
+        handle = lock_folder(self.path, refusal)
+        if handle is not None:
+            self._unlock = weakref.finalize(self, os.close, handle)
 
     def close(self) -> None:
         """Let other processes write. What waits for its file is not written."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -17,9 +18,10 @@ import yaml
 from rich.console import Console
 from rsl_rl.runners import OnPolicyRunner
 
+from foundation.files import lock_folder
 from foundation.learning.bptt import PolicyStack
 from foundation.learning.critic_fit import discounted_returns
-from foundation.rsl_rl.command import Interrupt
+from foundation.rsl_rl.command import Interrupt, run_command
 from foundation.rsl_rl.versions import translate
 from foundation.sim.vehicle_folder import write_vehicles
 from foundation.sim.vehicles import sample_vehicles
@@ -231,6 +233,23 @@ def test_sigterm_saves_and_resume_ends(tmp_path, fleet):
     resumed = _run("train_teachers.py", *arguments, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert len(find_teachers(str(output))) == 3
+
+
+def test_a_training_that_is_there_is_not_written_over(tmp_path, fleet, capsys):
+    """Without --resume it is left as it is, and while another process holds the folder, with it too."""
+    arguments = ["--vehicles", str(fleet.files[0].parent), "--output", str(tmp_path / "out"), "--quick"]
+    (tmp_path / "out").mkdir()
+    state = tmp_path / "out" / "training_state.pt"
+    state.write_bytes(b"days of work")
+    assert run_command(train_teachers.main, arguments) == 2
+    assert "has a training in it: go on with --resume" in capsys.readouterr().err
+    held = lock_folder(tmp_path / "out", "")
+    assert held is not None
+    assert run_command(train_teachers.main, [*arguments, "--resume"]) == 2
+    os.close(held)
+    error = capsys.readouterr().err
+    assert "another process trains teachers in" in error and len(error.splitlines()) == 1
+    assert state.read_bytes() == b"days of work"
 
 
 @pytest.mark.parametrize(
