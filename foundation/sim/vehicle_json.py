@@ -36,6 +36,9 @@ def _numbers(value: Any, shape: tuple[int, ...], key: str, where: str) -> torch.
         raise UserError(f"{where}: '{key}' has shape {list(tensor.shape)}, expected {list(shape)}")
     if not torch.isfinite(tensor).all():
         raise UserError(f"{where}: '{key}' is not finite")
+    single = tensor.float()  # what is flown with
+    if not torch.isfinite(single).all() or (tensor.any() and not single.any()):
+        raise UserError(f"{where}: '{key}' is beyond the range of single precision")
     return tensor
 
 

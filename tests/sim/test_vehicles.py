@@ -73,6 +73,8 @@ def _bad(change) -> dict:
         (lambda d: d.update(mass="heavy"), "mass"),
         (lambda d: d.update(mass=float("nan")), "not finite"),
         (lambda d: d.update(mass=10**400), "mass"),
+        (lambda d: d.update(mass=1e-300), "'dynamics.mass' is beyond the range of single precision"),
+        (lambda d: d.update(gravity=[0.0, 0.0, -1e300]), "'dynamics.gravity' is beyond"),
         (lambda d: d.pop("mass"), "lacks 'mass'"),
         (lambda d: d.pop("rotor_thrust_coefficients"), "rotor_thrust_coefficients"),
         (lambda d: (d.pop("J"), d.pop("J_inv")), "lacks 'J'"),
