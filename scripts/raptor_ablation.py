@@ -178,7 +178,7 @@ class Ablation:
     def measure(self, setting: Setting) -> dict[str, Any]:
         """Distil with one setting and fly the student on its own and on held-out vehicles."""
         from raptor.flights import fly, load_flyer
-        from raptor.stages import cpu_seconds, newest_run, python
+        from raptor.stages import TASK, cpu_seconds, newest_run, python
 
         from foundation.sim.vehicles import sample_vehicles, to_dict
 
@@ -190,7 +190,7 @@ class Ablation:
         begun = cpu_seconds()
         python(
             "foundation/rsl_rl/distillation.py",
-            *("--task", "Isaac-Quadcopter-Point-Ctrl-v0", "--engine", "torch", "--device", "cpu"),
+            *("--task", TASK, "--engine", "torch", "--device", "cpu"),
             *("--teacher_checkpoint", manifest, "--experiment_name", "raptor_ablation", "--run_name", name),
             *("experiment=raptor", *sizes, *setting.tokens(args.n_epochs)),
             log=args.folder / "output" / f"{name}.log",
@@ -211,6 +211,8 @@ class Ablation:
 
     def subset(self, number: int) -> tuple[Path, list[str]]:
         """Write a manifest of the first teachers; return it and their vehicles."""
+        from raptor.stages import TASK
+
         from foundation.teachers.manifest import write_manifest
 
         entries = self.entries[:number]
@@ -218,7 +220,7 @@ class Ablation:
         if number == len(self.entries):
             return self.args.manifest, vehicles
         path = self.args.manifest.parent / f"first_{number}.yaml"  # beside the agent's parameters
-        write_manifest(path, entries, "Isaac-Quadcopter-Point-Ctrl-v0")
+        write_manifest(path, entries, TASK)
         return path, vehicles
 
     def report(self, axes: dict[str, list[list[Setting]]]) -> None:

@@ -19,8 +19,7 @@ from foundation.evaluation.evaluate import EvaluationResult, evaluate
 from foundation.teachers import TeacherPolicyWrapper
 from foundation.teachers.ensemble import load_ensemble
 from foundation.teachers.manifest import FAILED, TeacherEntry, read_manifest
-
-TASK = "Isaac-Quadcopter-Point-Ctrl-v0"
+from raptor.stages import TASK
 
 
 @dataclass
