@@ -48,8 +48,10 @@ def find_checkpoint(args: argparse.Namespace) -> Path:
         run = RunDir.find(LOG_ROOT / "distillation", args.experiment_name, args.load_run)
     except UserError as error:  # it may be a run of train.py, but only if the user names one
         if args.experiment_name is None and args.load_run is None:
+            missing = f"'{named}' does not exist, and " if named else ""
             raise UserError(
-                f"no run found in {LOG_ROOT / 'distillation'}: give --checkpoint PATH, or distil a student first"
+                f"{missing}no run found in {LOG_ROOT / 'distillation'}: give --checkpoint PATH, or distil a student "
+                "first"
             ) from None
         try:
             run = RunDir.find(LOG_ROOT / "rsl_rl", args.experiment_name, args.load_run)

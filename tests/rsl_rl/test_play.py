@@ -190,6 +190,7 @@ def test_real_time_takes_as_long_as_the_flight():
     ("argv", "message"),
     [
         ([], "no run found in logs/distillation: give --checkpoint PATH"),
+        (["--checkpoint", "missing.pt"], "'missing.pt' does not exist, and no run found in logs/distillation"),
         (["--chekpoint", STUDENT], "unknown flag '--chekpoint'. Did you mean '--checkpoint'"),
         (["--load_run", "x"], "no run found in logs/distillation"),
         (["--checkpoint", "missing.pt", "--load_run", "x"], "no run found"),
