@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foundation.data.collector import collect_episodes
-    from foundation.data.dataset import DistillationDataset
+    from foundation.dataset.dataset import DistillationDataset
+    from foundation.rollout.collector import collect_episodes
     from foundation.students import StudentPolicy
     from foundation.teachers import TeacherPolicyWrapper
 
@@ -15,10 +15,10 @@ __version__ = "0.1.0"
 __all__ = ["DistillationDataset", "StudentPolicy", "TeacherPolicyWrapper", "__version__", "collect_episodes"]
 
 _HOMES = {
-    "DistillationDataset": "foundation.data.dataset",
+    "DistillationDataset": "foundation.dataset.dataset",
     "StudentPolicy": "foundation.students",
     "TeacherPolicyWrapper": "foundation.teachers",
-    "collect_episodes": "foundation.data.collector",
+    "collect_episodes": "foundation.rollout.collector",
 }
 
 

@@ -30,7 +30,7 @@ SWEEP_BUDGETS = {"ours": 4.0, "rsl_rl": 8.0}
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    from foundation.rsl_rl.parser import ScriptParser
+    from foundation.cli.parser import ScriptParser
 
     parser = ScriptParser(__doc__)
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
@@ -153,7 +153,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and return its exit code."""
-    from foundation.rsl_rl.command import run_command
+    from foundation.cli.command import run_command
 
     return run_command(lambda arguments: run(parse(arguments)), argv)
 

@@ -79,7 +79,7 @@ AXES: dict[str, list[Any]] = {
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    from foundation.rsl_rl.parser import ScriptParser
+    from foundation.cli.parser import ScriptParser
 
     parser = ScriptParser(__doc__)
     parser.add_argument("--manifest", type=Path, required=True, help="teachers.yaml; the first sixteen are used")
@@ -123,7 +123,7 @@ def finished(args: argparse.Namespace, setting: Setting) -> dict[str, Any] | Non
     Raises:
         UserError: If it was done with other sizes.
     """
-    from foundation.errors import UserError
+    from foundation.core.errors import UserError
 
     path = args.folder / f"{setting.name}.json"
     if not path.exists():
@@ -180,7 +180,7 @@ class Ablation:
         from raptor.flights import fly, load_flyer
         from raptor.stages import TASK, cpu_seconds, newest_run, python
 
-        from foundation.sim.vehicles import sample_vehicles, to_dict
+        from foundation.tasks.quadrotor.sim.vehicles import sample_vehicles, to_dict
 
         args, name = self.args, setting.name
         manifest, vehicles = self.subset(setting.num_teachers)
@@ -297,7 +297,7 @@ def table_row(axis: str, value: str, row: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the ablation and return its exit code."""
-    from foundation.rsl_rl.command import run_command
+    from foundation.cli.command import run_command
 
     return run_command(lambda arguments: Ablation(parse(arguments)).run(), argv)
 

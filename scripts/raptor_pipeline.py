@@ -49,8 +49,8 @@ NOISE = {"position": 0.005, "orientation": 0.005, "velocity": 0.01, "body_rates"
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    from foundation.rsl_rl.cli_args import seed
-    from foundation.rsl_rl.parser import ScriptParser
+    from foundation.cli.cli_args import seed
+    from foundation.cli.parser import ScriptParser
 
     parser = ScriptParser(__doc__)
     parser.add_argument(
@@ -96,7 +96,7 @@ class Pipeline:
         """Open, or begin, the folder."""
         from raptor.stages import Stages, checked_tokens
 
-        from foundation.rsl_rl.distillation import resolve_device
+        from foundation.cli.cli_args import resolve_device
 
         self.args = args
         self.folder: Path = args.folder or Path("logs/raptor") / str(args.num_teachers)
@@ -120,7 +120,7 @@ class Pipeline:
 
     def sample(self) -> None:
         """Sample the vehicles of the training."""
-        from foundation.sim.vehicle_folder import write_registry
+        from foundation.tasks.quadrotor.sim.vehicle_folder import write_registry
 
         self._sample(self.vehicles, self.args.num_teachers, self.args.seed)
         if self.args.real_vehicles:
@@ -130,7 +130,7 @@ class Pipeline:
         """Sample the vehicles that nobody is trained on, and write the Crazyflie beside them."""
         from raptor.stages import write_json
 
-        from foundation.sim.vehicles import crazyflie, to_dict
+        from foundation.tasks.quadrotor.sim.vehicles import crazyflie, to_dict
 
         self._sample(self.held_out, self.args.held_out, self.args.seed + HELD_OUT_SEED)
         write_json(self.folder / "crazyflie.json", to_dict(crazyflie(), 0))
@@ -138,7 +138,7 @@ class Pipeline:
     def _sample(self, folder: Path, number: int, seed: int) -> None:
         from raptor.stages import write_json
 
-        from foundation.sim.vehicles import sample_vehicles, to_dict
+        from foundation.tasks.quadrotor.sim.vehicles import sample_vehicles, to_dict
 
         vehicles = sample_vehicles(number, seed)
         width = len(str(number - 1))
@@ -248,7 +248,7 @@ def noise_tokens() -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the pipeline and return its exit code."""
-    from foundation.rsl_rl.command import run_command
+    from foundation.cli.command import run_command
 
     return run_command(lambda arguments: Pipeline(parse(arguments)).run(), argv)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from foundation.errors import UserError
-from foundation.rsl_rl.command import run_command
-from foundation.rsl_rl.parser import ScriptParser
-from foundation.sim.vehicle_folder import write_registry, write_vehicles
-from foundation.sim.vehicles import sample_vehicles
+from foundation.cli.command import run_command
+from foundation.cli.parser import ScriptParser
+from foundation.core.errors import UserError
+from foundation.tasks.quadrotor.sim.vehicle_folder import write_registry, write_vehicles
+from foundation.tasks.quadrotor.sim.vehicles import sample_vehicles
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,15 +21,15 @@ from typing import Any
 import torch
 from teacher_training.checkpoints import agent_cfg, checkpoint, write_yaml
 
-from foundation.files import atomic_torch_save
-from foundation.learning.bptt import BpttCfg, PolicyStack, train
-from foundation.learning.critic_fit import discounted_returns, fit_critics, fit_std
-from foundation.rsl_rl.command import run_command
-from foundation.rsl_rl.parser import ScriptParser
-from foundation.tasks.point_ctrl.agents.rsl_rl_ppo_cfg import QuadcopterPointCtrlPPORunnerCfg
-from foundation.tasks.point_ctrl.differentiable import DifferentiablePointCtrl
-from foundation.tasks.point_ctrl.env_cfg import QuadcopterPointCtrlEnvCfg, SceneCfg
-from foundation.tasks.point_ctrl.torch_env import QuadcopterPointCtrlEnv
+from foundation.cli.command import run_command
+from foundation.cli.parser import ScriptParser
+from foundation.core.files import atomic_torch_save
+from foundation.tasks.quadrotor.agents.rsl_rl_ppo_cfg import QuadcopterPointCtrlPPORunnerCfg
+from foundation.tasks.quadrotor.env_cfg import QuadcopterPointCtrlEnvCfg, SceneCfg
+from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
+from foundation.tasks.quadrotor.training.bptt import BpttCfg, PolicyStack, train
+from foundation.tasks.quadrotor.training.critic_fit import discounted_returns, fit_critics, fit_std
+from foundation.tasks.quadrotor.training.differentiable import DifferentiablePointCtrl
 
 GROUP = "policy"
 CRITIC_DIMS = [128, 128]

@@ -1,14 +1,17 @@
-"""Settings of all tests. This file also makes the helper modules beside it importable from every folder below."""
+"""Settings of all tests. What tests share is in ``helpers/``, importable from every folder."""
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
+from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)

@@ -10,11 +10,11 @@ import torch
 from toy_env import RegulatorEnv, Stateless
 
 from foundation.config.distillation_cfg import DistillationCfg, LossCfg
-from foundation.errors import UserError
-from foundation.files import load_checkpoint
-from foundation.networks.output import PolicyOutput
-from foundation.run_dir import RunDir
-from foundation.runner import DistillationRunner
+from foundation.core.errors import UserError
+from foundation.core.files import load_checkpoint
+from foundation.policies.output import PolicyOutput
+from foundation.runs.run_dir import RunDir
+from foundation.runs.runner import DistillationRunner
 from foundation.students import make_student, student_cfg_class
 from foundation.teachers import TeacherPolicyWrapper
 

@@ -13,30 +13,26 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "foundation"
 
 DIRECTLY_BELOW: dict[str, set[str]] = {
-    "errors": set(),
-    "stopwatch": {"errors"},
-    "files": {"errors"},
-    "config": {"errors", "files"},
-    "sim": {"errors", "files"},
-    "networks": {"errors", "files"},
-    "tasks": {"config", "sim", "networks"},
-    "engines": {"tasks"},
-    "students": {"config", "networks"},
-    "teachers": {"students"},  # a student's checkpoint can teach in its turn
-    "data": {"teachers", "students"},
-    "learning": {"data"},
-    "export": {"data"},
+    "core": set(),
+    "config": {"core"},
+    "policies": {"config"},
+    "students": {"policies"},
+    "checkpoints": {"students"},  # a student's checkpoint can teach in its turn
+    "teachers": {"checkpoints"},
+    "dataset": {"teachers"},
+    "rollout": {"dataset", "engines"},
+    "learning": {"rollout"},
     "evaluation": {"learning"},
-    "metrics_writer": {"config"},
-    "run_dir": {"evaluation", "export", "files"},
-    "runner": {"run_dir", "metrics_writer", "stopwatch"},
-    "rsl_rl": {"runner", "engines"},
+    "export": {"learning"},
+    "tasks": {"config"},
+    "tasks.quadrotor.training": {"tasks", "learning"},
+    "engines": {"tasks"},
+    "runs": {"evaluation", "export"},
+    "ppo": {"runs"},
+    "cli": {"ppo"},
+    "rsl_rl": {"cli"},
 }
 """Rooms, low to high, each with those directly below it; it may import these and all that is below them."""
-
-_RUNNER = ("report", "run_dataset", "run_state", "run_summary", "run_teachers", "offline")
-SAME_ROOM = dict.fromkeys(_RUNNER, "runner")
-"""Files of the package's root that belong together with another one."""
 
 
 def below(room: str) -> set[str]:
@@ -46,16 +42,15 @@ def below(room: str) -> set[str]:
 
 
 def room_of(dotted: str) -> str:
-    """The room of a module of the package, given without the leading ``foundation.``."""
-    name = dotted.partition(".")[0]
-    return SAME_ROOM.get(name, name)
+    """The room of a module of the package, given without the leading ``foundation.``: the longest known name."""
+    parts = dotted.split(".")
+    names = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    return next((name for name in names if name in DIRECTLY_BELOW), parts[0])
 
 
 def imports_of(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Every ``foundation.*`` import, inside functions too, but not those for type checkers alone."""
+    """Every ``foundation.*`` import, those inside functions and for type checkers alone too."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -98,13 +93,15 @@ def test_imports_follow_the_layers() -> None:
     ("where", "source", "caught"),
     [
         ("config/x.py", "import foundation.students", True),
-        ("config/x.py", "def f():\n    from foundation.runner import X", True),
-        ("networks/x.py", "from foundation.config import y", True),
-        ("teachers/x.py", "from foundation.data.dataset import D", True),
-        ("sim/x.py", "from foundation import tasks", True),
+        ("config/x.py", "def f():\n    from foundation.runs.runner import X", True),
+        ("policies/x.py", "from foundation.students import y", True),
+        ("teachers/x.py", "from foundation.dataset.dataset import D", True),
+        ("policies/x.py", "from foundation import tasks", True),
         ("rsl_rl/x.py", "from foundation.engines import select_engine", False),
-        ("data/x.py", "if TYPE_CHECKING:\n    from foundation.runner import R", False),
-        ("tasks/x.py", "import torch\nfrom foundation.errors import UserError", False),
+        ("dataset/x.py", "if TYPE_CHECKING:\n    from foundation.runs.runner import R", True),
+        ("tasks/x.py", "import torch\nfrom foundation.core.errors import UserError", False),
+        ("tasks/x.py", "from foundation.policies.mlp import MLP", True),
+        ("tasks/quadrotor/training/x.py", "from foundation.policies.mlp import MLP", False),
     ],
 )
 def test_the_check_itself_catches_what_it_should(where: str, source: str, caught: bool) -> None:
@@ -115,7 +112,7 @@ def test_the_check_itself_catches_what_it_should(where: str, source: str, caught
 def test_importing_the_package_is_light() -> None:
     """``import foundation`` and the command line's building blocks need neither torch, hydra nor gymnasium."""
     script = (
-        "import sys, foundation, foundation.rsl_rl.cli_args, foundation.rsl_rl.distillation\n"
+        "import sys, foundation, foundation.cli.cli_args, foundation.rsl_rl.distillation\n"
         "heavy = {'torch', 'hydra', 'gymnasium', 'tensordict', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )

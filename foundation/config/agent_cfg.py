@@ -1,6 +1,6 @@
 """Typed configuration of an RSL-RL run, with the field names that Isaac Lab's users know.
 
-The layout is that of rsl-rl-lib 5 (one model each for actor and critic); ``foundation.rsl_rl.versions`` translates it
+The layout is that of rsl-rl-lib 5 (one model each for actor and critic); ``foundation.ppo.versions`` translates it
 to what the installed release wants, and accepts Isaac Lab's own configs of either layout just as well.
 """
 

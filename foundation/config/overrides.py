@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from foundation.config.values import apply_values, key_names
-from foundation.errors import UserError, suggest
+from foundation.core.errors import UserError, suggest
 
 GROUPS = ("student", "loss", "schedule", "dataset", "task", "experiment")
 """Folders under ``configs/``, each a choice of files: ``student=gru``."""

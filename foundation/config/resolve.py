@@ -12,7 +12,7 @@ from foundation.config.distillation_cfg import DistillationCfg, StudentCfg
 from foundation.config.overrides import Overrides
 from foundation.config.validate import validate
 from foundation.config.values import apply_values, key_names
-from foundation.errors import UserError, suggest
+from foundation.core.errors import UserError, suggest
 
 StudentCfgClass = Callable[[str], type[StudentCfg]]
 """Gives the config class of a student by its name; raises :class:`UserError` for an unknown one."""

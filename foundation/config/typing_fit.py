@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-from foundation.errors import import_module
+from foundation.core.errors import import_module
 
 _NAMES: dict[Any, str] = {
     bool: "true or false",

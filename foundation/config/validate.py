@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from foundation.config.distillation_cfg import DistillationCfg, ScheduleCfg, TeacherCfg
-from foundation.errors import UserError, suggest
+from foundation.core.errors import UserError, suggest
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from foundation.config.typing_fit import MisfitError, describe, field_hints, fit, is_mapping, members, value_hint
-from foundation.errors import UserError, suggest
+from foundation.core.errors import UserError, suggest
 
 
 def apply_values(cfg: Any, values: Mapping[str, Any], where: str = "") -> None:

@@ -6,8 +6,8 @@ import importlib
 import re
 from pathlib import Path
 
+from foundation.core.errors import UserError, import_module, suggest
 from foundation.engines.base import Engine
-from foundation.errors import UserError, import_module, suggest
 
 _ENGINE_CLASS = re.compile(r"^class \w+\((?:\w*\.)?\w*Engine\):", re.MULTILINE)
 

@@ -18,8 +18,8 @@ from typing import Any, NoReturn
 
 import gymnasium
 
+from foundation.core.errors import UserError, suggest
 from foundation.engines.base import Configure, LaunchRequest, VideoRequest
-from foundation.errors import UserError, suggest
 from foundation.tasks import launching, resolve_task
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ import argparse
 import importlib.util
 from typing import Any
 
+from foundation.core.errors import UserError
 from foundation.engines.base import VideoRequest
-from foundation.errors import UserError
 
 _RECORDED = ("kit", "newton_gl", "newton_rtx")
 """Visualizers that give frames; the others stream."""

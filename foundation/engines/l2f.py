@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from foundation.engines.torch import TorchEngine
-from foundation.sim.l2f_dynamics import MISSING, l2f_is_installed
+from foundation.tasks.quadrotor.sim.l2f_dynamics import MISSING, l2f_is_installed
 
 
 class L2fEngine(TorchEngine):

@@ -10,9 +10,9 @@ import gymnasium
 import torch
 from gymnasium.envs.registration import EnvSpec
 
+from foundation.core.errors import UserError
 from foundation.engines.base import Configure, Engine, LaunchRequest, VecEnv, VideoRequest
 from foundation.engines.video import ActionClip, VideoRecorder
-from foundation.errors import UserError
 from foundation.tasks import launching, load_entry_point, resolve_task, why_not_registered
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
+from foundation.core.errors import UserError
 from foundation.engines.base import VideoRequest
-from foundation.errors import UserError
 
 logger = logging.getLogger(__name__)
 

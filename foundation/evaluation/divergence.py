@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from tensordict import TensorDict
 
-from foundation.data.actors import Policy
-from foundation.data.obs_groups import ObsSelector
-from foundation.networks.output import PolicyOutput
+from foundation.policies.actors import Policy
+from foundation.policies.obs_groups import ObsSelector
+from foundation.policies.output import PolicyOutput
 
 
 def js_divergence(p: PolicyOutput, q: PolicyOutput, num_samples: int = 16) -> torch.Tensor:
@@ -48,7 +48,7 @@ def _log_prob(actions: torch.Tensor, output: PolicyOutput) -> torch.Tensor:
 class DivergenceProbe:
     """Compares student and teacher on every ``interval``-th step of an evaluation (stateless policies only).
 
-    Pass :meth:`on_step` to :func:`foundation.evaluation.evaluate.evaluate`.
+    Pass :meth:`on_step` to :func:`foundation.rollout.evaluate.evaluate`.
     """
 
     def __init__(

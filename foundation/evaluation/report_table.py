@@ -11,8 +11,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from foundation.data.actors import Policy
-from foundation.evaluation.evaluate import EvaluationResult
+from foundation.policies.actors import Policy
+from foundation.rollout.evaluate import EvaluationResult
 
 UNITS = {"position_error": (100.0, "cm")}
 """Metrics that are shown in other than SI units: factor and unit."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from foundation.config.distillation_cfg import TeacherCfg
-from foundation.errors import UserError
-from foundation.evaluation.evaluate import EvaluationResult
+from foundation.core.errors import UserError
+from foundation.rollout.evaluate import EvaluationResult
 from foundation.teachers.manifest import is_one_file
 
 ONE_SIDED_95 = 1.645

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from foundation.networks.rnn import RecurrentCore
+from foundation.policies.rnn import RecurrentCore
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from foundation.config.distillation_cfg import GateCfg
-from foundation.errors import UserError
+from foundation.core.errors import UserError
 from foundation.teachers.gate import TeacherGate
 
 LEARNING_RATE, BATCH_ROWS, CHECKS = 1e-3, 512, 20

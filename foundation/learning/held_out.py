@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
-from foundation.data.dataset import DistillationDataset
-from foundation.data.minibatch import Minibatch
+from foundation.dataset.dataset import DistillationDataset
+from foundation.dataset.minibatch import Minibatch
 from foundation.learning.learner import Learner
 
 BATCH_ROWS = 16384

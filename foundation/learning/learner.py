@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from foundation.config.distillation_cfg import DistillationCfg
-from foundation.data.dataset import DistillationDataset, Minibatch
-from foundation.errors import UserError, suggest
+from foundation.core.errors import UserError, suggest
+from foundation.dataset.dataset import DistillationDataset, Minibatch
 from foundation.learning.compilation import compiled
 from foundation.learning.losses import LossParams, LossSpec, check_choices, loss_spec
 from foundation.learning.precision import Precision
 from foundation.learning.schedules import value_at
-from foundation.networks.output import PolicyOutput
+from foundation.policies.output import PolicyOutput
 
 OPTIMIZERS = {
     "adam": torch.optim.Adam,

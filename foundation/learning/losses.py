@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from foundation.errors import UserError, import_module, suggest
-from foundation.networks.output import PolicyOutput
+from foundation.core.errors import UserError, import_module, suggest
+from foundation.policies.output import PolicyOutput
 
 
 @dataclass

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from foundation.errors import UserError
-from foundation.networks.output import PolicyOutput
+from foundation.core.errors import UserError
+from foundation.policies.output import PolicyOutput
 
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Type that the student's products are computed in, by ``optimizer.precision``."""

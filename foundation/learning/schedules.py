@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from foundation.config.distillation_cfg import DistillationCfg, ScheduleCfg
-from foundation.errors import UserError, suggest
+from foundation.core.errors import UserError, suggest
 
 
 def _constant(cfg: ScheduleCfg, progress: float, epoch: int) -> float:

@@ -18,11 +18,8 @@ if not __package__:  # run, or imported, as a file of a clone: take this clone's
     sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 
 import foundation
-from foundation.config.overrides import Overrides, parse_overrides
-from foundation.config.resolve import Resolved, resolve
-from foundation.errors import RunInterrupted, UserError
-from foundation.rsl_rl.agent_values import choose_groups, name_experiment, read, size_student
-from foundation.rsl_rl.cli_args import (
+from foundation.cli.agent_values import choose_groups, name_experiment, read, size_student
+from foundation.cli.cli_args import (
     CommandParser,
     Interrupt,
     add_distillation_args,
@@ -30,15 +27,19 @@ from foundation.rsl_rl.cli_args import (
     add_rsl_rl_args,
     distillation_flags,
     parse_command,
+    resolve_device,
     run_command,
     set_up_logging,
 )
-from foundation.rsl_rl.teacher_set import drop_weak_teachers, fit_environments, load_teacher
+from foundation.cli.teacher_set import drop_weak_teachers, fit_environments, load_teacher
+from foundation.config.overrides import Overrides, parse_overrides
+from foundation.config.resolve import Resolved, resolve
+from foundation.core.errors import RunInterrupted, UserError
 
 if TYPE_CHECKING:
     from foundation.engines.base import Engine
-    from foundation.run_dir import RunDir
-    from foundation.runner import DistillationRunner
+    from foundation.runs.run_dir import RunDir
+    from foundation.runs.runner import DistillationRunner
 
 logger = logging.getLogger("foundation.distillation")
 LOG_ROOT = Path("logs/distillation")
@@ -118,7 +119,7 @@ def prepare(
 def settle(args: argparse.Namespace, tokens: list[str], resumed: RunDir | None) -> tuple[Overrides, Resolved]:
     """Resolve the config from files (or the run to resume), overrides and flags."""
     from foundation.learning.losses import LOSSES
-    from foundation.metrics_writer import check_logger
+    from foundation.runs.metrics_writer import check_logger
     from foundation.students import student_cfg_class
 
     if args.checkpoint and not args.resume:
@@ -139,25 +140,9 @@ def settle(args: argparse.Namespace, tokens: list[str], resumed: RunDir | None) 
     return overrides, resolved
 
 
-def resolve_device(device: str) -> str:
-    """Return the device to compute on; ``auto`` is the first GPU where there is one."""
-    import torch
-
-    from foundation.config.validate import check_device
-
-    check_device(device)
-    if device == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda"):
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(device.partition(":")[2] or 0) >= count:
-            raise UserError(f"--device is {device!r} but torch sees {count} CUDA devices here: use --device cpu")
-    return device
-
-
 def find_run(args: argparse.Namespace) -> RunDir:
     """Find the run that ``--resume``, ``--load_run`` and ``--experiment_name`` mean."""
-    from foundation.run_dir import RunDir
+    from foundation.runs.run_dir import RunDir
 
     if args.checkpoint and Path(args.checkpoint).is_file():
         return RunDir(Path(args.checkpoint).resolve().parent)
@@ -198,8 +183,8 @@ def launch(job: Job, teacher: Any) -> int:
 def run_in(job: Job, teacher: Any, env_cfg: Any, agent_cfg: Any) -> int:
     """Make the run's folder, its environments and its runner, and let it run."""
     from foundation.engines.base import VideoRequest
-    from foundation.run_dir import RunDir
-    from foundation.run_state import checkpoint_to_resume, steps_taken
+    from foundation.runs.run_dir import RunDir
+    from foundation.runs.run_state import checkpoint_to_resume, steps_taken
 
     cfg, args = job.resolved.cfg, job.args
     run = job.resumed or RunDir.create(LOG_ROOT, cfg.experiment_name or "", cfg.run_name)
@@ -253,9 +238,9 @@ def run_with(
     checkpoint: dict[str, Any] | None,
 ) -> int:
     """Build the runner, write the parameters, and run until the end or a signal."""
-    from foundation.metrics_writer import make_writer
-    from foundation.run_state import first_step
-    from foundation.runner import DistillationRunner
+    from foundation.runs.metrics_writer import make_writer
+    from foundation.runs.run_state import first_step
+    from foundation.runs.runner import DistillationRunner
 
     cfg = job.resolved.cfg
     first = first_step(checkpoint) if job.resumed else None
@@ -287,7 +272,7 @@ def run_with(
 
 def start(job: Job, run: RunDir, runner: DistillationRunner, checkpoint: dict[str, Any] | None) -> None:
     """Put a resumed run back to where it was, and say whether it goes on exactly."""
-    from foundation.run_state import restore
+    from foundation.runs.run_state import restore
 
     if job.resumed is None:
         return

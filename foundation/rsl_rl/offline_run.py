@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from foundation.cli.command import Interrupt
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.overrides import Overrides
-from foundation.errors import RunInterrupted, UserError
-from foundation.rsl_rl.command import Interrupt
+from foundation.core.errors import RunInterrupted, UserError
 
 if TYPE_CHECKING:
-    from foundation.run_dir import RunDir
+    from foundation.runs.run_dir import RunDir
 
 
 def run_offline(
@@ -30,10 +30,10 @@ def run_offline(
     Returns:
         The exit code.
     """
-    from foundation.metrics_writer import make_writer
-    from foundation.offline import OfflineRunner, open_for
-    from foundation.run_dir import RunDir
-    from foundation.run_state import checkpoint_to_resume
+    from foundation.runs.metrics_writer import make_writer
+    from foundation.runs.offline import OfflineRunner, open_for
+    from foundation.runs.run_dir import RunDir
+    from foundation.runs.run_state import checkpoint_to_resume
 
     refuse_simulator(args, overrides, cfg)
     open_for(cfg)

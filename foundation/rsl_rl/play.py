@@ -19,9 +19,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # run as a file of a clone: take this clone's packages
     sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 
-from foundation.config.overrides import Overrides, parse_overrides
-from foundation.errors import RunInterrupted, UserError, suggest
-from foundation.rsl_rl.cli_args import (
+from foundation.cli.cli_args import (
     CommandParser,
     Interrupt,
     add_launch_args,
@@ -30,12 +28,14 @@ from foundation.rsl_rl.cli_args import (
     run_command,
     set_up_logging,
 )
-from foundation.rsl_rl.find_policy import LOG_ROOT, find_policy
+from foundation.cli.find_policy import LOG_ROOT, find_policy
+from foundation.config.overrides import Overrides, parse_overrides
+from foundation.core.errors import RunInterrupted, UserError, suggest
 
 if TYPE_CHECKING:
-    from foundation.data.actors import Actor
-    from foundation.data.obs_groups import ObsSelector
     from foundation.engines.base import Engine, VideoRequest
+    from foundation.policies.actors import Actor
+    from foundation.policies.obs_groups import ObsSelector
     from foundation.teachers import TeacherPolicyWrapper
 
 logger = logging.getLogger("foundation.play")
@@ -138,8 +138,8 @@ def _existing_parent(path: Path) -> Path:
 
 def launch(job: Job, engine: Engine) -> int:
     """Start the simulator, play, and report."""
+    from foundation.cli.vehicle_table import whole_fleets
     from foundation.engines.base import LaunchRequest
-    from foundation.rsl_rl.vehicle_table import whole_fleets
 
     args = job.args
     typed_num_envs = any(token.partition("=")[0].endswith("scene.num_envs") for token in tokens_of(job.overrides))
@@ -196,10 +196,10 @@ def play(job: Job, engine: Engine, env: Any, interrupt: Interrupt) -> None:
     """Run the episodes and show what they were."""
     from rich.console import Console
 
-    from foundation.evaluation.evaluate import evaluate
-    from foundation.evaluation.pace import real_time_pace
+    from foundation.cli.vehicle_table import vehicle_figures, vehicle_names, vehicle_of, vehicle_table
     from foundation.evaluation.report_table import evaluation_figures, evaluation_table
-    from foundation.rsl_rl.vehicle_table import vehicle_figures, vehicle_names, vehicle_of, vehicle_table
+    from foundation.rollout.evaluate import evaluate
+    from foundation.rollout.pace import real_time_pace
 
     def poll() -> None:
         if interrupt.interrupted():
@@ -235,8 +235,8 @@ def play(job: Job, engine: Engine, env: Any, interrupt: Interrupt) -> None:
 
 def make_actor(job: Job, env: Any) -> tuple[Actor, ObsSelector | None]:
     """Return who acts, and how a policy's observations are selected."""
-    from foundation.data.actors import PolicyActor, RandomActor, ZeroActor
-    from foundation.data.obs_groups import teacher_selector
+    from foundation.policies.actors import PolicyActor, RandomActor, ZeroActor
+    from foundation.policies.obs_groups import teacher_selector
 
     if job.policy is None:
         if job.args.agent == "zero":
@@ -277,7 +277,7 @@ def network_figures(job: Job, env: Any, selector: ObsSelector | None) -> dict[st
 def write_json(path: Path, figures: dict[str, Any]) -> None:
     """Write the figures, whole or not at all; what is not finite becomes null."""
     from foundation.config.plain import finite, to_plain
-    from foundation.files import atomic_write_bytes
+    from foundation.core.files import atomic_write_bytes
 
     atomic_write_bytes(path, (json.dumps(finite(to_plain(figures)), indent=2) + "\n").encode())
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if __package__ in (None, ""):  # run as a script: this folder's name must not hide the library rsl_rl
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from foundation.rsl_rl.cli_args import CommandParser
-from foundation.rsl_rl.command import run_command, set_up_logging
+from foundation.cli.cli_args import CommandParser
+from foundation.cli.command import run_command, set_up_logging
 
 if TYPE_CHECKING:
     from foundation.teachers import TeacherPolicyWrapper

@@ -20,9 +20,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # run as a file of a clone: take this clone's packages
     sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 
-from foundation.config.overrides import Overrides, parse_overrides
-from foundation.errors import RunInterrupted, UserError, suggest
-from foundation.rsl_rl.cli_args import (
+from foundation.cli.cli_args import (
     CommandParser,
     Interrupt,
     add_launch_args,
@@ -32,12 +30,14 @@ from foundation.rsl_rl.cli_args import (
     run_command,
     set_up_logging,
 )
+from foundation.config.overrides import Overrides, parse_overrides
+from foundation.core.errors import RunInterrupted, UserError, suggest
 
 if TYPE_CHECKING:
     from foundation.engines.base import Engine
-    from foundation.rsl_rl.judge import Judge
-    from foundation.rsl_rl.library_runner import RslRlRunner
-    from foundation.run_dir import RunDir
+    from foundation.ppo.judge import Judge
+    from foundation.ppo.library_runner import RslRlRunner
+    from foundation.runs.run_dir import RunDir
 
 log = logging.getLogger("foundation.train")
 
@@ -150,7 +150,7 @@ def check_agent_cfg(agent_cfg: Any) -> None:
 
 def find_checkpoint(agent_cfg: Any, args: argparse.Namespace, distils: bool) -> Path | None:
     """Return the file to load: the run to resume, or the teacher of a distillation run; None to start afresh."""
-    from foundation.run_dir import RunDir
+    from foundation.runs.run_dir import RunDir
 
     if not agent_cfg.resume and not distils:
         if args.load_run or args.checkpoint:
@@ -173,9 +173,9 @@ def find_checkpoint(agent_cfg: Any, args: argparse.Namespace, distils: bool) -> 
 def train(engine: Engine, env_cfg: Any, agent_cfg: Any, args: argparse.Namespace, rank: int = 0) -> int:
     """Train the launched task; return the exit code."""
     from foundation.engines.base import VideoRequest
-    from foundation.rsl_rl.library_runner import RslRlRunner
-    from foundation.rsl_rl.versions import translate
-    from foundation.run_dir import RunDir
+    from foundation.ppo.library_runner import RslRlRunner
+    from foundation.ppo.versions import translate
+    from foundation.runs.run_dir import RunDir
 
     distils = translate(agent_cfg)["class_name"] == "DistillationRunner"
     checkpoint = find_checkpoint(agent_cfg, args, distils)
@@ -202,8 +202,8 @@ def train(engine: Engine, env_cfg: Any, agent_cfg: Any, args: argparse.Namespace
 
 def _train_in(run: RunDir, engine: Engine, env_cfg: Any, agent_cfg: Any, runner: RslRlRunner) -> int:
     """Write down what is run, and run it, in the run's folder."""
-    from foundation.rsl_rl.judge import Judge
-    from foundation.rsl_rl.versions import installed_version
+    from foundation.ppo.judge import Judge
+    from foundation.ppo.versions import installed_version
 
     run.save_params(env_cfg, agent_cfg)
     runner.runner.add_git_repo_to_log(__file__)

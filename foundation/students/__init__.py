@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from foundation.config.distillation_cfg import StudentCfg
-from foundation.errors import UserError, import_module, suggest
+from foundation.core.errors import UserError, import_module, suggest
 from foundation.students.base import Student
 from foundation.students.mlp import StudentPolicy
 

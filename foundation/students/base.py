@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from foundation.config.distillation_cfg import StudentCfg
-from foundation.errors import UserError
-from foundation.networks.normalizer import ObsNormalizer
-from foundation.networks.output import PolicyOutput
-from foundation.networks.policy_network import PolicyNetwork
+from foundation.core.errors import UserError
+from foundation.policies.normalizer import ObsNormalizer
+from foundation.policies.output import PolicyOutput
+from foundation.policies.policy_network import PolicyNetwork
 
 LOG_STD_RANGE = (-10.0, 2.0)
 """Bounds of the logarithm of a learned deviation."""

@@ -8,8 +8,8 @@ from typing import Self
 import torch
 
 from foundation.config.distillation_cfg import StudentCfg
-from foundation.errors import UserError
-from foundation.networks.mlp import build_mlp
+from foundation.core.errors import UserError
+from foundation.policies.mlp import build_mlp
 from foundation.students.window import WindowCfg, WindowStudent
 
 

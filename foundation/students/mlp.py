@@ -9,7 +9,7 @@ from typing import Self
 import torch
 
 from foundation.config.distillation_cfg import StudentCfg
-from foundation.networks.mlp import build_mlp
+from foundation.policies.mlp import build_mlp
 from foundation.students.base import NetworkCfg, Student
 
 

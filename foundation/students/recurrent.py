@@ -8,8 +8,8 @@ from typing import ClassVar, Self
 import torch
 
 from foundation.config.distillation_cfg import StudentCfg
-from foundation.networks.mlp import build_mlp
-from foundation.networks.rnn import RecurrentCore
+from foundation.policies.mlp import build_mlp
+from foundation.policies.rnn import RecurrentCore
 from foundation.students.base import NetworkCfg, Student
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from foundation.config.distillation_cfg import StudentCfg
-from foundation.errors import UserError
-from foundation.networks.mlp import build_mlp, resolve_activation
+from foundation.core.errors import UserError
+from foundation.policies.mlp import build_mlp, resolve_activation
 from foundation.students.window import WindowCfg, WindowStudent
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
-from foundation.errors import UserError, import_module, suggest
+from foundation.core.errors import UserError, import_module, suggest
 
 _LAUNCHING: ContextVar[str | None] = ContextVar("launching_engine", default=None)
 

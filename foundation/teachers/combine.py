@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from foundation.errors import UserError
-from foundation.networks.output import PolicyOutput
+from foundation.core.errors import UserError
+from foundation.policies.output import PolicyOutput
 
 COMBINATIONS = ("mean", "uncertainty", "value", "gate")
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from foundation.config.distillation_cfg import GateCfg
-from foundation.errors import UserError, suggest
-from foundation.networks.output import PolicyOutput, map_output
-from foundation.networks.policy_network import PolicyNetwork
+from foundation.core.errors import UserError, suggest
+from foundation.policies.output import PolicyOutput, map_output
+from foundation.policies.policy_network import PolicyNetwork
 from foundation.teachers.combine import COMBINATIONS, combine, refuse_discrete
 from foundation.teachers.gate import TeacherGate
 from foundation.teachers.manifest import TeacherEntry
@@ -272,7 +272,7 @@ def load_ensemble(
         mode: ``per_env``, ``expert``, or how to combine.
         temperature: Of the weights that ``value`` gives.
         gate: Of the weights that ``gate`` gives.
-        overrides: What the user says about all of them (see ``foundation.teachers.loading.Overrides``).
+        overrides: What the user says about all of them (see ``foundation.checkpoints.reading.loading.Overrides``).
     """
     with said_once():
         teachers = [TeacherPolicyWrapper(entry.checkpoint, device, **overrides) for entry in entries]

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from foundation.config.distillation_cfg import GateCfg
-from foundation.networks.mlp import build_mlp
-from foundation.networks.normalizer import ObsNormalizer
+from foundation.policies.mlp import build_mlp
+from foundation.policies.normalizer import ObsNormalizer
 
 
 class TeacherGate(nn.Module):

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from foundation.errors import UserError, suggest
-from foundation.files import atomic_write_bytes, load_yaml
+from foundation.core.errors import UserError, suggest
+from foundation.core.files import atomic_write_bytes, load_yaml
 
 FORMAT = "foundation-teachers-1"
 MANIFEST = "teachers.yaml"

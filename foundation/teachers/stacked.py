@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from foundation.networks import native_dense
-from foundation.networks.distribution import Deterministic, Gaussian
-from foundation.networks.output import PolicyOutput, map_output
-from foundation.networks.rnn import RecurrentCore
-from foundation.teachers.network import TeacherNetwork, TowerModule
+from foundation.policies import native_dense
+from foundation.policies.distribution import Deterministic, Gaussian
+from foundation.policies.output import PolicyOutput, map_output
+from foundation.policies.rnn import RecurrentCore
+from foundation.policies.tower import TeacherNetwork, TowerModule
 
 Stack = Callable[[Sequence[torch.Tensor]], nn.Parameter]
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from foundation.errors import UserError
-from foundation.networks.output import PolicyOutput
-from foundation.teachers.formats import load_policy
-from foundation.teachers.loading import Overrides
-from foundation.teachers.outputs import Choices
+from foundation.checkpoints import load_policy
+from foundation.checkpoints.reading.loading import Overrides
+from foundation.core.errors import UserError
+from foundation.policies.output import PolicyOutput
+from foundation.policies.teacher_outputs import Choices
 
 
 class TeacherPolicyWrapper(nn.Module):
@@ -29,7 +29,8 @@ class TeacherPolicyWrapper(nn.Module):
         Args:
             checkpoint_path: The checkpoint; the run's ``params/agent.yaml`` is looked for beside it.
             device: Where it runs.
-            overrides: Fields of :class:`foundation.teachers.loading.Overrides`, such as ``activation="relu"``.
+            overrides: Fields of :class:`~foundation.checkpoints.reading.loading.Overrides`, such as
+                ``activation="relu"``.
         """
         super().__init__()
         loaded = load_policy(checkpoint_path, Overrides.parse({k: v for k, v in overrides.items() if v is not None}))

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 
-from foundation.data.actors import PolicyActor
-from foundation.data.obs_groups import ObsSelector
-from foundation.evaluation.evaluate import evaluate
-from foundation.tasks.point_ctrl.agents.rsl_rl_ppo_cfg import QuadcopterPointCtrlPPORunnerCfg
-from foundation.tasks.point_ctrl.env_cfg import QuadcopterPointCtrlEnvCfg
-from foundation.tasks.point_ctrl.torch_env import QuadcopterPointCtrlEnv
+from foundation.policies.actors import PolicyActor
+from foundation.policies.obs_groups import ObsSelector
+from foundation.rollout.evaluate import evaluate
+from foundation.tasks.quadrotor.agents.rsl_rl_ppo_cfg import QuadcopterPointCtrlPPORunnerCfg
+from foundation.tasks.quadrotor.env_cfg import QuadcopterPointCtrlEnvCfg
+from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
 from foundation.teachers import TeacherPolicyWrapper
 
 TASK = "Isaac-Quadcopter-Point-Ctrl-v0"
@@ -180,7 +180,7 @@ def import_seconds() -> dict[str, float]:
     """Measure, in fresh processes, what importing torch, RSL-RL's runners and our runner costs [CPU s]."""
     out = {}
     root = Path(__file__).resolve().parents[2]
-    for name in ("torch", "rsl_rl.runners", "foundation.runner"):
+    for name in ("torch", "rsl_rl.runners", "foundation.runs.runner"):
         code = f"import time; import {name}; print(time.process_time())"
         run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
         out[name] = float(run.stdout.split()[-1])

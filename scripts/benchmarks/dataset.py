@@ -20,16 +20,16 @@ ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from foundation.data.dataset import DistillationDataset  # noqa: E402
-from foundation.data.episode_table import EpisodeTable  # noqa: E402
-from foundation.data.layout import DatasetLayout  # noqa: E402
-from foundation.data.prefill import fill  # noqa: E402
-from foundation.data.saved import SavedDataset  # noqa: E402
-from foundation.data.saving import DatasetWriter  # noqa: E402
+from foundation.dataset.dataset import DistillationDataset  # noqa: E402
+from foundation.dataset.disk.layout import DatasetLayout  # noqa: E402
+from foundation.dataset.disk.prefill import fill  # noqa: E402
+from foundation.dataset.disk.saved import SavedDataset  # noqa: E402
+from foundation.dataset.disk.saving import DatasetWriter  # noqa: E402
+from foundation.dataset.episode_table import EpisodeTable  # noqa: E402
 
 NUM_OBS, NUM_ACTIONS, CHUNK_STEPS = 26, 4, 32
 BATCH_SIZES = (256, 4096, 65536)
-BLOCKED = ("foundation.sim", "foundation.tasks", "foundation.engines", "gymnasium", "rsl_rl")
+BLOCKED = ("foundation.tasks.quadrotor.sim", "foundation.tasks", "foundation.engines", "gymnasium", "rsl_rl")
 """What offline training must do without."""
 
 
@@ -116,7 +116,7 @@ class Blocked:
             raise ModuleNotFoundError('uninstalled: ' + name, name=name)
 sys.meta_path.insert(0, Blocked())
 sys.path.insert(0, {str(ROOT)!r})
-from foundation.rsl_rl.command import run_command
+from foundation.cli.command import run_command
 from foundation.rsl_rl.distillation import main
 code = run_command(main, ['--offline', '--dataset', {str(folder)!r}, '--device', 'cpu', '--n_epochs', '2',
     '--batch_size', '4096', 'optimizer.updates_per_epoch=200'])

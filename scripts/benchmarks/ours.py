@@ -10,9 +10,9 @@ from benchmarks.common import HIDDEN_DIMS, LABEL_BOUND, STUDENT_GROUP, TASK, TEA
 from benchmarks.snapshots import BudgetSpentError, SnapshotRecorder, Trace, Weights
 from foundation.config.overrides import Overrides
 from foundation.config.resolve import resolve_distillation_cfg
-from foundation.data.actors import PolicyActor
-from foundation.data.obs_groups import ObsSelector
-from foundation.runner import DistillationRunner
+from foundation.policies.actors import PolicyActor
+from foundation.policies.obs_groups import ObsSelector
+from foundation.runs.runner import DistillationRunner
 from foundation.students import make_student, student_cfg_class
 from foundation.teachers import TeacherPolicyWrapper
 

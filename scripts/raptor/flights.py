@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from foundation.data.actors import PolicyActor
-from foundation.data.obs_groups import ObsSelector
+from foundation.core.errors import UserError
 from foundation.engines import engine_class
 from foundation.engines.base import LaunchRequest
-from foundation.errors import UserError
-from foundation.evaluation.evaluate import EvaluationResult, evaluate
+from foundation.policies.actors import PolicyActor
+from foundation.policies.obs_groups import ObsSelector
+from foundation.rollout.evaluate import EvaluationResult, evaluate
 from foundation.teachers import TeacherPolicyWrapper
 from foundation.teachers.ensemble import load_ensemble
 from foundation.teachers.manifest import FAILED, TeacherEntry, read_manifest

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from foundation.config.plain import finite
-from foundation.errors import UserError
-from foundation.files import atomic_write_bytes, load_yaml
+from foundation.core.errors import UserError
+from foundation.core.files import atomic_write_bytes, load_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK = "Isaac-Quadcopter-Point-Ctrl-v0"
@@ -235,9 +235,9 @@ def write_json(path: Path, data: Any) -> None:
 
 def checked_tokens(tokens: Sequence[str]) -> list[str]:
     """Refuse, before anything is trained, arguments that ``distillation.py`` would refuse or gets from the pipeline."""
+    from foundation.cli.cli_args import parse_command
     from foundation.engines.base import LaunchRequest
     from foundation.engines.torch import TorchEngine
-    from foundation.rsl_rl.cli_args import parse_command
     from foundation.rsl_rl.distillation import build_parser, settle
 
     taken = ("--task", "--teacher_checkpoint", "--experiment_name", "--run_name", "--resume", "--load_run")

@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from foundation.config.agent_cfg import DistributionCfg
-from foundation.files import atomic_torch_save, atomic_write_bytes
-from foundation.learning.bptt import PolicyStack
-from foundation.tasks.point_ctrl.agents.rsl_rl_ppo_cfg import QuadcopterPointCtrlPPORunnerCfg
+from foundation.core.files import atomic_torch_save, atomic_write_bytes
+from foundation.tasks.quadrotor.agents.rsl_rl_ppo_cfg import QuadcopterPointCtrlPPORunnerCfg
+from foundation.tasks.quadrotor.training.bptt import PolicyStack
 from foundation.teachers.manifest import FAILED, MANIFEST, OK, TeacherEntry, write_manifest
 from teacher_training.fleet import Score
 

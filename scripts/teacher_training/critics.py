@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from foundation.learning.bptt import PolicyStack
-from foundation.learning.critic_fit import discounted_returns, fit_critics
-from foundation.tasks.point_ctrl.agents.rsl_rl_ppo_cfg import QuadcopterPointCtrlPPORunnerCfg
+from foundation.tasks.quadrotor.agents.rsl_rl_ppo_cfg import QuadcopterPointCtrlPPORunnerCfg
+from foundation.tasks.quadrotor.training.bptt import PolicyStack
+from foundation.tasks.quadrotor.training.critic_fit import discounted_returns, fit_critics
 from teacher_training.checkpoints import STD
 from teacher_training.fleet import GROUP, Fleet
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from foundation.learning.bptt import PolicyStack
-from foundation.tasks.point_ctrl.env_cfg import QuadcopterPointCtrlEnvCfg, SceneCfg, SimCfg
-from foundation.tasks.point_ctrl.torch_env import QuadcopterPointCtrlEnv
+from foundation.tasks.quadrotor.env_cfg import QuadcopterPointCtrlEnvCfg, SceneCfg, SimCfg
+from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
+from foundation.tasks.quadrotor.training.bptt import PolicyStack
 
 GROUP = "policy"
 ARRIVED = 0.3

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from foundation.errors import UserError
-from foundation.learning.bptt import BpttCfg, BpttTrainer, PolicyStack
-from foundation.learning.stacked_ppo import StackedPpo, StackedPpoCfg
-from foundation.tasks.point_ctrl.fleet_rollout import FleetRollout, FleetRolloutCfg
-from foundation.tasks.point_ctrl.torch_env import QuadcopterPointCtrlEnv
+from foundation.core.errors import UserError
+from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
+from foundation.tasks.quadrotor.training.bptt import BpttCfg, BpttTrainer, PolicyStack
+from foundation.tasks.quadrotor.training.fleet_rollout import FleetRollout, FleetRolloutCfg
+from foundation.tasks.quadrotor.training.stacked_ppo import StackedPpo, StackedPpoCfg
 from teacher_training.fleet import Fleet, Score, initial_policies, measure, remove_offset
 
 MEASURE_SEED, OFFSET_SEED = 100_000, 200_000

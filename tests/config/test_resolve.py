@@ -14,7 +14,7 @@ from foundation.config.distillation_cfg import DistillationCfg, ScheduleCfg, Stu
 from foundation.config.overrides import parse_overrides
 from foundation.config.plain import to_plain
 from foundation.config.resolve import Resolved, choices, config_folder, resolve, resolve_distillation_cfg
-from foundation.errors import UserError
+from foundation.core.errors import UserError
 
 
 @dataclass

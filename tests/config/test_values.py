@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pytest
 
 from foundation.config.values import apply_values
-from foundation.errors import UserError
+from foundation.core.errors import UserError
 
 
 class Color(enum.Enum):

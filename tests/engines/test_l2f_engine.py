@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from foundation.config.values import apply_values
-from foundation.data.actors import PolicyActor, RandomActor
-from foundation.data.obs_groups import ObsSelector
+from foundation.core.errors import UserError
 from foundation.engines import engine_class, engine_names, select_engine
 from foundation.engines.base import LaunchRequest
-from foundation.errors import UserError
-from foundation.evaluation.evaluate import evaluate
-from foundation.sim import l2f_dynamics
-from foundation.sim.l2f_dynamics import L2fDynamics
-from foundation.sim.quadrotor import QuadrotorDynamics
-from foundation.sim.vehicles import sample_vehicles
+from foundation.policies.actors import PolicyActor, RandomActor
+from foundation.policies.obs_groups import ObsSelector
+from foundation.rollout.evaluate import evaluate
+from foundation.tasks.quadrotor.sim import l2f_dynamics
+from foundation.tasks.quadrotor.sim.l2f_dynamics import L2fDynamics
+from foundation.tasks.quadrotor.sim.quadrotor import QuadrotorDynamics
+from foundation.tasks.quadrotor.sim.vehicles import sample_vehicles
 from foundation.teachers import TeacherPolicyWrapper
 
 TASK = "Isaac-Quadcopter-Point-Ctrl-v0"

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from foundation import engines
+from foundation.core.errors import UserError
 from foundation.engines import engine_class, engine_names, isaaclab, select_engine
 from foundation.engines.base import Engine, LaunchRequest, VideoRequest
 from foundation.engines.torch import TorchEngine
 from foundation.engines.video import VideoRecorder
-from foundation.errors import UserError
-from foundation.tasks.point_ctrl.env_cfg import QuadcopterPointCtrlEnvCfg, SceneCfg, ViewerCfg
-from foundation.tasks.point_ctrl.torch_env import QuadcopterPointCtrlEnv
+from foundation.tasks.quadrotor.env_cfg import QuadcopterPointCtrlEnvCfg, SceneCfg, ViewerCfg
+from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
 
 TASK = "Isaac-Quadcopter-Point-Ctrl-v0"
 
@@ -150,8 +150,8 @@ def test_a_users_own_task_wins_over_ours(tmp_path, monkeypatch):
         textwrap.dedent(
             """
             import gymnasium
-            from foundation.tasks.point_ctrl.env_cfg import QuadcopterPointCtrlEnvCfg
-            from foundation.tasks.point_ctrl.torch_env import QuadcopterPointCtrlEnv
+            from foundation.tasks.quadrotor.env_cfg import QuadcopterPointCtrlEnvCfg
+            from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
 
             class TheirEnv(QuadcopterPointCtrlEnv):
                 pass

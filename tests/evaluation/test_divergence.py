@@ -10,9 +10,9 @@ from tensordict import TensorDict
 from torch.distributions import Normal
 from toy_env import ConstantStudent, LinearTeacher
 
-from foundation.data.obs_groups import ObsSelector
 from foundation.evaluation.divergence import DivergenceProbe, js_divergence
-from foundation.networks.output import PolicyOutput
+from foundation.policies.obs_groups import ObsSelector
+from foundation.policies.output import PolicyOutput
 
 
 def integrated(p: Normal, q: Normal) -> float:

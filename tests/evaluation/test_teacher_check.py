@@ -10,12 +10,12 @@ import torch
 from toy_env import REGULATOR_GAIN, LinearTeacher, RegulatorEnv
 
 from foundation.config.distillation_cfg import TeacherCfg
-from foundation.data.actors import PolicyActor
-from foundation.data.obs_groups import ObsSelector
-from foundation.errors import UserError
-from foundation.evaluation.baselines import measure_baselines
-from foundation.evaluation.evaluate import EvaluationResult
+from foundation.core.errors import UserError
 from foundation.evaluation.teacher_check import check_teacher, is_above
+from foundation.policies.actors import PolicyActor
+from foundation.policies.obs_groups import ObsSelector
+from foundation.rollout.baselines import measure_baselines
+from foundation.rollout.evaluate import EvaluationResult
 
 CAUSES = ("distill.teacher.obs_groups", "order", "normaliser", "distill.teacher.activation", "scale")
 

@@ -9,9 +9,9 @@ import pytest
 from isaac_envs import TASK
 
 from foundation.config.overrides import parse_overrides
+from foundation.core.errors import UserError
 from foundation.engines.base import LaunchRequest
 from foundation.engines.isaaclab import IsaacLabEngine
-from foundation.errors import UserError
 
 TASKS = {"ours": TASK, "direct": "Isaac-Cartpole-Direct", "manager-based": "Isaac-Cartpole"}
 

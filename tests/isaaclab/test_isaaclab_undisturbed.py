@@ -10,8 +10,8 @@ import torch
 from tiny_runs import write_teacher
 
 from foundation.config.distillation_cfg import DistillationCfg
-from foundation.run_dir import RunDir
-from foundation.runner import DistillationRunner
+from foundation.runs.run_dir import RunDir
+from foundation.runs.runner import DistillationRunner
 from foundation.students.gru import GRUStudentCfg
 from foundation.teachers import TeacherPolicyWrapper
 

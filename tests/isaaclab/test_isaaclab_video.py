@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from isaac_envs import TASK
 
+from foundation.core.errors import UserError
 from foundation.engines.base import LaunchRequest, VideoRequest
 from foundation.engines.isaaclab import IsaacLabEngine
 from foundation.engines.isaaclab_video import configure_recorder
-from foundation.errors import UserError
 
 
 def _env_cfg():

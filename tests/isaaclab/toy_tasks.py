@@ -30,7 +30,7 @@ from isaaclab.utils.noise import UniformNoiseCfg
 from isaaclab_newton.physics import MJWarpSolverCfg, NewtonCfg
 from isaaclab_rl.rsl_rl import RslRlDistillationRunnerCfg, RslRlMLPModelCfg
 
-from foundation.tasks.point_ctrl.isaaclab_env import _USD
+from foundation.tasks.quadrotor.isaaclab_env import _USD
 
 WEIGHT = 0.0306 * 9.81
 """Of the body [N]."""

@@ -11,7 +11,7 @@ if __name__ == "__main__":
     kit_stand_ins.install()
     name = sys.argv.pop(1)
     command = importlib.import_module(name if name == "contract" else f"foundation.rsl_rl.{name}")
-    from foundation.rsl_rl.cli_args import run_command
+    from foundation.cli.cli_args import run_command
 
     code = run_command(command.main)
     print("Kit was asked:", " ".join(kit_stand_ins.CALLS))

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from foundation.config.distillation_cfg import DistillationCfg, LossCfg, OptimizerCfg, ScheduleCfg
-from foundation.data.dataset import DistillationDataset, Minibatch
-from foundation.errors import UserError
+from foundation.core.errors import UserError
+from foundation.dataset.dataset import DistillationDataset, Minibatch
 from foundation.learning.learner import Learner
-from foundation.networks.output import PolicyOutput
+from foundation.policies.output import PolicyOutput
 from foundation.students import StudentPolicy, make_student, student_cfg_class
 from foundation.students.mlp import MLPStudentCfg
 

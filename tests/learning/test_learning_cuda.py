@@ -9,10 +9,10 @@ import torch
 from toy_env import LinearTeacher
 
 from foundation.config.distillation_cfg import CollectionCfg, DistillationCfg, OptimizerCfg
-from foundation.data.dataset import DistillationDataset
-from foundation.data.driver import Driver
+from foundation.dataset.dataset import DistillationDataset
 from foundation.learning.learner import Learner
-from foundation.networks.output import PolicyOutput
+from foundation.policies.output import PolicyOutput
+from foundation.rollout.driver import Driver
 from foundation.students import StudentPolicy
 
 pytestmark = pytest.mark.cuda

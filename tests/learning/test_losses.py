@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
-from foundation.errors import UserError
+from foundation.core.errors import UserError
 from foundation.learning.losses import LOSSES, LossParams, loss_spec
-from foundation.networks.output import PolicyOutput
+from foundation.policies.output import PolicyOutput
 
 DEFAULT = LossParams()
 

@@ -11,8 +11,8 @@ import torch
 from test_learner import filled, same, weights
 
 from foundation.config.distillation_cfg import DistillationCfg, OptimizerCfg
-from foundation.data.dataset import Minibatch
-from foundation.errors import UserError
+from foundation.core.errors import UserError
+from foundation.dataset.dataset import Minibatch
 from foundation.learning import compilation
 from foundation.learning.learner import Learner
 from foundation.learning.precision import Precision

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from foundation.config.distillation_cfg import ScheduleCfg
-from foundation.errors import UserError
+from foundation.core.errors import UserError
 from foundation.learning.schedules import KINDS, value_at
 
 POINTS = ("piecewise", "step")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from foundation.rsl_rl.command import run_command
+from foundation.cli.command import run_command
 from foundation.rsl_rl.distillation import main
 
 

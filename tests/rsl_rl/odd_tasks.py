@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium
 import torch
 
-from foundation.tasks.point_ctrl.torch_env import QuadcopterPointCtrlEnv
+from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
 
 
 class NanEnv(QuadcopterPointCtrlEnv):

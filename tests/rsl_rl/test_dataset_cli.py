@@ -11,8 +11,8 @@ from command_server import CommandServer, shared
 from made_datasets import layout, save
 from tiny_runs import arguments, differing, run_folder, write_teacher
 
-from foundation.data.saved import SavedDataset
-from foundation.rsl_rl.command import run_command
+from foundation.cli.command import run_command
+from foundation.dataset.disk.saved import SavedDataset
 from foundation.rsl_rl.distillation import main
 
 OFFLINE = ["--offline", "--dataset", "dataset", "--device", "cpu", "--n_epochs", "2"]

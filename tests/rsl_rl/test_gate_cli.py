@@ -11,10 +11,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import arguments, differing, run_folder
 
-from foundation.errors import UserError
+from foundation.core.errors import UserError
 from foundation.rsl_rl.distillation import main
-from foundation.run_dir import RunDir
-from foundation.runner import DistillationRunner
+from foundation.runs.run_dir import RunDir
+from foundation.runs.runner import DistillationRunner
 
 GATE = [
     f"distill.teacher.{item}" for item in ("combine=gate", "gate.episodes=96", "gate.updates=200", "gate.horizon=30")

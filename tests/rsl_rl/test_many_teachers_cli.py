@@ -12,7 +12,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_runs import arguments, differing, run_folder
 
-from foundation.errors import UserError
+from foundation.core.errors import UserError
 from foundation.rsl_rl.distillation import main
 
 QUICK = ["distill.teacher.check=false"]
@@ -60,8 +60,8 @@ def test_a_resumed_run_of_many_teachers_is_bit_identical(monkeypatch, tmp_path, 
     whole = run_folder(tmp_path / "whole")
     (tmp_path / "parts").mkdir()
     monkeypatch.chdir(tmp_path / "parts")
-    from foundation.run_dir import RunDir
-    from foundation.runner import DistillationRunner
+    from foundation.runs.run_dir import RunDir
+    from foundation.runs.runner import DistillationRunner
 
     epoch = DistillationRunner.run_epoch
 
@@ -85,7 +85,7 @@ def test_a_resumed_run_of_many_teachers_is_bit_identical(monkeypatch, tmp_path, 
 @pytest.mark.parametrize("combine", ["per_env", "mean"])
 def test_a_run_goes_on_with_its_own_teachers_alone(monkeypatch, tmp_path, combine):
     """Reordered, or one fewer, they are refused by name: rows and figures are kept by the teachers' numbers."""
-    from foundation.run_dir import RunDir
+    from foundation.runs.run_dir import RunDir
 
     manifest = many_teachers.write_set(tmp_path, 3)
     monkeypatch.setattr(RunDir, "lock", lambda run: None)  # the run to go on with was this process too
@@ -156,8 +156,8 @@ def test_one_file_is_one_teacher(monkeypatch, tmp_path):
 
 def test_a_student_with_noise_learns_from_teachers_without(monkeypatch, tmp_path, fleet):
     """Noise of ``deployable`` is in the student's stored observations; its teachers read ``policy``, which is exact."""
-    from foundation.tasks.point_ctrl.env_cfg import QuadcopterPointCtrlEnvCfg
-    from foundation.tasks.point_ctrl.torch_env import QuadcopterPointCtrlEnv
+    from foundation.tasks.quadrotor.env_cfg import QuadcopterPointCtrlEnvCfg
+    from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
 
     cfg = QuadcopterPointCtrlEnvCfg()
     cfg.scene.num_envs, cfg.observation_noise.deployable.position = 2000, 0.1

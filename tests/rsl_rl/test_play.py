@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from foundation.cli.command import run_command
 from foundation.engines.base import Engine
 from foundation.rsl_rl import play
-from foundation.rsl_rl.command import run_command
 from foundation.students import make_student, student_cfg_class
-from foundation.tasks.point_ctrl.env_cfg import QuadcopterPointCtrlEnvCfg
-from foundation.tasks.point_ctrl.torch_env import QuadcopterPointCtrlEnv
+from foundation.tasks.quadrotor.env_cfg import QuadcopterPointCtrlEnvCfg
+from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
 
 STUDENT = "run/best_student.pt"
 TASK = "Isaac-Quadcopter-Point-Ctrl-v0"

@@ -9,14 +9,14 @@ import foundation_policy
 import pytest
 import torch
 
-from foundation.data.actors import PolicyActor
-from foundation.data.obs_groups import teacher_selector
-from foundation.files import atomic_torch_save
+from foundation.cli.command import run_command
+from foundation.core.files import atomic_torch_save
+from foundation.policies.actors import PolicyActor
+from foundation.policies.obs_groups import teacher_selector
 from foundation.rsl_rl import play, teacher_info
-from foundation.rsl_rl.command import run_command
 from foundation.students import StudentPolicy
-from foundation.tasks.point_ctrl.env_cfg import QuadcopterPointCtrlEnvCfg
-from foundation.tasks.point_ctrl.torch_env import QuadcopterPointCtrlEnv
+from foundation.tasks.quadrotor.env_cfg import QuadcopterPointCtrlEnvCfg
+from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
 from foundation.teachers import TeacherPolicyWrapper
 
 RAPTOR = Path(foundation_policy.__file__).parent / "blob" / "checkpoint.h5"

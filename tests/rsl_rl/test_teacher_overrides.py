@@ -11,12 +11,12 @@ import torch
 from many_teachers import write_set
 from small_teacher import TASK, write_teacher
 
+from foundation.cli.cli_args import distillation_flags, parse_command
+from foundation.cli.teacher_set import load_teacher
 from foundation.config.overrides import Overrides
 from foundation.config.resolve import resolve_distillation_cfg
-from foundation.errors import UserError
-from foundation.rsl_rl.cli_args import distillation_flags, parse_command
+from foundation.core.errors import UserError
 from foundation.rsl_rl.distillation import build_parser
-from foundation.rsl_rl.teacher_set import load_teacher
 from foundation.students import StudentPolicy, student_cfg_class
 
 

@@ -18,8 +18,8 @@ import yaml
 from rsl_rl_versions import ROOT, VERSIONS, run_with, version_env
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from foundation.cli.command import run_command
 from foundation.engines.torch import TorchEngine
-from foundation.rsl_rl.command import run_command
 from foundation.rsl_rl.train import main
 
 TASK = "Isaac-Quadcopter-Point-Ctrl-v0"
@@ -31,7 +31,7 @@ DISTIL = ["--num_envs", "16", "agent.num_steps_per_env=8", "agent.teacher.hidden
 
 DRIVER = """
 import sys
-from foundation.rsl_rl.command import run_command
+from foundation.cli.command import run_command
 from foundation.rsl_rl.train import main
 for line in sys.argv[1:]:
     code = run_command(main, ["--task", "Isaac-Quadcopter-Point-Ctrl-v0", *line.split()])

@@ -20,7 +20,7 @@ import benchmark
 from benchmarks import common, figure, ours, race, simulator, snapshots, stock, sweep
 from benchmarks.snapshots import Snapshot, SnapshotRecorder, Trace
 
-from foundation.tasks.point_ctrl.env_cfg import InitCfg, QuadcopterPointCtrlEnvCfg
+from foundation.tasks.quadrotor.env_cfg import InitCfg, QuadcopterPointCtrlEnvCfg
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from foundation.rsl_rl.command import run_command
+from foundation.cli.command import run_command
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 

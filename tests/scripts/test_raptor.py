@@ -20,9 +20,9 @@ import raptor_pipeline
 from raptor import report, stages
 from raptor.flights import Flight, fly, load_flyer, published_policy, summarise
 
-from foundation.errors import UserError
-from foundation.evaluation.evaluate import EvaluationResult
-from foundation.sim.vehicles import crazyflie, load_vehicles, to_dict
+from foundation.core.errors import UserError
+from foundation.rollout.evaluate import EvaluationResult
+from foundation.tasks.quadrotor.sim.vehicles import crazyflie, load_vehicles, to_dict
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def test_ctrl_c_is_no_traceback(script, folder, monkeypatch):
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("foundation.rsl_rl.parser.ScriptParser.read", stop)
+    monkeypatch.setattr("foundation.cli.parser.ScriptParser.read", stop)
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(Path(stages.ROOT) / "scripts" / f"{script}.py"), run_name="__main__")
     assert ended.value.code == 130

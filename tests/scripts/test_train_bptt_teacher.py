@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import train_bptt_teacher
 
-from foundation.learning.bptt import PolicyStack
+from foundation.tasks.quadrotor.training.bptt import PolicyStack
 
 
 def test_a_policy_that_never_comes_to_rest_is_left_as_it_is():

@@ -18,13 +18,13 @@ import yaml
 from rich.console import Console
 from rsl_rl.runners import OnPolicyRunner
 
-from foundation.files import lock_folder
-from foundation.learning.bptt import PolicyStack
-from foundation.learning.critic_fit import discounted_returns
-from foundation.rsl_rl.command import Interrupt, run_command
-from foundation.rsl_rl.versions import translate
-from foundation.sim.vehicle_folder import write_vehicles
-from foundation.sim.vehicles import sample_vehicles
+from foundation.cli.command import Interrupt, run_command
+from foundation.core.files import lock_folder
+from foundation.ppo.versions import translate
+from foundation.tasks.quadrotor.sim.vehicle_folder import write_vehicles
+from foundation.tasks.quadrotor.sim.vehicles import sample_vehicles
+from foundation.tasks.quadrotor.training.bptt import PolicyStack
+from foundation.tasks.quadrotor.training.critic_fit import discounted_returns
 from foundation.teachers import TeacherPolicyWrapper
 from foundation.teachers.manifest import find_teachers
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from foundation.errors import UserError
+from foundation.core.errors import UserError
+from foundation.export.rsl_rl import to_rsl_rl, write_rsl_rl
 from foundation.students import StudentPolicy, make_student, student_cfg_class
-from foundation.students.rsl_rl_export import to_rsl_rl, write_rsl_rl
 from foundation.teachers import TeacherPolicyWrapper
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent)]
 
 from rsl_rl_versions import run_with  # noqa: E402
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from foundation.config.distillation_cfg import StudentCfg
-from foundation.errors import UserError
-from foundation.files import atomic_torch_save, load_checkpoint
+from foundation.core.errors import UserError
+from foundation.core.files import atomic_torch_save, load_checkpoint
 from foundation.students import (
     StudentPolicy,
     make_student,

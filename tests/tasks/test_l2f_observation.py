@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from l2f import vector8
 
-from foundation.tasks.point_ctrl import mdp
+from foundation.tasks.quadrotor import mdp
 
 
 def test_the_group_is_what_l2f_observes():

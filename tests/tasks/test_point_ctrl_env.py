@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from foundation.errors import UserError
-from foundation.sim.quadrotor import ROTORS
-from foundation.tasks.point_ctrl.env_cfg import (
+from foundation.core.errors import UserError
+from foundation.tasks.quadrotor.env_cfg import (
     QuadcopterPointCtrlEnvCfg,
     QuadcopterPointCtrlEnvCfg_PLAY,
     RewardsCfg,
     SceneCfg,
 )
-from foundation.tasks.point_ctrl.torch_env import QuadcopterPointCtrlEnv
+from foundation.tasks.quadrotor.sim.quadrotor import ROTORS
+from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
 
 
 def _cfg(num_envs: int = 8, **changes) -> QuadcopterPointCtrlEnvCfg:
@@ -305,7 +305,7 @@ def test_the_step_compiles_as_one_graph_and_does_the_same(monkeypatch, vehicles)
         assert options["fullgraph"]
         return torch._dynamo.optimize("eager", nopython=True)(function)
 
-    monkeypatch.setattr("foundation.sim.quadrotor_rows.torch.compile", trace)
+    monkeypatch.setattr("foundation.tasks.quadrotor.sim.quadrotor_rows.torch.compile", trace)
     cfgs = [_cfg(compile=compiled, vehicles=vehicles, decimation=2, episode_length_s=0.8) for compiled in (True, False)]
     env, plain = (QuadcopterPointCtrlEnv(cfg) for cfg in cfgs)
     generator = torch.Generator().manual_seed(3)
@@ -348,7 +348,7 @@ def test_the_compiled_step_gives_the_eager_steps_numbers():
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch):
     """Where there is no C++ compiler, one line says so before anything is compiled."""
-    monkeypatch.setattr("foundation.sim.quadrotor_rows.shutil.which", lambda name: None)
+    monkeypatch.setattr("foundation.tasks.quadrotor.sim.quadrotor_rows.shutil.which", lambda name: None)
     with pytest.raises(UserError, match="C\\+\\+ compiler"):
         QuadcopterPointCtrlEnv(_cfg(compile=True))
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from foundation.tasks.point_ctrl import mdp
+from foundation.tasks.quadrotor import mdp
 
 WEIGHTS = mdp.reward_weights(1.5, -1.0, -0.1, -1.0, -100.0, torch.float64, "cpu")
 

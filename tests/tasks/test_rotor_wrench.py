@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from foundation.sim.vehicles import sample_vehicles
-from foundation.tasks.point_ctrl.rotor_wrench import RotorWrench
+from foundation.tasks.quadrotor.rotor_wrench import RotorWrench
+from foundation.tasks.quadrotor.sim.vehicles import sample_vehicles
 
 
 def test_the_mean_wrench_is_the_integral_of_the_rotors_answer():

@@ -10,10 +10,10 @@ import yaml
 from rsl_rl.runners import OnPolicyRunner
 
 import foundation
-from foundation.networks.mlp import build_mlp
-from foundation.rsl_rl.versions import translate
-from foundation.tasks.point_ctrl.env_cfg import QuadcopterPointCtrlEnvCfg, SceneCfg
-from foundation.tasks.point_ctrl.torch_env import QuadcopterPointCtrlEnv
+from foundation.policies.mlp import build_mlp
+from foundation.ppo.versions import translate
+from foundation.tasks.quadrotor.env_cfg import QuadcopterPointCtrlEnvCfg, SceneCfg
+from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
 
 FOLDER = Path(foundation.__file__).parent / "assets" / "teachers" / "point_ctrl"
 

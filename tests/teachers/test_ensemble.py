@@ -6,7 +6,7 @@ import many_teachers
 import pytest
 import torch
 
-from foundation.errors import UserError
+from foundation.core.errors import UserError
 from foundation.teachers import TeacherPolicyWrapper
 from foundation.teachers.ensemble import TeacherEnsemble, load_ensemble
 from foundation.teachers.manifest import find_teachers

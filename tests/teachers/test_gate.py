@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from foundation.config.distillation_cfg import GateCfg
-from foundation.errors import UserError
-from foundation.networks.output import PolicyOutput
+from foundation.core.errors import UserError
+from foundation.policies.output import PolicyOutput
 from foundation.teachers import TeacherPolicyWrapper
 from foundation.teachers.combine import combine
 from foundation.teachers.ensemble import load_ensemble

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from foundation.errors import UserError
-from foundation.rsl_rl.cli_args import CommandParser, add_distillation_args, distillation_flags, parse_command
+from foundation.cli.cli_args import CommandParser, add_distillation_args, distillation_flags, parse_command
+from foundation.core.errors import UserError
 from foundation.teachers.manifest import TeacherEntry, find_teachers, is_one_file, read_manifest, write_manifest
 
 

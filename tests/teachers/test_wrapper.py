@@ -13,8 +13,8 @@ import yaml
 from tensordict import TensorDict
 
 import foundation
-from foundation.errors import UserError
-from foundation.files import atomic_torch_save
+from foundation.core.errors import UserError
+from foundation.core.files import atomic_torch_save
 from foundation.students import make_student, student_cfg_class
 from foundation.teachers import TeacherPolicyWrapper
 

@@ -1,0 +1,83 @@
+"""Checkpoint formats, one file each, recognised by content.
+
+A module of this folder has ``KEYS`` (the entries that it reads; None for any), ``recognise(checkpoint) -> bool`` and
+``load(checkpoint, source) -> LoadedPolicy``. The first that recognises a checkpoint reads it. A format that is not a
+PyTorch checkpoint has ``recognise_file(path, head) -> bool`` and ``load_file(source) -> LoadedPolicy`` instead.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from foundation.checkpoints.reading.agent_config import AgentConfig
+from foundation.checkpoints.reading.loading import LoadedPolicy, Overrides, Source, report_unknown
+from foundation.core.errors import UserError
+from foundation.core.files import load_checkpoint
+
+_TRAINING_KEYS = {"optimizer_state_dict", "rnd_state_dict", "rnd_optimizer_state_dict", "iter", "infos"}
+
+
+def load_policy(path: str | Path, overrides: Overrides) -> LoadedPolicy:
+    """Read a policy from any known kind of checkpoint.
+
+    Args:
+        path: The checkpoint.
+        overrides: What the user says about it.
+    """
+    file = Path(path)
+    source = Source(file, overrides, AgentConfig())
+    head = _head(file)
+    for module in _modules("load_file"):
+        if module.recognise_file(file, head):
+            source.agent = AgentConfig.beside(file, overrides.agent_config)
+            return _checked(module.load_file(source), source)
+    checkpoint = load_checkpoint(file)
+    source.agent = AgentConfig.beside(file, overrides.agent_config)
+    for module in _modules("load"):
+        if module.recognise(checkpoint):
+            if module.KEYS is not None:
+                unknown = [key for key in checkpoint if _holds_tensors(checkpoint[key])]
+                unknown = sorted(set(unknown) - module.KEYS - _TRAINING_KEYS)
+                report_unknown(unknown, f"'{file}'", overrides.strict)
+            return _checked(module.load(checkpoint, source), source)
+    shown = ", ".join(f"'{key}'" for key in sorted(checkpoint)[:6]) or "nothing"
+    raise UserError(f"'{file}' is not a policy checkpoint of a known format: it holds {shown}. Check the path.")
+
+
+def _checked(policy: LoadedPolicy, source: Source) -> LoadedPolicy:
+    """Refuse an activation that the user gives and the format has no use for: it would be ignored in silence."""
+    given, found = source.overrides.activation, policy.description
+    if given is not None and found["activation_from"] != "override":
+        raise UserError(
+            f"'{source.path}' ({found['format']}) fixes its own activation ('{found['activation']}'), so that "
+            f"'{given}' has no effect: leave out --teacher_activation (distill.teacher.activation)."
+        )
+    return policy
+
+
+def _modules(function: str) -> Iterator[ModuleType]:
+    for info in sorted(pkgutil.iter_modules([str(Path(__file__).parent)]), key=lambda module: module.name):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        if hasattr(module, function):
+            yield module
+
+
+def _head(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(16)
+    except (OSError, ValueError):
+        return b""  # load_checkpoint says what is wrong
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_holds_tensors(item) for item in value.values())
+    return isinstance(value, torch.Tensor)

@@ -1,0 +1,60 @@
+"""A student that this project has trained: distil a student of a student."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foundation.checkpoints.reading.loading import LoadedPolicy, Source
+from foundation.core.errors import UserError
+from foundation.students import student_from_description
+
+KEYS: set[str] | None = None
+"""None: the file is ours, and any entry may be in it."""
+
+
+def recognise(checkpoint: dict[str, Any]) -> bool:
+    """Return whether a checkpoint is in this format."""
+    return isinstance(checkpoint.get("student"), dict) and "model_state_dict" in checkpoint
+
+
+def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
+    """Read the student."""
+    try:
+        student = student_from_description(checkpoint["student"])
+    except UserError as error:
+        raise UserError(f"'{source.path}': {error}") from error
+    try:
+        student.load_state_dict(checkpoint["model_state_dict"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"'{source.path}': its weights do not fit its description: {' '.join(str(error).split())[:200]}"
+        ) from error
+    student.requires_grad_(False).eval()
+    saved = checkpoint.get("obs_groups")
+    if isinstance(saved, dict):
+        saved = saved.get("student")
+    groups = source.overrides.obs_groups or (list(saved) if isinstance(saved, list | tuple) else None)
+    clip = (
+        source.overrides.clip_actions if source.overrides.clip_actions is not None else checkpoint.get("clip_actions")
+    )
+    cfg = student.cfg
+    description = {
+        "format": "foundation student",
+        "path": str(source.path),
+        "num_obs": student.num_obs,
+        "num_actions": student.num_actions,
+        "hidden_dims": student.hidden_dims,
+        "activation": getattr(cfg, "activation", None),
+        "activation_from": "checkpoint",
+        "obs_normalization": bool(student.normalizer.count > 0),
+        "recurrence": cfg.name if student.state_size else "none",
+        "distribution": "choices" if cfg.num_choices else "gaussian" if cfg.stochastic else "deterministic",
+        "num_choices": cfg.num_choices,
+        "has_std": cfg.stochastic,
+        "has_value": cfg.value_head,
+        "obs_groups": groups,
+        "obs_slice": checkpoint.get("obs_slice"),
+        "clip_actions": clip,
+        "agent_config": None,
+    }
+    return LoadedPolicy(student, student.hidden_dims, groups, clip, description)

@@ -1,0 +1,88 @@
+"""Start a student from weights that are there already: ``distill.student.init_checkpoint``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from foundation.checkpoints import load_policy
+from foundation.checkpoints.reading.loading import Overrides
+from foundation.core.errors import UserError
+from foundation.policies.distribution import Gaussian
+from foundation.policies.tower import TeacherNetwork
+from foundation.students import Student, StudentPolicy
+from foundation.students.recurrent import RecurrentStudent
+
+
+def initialise_student(student: Student, path: str | Path, **overrides: Any) -> None:
+    """Copy a checkpoint's weights and normaliser into a student of the same sizes.
+
+    Args:
+        student: Changed in place. Heads that the checkpoint lacks (deviation, value) keep their start values.
+        path: A checkpoint of a student of ours, or of RSL-RL.
+        overrides: Fields of :class:`foundation.checkpoints.reading.loading.Overrides`.
+    """
+    loaded = load_policy(path, Overrides.parse(overrides)).network
+    _compare(student, loaded, str(path))
+    if isinstance(loaded, Student):
+        source = loaded.state_dict()
+    else:
+        if not isinstance(loaded, TeacherNetwork):
+            raise UserError(f"'{path}' cannot start a student: only checkpoints of students and of RSL-RL can.")
+        source = _student_names(loaded, student, str(path))
+    own = student.state_dict()
+    wrong = [key for key in source if key in own and own[key].shape != source[key].shape]
+    odd = [key for key in (own.keys() ^ source.keys()) if not key.startswith(("log_std", "value"))]
+    if wrong or odd:
+        key = (wrong or sorted(odd))[0]
+        wanted, found = (list(part[key].shape) if key in part else "nothing" for part in (own, source))
+        raise UserError(
+            f"'{path}' does not fit the student: '{key}' wants {wanted} and the file has {found}. "
+            "Give the student the file's architecture (teacher_info.py shows it)."
+        )
+    student.load_state_dict({**own, **{key: value for key, value in source.items() if key in own}})
+
+
+def _compare(student: Student, loaded: nn.Module, path: str) -> None:
+    """Refuse other sizes and another activation, which the shapes of the weights do not show."""
+    for name in ("num_obs", "num_actions"):
+        if getattr(student, name) != getattr(loaded, name):
+            raise UserError(
+                f"'{path}' has {name}={getattr(loaded, name)} and the student {getattr(student, name)}. "
+                "Give the student the file's observation groups, or another file."
+            )
+    theirs, ours = _activations(loaded), _activations(student)
+    if theirs and ours and theirs != ours:
+        raise UserError(
+            f"'{path}' has {'/'.join(sorted(theirs))} activations and the student {'/'.join(sorted(ours))}. "
+            "Set distill.student.activation to the file's."
+        )
+
+
+def _activations(network: nn.Module) -> set[str]:
+    part = network.actor.body if isinstance(network, TeacherNetwork) else network
+    kinds = {type(module).__name__ for module in part.modules() if type(module).__module__.endswith("activation")}
+    return kinds
+
+
+def _student_names(teacher: TeacherNetwork, student: Student, path: str) -> dict[str, torch.Tensor]:
+    """Return RSL-RL's tensors by the names that they have in a student."""
+    actor = teacher.actor
+    recurrent = isinstance(student, RecurrentStudent) and not len(student.encoder)
+    if not (recurrent if actor.core is not None else isinstance(student, StudentPolicy)):
+        raise UserError(
+            f"'{path}' cannot start student '{student.cfg.name}': it has "
+            f"{'recurrent layers' if actor.core is not None else 'dense layers only'}."
+        )
+    actions = student.num_actions
+    named = {f"body.{key}": value for key, value in actor.body.state_dict().items()}
+    named |= {"mean.weight": actor.head.weight[:actions], "mean.bias": actor.head.bias[:actions]}
+    if actor.core is not None:
+        named |= {f"core.{key}": value for key, value in actor.core.state_dict().items()}
+    if isinstance(student.log_std, nn.Parameter) and isinstance(teacher.distribution, Gaussian):
+        named["log_std"] = teacher.distribution.std.log()
+    normalizer = actor.normalizer if actor.normalizer is not None else type(student.normalizer)(student.num_obs)
+    return named | {f"normalizer.{key}": value for key, value in normalizer.state_dict().items()}

@@ -1,0 +1,160 @@
+"""ONNX files read with care: a checked list of nodes and constants, and nothing that could run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from foundation.checkpoints.onnx.ops import OPERATORS
+from foundation.core.errors import UserError
+from foundation.core.files import check_finite
+
+_DTYPES = {1: torch.float32, 10: torch.float16, 11: torch.float64}
+_MAX_BYTES = 1 << 30
+
+
+@dataclass
+class OnnxNode:
+    """One operation."""
+
+    kind: str
+    """Operator, such as ``Gemm``."""
+    inputs: list[str]
+    """Names of its inputs; empty for one that is left out."""
+    outputs: list[str]
+    """Names of its outputs."""
+    attributes: dict[str, Any]
+    """Plain numbers, lists, text and tensors."""
+
+
+@dataclass
+class OnnxGraph:
+    """A model's computation."""
+
+    nodes: list[OnnxNode] = field(default_factory=list)
+    """In an order in which they can be run."""
+    constants: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Weights and shapes, by name."""
+    inputs: dict[str, list[int]] = field(default_factory=dict)
+    """Shape of each input; -1 where it is open."""
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    """Type of each input."""
+    outputs: list[str] = field(default_factory=list)
+    """Names of the outputs."""
+    producer: str = ""
+    """What wrote the file."""
+
+
+def is_onnx(path: Path, head: bytes) -> bool:
+    """Return whether a file is an ONNX model: by its name, or by how such a file begins."""
+    if not head or head[:1] in (b"\x80", b"P", b"\x89"):
+        return False
+    if path.suffix.lower() == ".onnx":
+        return True
+    return head[:1] == b"\x08" and head[1] < 32 and head[2:3] in (b"\x12", b"\x1a", b":", b"B")
+
+
+def read_onnx(path: Path) -> OnnxGraph:
+    """Read a model.
+
+    Args:
+        path: An ``.onnx`` file; weights that it keeps beside itself are read from its own folder only.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise UserError(
+            f"'{path}' is an ONNX file, which needs the package onnx: pip install -e '.[export]' in the clone's folder"
+        ) from error
+    try:
+        model = onnx.load_model(str(path), load_external_data=False)
+        for tensor in model.graph.initializer:
+            _take_in(tensor, path)
+        onnx.checker.check_model(model)
+        return _graph(model, onnx, path)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file fails in many ways inside protobuf and onnx, all with one meaning
+        text = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"'{path}' is not an undamaged ONNX model ({text}). Export it again.") from error
+
+
+def _take_in(tensor: Any, path: Path) -> None:
+    """Replace a reference to a file beside the model by the bytes in it."""
+    if tensor.data_location == 0:
+        return
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    name = place.get("location", "")
+    file = path.resolve().parent / name
+    if not name or name in (".", "..") or Path(name).name != name or file.is_symlink():
+        _refuse(path, f"keeps '{tensor.name}' in '{name[:80]}', which is no plain file in its own folder")
+    if not file.is_file():
+        _refuse(path, f"keeps its weights in '{name}', which is not beside it: copy both files")
+    offset = int(place.get("offset", 0))
+    length = int(place.get("length", file.stat().st_size - offset))
+    if offset < 0 or not 0 <= length <= min(file.stat().st_size - offset, _MAX_BYTES):
+        _refuse(path, f"wants more of '{name}' than there is: the two files do not belong together")
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        tensor.raw_data = stream.read(length)
+    del tensor.external_data[:]
+    tensor.data_location = 0
+
+
+def _graph(model: Any, onnx: Any, path: Path) -> OnnxGraph:
+    graph = OnnxGraph(producer=f"{model.producer_name} {model.producer_version}".strip())
+    if model.graph.sparse_initializer:
+        _refuse(path, "has sparse weights")
+    for tensor in model.graph.initializer:
+        graph.constants[tensor.name] = _tensor(tensor, onnx)
+    for node in model.graph.node:
+        _add(graph, node, onnx, path)
+    for given in model.graph.input:
+        if given.name in graph.constants:
+            continue
+        kind = given.type.tensor_type
+        if kind.elem_type not in _DTYPES:
+            _refuse(path, f"has the input '{given.name}', which is not of floating-point numbers")
+        graph.inputs[given.name] = [size.dim_value or -1 for size in kind.shape.dim]
+        graph.dtypes[given.name] = _DTYPES[kind.elem_type]
+    graph.outputs = [result.name for result in model.graph.output]
+    check_finite({name: value for name, value in graph.constants.items() if _is_weight(value)}, str(path))
+    return graph
+
+
+def _is_weight(value: torch.Tensor) -> bool:
+    return value.numel() > 1  # a bound such as the infinity of a Clip is one number
+
+
+def _add(graph: OnnxGraph, node: Any, onnx: Any, path: Path) -> None:
+    name = f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+    attributes: dict[str, Any] = {}
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        if isinstance(value, onnx.TensorProto):
+            value = _tensor(value, onnx)
+        elif isinstance(value, bytes):
+            value = value.decode(errors="replace")
+        elif not isinstance(value, int | float) and not (
+            isinstance(value, list) and all(isinstance(item, int | float | bytes) for item in value)
+        ):
+            _refuse(path, f"has the operator '{name}' with an inner graph, which is not understood")
+        attributes[attribute.name] = value
+    if name == "Constant":
+        kinds = {"value", "value_float", "value_int", "value_floats", "value_ints"} & set(attributes)
+        graph.constants[node.output[0]] = torch.as_tensor(attributes[kinds.pop()])
+        return
+    if name not in OPERATORS:
+        _refuse(path, f"has the operator '{name}', which is not understood")
+    graph.nodes.append(OnnxNode(name, list(node.input), list(node.output), attributes))
+
+
+def _tensor(proto: Any, onnx: Any) -> torch.Tensor:
+    return torch.from_numpy(onnx.numpy_helper.to_array(proto).copy())
+
+
+def _refuse(path: Path, what: str) -> NoReturn:
+    raise UserError(f"'{path}' {what}. Use the training checkpoint instead.")

@@ -1,0 +1,99 @@
+"""HDF5 files read with care: plain numbers that lie in the file itself, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from foundation.core.errors import UserError
+from foundation.core.files import check_finite
+
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_MAX_NUMBERS = 1 << 27
+_FILTERS = {1, 2, 3}  # deflate, shuffle, Fletcher's checksum: those that HDF5 itself brings along
+
+
+class Hdf5Group:
+    """A group of an open file, every access to which is checked."""
+
+    def __init__(self, group: Any, path: str) -> None:
+        """Wrap an ``h5py.Group``; ``path`` is the file's, for errors."""
+        self._group, self._path = group, path
+
+    @property
+    def name(self) -> str:
+        """Path inside the file."""
+        return str(self._group.name).strip("/")
+
+    def names(self) -> list[str]:
+        """Return the names of what the group holds."""
+        return [str(name) for name in self._group]
+
+    def attribute(self, name: str) -> str | None:
+        """Return an attribute as text, or None."""
+        value = self._group.attrs.get(name)
+        return value.decode(errors="replace") if isinstance(value, bytes) else None if value is None else str(value)
+
+    def group(self, name: str) -> Hdf5Group:
+        """Return a group inside this one."""
+        import h5py
+
+        found = self._own(name)
+        if not isinstance(found, h5py.Group):
+            self._refuse(f"'{self.name}/{name}' is not a group")
+        return Hdf5Group(found, self._path)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a data set as float32, finite."""
+        import h5py
+
+        found = self._own(name)
+        where = f"'{self.name}/{name}'"
+        if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "fiu" or found.size is None:
+            self._refuse(f"{where} is not a data set of numbers")
+        plist = found.id.get_create_plist()
+        filters = {plist.get_filter(index)[0] for index in range(plist.get_nfilters())}
+        if found.is_virtual or found.external or filters - _FILTERS:
+            self._refuse(f"{where} is stored outside the file or by a filter that is not HDF5's own")
+        if found.size > _MAX_NUMBERS or (not filters and found.id.get_storage_size() < found.nbytes):
+            self._refuse(f"{where} says it has {found.size} numbers, which the file does not hold")
+        value = torch.from_numpy(found[()].astype("float32"))
+        check_finite({f"{self.name}/{name}": value}, self._path)
+        return value
+
+    def _own(self, name: str) -> Any:
+        """Return a member that is linked directly: other links may lead out of the file."""
+        import h5py
+
+        link = self._group.get(name, getlink=True)
+        if link is None:
+            self._refuse(f"it lacks '{self.name}/{name}'")
+        if not isinstance(link, h5py.HardLink):
+            self._refuse(f"'{self.name}/{name}' leads elsewhere")
+        return self._group[name]
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise UserError(f"'{self._path}': {what}. Is the file of another version, or damaged?")
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[Hdf5Group]:
+    """Open a file; whatever a damaged one runs into is one line."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(
+            f"'{path}' is an HDF5 file, which needs the package h5py: pip install -e '.[raptor]' in the clone's folder"
+        ) from error
+    try:
+        with h5py.File(path, "r") as file:
+            yield Hdf5Group(file, str(path))
+    except UserError:
+        raise
+    except Exception as error:  # h5py tells of damage by many kinds of errors
+        text = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"'{path}' is truncated or damaged ({text}). Copy it again.") from error

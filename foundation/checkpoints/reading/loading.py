@@ -1,0 +1,237 @@
+"""From a checkpoint's plain tensors to a policy: sizes are read from the weights, and every key must be understood."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from foundation.checkpoints.reading.agent_config import AgentConfig
+from foundation.core.errors import UserError, suggest
+from foundation.policies.mlp import activation_names, resolve_activation
+from foundation.policies.normalizer import ObsNormalizer
+from foundation.policies.rnn import RecurrentCore
+from foundation.policies.tower import Tower
+
+logger = logging.getLogger(__name__)
+
+DISTRIBUTIONS = ("gaussian", "heteroscedastic", "heteroscedastic_log", "beta", "deterministic", "categorical")
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What a user may say about a checkpoint; it goes before what the checkpoint's own config says."""
+
+    activation: str | None = None
+    """Activation of the hidden layers."""
+    distribution: str | None = None
+    """gaussian | heteroscedastic | heteroscedastic_log | beta | deterministic | categorical."""
+    action_range: list[float] | None = None
+    """``[low, high]`` of actions that the policy scales or clips to their range."""
+    obs_groups: list[str] | None = None
+    """Observation groups of the actor, concatenated in order."""
+    clip_actions: float | None = None
+    """Bound of the actions."""
+    image_shapes: dict[str, list[int]] | None = None
+    """Channels, height and width of each observation group that is images, where no environment is asked."""
+    agent_config: str | None = None
+    """An ``agent.yaml`` to use instead of the one beside the checkpoint."""
+    strict: bool = True
+    """Refuse a checkpoint with entries that are not understood (off: warn)."""
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Overrides:
+        """Check names and values."""
+        known = [f.name for f in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise UserError(f"unknown teacher override '{name}'. {suggest(name, known)}")
+        overrides = cls(**values)
+        if overrides.activation is not None and overrides.activation.lower() not in activation_names():
+            near = suggest(overrides.activation, activation_names())
+            raise UserError(f"unknown teacher activation '{overrides.activation}'. {near}")
+        if overrides.distribution is not None and overrides.distribution not in DISTRIBUTIONS:
+            near = suggest(overrides.distribution, DISTRIBUTIONS)
+            raise UserError(f"unknown teacher distribution '{overrides.distribution}'. {near}")
+        bounds = overrides.action_range
+        if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+            raise UserError(f"the teacher's action_range is {list(bounds)}: it must be [low, high] with low < high")
+        return overrides
+
+
+@dataclass
+class Source:
+    """Where a policy is read from, and what is known about it besides its weights."""
+
+    path: Path
+    """The checkpoint."""
+    overrides: Overrides
+    """What the user said."""
+    agent: AgentConfig
+    """What the run's config says."""
+
+
+@dataclass
+class LoadedPolicy:
+    """A policy read from a file."""
+
+    network: nn.Module
+    """Has ``step``, ``sequence``, ``initial_state``, ``reset_state``, ``num_obs``, ``num_actions``, ``state_size``."""
+    hidden_dims: list[int]
+    """Sizes of the dense hidden layers."""
+    obs_groups: list[str] | None
+    """Observation groups, where they are known."""
+    clip_actions: float | None
+    """Bound of the actions, where one is known."""
+    description: dict[str, Any] = field(default_factory=dict)
+    """What was understood, as plain values for people."""
+
+
+class Entries:
+    """The entries of a state_dict, taken one by one; what is left over was not understood."""
+
+    def __init__(self, tensors: Any, where: str) -> None:
+        """Take a copy of the mapping.
+
+        Args:
+            tensors: A state_dict.
+            where: The checkpoint's path and the state_dict's name, for errors.
+        """
+        if not isinstance(tensors, Mapping) or not all(isinstance(v, torch.Tensor) for v in tensors.values()):
+            raise UserError(f"{where} is not a state_dict of tensors. Is this a checkpoint of a policy?")
+        self._left = dict(tensors)
+        self.where = where
+
+    def take(self, prefix: str) -> dict[str, torch.Tensor]:
+        """Remove and return the entries under a prefix, without it."""
+        found = {key: value for key, value in self._left.items() if key.startswith(prefix)}
+        for key in found:
+            del self._left[key]
+        return {key[len(prefix) :]: value for key, value in found.items()}
+
+    def take_one(self, *names: str) -> torch.Tensor | None:
+        """Remove and return the first of these entries that is there."""
+        for name in names:
+            if name in self._left:
+                return self._left.pop(name)
+        return None
+
+    def finish(self, strict: bool) -> None:
+        """Refuse (or, when not strict, warn about) entries that nobody has taken."""
+        report_unknown(sorted(self._left), self.where, strict)
+
+
+def report_unknown(names: list[str], where: str, strict: bool) -> None:
+    """Refuse, or warn about, entries that were not understood."""
+    if not names:
+        return
+    shown = ", ".join(f"'{name}'" for name in names[:4]) + (", ..." if len(names) > 4 else "")
+    message = f"{where} has entries that are not understood and may change the actions: {shown}"
+    if strict:
+        raise UserError(f"{message}. Give the override 'strict=False' to ignore them.")
+    logger.warning("%s. They are ignored.", message)
+
+
+def build_tower(body: Tensors, rnn: Tensors, normalizer: Tensors, activation: str, where: str) -> Tower:
+    """Build one network from its tensors.
+
+    Args:
+        body: ``0.weight``, ``0.bias``, ``2.weight``, ...
+        rnn: ``weight_ih_l0``, ...; empty for no memory.
+        normalizer: ``_mean``, ``_std``, ...; empty for none.
+        activation: Of the hidden layers.
+        where: What to name in errors.
+    """
+    linears = linear_layers(body, where)
+    core = recurrent_core(rnn, where) if rnn else None
+    num_obs = core.rnn.input_size if core is not None else linears[0].in_features
+    if core is not None and linears[0].in_features != core.hidden_size:
+        raise UserError(
+            f"{where}: the recurrent layers give {core.hidden_size} numbers and the first dense layer wants "
+            f"{linears[0].in_features}. The file is damaged."
+        )
+    layers: list[nn.Module] = []
+    for linear in linears[:-1]:
+        layers += [linear, resolve_activation(activation)]
+    return Tower(num_obs, build_normalizer(normalizer, num_obs, where), core, nn.Sequential(*layers), linears[-1])
+
+
+def linear_layers(body: Tensors, where: str) -> list[nn.Linear]:
+    """Build the dense layers of ``0.weight``, ``0.bias``, ``2.weight``, ..., checked to fit together."""
+    indices = sorted({int(key.split(".")[0]) for key in body if re.fullmatch(r"\d+\.(weight|bias)", key)})
+    expected = {f"{index}.{kind}" for index in indices for kind in ("weight", "bias")}
+    if set(body) != expected or indices != list(range(0, 2 * len(indices), 2)) or not indices:
+        odd = sorted(set(body) ^ expected)[:3] or [f"layers {indices}"]
+        raise UserError(f"{where} is not a plain multi-layer perceptron (see {', '.join(map(str, odd))}).")
+    layers: list[nn.Linear] = []
+    for index in indices:
+        weight, bias = body[f"{index}.weight"], body[f"{index}.bias"]
+        if weight.dim() != 2 or bias.shape != weight.shape[:1] or 0 in weight.shape:
+            raise UserError(f"{where}: layer {index} has weight {list(weight.shape)} and bias {list(bias.shape)}.")
+        if layers and layers[-1].out_features != weight.shape[1]:
+            given = layers[-1].out_features
+            raise UserError(f"{where}: layer {index} wants {weight.shape[1]} inputs, the one before gives {given}.")
+        linear = nn.Linear(weight.shape[1], weight.shape[0])
+        linear.load_state_dict({"weight": weight.float(), "bias": bias.float()})
+        layers.append(linear)
+    return layers
+
+
+def recurrent_core(rnn: Tensors, where: str) -> RecurrentCore:
+    """Build the recurrent layers of ``weight_ih_l0``, ...; a GRU and an LSTM are told apart by their sizes."""
+    first, hidden = rnn.get("weight_ih_l0"), rnn.get("weight_hh_l0")
+    if first is None or hidden is None or first.dim() != 2 or hidden.dim() != 2 or 0 in (*first.shape, *hidden.shape):
+        raise UserError(f"{where}: its recurrent layers lack 'weight_ih_l0' or 'weight_hh_l0'. The file is damaged.")
+    size = hidden.shape[1]
+    kind = {3 * size: "gru", 4 * size: "lstm"}.get(first.shape[0])
+    if kind is None:
+        raise UserError(
+            f"{where}: recurrent weights {list(first.shape)}, {list(hidden.shape)} are neither GRU nor LSTM."
+        )
+    layers = sum(1 for key in rnn if key.startswith("weight_ih_l"))
+    core = RecurrentCore(kind, first.shape[1], size, layers)
+    try:
+        core.rnn.load_state_dict({key: value.float() for key, value in rnn.items()})
+    except RuntimeError as error:
+        raise UserError(
+            f"{where}: its recurrent layers do not fit together: {' '.join(str(error).split())[:200]}"
+        ) from error
+    return core
+
+
+def build_normalizer(entries: Tensors, num_obs: int, where: str) -> ObsNormalizer | None:
+    """Build a normaliser from its tensors; none without any.
+
+    Args:
+        entries: ``_mean``, ``_std``, ...
+        num_obs: Number of observations.
+        where: What to name in errors.
+    """
+    if not entries:
+        return None
+    mean, std, var = entries.get("_mean"), entries.get("_std"), entries.get("_var")
+    known = {"_mean", "_std", "_var", "count"}
+    if mean is None or (std is None and var is None) or set(entries) - known:
+        raise UserError(f"{where}: its observation normaliser has entries {sorted(entries)}, not '_mean' and '_std'.")
+    std = var.sqrt() if std is None else std  # type: ignore[union-attr]  # one of the two is there
+    if mean.numel() != num_obs or std.numel() != num_obs:
+        raise UserError(
+            f"{where}: its normaliser has {mean.numel()} observations and its first layer {num_obs}. "
+            "The file mixes two networks."
+        )
+    if bool((std < 0).any()) or (var is not None and not torch.allclose(var.sqrt(), std, rtol=1e-3, atol=1e-5)):
+        raise UserError(f"{where}: its normaliser's '_std' is not the square root of its '_var'. The file is damaged.")
+    normalizer = ObsNormalizer(num_obs)
+    rows = entries.get("count", torch.ones(()))
+    if rows.numel() != 1:
+        raise UserError(f"{where}: its normaliser's 'count' has {rows.numel()} numbers, not one. The file is damaged.")
+    normalizer.set_moments(mean.float(), std.float(), max(1.0, float(rows)))
+    return normalizer

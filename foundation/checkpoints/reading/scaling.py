@@ -1,0 +1,112 @@
+"""Normalisers of other libraries: moments that are read from a file, with a bound on what comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy
+import torch
+from torch import nn
+
+from foundation.checkpoints.reading.loading import Tensors
+from foundation.core.errors import UserError
+
+
+class ClampedScaler(nn.Module):
+    """``clamp((clamp(x, ±before) - mean) / std, ±after)``."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self, mean: torch.Tensor, std: torch.Tensor, after: float | None = None, before: float | None = None
+    ) -> None:
+        """Keep the moments.
+
+        Args:
+            mean: Shape: (num_obs,).
+            std: Whatever is divided by, the library's epsilon included. Shape: (num_obs,).
+            after: Bound of the result. None: none.
+            before: Bound of the observations. None: none.
+        """
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.after, self.before = after, before
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise observations. Shape: (..., num_obs)."""
+        if self.before is not None:
+            x = x.clamp(-self.before, self.before)
+        x = (x - self.mean) / self.std
+        return x if self.after is None else x.clamp(-self.after, self.after)
+
+
+class ValueScaler(nn.Module):
+    """Brings a critic's output back to returns: ``std * clamp(x, ±bound) + mean``, after an activation."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self, mean: torch.Tensor, std: torch.Tensor, bound: float, activation: nn.Module | None = None
+    ) -> None:
+        """Keep the moments. Shape of both: (1,)."""
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.bound, self.activation = bound, activation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Scale back. Shape: (..., 1)."""
+        if self.activation is not None:
+            x = self.activation(x)
+        return self.std * x.clamp(-self.bound, self.bound) + self.mean
+
+
+def moments(entries: Tensors, var_name: str, count_name: str, size: int, where: str) -> tuple[torch.Tensor, ...]:
+    """Return mean and variance as float32, checked. Shape of both: (size,).
+
+    Args:
+        entries: ``running_mean``, the variance and the count, and nothing else.
+        var_name: The variance's name.
+        count_name: The count's name.
+        size: Number of observations.
+        where: What to name in errors.
+    """
+    mean, var, count = entries.get("running_mean"), entries.get(var_name), entries.get(count_name)
+    if mean is None or var is None or count is None or len(entries) != 3:
+        raise UserError(f"{where} has entries {sorted(entries)}, not 'running_mean', '{var_name}', '{count_name}'.")
+    if mean.shape != (size,) or var.shape != (size,) or count.numel() != 1:
+        raise UserError(
+            f"{where} has moments of shape {list(mean.shape)} and {list(var.shape)}; [{size}] was expected. "
+            "The file mixes two networks, or is damaged."
+        )
+    if bool((var < 0).any()):
+        raise UserError(f"{where} has a negative variance. The file is damaged.")
+    return mean.float(), var.float()
+
+
+def load_moments(path: Path, size: int) -> tuple[torch.Tensor, torch.Tensor, float, float]:
+    """Return mean, variance, epsilon and bound of a ``VecNormalize``, written by ``numpy.savez``; no pickle is read.
+
+    Args:
+        path: An ``.npz`` with ``mean``, ``var``, ``epsilon`` and ``clip_obs``.
+        size: Number of observations.
+    """
+    try:
+        with numpy.load(path, allow_pickle=False) as archive:
+            found = {name: torch.from_numpy(archive[name]).double() for name in ("mean", "var", "epsilon", "clip_obs")}
+    except Exception as error:  # zipfile, KeyError and ValueError all mean the same
+        text = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(
+            f"'{path}' cannot be read as the statistics of a VecNormalize: {text}. Write it again."
+        ) from error
+    mean, var = found["mean"], found["var"]
+    if mean.shape != (size,) or var.shape != (size,) or found["epsilon"].numel() != 1 or found["clip_obs"].numel() != 1:
+        raise UserError(f"'{path}' has statistics of {mean.numel()} observations; the policy reads {size}.")
+    if not all(bool(torch.isfinite(value).all()) and bool((value >= 0).all()) for value in list(found.values())[1:]):
+        raise UserError(f"'{path}' has a negative or infinite variance, epsilon or clip_obs. Write it again.")
+    if not bool(torch.isfinite(mean).all()):
+        raise UserError(f"'{path}' has NaN or infinite numbers in 'mean'. Write it again.")
+    return mean.float(), var, float(found["epsilon"]), float(found["clip_obs"])

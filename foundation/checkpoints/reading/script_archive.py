@@ -1,0 +1,124 @@
+"""Read the modules and weights of a TorchScript archive without running any of its code.
+
+``torch.jit.load`` would run what the archive brings along; here its ``data.pkl`` is read with a closed list of names,
+so that a module becomes a plain :class:`Node` and a tensor is built from its bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foundation.core.errors import UserError
+from foundation.core.files import archive_names, check_finite, check_torch_zip
+
+_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+_LISTS = ("build_intlist", "build_floatlist", "build_doublelist", "build_boollist", "build_tensorlist")
+
+
+class Node:
+    """A module of the archive: its class's name and its attributes, nothing that could run."""
+
+    kind = ""
+    """Name of the module's class, such as ``Linear``."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        """Attributes: tensors, plain values, and further nodes."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.values = dict(state) if isinstance(state, dict) else {}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors of this module itself, by name."""
+        return {name: value for name, value in self.values.items() if isinstance(value, torch.Tensor)}
+
+
+def is_script(path: Path, head: bytes) -> bool:
+    """Return whether a file is a TorchScript archive."""
+    return head.startswith(b"PK\x03\x04") and any(n.endswith("/constants.pkl") for n in archive_names(path))
+
+
+def read_script(path: Path) -> Node:
+    """Return the archive's root module.
+
+    Args:
+        path: A file that ``torch.jit.save`` wrote.
+    """
+    check_torch_zip(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            record = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            root = _Reader(archive, record.removesuffix("data.pkl")).load()
+    except Exception as error:  # whatever a damaged or hostile archive runs into means the same
+        text = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"'{path}' cannot be read as a TorchScript policy: {text}. Export it again.") from error
+    if not isinstance(root, Node):
+        raise UserError(f"'{path}' is a TorchScript archive, but not of a module. Export the policy again.")
+    _check_finite(root, "", str(path))
+    return root
+
+
+class _Reader(pickle.Unpickler):
+    """An unpickler that knows tensors, plain lists and inert modules, and refuses every other name."""
+
+    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
+        super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")))
+        self._archive, self._root = archive, root
+        names = archive.namelist()
+        if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
+            raise pickle.UnpicklingError("big-endian archives are not read")
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        """Return what a name stands for, from a closed list."""
+        if module_name.split(".")[0] == "__torch__":
+            return type("Node", (Node,), {"kind": global_name})
+        if (module_name, global_name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _build_tensor
+        if (module_name, global_name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module_name == "torch" and global_name in _DTYPES:
+            return _DTYPES[global_name]
+        if module_name == "torch.jit._pickle" and global_name in _LISTS:
+            return list
+        if (module_name, global_name) == ("torch.jit._pickle", "restore_type_tag"):
+            return _untagged
+        raise pickle.UnpicklingError(f"it names '{module_name}.{global_name}', which is not part of a policy")
+
+    def persistent_load(self, pid: Any) -> torch.Tensor:
+        """Return a storage's content as a flat tensor."""
+        _, dtype, key, *_ = pid
+        content = bytearray(self._archive.read(f"{self._root}data/{key}"))
+        return torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+
+
+def _build_tensor(storage: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> torch.Tensor:
+    return torch.as_strided(storage, size, stride, offset).clone()
+
+
+def _untagged(value: Any, _type: str) -> Any:
+    return value
+
+
+def _check_finite(node: Node, prefix: str, where: str) -> None:
+    check_finite({f"{prefix}{name}": tensor for name, tensor in node.tensors().items()}, where)
+    for name, value in node.values.items():
+        if isinstance(value, Node):
+            _check_finite(value, f"{prefix}{name}.", where)

@@ -1,0 +1,53 @@
+"""RSL-RL 1.x to 3.x: one ``model_state_dict`` with ``actor.*``, ``critic.*`` and perhaps ``memory_a.rnn.*``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foundation.checkpoints.reading.assembly import Parts, assemble
+from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source
+
+KEYS = {
+    "model_state_dict",
+    "obs_norm_state_dict",
+    "privileged_obs_norm_state_dict",
+    "critic_obs_norm_state_dict",
+}
+"""Entries of a checkpoint that this format reads."""
+
+
+def recognise(checkpoint: dict[str, Any]) -> bool:
+    """Return whether a checkpoint is in this format."""
+    model = checkpoint.get("model_state_dict")
+    return isinstance(model, dict) and any(str(key).startswith("actor.") for key in model)
+
+
+def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
+    """Read the policy."""
+    entries = Entries(checkpoint["model_state_dict"], f"'{source.path}' (model_state_dict)")
+    separate = "obs_norm_state_dict" in checkpoint
+    inside = {name: entries.take(f"{name}_obs_normalizer.") for name in ("actor", "critic")}
+    critic_norm = next(
+        (n for n in ("privileged_obs_norm_state_dict", "critic_obs_norm_state_dict") if n in checkpoint), ""
+    )
+    actor = Parts(
+        body=entries.take("actor."),
+        rnn=entries.take("memory_a.rnn."),
+        normalizer=_separate(checkpoint, "obs_norm_state_dict", source) or inside["actor"],
+        std=entries.take_one("std"),
+        log_std=entries.take_one("log_std"),
+    )
+    critic = Parts(
+        body=entries.take("critic."),
+        rnn=entries.take("memory_c.rnn."),
+        normalizer=_separate(checkpoint, critic_norm, source) or inside["critic"],
+    )
+    entries.finish(source.overrides.strict)
+    version = "2.x" if separate else "3.x" if inside["actor"] or inside["critic"] else "1.x to 3.x"
+    return assemble(source, f"RSL-RL {version}", "actor", actor, critic if critic.body else None)
+
+
+def _separate(checkpoint: dict[str, Any], name: str, source: Source) -> dict[str, Any]:
+    if name not in checkpoint:
+        return {}
+    return Entries(checkpoint[name], f"'{source.path}' ({name})").take("")

@@ -1,0 +1,50 @@
+"""The student of an RSL-RL distillation: ``student.*`` in ``model_state_dict`` (2.x, 3.x) or ``student_state_dict``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foundation.checkpoints.reading.assembly import Parts, assemble
+from foundation.checkpoints.reading.image_assembly import assemble_with_images
+from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source
+from foundation.checkpoints.rsl_rl_models import model_parts
+
+KEYS = {
+    "model_state_dict",
+    "student_state_dict",
+    "teacher_state_dict",
+    "obs_norm_state_dict",
+    "privileged_obs_norm_state_dict",
+}
+"""Entries of a checkpoint that this format reads."""
+
+
+def recognise(checkpoint: dict[str, Any]) -> bool:
+    """Return whether a checkpoint is in this format."""
+    model = checkpoint.get("model_state_dict")
+    in_model = isinstance(model, dict) and any(str(key).startswith("student.") for key in model)
+    return "student_state_dict" in checkpoint or in_model
+
+
+def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
+    """Read the student; its teacher is not looked at."""
+    if "student_state_dict" in checkpoint:
+        parts, version = model_parts(checkpoint["student_state_dict"], source, "student_state_dict")
+        build = assemble_with_images if parts.cnns else assemble
+        return build(source, f"RSL-RL {version} distillation", "student", parts)
+    entries = Entries(checkpoint["model_state_dict"], f"'{source.path}' (model_state_dict)")
+    for teacher_part in ("teacher.", "memory_t.", "teacher_obs_normalizer."):
+        entries.take(teacher_part)
+    separate = "obs_norm_state_dict" in checkpoint
+    norm = Entries(checkpoint.get("obs_norm_state_dict", {}), f"'{source.path}' (obs_norm_state_dict)").take("")
+    inside = entries.take("student_obs_normalizer.")
+    parts = Parts(
+        body=entries.take("student."),
+        rnn=entries.take("memory_s.rnn."),
+        normalizer=norm or inside,
+        std=entries.take_one("std"),
+        log_std=entries.take_one("log_std"),
+    )
+    entries.finish(source.overrides.strict)
+    version = "2.x" if separate else "3.x" if inside else "2.x or 3.x"
+    return assemble(source, f"RSL-RL {version} distillation", "student", parts)

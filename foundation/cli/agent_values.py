@@ -1,0 +1,114 @@
+"""What a distillation run takes from the task's agent configs: observation groups, student sizes, the run's name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from foundation.config.distillation_cfg import DistillationCfg
+from foundation.config.overrides import Overrides
+from foundation.config.values import apply_values
+from foundation.core.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_DISTILLATION_ENTRY_POINT = "rsl_rl_distillation_cfg_entry_point"
+
+
+def name_experiment(cfg: DistillationCfg, agent_cfg: Any) -> None:
+    """Fill in the experiment's name: the agent config's, or else the task's."""
+    if cfg.experiment_name is None:
+        cfg.experiment_name = str(read(agent_cfg, "experiment_name") or (cfg.task or "").rpartition(":")[2])
+
+
+def choose_groups(cfg: DistillationCfg, agent_cfg: Any, teacher: Any, obs: Any) -> None:
+    """Fill in the observation groups that were not given.
+
+    The student's are those of the agent's config. The teacher's are too, or else those it was trained on, or else what
+    the actor reads: the first of them whose size is what the teacher wants.
+
+    Args:
+        cfg: Its ``teacher.obs_groups`` and ``student.obs_groups`` are set where they are None.
+        agent_cfg: The agent's config.
+        teacher: The teacher.
+        obs: Observations of the environment, by group.
+    """
+    groups = read(agent_cfg, "obs_groups")
+    groups = distillation_groups(cfg.task or "") | (dict(groups) if isinstance(groups, dict) else {})
+    actor = groups.get("actor") or groups.get("policy") or ["policy"]
+    if cfg.teacher.obs_groups is None:
+        candidates = [list(found) for found in (groups.get("teacher"), teacher.obs_groups, actor) if found]
+        fitting = [found for found in candidates if _size(found, cfg.teacher.obs_slice, obs) == teacher.num_obs]
+        cfg.teacher.obs_groups = (fitting or candidates)[0]
+    if cfg.student.obs_groups is None:
+        cfg.student.obs_groups = list(groups.get("student") or actor)
+
+
+def _size(groups: list[str], columns: list[int] | None, obs: Any) -> int | None:
+    """Return how many columns some groups have together; None where one of them is not there."""
+    if any(group not in obs.keys() for group in groups):  # noqa: SIM118  # a TensorDict wants keys()
+        return None
+    total = sum(obs[group].shape[-1] for group in groups)
+    return total if columns is None else min(columns[1], total) - columns[0]
+
+
+def size_student(cfg: DistillationCfg, overrides: Overrides) -> None:
+    """Give the default student the layers of the task's own distillation config, where it has one.
+
+    A student that was chosen (``student=gru``) keeps its own sizes, and a size that was set anywhere stays.
+
+    Args:
+        cfg: Its ``student`` is changed.
+        overrides: What was typed.
+    """
+    typed = {item.path for item in [*overrides.scoped.get("distill", []), *overrides.bare]}
+    if cfg.student.name != "mlp" or "student" in overrides.groups or "student.name" in typed:
+        return
+    sizes = _student_sizes(_distillation_cfg(cfg.task or ""))
+    default = type(cfg.student)()
+    free = [name for name in sizes if getattr(cfg.student, name) == getattr(default, name)]
+    taken = {name: sizes[name] for name in free if f"student.{name}" not in typed}
+    if any(getattr(default, name) != value for name, value in taken.items()):
+        apply_values(cfg.student, taken, f"{_DISTILLATION_ENTRY_POINT}: student")
+        values = ", ".join(f"{name}={value}" for name, value in taken.items())
+        logger.info("the student is that of the task's distillation config: %s", values)
+
+
+def _student_sizes(agent_cfg: Any) -> dict[str, Any]:
+    """Read layers and activation of a feed-forward student, of RSL-RL's new layout or of its old one."""
+    model, old = read(agent_cfg, "student"), read(agent_cfg, "policy")
+    source, prefix = (model, "") if isinstance(read(model, "hidden_dims"), Sequence) else (old, "student_")
+    hidden_dims, activation = read(source, f"{prefix}hidden_dims"), read(source, "activation")
+    if not isinstance(hidden_dims, Sequence):
+        return {}
+    if isinstance(read(source, "rnn_type"), str):
+        logger.info("the student of the task's distillation config has memory: choose one by student=lstm or =gru")
+        return {}
+    sizes: dict[str, Any] = {"hidden_dims": list(hidden_dims)}
+    return sizes | ({"activation": activation} if isinstance(activation, str) else {})
+
+
+def distillation_groups(task: str) -> dict[str, Any]:
+    """Return the groups of ``teacher`` and ``student`` in the task's own distillation config, where it has one."""
+    groups = read(_distillation_cfg(task), "obs_groups")
+    if not isinstance(groups, dict):
+        return {}
+    student = groups.get("student") or groups.get("policy")  # the name before rsl-rl-lib 4
+    return {name: found for name, found in (("teacher", groups.get("teacher")), ("student", student)) if found}
+
+
+def _distillation_cfg(task: str) -> Any:
+    """Load the task's own config for RSL-RL's distillation; None where it has none."""
+    from foundation.tasks import load_entry_point, resolve_task
+
+    try:
+        spec = resolve_task(task)
+    except UserError:
+        return None
+    return load_entry_point(spec, _DISTILLATION_ENTRY_POINT) if _DISTILLATION_ENTRY_POINT in spec.kwargs else None
+
+
+def read(cfg: Any, name: str) -> Any:
+    """Read a field of a config object or mapping; None where it is absent."""
+    return cfg.get(name) if isinstance(cfg, dict) else getattr(cfg, name, None)

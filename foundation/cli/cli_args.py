@@ -1,0 +1,222 @@
+"""The flags of every command. None of them has a default of its own: what is not typed leaves the config alone."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from foundation.cli.command import Interrupt, run_command, set_up_logging
+from foundation.cli.parser import OneLineParser
+from foundation.config.distillation_cfg import DistillationCfg
+from foundation.config.validate import MOST_SEED
+from foundation.core.errors import UserError
+
+_OTHER_NAMES = {
+    "teacher_checkpoint": "teacher.checkpoint",
+    "teacher_activation": "teacher.activation",
+    "teacher_min_return": "teacher.min_return",
+    "teacher_below_min": "teacher.below_min",
+    "num_active_teachers": "teacher.num_active",
+    "teacher_selection": "teacher.selection",
+    "position_offset_correction": "teacher.position_offset_correction",
+    "teacher_student_mix": "collection.teacher_student_mix",
+    "dataset": "dataset.load",
+    "save_dataset": "dataset.save",
+}
+_TEACHERS = "--teacher_checkpoint"
+
+
+class CommandParser(OneLineParser):
+    """The parser of a command: flags without defaults, and Hydra-style overrides behind them."""
+
+    def __init__(self, **kwargs: Any):
+        kwargs.setdefault("argument_default", None)
+        super().__init__(**{**kwargs, "formatter_class": _HelpFormatter})
+        self.epilog = self.epilog or (
+            "Further arguments are Hydra-style overrides: env.scene.num_envs=2048, agent.seed=3, "
+            "scene.num_envs=2048 (where only one config has such a key)."
+        )
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34, width=110)
+
+
+def parse_command(
+    parser: CommandParser, argv: Sequence[str] | None = None, *, strict: bool = True
+) -> tuple[argparse.Namespace, list[str]]:
+    """Split a command line into flags and override tokens.
+
+    Args:
+        parser: Knows the flags.
+        argv: Arguments without the program's name; None takes the process's own.
+        strict: Refuse unknown flags. Off while an engine has yet to add its own: they, and what follows them
+            without ``=``, are then left out.
+
+    Returns:
+        The flags, and the ``key=value`` tokens in their order.
+
+    Raises:
+        UserError: For an unknown flag (names the nearest), a missing or wrong value.
+    """
+    args, rest = parser.parse_known_args(_spread_teachers(sys.argv[1:] if argv is None else list(argv)))
+    tokens = []
+    for token in rest:
+        if token.startswith("-"):
+            if strict:
+                parser.refuse_unknown(token)
+        elif strict or "=" in token or token[:1] in "+~":
+            tokens.append(token)
+    return args, tokens
+
+
+def _spread_teachers(argv: list[str]) -> list[str]:
+    """Put the flag before each of several teachers, so that overrides behind them stay overrides."""
+    spread: list[str] = []
+    values = 0
+    for token in argv:
+        if token == _TEACHERS:
+            values = 1
+        elif values:
+            is_override = "=" in token or token[:1] in "-+~"
+            if values > 1 and is_override and not Path(token).exists():
+                values = 0
+            else:
+                spread += [_TEACHERS] if values > 1 else []
+                values += 1
+        spread.append(token)
+    return spread
+
+
+def distillation_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the typed flags that are fields of the distillation config, as dotted field -> value."""
+    names = {field.name: field.name for field in dataclasses.fields(DistillationCfg)} | _OTHER_NAMES
+    typed = {path: getattr(args, name, None) for name, path in names.items()}
+    teachers = typed["teacher.checkpoint"]
+    typed["teacher.checkpoint"] = teachers[0] if isinstance(teachers, list) and len(teachers) == 1 else teachers
+    return {path: value for path, value in typed.items() if value is not None}
+
+
+def add_launch_args(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what runs where: task, environments, seed, device, engine, video."""
+    group = parser.add_argument_group("task and simulator")
+    group.add_argument("--task", metavar="ID", help="gym id of the task, or their_package:Id")
+    group.add_argument("--num_envs", type=positive_int, metavar="N", help="parallel environments")
+    group.add_argument("--seed", type=seed, metavar="N", help="seed of everything random")
+    group.add_argument("--device", metavar="DEVICE", help="cpu, cuda:0, ... (default: a GPU where there is one)")
+    group.add_argument("--engine", metavar="NAME", help="auto, torch, isaaclab, l2f or pkg.module:Class (auto)")
+    group.add_argument("--headless", action="store_true", help="no window (there is none unless asked for)")
+    group = parser.add_argument_group("video")
+    group.add_argument("--video", action="store_true", help="record clips while it runs")
+    group.add_argument("--video_length", type=positive_int, default=200, metavar="N", help="frames in a clip (200)")
+    group.add_argument(
+        "--video_interval", type=positive_int, default=2000, metavar="N", help="env steps between two clips (2000)"
+    )
+
+
+def add_rsl_rl_args(parser: argparse.ArgumentParser) -> None:
+    """Add RSL-RL's flags, as Isaac Lab has them: names of the run, resuming, logging."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--experiment_name", metavar="NAME", help="folder of the experiment under logs/")
+    group.add_argument("--run_name", metavar="NAME", help="suffix of the run's folder")
+    group.add_argument("--resume", action="store_true", help="go on with an earlier run")
+    group.add_argument("--load_run", metavar="RUN", help="run to load: its name, or a pattern (default: the newest)")
+    group.add_argument("--checkpoint", metavar="FILE", help="checkpoint to load: its name, a pattern, or a path")
+    group.add_argument("--logger", metavar="NAME", help="tensorboard, wandb or neptune (default: tensorboard)")
+    group.add_argument("--log_project_name", metavar="NAME", help="project for wandb or neptune")
+
+
+def add_distillation_args(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of distillation itself. What they do by default: ``configs/distillation.yaml``."""
+    group = parser.add_argument_group("distillation")
+    flag = group.add_argument
+    many = "the policy to imitate; several, a glob, a folder or a manifest for many"
+    flag("--teacher_checkpoint", action="append", metavar="PATH", help=many)
+    flag("--teacher_activation", metavar="NAME", help="activation of its layers, if neither it nor a config says it")
+    flag("--teacher_min_return", type=number, metavar="X", help="stop at once if the teacher's own return is lower")
+    flag("--teacher_below_min", metavar="WHAT", help="many teachers: refuse, or drop those below (refuse)")
+    flag("--num_active_teachers", type=whole, metavar="N", help="learn from so many teachers in an on-policy epoch")
+    flag("--teacher_selection", metavar="WHICH", help="all, or those with the best, worst or random returns (all)")
+    flag("--teacher_student_mix", type=whole, metavar="N", help="teacher episodes per student episode, on-policy (0)")
+    flag("--n_epochs", type=whole, metavar="N", help="epochs of collection, learning and evaluation (100)")
+    flag("--num_episodes", type=whole, metavar="N", help="episodes collected in an epoch (100)")
+    flag("--epoch_teacher_forcing", type=whole, metavar="N", help="epochs in which the teacher acts (50)")
+    flag("--batch_size", type=whole, metavar="N", help="rows, or sequences, in a minibatch (256 rows)")
+    flag("--sequence_length", type=whole, metavar="N", help="steps in a training sequence (1; 50 with memory)")
+    flag("--learning_rate", type=number, metavar="X", help="step size of the optimiser (1e-4)")
+    flag("--eval_interval", type=whole, metavar="N", help="epochs between two evaluations")
+    flag("--num_eval_episodes", type=whole, metavar="N", help="episodes in an evaluation")
+    flag("--save_interval", type=whole, metavar="N", help="epochs between two checkpoint_epoch_*.pt")
+    flag("--save_dataset", metavar="PATH", help="write every collected row to this folder too, or append to it")
+    flag("--dataset", metavar="PATH", help="begin with the rows of this folder")
+    switch = argparse.BooleanOptionalAction
+    flag("--offline", action=switch, help="learn from --dataset alone: no simulator, no teacher (off)")
+    flag("--shuffle", action=switch, help="draw minibatches at random (on)")
+    flag("--on_policy", action=switch, help="empty the dataset every epoch (off)")
+    flag("--teacher_deterministic", action=switch, help="the acting teacher plays its mean (on)")
+    flag("--position_offset_correction", action=switch, help="learn no steady-state position offset (off)")
+
+
+def whole(text: str) -> int:
+    """Read a whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def number(text: str) -> float:
+    """Read a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def positive_int(text: str) -> int:
+    """Read a whole number of 1 or more."""
+    if (value := whole(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is too small: it must be at least 1")
+    return value
+
+
+def seed(text: str) -> int:
+    """Read a seed."""
+    if not 0 <= (value := whole(text)) <= MOST_SEED:
+        raise argparse.ArgumentTypeError(f"{value} is no seed: it must be at least 0 and at most {MOST_SEED}")
+    return value
+
+
+def resolve_device(device: str) -> str:
+    """Return the device to compute on; ``auto`` is the first GPU where there is one."""
+    import torch
+
+    from foundation.config.validate import check_device
+
+    check_device(device)
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(device.partition(":")[2] or 0) >= count:
+            raise UserError(f"--device is {device!r} but torch sees {count} CUDA devices here: use --device cpu")
+    return device
+
+
+__all__ = [
+    "CommandParser",
+    "Interrupt",
+    "add_distillation_args",
+    "add_launch_args",
+    "add_rsl_rl_args",
+    "distillation_flags",
+    "parse_command",
+    "resolve_device",
+    "run_command",
+    "set_up_logging",
+]

@@ -1,0 +1,158 @@
+"""How every command ends: one line for a user's mistake, the usual codes for signals, a traceback only for a bug."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+from foundation.core.errors import UserError
+
+USER_ERROR = 2
+"""Exit code of a mistake that is the user's to mend."""
+_DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM)
+_PATH_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # a file where a folder is to be, ...
+_HANDLED = (signal.SIGINT, signal.SIGTERM)
+
+
+class TerminatedError(BaseException):
+    """SIGTERM came while nothing was there to save: unwind and leave."""
+
+
+class Interrupt:
+    """Turn the first Ctrl-C or SIGTERM into a flag that a long loop polls; the second one ends the process.
+
+    Use it as a context around the loop, after a simulator is up (some replace signal handlers when they start).
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def interrupted(self) -> str:
+        """Return the name of the signal that has come, or "". The loop then saves and returns."""
+        return signal.Signals(self.signal).name if self.signal is not None else ""
+
+    @property
+    def exit_code(self) -> int:
+        """What the command should return: 130 after Ctrl-C, 143 after SIGTERM, 0 if no signal came."""
+        return 128 + self.signal if self.signal is not None else 0
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in _HANDLED}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            os.write(2, b"\nstopped without saving\n")
+            os._exit(128 + number)
+        self.signal = number
+        name = signal.Signals(number).name
+        os.write(2, f"\n{name}: saving and leaving; once more to leave at once\n".encode())
+
+
+def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run a command's ``main(argv)`` and return the exit code of the process.
+
+    Args:
+        main: Parses ``argv`` (None: the process's own), does the work, returns an exit code or None for 0.
+        argv: Arguments without the program's name.
+
+    Returns:
+        0; 2 for a user's mistake, told in one line on stderr; 130 or 143 after a signal; 1 for a bug.
+    """
+    previous = _unwind_on_sigterm()
+    threading.excepthook = _report_thread
+    try:
+        return main(argv) or 0
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except TerminatedError:
+        return 128 + signal.SIGTERM
+    except BrokenPipeError:  # the reader of our output has gone, as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        message = _users_line(error)
+        return _report_bug() if message is None else _fail(message)
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _users_line(error: Exception) -> str | None:
+    """Return what to tell the user if the error is theirs to mend, or None for a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS + _PATH_ERRORS:
+        return f"{error.strerror}: {error.filename}" if error.filename else str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != "foundation":
+        return f"the Python package '{error.name}' is not installed: pip install -e . in the clone's folder"
+    if _is_out_of_memory(error):
+        return f"out of memory ({_first_line(error)}): fewer --num_envs or a smaller distill.dataset.size"
+    return None
+
+
+def set_up_logging() -> None:
+    """Send INFO lines of this package to stderr, once."""
+    root = logging.getLogger("foundation")
+    if not root.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("[%(levelname)s] %(message)s"))
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+        root.propagate = False
+
+
+def _unwind_on_sigterm() -> Any:
+    """Make SIGTERM unwind the stack, so that files and simulators are closed. Returns the handler to put back."""
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        raise TerminatedError
+
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, unwind)
+
+
+def _report_thread(failure: threading.ExceptHookArgs) -> None:
+    """Keep quiet about a disk that is full under TensorBoard's own thread: the run's next write says it in one line."""
+    if not (isinstance(failure.exc_value, OSError) and failure.exc_value.errno in _DISK_ERRORS):
+        threading.__excepthook__(failure)
+
+
+def _fail(message: str) -> int:
+    sys.stdout.flush()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _report_bug() -> int:
+    sys.stdout.flush()
+    traceback.print_exc()
+    print(
+        "This is a bug in foundation, not a mistake of yours: please report it with the lines above.", file=sys.stderr
+    )
+    return 1
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    refused = "can't allocate memory" in str(error) or "not enough memory" in str(error)  # torch, on the CPU
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or refused
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,59 @@
+"""Argument parsers that complain as the commands do: one line, naming the nearest flag."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from foundation.core.errors import UserError, suggest
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose complaints are :class:`UserError`, one line each; flags are not abbreviated."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(allow_abbrev=False, **kwargs)
+        # argparse alone takes -1e3 for a flag.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|-inf|-nan")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the complaint instead of printing the usage and exiting."""
+        raise UserError(message.removeprefix("argument "))
+
+    def flag_names(self) -> list[str]:
+        """List every flag that would be accepted."""
+        return [name for name in self._option_string_actions if name.startswith("--")]
+
+    def refuse_unknown(self, token: str) -> NoReturn:
+        """Complain of a flag that does not exist, naming the nearest one."""
+        name = token.partition("=")[0]
+        self.error(f"unknown flag '{name}'. {suggest(name, self.flag_names())}")
+
+    def read(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
+        """Read a whole command line.
+
+        Args:
+            argv: Arguments without the program's name; None takes the process's own.
+
+        Raises:
+            UserError: For an unknown flag or argument, a missing or a wrong value.
+        """
+        tokens = sys.argv[1:] if argv is None else list(argv)
+        flags = tokens[: tokens.index("--")] if "--" in tokens else tokens
+        for token in flags:  # first: a misspelt flag is not a missing one
+            if token.startswith("--") and token.partition("=")[0] not in self._option_string_actions:
+                self.refuse_unknown(token)
+        known, rest = self.parse_known_args(tokens)
+        if rest:
+            self.error(f"unknown argument '{rest[0]}'")
+        return known
+
+
+class ScriptParser(OneLineParser):
+    """The parser of a script: its help is the module's text as it stands."""
+
+    def __init__(self, description: str | None, **kwargs: Any):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)

@@ -1,0 +1,183 @@
+"""From ``--teacher_checkpoint`` to a teacher, or to many of them with their vehicles and environments."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import TYPE_CHECKING, Any
+
+from foundation.cli.agent_values import choose_groups
+from foundation.config.distillation_cfg import DistillationCfg
+from foundation.core.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from foundation.engines.base import Engine
+    from foundation.teachers.ensemble import TeacherEnsemble
+    from foundation.teachers.manifest import TeacherEntry
+
+logger = logging.getLogger("foundation.distillation")
+
+
+def load_teacher(cfg: DistillationCfg) -> Any:
+    """Read the teacher, or the teachers; a path of one checkpoint is one teacher, in any environment."""
+    spec = cfg.teacher.checkpoint
+    if spec is None:
+        raise UserError("no teacher was given: --teacher_checkpoint PATH")
+    from foundation.teachers import TeacherPolicyWrapper
+    from foundation.teachers.manifest import find_teachers, is_one_file
+
+    if not is_one_file(spec):
+        return _load_many(cfg, find_teachers(spec))
+    if cfg.teacher.combine != "per_env" or cfg.teacher.expert is not None or cfg.teacher.num_active is not None:
+        raise UserError(
+            "distill.teacher.combine, distill.teacher.expert and --num_active_teachers want several teachers: give "
+            "--teacher_checkpoint a folder, a manifest, or several files."
+        )
+    path = spec if isinstance(spec, str) else spec[0]
+    return TeacherPolicyWrapper(path, cfg.device, **_overrides(cfg))
+
+
+def _overrides(cfg: DistillationCfg) -> dict[str, Any]:
+    """Return what the user says about the checkpoint, and its config may not."""
+    return {name: getattr(cfg.teacher, name) for name in ("activation", "distribution", "action_range", "strict")}
+
+
+def _load_many(cfg: DistillationCfg, entries: list[TeacherEntry]) -> TeacherEnsemble:
+    from foundation.teachers.ensemble import load_ensemble
+    from foundation.teachers.manifest import FAILED
+
+    failed = [entry.name for entry in entries if entry.status == FAILED]
+    if failed:
+        logger.info(
+            "%d of %d teachers are left out, as their training failed: %s", len(failed), len(entries), _few(failed)
+        )
+    unknown = [name for name in cfg.teacher.dropped if name not in {entry.name for entry in entries}]
+    if unknown:
+        names = [entry.name for entry in entries]
+        raise UserError(f"distill.teacher.dropped: there is no teacher '{unknown[0]}'. {suggest(unknown[0], names)}")
+    left_out = {*failed, *cfg.teacher.dropped}
+    entries = [entry for entry in entries if entry.name not in left_out]
+    if not entries:
+        raise UserError("--teacher_checkpoint: every teacher of the set has failed or is dropped; none is left.")
+    teacher = cfg.teacher
+    if teacher.num_active is not None and teacher.num_active > len(entries):
+        raise UserError(f"--num_active_teachers {teacher.num_active}: there are {len(entries)} teachers; give fewer.")
+    mode = "expert" if teacher.expert is not None else teacher.combine
+    weights: dict[str, Any] = {"temperature": teacher.combine_temperature, "gate": teacher.gate}
+    ensemble = load_ensemble(entries, cfg.device, mode, **weights, **_overrides(cfg))
+    ensemble.vehicles = [str(entry.vehicle) for entry in entries if entry.vehicle is not None]
+    _warn_of_another_task(cfg.task, entries)
+    return ensemble
+
+
+def _warn_of_another_task(task: str | None, entries: list[TeacherEntry]) -> None:
+    """Say so if the manifest names a task that is neither this one nor its variant for playing."""
+    for entry in entries:
+        if task is not None and entry.task is not None and _plain_id(entry.task) != _plain_id(task):
+            logger.warning("teacher '%s' was trained on %s, and --task is %s", entry.name, entry.task, task)
+            return
+
+
+def _plain_id(task: str) -> str:
+    """Return a gym id without the package before it and without ``-Play``."""
+    return task.rpartition(":")[2].replace("-Play-", "-")
+
+
+def _few(names: list[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def fit_environments(engine: Engine, env_cfg: Any, teacher: Any) -> None:
+    """Give each of many teachers the same number of environments, and its vehicle.
+
+    Args:
+        engine: Sets the number of environments.
+        env_cfg: The environment's configuration, everything typed applied; changed in place.
+        teacher: One teacher, for which nothing is done, or many.
+
+    Raises:
+        UserError: If the teachers have vehicles and the task has no place for them.
+    """
+    number = getattr(teacher, "num_teachers", 1)
+    if getattr(teacher, "mode", "") != "per_env":
+        return
+    scene = getattr(env_cfg, "scene", None)
+    num_envs = getattr(scene, "num_envs", None) or number
+    rounded = -(-num_envs // number) * number
+    if rounded != num_envs:
+        logger.info("--num_envs %d is rounded up to %d, a multiple of the %d teachers", num_envs, rounded, number)
+        engine.set_common(env_cfg, num_envs=rounded, seed=None, device=None)
+    if not teacher.vehicles:
+        return
+    if not hasattr(env_cfg, "vehicles"):
+        raise UserError(
+            "the manifest gives each teacher a vehicle, but this task has no env.vehicles: leave 'vehicle' out of it, "
+            "or use a task that flies them."
+        )
+    if env_cfg.vehicles is not None:
+        logger.warning("env.vehicles was given: the vehicles of the teachers' manifest are not used")
+        return
+    env_cfg.vehicles = list(teacher.vehicles)
+
+
+def drop_weak_teachers(engine: Engine, cfg: DistillationCfg, env_cfg: Any, agent_cfg: Any, teacher: Any) -> Any:
+    """Measure many teachers, each on its vehicle, and leave out those below ``--teacher_min_return``.
+
+    Does nothing unless ``--teacher_below_min drop`` says so.
+
+    Args:
+        engine: Makes the environment to measure in.
+        cfg: The run's configuration; ``teacher.dropped`` gets the names.
+        env_cfg: The environment's configuration; it is fitted to those that are left.
+        agent_cfg: The agent's configuration.
+        teacher: The teachers.
+
+    Returns:
+        Those that are left.
+    """
+    floor = cfg.teacher.min_return
+    if floor is None or cfg.teacher.below_min != "drop" or getattr(teacher, "mode", "") != "per_env":
+        return teacher
+    if engine.envs_per_process == 1:
+        raise UserError(
+            "--teacher_below_min drop measures the teachers in an environment of their own: use refuse here."
+        )
+    board = _measure(engine, cfg, env_cfg, agent_cfg, teacher)
+    below = board.below(floor)
+    if not below:
+        return teacher
+    names = [teacher.names[index] for index in below]
+    if len(names) == teacher.num_teachers:
+        raise UserError(f"all {len(names)} teachers are below --teacher_min_return {floor:g}: {board.line('teacher')}.")
+    logger.info("%d of %d teachers are dropped, below %g: %s", len(names), teacher.num_teachers, floor, _few(names))
+    cfg.teacher.dropped = [*cfg.teacher.dropped, *names]
+    if teacher.vehicles and env_cfg.vehicles == teacher.vehicles:
+        env_cfg.vehicles = None
+    teacher = load_teacher(cfg)
+    fit_environments(engine, env_cfg, teacher)
+    return teacher
+
+
+def _measure(engine: Engine, cfg: DistillationCfg, env_cfg: Any, agent_cfg: Any, teacher: Any) -> Any:
+    from foundation.policies.actors import PolicyActor
+    from foundation.policies.obs_groups import ObsSelector
+    from foundation.rollout.evaluate import evaluate
+    from foundation.runs.runner import EVAL_SEED
+    from foundation.teachers.assignment import TeacherAssignment
+    from foundation.teachers.teacher_board import TeacherBoard
+
+    own_cfg, own = copy.deepcopy(env_cfg), copy.deepcopy(cfg)
+    each = -(-(cfg.num_eval_episodes or 1) // teacher.num_teachers)
+    engine.set_common(own_cfg, num_envs=each * teacher.num_teachers, seed=None, device=None)
+    env: Any = engine.make_env(own_cfg, agent_cfg)
+    choose_groups(own, agent_cfg, teacher, env.get_observations())
+    selector = ObsSelector(own.teacher.obs_groups or ["policy"], own.teacher.obs_slice)
+    selector.check(env.get_observations(), "teacher", teacher.num_obs)
+    assignment, board = TeacherAssignment(teacher.names), TeacherBoard(teacher.names)
+    result = evaluate(
+        env, PolicyActor(teacher, selector), env.num_envs, cfg.seed + EVAL_SEED, teacher_of=assignment.index
+    )
+    assert result.teacher is not None
+    board.record("teacher", result.returns, result.teacher)
+    getattr(env, "close", lambda: None)()
+    return board

@@ -1,0 +1,318 @@
+"""Files that are never half-written, and reading that never runs what it reads."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+import yaml
+
+from foundation.core.errors import UserError
+
+_ZIP_MAGIC = b"PK\x03\x04"
+_PICKLE_START = b"\x80"
+
+
+class _Plain:
+    """Stands in for a NumPy scalar or its type in a checkpoint, such as the best return: kept out, never built."""
+
+    def __init__(self, *_: Any) -> None:
+        """Forget what is given."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Forget what is given."""
+
+
+# rl_games keeps NumPy scalars beside the weights. Their names stand for an inert class, so that nothing of NumPy runs.
+_NUMPY_SCALARS: list[Any] = [
+    *((_Plain, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    (_Plain, "numpy.dtype"),
+    *((_Plain, f"numpy.dtypes.{kind}DType") for kind in ("Float32", "Float64", "Int32", "Int64", "Bool")),
+]
+
+
+def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
+    """Write a file so that it is there whole or not at all, whatever kills the process.
+
+    Args:
+        path: Where the file is to be; its folder is created when missing.
+        write: Called with the open binary file; what it writes replaces the old content at once.
+    """
+    target = Path(path)
+    temporary: str | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        os.fchmod(handle, 0o666 & ~_umask())
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        temporary = None
+        _sync_folder(target.parent)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "Free space or choose another folder." if full else "Choose another folder."
+        raise UserError(f"cannot write '{target}': {error.strerror or error}. {advice}") from error
+    except RuntimeError as error:  # torch's zip writer reports a full disk so, and may hide the OSError
+        if not _is_write_failure(error):
+            raise
+        reason = _system_error(error) or _one_line(error)
+        raise UserError(f"cannot write '{target}': {reason}. Free space or choose another folder.") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write content that is at hand through :func:`atomic_write`."""
+
+    def write(file: BinaryIO) -> None:
+        file.write(data)
+
+    atomic_write(path, write)
+
+
+def lock_folder(path: str | os.PathLike[str], refusal: str) -> int | None:
+    """Keep other processes that ask for the same lock out of a folder, until the process ends, however it ends.
+
+    Args:
+        path: The folder.
+        refusal: What to tell the user if another process holds it.
+
+    Returns:
+        The handle, whose closing frees the folder; None on systems and file systems without locks.
+
+    Raises:
+        UserError: If another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise UserError(refusal) from None
+        return None
+    return handle
+
+
+def atomic_torch_save(obj: Any, path: str | os.PathLike[str]) -> None:
+    """``torch.save`` through :func:`atomic_write`."""
+    atomic_write(path, lambda file: torch.save(obj, file))
+
+
+def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a PyTorch checkpoint of tensors and plain values; nothing in it is ever executed.
+
+    Args:
+        path: A file that ``torch.save`` wrote in its zip format.
+        map_location: Device of the tensors.
+
+    Returns:
+        The dict that was saved, checked for damage (CRC of every record) and for weights that are not finite.
+    """
+    file = Path(path)
+    check_torch_zip(file)
+    return _load_plain(file, str(file), map_location)
+
+
+def load_checkpoint_bytes(content: bytes, where: str, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a PyTorch checkpoint that lies inside of another file; the same checks as :func:`load_checkpoint`.
+
+    Args:
+        content: What ``torch.save`` wrote in its zip format.
+        where: What to name in errors.
+        map_location: Device of the tensors.
+    """
+    if not content.startswith(_ZIP_MAGIC):
+        raise UserError(f"'{where}' is not a PyTorch checkpoint (torch.save writes a zip archive), and is not loaded.")
+    _check_archive(io.BytesIO(content), where)
+    return _load_plain(io.BytesIO(content), where, map_location)
+
+
+def _load_plain(file: Path | io.BytesIO, where: str, map_location: Any) -> dict[str, Any]:
+    try:
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" not in str(error) and "weights_only" not in str(error).lower():
+            raise UserError(f"'{where}' is damaged: {_one_line(error)}. Copy or train it again.") from error
+        raise UserError(
+            f"'{where}' holds Python objects beside tensors, which are never loaded because that could run code. "
+            "Save the state_dicts alone and use that file."
+        ) from error
+    except (OSError, MemoryError) as error:
+        raise UserError(f"cannot read '{where}': {_one_line(error)}.") from error
+    except Exception as error:  # a damaged archive fails in many ways inside torch, all with one meaning
+        raise UserError(f"'{where}' cannot be read as a PyTorch checkpoint: {_one_line(error)}.") from error
+    if not isinstance(checkpoint, dict) or not all(isinstance(key, str) for key in checkpoint):
+        raise UserError(
+            f"'{where}' is not a policy checkpoint: it holds a {type(checkpoint).__name__}, not a dict by name."
+        )
+    check_finite(checkpoint, where)
+    return checkpoint
+
+
+def archive_names(file: Path) -> list[str]:
+    """Return the names in a zip archive; none where it is something else or damaged, which whoever reads it says."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.namelist()
+    except Exception:  # BadZipFile, but also struct, zlib, NotImplemented and Unicode errors on damaged ones
+        return []
+
+
+def check_torch_zip(file: Path) -> None:
+    """Refuse, in one line, whatever is not an undamaged PyTorch zip archive."""
+    try:
+        if file.is_dir():
+            raise UserError(
+                f"'{file}' is a folder; give the checkpoint file in it, such as '{file / 'model_1500.pt'}'."
+            )
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            head = stream.read(4)
+    except FileNotFoundError as error:
+        raise UserError(f"checkpoint '{file}' does not exist. Check the path.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read checkpoint '{file}': {_one_line(error)}.") from error
+    if size == 0:
+        raise UserError(f"checkpoint '{file}' is empty (0 bytes). Copy or train it again.")
+    if head != _ZIP_MAGIC:
+        if head[:1] == _PICKLE_START:
+            raise UserError(
+                f"'{file}' is a bare pickle (or a PyTorch file older than 1.6), which is never loaded because that "
+                "could run code. Save its state_dicts again with torch >= 1.6."
+            )
+        raise UserError(f"'{file}' is not a PyTorch checkpoint (torch.save writes a zip archive). Check the path.")
+    _check_archive(file, str(file))
+
+
+def _check_archive(file: Path | io.BytesIO, where: str) -> None:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+            damaged = archive.testzip()
+    except Exception as error:  # BadZipFile, but also struct, zlib, NotImplemented and Unicode errors on damaged ones
+        raise UserError(f"'{where}' is truncated or damaged ({_one_line(error)}). Copy or train it again.") from error
+    if damaged is not None:
+        raise UserError(f"'{where}' is damaged: wrong checksum in record '{damaged}'. Copy or train it again.")
+    if not any(name.split("/")[-1] == "data.pkl" for name in names):
+        raise UserError(
+            f"'{where}' is a zip archive but not a PyTorch checkpoint (no 'data.pkl' in it). Check the path."
+        )
+
+
+def check_finite(values: Mapping[str, Any], where: str) -> None:
+    """Refuse weights that are NaN or infinite; the states of optimisers and of interrupted runs are not looked at.
+
+    Args:
+        values: A checkpoint or a state_dict.
+        where: What to name in the error.
+    """
+    for name, value in _tensors(values, ""):
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            raise UserError(
+                f"'{where}' has an unusual tensor in '{name}' (sparse, quantised or empty); save plain ones."
+            )
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise UserError(
+                f"'{where}' has NaN or infinite numbers in '{name}'. Use an earlier checkpoint of that run."
+            )
+
+
+def load_yaml(path: str | os.PathLike[str]) -> Any:
+    """Read YAML that may carry Python tags, as Isaac Lab's ``params/*.yaml`` do, without making any object.
+
+    ``!!python/tuple`` becomes a list; any other tag's scalar a string, its sequence a list, its mapping a dict.
+    """
+    file = Path(path)
+    try:
+        with file.open(encoding="utf-8") as stream:
+            return yaml.load(stream, Loader=_PlainLoader)
+    except FileNotFoundError as error:
+        raise UserError(f"'{file}' does not exist. Check the path.") from error
+    except OSError as error:
+        raise UserError(f"cannot read '{file}': {_one_line(error)}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"'{file}' is not readable YAML: {_one_line(error)}.") from error
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """A safe loader that reads unknown tags as the plain data under them."""
+
+
+def _construct_plain(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    text = loader.construct_scalar(node) if isinstance(node, yaml.ScalarNode) else None
+    if suffix.startswith(("name:", "module:")):  # !!python/name:torch.nn.ELU '' -> "torch.nn.ELU"
+        return suffix.split(":", 1)[1]
+    return text
+
+
+_PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _construct_plain)
+_PlainLoader.add_multi_constructor("!", _construct_plain)
+
+
+def _tensors(values: Mapping[str, Any], prefix: str) -> list[tuple[str, torch.Tensor]]:
+    found = []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, torch.Tensor):
+            found.append((name, value))
+        elif isinstance(value, Mapping) and key != "resume" and "optimizer" not in str(key):
+            found += _tensors(value, f"{name}/")
+    return found
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _system_error(error: BaseException | None) -> str | None:
+    """Return what the system said, if that is behind an error of torch's zip writer."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _is_write_failure(error: RuntimeError) -> bool:
+    text = str(error)
+    return any(word in text for word in ("file write failed", "unexpected pos", "PytorchStreamWriter", "No space"))
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder; the file itself is safe
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,1 +1,0 @@
-"""Collecting labelled transitions and keeping them."""

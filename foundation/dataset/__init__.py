@@ -1,0 +1,1 @@
+"""Labelled transitions in memory."""

@@ -1,0 +1,333 @@
+"""Labelled transitions on the compute device: preallocated, a ring of chunks over (time, env)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from foundation.core.errors import UserError
+from foundation.dataset.columns import DTYPES, TARGET_FIELDS, lay_out_columns, name_targets
+from foundation.dataset.memory import check_memory, empty_pinned, located
+from foundation.dataset.minibatch import Minibatch
+from foundation.dataset.prefetch import deliver
+from foundation.dataset.sampling import ActiveItems, draw_minibatches
+from foundation.policies.output import PolicyOutput
+
+__all__ = ["DTYPES", "TARGET_FIELDS", "DistillationDataset", "Minibatch"]
+
+GATHERED_ROWS = 16384
+"""Rows that are gathered at once, for several small minibatches together."""
+
+
+class DistillationDataset:
+    """A ring of whole chunks, each ``chunk_steps`` env steps of every environment.
+
+    A row holds the student's observation and the teacher's targets side by side in one matrix, so that a minibatch is
+    one gather. A chunk never spans the write head: it is written step by step with :meth:`write` after
+    :meth:`begin_chunk`, and counts from :meth:`commit_chunk` on.
+
+    Args:
+        num_obs: Columns of the student's observation.
+        num_envs: Environments, the width of a chunk.
+        capacity: Most rows kept; rounded down to whole chunks, at least one.
+        targets: Size of each stored target, e.g. ``{"mean": 4, "std": 4}``.
+        chunk_steps: Env steps per chunk.
+        window_steps: Steps of a training sequence; divides ``chunk_steps``.
+        state_size: Size of the student's memory to store at the start of each window; 0 stores none.
+        num_teachers: With more than one, each row keeps its teacher's index.
+        device: Where the rows live.
+        compute_device: Where minibatches go; None: where the rows live. Rows on the host are then kept in pinned memory
+            where there is a GPU, and the next minibatch is on its way while one is learned from.
+        track_episodes: Keep the number of each row's episode (see ``episode_log``).
+        weighted: Keep a weight for each row, 1 where nothing else is said.
+        dtype: float32, float16 or bfloat16; minibatches are float32 always.
+        eviction: ``oldest`` or ``reservoir`` (a random chunk makes room).
+        seed: Seed of the sampling.
+
+    Raises:
+        UserError: If the storage would not fit the device's free memory, or there is no such device.
+    """
+
+    def __init__(
+        self,
+        num_obs: int,
+        num_envs: int,
+        capacity: int,
+        targets: dict[str, int],
+        *,
+        chunk_steps: int = 32,
+        window_steps: int = 1,
+        state_size: int = 0,
+        num_teachers: int = 1,
+        device: str | torch.device = "cpu",
+        compute_device: str | torch.device | None = None,
+        track_episodes: bool = False,
+        weighted: bool = False,
+        dtype: str = "float32",
+        eviction: str = "oldest",
+        seed: int = 0,
+    ):
+        if chunk_steps % window_steps:
+            raise UserError(f"dataset.chunk_steps={chunk_steps} must be a multiple of sequence_length={window_steps}.")
+        self.num_obs, self.num_envs = num_obs, num_envs
+        self.chunk_steps, self.window_steps = chunk_steps, window_steps
+        self.device, self.dtype, self.eviction = located(device), DTYPES[dtype], eviction
+        self.compute_device = self.device if compute_device is None else located(compute_device)
+        self.state_size, self.num_teachers, self.has_teacher_index = state_size, num_teachers, num_teachers > 1
+        self.has_episodes, self.has_weights = track_episodes, weighted
+        self.rows_per_chunk = chunk_steps * num_envs
+        self.max_chunks = max(1, capacity // self.rows_per_chunk)
+        self.columns = lay_out_columns(num_obs, targets)
+        self._sizes = [columns.stop - columns.start for columns in self.columns.values()]
+        self.row_size = sum(self._sizes)
+        check_memory(self.num_bytes, self.device)
+
+        shape = (self.max_chunks, chunk_steps, num_envs)
+        self.rows = empty_pinned((*shape, self.row_size), self.dtype, self.device, self.compute_device)
+        self.resets = torch.empty(shape, dtype=torch.bool, device=self.device)
+        self.teacher_index = None
+        if num_teachers > 1:
+            self.teacher_index = torch.empty(shape, dtype=torch.int32, device=self.device)
+        self.episode = None
+        if track_episodes:
+            self.episode = torch.full(shape, -1, dtype=torch.int32, device=self.device)
+        self.weights = torch.ones(shape, device=self.device) if weighted else None
+        self.base_weights: torch.Tensor | None = None
+        self.active: torch.Tensor | None = None
+        self.states = None
+        if state_size:
+            windows = chunk_steps // window_steps
+            self.states = torch.empty(self.max_chunks, windows, num_envs, state_size, device=self.device)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.num_chunks = 0
+        self.chunks_written = 0
+        self.chunks_evicted = 0
+        self._cursor = 0
+        self._slot = 0
+
+    def __len__(self) -> int:
+        """Return the number of rows that can be drawn."""
+        return self.num_chunks * self.rows_per_chunk
+
+    @property
+    def capacity(self) -> int:
+        """Most rows kept."""
+        return self.max_chunks * self.rows_per_chunk
+
+    @property
+    def num_extras(self) -> int:
+        """Numbers of four bytes that a row has beside its columns."""
+        return int(self.has_teacher_index) + int(self.has_episodes) + int(self.has_weights)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the whole storage when full [bytes]."""
+        per_chunk = self.rows_per_chunk * (self.row_size * self.dtype.itemsize + 1 + 4 * self.num_extras)
+        per_chunk += self.chunk_steps // self.window_steps * self.num_envs * self.state_size * 4
+        return self.max_chunks * per_chunk
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def begin_chunk(self) -> int:
+        """Choose the slot of the next chunk and return it. The slot's old rows are gone from here on."""
+        if self.num_chunks < self.max_chunks:
+            self._slot = self.num_chunks
+        elif self.eviction == "oldest":
+            self._slot = self.chunks_written % self.max_chunks
+        else:
+            self._slot = int(torch.randint(self.max_chunks, (1,), generator=self.generator, device=self.device))
+        self.activate([self._slot], None)
+        for weights in (self.weights, self.base_weights):
+            if weights is not None:
+                weights[self._slot] = 1.0
+        return self._slot
+
+    def write(
+        self,
+        step: int,
+        obs: torch.Tensor,
+        targets: PolicyOutput | None,
+        resets: torch.Tensor,
+        teacher_index: torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
+    ) -> None:
+        """Write one env step of the chunk begun last.
+
+        Args:
+            step: Step within the chunk.
+            obs: The student's observations. Shape: (num_envs, num_obs).
+            targets: The teacher's outputs at them; every stored field must be there. None: they follow by
+                :meth:`write_targets`.
+            resets: Whether this step begins an episode. Shape: (num_envs,).
+            teacher_index: Each row's teacher. Shape: (num_envs,).
+            state: The student's memory before this step; kept where a window begins. Shape: (num_envs, state_size).
+        """
+        parts = [obs]
+        parts += [getattr(targets, name) for name in TARGET_FIELDS if name in self.columns and targets is not None]
+        row = self.rows[self._slot, step]
+        if targets is None:
+            row[:, self.columns["obs"]].copy_(obs)
+        elif self.dtype == obs.dtype and self.device == obs.device:
+            torch.cat(parts, dim=-1, out=row)
+        else:
+            row.copy_(torch.cat(parts, dim=-1))
+        self.resets[self._slot, step].copy_(resets)
+        if self.teacher_index is not None and teacher_index is not None:
+            self.teacher_index[self._slot, step].copy_(teacher_index)
+        if self.states is not None and state is not None and step % self.window_steps == 0:
+            self.states[self._slot, step // self.window_steps].copy_(state)
+
+    def write_targets(self, first: int, targets: PolicyOutput) -> None:
+        """Write the teacher's outputs of several env steps of the chunk begun last.
+
+        Args:
+            first: The first step within the chunk.
+            targets: Shape of each field: (num_steps, num_envs, size).
+        """
+        rows = self.rows[self._slot, first : first + len(targets.mean)]
+        for name in TARGET_FIELDS:
+            if name in self.columns:
+                rows[..., self.columns[name]].copy_(getattr(targets, name))
+
+    def commit_chunk(self) -> None:
+        """Count the chunk written last."""
+        if self.num_chunks < self.max_chunks:
+            self.num_chunks += 1
+        else:
+            self.chunks_evicted += 1
+        self.chunks_written += 1
+
+    def clear(self) -> None:
+        """Forget every row (on-policy learning)."""
+        self.num_chunks = self.chunks_written = self._cursor = 0
+
+    def activate(self, slots: list[int], envs: torch.Tensor | None) -> None:
+        """Say whose rows of some chunks are learned from; the others keep their place and are not drawn.
+
+        Args:
+            slots: The chunks.
+            envs: How often each environment is drawn from (0 to 255). Shape: (num_envs,). None: all alike.
+        """
+        if self.active is None:
+            if envs is None:
+                return
+            self.active = torch.ones(self.max_chunks, self.num_envs, dtype=torch.uint8, device=self.device)
+        index = torch.tensor(slots, dtype=torch.int64, device=self.device)
+        self.active[index] = 1 if envs is None else envs.to(self.device, torch.uint8)
+
+    def chunk_obs(self, slot: int) -> torch.Tensor:
+        """Return a chunk's observations, without those of rows of weight 0. Shape: (num_rows, num_obs)."""
+        obs = self.rows[slot, :, :, self.columns["obs"]].flatten(0, 1)
+        if self.weights is not None:
+            obs = obs[self.weights[slot].flatten() > 0]
+        return obs.to(self.compute_device)
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def flat_minibatches(self, batch_size: int, num_batches: int, shuffle: bool = True) -> Iterator[Minibatch]:
+        """Draw rows uniformly from the whole dataset, none twice before all were drawn.
+
+        Args:
+            batch_size: Rows per minibatch.
+            num_batches: How many minibatches.
+            shuffle: False goes through the rows in order of storage, on from where the last call stopped.
+
+        Returns:
+            Minibatches with ``obs`` of shape (batch_size, num_obs), on the compute device.
+        """
+        return deliver(self._flat(batch_size, num_batches, shuffle), self.device, self.compute_device)
+
+    def _flat(self, batch_size: int, num_batches: int, shuffle: bool) -> Iterator[Minibatch]:
+        matrix = self.rows.view(-1, self.row_size)
+        weights = None if self.weights is None else self.weights.view(-1)
+        together = max(1, GATHERED_ROWS // batch_size)
+        for index in self._draw(self.chunk_steps, batch_size, num_batches, shuffle).split(together):
+            flat = index.flatten()
+            rows = matrix.index_select(0, flat).float().view(*index.shape, self.row_size)
+            weight = [None] * len(index) if weights is None else weights.index_select(0, flat).view_as(index).unbind()
+            fields = zip(*(part.unbind() for part in rows.split(self._sizes, dim=-1)), strict=True)
+            for (obs, *targets), own in zip(fields, weight, strict=True):
+                yield Minibatch(obs, name_targets(self.columns, targets), own)
+
+    def sequence_minibatches(self, batch_size: int, num_batches: int, shuffle: bool = True) -> Iterator[Minibatch]:
+        """Draw windows of ``window_steps`` consecutive steps of one environment.
+
+        Args:
+            batch_size: Sequences per minibatch.
+            num_batches: How many minibatches.
+            shuffle: False goes through the windows in order of storage.
+
+        Returns:
+            Minibatches with ``obs`` of shape (window_steps, batch_size, num_obs), with ``resets`` and, where the
+            student's memory is stored, ``state``; on the compute device.
+        """
+        return deliver(self._sequences(batch_size, num_batches, shuffle), self.device, self.compute_device)
+
+    def _sequences(self, batch_size: int, num_batches: int, shuffle: bool) -> Iterator[Minibatch]:
+        length, envs = self.window_steps, self.num_envs
+        matrix = self.rows.view(-1, self.row_size)
+        steps = torch.arange(length, device=self.device).unsqueeze(1) * envs
+        for window in self._draw(self.chunk_steps // length, batch_size, num_batches, shuffle):
+            first = torch.div(window, envs, rounding_mode="floor") * (length * envs) + window % envs
+            index = (first + steps).view(-1)
+            rows = matrix.index_select(0, index).float().view(length, -1, self.row_size)
+            obs, *targets = rows.split(self._sizes, dim=-1)
+            resets = self.resets.view(-1).index_select(0, index).view(length, -1)
+            weights = None
+            if self.weights is not None:
+                weights = self.weights.view(-1).index_select(0, index).view(length, -1)
+            state = None
+            if self.states is not None:
+                state = self.states.view(-1, self.states.shape[-1]).index_select(0, window)
+            yield Minibatch(obs, name_targets(self.columns, targets), weights, resets, state)
+
+    def _draw(self, per_env: int, batch_size: int, num_batches: int, shuffle: bool) -> torch.Tensor:
+        """Draw items, of which each environment has ``per_env`` in a chunk, numbered by chunk, time and environment.
+
+        Shape: (num_batches, batch_size).
+        """
+        active = None
+        num_items = self.num_chunks * self.num_envs * per_env
+        if self.active is not None:
+            active = ActiveItems(self.active[: self.num_chunks], per_env)
+            num_items = len(active)
+        if num_items == 0:
+            raise ValueError("The dataset is empty: collect before learning.")
+        total = batch_size * num_batches
+        if shuffle:
+            index = draw_minibatches(num_items, num_batches, batch_size, self.generator, self.device).view(-1)
+        else:
+            index = (torch.arange(total, device=self.device) + self._cursor) % num_items
+            self._cursor = (self._cursor + total) % num_items
+        index = index if active is None else active.items(index)
+        return index.view(num_batches, batch_size)
+
+    # -- saving -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict:
+        """Return everything but the rows."""
+        return {
+            "num_chunks": self.num_chunks,
+            "chunks_written": self.chunks_written,
+            "chunks_evicted": self.chunks_evicted,
+            "cursor": self._cursor,
+            "generator": self.generator.get_state(),
+            "shape": [self.max_chunks, self.chunk_steps, self.num_envs, self.row_size],
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            UserError: If the dataset was of another shape.
+        """
+        shape = [self.max_chunks, self.chunk_steps, self.num_envs, self.row_size]
+        if list(state["shape"]) != shape:
+            raise UserError(
+                f"The run to resume had a dataset of (chunks, steps, envs, columns) = {list(state['shape'])}, this one "
+                f"has {shape}: resume with the same num_envs, dataset and observation settings."
+            )
+        self.num_chunks, self.chunks_written = state["num_chunks"], state["chunks_written"]
+        self.chunks_evicted, self._cursor = state["chunks_evicted"], state["cursor"]
+        self.generator.set_state(state["generator"])

@@ -1,0 +1,1 @@
+"""Labelled transitions on disk."""

@@ -1,0 +1,130 @@
+"""What happens to a chunk once it is collected: its episodes are numbered, it is saved, the filter gives it weights."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from foundation.config.distillation_cfg import EpisodeFilterCfg
+from foundation.core.errors import UserError
+from foundation.dataset.dataset import DistillationDataset
+from foundation.dataset.disk.saving import DatasetWriter
+from foundation.dataset.disk.shards import export_chunks
+from foundation.dataset.episode_table import EpisodeTable, is_filtering, left_out, present_in, weigh
+from foundation.dataset.filter_outcome import FilterOutcome, filter_outcome
+
+logger = logging.getLogger(__name__)
+
+
+class ChunkRecorder:
+    """Follows the episodes of a dataset's rows.
+
+    Args:
+        dataset: Keeps each row's episode where it was made with ``track_episodes``; without, nothing is done here.
+        filter_cfg: Which episodes are learned from; they get their weights at the end of each collection.
+        writer: Saves the chunks too.
+        first_episode: Number of the first episode, above those that are in the dataset or on disk already.
+        table: The outcomes of the episodes that are in the dataset already.
+    """
+
+    def __init__(
+        self,
+        dataset: DistillationDataset,
+        filter_cfg: EpisodeFilterCfg | None = None,
+        writer: DatasetWriter | None = None,
+        first_episode: int = 0,
+        table: EpisodeTable | None = None,
+    ):
+        self.dataset, self.filter, self.writer = dataset, filter_cfg or EpisodeFilterCfg(), writer
+        self.table = table or EpisodeTable.empty()
+        self.first_episode = first_episode
+        self._begun = torch.zeros(dataset.num_envs, dtype=torch.int64, device=dataset.device)
+        self._envs = torch.arange(dataset.num_envs, device=dataset.device)
+
+    def begin(self, epoch: int) -> None:
+        """Begin an epoch (counted from 0): what was saved of it before the run stopped is taken back."""
+        if self.writer is not None:
+            self.writer.begin_epoch(epoch + 1)
+
+    def close(self) -> None:
+        """Let other processes write to the folder."""
+        if self.writer is not None:
+            self.writer.close()
+
+    def chunk(self, slot: int, steps: dict[str, torch.Tensor], epoch: int) -> None:
+        """Take a chunk that was collected.
+
+        Args:
+            slot: Where it is.
+            steps: What :meth:`EpisodeTracker.chunk` returned.
+            epoch: Counted from 0.
+        """
+        dataset = self.dataset
+        if dataset.episode is None:
+            return
+        number = self._begun + dataset.resets[slot].cumsum(0)
+        self._begun = number[-1]
+        number = self.first_episode + number * dataset.num_envs + self._envs
+        dataset.episode[slot] = number.int()  # 2e9 episodes are more than anybody collects
+        steps = {name: tensor.to(dataset.device) for name, tensor in steps.items()}
+        ended = steps["ended"]
+        columns = (number.int(), steps["returns"], steps["lengths"].int(), steps["success"], steps["whole"])
+        table = EpisodeTable(*(column[ended].cpu() for column in columns))
+        self.table = EpisodeTable.join([self.table, table])
+        if self.writer is not None:
+            chunks = export_chunks(dataset, [slot])
+            kept = ("rows", "resets", "episode", "teacher_index")
+            tensors = {name: chunks[name] for name in kept if isinstance(chunks.get(name), torch.Tensor)}
+            self.writer.add(tensors, table, epoch + 1)  # type: ignore[arg-type]
+
+    def end(self, epoch: int) -> None:
+        """End an epoch's collection: write what waits, and give the rows their weights.
+
+        Raises:
+            UserError: If the filter leaves nothing to learn from.
+        """
+        if self.writer is not None:
+            self.writer.flush(epoch + 1)
+        self.apply_filter()
+
+    def apply_filter(self) -> None:
+        """Give the rows their weights by what is known of their episodes now."""
+        if not is_filtering(self.filter) or self.dataset.num_chunks == 0:
+            return
+        bad = left_out(self.table, self.filter, present_in(self.dataset, self.table))
+        weigh(self.dataset, bad)
+        tell(filter_outcome([self.dataset], self.table, bad), self.filter)
+        check_weights(self.dataset)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what an exact resume needs."""
+        if self.dataset.episode is None:
+            return {}
+        return {"begun": self._begun.cpu(), "first_episode": self.first_episode, "table": list(self.table)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        if state and self.dataset.episode is not None:
+            self._begun = state["begun"].to(self.dataset.device)
+            self.first_episode, self.table = state["first_episode"], EpisodeTable(*state["table"])
+
+
+def tell(outcome: FilterOutcome, cfg: EpisodeFilterCfg) -> None:
+    """Say what a filter did; where all that is left has no outcome, that is worth a warning."""
+    logger.log(logging.WARNING if outcome.nothing_known_passes else logging.INFO, "%s.", outcome.line(cfg))
+
+
+def check_weights(dataset: DistillationDataset) -> None:
+    """Refuse a dataset of which nothing is left to learn from.
+
+    Raises:
+        UserError: Naming the filter.
+    """
+    assert dataset.weights is not None
+    if not bool((dataset.weights[: dataset.num_chunks] > 0).any()):
+        raise UserError(
+            "no episode passes distill.dataset.filter, so that there is nothing to learn from: ask for less, or look "
+            "at the teacher's own success and return"
+        )

@@ -1,0 +1,120 @@
+"""Reading a dataset from disk: nothing in it is trusted before its checksum and its shapes were looked at."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from foundation.core.errors import UserError
+from foundation.dataset.columns import DTYPES
+from foundation.dataset.disk.layout import INDEX, ChunkFile, DatasetLayout
+from foundation.dataset.episode_table import EpisodeTable
+
+EPISODE_COLUMNS = ("episode_id", "episode_return", "episode_length", "episode_success", "episode_whole")
+
+
+class SavedDataset:
+    """A folder that ``--save_dataset`` wrote.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        UserError: If it is missing, not a dataset, or of a version that this program does not know.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        index = self.path / INDEX
+        if not self.path.is_dir():
+            raise UserError(f"there is no dataset at '{self.path}': --dataset wants a folder that --save_dataset wrote")
+        if not index.is_file():
+            raise UserError(f"'{self.path}' holds no {INDEX}: --dataset wants a folder that --save_dataset wrote")
+        try:
+            values = json.loads(index.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read '{index}': {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict) or not isinstance(values.get("files", []), list):
+            raise UserError(f"'{index}' is not the index of a dataset")
+        self.layout = DatasetLayout.from_json(values, str(index))
+        self.teacher = values.get("teacher") or {}
+        self.files = [ChunkFile.from_json(entry, str(index)) for entry in values.get("files", [])]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in all files."""
+        return sum(entry.rows for entry in self.files)
+
+    def first(self, number: int | None) -> SavedDataset:
+        """Keep only so many files of the beginning: what a run began with, whatever was appended since."""
+        if number is not None:
+            if len(self.files) < number:
+                raise UserError(f"'{self.path}' has {len(self.files)} files, the run began with {number}: restore them")
+            self.files = self.files[:number]
+        if not self.files:
+            raise UserError(f"the dataset '{self.path}' is empty: nothing was saved to it yet")
+        return self
+
+    def read(self, entry: ChunkFile) -> dict[str, torch.Tensor]:
+        """Read one file.
+
+        Returns:
+            Its tensors by name, those of the rows of shape (chunks, chunk_steps, num_envs, ...).
+
+        Raises:
+            UserError: If it is missing, damaged or of other shapes, or its rows are not finite.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        path = self.path / entry.file
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read '{path}': {error.strerror or error}") from None
+        if len(data) != entry.bytes or f"{zlib.crc32(data):08x}" != entry.crc32:
+            raise UserError(
+                f"'{path}' is damaged: its checksum is not that of {INDEX}. Copy it again, or take its entry out."
+            )
+        try:
+            tensors = load(data)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise UserError(f"'{path}' is not a safetensors file: {' '.join(str(error).split())}") from None
+        self._check(path, entry, tensors)
+        return tensors
+
+    def _row_shapes(self, entry: ChunkFile) -> dict[str, tuple[int, ...]]:
+        layout = self.layout
+        shape = (entry.chunks, layout.chunk_steps, layout.num_envs)
+        wanted: dict[str, tuple[int, ...]] = {"rows": (*shape, layout.row_size), "resets": shape, "episode": shape}
+        if layout.num_teachers > 1:
+            wanted["teacher_index"] = shape
+        if layout.weighted:
+            wanted["weights"] = shape
+        return wanted
+
+    def _check(self, path: Path, entry: ChunkFile, tensors: dict[str, torch.Tensor]) -> None:
+        layout = self.layout
+        for name, expected in self._row_shapes(entry).items():
+            found = tuple(tensors[name].shape) if name in tensors else "missing"
+            if found != expected:
+                raise UserError(f"'{path}': '{name}' is {found}, {INDEX} says {expected}")
+        if tensors["rows"].dtype != DTYPES[layout.dtype]:
+            raise UserError(f"'{path}': its rows are {tensors['rows'].dtype}, {INDEX} says {layout.dtype}")
+        if not bool(torch.isfinite(tensors["rows"]).all()):
+            raise UserError(f"'{path}' has NaN or infinite numbers in its rows: take its entry out of {INDEX}")
+        lengths = {name: tuple(tensors[name].shape) if name in tensors else None for name in EPISODE_COLUMNS}
+        if len(set(lengths.values())) != 1 or len(lengths["episode_id"] or (1, 1)) != 1:
+            raise UserError(f"'{path}': its table of episodes is spoiled: {lengths}")
+
+    def blocks(self) -> Iterator[tuple[str, dict[str, torch.Tensor], EpisodeTable]]:
+        """Go through the files: the run that wrote each, its row tensors, and the episodes that ended in it."""
+        for entry in self.files:
+            tensors = self.read(entry)
+            columns = zip(EPISODE_COLUMNS, EpisodeTable.empty(), strict=True)
+            episodes = EpisodeTable(*(tensors[name].to(like.dtype) for name, like in columns))
+            yield entry.run, {name: tensors[name] for name in self._row_shapes(entry)}, episodes

@@ -1,0 +1,161 @@
+"""Writing a dataset to disk, file by file: whatever kills the process, what ``dataset.json`` lists is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import weakref
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foundation.core.errors import UserError
+from foundation.core.files import atomic_write_bytes, lock_folder
+from foundation.dataset.disk.layout import INDEX, ChunkFile, DatasetLayout
+from foundation.dataset.disk.saved import EPISODE_COLUMNS, SavedDataset
+from foundation.dataset.episode_table import EpisodeTable
+
+MAX_FILE_BYTES = 64_000_000
+"""A file is written when the chunks that wait for it are as large as this, or when an epoch ends."""
+_CHUNK_FILE = re.compile(r"chunk_\d{6,}\.safetensors")
+_LEFTOVER = re.compile(r"\.(chunk_\d{6,}\.safetensors|dataset\.json)\..*\.tmp")
+
+
+class DatasetWriter:
+    """Appends chunks to a folder. One process at a time may write to it.
+
+    A file is written whole and under its own name before ``dataset.json`` lists it; what is not listed is not part of
+    the dataset, and is removed here. A run that is resumed takes back what it had saved of epochs that come again.
+
+    Args:
+        path: The folder; made where it is missing.
+        layout: What the chunks are like; that of the folder, if there is one already.
+        run: Names this run, the same after ``--resume``.
+        teacher: Describes the teacher, in plain values.
+
+    Raises:
+        UserError: If the folder holds something else, or a dataset of another layout, or is being written to.
+    """
+
+    def __init__(self, path: str | Path, layout: DatasetLayout, run: str, teacher: dict[str, Any] | None = None):
+        self.path, self.layout, self.run, self.teacher = Path(path), layout, run, teacher or {}
+        self.files: list[ChunkFile] = []
+        self._chunks: list[dict[str, torch.Tensor]] = []
+        self._episodes: list[EpisodeTable] = []
+        self.is_open = False
+        self._unlock: Any = None
+        self._look()
+
+    def _look(self) -> None:
+        """Look at what is there already; nothing is written."""
+        if not self.path.exists():
+            return
+        try:
+            content = os.listdir(self.path)
+        except OSError as error:
+            raise UserError(f"cannot save a dataset to '{self.path}': {error.strerror or error}") from None
+        if INDEX not in content and any(not name.startswith(".") for name in content):
+            raise UserError(f"--save_dataset: '{self.path}' holds other files and no {INDEX}: name a new folder")
+        if INDEX in content:
+            self._take_up()
+
+    def open(self) -> None:
+        """Make the folder, keep other processes from writing to it, and remove what is not listed; once."""
+        if self.is_open:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot save a dataset to '{self.path}': {error.strerror or error}") from None
+        self._lock_folder()
+        self.is_open = True
+        self._look()  # others may have appended in the meantime
+        self._write_index()
+        self._clean()
+
+    def _take_up(self) -> None:
+        saved = SavedDataset(self.path)
+        difference = saved.layout.difference(self.layout)
+        if difference:
+            raise UserError(f"cannot append to the dataset '{self.path}': its {difference}; name another folder")
+        self.files, self.teacher = saved.files, saved.teacher or self.teacher
+
+    def _lock_folder(self) -> None:
+        refusal = f"another process is saving to the dataset '{self.path}': name another folder"
+        handle = lock_folder(self.path, refusal)
+        if handle is not None:
+            self._unlock = weakref.finalize(self, os.close, handle)
+
+    def close(self) -> None:
+        """Let other processes write. What waits for its file is not written."""
+        if self._unlock is not None:
+            self._unlock()
+
+    @property
+    def next_episode(self) -> int:
+        """A number above those of all episodes in the files."""
+        return max((entry.next_episode for entry in self.files), default=0)
+
+    def add(self, chunks: dict[str, torch.Tensor], episodes: EpisodeTable, epoch: int) -> None:
+        """Take chunks, in the order of time.
+
+        Args:
+            chunks: ``rows``, ``resets``, ``episode`` and what else there is, each (chunks, chunk_steps, num_envs, ...).
+            episodes: The episodes that have ended in them.
+            epoch: Their epoch, counted from 1.
+        """
+        self._chunks.append({name: tensor.cpu() for name, tensor in chunks.items()})
+        self._episodes.append(episodes)
+        if sum(tensor.nbytes for chunk in self._chunks for tensor in chunk.values()) >= MAX_FILE_BYTES:
+            self.flush(epoch)
+
+    def flush(self, epoch: int) -> None:
+        """Write the chunks that wait.
+
+        Raises:
+            UserError: If the disk is full; the files that are listed stay whole.
+        """
+        if not self._chunks:
+            return
+        from safetensors.torch import save
+
+        names = self._chunks[0].keys()
+        tensors = {name: torch.cat([chunk[name] for chunk in self._chunks]).contiguous() for name in names}
+        table = EpisodeTable.join(self._episodes)
+        data = save(tensors | dict(zip(EPISODE_COLUMNS, table, strict=True)))
+        number = 1 + max((int(re.sub(r"\D", "", entry.file) or 0) for entry in self.files), default=-1)
+        name, chunks = f"chunk_{number:06d}.safetensors", len(tensors["rows"])
+        atomic_write_bytes(self.path / name, data)
+        rows = chunks * self.layout.chunk_steps * self.layout.num_envs
+        beyond = int(tensors["episode"].max()) + 1
+        self.files.append(ChunkFile(name, chunks, rows, len(data), f"{zlib.crc32(data):08x}", self.run, epoch, beyond))
+        self._write_index()
+        self._chunks, self._episodes = [], []
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Take back what this run has saved of this epoch and later ones: they are collected again."""
+        self.open()
+        self._chunks, self._episodes = [], []
+        kept = [entry for entry in self.files if entry.run != self.run or entry.epoch < epoch]
+        if len(kept) < len(self.files):
+            self.files = kept
+            self._write_index()
+            self._clean()
+
+    def _write_index(self) -> None:
+        values = self.layout.to_json() | {"teacher": self.teacher}
+        values["files"] = [entry.to_json() for entry in self.files]
+        text = json.dumps(values, indent=1) + "\n"
+        atomic_write_bytes(self.path / INDEX, text.encode())
+
+    def _clean(self) -> None:
+        """Remove what is not listed: files of a process that was killed, or that were taken back."""
+        listed = {entry.file for entry in self.files}
+        for name in os.listdir(self.path):
+            if _LEFTOVER.fullmatch(name) or (_CHUNK_FILE.fullmatch(name) and name not in listed):
+                with contextlib.suppress(OSError):
+                    (self.path / name).unlink()

@@ -1,0 +1,105 @@
+"""How episodes ended, and which of them are to be learned from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from foundation.config.distillation_cfg import EpisodeFilterCfg
+from foundation.dataset.dataset import DistillationDataset
+
+
+class EpisodeTable(NamedTuple):
+    """Outcomes of the episodes that have ended, on the host. Each column: (num_episodes,)."""
+
+    number: torch.Tensor
+    """The episode's number, as in the rows' ``episode``. int32."""
+    returns: torch.Tensor
+    """Sum of its rewards. float32."""
+    lengths: torch.Tensor
+    """Its length [env steps]. int32."""
+    success: torch.Tensor
+    """Whether it succeeded: the task's own metric, or else whether it ended by time-out. bool."""
+    whole: torch.Tensor
+    """Whether all of it was driven by one policy, from its beginning on: only then do return and length say something
+    of that policy. bool."""
+
+    @classmethod
+    def empty(cls) -> EpisodeTable:
+        """Return a table of no episodes."""
+        types = (torch.int32, torch.float32, torch.int32, torch.bool, torch.bool)
+        return cls(*(torch.empty(0, dtype=kind) for kind in types))
+
+    @staticmethod
+    def join(tables: list[EpisodeTable]) -> EpisodeTable:
+        """Put tables together."""
+        return EpisodeTable(*(torch.cat(columns) for columns in zip(EpisodeTable.empty(), *tables, strict=True)))
+
+
+def is_filtering(cfg: EpisodeFilterCfg) -> bool:
+    """Return whether a filter can leave anything out."""
+    return cfg.success or cfg.min_length is not None or cfg.return_quantile is not None
+
+
+def left_out(table: EpisodeTable, cfg: EpisodeFilterCfg, present: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the numbers of the episodes that are not to be learned from.
+
+    Episodes that have not ended are not among them: nothing is known of them yet. Of an episode that is not whole
+    only ``success`` counts.
+
+    Args:
+        table: The episodes that have ended.
+        cfg: What an episode has to be.
+        present: Which of them have rows in the dataset; the quantile is over those. Shape: (num_episodes,).
+
+    Returns:
+        Numbers of episodes. Shape: (num_left_out,).
+    """
+    bad = torch.zeros_like(table.success)
+    if cfg.success:
+        bad |= ~table.success
+    if cfg.min_length is not None:
+        bad |= table.whole & (table.lengths < cfg.min_length)
+    compared = table.whole if present is None else table.whole & present
+    if cfg.return_quantile is not None and bool(compared.any()):
+        # torch.quantile takes no more than 16 million values; sorting has no such limit.
+        ordered = table.returns[compared].sort().values
+        bad |= table.whole & (table.returns < ordered[int(cfg.return_quantile * (len(ordered) - 1))])
+    return table.number[bad]
+
+
+def weigh(dataset: DistillationDataset, bad: torch.Tensor) -> None:
+    """Give the rows of some episodes, and those that only fill up (episode -1), weight 0, and all others their own.
+
+    Args:
+        dataset: With ``track_episodes`` and ``weighted``.
+        bad: Numbers of the episodes. Shape: (num_left_out,).
+    """
+    assert dataset.episode is not None and dataset.weights is not None
+    chunks = slice(0, dataset.num_chunks)
+    episode = dataset.episode[chunks]
+    if episode.numel() == 0:
+        return
+    highest = int(torch.maximum(episode.max(), bad.max() if len(bad) else episode.max()))
+    weight = torch.ones(highest + 2, device=dataset.device)  # number -1 is the last
+    weight[bad.long().to(dataset.device)] = 0.0
+    weight[-1] = 0.0
+    for slot in range(dataset.num_chunks):  # a chunk at a time: no second copy of everything
+        numbers = dataset.episode[slot].flatten()
+        numbers = torch.where(numbers < 0, highest + 1, numbers)
+        dataset.weights[slot] = weight.index_select(0, numbers).view_as(dataset.weights[slot])
+    if dataset.base_weights is not None:
+        dataset.weights[chunks] *= dataset.base_weights[chunks]
+
+
+def present_in(dataset: DistillationDataset, table: EpisodeTable) -> torch.Tensor:
+    """Return which episodes of the table still have rows. Shape: (num_episodes,)."""
+    assert dataset.episode is not None
+    if len(table.number) == 0 or dataset.num_chunks == 0:
+        return torch.zeros(len(table.number), dtype=torch.bool)
+    highest = int(max(dataset.episode[: dataset.num_chunks].max(), table.number.max()))
+    seen = torch.zeros(highest + 2, dtype=torch.bool, device=dataset.device)
+    for slot in range(dataset.num_chunks):
+        seen[dataset.episode[slot].long()] = True  # number -1 marks the last, which is nobody's
+    return seen.cpu()[table.number.long()]

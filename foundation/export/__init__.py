@@ -1,0 +1,1 @@
+"""Writing policies in the formats of other libraries."""

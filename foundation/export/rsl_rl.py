@@ -1,0 +1,207 @@
+"""Write a student as an RSL-RL checkpoint: Isaac Lab's ``play.py`` flies it, RSL-RL's PPO goes on training it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+import yaml
+from torch import nn
+
+from foundation.core.errors import UserError, suggest
+from foundation.core.files import atomic_torch_save, atomic_write
+from foundation.students.base import LOG_STD_RANGE, Student
+from foundation.students.mlp import StudentPolicy
+from foundation.students.recurrent import RecurrentStudent
+
+LAYOUTS = ("3", "5")
+"""Releases of RSL-RL, by their first number, whose layout can be written."""
+_RSL_RL_NAMES = {"silu": "swish", "celu": "crelu", "leaky_relu": "lrelu"}
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass
+class _Exported:
+    """A student's parts by the names that every release has for what is inside them."""
+
+    body: Tensors
+    value: Tensors
+    rnn: Tensors
+    normalizer: Tensors
+    hidden_dims: list[int]
+    activation: str
+    std: torch.Tensor
+    heteroscedastic: bool
+    recurrence: dict[str, Any]
+
+
+def write_rsl_rl(
+    student: Student,
+    path: str | Path,
+    layout: str = "5",
+    obs_groups: Sequence[str] = ("policy",),
+    std: float = 0.1,
+) -> None:
+    """Write a student as ``path`` with its ``params/agent.yaml`` beside it.
+
+    Args:
+        student: An MLP, or a GRU or LSTM without dense layers before the recurrent ones.
+        path: Where, such as ``model_0.pt``.
+        layout: First number of the RSL-RL release that is to read it.
+        obs_groups: Observation groups that the student reads.
+        std: Deviation of a deterministic student's actions, for PPO to explore with.
+    """
+    checkpoint, config = to_rsl_rl(student, layout, obs_groups, std)
+    config_path = Path(path).parent / "params" / "agent.yaml"
+
+    def write_config(file: BinaryIO) -> None:
+        file.write(yaml.safe_dump(config, sort_keys=False).encode())
+
+    atomic_write(config_path, write_config)
+    atomic_torch_save(checkpoint, path)
+
+
+def to_rsl_rl(
+    student: Student, layout: str = "5", obs_groups: Sequence[str] = ("policy",), std: float = 0.1
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return an RSL-RL checkpoint and the entries of the agent config that go with it.
+
+    The critic starts from the student's hidden layers; its last layer is the student's value head, or zero.
+
+    Args:
+        student: An MLP, or a GRU or LSTM without dense layers before the recurrent ones.
+        layout: First number of the RSL-RL release that is to read it.
+        obs_groups: Observation groups that the student reads.
+        std: Deviation of a deterministic student's actions.
+    """
+    if layout not in LAYOUTS:
+        raise UserError(f"cannot write RSL-RL layout '{layout}'. {suggest(layout, LAYOUTS)}")
+    parts = _export(student, std)
+    if layout == "3" and parts.heteroscedastic:
+        raise UserError("a deviation that depends on the state needs RSL-RL layout '5'.")
+    return (_layout_3 if layout == "3" else _layout_5)(parts, list(obs_groups))
+
+
+def _export(student: Student, std: float) -> _Exported:
+    if isinstance(student, StudentPolicy):
+        rnn, recurrence = {}, {}
+    elif isinstance(student, RecurrentStudent) and not len(student.encoder) and student.core.initial is None:
+        rnn = dict(student.core.rnn.state_dict())
+        core = student.core
+        recurrence = {"rnn_type": core.kind, "rnn_hidden_dim": core.hidden_size, "rnn_num_layers": core.num_layers}
+    else:
+        raise UserError(
+            f"RSL-RL has no network like student '{student.cfg.name}': it takes an MLP, or a GRU or LSTM with "
+            "encoder_dims=[] and learn_initial_state=false."
+        )
+    if student.cfg.num_choices is not None:
+        raise UserError("RSL-RL's policies have continuous actions; this student chooses among discrete ones.")
+    body = dict(student.body.state_dict())
+    if not body:
+        raise UserError("RSL-RL's networks have at least one hidden layer; this student has hidden_dims=[].")
+    last = len(student.body)
+    heteroscedastic = isinstance(student.log_std, nn.Linear)
+    heads = [student.mean, student.log_std] if isinstance(student.log_std, nn.Linear) else [student.mean]
+    value = student.value
+    zero = torch.zeros(1, student.mean.in_features)
+    scale = student.log_std.clamp(*LOG_STD_RANGE).exp() if isinstance(student.log_std, nn.Parameter) else None
+    activation = str(getattr(student.cfg, "activation", "elu")).lower()
+    return _Exported(
+        body=body | _last_layer(last, [h.weight for h in heads], [h.bias for h in heads]),
+        value=body | _last_layer(last, [zero if value is None else value.weight],
+                                 [zero[:, 0] if value is None else value.bias]),
+        rnn=rnn,
+        normalizer=_normalizer(student),
+        hidden_dims=[layer.out_features for layer in student.body if isinstance(layer, nn.Linear)],
+        activation=_RSL_RL_NAMES.get(activation, activation),
+        std=torch.full((student.num_actions,), std) if scale is None else scale,
+        heteroscedastic=heteroscedastic,
+        recurrence=recurrence,
+    )  # fmt: skip
+
+
+def _last_layer(index: int, weights: list[torch.Tensor], biases: list[torch.Tensor]) -> Tensors:
+    return {f"{index}.weight": torch.cat(weights), f"{index}.bias": torch.cat(biases)}
+
+
+def _normalizer(student: Student) -> Tensors:
+    if not bool(student.normalizer.count > 0):
+        return {}
+    mean, var = student.normalizer.mean.unsqueeze(0), student.normalizer.var.unsqueeze(0)
+    return {"_mean": mean, "_var": var, "_std": var.sqrt(), "count": student.normalizer.count.long()}
+
+
+def _layout_3(parts: _Exported, groups: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    normalized = bool(parts.normalizer)
+    model = {
+        "std": parts.std,
+        **_prefixed("memory_a.rnn.", parts.rnn),
+        **_prefixed("memory_c.rnn.", parts.rnn),
+        **_prefixed("actor.", parts.body),
+        **_prefixed("critic.", parts.value),
+        **_prefixed("actor_obs_normalizer.", parts.normalizer),
+        **_prefixed("critic_obs_normalizer.", parts.normalizer),
+    }
+    policy = {
+        "class_name": "ActorCriticRecurrent" if parts.rnn else "ActorCritic",
+        "actor_hidden_dims": parts.hidden_dims,
+        "critic_hidden_dims": parts.hidden_dims,
+        "activation": parts.activation,
+        "actor_obs_normalization": normalized,
+        "critic_obs_normalization": normalized,
+        "noise_std_type": "scalar",
+        "init_noise_std": float(parts.std.mean()),
+        **parts.recurrence,
+    }
+    return (
+        {"model_state_dict": _plain(model), **_training(model)},
+        {"policy": policy, "obs_groups": {"policy": groups, "critic": list(groups)}},
+    )
+
+
+def _layout_5(parts: _Exported, groups: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    shared = {**_prefixed("rnn.rnn.", parts.rnn), **_prefixed("obs_normalizer.", parts.normalizer)}
+    actor = {**shared, **_prefixed("mlp.", parts.body)}
+    critic = {**shared, **_prefixed("mlp.", parts.value)}
+    distribution: dict[str, Any] = {"class_name": "GaussianDistribution", "std_type": "scalar"}
+    if parts.heteroscedastic:
+        bounds = [math.exp(bound) for bound in LOG_STD_RANGE]
+        distribution = {"class_name": "HeteroscedasticGaussianDistribution", "std_type": "log", "std_range": bounds}
+    else:
+        actor["distribution.std_param"] = parts.std
+        distribution["init_std"] = float(parts.std.mean())
+    model = {
+        "class_name": "RNNModel" if parts.rnn else "MLPModel",
+        "hidden_dims": parts.hidden_dims,
+        "activation": parts.activation,
+        "obs_normalization": bool(parts.normalizer),
+        **parts.recurrence,
+    }
+    config = {
+        "actor": {**model, "distribution_cfg": distribution},
+        "critic": {**model, "hidden_dims": list(parts.hidden_dims), "distribution_cfg": None},
+        "obs_groups": {"actor": groups, "critic": list(groups)},
+    }
+    tensors = {**_prefixed("actor.", actor), **_prefixed("critic.", critic)}
+    checkpoint = {"actor_state_dict": _plain(actor), "critic_state_dict": _plain(critic), **_training(tensors)}
+    return checkpoint, config
+
+
+def _prefixed(prefix: str, tensors: Tensors) -> Tensors:
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def _plain(tensors: Tensors) -> Tensors:
+    return {name: tensor.detach().clone().cpu() for name, tensor in tensors.items()}
+
+
+def _training(tensors: Tensors) -> dict[str, Any]:
+    """Return the other entries that a runner loads: a fresh Adam over as many parameters, iteration 0."""
+    parameters = [torch.nn.Parameter(tensor) for name, tensor in tensors.items() if "normalizer" not in name]
+    optimizer = torch.optim.Adam(parameters, lr=1e-3)
+    return {"optimizer_state_dict": optimizer.state_dict(), "iter": 0, "infos": None}

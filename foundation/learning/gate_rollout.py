@@ -1,0 +1,202 @@
+"""Flights from which a gate learns what each of several teachers earns, from its own states and from the others'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from foundation.config.distillation_cfg import GateCfg
+from foundation.core.errors import UserError
+from foundation.learning.gate_fit import GateRows
+from foundation.rollout.evaluate import SYNC_INTERVAL, Health, preserved_rng
+
+KEPT_ENVS = 1024
+"""Environments, evenly spread, whose rows are kept."""
+KEPT_ROWS = 131072
+"""Rows that are kept at most, about: every so many steps, so that all phases of the episodes are there."""
+
+
+class TeacherShifts:
+    """Draws who drives: one teacher from an episode's start, another one from a random step of it on.
+
+    The second one starts from where the first has brought it: without that, a gate would never have seen what a teacher
+    earns in the states that another one leads to (the roll-in of Cheng, Kolobov and Agarwal 2020).
+
+    Args:
+        num_envs: Environments.
+        num_teachers: K.
+        last_change: The last step of an episode at which the second one can take over.
+        seed: Of all draws.
+        device: Where they are drawn.
+    """
+
+    def __init__(self, num_envs: int, num_teachers: int, last_change: int, seed: int, device: torch.device | str):
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.num_teachers, self.last_change = num_teachers, last_change
+        self.age = torch.zeros(num_envs, dtype=torch.int64, device=device)
+        """Step of the episode. Shape: (num_envs,)."""
+        self.teachers = self._draw(num_teachers, 2)
+        """First and second. Shape: (2, num_envs)."""
+        self.change = self._draw(last_change + 1, 1)[0]
+        """Step at which the second one takes over; at 0 it has the whole episode. Shape: (num_envs,)."""
+
+    def _draw(self, below: int, number: int) -> torch.Tensor:
+        size = (number, len(self.age))
+        return torch.randint(below, size, generator=self.generator, device=self.age.device)
+
+    def driver(self) -> torch.Tensor:
+        """Return who drives now. Shape: (num_envs,)."""
+        return torch.where(self.age < self.change, self.teachers[0], self.teachers[1])
+
+    def step(self, ended: torch.Tensor) -> None:
+        """Go one step on, and draw anew where an episode has ``ended`` (num_envs,)."""
+        self.age = torch.where(ended, 0, self.age + 1)
+        self.teachers = torch.where(ended, self._draw(self.num_teachers, 2), self.teachers)
+        self.change = torch.where(ended, self._draw(self.last_change + 1, 1)[0], self.change)
+
+
+def gate_horizon(env: Any, horizon: int | None) -> int:
+    """Return how many steps a gate looks ahead [env steps]: as set, else a quarter of an episode.
+
+    Raises:
+        UserError: If an episode is not longer than that.
+    """
+    length = int(env.max_episode_length)
+    wanted = max(1, length // 4) if horizon is None else horizon
+    if wanted > length - 1:
+        raise UserError(
+            f"distill.teacher.gate.horizon is {wanted}: it must be below the length of an episode ({length} env steps)."
+        )
+    return wanted
+
+
+def window_returns(
+    rewards: torch.Tensor, ended: torch.Tensor, timed_out: torch.Tensor, horizon: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum the next ``horizon`` rewards of each step's episode; after a failure there are none to come.
+
+    Args:
+        rewards: Shape: (num_steps, num_envs).
+        ended: Whether the step ended an episode. Shape: (num_steps, num_envs).
+        timed_out: Whether it did so by time-out. Shape: (num_steps, num_envs).
+        horizon: Length of the windows [env steps], at most num_steps.
+
+    Returns:
+        The sums of all whole windows, and which of them no time-out has cut: a time-out is no failure, what would have
+        followed is unknown (Pardo et al. 2018, "Time Limits in Reinforcement Learning"). Both of shape
+        (num_steps - horizon + 1, num_envs).
+    """
+    steps, envs = rewards.shape
+    total = torch.zeros(steps + 1, envs, dtype=torch.float64, device=rewards.device)
+    far = torch.full((envs,), steps + horizon + 1, device=rewards.device)
+    left, by_time = torch.empty_like(ended, dtype=torch.int64), torch.empty_like(ended)
+    ends_by_time = torch.zeros_like(ended[0])
+    for t in range(steps - 1, -1, -1):
+        total[t] = rewards[t] + torch.where(ended[t], 0.0, total[t + 1])
+        far = torch.where(ended[t], 1, far + 1)
+        ends_by_time = torch.where(ended[t], timed_out[t], ends_by_time)
+        left[t], by_time[t] = far, ends_by_time
+    whole = steps - horizon + 1
+    beyond = torch.where(left[:whole] > horizon, total[horizon:], 0.0)
+    known = ~(by_time[:whole] & (left[:whole] < horizon))
+    return (total[:whole] - beyond).to(rewards.dtype), known
+
+
+class _Log:
+    """What a rollout leaves: rewards and drivers of every step, observations of every ``stride``-th one."""
+
+    def __init__(self, env: Any, num_obs: int, steps: int, rows: int):
+        kept = min(env.num_envs, KEPT_ENVS)
+        self.columns = torch.arange(kept, device=env.device) * env.num_envs // kept
+        self.stride = -(-steps * kept // rows)
+        self.obs = torch.empty(-(-steps // self.stride), kept, num_obs, device=env.device)
+        self.rewards = torch.empty(steps, kept, device=env.device)
+        self.ended = torch.empty(steps, kept, dtype=torch.bool, device=env.device)
+        self.timed_out = torch.empty_like(self.ended)
+        self.driver, self.age, self.change = (torch.empty_like(self.ended, dtype=torch.int64) for _ in range(3))
+
+    def before(self, t: int, obs: torch.Tensor, shifts: TeacherShifts, driver: torch.Tensor) -> None:
+        """Take what is there before a step."""
+        if t % self.stride == 0:
+            self.obs[t // self.stride] = obs[self.columns]
+        self.driver[t], self.age[t] = driver[self.columns], shifts.age[self.columns]
+        self.change[t] = shifts.change[self.columns]
+
+    def after(self, t: int, rewards: torch.Tensor, ended: torch.Tensor, extras: dict[str, Any]) -> None:
+        """Take what a step gave."""
+        self.rewards[t], self.ended[t] = rewards[self.columns], ended[self.columns]
+        time_outs = extras.get("time_outs")
+        self.timed_out[t] = False if time_outs is None else time_outs[self.columns].bool()
+
+    def rows(self, horizon: int, length: int) -> GateRows:
+        """Return the rows whose next ``horizon`` steps are one teacher's.
+
+        Which rows those are follows from when they are and not from what came of them: leaving out only the flights
+        that a change of the driver or the time limit cut, and keeping those that failed before, would make every
+        teacher look worse than it is.
+        """
+        returns, known = window_returns(self.rewards, self.ended, self.timed_out, horizon)
+        age, change = self.age[: len(returns)], self.change[: len(returns)]
+        first = age + horizon <= change
+        second = (age >= change) & (age + horizon <= length - 1)
+        taken = (known & (first | second))[:: self.stride]
+        episode = (self.ended.cumsum(0) - self.ended.long()) * self.ended.shape[1]
+        flight = episode + torch.arange(self.ended.shape[1], device=episode.device)
+        driver, flight = (values[: len(returns) : self.stride] for values in (self.driver, flight))
+        obs = self.obs[: len(taken)]
+        return GateRows(obs[taken], returns[:: self.stride][taken], driver[taken], flight[taken])
+
+
+@torch.no_grad()
+def collect_gate_rows(
+    env: Any,
+    teachers: Any,
+    selector: Callable[[TensorDict], torch.Tensor],
+    cfg: GateCfg,
+    seed: int,
+    poll: Callable[[], None] | None = None,
+) -> GateRows:
+    """Let the teachers fly in turns. Global random states are as before afterwards.
+
+    Args:
+        env: The environment; it is reset with ``seed``.
+        teachers: A ``TeacherEnsemble``: ``step_each`` gives all teachers' outputs.
+        selector: Selects their observations.
+        cfg: How many episodes, and how far to look ahead.
+        seed: Of the reset and of who drives.
+        poll: Called now and then; may raise to stop.
+
+    Returns:
+        Observations, and what the teacher that drove earned in the next steps.
+
+    Raises:
+        UserError: If the environment cannot be reset, its episodes are too short, or something is not finite.
+    """
+    if not callable(getattr(env, "reset", None)):
+        raise UserError("distill.teacher.combine=gate flies episodes of its own: this environment has no reset(seed).")
+    length, horizon = int(env.max_episode_length), gate_horizon(env, cfg.horizon)
+    steps = -(-cfg.episodes // env.num_envs) * length
+    with preserved_rng(env.device):
+        obs, state, health = env.reset(seed), None, Health(env.device)
+        shifts = TeacherShifts(env.num_envs, teachers.num_teachers, length - 1 - horizon, seed, env.device)
+        every = torch.arange(env.num_envs, device=env.device)
+        log = _Log(env, teachers.num_obs, steps, KEPT_ROWS)
+        for t in range(steps):
+            if poll is not None and t % SYNC_INTERVAL == 0:
+                poll()
+            seen, driver = obs, shifts.driver()
+            selected = selector(seen)
+            log.before(t, selected, shifts, driver)
+            output, state = teachers.step_each(selected, state)
+            actions = output.mean[driver, every]
+            obs, rewards, dones, extras = env.step(actions)
+            health.add(seen, actions, rewards)
+            ended = dones.bool()
+            log.after(t, rewards, ended, extras)
+            state = teachers.reset_state(state, ended)
+            shifts.step(ended)
+        health.check("teacher")
+    return log.rows(horizon, length)

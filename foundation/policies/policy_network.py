@@ -1,0 +1,80 @@
+"""The interface that students and teachers share: one step, many steps, or mean actions, with the state passed in."""
+
+from __future__ import annotations
+
+import torch
+
+from foundation.policies.episode_state import EpisodeState
+from foundation.policies.output import PolicyOutput, map_output
+
+
+class PolicyNetwork(EpisodeState):
+    """Base of the policies. A subclass sets the sizes and makes ``run``; the rest follows from it."""
+
+    num_obs: int
+    """Number of observations."""
+    num_actions: int
+    """Number of actions."""
+
+    def run(
+        self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
+    ) -> tuple[PolicyOutput, torch.Tensor | None]:
+        """Act for one step or for many.
+
+        Args:
+            obs: Shape: (num_envs, num_obs), with ``sequence`` (num_steps, num_envs, num_obs).
+            state: State before the first step. Shape: (num_envs, state_size). None: the policy has no memory.
+            resets: True where a step begins an episode. Shape: (num_steps, num_envs). None: nowhere.
+            sequence: Whether there is a dimension of steps.
+
+        Returns:
+            The output and the state after the last step.
+        """
+        raise TypeError(f"{type(self).__name__} does not define run")
+
+    def step(self, obs: torch.Tensor, state: torch.Tensor | None = None) -> tuple[PolicyOutput, torch.Tensor | None]:
+        """Act for one step.
+
+        Args:
+            obs: Shape: (num_envs, num_obs).
+            state: Shape: (num_envs, state_size). None: an episode's start.
+
+        Returns:
+            The output and the next state.
+        """
+        return self.run(obs, self._state_before(obs, state), None, sequence=False)
+
+    def sequence(
+        self, obs: torch.Tensor, state: torch.Tensor | None = None, resets: torch.Tensor | None = None
+    ) -> tuple[PolicyOutput, torch.Tensor | None]:
+        """Act for many steps; the same as :meth:`step` repeated.
+
+        Args:
+            obs: Shape: (num_steps, num_envs, num_obs).
+            state: State before the first step. Shape: (num_envs, state_size). None: an episode's start.
+            resets: True where a step begins an episode. Shape: (num_steps, num_envs). None: nowhere.
+
+        Returns:
+            The output and the state after the last step.
+        """
+        return self.run(obs, self._state_before(obs, state), resets, sequence=True)
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        """Return mean actions, with memory those of an episode's first step. Shape: (num_envs, num_actions)."""
+        return self.step(obs)[0].mean
+
+    def run_steps(
+        self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None
+    ) -> tuple[PolicyOutput, torch.Tensor | None]:
+        """Act for many steps one after the other, for a ``run`` that has no faster way. Shapes as there."""
+        outputs: list[PolicyOutput] = []
+        for index in range(obs.shape[0]):
+            state = state if resets is None else self.reset_state(state, resets[index])
+            output, state = self.run(obs[index], state, None, sequence=False)
+            outputs.append(output)
+        return map_output(lambda *parts: torch.stack(parts), *outputs), state
+
+    def _state_before(self, obs: torch.Tensor, state: torch.Tensor | None) -> torch.Tensor | None:
+        if state is None and self.state_size:
+            return self.initial_state(obs.shape[-2], obs.device)
+        return state

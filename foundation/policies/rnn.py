@@ -1,0 +1,173 @@
+"""Recurrent cores whose whole state is one tensor, env first."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from foundation.core.errors import UserError, suggest
+from foundation.policies.gru_scan import gru_scan
+
+_WORTH_FUSING = 3
+_KINDS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
+
+
+class RecurrentCore(nn.Module):
+    """GRU or LSTM layers; the state packs h (and for an LSTM then c) of every layer. Shape: (num_envs, state_size)."""
+
+    def __init__(
+        self, kind: str, num_in: int, hidden_size: int, num_layers: int = 1, learn_initial_state: bool = False
+    ) -> None:
+        """Create the layers.
+
+        Args:
+            kind: ``gru`` or ``lstm``.
+            num_in: Number of inputs.
+            hidden_size: Number of units in a layer, and of outputs.
+            num_layers: Number of layers.
+            learn_initial_state: Whether the state at an episode's start is a parameter (else zero).
+        """
+        super().__init__()
+        if kind not in _KINDS:
+            raise UserError(f"unknown recurrent layer '{kind}'. {suggest(kind, _KINDS)}")
+        self.kind, self.hidden_size, self.num_layers = kind, hidden_size, num_layers
+        self.rnn = _KINDS[kind](num_in, hidden_size, num_layers)
+        self.state_size = hidden_size * num_layers * (2 if kind == "lstm" else 1)
+        self.initial = nn.Parameter(torch.zeros(self.state_size)) if learn_initial_state else None
+
+    def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor:
+        """Return the state at an episode's start. Shape: (num_envs, state_size)."""
+        if self.initial is not None:
+            return self.initial.expand(num_envs, -1).to(device)
+        weight = next(self.rnn.parameters())
+        return torch.zeros(num_envs, self.state_size, dtype=weight.dtype, device=device or weight.device)
+
+    def reset_state(self, state: torch.Tensor, dones: torch.Tensor) -> torch.Tensor:
+        """Return the state with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
+        initial = self.initial if self.initial is not None else state.new_zeros(())
+        return torch.where(dones.bool().unsqueeze(-1), initial, state)
+
+    def step(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Advance one step.
+
+        Args:
+            x: Shape: (num_envs, num_in).
+            state: Shape: (num_envs, state_size).
+
+        Returns:
+            The output, shape (num_envs, hidden_size), and the next state.
+        """
+        hidden = state.split(self.hidden_size, dim=-1)
+        new_h: list[torch.Tensor] = []
+        new_c: list[torch.Tensor] = []
+        for layer, weights in enumerate(self.rnn.all_weights):
+            if self.kind == "gru":
+                x = torch.gru_cell(x, hidden[layer], *weights)
+            else:
+                x, cell = torch.lstm_cell(x, (hidden[layer], hidden[self.num_layers + layer]), *weights)
+                new_c.append(cell)
+            new_h.append(x)
+        parts = new_h + new_c
+        return x, parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def sequence(
+        self, x: torch.Tensor, state: torch.Tensor, resets: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Advance many steps with the fused kernels; the same as ``step`` repeated.
+
+        Args:
+            x: Shape: (num_steps, num_envs, num_in).
+            state: State before the first step. Shape: (num_envs, state_size).
+            resets: True where a step begins an episode. Shape: (num_steps, num_envs). None: nowhere.
+
+        Returns:
+            The outputs, shape (num_steps, num_envs, hidden_size), and the state after the last step.
+        """
+        if self.kind == "gru" and x.device.type == "cpu":
+            return self._scan(x, state, None if resets is None else resets.bool())
+        if resets is None:
+            return self._fused(x, state)
+        resets = resets.bool()
+        state = self.reset_state(state, resets[0])
+        if x.shape[0] == 1:
+            return self._fused(x, state)
+        begins = (resets[1:].any(dim=1).nonzero().squeeze(-1) + 1).tolist()
+        if not begins:
+            return self._fused(x, state)
+        # Many short kernels cost most on a GPU, packing costs most on a CPU.
+        return self._split(x, state, resets) if x.is_cuda else self._segments(x, state, resets, begins)
+
+    def _scan(
+        self, x: torch.Tensor, state: torch.Tensor, resets: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the GRU layers one after the other, each over all steps."""
+        starts = [None] * self.num_layers if self.initial is None else self.initial.split(self.hidden_size)
+        last: list[torch.Tensor] = []
+        for start, hidden, weights in zip(
+            starts, state.split(self.hidden_size, dim=-1), self.rnn.all_weights, strict=True
+        ):
+            x, end = gru_scan(x, hidden, weights, resets, start)
+            last.append(end)
+        return x, last[0] if len(last) == 1 else torch.cat(last, dim=-1)
+
+    def _fused(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        out, hidden = self.rnn(x, self._unpack(state))
+        return out, self._pack(hidden)
+
+    def _segments(
+        self, x: torch.Tensor, state: torch.Tensor, resets: torch.Tensor, begins: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the steps between two resets of any env at once, and single steps singly."""
+        outputs: list[torch.Tensor] = []
+        for start, end in pairwise([0, *begins, x.shape[0]]):
+            if start:
+                state = self.reset_state(state, resets[start])
+            if end - start >= _WORTH_FUSING:
+                out, state = self._fused(x[start:end], state)
+                outputs.append(out)
+                continue
+            for step in range(start, end):
+                out, state = self.step(x[step], state)
+                outputs.append(out.unsqueeze(0))
+        return torch.cat(outputs), state
+
+    def _split(self, x: torch.Tensor, state: torch.Tensor, resets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cut every env's steps where an episode begins and run all the pieces side by side."""
+        steps, envs = resets.shape
+        begins = resets.clone()
+        begins[0] = True  # the first piece of every env starts at its given state
+        env, start = begins.t().nonzero(as_tuple=True)  # ordered by env, then by time
+        last = torch.cat([env[1:] != env[:-1], env.new_ones(1, dtype=torch.bool)])
+        end = torch.where(last, steps, start.roll(-1))
+        length = end - start
+        clock = torch.arange(int(length.max()), device=x.device).unsqueeze(1)
+        pieces = x[(start + clock).clamp_max(steps - 1), env]
+        begun = torch.where((start == 0).unsqueeze(-1), state[env], self._initial_like(state))
+        packed = pack_padded_sequence(pieces, length.cpu(), enforce_sorted=False)
+        raw, hidden = self.rnn(packed, self._unpack(begun))
+        assert isinstance(raw, PackedSequence)
+        padded, _ = pad_packed_sequence(raw)
+        piece = begins.long().cumsum(0) - 1 + self._first_piece(env, envs)
+        time = torch.arange(steps, device=x.device).unsqueeze(1) - start[piece]
+        return padded[time, piece], self._pack(hidden)[last]
+
+    @staticmethod
+    def _first_piece(env: torch.Tensor, num_envs: int) -> torch.Tensor:
+        counts = torch.bincount(env, minlength=num_envs)
+        return counts.cumsum(0) - counts
+
+    def _initial_like(self, state: torch.Tensor) -> torch.Tensor:
+        return self.initial if self.initial is not None else state.new_zeros(())
+
+    def _unpack(self, state: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        layers = state.unflatten(-1, (-1, self.hidden_size)).transpose(0, 1).contiguous()
+        if self.kind == "gru":
+            return layers
+        return layers[: self.num_layers], layers[self.num_layers :]
+
+    def _pack(self, hidden: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        layers = hidden if isinstance(hidden, torch.Tensor) else torch.cat(hidden)
+        return layers.transpose(0, 1).flatten(1)

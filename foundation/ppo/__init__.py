@@ -1,0 +1,1 @@
+"""RSL-RL's own runners on our engines."""

@@ -1,0 +1,1 @@
+"""Stepping environments: collection and evaluation."""

@@ -1,0 +1,70 @@
+"""The floor and the ceiling of a task: zero actions, random actions, the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from foundation.policies.actors import Actor, RandomActor, SplitActor, ZeroActor
+from foundation.rollout.evaluate import EvaluationResult, evaluate
+
+
+def measure_baselines(
+    env: Any,
+    teacher: Actor,
+    num_episodes: int,
+    seed: int,
+    *,
+    shared_rollout: bool,
+    poll: Callable[[], None] | None = None,
+    teacher_of: Callable[[TensorDict], torch.Tensor] | None = None,
+    num_teachers: int = 1,
+) -> dict[str, EvaluationResult]:
+    """Measure teacher, zero and random actions.
+
+    Args:
+        env: The evaluation environment.
+        teacher: The teacher's actor.
+        num_episodes: Episodes of each; in a shared rollout, of all three together.
+        seed: Seed of the resets, the same for all three.
+        shared_rollout: One rollout for all three, the environments split in three blocks; where an environment is
+            slow to step, this is three times faster. The blocks then have different initial states. Not done where
+            a block would not have every teacher.
+        poll: Called now and then; may raise to stop.
+        teacher_of: With many teachers, says which one each environment follows.
+        num_teachers: How many those are.
+
+    Returns:
+        ``teacher``, ``zero`` and ``random``.
+    """
+    actors: dict[str, Actor] = {
+        "teacher": teacher,
+        "zero": ZeroActor(env.num_actions),
+        "random": RandomActor(env.num_actions, seed, env.device),
+    }
+    if not shared_rollout or env.num_envs < len(actors) * num_teachers:
+        options: dict[str, Any] = {"poll": poll, "teacher_of": teacher_of}
+        return {name: evaluate(env, actor, num_episodes, seed, who=name, **options) for name, actor in actors.items()}
+    split = SplitActor(list(actors.values()), env.num_envs)
+    result = evaluate(env, split, num_episodes, seed, poll=poll, who="teacher", teacher_of=teacher_of)
+    each = len(result.returns) // env.num_envs
+    parts = (slice(each * block.start, each * block.stop) for block in split.blocks)
+    return {name: result.part(part) for name, part in zip(actors, parts, strict=True)}
+
+
+def scores(student: float, teacher: float, random: float) -> dict[str, float]:
+    """Put a student's mean return in proportion.
+
+    Returns:
+        ``return_ratio`` = student / teacher where the teacher's return is positive, and ``normalized_score`` =
+        (student - random) / (teacher - random) where the teacher beats random.
+    """
+    out: dict[str, float] = {}
+    if teacher > 0.0:
+        out["return_ratio"] = student / teacher
+    if teacher > random:
+        out["normalized_score"] = (student - random) / (teacher - random)
+    return out

@@ -1,0 +1,157 @@
+"""Who drives which environment during a rollout, and with what noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from foundation.config.distillation_cfg import CollectionCfg
+from foundation.core.errors import UserError
+from foundation.policies.actors import Policy
+from foundation.policies.output import PolicyOutput
+
+
+class Driver:
+    """Draws the driver of each environment and plays its action. Noise goes into the actions, never into labels.
+
+    Args:
+        teacher: Samples its own distribution where it can (``sample``).
+        cfg: Noise, and whether the driver is drawn per episode or per step.
+        num_envs: Environments.
+        num_actions: Actions.
+        seed: Seed of everything drawn here.
+        device: Where it is drawn.
+        teacher_deterministic: The acting teacher plays its mean.
+    """
+
+    def __init__(
+        self,
+        teacher: Policy,
+        cfg: CollectionCfg,
+        num_envs: int,
+        num_actions: int,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        teacher_deterministic: bool = True,
+    ):
+        self.teacher, self.cfg, self.teacher_deterministic = teacher, cfg, teacher_deterministic
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.everywhere = torch.ones(num_envs, dtype=torch.bool, device=device)
+        self.teacher_drives = self.everywhere.clone()
+        self.error_moment = torch.zeros(num_actions, num_actions, device=device)
+        """Second moment of the student's action error, fitted by :meth:`fit_noise`. Shape: (num_actions,) * 2."""
+        self._noise_root = torch.zeros_like(self.error_moment)
+
+    def all_by(self, teacher: bool) -> None:
+        """Give every environment to the teacher, or every one to the student."""
+        self.teacher_drives.fill_(teacher)
+
+    def begin_episodes(self, where: torch.Tensor, beta: float) -> None:
+        """Draw the drivers of the episodes that begin ``where`` (num_envs,)."""
+        if beta in (0.0, 1.0):
+            self.all_by(beta == 1.0)
+        elif self.cfg.beta_per == "episode":
+            self._redraw(where, beta)
+
+    def _redraw(self, where: torch.Tensor, beta: float) -> None:
+        uniform = torch.rand(where.shape, generator=self.generator, device=where.device)
+        self.teacher_drives = torch.where(where, uniform < beta, self.teacher_drives)
+
+    def actions(self, label: PolicyOutput | None, student: PolicyOutput | None, beta: float) -> torch.Tensor:
+        """Return what is executed. Shape: (num_envs, num_actions).
+
+        Args:
+            label: The teacher's outputs; None where it drives nothing (``beta`` 0).
+            student: The student's; None where it drives nothing (``beta`` 1).
+            beta: Probability that the teacher drives.
+        """
+        if 0.0 < beta < 1.0 and self.cfg.beta_per == "step":
+            self._redraw(self.everywhere, beta)
+        parts: list[torch.Tensor] = []
+        if label is not None and beta > 0.0:
+            parts.append(self._teacher_actions(label))
+        if student is not None and beta < 1.0:
+            parts.append(self._student_actions(student))
+        actions = parts[0] if len(parts) == 1 else torch.where(self.teacher_drives.unsqueeze(-1), *parts)
+        if self.cfg.noise_std > 0.0:
+            actions = actions + self.cfg.noise_std * self._randn_like(actions)
+        if self.cfg.epsilon > 0.0:
+            device, num_envs = actions.device, actions.shape[0]
+            uniform = torch.rand(actions.shape, generator=self.generator, device=device) * 2.0 - 1.0
+            explore = torch.rand(num_envs, 1, generator=self.generator, device=device) < self.cfg.epsilon
+            actions = torch.where(explore, uniform, actions)
+        return actions
+
+    def _teacher_actions(self, label: PolicyOutput) -> torch.Tensor:
+        actions = label.mean
+        if not self.teacher_deterministic and label.std is not None:
+            sample = getattr(self.teacher, "sample", None)
+            actions = (
+                label.mean + label.std * self._randn_like(actions) if sample is None else sample(label, self.generator)
+            )
+        if self.cfg.dart_alpha > 0.0:
+            actions = actions + self._randn_like(actions) @ self._noise_root
+        return actions
+
+    def _student_actions(self, student: PolicyOutput) -> torch.Tensor:
+        if self.cfg.student_deterministic:
+            return student.mean
+        if student.std is None:
+            raise UserError(
+                "distill.collection.student_deterministic=false: this student has no standard deviation to explore "
+                "with; set distill.student.stochastic=true, or explore with distill.collection.noise_std."
+            )
+        return student.mean + student.std * self._randn_like(student.mean)
+
+    def _randn_like(self, tensor: torch.Tensor) -> torch.Tensor:
+        return torch.randn(tensor.shape, generator=self.generator, device=tensor.device)
+
+    @torch.no_grad()
+    def fit_noise(self, errors: torch.Tensor) -> None:
+        """Fit DART's noise (Laskey et al. 2017) to the student's errors.
+
+        The noise of greatest likelihood among Gaussians around the teacher has the errors' second moment E[e e^T] as
+        its covariance; it is scaled by ``collection.dart_alpha``.
+
+        Args:
+            errors: Student's mean action less the teacher's, on states that were visited. Shape: (..., num_actions).
+        """
+        flat = errors.reshape(-1, errors.shape[-1]).double()
+        self._set_moment(flat.T @ flat / max(1, flat.shape[0]))
+
+    def _set_moment(self, moment: torch.Tensor) -> None:
+        self.error_moment.copy_(moment)
+        values, vectors = torch.linalg.eigh(self.cfg.dart_alpha * self.error_moment.double())
+        root = vectors * values.clamp_min(0.0).sqrt() @ vectors.T  # symmetric; a singular covariance has one too
+        self._noise_root.copy_(root)
+
+    def log(self) -> dict[str, torch.Tensor]:
+        """Return what is worth a curve: the root mean square of DART's noise [action units]."""
+        if self.cfg.dart_alpha == 0.0:
+            return {}
+        return {"data_collection/dart_std": self._noise_root.square().sum(dim=1).mean().sqrt()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what an exact resume needs."""
+        return {
+            "generator": self.generator.get_state(),
+            "teacher_drives": self.teacher_drives.clone(),
+            "error_moment": self.error_moment.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.generator.set_state(state["generator"])
+        if "teacher_drives" in state:
+            self.teacher_drives.copy_(state["teacher_drives"])
+        if "error_moment" in state:
+            self._set_moment(state["error_moment"])
+
+
+def bound_of_labels(cfg: CollectionCfg, bound: float | None) -> float | None:
+    """Return what labels are clipped to, given the bound of the actions that the agent config defines, if any."""
+    if not cfg.clip_labels:
+        return None
+    return bound if cfg.label_bound is None else cfg.label_bound

@@ -1,0 +1,327 @@
+"""Distillation from a saved dataset alone: no simulator, no teacher; rows that are held out measure the student."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+
+from foundation.config.distillation_cfg import DistillationCfg
+from foundation.core.errors import RunInterrupted, UserError
+from foundation.core.stopwatch import Stopwatch
+from foundation.dataset.columns import DTYPES
+from foundation.dataset.dataset import DistillationDataset
+from foundation.dataset.disk.prefill import check_targets, chunks_of, fill
+from foundation.dataset.disk.recorder import check_weights, tell
+from foundation.dataset.disk.saved import SavedDataset
+from foundation.dataset.episode_table import is_filtering, left_out, weigh
+from foundation.dataset.filter_outcome import filter_outcome
+from foundation.dataset.plan import storage_device, whole_windows
+from foundation.learning.early_stopping import EarlyStopping
+from foundation.learning.held_out import held_out_loss
+from foundation.learning.learner import Learner, LearningStats
+from foundation.policies.obs_groups import ObsSelector
+from foundation.policies.output import PolicyOutput
+from foundation.runs.report import Reporter
+from foundation.runs.run_state import BEST, LATEST, latest_checkpoint, student_checkpoint
+from foundation.students import make_student
+
+
+class OfflineRunner:
+    """Learns from a dataset on disk.
+
+    Args:
+        cfg: The run's configuration; task and observation groups are filled in from the dataset.
+        run_dir: Where checkpoints and the summary go.
+        writer: Takes scalars; None writes none.
+        interrupted: Returns the reason to stop, or a false value.
+
+    Raises:
+        UserError: If the dataset is missing, damaged or of something else, or nothing in it passes the filter.
+    """
+
+    def __init__(
+        self,
+        cfg: DistillationCfg,
+        run_dir: Any,
+        *,
+        writer: Any = None,
+        interrupted: Callable[[], Any] = lambda: None,
+    ):
+        self.cfg, self.run_dir, self.writer, self.interrupted = cfg, run_dir, writer, interrupted
+        self.saved = open_for(cfg)
+        layout = self.saved.layout
+        self.student_obs = ObsSelector(layout.obs_groups, layout.obs_slice)
+        self.label_bound = layout.clip_actions
+        self.best_return: float | None = None  # nothing flies here: no return is known
+        self.epoch, self.best_loss, self.best_epoch = 0, math.inf, -1
+        self.best: dict[str, float] = {}
+        self.stopwatch, self.reporter = Stopwatch(), Reporter(cfg, writer)
+        self.early_stopping = EarlyStopping(cfg.early_stopping)
+        device = torch.device(cfg.device)
+        torch.manual_seed(cfg.seed)
+        self.student = make_student(cfg.student, layout.num_obs, layout.targets["mean"]).to(device)
+        if cfg.student.init_checkpoint is not None:
+            from foundation.checkpoints.initialise import initialise_student
+
+            initialise_student(self.student, cfg.student.init_checkpoint)
+        self.sequence_length = cfg.sequence_length or (50 if self.student.state_size else 1)
+        self.learner = Learner(self.student, cfg, self.sequence_length)
+        self.train, self.held_out = self._load(device)
+        self._prepare()
+
+    # -- the loop -----------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Run all epochs and write ``summary.json``.
+
+        Returns:
+            The summary.
+
+        Raises:
+            RunInterrupted: If the user asked to stop; everything up to the last finished epoch is saved.
+            UserError: If something became NaN.
+        """
+        self._begin()
+        with self.reporter.progress(self.epoch):
+            while self.epoch < self.cfg.n_epochs and not self.early_stopping.due():
+                self.run_epoch(self.epoch)
+        return self._finish()
+
+    def run_epoch(self, epoch: int) -> None:
+        """Learn, measure, log and save one epoch."""
+        with self.stopwatch.stage("learning"):
+            learned = self.learner.learn(self.train, len(self.train), epoch, self.poll)
+        measured: dict[str, float] | None = None
+        if (epoch + 1) % (self.cfg.eval_interval or 1) == 0 or epoch + 1 == self.cfg.n_epochs:
+            with self.stopwatch.stage("evaluation"):
+                measured = held_out_loss(self.learner, self.held_out, epoch)
+            self._keep_best(measured, epoch)
+        self.epoch = epoch + 1
+        self._log(learned, measured)
+        if (epoch + 1) % self.cfg.save_interval == 0:
+            self.run_dir.save_checkpoint(f"checkpoint_epoch_{epoch + 1}.pt", self._resume_checkpoint())
+        self.run_dir.save_checkpoint(LATEST, self._resume_checkpoint())
+
+    def poll(self) -> None:
+        """Raise ``RunInterrupted`` if the user asked to stop."""
+        reason = self.interrupted()
+        if reason:
+            raise RunInterrupted(str(reason))
+
+    def resume(self, checkpoint: dict[str, Any] | None = None) -> None:
+        """Go on, exactly, from a checkpoint of this run (None: the newest), or begin if there is none yet.
+
+        Raises:
+            UserError: If the dataset, or the student, is not what it was.
+        """
+        checkpoint = latest_checkpoint(self.run_dir) if checkpoint is None else checkpoint
+        if checkpoint is None:
+            return
+        state = checkpoint.get("offline")
+        if state is None:
+            raise UserError("this checkpoint is not of an --offline run, or holds a student alone: name another one")
+        if state["files"] != [entry.crc32 for entry in self.saved.files]:
+            raise UserError(f"the dataset '{self.saved.path}' is not the one that this run began with: restore it")
+        if checkpoint["student"] != self.student.describe():
+            raise UserError(
+                "The student's architecture differs from that of the run to resume: give the same settings."
+            )
+        self.learner.load_state_dict(checkpoint["model_state_dict"], checkpoint)
+        self.epoch, self.best_loss, self.best_epoch = state["epoch"], state["best_loss"], checkpoint["best_epoch"]
+        self.best = state["best"]
+        self.stopwatch.load_state_dict(state["stopwatch"])
+        self.early_stopping.load_state_dict(state["early_stopping"])
+        self.train.load_state_dict(state["dataset"])
+        torch.set_rng_state(state["torch_rng"].cpu())
+
+    # -- parts ----------------------------------------------------------------------------------------------------
+
+    def _load(self, device: torch.device) -> tuple[DistillationDataset, DistillationDataset]:
+        """Read the chunks, a random share of them into a dataset that is not learned from."""
+        cfg, layout = self.cfg, self.saved.layout
+        wanted = self.learner.target_fields()
+        targets = {name: size for name, size in layout.targets.items() if name in wanted}
+        needed = {name for spec, _ in self.learner.terms for name in spec.teacher}
+        missing = {
+            name: layout.targets["mean"] if name == "std" else 1 for name in needed if name not in layout.targets
+        }
+        check_targets(self.saved, {} if "logits" in layout.targets else missing)
+        steps = whole_windows(layout.chunk_steps, self.sequence_length)
+        chunks, fills_up = chunks_of(self.saved, steps, layout.num_envs)
+        which = split(chunks, cfg.dataset.held_out, cfg.seed)
+        weighted = is_filtering(cfg.dataset.filter) or fills_up or layout.weighted
+        row_bytes = (layout.num_obs + sum(targets.values())) * DTYPES[cfg.dataset.dtype].itemsize + 1 + 8 * weighted
+        size = chunks * steps * layout.num_envs * row_bytes
+        if size > cfg.dataset.memory_gb * 1e9:
+            raise UserError(
+                f"the dataset '{self.saved.path}' takes {size / 1e9:.2f} GB, more than dataset.memory_gb="
+                f"{cfg.dataset.memory_gb:g}: raise it, or set dataset.dtype=float16"
+            )
+        train, held_out = (
+            DistillationDataset(
+                layout.num_obs,
+                layout.num_envs,
+                which.count(index) * steps * layout.num_envs,
+                targets,
+                chunk_steps=steps,
+                window_steps=self.sequence_length,
+                device=storage_device(cfg.dataset.device, size, device),
+                compute_device=device,
+                track_episodes=weighted,
+                weighted=weighted,
+                dtype=cfg.dataset.dtype,
+                seed=cfg.seed,
+            )
+            for index in (0, 1)
+        )
+        with self.stopwatch.stage("loading"):
+            table = fill(self.saved, [train, held_out], which)
+        self.episodes, bad = len(table.number), left_out(table, cfg.dataset.filter)
+        for dataset in (train, held_out) if weighted else ():
+            weigh(dataset, bad)
+        self.episodes_left_out, self.filtered = len(bad), None
+        if is_filtering(cfg.dataset.filter):
+            self.filtered = filter_outcome([train, held_out], table, bad)
+            tell(self.filtered, cfg.dataset.filter)
+        for dataset in (train, held_out) if weighted else ():
+            check_weights(dataset)
+        return train, held_out
+
+    @torch.no_grad()
+    def _prepare(self) -> None:
+        """Let the learner look at one row of each side, and fit the normaliser to all rows to learn from."""
+        row = self.train.rows[0, 0, :1].float().to(self.cfg.device)
+        teacher = PolicyOutput(**{name: row[:, part] for name, part in self.train.columns.items() if name != "obs"})
+        student = self.student.step(row[:, self.train.columns["obs"]], None)[0]
+        self.learner.prepare(student, teacher)
+        if self.cfg.student.obs_normalization and self.cfg.student.init_checkpoint is None:
+            for slot in range(self.train.num_chunks):
+                self.learner.fit_normalizer(self.train.chunk_obs(slot))
+
+    def _keep_best(self, measured: dict[str, float], epoch: int) -> None:
+        self.early_stopping.see(epoch, -measured["held_out_loss"])
+        if measured["held_out_loss"] >= self.best_loss:
+            return
+        self.best_loss, self.best_epoch, self.best = measured["held_out_loss"], epoch, measured
+        self.run_dir.save_checkpoint(BEST, self._checkpoint(epoch, measured))
+
+    def _checkpoint(self, epoch: int, measured: dict[str, float] | None = None) -> dict[str, Any]:
+        return student_checkpoint(cast(Any, self), epoch, measured) | {"best_loss": self.best_loss}
+
+    def _resume_checkpoint(self) -> dict[str, Any]:
+        state = {
+            "epoch": self.epoch,
+            "best_loss": self.best_loss,
+            "best": self.best,
+            "files": [entry.crc32 for entry in self.saved.files],
+            "stopwatch": self.stopwatch.state_dict(),
+            "early_stopping": self.early_stopping.state_dict(),
+            "dataset": self.train.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+        }
+        return self._checkpoint(self.epoch - 1) | {"offline": state}
+
+    # -- what the user sees ---------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        layout, size = self.saved.layout, self.train.num_bytes + self.held_out.num_bytes
+        parameters = sum(p.numel() for p in self.student.parameters())
+        self.reporter.line(
+            f"Student: {self.cfg.student.name}, obs={layout.num_obs} ({', '.join(layout.obs_groups)}), "
+            f"actions={layout.targets['mean']}, {parameters} parameters"
+        )
+        self.reporter.line(
+            f"Dataset: {self.saved.num_rows} rows of {layout.task} ({size / 1e6:.0f} MB) on {self.train.device}, "
+            f"{self.episodes} finished episodes, {self.episodes_left_out} of them left out by the filter; "
+            f"{len(self.held_out)} rows are held out"
+        )
+        if self.epoch == 0:
+            self.run_dir.save_checkpoint(LATEST, self._resume_checkpoint())
+
+    def _log(self, learned: LearningStats, measured: dict[str, float] | None) -> None:
+        seconds = self.stopwatch.lap().get("learning", 0.0)
+        rate = learned.num_updates * self.learner.batch_size * self.sequence_length / max(1e-9, seconds)
+        self.reporter.line(f"Epoch {self.epoch}/{self.cfg.n_epochs} (offline), {rate:,.0f} rows/s")
+        self.reporter.line(f"Training - Mean loss: {learned.mean_loss:.6f}")
+        scalars = {"training/loss": learned.mean_loss, "training/learning_rate": learned.learning_rate}
+        scalars |= {"training/updates": float(learned.num_updates), "performance/rows_per_second": rate}
+        if measured is not None:
+            self.reporter.line(
+                f"Evaluation - Held-out loss: {measured['held_out_loss']:.6f}, "
+                f"action RMSE {measured['action_rmse']:.4f}"
+            )
+            scalars |= {f"evaluation/{name}": value for name, value in measured.items()}
+        if self.writer is not None:
+            self.writer.add_scalars(scalars, self.epoch)
+            self.writer.flush()
+        self.reporter.advance(self.epoch)
+
+    def _finish(self) -> dict[str, Any]:
+        self.run_dir.save_checkpoint("final_student.pt", self._checkpoint(self.epoch - 1))
+        summary = {
+            "task": self.cfg.task,
+            "offline": True,
+            "best_epoch": self.best_epoch + 1,
+            **self.best,
+            "epochs": self.epoch,
+            "dataset": {
+                "path": str(self.saved.path),
+                "files": len(self.saved.files),
+                "rows": self.saved.num_rows,
+                "rows_to_learn_from": len(self.train),
+                "rows_held_out": len(self.held_out),
+                "episodes": self.episodes,
+                "episodes_left_out": self.episodes_left_out,
+                **({} if self.filtered is None else {"episodes_unfinished": self.filtered.unfinished.episodes}),
+                "teacher": self.saved.teacher,
+            },
+            "parameters": {"student": sum(p.numel() for p in self.student.parameters())},
+            "wall_seconds": self.stopwatch.wall,
+            "cpu_seconds": self.stopwatch.cpu,
+        }
+        self.run_dir.write_summary(summary)
+        self.reporter.line(
+            f"Best student (epoch {self.best_epoch + 1}): held-out loss {self.best_loss:.6f}, action RMSE "
+            f"{self.best.get('action_rmse', math.nan):.4f}. How it flies: play.py --task {self.cfg.task} --checkpoint "
+            f"{self.run_dir.path / BEST}"
+        )
+        return summary
+
+
+def open_for(cfg: DistillationCfg) -> SavedDataset:
+    """Open the dataset of an offline run, and fill in the config's task and observation groups from it.
+
+    Raises:
+        UserError: If the config asks for another task or other groups.
+    """
+    assert cfg.dataset.load is not None
+    saved = SavedDataset(cfg.dataset.load).first(cfg.dataset.load_files)
+    cfg.dataset.load_files = len(saved.files)
+    layout = saved.layout
+    asked = {"task": cfg.task, "obs_groups": cfg.student.obs_groups, "obs_slice": cfg.student.obs_slice}
+    for name, value in asked.items():
+        found = getattr(layout, name)
+        if value is not None and value != found:
+            raise UserError(
+                f"the dataset '{saved.path}' has {name} {found}, not {value}: leave it out, or take another"
+            )
+    cfg.task, cfg.student.obs_groups, cfg.student.obs_slice = layout.task, layout.obs_groups, layout.obs_slice
+    return saved
+
+
+def split(chunks: int, share: float, seed: int) -> list[int]:
+    """Choose the chunks to hold out: 1 for each of those, 0 for the others, at least one of either.
+
+    Raises:
+        UserError: If there is only one chunk.
+    """
+    if chunks < 2:
+        raise UserError("the dataset has one chunk only, and one has to be held out: collect more, with more episodes")
+    number = min(chunks - 1, max(1, round(share * chunks)))
+    order = torch.randperm(chunks, generator=torch.Generator().manual_seed(seed))
+    which = torch.zeros(chunks, dtype=torch.int64)
+    which[order[:number]] = 1
+    return which.tolist()

@@ -1,0 +1,188 @@
+"""What a run tells its user: console lines, a progress bar, and scalars for TensorBoard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from foundation.config.distillation_cfg import DistillationCfg
+from foundation.learning.learner import LearningStats
+from foundation.rollout.episodes import CollectionStats
+
+if TYPE_CHECKING:
+    from foundation.runs.runner import DistillationRunner
+
+Scalars = dict[str, float]
+FEW_UPDATES = 8
+"""Updates in an epoch below which it is said that they are few."""
+
+
+class Reporter:
+    """Prints and logs.
+
+    Args:
+        cfg: The run's configuration.
+        writer: Takes scalars, or None.
+        console: Where lines go; standard output by default.
+    """
+
+    def __init__(self, cfg: DistillationCfg, writer: Any = None, console: Console | None = None):
+        self.cfg, self.writer = cfg, writer
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._task: Any = None
+        self._teacher = math.nan
+        self._few_updates_told = False
+
+    def line(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text, markup=False)
+
+    def baselines(self, baselines: dict[str, Scalars]) -> None:
+        """Show what the teacher scores, beside zero and random actions."""
+        for name, summary in baselines.items():
+            label = {"teacher": "Teacher", "zero": "Zero actions", "random": "Random actions"}.get(name, name)
+            self.line(
+                f"{label} - Mean return: {summary['mean_return']:.2f} ± {summary['std_return']:.2f}, "
+                f"success {100 * summary['success_rate']:.1f} %"
+            )
+
+    def begin(self, runner: DistillationRunner) -> None:
+        """Show what is about to run."""
+        dataset, student = runner.dataset, runner.student
+        self._teacher = runner.baselines["teacher"]["mean_return"]
+        parameters = sum(p.numel() for p in student.parameters())
+        self.line(
+            f"Student: {self.cfg.student.name}, obs={runner.num_obs} ({', '.join(runner.student_obs.groups)}), "
+            f"actions={runner.env.num_actions}, {parameters} parameters"
+        )
+        self.line(
+            f"Dataset: room for {dataset.capacity} rows ({dataset.num_bytes / 1e6:.0f} MB) on {dataset.device}; "
+            f"collection by {runner.mode} in {runner.env.num_envs} environments"
+        )
+
+    def log_baselines(self, baselines: dict[str, Scalars]) -> None:
+        """Log the baselines, once in the life of a run."""
+        if self.writer is not None:
+            scalars = {f"baseline/{name}_mean_return": summary["mean_return"] for name, summary in baselines.items()}
+            self.writer.add_scalars(scalars, 0)
+            self.writer.flush()
+
+    def scalars(self, scalars: Scalars, step: int) -> None:
+        """Log further numbers."""
+        if self.writer is not None:
+            self.writer.add_scalars(scalars, step)
+            self.writer.flush()
+
+    def advance(self, done: int) -> None:
+        """Move the bar on to so many epochs."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=done)
+
+    @contextmanager
+    def progress(self, done: int) -> Iterator[None]:
+        """Show a bar with the time left while the epochs run; nothing animated without a terminal."""
+        columns = (
+            TextColumn("Epoch"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
+            self._progress = progress
+            self._task = progress.add_task("epochs", total=self.cfg.n_epochs, completed=done)
+            yield
+        self._progress = None
+
+    def epoch(
+        self,
+        epoch: int,
+        beta: float,
+        collected: CollectionStats,
+        learned: LearningStats,
+        evaluation: Scalars | None,
+        performance: Scalars,
+        dataset: dict[str, int],
+    ) -> None:
+        """Print and log one epoch (counted from 0; shown and logged counted from 1)."""
+        who = {1.0: "teacher forcing", 0.0: "student acts"}.get(beta, f"beta {beta:.2f}")
+        rate = performance["env_steps_per_second"]
+        self.line(f"Epoch {epoch + 1}/{self.cfg.n_epochs} ({who}), {rate:,.0f} env steps/s")
+        scalars: Scalars = {"training/loss": learned.mean_loss, "training/learning_rate": learned.learning_rate}
+        scalars["training/updates"] = learned.num_updates
+        scalars["data_collection/beta"] = beta
+        returns = collected.unbiased(collected.returns)
+        if len(returns):
+            mean, std = float(returns.mean()), float(returns.std(correction=0))
+            self.line(f"Data collection - Mean return: {mean:.2f} ± {std:.2f}")
+            scalars |= {"data_collection/mean_return": mean, "data_collection/std_return": std}
+            scalars["data_collection/mean_length"] = float(collected.unbiased(collected.lengths).mean())
+        else:
+            self.line("Data collection - Mean return: not known yet, only short episodes can have ended in this phase")
+        self.line(f"Training - Mean loss: {learned.mean_loss:.6f}")
+        self._warn_of_few_updates(learned.num_updates)
+        if len(learned.terms) > 1:
+            scalars |= {f"training/{name}": value for name, value in learned.terms.items()}
+        if evaluation is not None:
+            self._evaluation_line(evaluation)
+            scalars |= {f"evaluation/{name}": value for name, value in evaluation.items()}
+        scalars |= {f"performance/{name}": value for name, value in performance.items()}
+        scalars |= {f"dataset/{name}": float(value) for name, value in dataset.items()}
+        scalars |= {_log_tag(name): value for name, value in collected.log.items()}
+        if self.writer is not None:
+            self.writer.add_scalars(scalars, epoch + 1)
+            self.writer.flush()
+        self.advance(epoch + 1)
+
+    def _warn_of_few_updates(self, num_updates: int) -> None:
+        """Say once that an epoch learns next to nothing: the usual slip with a student that has memory."""
+        if num_updates >= FEW_UPDATES or self._few_updates_told:
+            return
+        self._few_updates_told = True
+        self.line(
+            f"WARNING: only {num_updates} updates in an epoch: lower --batch_size (now "
+            f"{self.cfg.batch_size or '256 rows'}; for a student with memory it counts sequences, try 16), or collect "
+            "more with --num_episodes."
+        )
+
+    def _evaluation_line(self, evaluation: Scalars) -> None:
+        parts = [f"Evaluation - Mean return: {evaluation['mean_return']:.2f} ± {evaluation['std_return']:.2f}"]
+        if "return_ratio" in evaluation:
+            parts.append(f"{100 * evaluation['return_ratio']:.1f} % of the teacher's {self._teacher:.2f}")
+        parts.append(f"success {100 * evaluation['success_rate']:.1f} %")
+        if "position_error" in evaluation:
+            parts.append(f"position error {100 * evaluation['position_error']:.1f} cm")
+        self.line(", ".join(parts))
+
+    def end(self, summary: dict[str, Any]) -> None:
+        """Show what the run reached."""
+        student, teacher = summary["student"], summary["teacher"]
+        if summary["stopped_early"]:
+            self.line(
+                f"Stopped early after epoch {summary['epochs']} of {self.cfg.n_epochs}: no evaluation was better "
+                f"within {self.cfg.early_stopping.patience} epochs (distill.early_stopping.patience)"
+            )
+        self.line(
+            f"Best student (epoch {summary['best_epoch']}), {summary['final_eval_episodes']} fresh episodes: return "
+            f"{student['mean_return']:.2f} ± {student['return_interval_95']:.2f} (95 %), teacher "
+            f"{teacher['mean_return']:.2f}"
+            + (f", ratio {summary['return_ratio']:.4f}" if "return_ratio" in summary else "")
+            + f", success {100 * student['success_rate']:.2f} %"
+        )
+        if self.writer is not None:
+            final = {f"final/{name}": float(value) for name, value in student.items()}
+            # One step on: a run that is resumed hides what lies beyond its last epoch, and says this again at its end.
+            self.writer.add_scalars(final, summary["epochs"] + 1)
+            self.writer.flush()
+
+
+def _log_tag(name: str) -> str:
+    """Return the tag of an entry of ``extras["log"]``, as RSL-RL writes it: bare names go under ``Episode/``."""
+    return name if "/" in name else f"Episode/{name}"

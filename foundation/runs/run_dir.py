@@ -1,0 +1,264 @@
+"""The folder of a run: its name, its checkpoints, its parameters, its lock."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from foundation.config.plain import finite, to_plain
+from foundation.core.errors import UserError, suggest
+from foundation.core.files import atomic_torch_save, atomic_write_bytes, load_checkpoint, load_yaml, lock_folder
+
+_STAMP = "%Y-%m-%d_%H-%M-%S"
+_RUN_NAME = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:_(.*))?")
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sort key in which ``model_1000`` comes after ``model_999``: runs of digits compare as numbers."""
+    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name) if part]
+
+
+class RunDir:
+    """One run's folder, ``<root>/<experiment_name>/<YYYY-MM-DD_HH-MM-SS>[_run_name]``.
+
+    Args:
+        path: An existing folder.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self._lock: int | None = None
+        self._made: list[Path] = []
+        """Folders above this one that were made for it, innermost first."""
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, root: Path | str, experiment_name: str, run_name: str = "") -> RunDir:
+        """Make the folder of a new run, named by the time and unlike every other's, and lock it.
+
+        Raises:
+            UserError: If the folder cannot be made or written to, or a name would leave ``root``.
+        """
+        for flag, name in (("experiment_name", experiment_name), ("run_name", run_name)):
+            if name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
+                raise UserError(f"--{flag} is {name!r}: it must be a plain name, without slashes")
+        if not experiment_name:
+            raise UserError("--experiment_name is empty: it must be a plain name")
+        parent = Path(root) / experiment_name
+        suffix = f"_{run_name}" if run_name else ""
+        moment = datetime.now()
+        made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            while True:  # runs that start in the same second take the next free ones: names then sort by age
+                stamp = moment.strftime(_STAMP)
+                path = parent / (stamp + suffix)
+                if not any(parent.glob(f"{stamp}*")):
+                    with contextlib.suppress(FileExistsError):
+                        path.mkdir()
+                        break
+                moment += timedelta(seconds=1)
+        except OSError as error:
+            raise UserError(f"cannot make the run's folder in {parent}: {error.strerror or error}") from None
+        run = cls(path)
+        run._made = made
+        run.lock()
+        return run
+
+    @classmethod
+    def find(cls, root: Path | str, experiment_name: str | None = None, load_run: str | None = None) -> RunDir:
+        """Find the newest run.
+
+        Args:
+            root: ``logs/distillation``, ``logs/rsl_rl``.
+            experiment_name: Only this experiment's runs. None: any experiment's.
+            load_run: A run's name, a regular expression for it, or the path of a run's folder. None: any run.
+
+        Raises:
+            UserError: If there is no such run; names those there are.
+        """
+        if load_run is not None and os.sep in load_run and Path(load_run).is_dir():
+            return cls(load_run)
+        root = Path(root)
+        parents = [root / experiment_name] if experiment_name else _folders(root)
+        runs = sorted((p for parent in parents for p in _folders(parent) if _is_run(p)), key=_age)
+        if not runs:
+            where = root / experiment_name if experiment_name else root
+            raise UserError(f"no run found in {where}: start one without --resume, or name another --experiment_name")
+        chosen = [p for p in runs if load_run in (None, p.name)] or [p for p in runs if _matches(p.name, load_run)]
+        if not chosen:
+            names = [p.name for p in reversed(runs)]
+            raise UserError(f"no run in {root} matches --load_run '{load_run}'. {suggest(str(load_run), names, 5)}")
+        return cls(chosen[-1])
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def experiment_name(self) -> str:
+        """The experiment the run belongs to."""
+        return self.path.resolve().parent.name
+
+    @property
+    def params_dir(self) -> Path:
+        """Where the parameters are."""
+        return self.path / "params"
+
+    @property
+    def dataset_dir(self) -> Path:
+        """Where the shards of the dataset are, one per epoch."""
+        return self.path / "dataset"
+
+    def video_dir(self, kind: str = "distillation") -> Path:
+        """Return the folder of a command's videos."""
+        return self.path / "videos" / kind
+
+    def shard_path(self, epoch: int) -> Path:
+        """Return where an epoch's shard of the dataset belongs."""
+        return self.dataset_dir / f"epoch_{epoch:06d}.pt"
+
+    def shards(self) -> list[Path]:
+        """List the shards that are there, in the order of their epochs."""
+        return sorted(self.dataset_dir.glob("epoch_*.pt"), key=lambda p: natural_key(p.name))
+
+    def save_checkpoint(self, name: str, payload: Mapping[str, Any]) -> Path:
+        """Write a checkpoint atomically: whatever happens, the old one or the new one is there, whole."""
+        path = self.path / name
+        atomic_torch_save(dict(payload), path)
+        return path
+
+    def load_checkpoint(self, name: str, map_location: str = "cpu") -> dict[str, Any]:
+        """Read a checkpoint of this run, without unpickling code."""
+        return load_checkpoint(self.path / name, map_location=map_location)
+
+    def checkpoints(self) -> list[Path]:
+        """List the checkpoints, numbers in their names compared as numbers."""
+        return sorted((p for p in self.path.glob("*.pt") if p.is_file()), key=lambda p: natural_key(p.name))
+
+    def checkpoint_path(self, pattern: str = r".*\.pt") -> Path:
+        """Return the last checkpoint, in numeric order, whose name is or matches ``pattern`` (a regular expression).
+
+        Raises:
+            UserError: If there is none; names those there are.
+        """
+        found = self.checkpoints()
+        chosen = [p for p in found if p.name == pattern] or [p for p in found if _matches(p.name, pattern)]
+        if not chosen:
+            names = [p.name for p in found]
+            raise UserError(f"no checkpoint in {self.path} matches '{pattern}'. {suggest(pattern, names)}")
+        return chosen[-1]
+
+    def save_params(
+        self, env_cfg: Any = None, agent_cfg: Any = None, distillation_cfg: Any = None, overrides: Any = None
+    ) -> None:
+        """Write ``params/{env,agent}.{yaml,pkl}`` and ``params/{distillation,overrides}.yaml``.
+
+        Args:
+            env_cfg: The environment's config; None, here and below, is left out.
+            agent_cfg: The agent's config.
+            distillation_cfg: The run's config.
+            overrides: What was typed for the first two, so that a resumed run can set it again.
+        """
+        # What a resumed run reads comes first and in that order: where distillation.yaml is there, all of it is.
+        configs = {"overrides": overrides, "distillation": distillation_cfg, "env": env_cfg, "agent": agent_cfg}
+        for name, cfg in configs.items():
+            if cfg is None:
+                continue
+            text = yaml.safe_dump(to_plain(cfg), sort_keys=False, allow_unicode=True)
+            atomic_write_bytes(self.path / f"params/{name}.yaml", text.encode())
+            if name in ("env", "agent"):
+                atomic_write_bytes(self.path / f"params/{name}.pkl", _pickled(cfg))
+
+    def discard_if_empty(self) -> None:
+        """Remove the folder, and those made for it if nothing else is in them, unless a checkpoint was written."""
+        if self.checkpoints():
+            return
+        self.unlock()
+        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for folder in self._made:
+                folder.rmdir()
+
+    def load_params(self, name: str = "distillation") -> dict[str, Any]:
+        """Read ``params/<name>.yaml`` back as plain values."""
+        if not (self.params_dir / f"{name}.yaml").exists():
+            raise UserError(
+                f"{self.path} has no params/{name}.yaml: that run stopped before it began; start it anew, or name "
+                "another one with --load_run"
+            )
+        values = load_yaml(self.params_dir / f"{name}.yaml")
+        if not isinstance(values, dict):
+            raise UserError(f"{self.params_dir / name}.yaml does not hold a mapping of keys to values")
+        return values
+
+    def write_summary(self, summary: Mapping[str, Any], name: str = "summary.json") -> Path:
+        """Write the run's figures as JSON, atomically; NaN and infinities become null."""
+        atomic_write_bytes(self.path / name, (json.dumps(finite(to_plain(summary)), indent=2) + "\n").encode())
+        return self.path / name
+
+    def lock(self) -> None:
+        """Keep other processes from writing to this run. The lock goes with the process, however it ends.
+
+        Raises:
+            UserError: If another process holds it.
+        """
+        if self._lock is not None:
+            return
+        refusal = f"another process is writing to {self.path}: stop it, or start a new run"
+        self._lock = lock_folder(self.path, refusal)
+        if self._lock is None:  # two processes may then resume the same run
+            return
+        for pattern in (".*.tmp", ".*.part.mp4"):  # of a process that was killed while it wrote
+            for leftover in self.path.rglob(pattern):
+                with contextlib.suppress(OSError):
+                    leftover.unlink()
+
+    def unlock(self) -> None:
+        """Let other processes write to this run."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _folders(path: Path) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return sorted(p for p in path.iterdir() if p.is_dir())
+    return []
+
+
+def _is_run(path: Path) -> bool:
+    return _RUN_NAME.fullmatch(path.name) is not None
+
+
+def _age(path: Path) -> tuple[str, float]:
+    match = _RUN_NAME.fullmatch(path.name)
+    return (match[1] if match else "", path.stat().st_mtime)
+
+
+def _matches(name: str, pattern: str | None) -> bool:
+    try:
+        return pattern is None or re.match(pattern, name) is not None
+    except re.error as error:
+        raise UserError(f"'{pattern}' is not a regular expression: {error}") from None
+
+
+def _pickled(cfg: Any) -> bytes:
+    """Pickle a config as Isaac Lab does; one that holds lambdas goes in as plain values."""
+    try:
+        return pickle.dumps(cfg)
+    except (pickle.PicklingError, TypeError, AttributeError):
+        return pickle.dumps(to_plain(cfg))

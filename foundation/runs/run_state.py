@@ -1,0 +1,246 @@
+"""What a run leaves behind to be loaded or resumed: checkpoints of plain tensors, and shards of its dataset."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import foundation
+from foundation.config.plain import to_plain
+from foundation.core.errors import UserError
+from foundation.core.files import atomic_torch_save, load_checkpoint
+from foundation.dataset.disk.shards import check_chunks, export_chunks, import_chunks
+
+if TYPE_CHECKING:
+    from foundation.dataset.dataset import DistillationDataset
+    from foundation.runs.runner import DistillationRunner
+
+logger = logging.getLogger(__name__)
+LATEST = "checkpoint_latest.pt"
+BEST = "best_student.pt"
+
+
+def student_checkpoint(runner: DistillationRunner, epoch: int, evaluation: dict | None = None) -> dict[str, Any]:
+    """Return what rebuilds the student, and its optimiser.
+
+    Args:
+        runner: The run.
+        epoch: The epoch that made these weights, counted from 0; stored counted from 1.
+        evaluation: What the student was measured at.
+
+    Returns:
+        Plain tensors and values, for ``torch.load(weights_only=True)``.
+    """
+    policy = runner.learner.policy
+    return {
+        "epoch": epoch + 1,
+        "model_state_dict": {name: tensor.detach().clone() for name, tensor in policy.state_dict().items()},
+        **runner.learner.state_dict(),
+        "best_return": runner.best_return,
+        "best_epoch": runner.best_epoch,
+        "student": policy.describe(),
+        "obs_groups": list(runner.student_obs.groups),
+        "obs_slice": None if runner.student_obs.obs_slice is None else list(runner.student_obs.obs_slice),
+        "clip_actions": runner.label_bound,
+        "task": runner.cfg.task,
+        "evaluation": evaluation or {},
+        "distillation": to_plain(runner.cfg),
+        "version": foundation.__version__,
+    }
+
+
+def save_latest(runner: DistillationRunner) -> None:
+    """Save everything that ``--resume`` needs, after each epoch."""
+    runner.run_dir.save_checkpoint(LATEST, resume_checkpoint(runner))
+
+
+def resume_checkpoint(runner: DistillationRunner) -> dict[str, Any]:
+    """Return the student and everything else that going on needs, but for the dataset's rows."""
+    payload = student_checkpoint(runner, runner.epoch - 1)
+    device = torch.device(runner.env.device)
+    payload["resume"] = {
+        "epoch": runner.epoch,
+        "env_steps": runner.env_steps,
+        "baselines": runner.baselines,
+        "teachers": runner.teachers.state_dict(),
+        "stopwatch": runner.stopwatch.state_dict(),
+        "early_stopping": runner.early_stopping.state_dict(),
+        "collector": runner.collector.state_dict(),
+        "dataset": runner.dataset.state_dict(),
+        "shards": runner.shards.state_dict(),
+        "torch_rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "num_envs": runner.env.num_envs,
+    }
+    return payload
+
+
+def latest_checkpoint(run_dir: Any) -> dict[str, Any] | None:
+    """Load the checkpoint that a run is resumed from; None where it stopped before it saved any."""
+    return run_dir.load_checkpoint(LATEST) if (run_dir.path / LATEST).exists() else None
+
+
+def checkpoint_to_resume(run_dir: Any, named: str | None) -> dict[str, Any] | None:
+    """Load the checkpoint that ``--checkpoint`` names, or else the newest; None where there is none."""
+    if named:
+        return run_dir.load_checkpoint(run_dir.checkpoint_path(Path(named).name).name)
+    return latest_checkpoint(run_dir)
+
+
+def first_step(checkpoint: dict[str, Any] | None) -> int:
+    """Return the first step that a run resumed from this checkpoint logs (again). The baselines are at step 0."""
+    if checkpoint is None or not checkpoint.get("resume", {}).get("baselines"):
+        return 0
+    return checkpoint["epoch"] + 1
+
+
+def steps_taken(checkpoint: dict[str, Any] | None) -> int:
+    """Return how often the run to resume has stepped the environment that it collects in."""
+    state = (checkpoint or {}).get("resume")
+    return state["env_steps"] // state["num_envs"] if state else 0
+
+
+def restore(runner: DistillationRunner, checkpoint: dict[str, Any]) -> str:
+    """Put a run back to where a checkpoint was written.
+
+    Returns:
+        "" if it goes on exactly, else why not.
+    """
+    state = checkpoint.get("resume")
+    if state is None:
+        raise UserError(
+            "This checkpoint holds a student but no state to resume from: leave --checkpoint out, or name a "
+            "checkpoint_epoch_*.pt. To start from a student's weights, set distill.student.init_checkpoint."
+        )
+    runner.teachers.load_state_dict(state.get("teachers", {}))
+    if state["num_envs"] != runner.env.num_envs:
+        raise UserError(f"The run had --num_envs {state['num_envs']}, now {runner.env.num_envs}: resume with the same.")
+    if checkpoint["student"] != runner.student.describe():
+        raise UserError("The student's architecture differs from that of the run to resume: give the same settings.")
+    runner.learner.load_state_dict(checkpoint["model_state_dict"], checkpoint)
+    _restore_best(runner, checkpoint)
+    runner.epoch, runner.env_steps = state["epoch"], state["env_steps"]
+    runner.baselines = state["baselines"]
+    runner.stopwatch.load_state_dict(state["stopwatch"])
+    runner.early_stopping.load_state_dict(state.get("early_stopping", {}))
+    _restore_rng(state, torch.device(runner.env.device))
+    reasons = []
+    if not runner.collector.load_state_dict(state["collector"]):
+        reasons.append("this engine cannot restore its environments")
+    if not runner.shards.restore(state["dataset"], state["shards"]):
+        reasons.append("its dataset is not on disk (dataset.disk_gb was too small, or the run had ended)")
+    return " and ".join(reasons)
+
+
+def _restore_rng(state: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["torch_rng"].cpu())
+    if device.type == "cuda" and state.get("cuda_rng") is not None:
+        torch.cuda.set_rng_state(state["cuda_rng"].cpu(), device)
+
+
+def _restore_best(runner: DistillationRunner, checkpoint: dict[str, Any]) -> None:
+    """Take the best return so far: ``best_student.pt`` may be newer than the checkpoint, and is not to be lost."""
+    known = [checkpoint]
+    if (runner.run_dir.path / BEST).exists():
+        known.append(runner.run_dir.load_checkpoint(BEST))
+    best = max(known, key=lambda entry: entry["best_return"])
+    runner.best_return, runner.best_epoch = best["best_return"], best["best_epoch"]
+
+
+class DatasetShards:
+    """One file per epoch with the chunks that the epoch wrote, within a disk budget.
+
+    Args:
+        dataset: Whose chunks.
+        run_dir: The run's folder; shards go to ``dataset/``.
+        disk_gb: Budget [GB]; 0 writes none.
+        keep: False when the dataset is emptied every epoch: nothing has to survive then.
+    """
+
+    def __init__(self, dataset: DistillationDataset, run_dir: Any, disk_gb: float, keep: bool = True):
+        self.dataset, self.keep = dataset, keep
+        self.folder, self._path = run_dir.dataset_dir, run_dir.shard_path
+        self.budget = disk_gb * 1e9
+        self.over_budget = disk_gb <= 0.0
+        self.epochs: dict[int, list[int]] = {}
+        self._obsolete: list[Any] = []
+
+    def append(self, epoch: int, slots: list[int]) -> None:
+        """Write the epoch's chunks."""
+        if not self.keep or self.over_budget:
+            return
+        shard_bytes = len(slots) * self.dataset.num_bytes / self.dataset.max_chunks
+        used = sum(self._path(kept).stat().st_size for kept in self.epochs)
+        if used + shard_bytes > self.budget:
+            logger.warning(
+                "The dataset's shards reached distill.dataset.disk_gb=%g: from epoch %d on, --resume is not exact.",
+                self.budget / 1e9,
+                epoch + 1,
+            )
+            self.over_budget = True
+            self._obsolete += [self._path(kept) for kept in self.epochs]
+            self.epochs = {}
+            return
+        self.folder.mkdir(exist_ok=True)
+        atomic_torch_save(export_chunks(self.dataset, slots), self._path(epoch))
+        self.epochs[epoch] = list(slots)
+        self._forget_overwritten()
+
+    def _forget_overwritten(self) -> None:
+        """Leave out shards that hold nothing current. Their files stay until the state that needs them is replaced."""
+        newest: dict[int, int] = {}
+        for epoch in sorted(self.epochs):
+            for slot in self.epochs[epoch]:
+                newest[slot] = epoch
+        current = set(newest.values())
+        for epoch in [epoch for epoch in self.epochs if epoch not in current]:
+            self._obsolete.append(self._path(epoch))
+            del self.epochs[epoch]
+
+    def prune(self) -> None:
+        """Delete what no saved state needs any more; call after the state was saved."""
+        for path in self._obsolete:
+            path.unlink(missing_ok=True)
+        self._obsolete = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which shards make up the dataset."""
+        return {"epochs": self.epochs, "complete": not self.over_budget, "keep": self.keep}
+
+    def restore(self, dataset_state: dict, state: dict[str, Any]) -> bool:
+        """Read the shards back.
+
+        Returns:
+            Whether the dataset is exactly as it was.
+        """
+        if not self.keep:
+            self.dataset.load_state_dict(dataset_state)
+            return True
+        epochs = {int(epoch): list(slots) for epoch, slots in state["epochs"].items()}
+        paths = {epoch: self._path(epoch) for epoch in sorted(epochs)}
+        whole = state["keep"] and state["complete"] and all(path.exists() for path in paths.values())
+        if whole:
+            self.dataset.load_state_dict(dataset_state)
+            for path in paths.values():
+                shard = load_checkpoint(path)
+                check_chunks(self.dataset, shard)
+                import_chunks(self.dataset, shard)
+            self.epochs = epochs
+        # Else the dataset begins anew, empty: shards written from here on make it up again.
+        self._delete_but(set(paths.values()) if whole else set())
+        return whole or dataset_state["num_chunks"] == 0
+
+    def _delete_but(self, kept: set[Any]) -> None:
+        """Delete the shards that the restored state does not know: of epochs that were not finished, or given up."""
+        for path in self.folder.glob("*.pt"):
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Delete the shards: the run is over, or over its budget."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.epochs = {}

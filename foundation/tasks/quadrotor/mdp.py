@@ -1,0 +1,212 @@
+"""The task's maths: observations, rewards, terminations and resets as pure functions of state tensors.
+
+Every engine calls these, so that one formula lives in one place. Tensors are components first, environments last
+(an engine that keeps (num_envs, 3) passes ``x.T``); quaternions are (w, x, y, z), body to world; positions and
+velocities are relative to the target.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from foundation.tasks.quadrotor.sim.rotation import rotation_rows
+
+POLICY_SIZE = 26
+"""Position error, body frame (3); R row-major (9); velocity, body frame (3); body rates (3); previous action (4); motor
+speeds as 2u - 1 (4)."""
+DEPLOYABLE_SIZE = 22
+"""The first 22 of ``policy``: what a vehicle without motor-speed sensors knows."""
+L2F_SIZE = 22
+"""Position and velocity in the world frame, in rl-tools' order: position, R, velocity, body rates, previous action."""
+
+POSITION_FIELDS: dict[str, tuple[int, str]] = {"policy": (0, "body"), "deployable": (0, "body"), "l2f": (0, "world")}
+"""Where each group has the position error: first column, and the frame it is in."""
+ROTATION_FIELDS: dict[str, int] = {"policy": 3, "deployable": 3, "l2f": 3}
+"""Where each group has the rotation matrix, body to world, row by row: first column."""
+
+REWARD_TERMS = ("alive", "position", "orientation", "action_rate", "termination")
+TERMINATION_TERMS = ("position", "velocity", "body_rate")
+
+
+def observations(
+    position: torch.Tensor,
+    velocity: torch.Tensor,
+    body_rates: torch.Tensor,
+    quaternion: torch.Tensor,
+    previous_action: torch.Tensor,
+    rotor_speeds: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """Build the observation groups.
+
+    Args:
+        position: Relative to the target, world frame [m]. Shape: (3, num_envs).
+        velocity: World frame [m/s]. Shape: (3, num_envs).
+        body_rates: Body frame [rad/s]. Shape: (3, num_envs).
+        quaternion: Shape: (4, num_envs).
+        previous_action: In [-1, 1]. Shape: (4, num_envs).
+        rotor_speeds: In [0, 1]. Shape: (4, num_envs).
+
+    Returns:
+        ``policy`` (num_envs, 26), ``deployable`` (num_envs, 22; a view of ``policy``), ``l2f`` (num_envs, 22).
+    """
+    rotation = rotation_rows(quaternion)
+    errors = torch.stack([position, velocity], dim=1)
+    # R^T x: entry (i, j) of R meets component i of x.
+    body = (rotation.view(3, 3, 1, -1) * errors.unsqueeze(1)).sum(0)
+    motors = rotor_speeds * 2.0 - 1.0
+    policy = torch.cat([body[:, 0], rotation, body[:, 1], body_rates, previous_action, motors])
+    policy = policy.T.contiguous()
+    world = torch.cat([position, rotation, velocity, body_rates, previous_action])
+    return {"policy": policy, "deployable": policy[:, :DEPLOYABLE_SIZE], "l2f": world.T.contiguous()}
+
+
+def noise_scale(
+    position: float, orientation: float, velocity: float, body_rates: float, device: torch.device | str
+) -> torch.Tensor | None:
+    """Lay out the noise of a 22-column group, or None where it is all zero. Shape: (22,)."""
+    parts = [position] * 3 + [orientation] * 9 + [velocity] * 3 + [body_rates] * 3 + [0.0] * 4
+    return torch.tensor(parts, device=device) if any(parts) else None
+
+
+def reward_weights(
+    alive: float,
+    position: float,
+    orientation: float,
+    action_rate: float,
+    termination: float,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> torch.Tensor:
+    """Lay out the weights in the order of :data:`REWARD_TERMS`. Shape: (5, 1)."""
+    weights = [alive, position, orientation, action_rate, termination]
+    return torch.tensor(weights, dtype=dtype, device=device).unsqueeze(1)
+
+
+def reward_terms(
+    position: torch.Tensor,
+    quaternion: torch.Tensor,
+    action: torch.Tensor,
+    previous_action: torch.Tensor,
+    terminated: torch.Tensor,
+    weights: torch.Tensor,
+) -> torch.Tensor:
+    """Compute the weighted terms of the reward, whose sum is the reward.
+
+    Args:
+        position: After the step [m]. Shape: (3, num_envs).
+        quaternion: After the step. Shape: (4, num_envs).
+        action: The one applied in the step. Shape: (4, num_envs).
+        previous_action: The one before it. Shape: (4, num_envs).
+        terminated: Shape: (num_envs,).
+        weights: From :func:`reward_weights`. Shape: (5, 1).
+
+    Returns:
+        Shape: (5, num_envs).
+    """
+    distance = position.square().sum(0).sqrt()
+    angle = (1.0 - quaternion[3].abs()).acos() * 2.0
+    change = (action - previous_action).square().sum(0).sqrt()
+    rows = torch.stack([torch.ones_like(distance), distance, angle, change, terminated.to(distance.dtype)])
+    return rows * weights
+
+
+def smooth_reward(
+    position: torch.Tensor,
+    quaternion: torch.Tensor,
+    action: torch.Tensor,
+    previous_action: torch.Tensor,
+    weights: torch.Tensor,
+    softness: float = 0.02,
+) -> torch.Tensor:
+    """Compute a reward with finite gradients everywhere, for backpropagation through the simulator.
+
+    ``|x|`` becomes ``sqrt(|x|^2 + s^2) - s`` and ``2 acos(1 - |q_z|)`` becomes its expansion ``sqrt(8 |q_z|)`` with the
+    same softening; at the target, where a tenth of the episodes start, the exact terms have no gradient or an infinite
+    one. Termination is left to the caller.
+
+    Args:
+        position: Shape: (3, num_envs).
+        quaternion: Shape: (4, num_envs).
+        action: Shape: (4, num_envs).
+        previous_action: Shape: (4, num_envs).
+        weights: From :func:`reward_weights`. Shape: (5, 1).
+        softness: Where the softening begins, in the units of each term.
+
+    Returns:
+        Shape: (num_envs,).
+    """
+    s2 = softness * softness
+    distance = (position.square().sum(0) + s2).sqrt() - softness
+    change = ((action - previous_action).square().sum(0) + s2).sqrt() - softness
+    angle = (8.0 * (quaternion[3].square() + s2).sqrt()).sqrt() - math.sqrt(8.0 * softness)
+    return weights[0] + weights[1] * distance + weights[2] * angle + weights[3] * change
+
+
+def terminations(motion: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
+    """Say which limit is passed on any axis.
+
+    Args:
+        motion: Position, velocity and body rates. Shape: (9, num_envs).
+        limits: One for each of the nine. Shape: (9, num_envs) or (9, 1).
+
+    Returns:
+        In the order of :data:`TERMINATION_TERMS`. Shape: (3, num_envs).
+    """
+    return (motion.abs() > limits).view(3, 3, -1).any(1)
+
+
+class InitialRanges(NamedTuple):
+    """What :func:`initial_states` needs, as tensors or numbers."""
+
+    position: torch.Tensor
+    """Half-width of the box [m]. Shape: (num_envs,)."""
+    max_angle: float
+    """[rad]."""
+    max_velocity: float
+    """[m/s]."""
+    max_body_rate: float
+    """[rad/s]."""
+    rotor_speed: tuple[float, float]
+    """Of 1 at full speed."""
+    at_target: float
+    """Fraction of the episodes."""
+
+
+NUM_UNIFORM = 3 + 3 + 1 + 4
+"""Uniform numbers that :func:`initial_states` wants: position, rotation, at-target, rotors (and 6 for velocities)."""
+
+
+def num_uniform(ranges: InitialRanges) -> int:
+    """Count the uniform random numbers per state that :func:`initial_states` wants."""
+    return NUM_UNIFORM + (6 if ranges.max_velocity or ranges.max_body_rate else 0)
+
+
+def initial_states(uniform: torch.Tensor, ranges: InitialRanges) -> torch.Tensor:
+    """Turn uniform random numbers into initial states.
+
+    Args:
+        uniform: In [0, 1). Shape: (num_uniform(ranges), ..., num_envs).
+        ranges: The distribution.
+
+    Returns:
+        Position (3), velocity (3), body rates (3), quaternion (4), rotor speeds (4). Shape: (17, ..., num_envs).
+    """
+    position = (uniform[0:3] * 2.0 - 1.0) * ranges.position
+    cosine, azimuth = uniform[3] * 2.0 - 1.0, uniform[4] * (2.0 * math.pi)
+    sine = (1.0 - cosine.square()).clamp(min=0.0).sqrt()
+    half = uniform[5] * (0.5 * ranges.max_angle)
+    axis = torch.stack([sine * azimuth.cos(), sine * azimuth.sin(), cosine])
+    away = (uniform[6] >= ranges.at_target).to(uniform.dtype)
+    half = half * away
+    quaternion = torch.cat([half.cos().unsqueeze(0), axis * half.sin()])
+    low, high = ranges.rotor_speed
+    rotors = uniform[7:11] * (high - low) + low
+    if uniform.shape[0] == NUM_UNIFORM:
+        motion = torch.zeros_like(uniform[:6])
+    else:
+        scale = torch.tensor([ranges.max_velocity] * 3 + [ranges.max_body_rate] * 3).to(uniform)
+        motion = (uniform[11:17] * 2.0 - 1.0) * scale.view(6, *([1] * (uniform.dim() - 1))) * away
+    return torch.cat([position * away, motion, quaternion, rotors])

@@ -1,0 +1,1 @@
+"""Training quadrotor teachers by backpropagation through the simulator."""

@@ -1,0 +1,159 @@
+"""Give a deterministic policy what PPO would have: a standard deviation and a value function, fitted on rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from foundation.tasks.quadrotor.training.bptt import PolicyStack
+
+Policy = Callable[[torch.Tensor], torch.Tensor]
+_LEAST_SCALE, _LEAST_SPREAD = 0.05, 1e-6
+"""Floors of the deviations that observations and returns are divided by: what hardly varies is not blown up."""
+
+
+@torch.no_grad()
+def action_spread(env, policy: Policy, group: str, steps: int) -> torch.Tensor:
+    """Measure each action's standard deviation along the policy's flights. Shape: (num_actions,)."""
+    obs, actions = env.reset(), []
+    for _ in range(steps):
+        actions.append(policy(obs[group]))
+        obs, *_ = env.step(actions[-1])
+    return torch.stack(actions).std((0, 1))
+
+
+@torch.no_grad()
+def mean_reward(env, policy: Policy, group: str, steps: int, std: torch.Tensor, seed: int) -> float:
+    """Measure the reward per step under Gaussian noise of ``std`` (num_actions,), on episodes of a seed."""
+    generator = torch.Generator(std.device).manual_seed(seed)
+    obs, total = env.reset(seed), torch.zeros((), device=std.device)
+    for _ in range(steps):
+        mean = policy(obs[group])
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        obs, reward, *_ = env.step(mean + std * noise)
+        total += reward.mean()
+    return total.item() / steps
+
+
+def fit_std(env, policy: Policy, group: str, cost: float = 0.05, steps: int = 250, seed: int = 7) -> torch.Tensor:
+    """Find the noise that the policy can afford: in proportion to each action's spread, costing a share of the reward.
+
+    Args:
+        env: A VecEnv with ``reset(seed)``.
+        policy: Maps the group's observations to mean actions.
+        group: Observation group.
+        cost: Share of the mean reward's size that the noise may cost.
+        steps: Length of a measurement.
+        seed: Of the measurements.
+
+    Returns:
+        Standard deviation per action. Shape: (num_actions,).
+    """
+    spread = action_spread(env, policy, group, steps)
+    spread = spread / spread.mean()
+    undisturbed = mean_reward(env, policy, group, steps, 0.0 * spread, seed)
+    target = undisturbed - cost * abs(undisturbed)
+    low, high = 0.0, 0.5
+    for _ in range(8):
+        middle = 0.5 * (low + high)
+        if mean_reward(env, policy, group, steps, middle * spread, seed) > target:
+            low = middle
+        else:
+            high = middle
+    return low * spread
+
+
+@torch.no_grad()
+def discounted_returns(
+    env, policy: Policy, group: str, std: torch.Tensor, gamma: float, steps: int, keep: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Roll out the noisy policy and sum its discounted rewards.
+
+    Args:
+        env: A VecEnv whose episodes are longer than ``steps``, so that only failures end them.
+        policy: Maps the group's observations to mean actions.
+        group: Observation group.
+        std: Of the actions. Shape: (num_actions,).
+        gamma: Discount per step.
+        steps: Length of the rollout.
+        keep: How many of the first steps to return; the others make their returns whole.
+        seed: Of the rollout.
+
+    Returns:
+        Observations (keep * num_envs, num_obs) and returns (keep * num_envs,).
+    """
+    generator = torch.Generator(std.device).manual_seed(seed)
+    obs, observations, rewards, ends = env.reset(seed), [], [], []
+    for _ in range(steps):
+        x = obs[group]
+        mean = policy(x)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        obs, reward, dones, _ = env.step(mean + std * noise)
+        observations.append(x)
+        rewards.append(reward)
+        ends.append(dones)
+    returns, value = [], torch.zeros_like(rewards[0])
+    for reward, done in zip(reversed(rewards), reversed(ends), strict=True):
+        value = reward + gamma * value * (1 - done.to(value.dtype))
+        returns.append(value)
+    returns.reverse()
+    return torch.cat(observations[:keep]), torch.cat(returns[:keep])
+
+
+def fit_critics(
+    obs: torch.Tensor,
+    returns: torch.Tensor,
+    hidden_dims: Sequence[int],
+    num_policies: int = 1,
+    updates: int = 1500,
+    batch_size: int = 1024,
+    seed: int = 0,
+) -> tuple[PolicyStack, torch.Tensor]:
+    """Regress each policy's returns on its observations; row ``i`` belongs to policy ``i % num_policies``.
+
+    Args:
+        obs: Shape: (num_rows, num_obs).
+        returns: Shape: (num_rows,).
+        hidden_dims: Of each critic (ELU).
+        num_policies: K.
+        updates: Optimiser steps.
+        batch_size: Rows of each policy in a step.
+        seed: Of weights and minibatches.
+
+    Returns:
+        The critics, in units of the returns, and for each the share of variance explained on a held-out tenth of its
+        rows, shape (num_policies,).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    x, y = obs.view(-1, num_policies, obs.shape[1]), returns.view(-1, num_policies)
+    order = torch.randperm(len(x), generator=generator).to(x.device)
+    held, used = order[: len(x) // 10], order[len(x) // 10 :]
+    center, scale = x[used].mean(0), x[used].std(0).clamp(min=_LEAST_SCALE)
+    level, spread = y[used].mean(0), y[used].std(0).clamp(min=_LEAST_SPREAD)
+    critics = PolicyStack(num_policies, obs.shape[1], hidden_dims, 1, seed=seed).to(x.device)
+    optimizer = torch.optim.Adam(critics.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
+    for _ in range(updates):
+        rows = used[torch.randint(len(used), (batch_size,), generator=generator).to(x.device)]
+        values = critics(((x[rows] - center) / scale).flatten(0, 1)).view_as(y[rows])
+        error = nn.functional.smooth_l1_loss(values, (y[rows] - level) / spread, reduction="none")
+        optimizer.zero_grad(set_to_none=True)
+        error.mean(0).sum().backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        _fold(critics, center, scale, level, spread)
+        left = y[held] - critics(x[held].flatten(0, 1)).view_as(y[held])
+    return critics, 1 - left.var(0) / y[held].var(0)
+
+
+def _fold(
+    critics: PolicyStack, center: torch.Tensor, scale: torch.Tensor, level: torch.Tensor, spread: torch.Tensor
+) -> None:
+    """Let networks of standardised numbers take and give plain ones. Shapes: (K, num_obs) twice, (K,) twice."""
+    critics.weights[0] /= scale.unsqueeze(-1)
+    critics.biases[0] -= center.unsqueeze(1) @ critics.weights[0]
+    critics.weights[-1] *= spread.view(-1, 1, 1)
+    critics.biases[-1].mul_(spread.view(-1, 1, 1)).add_(level.view(-1, 1, 1))

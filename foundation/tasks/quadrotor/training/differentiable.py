@@ -1,0 +1,127 @@
+"""The point-control task as a differentiable rollout, for training by backpropagation through the simulator."""
+
+from __future__ import annotations
+
+import torch
+
+from foundation.tasks.quadrotor import mdp
+from foundation.tasks.quadrotor.sim.quadrotor import (
+    BODY_RATES,
+    POSITION,
+    QUATERNION,
+    ROTORS,
+    VELOCITY,
+    clamp_straight_through,
+)
+from foundation.tasks.quadrotor.sim.rotation import rotation_rows
+from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
+
+
+class DifferentiablePointCtrl:
+    """Steps the vehicles of an environment with gradients from the (smooth) reward to the actions.
+
+    Initial states, limits, vehicles and reward weights are those of ``env``, whose generator it draws from; the
+    environment itself is not stepped. An episode that passes a limit or its length begins anew, which cuts the graph;
+    a force that pushes its vehicle stays that of the reset (``FleetRollout`` draws it anew).
+    """
+
+    num_obs = mdp.POLICY_SIZE
+    num_actions = 4
+
+    def __init__(
+        self,
+        env: QuadcopterPointCtrlEnv,
+        barrier: float = 20.0,
+        overdrive: float = 1.0,
+        softness: float = 0.005,
+        tail: float = 30.0,
+        episode_steps: int = 250,
+        motor_noise: float = 0.0,
+        noise_seed: int = 0,
+    ):
+        """Wrap an environment.
+
+        Args:
+            env: What to fly.
+            barrier: Weight of the squared excess of a limit's 80 %, in units of the limit.
+            overdrive: Weight of the squared excess of an action over [-1, 1], which the vehicle does not feel.
+            tail: Weight of the guess at what follows the horizon, in steps.
+            episode_steps: Length of an episode; shorter than the task's, so that catching a start is practised more.
+            softness: See :func:`foundation.tasks.quadrotor.mdp.smooth_reward`.
+            motor_noise: Standard deviation of the noise on the observed motor speeds, so that a policy does not lean
+                on what a vehicle without motor-speed sensors cannot know.
+            noise_seed: Seed of that noise.
+        """
+        self.env = env
+        self.num_envs = env.num_envs
+        self.barrier, self.overdrive, self.softness = barrier, overdrive, softness
+        self.tail = tail
+        self.episode_steps = episode_steps
+        self.motor_noise = motor_noise
+        self._noise_generator = torch.Generator(env.device).manual_seed(noise_seed)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin every episode, at staggered times of their length."""
+        self.env.reset()
+        self._state, self._action = self.env.state, self.env.previous_action
+        n, device = self.num_envs, self.env.device
+        self._age = torch.arange(n, device=device) * self.episode_steps // n
+        self._age = self._age[torch.randperm(n, generator=self.env.generator, device=device)]
+
+    def detach(self) -> None:
+        """Cut the graph between the past and the future."""
+        self._state, self._action = self._state.detach(), self._action.detach()
+
+    def observe(self) -> torch.Tensor:
+        """Build the ``policy`` observation. Shape: (num_envs, 26)."""
+        s = self._state
+        groups = mdp.observations(s[POSITION], s[VELOCITY], s[BODY_RATES], s[QUATERNION], self._action, s[ROTORS])
+        policy = groups["policy"]
+        if self.motor_noise == 0.0:
+            return policy
+        known, motors = policy[:, : mdp.DEPLOYABLE_SIZE], policy[:, mdp.DEPLOYABLE_SIZE :]
+        noise = torch.randn(motors.shape, generator=self._noise_generator, device=motors.device)
+        return torch.cat([known, motors + self.motor_noise * noise], dim=1)
+
+    def terminal_value(self) -> torch.Tensor:
+        """Guess the reward of the steps beyond the horizon: the distance that the present motion leads to, for a while.
+
+        Without it a short horizon does not pay for closing a small distance. Shape: (num_envs,).
+        """
+        s = self._state
+        ahead = s[POSITION] + 0.3 * s[VELOCITY]
+        distance = (ahead.square().sum(0) + self.softness**2).sqrt()
+        up = rotation_rows(s[QUATERNION], (8,))[0]
+        spin = (s[BODY_RATES].square().sum(0) + 1e-2).sqrt()
+        return self.tail * self.env.reward_weights[1] * (distance + 0.1 * (1.0 - up) + 0.002 * spin)
+
+    def step(self, actions: torch.Tensor) -> torch.Tensor:
+        """Advance, keeping the graph.
+
+        Args:
+            actions: Not yet clamped; the clamp passes gradients straight through. Shape: (num_envs, 4).
+
+        Returns:
+            Smooth reward less the penalties. Shape: (num_envs,).
+        """
+        raw = actions.T
+        action = clamp_straight_through(raw)
+        state = self.env.integrate(self._state, action)
+        reward = mdp.smooth_reward(
+            state[POSITION], state[QUATERNION], action, self._action, self.env.reward_weights, self.softness
+        )
+        nearness = (state[:6].abs() / self.env.limits[:6] - 0.8).clamp(min=0.0)
+        excess = (raw.abs() - 1.0).clamp(min=0.0)
+        reward = reward - self.barrier * nearness.square().sum(0) - self.overdrive * excess.square().sum(0)
+        self._restart(state, action)
+        return reward
+
+    def _restart(self, state: torch.Tensor, action: torch.Tensor) -> None:
+        """Begin the episodes anew that passed a limit or their length."""
+        self._age = self._age + 1
+        done = mdp.terminations(state.detach()[:9], self.env.limits).any(0) | (self._age >= self.episode_steps)
+        initial = self.env.take_initial_states()
+        self._state = torch.where(done, initial, state)
+        self._action = torch.where(done, initial[ROTORS] * 2.0 - 1.0, action)
+        self._age = self._age * ~done

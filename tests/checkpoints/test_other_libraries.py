@@ -1,0 +1,230 @@
+"""Checkpoints that the real skrl, rl_games and Stable-Baselines3 write, through TeacherPolicyWrapper."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from foundation.checkpoints.initialise import initialise_student
+from foundation.core.errors import UserError
+from foundation.policies.distribution import Gaussian, SquashedGaussian
+from foundation.policies.teacher_outputs import ShapedActions
+from foundation.students import StudentPolicy
+from foundation.teachers import TeacherPolicyWrapper
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE)]
+
+from library_versions import LIBRARIES, run_with_library  # noqa: E402
+
+SHIPPED = HERE / "data"
+SCRIPTS = {"skrl": "write_skrl_checkpoints.py", "rl_games": "write_rl_games_checkpoints.py"}
+SKRL = ("plain", "normalized", "shared", "options", "squashed", "categorical")
+CASES = {
+    "skrl-1.4.3": (*SKRL, "before_1.3"),
+    "skrl-2.1.1": (*SKRL, "states", "states_only"),
+    "rl_games-1.6.5": (
+        "normalized", "separate", "learned_sigma", "clipped", "wrapped", "deviation", "lstm", "gru_first", "gru_skips",
+        "discrete",
+    ),
+    "stable-baselines3-2.9.2": (
+        "ppo", "default", "a2c", "categorical", "dqn", "sac", "td3", "explores", "squashed", "normalized",
+    ),
+}  # fmt: skip
+ALL = [(library, case) for library in LIBRARIES for case in CASES[library]]
+KEPT = [(place.parent.name, place.name) for place in sorted(SHIPPED.glob("*/*"))]
+
+
+def checkpoint_in(place: Path) -> Path:
+    """Return the one checkpoint of a case's folder."""
+    (found,) = [
+        path for path in place.rglob("*") if path.suffix in (".pt", ".pth", ".zip") and "expected" not in path.name
+    ]
+    return found
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory):
+    """Return a function of the folder of a library's checkpoints, written on first use by that library."""
+    done: dict[str, Path] = {}
+
+    def folder(library: str) -> Path:
+        if library not in done:
+            place = tmp_path_factory.mktemp("libraries") / library
+            script = HERE / SCRIPTS.get(library.split("-")[0], "write_sb3_checkpoints.py")
+            run_with_library(library, script, place)
+            done[library] = place
+        return done[library]
+
+    return folder
+
+
+def compare(place: Path) -> TeacherPolicyWrapper:
+    """Assert that a teacher answers as its library did, over steps with resets, and return it."""
+    expected = torch.load(place / "expected.pt")
+    teacher = TeacherPolicyWrapper(checkpoint_in(place))
+    clip = teacher.clip_actions
+    for step, obs in enumerate(expected["obs"]):
+        output = teacher.output(obs)
+        mean = output.mean if clip is None else output.mean.clamp(-clip, clip)
+        assert (mean - expected["actions"][step]).abs().max() <= 1e-5
+        for name in ("std", "value"):
+            given = getattr(output, name)
+            if name in expected and given is not None:
+                assert torch.allclose(given, expected[name][step], rtol=1e-5, atol=1e-5), name
+        if output.logits is not None:
+            differ = output.logits - expected["logits"][step]
+            assert (differ - differ[:, :1]).abs().max() <= 1e-5  # logits are known up to a number per row
+        teacher.reset(expected["dones"][step])
+    resets = torch.cat([torch.zeros_like(expected["dones"][:1]), expected["dones"][:-1]])
+    whole = teacher.sequence(expected["obs"], None, resets)[0]
+    mean = whole.mean if clip is None else whole.mean.clamp(-clip, clip)
+    assert (mean - expected["actions"]).abs().max() <= 1e-5
+    return teacher
+
+
+@pytest.mark.parametrize(("library", "case"), ALL, ids=lambda value: value)
+def test_same_actions_as_the_library(written, library, case):
+    """Deterministic actions, deviations, values and Q-values equal those of the library itself to 1e-5."""
+    compare(written(library) / case)
+
+
+@pytest.mark.parametrize(("library", "case"), KEPT, ids=lambda value: value)
+def test_same_actions_as_shipped(library, case):
+    """Files that the libraries have written before give the actions that they gave then, with nothing installed."""
+    compare(SHIPPED / library / case)
+
+
+def alone(library: str, case: str, folder: Path) -> Path:
+    """Copy a shipped checkpoint without the config beside it."""
+    path = checkpoint_in(SHIPPED / library / case)
+    shutil.copy(path, folder)
+    return folder / path.name
+
+
+@pytest.mark.parametrize(("library", "case"), KEPT, ids=lambda value: value)
+def test_a_wrong_activation_would_be_seen(library, case):
+    """The comparison can fail: with another activation, outputs differ by far more than the tolerance."""
+    path = checkpoint_in(SHIPPED / library / case)
+    obs = torch.load(SHIPPED / library / case / "expected.pt")["obs"][0]
+    right, wrong = (TeacherPolicyWrapper(path, activation=name).output(obs) for name in (None, "softplus"))
+    one, other = (right.mean, wrong.mean) if right.logits is None else (right.logits, wrong.logits)
+    assert (one - other).abs().max() > 1e-2
+    assert TeacherPolicyWrapper(path, activation="softplus").describe()["activation_from"] == "override"
+
+
+@pytest.mark.parametrize(
+    ("library", "case", "overrides"),
+    [
+        ("skrl-1.4.3", "normalized", {}),
+        ("skrl-1.4.3", "shared", {"activation": "tanh"}),
+        ("skrl-2.1.1", "states", {}),
+        ("skrl-2.1.1", "categorical", {"activation": "selu", "distribution": "categorical"}),
+        ("rl_games-1.6.5", "separate", {"activation": "tanh"}),
+        ("rl_games-1.6.5", "gru_first", {"activation": "elu"}),
+        ("rl_games-1.6.5", "discrete", {}),
+    ],
+)
+def test_without_a_config(library, case, overrides, tmp_path, caplog):
+    """Without a config, what the user says gives the same actions; an unknown activation is ELU, with a warning."""
+    path = alone(library, case, tmp_path)
+    expected = torch.load(SHIPPED / library / case / "expected.pt")
+    teacher = TeacherPolicyWrapper(path, **overrides)
+    for step, obs in enumerate(expected["obs"]):
+        assert (teacher.act(obs) - expected["actions"][step]).abs().max() <= 1e-5
+        teacher.reset(expected["dones"][step])
+    assert ("taking 'elu'" in caplog.text) == ("activation" not in overrides)
+
+
+def test_unknown_outputs_are_refused_without_a_config(tmp_path):
+    """Logits cannot be told from means: without the config, or a word of the user, the file is refused."""
+    with pytest.raises(UserError, match=r"params/agent\.yaml.*distribution"):
+        TeacherPolicyWrapper(alone("skrl-2.1.1", "categorical", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("library", "case", "change", "message"),
+    [
+        ("skrl-2.1.1", "squashed", ("policy", {"output": "ACTIONS + 1"}), r"output 'ACTIONS \+ 1'"),
+        ("skrl-2.1.1", "squashed", ("policy", {"class": "TabularMixin"}), r"model 'tabularmixin'"),
+        ("skrl-1.4.3", "shared", ("network", {"activations": ["elu", "relu"]}), "several activations"),
+        ("skrl-1.4.3", "shared", ("network", {"activations": "softsign"}), "softsign"),
+        ("rl_games-1.6.5", "gru_first", ("rnn", {"before_mlp": False}), "fit together in 0 ways"),
+        ("rl_games-1.6.5", "clipped", ("model", {"name": "continuous_a2c_tanh"}), "continuous_a2c_logstd"),
+        ("rl_games-1.6.5", "clipped", ("continuous", {"mu_activation": "cosine"}), "cosine"),
+    ],
+)
+def test_configs_that_are_not_understood(library, case, change, message, tmp_path):
+    """What a config says and this project cannot do is refused, naming it."""
+    shutil.copytree(SHIPPED / library / case, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "params" / "agent.yaml"
+    config = yaml.safe_load(path.read_text())
+    params = config.get("params", {})
+    places = {"policy": config.get("models", {}).get("policy"), "model": params.get("model")}
+    places["network"] = (places["policy"] or {}).get("network", [None])[0]
+    places["rnn"] = params.get("network", {}).get("rnn")
+    places["continuous"] = params.get("network", {}).get("space", {}).get("continuous")
+    places[change[0]].update(change[1])
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=message):
+        TeacherPolicyWrapper(checkpoint_in(tmp_path))
+
+
+def test_draws_of_discrete_teachers():
+    """Logits are drawn from by their softmax, repeatably; Q-values are not, because they do not say how to explore."""
+    path = checkpoint_in(SHIPPED / "rl_games-1.6.5" / "discrete")
+    teacher, obs = TeacherPolicyWrapper(path), torch.full((1, 7), 0.4)
+    share = teacher.output(obs).logits.softmax(-1)[0]
+    many = obs.expand(40_000, 7)
+    first, again = (teacher.act(many, deterministic=False, generator=torch.Generator().manual_seed(1)) for _ in "ab")
+    assert torch.equal(first, again) and first.shape == (40_000, 1) and teacher.num_actions == 1
+    assert torch.allclose(torch.bincount(first.long().view(-1), minlength=3) / 40_000, share, atol=0.01)
+    teacher = TeacherPolicyWrapper(checkpoint_in(SHIPPED / "stable-baselines3-2.9.2" / "dqn"))
+    obs = torch.randn(50, 7)
+    assert teacher.num_choices == 3 and torch.equal(teacher.act(obs, deterministic=False), teacher.act(obs))
+
+
+def test_what_is_shown():
+    """The description names the format, the version where the file says it, the normaliser and the recurrence."""
+    shown = {
+        (library, case): TeacherPolicyWrapper(checkpoint_in(SHIPPED / library / case)).describe()
+        for library, case in KEPT
+    }
+    assert all(json.dumps(value) for value in shown.values())
+    assert shown["skrl-1.4.3", "normalized"]["format"] == "skrl 1.x"
+    assert shown["skrl-2.1.1", "states"]["format"] == "skrl 2.x"
+    assert shown["skrl-2.1.1", "squashed"]["action_shape"].startswith("Sequential( (0): Tanh() (1): Factor(2.5)")
+    assert shown["stable-baselines3-2.9.2", "ppo"]["format"] == "Stable-Baselines3 2.9.2"
+    assert shown["stable-baselines3-2.9.2", "ppo"]["activation_from"] == "checkpoint"
+    assert "0.333333" in shown["stable-baselines3-2.9.2", "ppo"]["action_shape"]
+    assert shown["stable-baselines3-2.9.2", "dqn"]["distribution"] == "q-values"
+    assert shown["rl_games-1.6.5", "gru_first"]["recurrence"] == "gru 9 x 1, before the dense layers"
+    assert shown["rl_games-1.6.5", "clipped"]["normalizer"] == "(x - mean) / sqrt(var + 1e-05), clamped to ±5"
+    assert shown["rl_games-1.6.5", "clipped"]["action_shape"].endswith("then from ±1 to [-2, 2]")
+
+
+def test_a_student_cannot_start_from_them():
+    """Their normalisers are of another kind, so that a student is not started from their weights; one line says so."""
+    with pytest.raises(UserError, match="cannot start a student"):
+        initialise_student(StudentPolicy(7, 2, (12, 10)), checkpoint_in(SHIPPED / "skrl-1.4.3" / "normalized"))
+
+
+def test_draws_of_scaled_actions():
+    """Draws of squashed and scaled actions are those of the same Gaussian, squashed and scaled by hand."""
+    raw, low, high = torch.tensor([[0.3, -0.8, -1.0, -0.5]]), torch.tensor([-2.0, 0.0]), torch.tensor([1.0, 0.5])
+    shaped = ShapedActions(SquashedGaussian(), None, None, (high - low) / 2, (high + low) / 2)
+    mean, std = shaped(raw.expand(40_000, 4))
+    drawn = shaped.sample(mean, std, torch.Generator().manual_seed(1))
+    noise = torch.randn(40_000, 2, generator=torch.Generator().manual_seed(2))
+    by_hand = low + (high - low) * ((raw[:, :2] + raw[:, 2:].exp() * noise).tanh() + 1) / 2
+    for share in (0.05, 0.25, 0.5, 0.75, 0.95):
+        assert torch.allclose(drawn.quantile(share, dim=0), by_hand.quantile(share, dim=0), atol=0.02)
+    clipped = ShapedActions(Gaussian(torch.ones(2)), clip=(low, high))
+    drawn = clipped.sample(*clipped(torch.zeros(1000, 2)), None)
+    assert bool(((drawn >= low) & (drawn <= high)).all()) and (drawn == low).any() and (drawn == high).any()

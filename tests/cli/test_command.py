@@ -1,0 +1,174 @@
+"""How commands end, and how their flags are read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foundation.cli.cli_args import (
+    CommandParser,
+    add_distillation_args,
+    add_launch_args,
+    add_rsl_rl_args,
+    distillation_flags,
+    parse_command,
+)
+from foundation.cli.command import Interrupt, run_command
+from foundation.core.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def full_parser() -> CommandParser:
+    parser = CommandParser(prog="test")
+    for add in (add_launch_args, add_rsl_rl_args, add_distillation_args):
+        add(parser)
+    return parser
+
+
+def test_what_is_not_typed_is_not_there() -> None:
+    """No flag of the config has a default of its own: nothing typed, nothing set."""
+    args, tokens = parse_command(full_parser(), [])
+    assert distillation_flags(args) == {} and tokens == []
+
+
+def test_flags_and_overrides_may_be_mixed() -> None:
+    """Override tokens may stand anywhere among the flags; switches come in both directions."""
+    argv = ["a.b=1", "--n_epochs", "3", "c=2", "--no-shuffle", "--on_policy", "--teacher_checkpoint=x.pt"]
+    argv += ["--learning_rate", "-1", "--teacher_min_return", "-1e3", "d=[1,2]"]
+    args, tokens = parse_command(full_parser(), argv)
+    assert tokens == ["a.b=1", "c=2", "d=[1,2]"]
+    assert distillation_flags(args) == {
+        "n_epochs": 3,
+        "shuffle": False,
+        "on_policy": True,
+        "teacher.checkpoint": "x.pt",
+        "learning_rate": -1.0,
+        "teacher.min_return": -1000.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--n_epoch", "3"], "'--n_epochs'"),
+        (["--n_epoch=3"], "'--n_epoch'"),
+        (["--n_epochs"], "--n_epochs"),
+        (["--n_epochs", "3.5"], "'3.5' is not a whole number"),
+        (["--learning_rate", "fast"], "'fast' is not a number"),
+        (["--num_envs", "0"], "at least 1"),
+        (["--seed", "-1"], "at least 0"),
+        (["--resume=3"], "--resume"),
+    ],
+)
+def test_bad_flags_are_one_line(argv: list[str], says: str) -> None:
+    """Unknown, abbreviated, valueless and ill-typed flags are UserErrors that name the flag or the nearest one."""
+    with pytest.raises(UserError) as caught:
+        parse_command(full_parser(), argv)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_engines_own_flags_are_left_until_it_is_known() -> None:
+    """A lenient first look ignores ``--viz none``; the strict second one knows it, or refuses it."""
+    parser = full_parser()
+    argv = ["--viz", "none", "env.a=1"]
+    assert parse_command(parser, argv, strict=False)[1] == ["env.a=1"]
+    with pytest.raises(UserError, match="--viz"):
+        parse_command(parser, argv)
+    parser.add_argument("--viz")
+    args, tokens = parse_command(parser, argv)
+    assert (args.viz, tokens) == ("none", ["env.a=1"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (None, 0, ""),
+        (UserError("two\nlines"), 2, "error: two lines\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 2, "error: No space left on device: /x/y\n"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "file/x"), 2, "error: Not a directory: file/x\n"),
+        (MemoryError(), 2, "error: out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 1"), 2, "error: out of memory"),
+        (ModuleNotFoundError("No module named 'h5py'", name="h5py"), 2, "error: the Python package 'h5py'"),
+        (KeyboardInterrupt(), 130, ""),
+        (ValueError("oops"), 1, "Traceback"),
+        (OSError(errno.EBADF, "bad"), 1, "Traceback"),
+        (ModuleNotFoundError("No module named 'foundation.x'", name="foundation.x"), 1, "Traceback"),
+    ],
+)
+def test_exit_codes(error: BaseException | None, code: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A user's mistake is one line and code 2; a bug keeps its traceback, code 1, and says that it is one."""
+
+    def main(argv: Any) -> int:
+        if error is not None:
+            raise error
+        return 0
+
+    assert run_command(main, []) == code
+    err = capsys.readouterr().err
+    assert err.startswith(line)
+    assert ("bug" in err) is (code == 1)
+    assert ("Traceback" in err) is (code == 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_only_raises_a_flag(number: int) -> None:
+    """Inside :class:`Interrupt` a loop goes on until it looks; handlers are put back afterwards."""
+    before = signal.getsignal(number)
+    with Interrupt() as interrupt:
+        assert not interrupt.interrupted() and interrupt.exit_code == 0
+        os.kill(os.getpid(), number)
+        assert interrupt.interrupted() == signal.Signals(number).name
+        assert interrupt.exit_code == 128 + number
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize(
+    ("body", "signals", "code"),
+    [
+        ("with Interrupt(): wait()", [signal.SIGTERM, signal.SIGTERM], 143),
+        ("with Interrupt(): wait()", [signal.SIGTERM, signal.SIGINT], 130),
+        ("wait()", [signal.SIGTERM], 143),
+        ("wait()", [signal.SIGINT], 130),
+    ],
+)
+def test_processes_end_with_the_usual_codes(body: str, signals: list[int], code: int) -> None:
+    """The second signal ends a loop that never looks; outside such a loop the first one unwinds through ``finally``."""
+    script = (
+        "import sys, time\n"
+        "from foundation.cli.command import Interrupt, run_command\n"
+        "def wait():\n"
+        "    print('ready', flush=True)\n"
+        "    while True: time.sleep(0.05)\n"
+        "def main(argv):\n"
+        f"    try:\n        {body}\n"
+        "    finally: print('closed', flush=True)\n"
+        "sys.exit(run_command(main, []))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whatever runs in the background of a shell inherits that SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signals[0])
+    for number in signals[1:]:
+        while "leave at once" not in process.stderr.readline():
+            pass
+        process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert ("closed" in out) is (len(signals) == 1)
+    assert "Traceback" not in err

@@ -1,0 +1,78 @@
+"""Figures by vehicle."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+
+from foundation.cli.command import run_command
+from foundation.cli.vehicle_table import (
+    vehicle_figures,
+    vehicle_names,
+    vehicle_of,
+    vehicle_table,
+    whole_fleets,
+)
+from foundation.rollout.evaluate import EvaluationResult
+from foundation.rsl_rl import play
+from foundation.tasks.quadrotor.sim.vehicles import sample_vehicles, to_dict
+
+TASK = "Isaac-Quadcopter-Point-Ctrl-v0"
+
+
+def test_episodes_are_sorted_by_vehicle():
+    """Means by hand; the error is that of episodes flown to their end, and None where there is none."""
+    result = EvaluationResult(
+        returns=torch.tensor([10.0, 20.0, 30.0, 50.0]),
+        lengths=torch.full((4,), 500.0),
+        success=torch.tensor([1.0, 0.0, 0.0, 1.0]),
+        metrics={"position_error": torch.tensor([0.1, 0.2, 0.3, 0.5])},
+        teacher=torch.tensor([1, 0, 0, 1]),
+    )
+    zero, one = vehicle_figures(result, ["a", "b"])
+    assert zero == {"vehicle": "a", "episodes": 2, "return": 25.0, "success_rate": 0.0, "position_error": None}
+    assert one["return"] == 30.0
+    assert one["success_rate"] == 1.0
+    assert one["position_error"] == pytest.approx(0.3)
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(vehicle_table([one, zero]))
+    text = console.export_text()
+    assert text.index("│ a ") < text.index("│ b "), "the worst comes first"
+
+
+def test_names_and_numbers_of_vehicles(tmp_path):
+    """A folder's files in order, sampled ones by number; environments are rounded up to whole fleets."""
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.json").write_text("{}")
+    assert vehicle_names([str(tmp_path), "sampled:2:7"]) == ["a", "b", "sampled_0", "sampled_1"]
+    assert vehicle_names(None) == []
+    assert whole_fleets(SimpleNamespace(vehicles=[str(tmp_path), "sampled:2"]), 5) == 8
+    assert whole_fleets(SimpleNamespace(vehicles=None), 5) == 5
+    assert whole_fleets(SimpleNamespace(), 5) == 5
+
+
+def test_one_vehicle_needs_no_table():
+    """Environments that all fly the same, or that know no vehicles, have no figures by vehicle."""
+    same = SimpleNamespace(vehicle_index=torch.zeros(4))
+    assert vehicle_of(same) is None
+    assert vehicle_of(SimpleNamespace()) is None
+
+
+@pytest.mark.parametrize("engine", ["torch", "l2f"])
+def test_play_shows_each_vehicle(engine, tmp_path, monkeypatch, capsys):
+    """``play.py`` with a folder of vehicles flies each equally often, in either simulator, and lists them."""
+    monkeypatch.chdir(tmp_path)
+    vehicles = sample_vehicles(3, seed=1)
+    (tmp_path / "fleet").mkdir()
+    for index in range(3):
+        (tmp_path / "fleet" / f"quad_{index}.json").write_text(json.dumps(to_dict(vehicles, index)))
+    argv = ["--task", TASK, "--agent", "zero", "--device", "cpu", "--engine", engine, "--json", "play.json"]
+    argv += ["--num_episodes", "4", "env.vehicles=fleet", "env.episode_length_s=0.1"]
+    assert run_command(play.main, argv) == 0
+    rows = json.loads((tmp_path / "play.json").read_text())["vehicles"]
+    assert [(row["vehicle"], row["episodes"]) for row in rows] == [(f"quad_{i}", 2) for i in range(3)]
+    assert "3 vehicles, the worst first" in capsys.readouterr().out

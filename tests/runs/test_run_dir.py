@@ -1,0 +1,246 @@
+"""The folder of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from foundation.config.distillation_cfg import DistillationCfg
+from foundation.core.errors import UserError
+from foundation.runs.run_dir import RunDir
+
+
+def make_runs(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).mkdir(parents=True)
+
+
+def test_the_folder_is_named_by_time_and_run_name(tmp_path: Path) -> None:
+    """``<root>/<experiment>/<YYYY-MM-DD_HH-MM-SS>_<run_name>``, as Isaac Lab names it."""
+    run = RunDir.create(tmp_path / "logs" / "distillation", "quad", "try")
+    assert run.path.parent == tmp_path / "logs" / "distillation" / "quad"
+    assert len(run.name) == len("2025-01-31_23-59-59_try") and run.name.endswith("_try")
+    assert run.experiment_name == "quad"
+
+
+def test_runs_that_start_in_the_same_second_do_not_share_a_folder(tmp_path: Path) -> None:
+    """Twenty runs at once have twenty folders, and the newest by name is the last one made."""
+    runs = [RunDir.create(tmp_path, "quad") for _ in range(20)]
+    assert len({run.path for run in runs}) == 20
+    assert RunDir.find(tmp_path, "quad").path == runs[-1].path
+
+
+def test_the_newest_run_is_found(tmp_path: Path) -> None:
+    """Newest by its time, across experiments unless one is named, among those that match ``load_run``."""
+    make_runs(tmp_path, "a/2025-01-02_00-00-00", "a/2025-01-10_00-00-00_x", "b/2025-01-03_00-00-00", "b/notes", "c")
+    assert RunDir.find(tmp_path).name == "2025-01-10_00-00-00_x"
+    assert RunDir.find(tmp_path, "b").name == "2025-01-03_00-00-00"
+    assert RunDir.find(tmp_path, "a", "2025-01-02_00-00-00").name == "2025-01-02_00-00-00"
+    assert RunDir.find(tmp_path, None, ".*_x").name == "2025-01-10_00-00-00_x"
+    assert RunDir.find(tmp_path, None, str(tmp_path / "b" / "notes")).name == "notes"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "load_run", "says"),
+    [("c", None, "no run found"), ("a", "2024.*", "2025-01-02"), ("a", "(", "regular expression")],
+)
+def test_a_run_that_is_not_there_is_named(tmp_path: Path, experiment: str, load_run: str | None, says: str) -> None:
+    """No run, no match and a bad pattern are one-line errors."""
+    make_runs(tmp_path, "a/2025-01-02_00-00-00", "c")
+    with pytest.raises(UserError, match=says.replace("(", r"\(")):
+        RunDir.find(tmp_path, experiment, load_run)
+
+
+def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
+    """``model_1000000`` is after ``model_999999``, though before it as text."""
+    run = RunDir(tmp_path)
+    for name in ("model_999999.pt", "model_1000000.pt", "model_9.pt", "best_student.pt", "notes.txt"):
+        (tmp_path / name).touch()
+    assert run.checkpoint_path(r"model_.*\.pt").name == "model_1000000.pt"
+    assert run.checkpoint_path("model_9.pt").name == "model_9.pt"
+    assert [p.name for p in run.checkpoints()][1:] == ["model_9.pt", "model_999999.pt", "model_1000000.pt"]
+    with pytest.raises(UserError, match="best_student"):
+        run.checkpoint_path("best_studnet.pt")
+
+
+def test_shards_are_ordered_by_epoch(tmp_path: Path) -> None:
+    """The dataset's shards come back in the order of their epochs, past a million too."""
+    run = RunDir(tmp_path)
+    epochs = (3, 1_000_000, 20, 999_999)
+    run.dataset_dir.mkdir()
+    for epoch in epochs:
+        run.shard_path(epoch).touch()
+    assert run.shards() == [run.shard_path(epoch) for epoch in sorted(epochs)]
+
+
+def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
+    """What is saved is what is loaded, and no temporary file is left."""
+    run = RunDir.create(tmp_path, "quad")
+    run.save_checkpoint("best_student.pt", {"epoch": 3, "model_state_dict": {"w": torch.arange(3.0)}})
+    loaded = run.load_checkpoint("best_student.pt")
+    assert loaded["epoch"] == 3 and torch.equal(loaded["model_state_dict"]["w"], torch.arange(3.0))
+    assert [p.name for p in run.path.iterdir()] == ["best_student.pt"]
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", no_space)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the disk fills up mid-write, the error names the file, the last good one stays, nothing else is left."""
+    run = RunDir.create(tmp_path, "quad")
+    run.save_checkpoint("best_student.pt", {"epoch": 1})
+    full_disk(monkeypatch)
+    with pytest.raises(UserError, match=r"best_student\.pt.*[Nn]o space"):
+        run.save_checkpoint("best_student.pt", {"epoch": 2})
+    with pytest.raises(UserError, match="No space"):
+        run.write_summary({"a": 1})
+    with pytest.raises(UserError, match="No space"):
+        run.save_params({"a": 1})
+    monkeypatch.undo()
+    assert run.load_checkpoint("best_student.pt")["epoch"] == 1
+    assert [p.name for p in run.path.rglob("*") if p.is_file()] == ["best_student.pt"]
+
+
+def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path: Path) -> None:
+    """A file where the log folder should be is one clear line."""
+    (tmp_path / "logs").write_text("a file")
+    with pytest.raises(UserError, match="cannot make the run's folder"):
+        RunDir.create(tmp_path / "logs", "quad")
+
+
+@pytest.mark.parametrize("names", [("../up", ""), ("a/b", ""), ("..", ""), ("", ""), ("quad", "a/b"), ("quad", "..")])
+def test_names_cannot_leave_the_log_folder(tmp_path: Path, names: tuple[str, str]) -> None:
+    """Experiment and run names are plain names."""
+    with pytest.raises(UserError, match="plain name"):
+        RunDir.create(tmp_path / "logs", *names)
+    assert not (tmp_path / "logs").exists()
+
+
+class Odd:
+    """Something that no YAML knows."""
+
+    def __init__(self) -> None:
+        self.value = 3
+        self._private = 4
+
+
+def test_params_are_readable_by_anyone(tmp_path: Path) -> None:
+    """Whatever the configs hold, ``yaml.safe_load`` reads the files, and ``env.pkl`` unpickles."""
+    run = RunDir(tmp_path)
+    env = {
+        "joints": (1, 2),
+        "ids": slice(None),
+        "func": os.path.join,
+        "cls": Odd,
+        "odd": Odd(),
+        "tensor": torch.ones(2),
+        "dtype": torch.float32,
+        "device": torch.device("cpu"),
+        "lambda": lambda x: x,
+        "inf": float("inf"),
+        3: None,
+    }
+    run.save_params(env, {"seed": 1}, DistillationCfg(task="T"))
+    text = yaml.safe_load((tmp_path / "params" / "env.yaml").read_text())
+    assert text["joints"] == [1, 2] and text["ids"] == "slice(None, None, None)" and text["odd"] == {"value": 3}
+    assert text["func"].endswith(":join") and text["cls"].endswith(":Odd")
+    assert text["tensor"] == [1.0, 1.0] and text["dtype"] == "torch.float32" and text["device"] == "cpu"
+    assert text["inf"] == float("inf") and text[3] is None
+    assert run.load_params() == dataclasses.asdict(DistillationCfg(task="T"))
+    assert pickle.loads((tmp_path / "params" / "env.pkl").read_bytes())["joints"] == [1, 2]
+    assert pickle.loads((tmp_path / "params" / "agent.pkl").read_bytes()) == {"seed": 1}
+    assert sorted(p.name for p in run.params_dir.iterdir()) == [
+        "agent.pkl",
+        "agent.yaml",
+        "distillation.yaml",
+        "env.pkl",
+        "env.yaml",
+    ]
+
+
+def test_configs_that_contain_themselves_are_still_written(tmp_path: Path) -> None:
+    """A cycle ends as text instead of never."""
+    odd = Odd()
+    odd.value = odd  # a config that refers to itself
+    RunDir(tmp_path).save_params(env_cfg={"odd": odd})
+    assert yaml.safe_load((tmp_path / "params" / "env.yaml").read_text())["odd"]["value"]
+
+
+def test_the_summary_is_strict_json(tmp_path: Path) -> None:
+    """NaN and infinities become null; tensors become numbers."""
+    RunDir(tmp_path).write_summary({"a": float("nan"), "b": [float("inf"), torch.tensor(2.0)], "c": {"d": 1}})
+
+    def refuse(token: str) -> None:
+        raise AssertionError(f"{token} is not JSON")
+
+    text = (tmp_path / "summary.json").read_text()
+    assert json.loads(text, parse_constant=refuse) == {"a": None, "b": [None, 2.0], "c": {"d": 1}}
+
+
+def test_two_processes_cannot_write_to_one_run(tmp_path: Path) -> None:
+    """A run that another process holds is refused; it is free again as soon as that process is gone."""
+    script = (
+        "import sys; from foundation.runs.run_dir import RunDir; RunDir(sys.argv[1]).lock()\n"
+        "print('locked', flush=True)\n"
+        "sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None and holder.stdin is not None
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match="another process"):
+            RunDir(tmp_path).lock()
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdin.close()
+        holder.stdout.close()
+    (tmp_path / ".best_student.pt.abc.tmp").touch()
+    run = RunDir(tmp_path)
+    run.lock()
+    assert not list(tmp_path.iterdir()), "what a killed writer left behind is removed"
+    run.unlock()
+
+
+def test_a_run_that_looks_resumable_has_all_that_it_was_started_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at any rename: where ``distillation.yaml`` is there, ``overrides.yaml`` is too."""
+
+    class Killed(BaseException):
+        pass
+
+    for deadly in range(1, 7):
+        run = RunDir(tmp_path / str(deadly))
+        renames = 0
+        replace = os.replace
+
+        def dying(source: Any, target: Any, deadly: int = deadly, replace: Any = replace) -> None:
+            nonlocal renames
+            renames += 1
+            if renames == deadly:
+                raise Killed
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", dying)
+            with pytest.raises(Killed):
+                run.save_params({"a": 1}, {"b": 2}, DistillationCfg(), {"tokens": ["env.a=1"]})
+        assert (run.params_dir / "overrides.yaml").exists() >= (run.params_dir / "distillation.yaml").exists()
