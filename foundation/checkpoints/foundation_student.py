@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from foundation.checkpoints.reading.loading import LoadedPolicy, Source
+from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source
 from foundation.core.errors import UserError
 from foundation.students import student_from_description
 
@@ -23,6 +23,7 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
         student = student_from_description(checkpoint["student"])
     except UserError as error:
         raise UserError(f"'{source.path}': {error}") from error
+    Entries(checkpoint["model_state_dict"], f"'{source.path}' (model_state_dict)")
     try:
         student.load_state_dict(checkpoint["model_state_dict"])
     except (RuntimeError, TypeError, AttributeError) as error:

@@ -1,8 +1,7 @@
 """Stable-Baselines3, ``*.zip``: actors of PPO, A2C, SAC, TD3 and DDPG, and DQN's Q-network.
 
 Its ``data`` is JSON with pickles in base64 in it; only the plain values beside those are read, and ``policy.pth`` as
-tensors. Statistics of a ``VecNormalize`` are a pickle of their own, which is never loaded: they are read from a
-``.npz`` of the same name, and the line that writes one is in the refusal.
+tensors. Statistics of a ``VecNormalize`` lie in a file of their own.
 """
 
 from __future__ import annotations
@@ -26,7 +25,8 @@ from foundation.checkpoints.reading.composition import (
     single_linear,
 )
 from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source, linear_layers, logger
-from foundation.checkpoints.reading.scaling import ClampedScaler, load_moments
+from foundation.checkpoints.reading.scaling import ClampedScaler
+from foundation.checkpoints.reading.vecnormalize import VecNormalizeStatistics, find_statistics, says_normalized
 from foundation.core.errors import UserError
 from foundation.core.files import archive_names, load_checkpoint_bytes
 from foundation.policies.actor_critic import ActorCriticNetwork, Critic, Trunk
@@ -214,38 +214,24 @@ def _check_spaces(source: Source, data: dict[str, Any], num_obs: int, num_out: i
 
 def _scaler(source: Source, num_obs: int) -> tuple[ClampedScaler | None, str | None]:
     """Return the statistics of the VecNormalize that the model was trained with, if it was."""
-    folder, stem = source.path.resolve().parent, source.path.stem
     stated = at(source.agent.data, "normalize_input")
     if stated is False:
         return None, None
-    found = {suffix: _beside(folder, stem, suffix) for suffix in (".npz", ".pkl")}
-    if len(found[".npz"]) == 1:
-        mean, var, epsilon, bound = load_moments(found[".npz"][0], num_obs)
-        formula = f"(x - mean) / sqrt(var + {epsilon:g}), clamped to ±{bound:g} ({found['.npz'][0].name})"
-        return ClampedScaler(mean, (var + epsilon).sqrt().float(), bound), formula
-    if len(found[".npz"]) > 1:
-        names = ", ".join(path.name for path in found[".npz"][:3])
-        raise UserError(
-            f"'{source.path}': several statistics lie beside it ({names}); leave the one that belongs to it."
-        )
-    if found[".pkl"]:
-        pickle, target = found[".pkl"][0], found[".pkl"][0].with_suffix(".npz").name
-        message = (
-            f"was trained with the VecNormalize '{pickle.name}', a pickle, which is never loaded. Where you trust it, "
-            f'run: import numpy, pickle; v = pickle.load(open("{pickle.name}", "rb")); numpy.savez("{target}", '
-            "mean=v.obs_rms.mean, var=v.obs_rms.var, epsilon=v.epsilon, clip_obs=v.clip_obs)"
-        )
-        expect(False, source, message)
-    expect(
-        stated is not True or bool(found[".pkl"]),
-        source,
-        f"lacks the statistics of its VecNormalize, but '{source.agent.path}' says normalize_input: copy them here",
-    )
-    return None, None
-
-
-def _beside(folder: Path, stem: str, suffix: str) -> list[Path]:
-    """Return the statistics that lie beside a model: those that carry its name, else all."""
-    every = sorted(path for path in folder.glob(f"*{suffix}") if "normalize" in path.name.lower())
-    names = {path: path.stem.lower().replace("vecnormalize_", "").replace("_vecnormalize", "") for path in every}
-    return [path for path in every if names[path] == stem.lower()] or every
+    path = find_statistics(source.path)
+    if path is None:
+        says, key = source.agent.path, "normalize_input"
+        if stated is not True:
+            says, key = says_normalized(source.path), "normalize"
+        message = f"lacks the statistics of its VecNormalize, but '{says}' says {key}: copy them here"
+        expect(says is None, source, message)
+        return None, None
+    try:
+        statistics = VecNormalizeStatistics.read(path, num_obs)
+    except UserError as error:
+        if source.overrides.strict:
+            raise UserError(f"'{source.path}': {error}") from error
+        logger.warning("'%s': %s Observations are taken as they are.", source.path, error)
+        return None, None
+    if not statistics.norm_obs:
+        return None, f"none: {path.name} normalises rewards alone"
+    return statistics.scaler(), statistics.formula()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,8 @@ def choose_groups(cfg: DistillationCfg, agent_cfg: Any, teacher: Any, obs: Any) 
     """Fill in the observation groups that were not given.
 
     The student's are those of the agent's config. The teacher's are too, or else those it was trained on, or else what
-    the actor reads: the first of them whose size is what the teacher wants.
+    the actor reads: the first of them whose size is what the teacher wants. A warning says where those that the
+    teacher's own config names are not taken: a size alone does not show that the numbers mean the same.
 
     Args:
         cfg: Its ``teacher.obs_groups`` and ``student.obs_groups`` are set where they are None.
@@ -41,8 +43,38 @@ def choose_groups(cfg: DistillationCfg, agent_cfg: Any, teacher: Any, obs: Any) 
         candidates = [list(found) for found in (groups.get("teacher"), teacher.obs_groups, actor) if found]
         fitting = [found for found in candidates if _size(found, cfg.teacher.obs_slice, obs) == teacher.num_obs]
         cfg.teacher.obs_groups = (fitting or candidates)[0]
+        if fitting and teacher.obs_groups and list(teacher.obs_groups) != fitting[0]:
+            _warn_of_other_groups(list(teacher.obs_groups), fitting[0], teacher.num_obs, obs)
     if cfg.student.obs_groups is None:
         cfg.student.obs_groups = list(groups.get("student") or actor)
+
+
+def groups_line(cfg: DistillationCfg, obs: Any) -> str:
+    """Return the line that the console shows for what the teacher reads, such as ``policy 26 + privileged 9``.
+
+    Args:
+        cfg: With the teacher's groups chosen.
+        obs: Observations of the environment, by group.
+    """
+    groups, columns = cfg.teacher.obs_groups or ["policy"], cfg.teacher.obs_slice
+    offered = {str(name): math.prod(obs[name].shape[1:]) for name in obs.keys()}  # noqa: SIM118  # a TensorDict's
+    sizes = [f"{group} {offered.get(group, '(not there)')}" for group in groups]
+    of_these = "" if columns is None else f", columns {columns[0]} to {columns[1] - 1}"
+    return f"Teacher observation groups: {' + '.join(sizes)}{of_these}"
+
+
+def _warn_of_other_groups(own: list[str], taken: list[str], size: int, obs: Any) -> None:
+    missing = [group for group in own if group not in obs.keys()]  # noqa: SIM118  # a TensorDict wants keys()
+    names = ", ".join(missing)
+    why = f"the environment has no '{names}'" if missing else "the task's config names others"
+    logger.warning(
+        "the teacher's own config says that it reads the observation groups %s, but %s: it is given %s, which have "
+        "the same size (%d). If these are not the numbers it was trained on, set distill.teacher.obs_groups.",
+        own,
+        why,
+        taken,
+        size,
+    )
 
 
 def _size(groups: list[str], columns: list[int] | None, obs: Any) -> int | None:

@@ -20,6 +20,7 @@ from foundation.core.errors import UserError
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_START = b"\x80"
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class _Plain:
@@ -230,6 +231,11 @@ def check_finite(values: Mapping[str, Any], where: str) -> None:
         if value.layout is not torch.strided or value.is_quantized or value.is_meta:
             raise UserError(
                 f"'{where}' has an unusual tensor in '{name}' (sparse, quantised or empty); save plain ones."
+            )
+        if value.is_complex() or (value.is_floating_point() and value.dtype not in _FLOATS):
+            kind = str(value.dtype).removeprefix("torch.")
+            raise UserError(
+                f"'{where}' has {kind} numbers in '{name}', which a policy is not made of; save float32 ones."
             )
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise UserError(

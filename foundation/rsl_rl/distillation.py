@@ -18,7 +18,7 @@ if not __package__:  # run, or imported, as a file of a clone: take this clone's
     sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 
 import foundation
-from foundation.cli.agent_values import choose_groups, name_experiment, read, size_student
+from foundation.cli.agent_values import choose_groups, groups_line, name_experiment, read, size_student
 from foundation.cli.cli_args import (
     CommandParser,
     Interrupt,
@@ -202,7 +202,9 @@ def run_in(job: Job, teacher: Any, env_cfg: Any, agent_cfg: Any) -> int:
         env = job.engine.make_env(env_cfg, agent_cfg, video=video)
         try:
             cfg.num_envs = env.num_envs
-            choose_groups(cfg, agent_cfg, teacher, env.get_observations())
+            obs = env.get_observations()
+            choose_groups(cfg, agent_cfg, teacher, obs)
+            print(groups_line(cfg, obs))
             make_eval_env = second_env(job.engine, env_cfg, agent_cfg)
             return run_with(job, run, env, teacher, make_eval_env, env_cfg, agent_cfg, checkpoint)
         finally:

@@ -7,6 +7,8 @@ the pickles in its JSON, which nothing reads.
 from __future__ import annotations
 
 import json
+import pickle
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -71,6 +73,20 @@ def strip(path: Path) -> None:
         archive.writestr("data", json.dumps(data))
 
 
+def save_others(env: VecNormalize, folder: Path) -> None:
+    """Save the same statistics by every protocol of pickle, and what a policy of one plain array cannot use."""
+    folder.mkdir()
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        (folder / f"protocol_{protocol}.pkl").write_bytes(pickle.dumps(env, protocol))
+    env.norm_obs = False
+    env.save(str(folder / "rewards_alone.pkl"))
+    env.norm_obs = True
+    two = gymnasium.spaces.Dict({"a": Env.observation_space, "b": Env.observation_space})
+    several = Env(env.action_space)
+    several.observation_space = two
+    VecNormalize(DummyVecEnv([lambda: several])).save(str(folder / "dictionary.pkl"))
+
+
 @torch.no_grad()
 def ask(model, obs: np.ndarray) -> dict[str, torch.Tensor]:
     """Return the actions of ``predict``, and what the networks say."""
@@ -109,6 +125,7 @@ def write(case: str, folder: Path, stripped: bool) -> None:
         saved = env.obs_rms
         numbers = {"mean": saved.mean, "var": saved.var, "epsilon": env.epsilon, "clip_obs": env.clip_obs}
         np.savez(place / "model_vecnormalize.npz", **numbers)
+        save_others(env, place / "pickles")
     if kind in (DQN, SAC, TD3):
         options = options | {"buffer_size": 10}
     model = kind("MlpPolicy", env, policy_kwargs=dict(policy), device="cpu", **options)
@@ -126,7 +143,7 @@ def write(case: str, folder: Path, stripped: bool) -> None:
     torch.save({"obs": obs, "dones": torch.zeros(STEPS, ENVS, dtype=torch.bool), **tensors}, place / "expected.pt")
     if stripped:
         strip(place / "model.zip")
-        (place / "model_vecnormalize.pkl").unlink(missing_ok=True)
+        shutil.rmtree(place / "pickles", ignore_errors=True)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from small_teacher import SMALL, TASK, write_teacher
 
-from foundation.cli.agent_values import choose_groups, name_experiment, size_student
+from foundation.cli.agent_values import choose_groups, groups_line, name_experiment, size_student
 from foundation.config.agent_cfg import DistillationRunnerCfg, ModelCfg
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.overrides import parse_overrides
@@ -67,6 +67,45 @@ def test_groups_that_were_given_stay() -> None:
     assert chosen({}, num_obs=1, teacher_obs_groups=["extra"], student_obs_groups=["small"]) == (["extra"], ["small"])
     agent = {"obs_groups": {"teacher": ["small"], "actor": ["policy"]}}
     assert chosen(agent, num_obs=3, teacher_obs_slice=[2, 5])[0] == ["policy"]
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "agent", "says"),
+    [
+        (["policy_v1", "privileged"], {}, "has no 'policy_v1, privileged'"),
+        (["gone"], {"obs_groups": {"teacher": ["policy"]}}, "has no 'gone'"),
+        (["gone"], {"obs_groups": {"actor": ["policy"]}}, "has no 'gone'"),
+        (["policy", "gone"], {}, "has no 'gone'"),
+        (["twin"], {"obs_groups": {"teacher": ["policy"]}}, "the task's config names others"),
+        (["policy"], {}, None),
+        (None, {"obs_groups": {"actor": ["policy"]}}, None),
+    ],
+)
+def test_groups_of_the_teachers_own_config_are_not_replaced_in_silence(trained_on, agent, says, caplog) -> None:
+    """Other groups of the same size are read only with a warning that names both."""
+    OBS["twin"] = torch.zeros(2, 5)
+    try:
+        assert chosen(agent, num_obs=5, trained_on=trained_on)[0] == ["policy"]
+        assert (says is None) == (not caplog.text)
+        if says is not None:
+            assert says in caplog.text
+            assert str(trained_on) in caplog.text
+            assert "['policy']" in caplog.text
+            assert "distill.teacher.obs_groups" in caplog.text
+        caplog.clear()
+        chosen(agent, num_obs=5, trained_on=trained_on, teacher_obs_groups=["policy"])
+        assert not caplog.text  # what the user says needs no warning
+    finally:
+        del OBS["twin"]
+
+
+def test_the_console_names_the_groups_and_their_sizes() -> None:
+    """The teacher's groups, their sizes and the columns taken of them are one line."""
+    cfg = DistillationCfg()
+    cfg.teacher.obs_groups = ["policy", "extra"]
+    assert groups_line(cfg, OBS) == "Teacher observation groups: policy 5 + extra 3"
+    cfg.teacher.obs_slice = [2, 6]
+    assert groups_line(cfg, OBS) == "Teacher observation groups: policy 5 + extra 3, columns 2 to 5"
 
 
 def test_the_tasks_own_distillation_config_is_heard() -> None:

@@ -107,6 +107,7 @@ class Entries:
         """
         if not isinstance(tensors, Mapping) or not all(isinstance(v, torch.Tensor) for v in tensors.values()):
             raise UserError(f"{where} is not a state_dict of tensors. Is this a checkpoint of a policy?")
+        check_floating(tensors, where)
         self._left = dict(tensors)
         self.where = where
 
@@ -140,6 +141,19 @@ def report_unknown(names: list[str], where: str, strict: bool) -> None:
     logger.warning("%s. They are ignored.", message)
 
 
+def check_floating(tensors: Tensors, where: str) -> None:
+    """Refuse weights that are integers, such as quantised ones without their scale; a count is one number.
+
+    Args:
+        tensors: Weights by name.
+        where: What to name in errors.
+    """
+    for name, value in tensors.items():
+        if not value.is_floating_point() and value.numel() > 1:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise UserError(f"{where} has {kind} numbers in '{name}', which are no weights; save float32 ones.")
+
+
 def build_tower(body: Tensors, rnn: Tensors, normalizer: Tensors, activation: str, where: str) -> Tower:
     """Build one network from its tensors.
 
@@ -166,6 +180,7 @@ def build_tower(body: Tensors, rnn: Tensors, normalizer: Tensors, activation: st
 
 def linear_layers(body: Tensors, where: str) -> list[nn.Linear]:
     """Build the dense layers of ``0.weight``, ``0.bias``, ``2.weight``, ..., checked to fit together."""
+    check_floating(body, where)
     indices = sorted({int(key.split(".")[0]) for key in body if re.fullmatch(r"\d+\.(weight|bias)", key)})
     expected = {f"{index}.{kind}" for index in indices for kind in ("weight", "bias")}
     if set(body) != expected or indices != list(range(0, 2 * len(indices), 2)) or not indices:
@@ -187,6 +202,7 @@ def linear_layers(body: Tensors, where: str) -> list[nn.Linear]:
 
 def recurrent_core(rnn: Tensors, where: str) -> RecurrentCore:
     """Build the recurrent layers of ``weight_ih_l0``, ...; a GRU and an LSTM are told apart by their sizes."""
+    check_floating(rnn, where)
     first, hidden = rnn.get("weight_ih_l0"), rnn.get("weight_hh_l0")
     if first is None or hidden is None or first.dim() != 2 or hidden.dim() != 2 or 0 in (*first.shape, *hidden.shape):
         raise UserError(f"{where}: its recurrent layers lack 'weight_ih_l0' or 'weight_hh_l0'. The file is damaged.")
@@ -217,6 +233,7 @@ def build_normalizer(entries: Tensors, num_obs: int, where: str) -> ObsNormalize
     """
     if not entries:
         return None
+    check_floating(entries, where)
     mean, std, var = entries.get("_mean"), entries.get("_std"), entries.get("_var")
     known = {"_mean", "_std", "_var", "count"}
     if mean is None or (std is None and var is None) or set(entries) - known:

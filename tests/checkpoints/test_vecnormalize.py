@@ -1,0 +1,247 @@
+"""VecNormalize's statistics beside a model of Stable-Baselines3: found in every layout, read without running them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import resource
+import shutil
+import struct
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+import yaml
+
+from foundation.checkpoints.reading.inert_pickle import as_array, read_inert
+from foundation.checkpoints.reading.vecnormalize import VecNormalizeStatistics
+from foundation.core.errors import UserError
+from foundation.teachers import TeacherPolicyWrapper
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE)]
+
+from library_versions import run_with_library  # noqa: E402
+from test_mutated_checkpoints import Evil, flip_bits, truncate  # noqa: E402
+
+CASE = HERE / "data" / "stable-baselines3-2.9.2" / "normalized"
+PICKLE, NPZ = CASE / "model_vecnormalize.pkl", CASE / "model_vecnormalize.npz"
+LAYOUTS = {
+    "rl_zoo": ("Pend-v1_1/Pend-v1.zip", "Pend-v1_1/Pend-v1/vecnormalize"),
+    "rl_zoo_best": ("Pend-v1_12/best_model.zip", "Pend-v1_12/Pend-v1/vecnormalize"),
+    "rl_zoo_step": ("Pend-v1_1/rl_model_500_steps.zip", "Pend-v1_1/rl_model_vecnormalize_500_steps"),
+    "hub": ("a2c-Pend-v1/a2c-Pend-v1.zip", "a2c-Pend-v1/vec_normalize"),
+    "hub_folder": ("repo/a2c-Pend-v1.zip", "repo/a2c-Pend-v1/vec_normalize"),
+    "beside": ("run/model.zip", "run/model_vecnormalize"),
+}
+
+
+def place(folder: Path, model: str, statistics: str | None, source: Path = PICKLE) -> Path:
+    """Copy the model and its statistics into a layout; return the model's path."""
+    path = folder / model
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(CASE / "model.zip", path)
+    if statistics is not None:
+        target = folder / f"{statistics}{source.suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+    return path
+
+
+def assert_as_the_library(path: Path) -> None:
+    """Assert that a teacher acts as the library did on observations that its own VecNormalize had normalised."""
+    expected = torch.load(CASE / "expected.pt")
+    teacher = TeacherPolicyWrapper(path)
+    for step, obs in enumerate(expected["obs"]):
+        assert (teacher.act(obs) - expected["actions"][step]).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("source", [PICKLE, NPZ], ids=["pkl", "npz"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_found_in_every_layout(layout, source, tmp_path):
+    """Statistics of rl-zoo's, the hub's and our own layouts, pickled or not, give the library's own actions."""
+    path = place(tmp_path, *LAYOUTS[layout], source)
+    assert_as_the_library(path)
+    assert TeacherPolicyWrapper(path).describe()["obs_normalization"] is True
+
+
+def test_a_model_without_its_statistics_acts_otherwise(tmp_path):
+    """The comparison can fail: without statistics the same weights give other actions."""
+    path = place(tmp_path, "run/model.zip", None)
+    with pytest.raises(AssertionError):
+        assert_as_the_library(path)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_every_protocol_of_the_real_library(written_pickles, protocol):
+    """A VecNormalize pickled by any protocol has the moments that the library itself says."""
+    statistics = VecNormalizeStatistics.read(written_pickles / f"protocol_{protocol}.pkl", 7)
+    told = numpy.load(written_pickles.parent / "model_vecnormalize.npz")
+    assert torch.equal(statistics.mean, torch.from_numpy(told["mean"]).float())
+    assert torch.equal(statistics.var, torch.from_numpy(told["var"]))
+    assert (statistics.epsilon, statistics.clip_obs) == (float(told["epsilon"]), float(told["clip_obs"]))
+
+
+def test_rewards_alone(written_pickles, tmp_path):
+    """A VecNormalize that leaves observations alone is no normaliser, and is said to be there."""
+    path = place(tmp_path, "run/model.zip", "run/vecnormalize", written_pickles / "rewards_alone.pkl")
+    described = TeacherPolicyWrapper(path).describe()
+    assert described["obs_normalization"] is False
+    assert "rewards alone" in described["normalizer"]
+
+
+def test_dictionary_of_observations(written_pickles, tmp_path):
+    """Statistics of a dictionary of observations are refused in one line."""
+    path = place(tmp_path, "run/model.zip", "run/vecnormalize", written_pickles / "dictionary.pkl")
+    with pytest.raises(UserError, match="dictionary of observations"):
+        TeacherPolicyWrapper(path)
+
+
+@pytest.fixture(scope="module")
+def written_pickles(tmp_path_factory):
+    """Return a folder of pickles that the real library has written."""
+    folder = tmp_path_factory.mktemp("sb3") / "written"
+    run_with_library("stable-baselines3-2.9.2", HERE / "write_sb3_checkpoints.py", folder)
+    return folder / "normalized" / "pickles"
+
+
+def test_statistics_of_another_model_are_not_taken(tmp_path):
+    """Where another model's folder holds statistics, a model without any is refused, not taken for a plain one."""
+    place(tmp_path, "models/walker.zip", "models/walker/vecnormalize")
+    assert_as_the_library(tmp_path / "models" / "walker.zip")
+    other = place(tmp_path, "models/runner.zip", None)
+    with pytest.raises(UserError, match=r"walker/vecnormalize\.pkl"):
+        TeacherPolicyWrapper(other)
+    (tmp_path / "models" / "runner").mkdir()  # its own folder says that it has none
+    assert TeacherPolicyWrapper(other).describe()["obs_normalization"] is False
+
+
+@pytest.mark.parametrize(
+    ("config", "refused"),
+    [
+        ({"normalize": True}, True),
+        ({"normalize": "{'norm_obs': True, 'norm_reward': False}"}, True),
+        ({"normalize": "{'norm_obs': False, 'norm_reward': True}"}, False),
+        ({"normalize": {"norm_obs": False}}, False),
+        ({"normalize": False}, False),
+        ({"n_envs": 4}, False),
+        ("!!python/object/apply:collections.OrderedDict\n- - - n_envs\n    - 4\n  - - normalize\n    - true\n", True),
+    ],
+)
+def test_rl_zoos_config_says_that_there_are_statistics(config, refused, tmp_path):
+    """A ``config.yml`` of rl-zoo that says ``normalize`` without the statistics is refused, in every form it has."""
+    path = place(tmp_path, "Pend-v1_1/Pend-v1.zip", None)
+    folder = tmp_path / "Pend-v1_1" / "Pend-v1"
+    folder.mkdir()
+    (folder / "config.yml").write_text(config if isinstance(config, str) else yaml.safe_dump(config))
+    if refused:
+        with pytest.raises(UserError, match=r"config\.yml"):
+            TeacherPolicyWrapper(path)
+    else:
+        assert TeacherPolicyWrapper(path).describe()["obs_normalization"] is False
+
+
+HOSTILE = {
+    "ndarray_itself": b"cnumpy\nndarray\n((I100000\nI1000000\ntS'f8'\ntR.",
+    "huge_memo": b"\x80\x04N" + b"r" + struct.pack("<I", 0xFFFFFFF0) + b".",
+    "huge_bytearray": b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"x.",
+    "huge_bytes": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"x.",
+    "huge_text": b"\x80\x04\x8d" + struct.pack("<Q", 1 << 40) + b"x.",
+    "huge_frame": b"\x80\x04\x95" + struct.pack("<Q", 1 << 62) + b"N.",
+    "many_names": b"\x80\x04" + b"".join(b"cm\nn%d\n0" % index for index in range(5000)) + b"N.",
+    "many_lists": b"\x80\x04" + b"]" * 3_000_000 + b".",
+    "range": b"cbuiltins\nrange\n(I1000000000000\ntRcbuiltins\nlist\n\x85R.",
+    "extension": b"\x80\x04\x82\x01.",
+    "persistent": b"Psomewhere\n.",
+    "stack": b"\x80\x04.",
+    "nothing": b"",
+    "text": b"any bytes: only its presence counts",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_pickles(name, tmp_path):
+    """A pickle that asks for more than it holds, or for anything else, is one line and takes no memory."""
+    path = place(tmp_path, *LAYOUTS["rl_zoo"])
+    (tmp_path / "Pend-v1_1" / "Pend-v1" / "vecnormalize.pkl").write_bytes(HOSTILE[name])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=r"vecnormalize\.pkl") as refusal:
+        TeacherPolicyWrapper(path)
+    assert "\n" not in str(refusal.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # [KiB]
+
+
+@pytest.mark.parametrize("call", [os.mkdir, os.system, eval])
+def test_nothing_that_a_pickle_names_runs(call, tmp_path):
+    """Code in place of the whole pickle, of its moments or of its numbers does not run."""
+    marker = tmp_path / "marker"
+    argument = {os.mkdir: str(marker), os.system: f"touch {marker}", eval: f"open({str(marker)!r}, 'w')"}[call]
+    path = place(tmp_path, *LAYOUTS["rl_zoo"])
+    statistics = tmp_path / "Pend-v1_1" / "Pend-v1" / "vecnormalize.pkl"
+    bomb = pickle.dumps(Evil(call, argument), 2)[2:-1]  # without its head and its end
+    whole = statistics.read_bytes()
+    for content in (b"\x80\x04" + bomb + b".", whole[:-1] + bomb + b"0.", b"\x80\x04" + bomb + b"0" + whole[2:]):
+        statistics.write_bytes(content)
+        try:
+            assert_as_the_library(path)
+        except UserError as error:
+            assert "\n" not in str(error)
+        assert not marker.exists()
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_bits])
+@pytest.mark.parametrize("seed", range(60))
+def test_damaged_pickles(damage, seed, tmp_path):
+    """Damaged statistics are refused in one line, or change no more than numbers."""
+    path = place(tmp_path, *LAYOUTS["beside"])
+    (tmp_path / "run" / "model_vecnormalize.pkl").write_bytes(damage(PICKLE.read_bytes(), random.Random(seed)))
+    try:
+        teacher = TeacherPolicyWrapper(path)
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert teacher.act(torch.zeros(1, 7)).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", ["<f8", ">f8", "<f4", ">f2", "<i4", "|b1", "|u1"])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_arrays_are_numpys_own(dtype, order, protocol, tmp_path):
+    """Arrays of any plain type, byte order and layout, and scalars, equal those that NumPy itself unpickles."""
+    array = numpy.asarray(numpy.arange(12).reshape(3, 4) % 7, dtype=dtype, order=order)
+    (tmp_path / "array.pkl").write_bytes(pickle.dumps([array, array[1, 2]], protocol))
+    whole, one = read_inert(tmp_path / "array.pkl")
+    assert numpy.array_equal(as_array(whole), array.astype(float))
+    assert as_array(one) == float(array[1, 2])
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        numpy.array([None, 1]),
+        numpy.array(["text"]),
+        numpy.array([1j]),
+        numpy.zeros(2, dtype=[("a", "f4")]),
+        numpy.array(["2020-01-01"], dtype="M8[D]"),
+        numpy.longdouble([1]),
+    ],
+    ids=str,
+)
+def test_other_arrays_are_refused(array, tmp_path):
+    """Objects, text, complex numbers, records, dates and types that differ by machine are no statistics."""
+    (tmp_path / "array.pkl").write_bytes(pickle.dumps(array))
+    with pytest.raises(ValueError, match="array"):
+        as_array(read_inert(tmp_path / "array.pkl"))
+
+
+def test_shapes_that_the_bytes_do_not_fill(tmp_path):
+    """An array that says it is larger than its bytes is refused before anything is allocated."""
+    content = pickle.dumps(numpy.zeros((3, 4)), 4)
+    forged = content.replace(b"K\x03K\x04\x86", b"K\xffJ\xff\xff\xff\x7f\x86")
+    assert forged != content
+    (tmp_path / "array.pkl").write_bytes(forged)
+    with pytest.raises(ValueError, match="shape"):
+        as_array(read_inert(tmp_path / "array.pkl"))
