@@ -305,7 +305,7 @@ def test_the_step_compiles_as_one_graph_and_does_the_same(monkeypatch, vehicles)
         assert options["fullgraph"]
         return torch._dynamo.optimize("eager", nopython=True)(function)
 
-    monkeypatch.setattr("foundation.tasks.quadrotor.sim.quadrotor_rows.torch.compile", trace)
+    monkeypatch.setattr("foundation.tasks.quadrotor.sim.rows.torch.compile", trace)
     cfgs = [_cfg(compile=compiled, vehicles=vehicles, decimation=2, episode_length_s=0.8) for compiled in (True, False)]
     env, plain = (QuadcopterPointCtrlEnv(cfg) for cfg in cfgs)
     generator = torch.Generator().manual_seed(3)
@@ -348,7 +348,7 @@ def test_the_compiled_step_gives_the_eager_steps_numbers():
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch):
     """Where there is no C++ compiler, one line says so before anything is compiled."""
-    monkeypatch.setattr("foundation.tasks.quadrotor.sim.quadrotor_rows.shutil.which", lambda name: None)
+    monkeypatch.setattr("foundation.tasks.quadrotor.sim.rows.shutil.which", lambda name: None)
     with pytest.raises(UserError, match="C\\+\\+ compiler"):
         QuadcopterPointCtrlEnv(_cfg(compile=True))
 

@@ -1,21 +1,18 @@
-"""One step of the task on single rows, for a compiler: physics, reward, terminations, statistics, resets, observations.
+"""One step of the task on rows, for a compiler: physics, reward, terminations, statistics, resets, observations.
 
-``torch_env`` does the same with whole blocks, which is what eager torch likes. Here every quantity is one number per
-environment, so that ``torch.compile`` makes one loop of it (see ``sim.quadrotor_rows``): no operation is launched per
-quantity. The numbers are the same to float32 rounding.
+``torch_env`` does the same with blocks, which is what eager torch likes (see ``sim.rows``). The formulas are those of
+``mdp``; the numbers are the same to float32 rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from foundation.tasks.quadrotor.sim.quadrotor import QuadrotorDynamics
-from foundation.tasks.quadrotor.sim.quadrotor_rows import RowParams, rotation_by_rows, row_params, step_rows
-
-Rows = Sequence[torch.Tensor]
+from foundation.tasks.quadrotor import mdp
+from foundation.tasks.quadrotor.sim.quadrotor import QuadrotorDynamics, RowParams, row_params, step_rows
+from foundation.tasks.quadrotor.sim.rows import Rows
 
 
 class StepSettings(NamedTuple):
@@ -108,8 +105,9 @@ def advance(
     state = _integrate(settings, before, action)
     exceeded = _exceeded(state, settings.limits.unbind())
     terminated = exceeded[0] | exceeded[1] | exceeded[2]
-    distance = _norm(state[:3])
-    terms = _reward_terms(state, distance, action, previous, terminated, settings.weights)
+    distance, angle, change = mdp.deviations(state[:3], state[9:13], action, previous)
+    parts = [torch.ones_like(distance), distance, angle, change, terminated.to(distance.dtype)]
+    terms = [weight * part for weight, part in zip(settings.weights, parts, strict=True)]
     reward = terms[0] + terms[1] + terms[2] + terms[3] + terms[4]
     length = before.length + 1
     time_outs = (length >= settings.max_length) & ~terminated
@@ -130,8 +128,8 @@ def advance(
         log,
         None if forces is None or before.forces is None else torch.where(dones, forces, before.forces),
     )
-    policy, l2f = _observations(state, action)
-    return after, StepResult(policy, l2f, reward, dones.to(torch.long), time_outs, error, total)
+    groups = mdp.observations(state[:3], state[3:6], state[6:9], state[9:13], action, state[13:])
+    return after, StepResult(groups["policy"], groups["l2f"], reward, dones.to(torch.long), time_outs, error, total)
 
 
 def _integrate(settings: StepSettings, before: StepState, action: Rows) -> list[torch.Tensor]:
@@ -148,37 +146,9 @@ def _integrate(settings: StepSettings, before: StepState, action: Rows) -> list[
     return state
 
 
-def _norm(rows: Rows) -> torch.Tensor:
-    total = rows[0] * rows[0]
-    for row in rows[1:]:
-        total = total + row * row
-    return total.sqrt()
-
-
 def _exceeded(state: Rows, limits: Rows) -> list[torch.Tensor]:
     beyond = [row.abs() > limit for row, limit in zip(state[:9], limits, strict=True)]
     return [beyond[i] | beyond[i + 1] | beyond[i + 2] for i in (0, 3, 6)]
-
-
-def _reward_terms(
-    state: Rows,
-    distance: torch.Tensor,
-    action: Rows,
-    previous: Rows,
-    terminated: torch.Tensor,
-    weights: tuple[float, ...],
-) -> list[torch.Tensor]:
-    """Compute the weighted terms of the reward, in the order of ``mdp.REWARD_TERMS``."""
-    alive, position, orientation, action_rate, termination = weights
-    angle = (1.0 - state[12].abs()).acos() * 2.0
-    change = _norm([a - b for a, b in zip(action, previous, strict=True)])
-    return [
-        torch.full_like(distance, alive),
-        distance * position,
-        angle * orientation,
-        change * action_rate,
-        terminated.to(distance.dtype) * termination,
-    ]
 
 
 def _log(rows: Rows, dones: torch.Tensor, log: torch.Tensor) -> torch.Tensor:
@@ -186,16 +156,3 @@ def _log(rows: Rows, dones: torch.Tensor, log: torch.Tensor) -> torch.Tensor:
     sums = torch.stack([torch.where(dones, row.to(torch.float32), 0.0).sum() for row in rows])
     count = dones.sum()
     return torch.where(count > 0, sums / count.clamp(min=1), log)
-
-
-def _observations(state: Rows, action: Rows) -> tuple[torch.Tensor, torch.Tensor]:
-    """Build ``policy`` (num_envs, 26) and ``l2f`` (num_envs, 22)."""
-    rotation = rotation_by_rows(state[9:13])
-    position, velocity = (
-        [rotation[i] * v[0] + rotation[3 + i] * v[1] + rotation[6 + i] * v[2] for i in range(3)]
-        for v in (state[:3], state[3:6])
-    )
-    motors = [u * 2.0 - 1.0 for u in state[13:]]
-    policy = torch.stack([*position, *rotation, *velocity, *state[6:9], *action, *motors])
-    world = torch.stack([*state[:3], *rotation, *state[3:6], *state[6:9], *action])
-    return policy.T.contiguous(), world.T.contiguous()

@@ -2,17 +2,20 @@
 
 Every engine calls these, so that one formula lives in one place. Tensors are components first, environments last
 (an engine that keeps (num_envs, 3) passes ``x.T``); quaternions are (w, x, y, z), body to world; positions and
-velocities are relative to the target.
+velocities are relative to the target. A vector is a block or rows (see ``sim.rows``): the compiled step and the
+training through the simulator pass rows.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from foundation.tasks.quadrotor.sim.rotation import rotation_rows
+from foundation.tasks.quadrotor.sim.rotation import rotation_rows, to_body
+from foundation.tasks.quadrotor.sim.rows import Vector, columns, difference, norm
 
 POLICY_SIZE = 26
 """Position error, body frame (3); R row-major (9); velocity, body frame (3); body rates (3); previous action (4); motor
@@ -32,12 +35,12 @@ TERMINATION_TERMS = ("position", "velocity", "body_rate")
 
 
 def observations(
-    position: torch.Tensor,
-    velocity: torch.Tensor,
-    body_rates: torch.Tensor,
-    quaternion: torch.Tensor,
-    previous_action: torch.Tensor,
-    rotor_speeds: torch.Tensor,
+    position: Vector,
+    velocity: Vector,
+    body_rates: Vector,
+    quaternion: Vector,
+    previous_action: Vector,
+    rotor_speeds: Vector,
 ) -> dict[str, torch.Tensor]:
     """Build the observation groups.
 
@@ -53,14 +56,18 @@ def observations(
         ``policy`` (num_envs, 26), ``deployable`` (num_envs, 22; a view of ``policy``), ``l2f`` (num_envs, 22).
     """
     rotation = rotation_rows(quaternion)
-    errors = torch.stack([position, velocity], dim=1)
-    # R^T x: entry (i, j) of R meets component i of x.
-    body = (rotation.view(3, 3, 1, -1) * errors.unsqueeze(1)).sum(0)
-    motors = rotor_speeds * 2.0 - 1.0
-    policy = torch.cat([body[:, 0], rotation, body[:, 1], body_rates, previous_action, motors])
-    policy = policy.T.contiguous()
-    world = torch.cat([position, rotation, velocity, body_rates, previous_action])
-    return {"policy": policy, "deployable": policy[:, :DEPLOYABLE_SIZE], "l2f": world.T.contiguous()}
+    position_body, velocity_body = to_body(rotation, [position, velocity])
+    motors = motor_commands(rotor_speeds)
+    policy = columns([position_body, rotation, velocity_body, body_rates, previous_action, motors])
+    world = columns([position, rotation, velocity, body_rates, previous_action])
+    return {"policy": policy, "deployable": policy[:, :DEPLOYABLE_SIZE], "l2f": world}
+
+
+def motor_commands(rotor_speeds: Vector) -> Vector:
+    """Return the motor commands in [-1, 1] that hold rotor speeds in [0, 1]: ``2 u - 1``."""
+    if isinstance(rotor_speeds, torch.Tensor):
+        return rotor_speeds * 2.0 - 1.0
+    return [speed * 2.0 - 1.0 for speed in rotor_speeds]
 
 
 def noise_scale(
@@ -85,6 +92,34 @@ def reward_weights(
     return torch.tensor(weights, dtype=dtype, device=device).unsqueeze(1)
 
 
+def deviations(
+    position: Vector, quaternion: Vector, action: Vector, previous_action: Vector, softness: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Compute what the reward is made of: the distance, the yaw-like angle ``2 acos(1 - |q_z|)``, the change of action.
+
+    Args:
+        position: Relative to the target [m]. 3 components.
+        quaternion: 4 components.
+        action: The one applied in the step. 4 components.
+        previous_action: The one before it. 4 components.
+        softness: 0 for the exact terms. Otherwise the terms have finite gradients everywhere: norms as
+            :func:`~foundation.tasks.quadrotor.sim.rows.norm` softens them, and the angle becomes its expansion
+            ``sqrt(8 |q_z|)`` with the same softening. At the target, where a tenth of the episodes start, the exact
+            terms have no gradient or an infinite one.
+
+    Returns:
+        Distance [m], angle [rad] and change of the action, each of shape (num_envs,).
+    """
+    distance = norm(position, softness)
+    change = norm(difference(action, previous_action), softness)
+    if softness == 0.0:
+        angle = (1.0 - quaternion[3].abs()).acos() * 2.0
+    else:
+        softened = (quaternion[3].square() + softness * softness).sqrt()
+        angle = (8.0 * softened).sqrt() - math.sqrt(8.0 * softness)
+    return distance, angle, change
+
+
 def reward_terms(
     position: torch.Tensor,
     quaternion: torch.Tensor,
@@ -106,42 +141,35 @@ def reward_terms(
     Returns:
         Shape: (5, num_envs).
     """
-    distance = position.square().sum(0).sqrt()
-    angle = (1.0 - quaternion[3].abs()).acos() * 2.0
-    change = (action - previous_action).square().sum(0).sqrt()
+    distance, angle, change = deviations(position, quaternion, action, previous_action)
     rows = torch.stack([torch.ones_like(distance), distance, angle, change, terminated.to(distance.dtype)])
     return rows * weights
 
 
 def smooth_reward(
-    position: torch.Tensor,
-    quaternion: torch.Tensor,
-    action: torch.Tensor,
-    previous_action: torch.Tensor,
-    weights: torch.Tensor,
+    position: Vector,
+    quaternion: Vector,
+    action: Vector,
+    previous_action: Vector,
+    weights: torch.Tensor | Sequence[float],
     softness: float = 0.02,
 ) -> torch.Tensor:
     """Compute a reward with finite gradients everywhere, for backpropagation through the simulator.
 
-    ``|x|`` becomes ``sqrt(|x|^2 + s^2) - s`` and ``2 acos(1 - |q_z|)`` becomes its expansion ``sqrt(8 |q_z|)`` with the
-    same softening; at the target, where a tenth of the episodes start, the exact terms have no gradient or an infinite
-    one. Termination is left to the caller.
+    Termination is left to the caller.
 
     Args:
-        position: Shape: (3, num_envs).
-        quaternion: Shape: (4, num_envs).
-        action: Shape: (4, num_envs).
-        previous_action: Shape: (4, num_envs).
-        weights: From :func:`reward_weights`. Shape: (5, 1).
-        softness: Where the softening begins, in the units of each term.
+        position: 3 components.
+        quaternion: 4 components.
+        action: 4 components.
+        previous_action: 4 components.
+        weights: From :func:`reward_weights`, or as five numbers.
+        softness: Where the softening begins, in the units of each term (see :func:`deviations`).
 
     Returns:
         Shape: (num_envs,).
     """
-    s2 = softness * softness
-    distance = (position.square().sum(0) + s2).sqrt() - softness
-    change = ((action - previous_action).square().sum(0) + s2).sqrt() - softness
-    angle = (8.0 * (quaternion[3].square() + s2).sqrt()).sqrt() - math.sqrt(8.0 * softness)
+    distance, angle, change = deviations(position, quaternion, action, previous_action, softness)
     return weights[0] + weights[1] * distance + weights[2] * angle + weights[3] * change
 
 

@@ -26,7 +26,7 @@ from foundation.tasks.quadrotor.sim.quadrotor import (
     VELOCITY,
     QuadrotorDynamics,
 )
-from foundation.tasks.quadrotor.sim.quadrotor_rows import compile_rows
+from foundation.tasks.quadrotor.sim.rows import compile_rows
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,12 +15,14 @@ the whole state, to rounding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from foundation.core.errors import UserError
 from foundation.tasks.quadrotor.sim.rotation import contract, normalize, rotation_rows
+from foundation.tasks.quadrotor.sim.rows import Rows, bilinear
 from foundation.tasks.quadrotor.sim.vehicles import VehicleParams
 
 POSITION = slice(0, 3)
@@ -28,6 +30,19 @@ VELOCITY = slice(3, 6)
 BODY_RATES = slice(6, 9)
 QUATERNION = slice(9, 13)
 ROTORS = slice(13, None)
+
+
+_BODY_Z = (2, 5, 8)
+"""Entries of R, row-major, that turn the body's z into the world."""
+_EULER_PRODUCTS = ((1, 2), (2, 0), (0, 1))
+"""Which body rates multiply in Euler's equations: Jx wx' = (Jy - Jz) wy wz + torque, and so on in a circle."""
+_QUATERNION_RATE_TERMS: tuple[tuple[tuple[float, int, int], ...], ...] = (
+    ((-1, 1, 0), (-1, 2, 1), (-1, 3, 2)),
+    ((1, 0, 0), (1, 2, 2), (-1, 3, 1)),
+    ((1, 0, 1), (1, 3, 0), (-1, 1, 2)),
+    ((1, 0, 2), (1, 1, 1), (-1, 2, 0)),
+)
+"""2 q' of the quaternion (w, x, y, z): for each row (sign, index into q, index into the body rates)."""
 
 
 class QuadrotorState(NamedTuple):
@@ -91,8 +106,9 @@ class QuadrotorDynamics:
         self.num_rotors = params.num_rotors
         self.dtype, self.device = params.mass.dtype, params.mass.device
         self.lag = torch.stack([dt / params.time_constant_rising, dt / params.time_constant_falling])
-        self._lag_rising = _lag_coefficients(self.lag[0])
-        self._lag_falling = _lag_coefficients(self.lag[1])
+        self._lag_rising, self._lag_falling = (
+            torch.stack([torch.zeros_like(h), *_lag_shares(h, h**3, h**4)], dim=1) for h in self.lag
+        )
         self.thrust = [c.unsqueeze(1).contiguous() for c in params.thrust_coefficients]
         span = params.action_max - params.action_min
         self.target_scale = (0.5 * span).expand(self.num_rotors, -1).contiguous()
@@ -136,19 +152,12 @@ class QuadrotorDynamics:
             Matrix, shape (7, 21), and scale, shape (7, num_envs).
         """
         matrix = torch.zeros(7, 7, 3, dtype=self.dtype, device=self.device)
-        if self.diagonal:  # Euler's equations: Jx wx' = (Jy - Jz) wy wz + torque, and so on in a circle.
-            for i in range(3):
-                matrix[i, (i + 1) % 3, (i + 2) % 3] = 1.0
-        w, x, y, z = 3, 4, 5, 6
-        terms = {
-            w: [(-1, x, 0), (-1, y, 1), (-1, z, 2)],
-            x: [(1, w, 0), (1, y, 2), (-1, z, 1)],
-            y: [(1, w, 1), (1, z, 0), (-1, x, 2)],
-            z: [(1, w, 2), (1, x, 1), (-1, y, 0)],
-        }
-        for row, entries in terms.items():
+        if self.diagonal:
+            for row, (i, j) in enumerate(_EULER_PRODUCTS):
+                matrix[row, i, j] = 1.0
+        for row, entries in enumerate(_QUATERNION_RATE_TERMS):
             for sign, i, j in entries:
-                matrix[row, i, j] = sign
+                matrix[3 + row, 3 + i, j] = sign
         moments = self._inertia.diagonal(dim1=0, dim2=1).T
         gyroscopic = (moments.roll(-1, 0) - moments.roll(-2, 0)) / moments
         scale = torch.cat([gyroscopic, torch.full_like(gyroscopic[:1], 0.5).expand(4, -1)])
@@ -260,20 +269,149 @@ class QuadrotorDynamics:
         """
         flat = quaternions.view(4, -1)
         if self.axial:
-            return rotation_rows(flat, (2, 5, 8)).view(3, *body.shape[1:]) * body
+            return rotation_rows(flat, _BODY_Z).view(3, *body.shape[1:]) * body
         return (rotation_rows(flat).view(3, 3, *body.shape[1:]) * body.unsqueeze(0)).sum(1)
 
 
-def _lag_coefficients(h: torch.Tensor) -> torch.Tensor:
-    """Return how much of the rotors' error is made up at the four RK4 stages and at the end of the step.
+def _lag_shares(h: torch.Tensor, h3: torch.Tensor, h4: torch.Tensor) -> list[torch.Tensor]:
+    """Return how much of the rotors' error is made up at the last three RK4 stages and at the end of the step.
+
+    At the first stage it is nothing.
 
     Args:
-        h: Time step over time constant. Shape: (num_rotors, num_envs).
+        h: Time step over time constant, of any shape.
+        h3: Its third power. A compiler vectorises products but not ``h**3``; eagerly the two differ in the last bit.
+        h4: Its fourth power.
 
     Returns:
-        Shape: (num_rotors, 5, num_envs).
+        Four tensors of the same shape.
     """
-    h2, h3, h4 = h * h, h**3, h**4
-    return torch.stack(
-        [torch.zeros_like(h), h / 2, h / 2 - h2 / 4, h - h2 / 2 + h3 / 4, h - h2 / 2 + h3 / 6 - h4 / 24], dim=1
+    h2 = h * h
+    return [h / 2, h / 2 - h2 / 4, h - h2 / 2 + h3 / 4, h - h2 / 2 + h3 / 6 - h4 / 24]
+
+
+# -- the same step on rows, for a compiler --------------------------------------------------------------------------
+
+
+class RowParams(NamedTuple):
+    """A fleet's constants, one tensor per row. All of shape (num_envs,) after ``unbind``."""
+
+    target: torch.Tensor
+    """Offset and scale of each rotor's command. Shape: (2, num_rotors, num_envs)."""
+    lag: torch.Tensor
+    """Time step over time constant, rising and falling. Shape: (2, num_rotors, num_envs)."""
+    thrust: torch.Tensor
+    """Coefficients. Shape: (3, num_rotors, num_envs)."""
+    mixing: torch.Tensor
+    """Thrust to acceleration along z and angular accelerations. Shape: (num_rotors, 4, num_envs)."""
+    gyroscopic: torch.Tensor
+    """Of Euler's equations. Shape: (3, num_envs)."""
+    gravity: torch.Tensor
+    """[m/s^2]. Shape: (3, num_envs)."""
+    mass: torch.Tensor
+    """[kg]. Shape: (num_envs,)."""
+    inverse_inertia: torch.Tensor
+    """Diagonal. Shape: (3, num_envs)."""
+
+
+def row_params(dynamics: QuadrotorDynamics) -> RowParams:
+    """Take the constants of a fleet.
+
+    Raises:
+        UserError: If a rotor is tilted or an inertia is not diagonal.
+    """
+    if not (dynamics.axial and dynamics.diagonal):
+        raise UserError(
+            "a vehicle has a tilted rotor or an inertia that is not diagonal: it can neither be compiled "
+            "(env.compile=false) nor trained through the simulator in a fleet"
+        )
+    return RowParams(
+        torch.stack([dynamics.target_offset, dynamics.target_scale]),
+        dynamics.lag,
+        torch.stack([c[:, 0].expand(dynamics.num_rotors, -1) for c in dynamics.thrust]),
+        torch.stack([m[:4, 0] for m in dynamics.mixing]),
+        dynamics.rate_scale[:3].contiguous(),
+        dynamics.gravity.expand(3, dynamics.mass.shape[0]).contiguous(),
+        dynamics.mass.contiguous(),
+        dynamics.inverse_inertia.diagonal(dim1=0, dim2=1).T.contiguous(),
     )
+
+
+def step_rows(
+    params: RowParams, dt: float, state: Rows, actions: Rows, drift: Sequence[Rows], push: Rows | None = None
+) -> list[torch.Tensor]:
+    """Advance by one time step, as ``QuadrotorDynamics.step`` does, to rounding.
+
+    Args:
+        params: The fleet.
+        dt: Time step [s].
+        state: The rows of a packed state.
+        actions: Commands in [-1, 1], one row per rotor.
+        drift: Changes of position (3) and of velocity (3) by gravity and constant forces.
+        push: Angular acceleration by a constant torque (3).
+
+    Returns:
+        The rows of the next packed state.
+    """
+    position, velocity, rates, quaternion = state[0:3], state[3:6], list(state[6:9]), list(state[9:13])
+    stages, speeds = _rotor_stages(params, state[13:], actions)
+    wrench = [_mix(params, thrust) for thrust in stages]
+    if push is not None:
+        wrench = [[w[0], *(a + b for a, b in zip(w[1:], push, strict=True))] for w in wrench]
+    gyroscopic = params.gyroscopic.unbind()
+    spin = rates + quaternion
+    points, slopes = [spin], []
+    for stage, ahead in enumerate((0.5 * dt, 0.5 * dt, dt, 0.0)):
+        slopes.append(_spin_rates(points[-1], wrench[stage][1:], gyroscopic))
+        if stage < 3:
+            points.append([s + ahead * k for s, k in zip(spin, slopes[-1], strict=True)])
+    after = [s + (dt / 6) * (a + d + 2.0 * (b + c)) for s, a, b, c, d in zip(spin, *slopes, strict=True)]
+    accelerations = [
+        [entry * w[0] for entry in rotation_rows(point[3:], _BODY_Z)] for point, w in zip(points, wrench, strict=True)
+    ]
+    out = []
+    for i, (a, b, c, _) in enumerate(zip(*accelerations, strict=True)):
+        out.append((position[i] + drift[0][i] + (dt * dt / 6) * (a + b + c)) + dt * velocity[i])
+    for i, (a, b, c, d) in enumerate(zip(*accelerations, strict=True)):
+        out.append(velocity[i] + drift[1][i] + (dt / 6) * (a + 2.0 * (b + c) + d))
+    w, x, y, z = after[3:]
+    scale = (w * w + x * x + y * y + z * z).rsqrt()
+    return [*out, *after[:3], *(q * scale for q in after[3:]), *(u.clamp(0.0, 1.0) for u in speeds)]
+
+
+def _rotor_stages(
+    params: RowParams, rotors: Rows, actions: Rows
+) -> tuple[list[list[torch.Tensor]], list[torch.Tensor]]:
+    """Return the rotors' thrusts at the four stages of RK4, and their speeds at the end of the step."""
+    stages: list[list[torch.Tensor]] = [[], [], [], []]
+    ends = []
+    for i, (speed, action) in enumerate(zip(rotors, actions, strict=True)):
+        error = params.target[0, i] + params.target[1, i] * action - speed
+        h = torch.where(error >= 0, params.lag[0, i], params.lag[1, i])
+        h2 = h * h
+        *shares, end = _lag_shares(h, h2 * h, h2 * h2)
+        c0, c1, c2 = params.thrust[:, i].unbind()
+        for stage, u in zip(stages, [speed, *(speed + share * error for share in shares)], strict=True):
+            stage.append(c0 + u * (c1 + c2 * u))
+        ends.append(speed + end * error)
+    return stages, ends
+
+
+def _mix(params: RowParams, thrust: Rows) -> list[torch.Tensor]:
+    """Sum the rotors to the acceleration along z and the angular accelerations (4 rows)."""
+    rows = []
+    for row in range(4):
+        total = params.mixing[0, row] * thrust[0]
+        for i in range(1, len(thrust)):
+            total = total + params.mixing[i, row] * thrust[i]
+        rows.append(total)
+    return rows
+
+
+def _spin_rates(spin: Rows, angular: Rows, gyroscopic: Rows) -> list[torch.Tensor]:
+    """Differentiate rates (3) and quaternion (4)."""
+    rates = spin[:3]
+    quaternion = spin[3:]
+    turn = [rates[i] * rates[j] for i, j in _EULER_PRODUCTS]
+    angular_rates = [a + g * t for a, g, t in zip(angular, gyroscopic, turn, strict=True)]
+    return [*angular_rates, *(0.5 * bilinear(terms, quaternion, rates) for terms in _QUATERNION_RATE_TERMS)]

@@ -8,19 +8,15 @@ that change with the episodes.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from foundation.tasks.quadrotor import mdp
-from foundation.tasks.quadrotor.sim.quadrotor import ROTORS
-from foundation.tasks.quadrotor.sim.quadrotor_rows import RowParams, compile_rows, row_params, step_rows
+from foundation.tasks.quadrotor.sim.quadrotor import ROTORS, RowParams, row_params, step_rows
+from foundation.tasks.quadrotor.sim.rows import compile_rows
 from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
-
-Rows = Sequence[torch.Tensor]
 
 
 @dataclass
@@ -204,7 +200,7 @@ def _advance(
     push = [i * t for i, t in zip(params.inverse_inertia.unbind(), pushes[3:], strict=True)]
     drift = [[0.5 * dt**2 * a for a in outer], [dt * a for a in outer]]
     after = step_rows(params, dt, state.unbind(), action, drift, push)
-    reward = _reward(after, action, previous.unbind(), weights, cfg.softness)
+    reward = mdp.smooth_reward(after[:3], after[9:13], action, previous.unbind(), weights, cfg.softness)
     given_up = age + 1.0 >= cfg.episode_steps
     for i, (row, limit) in enumerate(zip(after[:9], limits.unbind(), strict=True)):
         if i < 6:
@@ -220,14 +216,3 @@ def _advance(
     next_action = torch.stack([torch.where(given_up, a, b) for a, b in zip(started, action, strict=True)])
     next_forces = torch.where(given_up, new_forces, forces)
     return next_state, next_action, torch.where(given_up, 0.0, age + 1.0), next_forces, reward
-
-
-def _reward(state: Rows, action: Rows, previous: Rows, weights: tuple[float, ...], softness: float) -> torch.Tensor:
-    """``mdp.smooth_reward`` by rows."""
-    s2 = softness * softness
-    x, y, z = state[0:3]
-    distance = (x * x + y * y + z * z + s2).sqrt() - softness
-    squares = [(a - b) * (a - b) for a, b in zip(action, previous, strict=True)]
-    change = (squares[0] + squares[1] + squares[2] + squares[3] + s2).sqrt() - softness
-    angle = (8.0 * (state[12] * state[12] + s2).sqrt()).sqrt() - math.sqrt(8.0 * softness)
-    return weights[0] + weights[1] * distance + weights[2] * angle + weights[3] * change
