@@ -14,8 +14,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / "foundation"
 
 DIRECTLY_BELOW: dict[str, set[str]] = {
     "core": set(),
+    "accel": {"core"},
     "config": {"core"},
-    "policies": {"config"},
+    "policies": {"config", "accel"},
     "students": {"policies"},
     "checkpoints": {"students"},  # a student's checkpoint can teach in its turn
     "teachers": {"checkpoints"},

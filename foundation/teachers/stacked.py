@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from foundation.policies import native_dense
+from foundation.accel import native_dense
 from foundation.policies.distribution import Deterministic, Gaussian
 from foundation.policies.output import PolicyOutput, map_output
 from foundation.policies.rnn import RecurrentCore

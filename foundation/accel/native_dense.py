@@ -13,6 +13,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -45,9 +46,10 @@ def library() -> Any:
         path = _folder() / f"stacked_dense_{_fingerprint(compiler)}.so"
         if not path.exists():
             _compile(compiler, path)
+        _check_owner(path)
         function = ctypes.CDLL(str(path)).stacked_mlp
     except (OSError, RuntimeError, subprocess.SubprocessError, AttributeError) as error:
-        logger.debug("no native dense layers: %s", error)
+        logger.warning("stacked teachers run on torch alone, about half as fast: %s", error)
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_long
     head = [pointer, number, number, pointer, pointer, pointer, number, ctypes.c_int]
@@ -57,10 +59,26 @@ def library() -> Any:
 
 
 def _folder() -> Path:
+    """Return the cache folder, which nobody else may write to: what lies in it is loaded as code.
+
+    Raises:
+        OSError: If the folder, or a file in it that would be loaded, belongs to somebody else.
+    """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = root / "foundation"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _check_owner(folder)
+    folder.chmod(0o700)
     return folder
+
+
+def _check_owner(path: Path) -> None:
+    """Raise ``OSError`` if a path is a link, belongs to another user, or if others can write to it."""
+    status = path.lstat()
+    if stat.S_ISLNK(status.st_mode) or status.st_uid != os.getuid():
+        raise OSError(f"'{path}' is a link or belongs to another user")
+    if not stat.S_ISDIR(status.st_mode) and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OSError(f"others may write to '{path}'")
 
 
 def _fingerprint(compiler: str) -> str:
