@@ -86,7 +86,7 @@ def test_without_the_c_code_the_stack_gives_the_same(tmp_path):
 
 @pytest.mark.parametrize("spoil", ["link", "writable"])
 def test_code_that_others_may_have_written_is_not_loaded(tmp_path, monkeypatch, caplog, spoil):
-    """A cache that is a link, or a compiled file that others may write to, is left alone, with a word; torch does it."""
+    """A cache that is a link, or a file that others may write to, is left alone with a word, and torch does it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     native_dense.library.cache_clear()
     try:
