@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from foundation.checkpoints.reading.agent_config import AgentConfig
-from foundation.checkpoints.reading.loading import LoadedPolicy, Overrides, Source, report_unknown
+from foundation.checkpoints.reading.loading import LoadedPolicy, Overrides, Source, report_unknown, unwrapped
 from foundation.core.errors import UserError
-from foundation.core.files import load_checkpoint
+from foundation.core.files import load_checkpoint, refuse_lfs_pointer
 
 _TRAINING_KEYS = {"optimizer_state_dict", "rnd_state_dict", "rnd_optimizer_state_dict", "iter", "infos"}
 
@@ -32,13 +32,14 @@ def load_policy(path: str | Path, overrides: Overrides) -> LoadedPolicy:
         overrides: What the user says about it.
     """
     file = Path(path)
+    refuse_lfs_pointer(file)
     source = Source(file, overrides, AgentConfig())
     head = _head(file)
     for module in _modules("load_file"):
         if module.recognise_file(file, head):
             source.agent = AgentConfig.beside(file, overrides.agent_config)
             return _checked(module.load_file(source), source)
-    checkpoint = load_checkpoint(file)
+    checkpoint = {name: _unwrapped(value) for name, value in load_checkpoint(file).items()}
     source.agent = AgentConfig.beside(file, overrides.agent_config)
     for module in _modules("load"):
         if module.recognise(checkpoint):
@@ -67,6 +68,12 @@ def _modules(function: str) -> Iterator[ModuleType]:
         module = importlib.import_module(f"{__name__}.{info.name}")
         if hasattr(module, function):
             yield module
+
+
+def _unwrapped(value: Any) -> Any:
+    """Return a state_dict without its wrappers' names, which hide the entries that a format is recognised by."""
+    is_state = isinstance(value, dict) and value and all(isinstance(item, torch.Tensor) for item in value.values())
+    return unwrapped(value) if is_state else value
 
 
 def _head(file: Path) -> bytes:

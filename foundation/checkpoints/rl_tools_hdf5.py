@@ -236,7 +236,22 @@ def _check_example(network: LayerStack, root: Hdf5Group, path: str) -> bool:
         logger.warning("'%s' carries no example to check its policy against.", path)
         return False
     example = root.group("example")
-    given, expected = example.tensor("input"), example.tensor("output")
+    if "inputs" in example.names():  # newer files number their examples
+        inputs, outputs = example.group("inputs"), example.group("outputs")
+        names = inputs.names()
+        if not names or set(names) != set(outputs.names()):
+            raise UserError(
+                f"'{path}': its examples have inputs {names[:6]} and outputs {outputs.names()[:6]}. Damaged?"
+            )
+        pairs = [(inputs.tensor(name), outputs.tensor(name)) for name in names]
+    else:
+        pairs = [(example.tensor("input"), example.tensor("output"))]
+    for given, expected in pairs:
+        _compare(network, given, expected, path)
+    return True
+
+
+def _compare(network: LayerStack, given: torch.Tensor, expected: torch.Tensor, path: str) -> None:
     if given.dim() == 2:
         given, expected = given.unsqueeze(0), expected.unsqueeze(0)
     if given.dim() != 3 or expected.shape != (*given.shape[:2], network.num_actions) or 0 in given.shape:
@@ -252,7 +267,6 @@ def _check_example(network: LayerStack, root: Hdf5Group, path: str) -> bool:
             f"'{path}': its policy differs from the file's own example by {difference:.2g}, so that it is damaged or "
             "has a layer that is not understood. Use another checkpoint of that run."
         )
-    return True
 
 
 def _meta(actor: Hdf5Group) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from foundation.checkpoints.reading.assembly import Parts, assemble
-from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source
+from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source, logger, optional
 
 KEYS = {
     "model_state_dict",
@@ -19,11 +19,19 @@ KEYS = {
 def recognise(checkpoint: dict[str, Any]) -> bool:
     """Return whether a checkpoint is in this format."""
     model = checkpoint.get("model_state_dict")
+    if "actor_state_dict" in checkpoint or "student_state_dict" in checkpoint:
+        return False  # both layouts at once: that of the newer library is read, and compared with this one
     return isinstance(model, dict) and any(str(key).startswith("actor.") for key in model)
 
 
 def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     """Read the policy."""
+    actor, critic, version = policy_parts(checkpoint, source)
+    return assemble(source, f"RSL-RL {version}", "actor", actor, critic)
+
+
+def policy_parts(checkpoint: dict[str, Any], source: Source) -> tuple[Parts, Parts | None, str]:
+    """Return the actor, the critic where there is one, and the library's version."""
     entries = Entries(checkpoint["model_state_dict"], f"'{source.path}' (model_state_dict)")
     separate = "obs_norm_state_dict" in checkpoint
     inside = {name: entries.take(f"{name}_obs_normalizer.") for name in ("actor", "critic")}
@@ -37,14 +45,17 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
         std=entries.take_one("std"),
         log_std=entries.take_one("log_std"),
     )
-    critic = Parts(
-        body=entries.take("critic."),
-        rnn=entries.take("memory_c.rnn."),
-        normalizer=_separate(checkpoint, critic_norm, source) or inside["critic"],
-    )
+    body, rnn = entries.take("critic."), entries.take("memory_c.rnn.")
+    of_another_kind = entries.take("critic_") | entries.take("memory_c.")
+    critic = None
+    if body and not of_another_kind:
+        own = optional(source, lambda: _separate(checkpoint, critic_norm, source))
+        critic = None if own is None else Parts(body=body, rnn=rnn, normalizer=own or inside["critic"])
+    elif of_another_kind:
+        logger.info("'%s': its critic is of another kind and is not read, so that it gives no value.", source.path)
     entries.finish(source.overrides.strict)
     version = "2.x" if separate else "3.x" if inside["actor"] or inside["critic"] else "1.x to 3.x"
-    return assemble(source, f"RSL-RL {version}", "actor", actor, critic if critic.body else None)
+    return actor, critic, version
 
 
 def _separate(checkpoint: dict[str, Any], name: str, source: Source) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from foundation.checkpoints.reading.assembly import Parts, assemble
+from foundation.checkpoints.reading.assembly import Parts, assemble, merge
 from foundation.checkpoints.reading.image_assembly import assemble_with_images
 from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source
 from foundation.checkpoints.rsl_rl_models import model_parts
@@ -21,17 +21,28 @@ KEYS = {
 
 def recognise(checkpoint: dict[str, Any]) -> bool:
     """Return whether a checkpoint is in this format."""
+    return "student_state_dict" in checkpoint or _in_model(checkpoint)
+
+
+def _in_model(checkpoint: dict[str, Any]) -> bool:
     model = checkpoint.get("model_state_dict")
-    in_model = isinstance(model, dict) and any(str(key).startswith("student.") for key in model)
-    return "student_state_dict" in checkpoint or in_model
+    return isinstance(model, dict) and any(str(key).startswith("student.") for key in model)
 
 
 def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     """Read the student; its teacher is not looked at."""
     if "student_state_dict" in checkpoint:
         parts, version = model_parts(checkpoint["student_state_dict"], source, "student_state_dict")
+        if _in_model(checkpoint):
+            parts = merge(parts, _older_parts(checkpoint, source)[0], source, "student_state_dict")
         build = assemble_with_images if parts.cnns else assemble
         return build(source, f"RSL-RL {version} distillation", "student", parts)
+    parts, version = _older_parts(checkpoint, source)
+    return assemble(source, f"RSL-RL {version} distillation", "student", parts)
+
+
+def _older_parts(checkpoint: dict[str, Any], source: Source) -> tuple[Parts, str]:
+    """Return the student that lies in ``model_state_dict``, and the library's version."""
     entries = Entries(checkpoint["model_state_dict"], f"'{source.path}' (model_state_dict)")
     for teacher_part in ("teacher.", "memory_t.", "teacher_obs_normalizer."):
         entries.take(teacher_part)
@@ -46,5 +57,4 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
         log_std=entries.take_one("log_std"),
     )
     entries.finish(source.overrides.strict)
-    version = "2.x" if separate else "3.x" if inside else "2.x or 3.x"
-    return assemble(source, f"RSL-RL {version} distillation", "student", parts)
+    return parts, "2.x" if separate else "3.x" if inside else "2.x or 3.x"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from foundation.checkpoints.reading.assembly import Parts, assemble
+from foundation.checkpoints.reading.assembly import Parts, assemble, merge
 from foundation.checkpoints.reading.image_assembly import assemble_with_images
-from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source
+from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source, optional, report_unknown
+from foundation.checkpoints.rsl_rl_actor_critic import KEYS as OLDER_KEYS
+from foundation.checkpoints.rsl_rl_actor_critic import policy_parts
+from foundation.checkpoints.rsl_rl_actor_critic import recognise as is_older
 
-KEYS = {"actor_state_dict", "critic_state_dict"}
+KEYS = {"actor_state_dict", "critic_state_dict", *OLDER_KEYS}
 """Entries of a checkpoint that this format reads."""
 
 
@@ -20,11 +23,13 @@ def recognise(checkpoint: dict[str, Any]) -> bool:
 def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     """Read the policy."""
     actor, version = model_parts(checkpoint["actor_state_dict"], source, "actor_state_dict")
+    if is_older({"model_state_dict": checkpoint.get("model_state_dict")}):
+        actor = merge(actor, policy_parts(checkpoint, source)[0], source, "actor_state_dict")
+    else:
+        report_unknown(sorted(OLDER_KEYS & checkpoint.keys()), f"'{source.path}'", source.overrides.strict)
     if actor.cnns:
         return assemble_with_images(source, f"RSL-RL {version}", "actor", actor)
-    critic = None
-    if "critic_state_dict" in checkpoint:
-        critic, _ = model_parts(checkpoint["critic_state_dict"], source, "critic_state_dict")
+    critic = optional(source, lambda: model_parts(checkpoint["critic_state_dict"], source, "critic_state_dict")[0])
     return assemble(source, f"RSL-RL {version}", "actor", actor, critic)
 
 

@@ -176,7 +176,7 @@ def _distribution(
     if log_std is None and "deterministic" not in kind:
         raise UserError(
             f"'{source.path}' has no 'log_std_parameter', so that it is not known how its {num_out} outputs make "
-            "actions. Put the run's params/agent.yaml beside it, or give the override 'distribution' "
+            "actions. Put the run's params/agent.yaml beside it, or set distill.teacher.distribution "
             "(categorical or deterministic)."
         )
     if config.get("clip_mean_actions") is True:

@@ -144,7 +144,7 @@ def _off_policy_actor(
     squash = None if spread else resolve_activation("tanh")
     bounds = _bounds(source, data, layers[-1].out_features // inner.outputs_per_action)
     if bounds is None:
-        raise UserError(f"{where} does not say the range of its actions; give the override 'action_range'.")
+        raise UserError(f"{where} does not say the range of its actions; set distill.teacher.action_range=[low,high].")
     low, high = bounds
     distribution = ShapedActions(inner, squash, None, (high - low) / 2, (high + low) / 2)
     return Trunk(dense(layers[:-1], activation), nn.Sequential(), layers[-1]), distribution
@@ -161,7 +161,10 @@ def _distribution(source: Source, data: dict[str, Any], num_out: int, log_std: t
     bounds = _bounds(source, data, num_out)
     if at(data, "policy_kwargs", "squash_output") is True:
         if bounds is None:
-            raise UserError(f"'{source.path}' squashes its actions to a range that it does not say; give action_range.")
+            raise UserError(
+                f"'{source.path}' squashes its actions to a range that it does not say; set "
+                "distill.teacher.action_range=[low,high]."
+            )
         low, high = bounds
         return ShapedActions(inner, resolve_activation("tanh"), None, (high - low) / 2, (high + low) / 2)
     return inner if bounds is None else ShapedActions(inner, clip=bounds)

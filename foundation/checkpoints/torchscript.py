@@ -5,19 +5,37 @@ The archive's code is never run, so that only networks of the shapes that the ex
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 
 from foundation.checkpoints.reading.assembly import Parts, assemble
-from foundation.checkpoints.reading.loading import LoadedPolicy, Source, report_unknown
+from foundation.checkpoints.reading.loading import RUN_IT, LoadedPolicy, Source, report_unknown
 from foundation.checkpoints.reading.script_archive import Node, is_script, read_script
 from foundation.core.errors import UserError
 from foundation.policies.distribution import Beta, Deterministic, Heteroscedastic
-from foundation.policies.mlp import activation_class_names
+from foundation.policies.mlp import activation_class_names, resolve_activation
+from foundation.policies.teacher_outputs import ShapedActions
 
-_KNOWN = {"mlp", "actor", "obs_normalizer", "normalizer", "rnn", "deterministic_output", "hidden_state", "cell_state"}
+_KNOWN = {
+    "mlp", "actor", "obs_normalizer", "normalizer", "rnn", "memory", "deterministic_output",
+    "hidden_state", "cell_state",
+}  # fmt: skip
+_RECURRENT = ("rnn", "memory")
+"""RSL-RL's and legged_gym's name of the recurrent layers."""
+_WITHOUT_EFFECT = ("Identity", "Dropout", "Unflatten")
+"""Modules that change nothing when a policy acts."""
+_DEFAULTS = {
+    "ELU": {1.0}, "CELU": {1.0}, "LeakyReLU": {0.01}, "Softplus": {1.0, 20.0}, "SELU": set(), "GELU": set(),
+}  # fmt: skip
+"""Constants of PyTorch's activations; those of the file are in its code alone."""
+_MOVES = {
+    "unsqueeze", "squeeze", "slice", "copy_", "select", "zeros", "zeros_like", "_cast_Float", "to", "detach",
+}  # fmt: skip
+"""What exporters do between the layers, beside calling them."""
 
 
 def recognise_file(path: Path, head: bytes) -> bool:
@@ -29,54 +47,94 @@ def load_file(source: Source) -> LoadedPolicy:
     """Read the policy."""
     root = read_script(source.path)
     where = f"'{source.path}' (TorchScript {root.kind})"
-    extra = [n for n, v in root.values.items() if isinstance(v, Node | torch.Tensor) and n not in _KNOWN]
-    report_unknown(sorted(extra), where, source.overrides.strict)
-    body, activation = _body(_child(root, ("mlp", "actor"), where), where)
-    parts = Parts(body=body, rnn=_rnn(root, where), normalizer=_normalizer(root, where))
+    bare = root.of_torch and root.kind == "Sequential"
+    layers = root if bare else _child(root, ("mlp", "actor"), where)
+    if not bare:
+        extra = [n for n, v in root.values.items() if isinstance(v, Node | torch.Tensor) and n not in _KNOWN]
+        report_unknown(sorted(extra), where, source.overrides.strict)
+        _check_forward(root, where)
+    body, activation, last = _body(layers, where)
+    distribution = Deterministic() if bare else _distribution(root, where)
+    if last is not None:
+        distribution = ShapedActions(distribution, resolve_activation(last))
+    parts = Parts(body=body)
+    if not bare:
+        parts = Parts(body=body, rnn=_rnn(root, where), normalizer=_normalizer(root, where))
     return assemble(
         source,
         "TorchScript export",
         source.agent.role(),
         parts,
         activation=activation,
-        distribution=_distribution(root, where),
+        distribution=distribution,
     )
 
 
 def _child(root: Node, names: tuple[str, ...], where: str) -> Node:
     found = [root.values[name] for name in names if isinstance(root.values.get(name), Node)]
     if len(found) != 1:
-        raise UserError(f"{where} is not an exported policy of RSL-RL or Isaac Lab: it has no '{names[0]}'.")
+        _refuse(f"{where} is not an exported policy of RSL-RL or Isaac Lab: it has no '{names[0]}'.")
     return found[0]
 
 
-def _body(node: Node, where: str) -> tuple[dict[str, torch.Tensor], str]:
-    """Return the dense layers' tensors and the activation between them."""
+def _check_forward(root: Node, where: str) -> None:
+    """Refuse an export whose own code computes between the layers: only the layers are read."""
+    forward = root.code.partition("  def forward(")[2].partition("\n  def ")[0]
+    computes = sorted(set(re.findall(r"\btorch\.(\w+)\(", forward)) - _MOVES)
+    if computes:
+        _refuse(f"{where} computes 'torch.{computes[0]}' beside its layers, which is not read.")
+
+
+def _body(node: Node, where: str) -> tuple[dict[str, torch.Tensor], str, str | None]:
+    """Return the dense layers' tensors, the activation between them, and the one after the last, where there is one."""
     tensors: dict[str, torch.Tensor] = {}
-    kinds: set[str] = set()
-    for index, layer in node.values.items():
-        if not isinstance(layer, Node):
-            continue
+    between: list[str | None] = []  # what follows each dense layer
+    for layer in _in_order(node):
         if layer.kind == "Linear":
-            tensors |= {f"{index}.{name}": value for name, value in layer.tensors().items()}
-        elif layer.kind in activation_class_names():
-            kinds.add(activation_class_names()[layer.kind])
-        elif layer.kind != "Unflatten":
-            raise UserError(f"{where} has a layer '{layer.kind}', which is not understood.")
+            given = layer.tensors()
+            said = "bias" in layer.values or "bias :" in layer.code or not layer.code
+            if layer.values.get("bias") is None and "weight" in given and (not said or "bias" in layer.values):
+                given["bias"] = given["weight"].new_zeros(given["weight"].shape[:1])
+            tensors |= {f"{2 * len(between)}.{name}": value for name, value in given.items()}
+            between.append(None)
+        elif layer.kind in activation_class_names() and between and between[-1] is None:
+            _check_constants(layer, where)
+            between[-1] = activation_class_names()[layer.kind]
+        elif layer.kind not in _WITHOUT_EFFECT:
+            _refuse(f"{where} has a layer '{layer.kind}' where none is understood.")
+    kinds = {name or "identity" for name in between[:-1]}
     if len(kinds) > 1:
-        raise UserError(f"{where} has several activations: {', '.join(sorted(kinds))}.")
-    return tensors, kinds.pop() if kinds else "identity"
+        _refuse(f"{where} has several activations: {', '.join(sorted(kinds))}.")
+    return tensors, kinds.pop() if kinds else "identity", between[-1] if between else None
+
+
+def _in_order(node: Node) -> Iterator[Node]:
+    """Yield the layers of a Sequential, those inside of further ones too, by their numbers."""
+    named = [(name, value) for name, value in node.values.items() if isinstance(value, Node)]
+    if all(name.isdigit() for name, _ in named):
+        named.sort(key=lambda item: int(item[0]))
+    for _, value in named:
+        if value.kind == "Sequential":
+            yield from _in_order(value)
+        else:
+            yield value
+
+
+def _check_constants(layer: Node, where: str) -> None:
+    """Refuse an activation with constants other than PyTorch's own, such as a leaky slope of 0.2."""
+    numbers = {float(text) for text in re.findall(r"(?<![\w.])-?\d+\.\d*(?:e[+-]?\d+)?", layer.code)}
+    if numbers - _DEFAULTS.get(layer.kind, numbers) or 'approximate="tanh"' in layer.code or '"tanh"' in layer.code:
+        _refuse(f"{where} has a {layer.kind} with constants of its own, which is not read.")
 
 
 def _rnn(root: Node, where: str) -> dict[str, torch.Tensor]:
-    node = root.values.get("rnn")
-    if not isinstance(node, Node):
+    found = [root.values[name] for name in _RECURRENT if isinstance(root.values.get(name), Node)]
+    found = [node for node in found if node.kind != "Identity"]
+    if not found:
         return {}
-    if node.kind not in ("GRU", "LSTM"):
-        if node.kind == "Identity":
-            return {}
+    if len(found) > 1 or found[0].kind not in ("GRU", "LSTM"):
         _refuse(f"{where} has recurrent layers of an unknown kind.")
-    return node.tensors()
+    return found[0].tensors()
 
 
 def _normalizer(root: Node, where: str) -> dict[str, torch.Tensor]:
@@ -103,4 +161,4 @@ def _distribution(root: Node, where: str) -> Deterministic:
 
 
 def _refuse(message: str) -> NoReturn:
-    raise UserError(f"{message} Use the training checkpoint instead.")
+    raise UserError(f"{message} {RUN_IT}.")

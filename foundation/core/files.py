@@ -20,6 +20,7 @@ from foundation.core.errors import UserError
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_START = b"\x80"
+_LFS_POINTER = b"version https://git-lfs"
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -141,6 +142,11 @@ def load_checkpoint_bytes(content: bytes, where: str, map_location: Any = "cpu")
         where: What to name in errors.
         map_location: Device of the tensors.
     """
+    if content.startswith(_PICKLE_START):
+        raise UserError(
+            f"'{where}' was saved by a PyTorch older than 1.6, as a pickle, which is never loaded because that could "
+            "run code. Load the model where you trust it and save it again with torch >= 1.6."
+        )
     if not content.startswith(_ZIP_MAGIC):
         raise UserError(f"'{where}' is not a PyTorch checkpoint (torch.save writes a zip archive), and is not loaded.")
     _check_archive(io.BytesIO(content), where)
@@ -170,6 +176,17 @@ def _load_plain(file: Path | io.BytesIO, where: str, map_location: Any) -> dict[
     return checkpoint
 
 
+def refuse_lfs_pointer(file: str | os.PathLike[str]) -> None:
+    """Refuse the few lines of text that Git LFS leaves in the place of a file that was not fetched."""
+    try:
+        with Path(file).open("rb") as stream:
+            head = stream.read(len(_LFS_POINTER))
+    except (OSError, ValueError):
+        return  # whoever reads the file says what is wrong with it
+    if head == _LFS_POINTER:
+        raise UserError(f"'{file}' is a Git LFS pointer, not the file itself: run 'git lfs pull' in its repository.")
+
+
 def archive_names(file: Path) -> list[str]:
     """Return the names in a zip archive; none where it is something else or damaged, which whoever reads it says."""
     try:
@@ -196,6 +213,7 @@ def check_torch_zip(file: Path) -> None:
     if size == 0:
         raise UserError(f"checkpoint '{file}' is empty (0 bytes). Copy or train it again.")
     if head != _ZIP_MAGIC:
+        refuse_lfs_pointer(file)
         if head[:1] == _PICKLE_START:
             raise UserError(
                 f"'{file}' is a bare pickle (or a PyTorch file older than 1.6), which is never loaded because that "
@@ -249,6 +267,7 @@ def load_yaml(path: str | os.PathLike[str]) -> Any:
     ``!!python/tuple`` becomes a list; any other tag's scalar a string, its sequence a list, its mapping a dict.
     """
     file = Path(path)
+    refuse_lfs_pointer(file)
     try:
         with file.open(encoding="utf-8") as stream:
             return yaml.load(stream, Loader=_PlainLoader)

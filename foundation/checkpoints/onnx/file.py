@@ -9,8 +9,9 @@ from typing import Any, NoReturn
 import torch
 
 from foundation.checkpoints.onnx.ops import OPERATORS
+from foundation.checkpoints.reading.loading import RUN_IT
 from foundation.core.errors import UserError
-from foundation.core.files import check_finite
+from foundation.core.files import check_finite, refuse_lfs_pointer
 
 _DTYPES = {1: torch.float32, 10: torch.float16, 11: torch.float64}
 _MAX_BYTES = 1 << 30
@@ -88,9 +89,12 @@ def _take_in(tensor: Any, path: Path) -> None:
         return
     place = {entry.key: entry.value for entry in tensor.external_data}
     name = place.get("location", "")
-    file = path.resolve().parent / name
-    if not name or name in (".", "..") or Path(name).name != name or file.is_symlink():
+    own = path.resolve().parent
+    file = next((f for f in (path.absolute().parent / name, own / name) if f.is_file()), own / name)
+    # A cache may keep both files under other names in one folder, and give them their own by links in another.
+    if not name or name in (".", "..") or Path(name).name != name or file.resolve().parent != own:
         _refuse(path, f"keeps '{tensor.name}' in '{name[:80]}', which is no plain file in its own folder")
+    refuse_lfs_pointer(file)
     if not file.is_file():
         _refuse(path, f"keeps its weights in '{name}', which is not beside it: copy both files")
     offset = int(place.get("offset", 0))
@@ -141,14 +145,16 @@ def _add(graph: OnnxGraph, node: Any, onnx: Any, path: Path) -> None:
         elif not isinstance(value, int | float) and not (
             isinstance(value, list) and all(isinstance(item, int | float | bytes) for item in value)
         ):
-            _refuse(path, f"has the operator '{name}' with an inner graph, which is not understood")
+            _refuse(path, f"has the operator '{name}' with an inner graph, which is not understood", RUN_IT)
         attributes[attribute.name] = value
     if name == "Constant":
         kinds = {"value", "value_float", "value_int", "value_floats", "value_ints"} & set(attributes)
         graph.constants[node.output[0]] = torch.as_tensor(attributes[kinds.pop()])
         return
     if name not in OPERATORS:
-        _refuse(path, f"has the operator '{name}', which is not understood")
+        _refuse(path, f"has the operator '{name}', which is not understood", RUN_IT)
+    if name == "Split":
+        attributes.setdefault("num_outputs", len(node.output))  # operator sets below 18: equal parts, one per output
     graph.nodes.append(OnnxNode(name, list(node.input), list(node.output), attributes))
 
 
@@ -156,5 +162,5 @@ def _tensor(proto: Any, onnx: Any) -> torch.Tensor:
     return torch.from_numpy(onnx.numpy_helper.to_array(proto).copy())
 
 
-def _refuse(path: Path, what: str) -> NoReturn:
-    raise UserError(f"'{path}' {what}. Use the training checkpoint instead.")
+def _refuse(path: Path, what: str, advice: str = "Use the training checkpoint instead") -> NoReturn:
+    raise UserError(f"'{path}' {what}. {advice}.")

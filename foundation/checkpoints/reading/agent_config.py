@@ -33,8 +33,16 @@ class AgentConfig:
             checkpoint: Path of the checkpoint.
             given: A config file to use instead of the one beside the checkpoint.
         """
-        folder = checkpoint.resolve().parent
-        places = [folder / "params" / "agent.yaml", folder.parent / "params" / "agent.yaml", folder / "agent.yaml"]
+        folders = dict.fromkeys((checkpoint.absolute().parent, checkpoint.resolve().parent))  # it may be a link
+        places = [
+            place
+            for folder in folders
+            for place in (
+                folder / "params" / "agent.yaml",
+                folder.parent / "params" / "agent.yaml",
+                folder / "agent.yaml",
+            )
+        ]
         path = Path(given) if given is not None else next((p for p in places if p.is_file()), None)
         if path is None:
             return cls()
@@ -100,7 +108,7 @@ class AgentConfig:
             if kind is None:
                 raise UserError(
                     f"'{self.path}' names the action distribution '{name}', which is not known. "
-                    "Say which it is like by the override 'distribution'."
+                    "Say which it is like: distill.teacher.distribution."
                 )
             return kind, {"std_range": [1e-6, 1e6]} | given  # the library's own default
         options = {"std_type": self.option(role, "noise_std_type") or "scalar"}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 
 from foundation.checkpoints.reading.choices import choose_activation, choose_distribution
-from foundation.checkpoints.reading.loading import LoadedPolicy, Source, Tensors, build_tower, logger
+from foundation.checkpoints.reading.loading import LoadedPolicy, Source, Tensors, build_tower, logger, optional
 from foundation.core.errors import UserError
 from foundation.policies.distribution import Deterministic
 from foundation.policies.tower import TeacherNetwork, Tower
@@ -29,6 +29,36 @@ class Parts:
     """Deviation. Shape: (num_actions,)."""
     log_std: torch.Tensor | None = None
     """Its logarithm. Shape: (num_actions,)."""
+
+
+def merge(newer: Parts, older: Parts, source: Source, name: str) -> Parts:
+    """Return what a file says in the layouts of two versions of the library, refused where they differ.
+
+    Args:
+        newer: One of them.
+        older: The other; what only it has is taken from it.
+        source: Where they are read from.
+        name: The entry that ``newer`` is read from.
+    """
+    for part in ("body", "rnn", "normalizer", "std", "log_std"):
+        one, other = (_by_name(getattr(parts, part)) for parts in (newer, older))
+        shared = one.keys() & other.keys()
+        differ = [key for key in shared if one[key].shape != other[key].shape or not torch.equal(one[key], other[key])]
+        if differ or (one and other and part in ("body", "rnn") and one.keys() != other.keys()):
+            raise UserError(
+                f"'{source.path}' holds two policies that differ in their {part}: '{name}' and 'model_state_dict'. "
+                "Leave the one that is to be read."
+            )
+    given = {part.name: getattr(newer, part.name) for part in fields(Parts)}
+    return Parts(**{name: getattr(older, name) if _is_empty(value) else value for name, value in given.items()})
+
+
+def _by_name(part: Tensors | torch.Tensor | None) -> Tensors:
+    return {} if part is None else {"": part} if isinstance(part, torch.Tensor) else part
+
+
+def _is_empty(part: Tensors | torch.Tensor | None) -> bool:
+    return part is None or (not isinstance(part, torch.Tensor) and not part)
 
 
 def assemble(
@@ -59,7 +89,9 @@ def assemble(
         distribution = choose_distribution(source, role, tower.head.out_features, actor.std, actor.log_std)
     compare_with_config(source, role, tower, tower.normalizer is not None)
     groups = source.overrides.obs_groups or source.agent.obs_groups(role)
-    value_tower = None if critic is None else _value_tower(source, tower, groups, critic)
+    value_tower = None
+    if critic is not None:
+        value_tower = optional(source, lambda: _value_tower(source, tower, groups, critic))
     network = TeacherNetwork(tower, distribution, value_tower)
     clip = source.overrides.clip_actions
     clip = clip if clip is not None else source.agent.clip_actions()
@@ -100,7 +132,7 @@ def compare_with_config(source: Source, role: str, tower: Tower, normalizes: boo
             f"'{source.path}' has no observation normaliser, but '{source.agent.path}' says it was trained with one"
         )
         if source.overrides.strict:
-            raise UserError(f"{message}. Use the whole checkpoint, or give the override 'strict=False'.")
+            raise UserError(f"{message}. Use the whole checkpoint.")
         logger.warning("%s. Observations are taken as they are.", message)
     stated = source.agent.option(role, "hidden_dims")
     if isinstance(stated, list) and stated and -1 not in stated and list(stated) != tower.hidden_dims:

@@ -29,7 +29,7 @@ def choose_activation(source: Source, role: str) -> tuple[str, str]:
             return name, str(source.agent.path)
         raise UserError(
             f"'{source.agent.path}' names the activation '{given}'. {suggest(name, activation_names())} "
-            "Give the right one by the override 'activation'."
+            "Give the right one: --teacher_activation (distill.teacher.activation)."
         )
     if role != "critic":
         logger.warning(
@@ -104,7 +104,7 @@ def _guess_distribution(source: Source, role: str, num_out: int) -> str:
 
 def _valid_without_deviation() -> str:
     valid = [name for name in DISTRIBUTIONS if name not in ("gaussian", "categorical")]
-    return f"give the override 'distribution' ({', '.join(valid)})"
+    return f"set distill.teacher.distribution to one of: {', '.join(valid)}"
 
 
 def _pair(value: Any, default: tuple[float, float]) -> tuple[float, float]:

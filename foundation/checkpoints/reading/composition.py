@@ -34,7 +34,8 @@ def pick_activation(source: Source, stated: Any, stated_by: str, known: bool = T
             file = source.path if stated_by == "checkpoint" else stated_by
             raise UserError(
                 f"'{file}' names the activation '{stated}', which is not known. "
-                f"{suggest(name, activation_names())} Give the right one by the override 'activation'."
+                f"{suggest(name, activation_names())} Give the right one: --teacher_activation "
+                "(distill.teacher.activation)."
             )
         return name, stated_by
     if known:
@@ -76,7 +77,7 @@ def expect(condition: bool, source: Source, message: str) -> None:
     if condition:
         return
     if source.overrides.strict:
-        raise UserError(f"'{source.path}' {message}, or give the override 'strict=False'.")
+        raise UserError(f"'{source.path}' {message}.")
     logger.warning("'%s' %s.", source.path, message)
 
 

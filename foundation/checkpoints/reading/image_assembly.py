@@ -42,7 +42,7 @@ def assemble_with_images(source: Source, layout: str, role: str, parts: Parts) -
         groups = [group for group in stated if group in groups]
     elif len(groups) > 1:
         raise UserError(
-            f"{where} encodes images of {', '.join(groups)}: give their order by the override 'obs_groups'."
+            f"{where} encodes images of {', '.join(groups)}: give their order by distill.teacher.obs_groups."
         )
     makers = {group: _maker(source, role, group, groups, parts.cnns) for group in groups}
     network = ImageNetwork(TeacherNetwork(tower, distribution), normalizer, makers, str(source.path))

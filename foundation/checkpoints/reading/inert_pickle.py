@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 import numpy
 
+from foundation.core.files import refuse_lfs_pointer
+
 _MOST_BYTES = 16 << 20
 """Largest file that is read [B]; statistics of a hundred thousand observations take 2 MB."""
 _MOST_STEPS = 100_000
@@ -87,6 +89,7 @@ def read_inert(path: Path) -> Any:
         ValueError: If the file is too large or asks for more than it holds.
         pickle.UnpicklingError: If it is not a whole pickle.
     """
+    refuse_lfs_pointer(path)
     with path.open("rb") as stream:
         content = stream.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:

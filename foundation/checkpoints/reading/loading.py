@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -24,6 +24,25 @@ logger = logging.getLogger(__name__)
 DISTRIBUTIONS = ("gaussian", "heteroscedastic", "heteroscedastic_log", "beta", "deterministic", "categorical")
 
 Tensors = Mapping[str, torch.Tensor]
+Read = TypeVar("Read")
+
+LEAVE_OUT = "Leave them out by distill.teacher.strict=false"
+"""Advice where what is not understood cannot change the actions."""
+RUN_IT = "Use the training checkpoint, or run the file as it is: distill.teacher.run_as_is=true"
+"""Advice where a file that can be run is not understood."""
+EXPORT_IT = (
+    "Export the policy as TorchScript or ONNX, memory and normaliser inside, and run that as it is: "
+    "distill.teacher.run_as_is=true"
+)
+"""Advice where the policy's network is of a kind that no rule reads."""
+
+_WRAPPERS = ("module", "_orig_mod", "_module", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Names that parallel, compiled and sharded models put before their entries."""
+_BESIDE_THE_ACTOR = re.compile(
+    r"(?:target_|old_|amp_)?(?:critic|value|q_net|qf\d*|vf|target|discriminator|disc|amp|rnd|curiosity|optimizer|"
+    r"scheduler|lr|epoch|iter|log_alpha|ent_coef|log_ent_coef)(?:[_.\d]|$)|\w+_optimizer(?:[_.]|$)"
+)
+"""Names of what a training keeps that is not between observation and action."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +126,7 @@ class Entries:
         """
         if not isinstance(tensors, Mapping) or not all(isinstance(v, torch.Tensor) for v in tensors.values()):
             raise UserError(f"{where} is not a state_dict of tensors. Is this a checkpoint of a policy?")
+        tensors = unwrapped(tensors)
         check_floating(tensors, where)
         self._left = dict(tensors)
         self.where = where
@@ -130,15 +150,65 @@ class Entries:
         report_unknown(sorted(self._left), self.where, strict)
 
 
+def optional(source: Source, read: Callable[[], Read | None]) -> Read | None:
+    """Return a critic, or None where it cannot be read: acting needs none.
+
+    Args:
+        source: Where it is read from.
+        read: Reads it.
+    """
+    try:
+        return read()
+    except (UserError, KeyError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        logger.info("'%s': its critic is not read (%s), so that it gives no value.", source.path, reason)
+        return None
+
+
 def report_unknown(names: list[str], where: str, strict: bool) -> None:
-    """Refuse, or warn about, entries that were not understood."""
+    """Refuse, or warn about, entries that were not understood.
+
+    The refusal says how to leave them out only where no layer between observation and action can be among them.
+    """
     if not names:
         return
     shown = ", ".join(f"'{name}'" for name in names[:4]) + (", ..." if len(names) > 4 else "")
-    message = f"{where} has entries that are not understood and may change the actions: {shown}"
+    if strict and all(_BESIDE_THE_ACTOR.match(name) for name in names):
+        raise UserError(f"{where} has entries that are not understood: {shown}. {LEAVE_OUT}.")
     if strict:
-        raise UserError(f"{message}. Give the override 'strict=False' to ignore them.")
-    logger.warning("%s. They are ignored.", message)
+        raise UserError(
+            f"{where} has entries that are not understood and may be layers that its actions depend on: {shown}. "
+            f"{EXPORT_IT}."
+        )
+    logger.warning(
+        "%s has entries that are not understood and may change the actions: %s. They are ignored.", where, shown
+    )
+
+
+def unwrapped(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a state_dict without the names that wrappers put before all that they wrap.
+
+    ``module.actor.0.weight`` of a parallel model and ``actor._orig_mod.0.weight`` of a compiled one become
+    ``actor.0.weight``; a wrapper's name stays where anything lies beside it.
+
+    Args:
+        tensors: A state_dict.
+    """
+    paths = {name: tuple(str(name).split(".")) for name in tensors}
+    beside: dict[tuple[str, ...], set[str]] = {}
+    for path in paths.values():
+        for depth, part in enumerate(path):
+            beside.setdefault(path[:depth], set()).add(part)
+    alone = {place for place, names in beside.items() if len(names) == 1}
+    plain = {}
+    for name, path in paths.items():
+        kept = [
+            part
+            for depth, part in enumerate(path[:-1])
+            if part not in _WRAPPERS or (part != "_orig_mod" and path[:depth] not in alone)
+        ]
+        plain[".".join([*kept, path[-1]])] = tensors[name]
+    return plain if len(plain) == len(tensors) else dict(tensors)
 
 
 def check_floating(tensors: Tensors, where: str) -> None:

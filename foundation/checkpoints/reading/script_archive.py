@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -30,6 +31,8 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+_MOST_CODE = 1 << 20
+"""Largest file of code that is looked at [B]."""
 _LISTS = ("build_intlist", "build_floatlist", "build_doublelist", "build_boollist", "build_tensorlist")
 
 
@@ -38,6 +41,10 @@ class Node:
 
     kind = ""
     """Name of the module's class, such as ``Linear``."""
+    of_torch = False
+    """Whether the class is PyTorch's own."""
+    code = ""
+    """Text of the class, for looking at; it is never run. Empty: the archive has none."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
@@ -89,7 +96,9 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> Any:
         """Return what a name stands for, from a closed list."""
         if module_name.split(".")[0] == "__torch__":
-            return type("Node", (Node,), {"kind": global_name})
+            of_torch = module_name.startswith("__torch__.torch.nn.modules.")
+            code = self._class_text(module_name, global_name)
+            return type("Node", (Node,), {"kind": global_name, "of_torch": of_torch, "code": code})
         if (module_name, global_name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _build_tensor
         if (module_name, global_name) == ("collections", "OrderedDict"):
@@ -101,6 +110,15 @@ class _Reader(pickle.Unpickler):
         if (module_name, global_name) == ("torch.jit._pickle", "restore_type_tag"):
             return _untagged
         raise pickle.UnpicklingError(f"it names '{module_name}.{global_name}', which is not part of a policy")
+
+    def _class_text(self, module_name: str, class_name: str) -> str:
+        """Return a class's text among the archive's code."""
+        member = f"{self._root}code/{module_name.replace('.', '/')}.py"
+        if member not in self._archive.NameToInfo or self._archive.getinfo(member).file_size > _MOST_CODE:
+            return ""
+        text = self._archive.read(member).decode(errors="replace")
+        _, found, rest = f"\n{text}".partition(f"\nclass {class_name}(Module):\n")
+        return re.split(r"\n(?=\S)", rest, maxsplit=1)[0] if found else ""
 
     def persistent_load(self, pid: Any) -> torch.Tensor:
         """Return a storage's content as a flat tensor."""

@@ -79,7 +79,7 @@ def find_statistics(model: Path) -> Path | None:
     Raises:
         UserError: If several lie there, or those of another model.
     """
-    run = model.resolve().parent
+    run = _run_folder(model)
     own = _own_folder(model)
     places = [run] if own is None else [run, own]
     for place in places:
@@ -104,7 +104,7 @@ def says_normalized(model: Path) -> Path | None:
         model: The ``.zip``.
     """
     own = _own_folder(model)
-    run = model.resolve().parent
+    run = _run_folder(model)
     for folder in [run] if own is None else [own, run]:
         path = folder / "config.yml"
         if path.is_file():
@@ -126,9 +126,16 @@ def _normalizes(config: Any) -> bool:
     return stated is True or (isinstance(stated, str) and re.search(r"norm_obs\W+False", stated) is None)
 
 
+def _run_folder(model: Path) -> Path:
+    """Return the folder whose files belong to a model: where it is named, or, for a link, where it lies."""
+    named = model.absolute().parent
+    beside = any(_is_named_so(path) for pattern in ("*", "*/*") for path in named.glob(pattern))
+    return named if beside else model.resolve().parent
+
+
 def _own_folder(model: Path) -> Path | None:
     """Return rl-zoo's folder of a model: of its name, or of the environment that the run's folder is named after."""
-    run = model.resolve().parent
+    run = _run_folder(model)
     environment = re.sub(r"_\d+$", "", run.name)
     return next((run / name for name in (model.stem, environment) if (run / name).is_dir()), None)
 
