@@ -143,7 +143,7 @@ class ImageNetwork(PolicyNetwork):
         if not self.shapes:
             raise UserError(
                 f"teacher '{self._path}' reads images whose size its checkpoint does not tell: give it the "
-                "environment's observations, or from image_shapes, such as {camera: [3, 64, 64]}."
+                "environment's observations, or 'image_shapes', such as {camera: [3, 64, 64]}."
             )
         flat, *images = obs.split([self.num_flat, *(math.prod(shape) for shape in self.shapes.values())], dim=-1)
         parts = [flat if self.normalizer is None else self.normalizer(flat)]
