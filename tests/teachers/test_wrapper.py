@@ -169,7 +169,9 @@ def test_categorical_actions_are_not_taken_for_continuous_ones(stateless):
     (stateless.parent / "params" / "agent.yaml").unlink()
     with pytest.raises(UserError, match="RSL-RL has no categorical actions"):
         TeacherPolicyWrapper(stateless, distribution="categorical")
-    with pytest.raises(UserError, match=r"distill\.teacher\.distribution to one of: heteroscedastic, heteroscedastic_log, beta, deterministic"):
+    with pytest.raises(
+        UserError, match=r"distribution to one of: heteroscedastic, heteroscedastic_log, beta, deterministic"
+    ):
         TeacherPolicyWrapper(stateless)
 
 
