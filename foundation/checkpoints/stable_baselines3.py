@@ -1,4 +1,6 @@
-"""Stable-Baselines3, ``*.zip``: actors of PPO, A2C, SAC, TD3 and DDPG, and DQN's Q-network.
+"""Stable-Baselines3 and sb3-contrib, ``*.zip``: actors and Q-networks.
+
+PPO, A2C, TRPO, RecurrentPPO, MaskablePPO, SAC, TQC, TD3, DDPG, ARS, DQN and QR-DQN are read.
 
 Its ``data`` is JSON with pickles in base64 in it; only the plain values beside those are read, and ``policy.pth`` as
 tensors. Statistics of a ``VecNormalize`` lie in a file of their own.
@@ -24,7 +26,17 @@ from foundation.checkpoints.reading.composition import (
     pick_activation,
     single_linear,
 )
-from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source, linear_layers, logger
+from foundation.checkpoints.reading.loading import (
+    EXPORT_IT,
+    Entries,
+    LoadedPolicy,
+    Source,
+    Tensors,
+    linear_layers,
+    logger,
+    optional,
+    recurrent_core,
+)
 from foundation.checkpoints.reading.scaling import ClampedScaler
 from foundation.checkpoints.reading.vecnormalize import VecNormalizeStatistics, find_statistics, says_normalized
 from foundation.core.errors import UserError
@@ -48,8 +60,9 @@ def load_file(source: Source) -> LoadedPolicy:
     data, weights, version = _members(source.path)
     where = f"'{source.path}' (policy.pth)"
     entries = Entries(weights, where)
-    kind = next((name for name in ("q_net", "actor") if any(key.startswith(f"{name}.") for key in weights)), None)
-    activation = _activation(source, data, "tanh" if kind is None else "relu")
+    _refuse_algorithms(source, data)
+    kind = _kind(weights)
+    activation = _activation(source, data, "tanh" if kind == "actor_critic" else "relu")
     critic = None
     if kind == "actor":
         trunk, distribution = _off_policy_actor(entries, source, data, activation[0])
@@ -58,16 +71,35 @@ def load_file(source: Source) -> LoadedPolicy:
         layers = linear_layers(entries.take("q_net.q_net."), where)
         trunk = Trunk(dense(layers[:-1], activation[0]), nn.Sequential(), layers[-1])
         distribution = Choices(q_values=True)
+    elif kind == "quantile_net":
+        trunk, distribution = _quantiles(entries, data, activation[0], where), Choices(q_values=True)
+    elif kind == "linear":
+        trunk, distribution = _random_search(entries, source, data, activation[0])
     else:
-        trunk, critic = _actor_critic(entries, activation[0], where)
+        trunk, critic = _actor_critic(entries, source, activation[0], where)
         log_std = entries.take_one("log_std")
         distribution = _distribution(source, data, trunk.head.out_features, log_std)
     entries.finish(source.overrides.strict)
-    num_obs = trunk.num_inputs
+    num_obs = trunk.num_inputs if trunk.core is None else trunk.core.rnn.input_size
     _check_spaces(source, data, num_obs, trunk.head.out_features // distribution.outputs_per_action)
     scaler, formula = _scaler(source, num_obs)
     network = ActorCriticNetwork(num_obs, scaler, trunk, distribution, critic)
     return finish(source, f"Stable-Baselines3 {version}", network, activation, formula)
+
+
+def _kind(weights: dict[str, Any]) -> str:
+    """Return which family of policies the weights are of."""
+    for name in ("q_net", "quantile_net", "actor"):
+        if any(key.startswith(f"{name}.") for key in weights):
+            return name
+    return "linear" if any(key.startswith("action_net.0.") for key in weights) else "actor_critic"
+
+
+def _refuse_algorithms(source: Source, data: dict[str, Any]) -> None:
+    """Name an algorithm whose policies are of a kind that is not read."""
+    module = str(at(data, "policy_class", "__module__"))
+    if module.startswith("sb3_contrib.crossq."):
+        raise UserError(f"'{source.path}' is a policy of CrossQ, whose batch normalisation is not read. {EXPORT_IT}.")
 
 
 def _members(path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
@@ -98,7 +130,7 @@ def _activation(source: Source, data: dict[str, Any], default: str) -> tuple[str
     options = data.get("policy_kwargs")
     stated = at(options, "activation_fn")
     if stated is None:
-        own = str(at(data, "policy_class", "__module__")).startswith("stable_baselines3.")
+        own = str(at(data, "policy_class", "__module__")).startswith(("stable_baselines3.", "sb3_contrib."))
         if not isinstance(options, dict) or not own:
             return pick_activation(source, None, "")
         return pick_activation(source, default, "the library's default")
@@ -107,47 +139,127 @@ def _activation(source: Source, data: dict[str, Any], default: str) -> tuple[str
     return pick_activation(source, name or stated, "checkpoint")
 
 
-def _actor_critic(entries: Entries, activation: str, where: str) -> tuple[Trunk, Critic]:
-    towers = []
-    for name, last in (("policy_net", "action_net"), ("value_net", "value_net")):
-        body = entries.take(f"mlp_extractor.{name}.")
-        layers = linear_layers(body, f"{where}: {name}") if body else []
-        size = layers[-1].out_features if layers else None
-        head = single_linear(entries.take(f"{last}."), f"{where}: {last}", size)
-        towers.append(Trunk(dense(layers, activation), nn.Sequential(), head))
-    if towers[1].head.out_features != 1:
-        raise UserError(f"{where}: its value has {towers[1].head.out_features} outputs. The file is damaged.")
-    sizes = {tower.num_inputs for tower in towers}
-    if len(sizes) > 1:
-        raise UserError(f"{where}: its policy and its value read observations of {sizes} numbers. It is damaged.")
-    return towers[0], Critic(towers[1])
+def _actor_critic(entries: Entries, source: Source, activation: str, where: str) -> tuple[Trunk, Critic | None]:
+    """Read actor and value, each after recurrent layers of its own where the algorithm is RecurrentPPO."""
+    core, core_of_value, before_value = (entries.take(f"{name}.") for name in ("lstm_actor", "lstm_critic", "critic"))
+    entries.take("sde_features_extractor.")  # reads the exploration's features, not the mean's
+    body, value_body = (entries.take(f"mlp_extractor.{name}.") for name in ("policy_net", "value_net"))
+    heads = entries.take("action_net."), entries.take("value_net.")
+    actor = _tower(core, body, heads[0], activation, f"{where}: policy")
+    if before_value or (core and not core_of_value):
+        return actor, None  # a value whose input is the actor's memory, or a layer of its own
+    value = optional(source, lambda: _tower(core_of_value, value_body, heads[1], activation, f"{where}: value"))
+    fits = value is not None and value.head.out_features == 1 and _size_of_input(value) == _size_of_input(actor)
+    if value is not None and not fits:
+        logger.info("'%s': its value is not one number of the policy's observations, and is not read.", source.path)
+    return actor, Critic(value) if value is not None and fits else None
+
+
+def _tower(core: Tensors, body: Tensors, head: Tensors, activation: str, where: str) -> Trunk:
+    layers = linear_layers(body, where) if body else []
+    memory = recurrent_core(core, where) if core else None
+    size = layers[-1].out_features if layers else None if memory is None else memory.hidden_size
+    if memory is not None and layers and layers[0].in_features != memory.hidden_size:
+        raise UserError(
+            f"{where}: its memory gives {memory.hidden_size} numbers, its layers want others. It is damaged."
+        )
+    return Trunk(nn.Sequential(), dense(layers, activation), single_linear(head, where, size), memory)
+
+
+def _size_of_input(trunk: Trunk) -> int:
+    return trunk.num_inputs if trunk.core is None else trunk.core.rnn.input_size
+
+
+def _quantiles(entries: Entries, data: dict[str, Any], activation: str, where: str) -> Trunk:
+    """Read QR-DQN's network, whose last layer gives quantiles of each choice: the Q-value is their mean."""
+    entries.take("quantile_net_target.")
+    layers = linear_layers(entries.take("quantile_net.quantile_net."), where)
+    count = str(at(data, "action_space", "n"))
+    last = layers[-1]
+    if not count.isdigit() or not 0 < int(count) <= last.out_features or last.out_features % int(count):
+        raise UserError(f"{where}: {last.out_features} quantiles do not belong to '{count[:20]}' choices.")
+    head = nn.Linear(last.in_features, int(count))
+    with torch.no_grad():
+        head.weight.copy_(last.weight.double().unflatten(0, (-1, int(count))).mean(dim=0))
+        head.bias.copy_(last.bias.double().unflatten(0, (-1, int(count))).mean(dim=0))
+    return Trunk(dense(layers[:-1], activation), nn.Sequential(), head)
+
+
+def _random_search(
+    entries: Entries, source: Source, data: dict[str, Any], activation: str
+) -> tuple[Trunk, Deterministic]:
+    """Read a policy of ARS: dense layers, perhaps without biases, squashed to the range of the actions."""
+    where = f"'{source.path}' (ARS)"
+    body = entries.take("action_net.")
+    without_bias = not any(name.endswith(".bias") for name in body)
+    if without_bias:
+        body |= {name.replace(".weight", ".bias"): value.new_zeros(value.shape[:1]) for name, value in body.items()}
+    layers = linear_layers(body, where)
+    trunk = Trunk(dense(layers[:-1], activation), nn.Sequential(), layers[-1])
+    if _space(data, "action_space") == "Discrete":
+        return trunk, Choices(q_values=False)
+    bounds = _bounds(source, data, layers[-1].out_features)
+    linear = len(layers) == 1 and (without_bias or "Linear" in str(at(data, "policy_class", "__doc__")))
+    squashes = at(data, "policy_kwargs", "squash_output")
+    if squashes is False or (squashes is None and linear):  # the library's defaults
+        return trunk, Deterministic() if bounds is None else ShapedActions(Deterministic(), clip=bounds)
+    return trunk, _squashed(Deterministic(), resolve_activation("tanh"), bounds, where)
+
+
+def _squashed(
+    inner: Deterministic, squash: nn.Module | None, bounds: tuple[torch.Tensor, torch.Tensor] | None, where: str
+) -> ShapedActions:
+    """Return actions that are squashed to ±1 and then brought to the range of the action space."""
+    if bounds is None:
+        raise UserError(f"{where} does not say the range of its actions; set distill.teacher.action_range=[low,high].")
+    low, high = bounds
+    return ShapedActions(inner, squash, None, (high - low) / 2, (high + low) / 2)
 
 
 def _off_policy_actor(
     entries: Entries, source: Source, data: dict[str, Any], activation: str
 ) -> tuple[Trunk, Deterministic]:
-    """Read the actor of SAC (a head each for means and deviations) or of TD3 and DDPG; all squash their actions."""
+    """Read the actor of SAC and TQC (a head each for means and deviations) or of TD3 and DDPG; all squash actions.
+
+    With gSDE the deviation depends on the features in a way of its own: the mean alone is read, with the bound that
+    the library sets to it.
+    """
     where = f"'{source.path}' (actor)"
     for critic in ("critic.", "critic_target.", "actor_target."):
         entries.take(critic)
+    explores = entries.take_one("actor.log_std") is not None
+    entries.take("actor.sde_features_extractor.")
     body, mean, spread = (entries.take(f"actor.{name}.") for name in ("latent_pi", "mu", "log_std"))
-    layers = linear_layers(body or mean, where)
+    squash: nn.Module | None = resolve_activation("tanh")
     inner: Deterministic = Deterministic()
-    if body or spread:
-        heads = [single_linear(part, where, layers[-1].out_features) for part in (mean, spread)]
-        if heads[0].out_features != heads[1].out_features:
-            raise UserError(f"{where} has {heads[0].out_features} means and {heads[1].out_features} deviations.")
-        both = nn.Linear(heads[0].in_features, 2 * heads[0].out_features)
-        states = [head.state_dict() for head in heads]
-        both.load_state_dict({key: torch.cat([state[key] for state in states]) for key in states[0]})
-        layers, inner = [*layers, both], SquashedGaussian()
-    squash = None if spread else resolve_activation("tanh")
+    if explores:
+        layers = linear_layers(body, where)
+        if any(name.startswith("0.") for name in mean):
+            mean = {name.removeprefix("0."): value for name, value in mean.items()}
+            squash = nn.Sequential(_bound_of_mean(source, data), squash)
+        layers = [*layers, single_linear(mean, where, layers[-1].out_features)]
+    else:
+        layers = linear_layers(body or mean, where)
+        if body or spread:
+            heads = [single_linear(part, where, layers[-1].out_features) for part in (mean, spread)]
+            if heads[0].out_features != heads[1].out_features:
+                raise UserError(f"{where} has {heads[0].out_features} means and {heads[1].out_features} deviations.")
+            both = nn.Linear(heads[0].in_features, 2 * heads[0].out_features)
+            states = [head.state_dict() for head in heads]
+            both.load_state_dict({key: torch.cat([state[key] for state in states]) for key in states[0]})
+            layers, inner, squash = [*layers, both], SquashedGaussian(), None
     bounds = _bounds(source, data, layers[-1].out_features // inner.outputs_per_action)
-    if bounds is None:
-        raise UserError(f"{where} does not say the range of its actions; set distill.teacher.action_range=[low,high].")
-    low, high = bounds
-    distribution = ShapedActions(inner, squash, None, (high - low) / 2, (high + low) / 2)
+    distribution = _squashed(inner, squash, bounds, where)
     return Trunk(dense(layers[:-1], activation), nn.Sequential(), layers[-1]), distribution
+
+
+def _bound_of_mean(source: Source, data: dict[str, Any]) -> nn.Module:
+    """Return what bounds the mean before the squashing with gSDE: ``clip_mean``, 2 where nothing else is said."""
+    bound = at(data, "policy_kwargs", "clip_mean")
+    if bound is not None and not (isinstance(bound, int | float) and 0 < bound < float("inf")):
+        raise UserError(f"'{source.path}' has clip_mean={str(bound)[:40]}: a positive number was expected.")
+    bound = 2.0 if bound is None else float(bound)
+    return nn.Hardtanh(-bound, bound)
 
 
 def _distribution(source: Source, data: dict[str, Any], num_out: int, log_std: torch.Tensor | None) -> Deterministic:

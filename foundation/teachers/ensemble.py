@@ -246,7 +246,8 @@ def said_once() -> Iterator[None]:
         said.add(str(record.msg))
         return new
 
-    loggers = [logging.getLogger(f"foundation.teachers.{name}") for name in ("choices", "loading", "assembly")]
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("foundation.checkpoints.")]
+    loggers = [logging.getLogger(name) for name in names]
     for logger in loggers:
         logger.addFilter(is_new)
     try:

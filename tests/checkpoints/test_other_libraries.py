@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,11 @@ sys.path[:0] = [str(HERE)]
 from library_versions import LIBRARIES, run_with_library  # noqa: E402
 
 SHIPPED = HERE / "data"
-SCRIPTS = {"skrl": "write_skrl_checkpoints.py", "rl_games": "write_rl_games_checkpoints.py"}
+SCRIPTS = {
+    "skrl": "write_skrl_checkpoints.py",
+    "rl_games": "write_rl_games_checkpoints.py",
+    "sb3": "write_sb3_contrib_checkpoints.py",
+}
 SKRL = ("plain", "normalized", "shared", "options", "squashed", "categorical")
 CASES = {
     "skrl-1.4.3": (*SKRL, "before_1.3"),
@@ -35,6 +41,10 @@ CASES = {
     ),
     "stable-baselines3-2.9.2": (
         "ppo", "default", "a2c", "categorical", "dqn", "sac", "td3", "explores", "squashed", "normalized",
+    ),
+    "sb3-contrib-2.9.2": (
+        "qrdqn", "qrdqn_default", "tqc", "tqc_sde", "sac_sde", "sac_sde_free", "sac_sde_tight", "trpo", "ars",
+        "ars_mlp", "ars_squashed", "ars_free", "ars_discrete", "recurrent_ppo", "recurrent_deep", "maskable_ppo",
     ),
 }  # fmt: skip
 ALL = [(library, case) for library in LIBRARIES for case in CASES[library]]
@@ -228,3 +238,38 @@ def test_draws_of_scaled_actions():
     clipped = ShapedActions(Gaussian(torch.ones(2)), clip=(low, high))
     drawn = clipped.sample(*clipped(torch.zeros(1000, 2)), None)
     assert bool(((drawn >= low) & (drawn <= high)).all()) and (drawn == low).any() and (drawn == high).any()
+
+
+def test_what_sb3_contrib_writes_and_is_not_read_is_named(written):
+    """CrossQ is named, and nobody is told that a sound file is damaged."""
+    with pytest.raises(UserError, match="CrossQ") as refusal:
+        TeacherPolicyWrapper(checkpoint_in(written("sb3-contrib-2.9.2") / "crossq"))
+    assert "damaged" not in str(refusal.value)
+
+
+def test_a_value_on_the_actors_memory_is_left_out(written):
+    """RecurrentPPO with one memory for both is read, without its value."""
+    teacher = compare(written("sb3-contrib-2.9.2") / "recurrent_shared")
+    assert not teacher.has_value
+
+
+@pytest.mark.parametrize("case", ["sac_sde", "tqc_sde"])
+def test_gsde_gives_no_deviation(written, case):
+    """With gSDE the mean alone is read, and the teacher says that it has no deviation."""
+    assert not TeacherPolicyWrapper(checkpoint_in(written("sb3-contrib-2.9.2") / case)).has_std
+
+
+def test_weights_of_an_old_torch_are_named(tmp_path):
+    """Weights that torch < 1.6 wrote inside of the archive are told so, not that they are no checkpoint."""
+    path = tmp_path / "old.zip"
+    shutil.copy(checkpoint_in(SHIPPED / "stable-baselines3-2.9.2" / "ppo"), path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    stream = io.BytesIO()
+    weights = torch.load(io.BytesIO(members["policy.pth"]), weights_only=True)
+    torch.save(weights, stream, _use_new_zipfile_serialization=False)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (members | {"policy.pth": stream.getvalue()}).items():
+            archive.writestr(name, content)
+    with pytest.raises(UserError, match=r"older than 1\.6"):
+        TeacherPolicyWrapper(path)

@@ -15,6 +15,7 @@ LIBRARIES = {
     "skrl-2.1.1": ("skrl==2.1.1", "tqdm"),
     "rl_games-1.6.5": ("rl_games==1.6.5", "tensorboardX", "psutil", "setproctitle", "watchdog"),
     "stable-baselines3-2.9.2": ("stable-baselines3==2.9.2", "cloudpickle"),
+    "sb3-contrib-2.9.2": ("stable-baselines3==2.9.2", "sb3-contrib==2.9.2", "cloudpickle"),
 }
 """What is installed for each, without what the package already needs."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import many_teachers
 import pytest
 import torch
+from small_teacher import write_teacher
 
 from foundation.core.errors import UserError
 from foundation.teachers import TeacherPolicyWrapper
@@ -192,3 +193,11 @@ def test_a_critic_that_nobody_asks_is_not_run(tmp_path):
     weighted.with_value = False
     output = weighted.step(observations(5))[0]
     assert output.value is None and torch.equal(output.mean, before)
+
+
+def test_a_warning_about_all_teachers_is_said_once(tmp_path, caplog):
+    """What is unknown about every teacher of a set is one warning, not one a checkpoint."""
+    for name in ("a", "b", "c"):
+        write_teacher(tmp_path / f"{name}.pt")
+    load_ensemble(find_teachers(str(tmp_path / "*.pt")))
+    assert caplog.text.count("taking 'elu'") == 1
