@@ -20,7 +20,15 @@ from foundation.checkpoints.reading.composition import (
     section,
     single_linear,
 )
-from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source, linear_layers, logger, recurrent_core
+from foundation.checkpoints.reading.loading import (
+    Entries,
+    LoadedPolicy,
+    Source,
+    linear_layers,
+    logger,
+    optional,
+    recurrent_core,
+)
 from foundation.checkpoints.reading.scaling import ClampedScaler, ValueScaler, moments
 from foundation.core.errors import UserError, suggest
 from foundation.policies.actor_critic import ActorCriticNetwork, Critic, Trunk
@@ -67,9 +75,9 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     scaler, formula = _scaler(source, statistics, num_obs)
     critic = None
     if value and "assymetric_vf_nets" not in checkpoint:
-        critic = _critic(source, config, value, separate, trunk, activation[0], num_obs)
-        if critic is not None:
-            critic.scaler = _value_scaler(source, config, value_statistics)
+        critic = optional(
+            source, lambda: _critic(source, config, value, value_statistics, separate, trunk, activation[0], num_obs)
+        )
     network = ActorCriticNetwork(num_obs, scaler, trunk, distribution, critic)
     groups = at(source.agent.data, "params", "env", "obs_groups", "obs")
     groups = [str(group) for group in groups] if isinstance(groups, list) and groups else None
@@ -87,6 +95,7 @@ def _critic(
     source: Source,
     config: dict[str, Any],
     value: dict[str, torch.Tensor],
+    statistics: dict[str, torch.Tensor],
     separate: tuple[dict[str, torch.Tensor], tuple[RecurrentCore | None, nn.LayerNorm | None]],
     actor: Trunk,
     activation: str,
@@ -100,7 +109,7 @@ def _critic(
         layers, _ = _trunk(source, config, separate[0], separate[1], last, activation, num_obs)
     elif last.in_features != actor.head.in_features:
         raise UserError(f"{where} wants {last.in_features} inputs, not {actor.head.in_features}: it is damaged.")
-    return Critic(layers) if last.out_features == 1 else None
+    return Critic(layers, _value_scaler(source, config, statistics)) if last.out_features == 1 else None
 
 
 def _actions(entries: Entries, source: Source, config: dict[str, Any]) -> tuple[nn.Linear, Deterministic]:

@@ -20,7 +20,7 @@ from foundation.checkpoints.reading.composition import (
     section,
     single_linear,
 )
-from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source, linear_layers, logger
+from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source, linear_layers, logger, optional
 from foundation.checkpoints.reading.scaling import ClampedScaler, ValueScaler, moments
 from foundation.core.errors import UserError
 from foundation.policies.actor_critic import ActorCriticNetwork, Critic, Trunk
@@ -60,7 +60,7 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     compare_dims(source, at(config, "network", 0, "layers") or config.get("hiddens"), trunk.hidden_dims)
     new, name = _preprocessor(checkpoint, source, config)
     scaler, formula = _scaler(checkpoint, source, name, num_obs)
-    critic = _critic(checkpoint, source, trunk, shared_value, new)
+    critic = optional(source, lambda: _critic(checkpoint, source, trunk, shared_value, new))
     distribution = _distribution(source, config, role, trunk.head.out_features, log_std)
     network = ActorCriticNetwork(num_obs, scaler, trunk, distribution, critic)
     version = "2.x" if new else "1.x" if "state_preprocessor" in checkpoint else "1.x or 2.x"
