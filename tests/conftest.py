@@ -11,11 +11,21 @@ import hypothesis
 import pytest
 import torch
 
+from foundation.core import registry
+
 sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def typed():
+    """Forget what earlier tests typed; call it with names to have the user type them."""
+    registry.forget_typed()
+    yield lambda *words: registry.note_typed(words)
+    registry.forget_typed()
 
 
 @pytest.fixture(autouse=True)

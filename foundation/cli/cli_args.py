@@ -106,6 +106,7 @@ def add_launch_args(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say what runs where: task, environments, seed, device, engine, video."""
     group = parser.add_argument_group("task and simulator")
     group.add_argument("--task", metavar="ID", help="gym id of the task, or their_package:Id")
+    add_import_arg(group)
     group.add_argument("--num_envs", type=positive_int, metavar="N", help="parallel environments")
     group.add_argument("--seed", type=seed, metavar="N", help="seed of everything random")
     group.add_argument("--device", metavar="DEVICE", help="cpu, cuda:0, ... (default: a GPU where there is one)")
@@ -117,6 +118,12 @@ def add_launch_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--video_interval", type=positive_int, default=2000, metavar="N", help="env steps between two clips (2000)"
     )
+
+
+def add_import_arg(parser: Any) -> None:
+    """Add the flag that imports a user's own module, as a file's name for something in it does not."""
+    what = "import this module first: it has the student, task or loss that a checkpoint or a run to resume names"
+    parser.add_argument("--import", action="append", metavar="MODULE", help=what)
 
 
 def add_rsl_rl_args(parser: argparse.ArgumentParser) -> None:

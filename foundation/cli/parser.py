@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from foundation.core.errors import UserError, suggest
+from foundation.core.registry import import_typed, note_typed
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -22,6 +23,15 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise the complaint instead of printing the usage and exiting."""
         raise UserError(message.removeprefix("argument "))
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse, and remember the modules that were typed: those of ``--import`` are imported at once."""
+        words = sys.argv[1:] if args is None else list(args)
+        note_typed(words)
+        known, rest = super().parse_known_args(words, namespace)
+        for module in getattr(known, "import", None) or []:
+            import_typed(module)
+        return known, rest
 
     def flag_names(self) -> list[str]:
         """List every flag that would be accepted."""

@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-from foundation.core.errors import import_module
+from foundation.core.errors import UserError
+from foundation.core.registry import UntypedNameError, resolve_attribute
 
 _NAMES: dict[Any, str] = {
     bool: "true or false",
@@ -179,12 +180,12 @@ def import_attribute(spec: str) -> Any:
 
     Raises:
         MisfitError: If there is no such module or attribute; the message says which.
+        UserError: If a file alone names the module.
     """
-    module_name, _, attribute = spec.partition(":")
     try:
-        module = import_module(module_name)
-    except ImportError as error:
-        raise MisfitError(f'a "pkg.module:Attr" that can be imported ({error})') from None
-    if not hasattr(module, attribute):
-        raise MisfitError(f'a "pkg.module:Attr" that exists ({module_name} has no {attribute!r})')
-    return getattr(module, attribute)
+        return resolve_attribute(spec, "the value")
+    except UntypedNameError:
+        raise
+    except UserError as error:
+        kind = "can be imported" if isinstance(error.__cause__, ImportError) else "exists"
+        raise MisfitError(f'a "pkg.module:Attr" that {kind} ({error.__cause__})') from None

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections.abc import Iterable
-from types import ModuleType
 
 
 class UserError(Exception):
@@ -34,13 +32,6 @@ def suggest(name: str, valid: Iterable[str], limit: int = 12) -> str:
         return "There are none."
     more = ", ..." if len(names) > limit else ""
     return f"Valid are: {', '.join(names[:limit])}{more}."
-
-
-def import_module(name: str) -> ModuleType:
-    """Import a module that a user named: a name that no module can have is an ``ImportError`` too."""
-    if not name or name.startswith("."):
-        raise ImportError(f"'{name}' is not the full name of a module")
-    return importlib.import_module(name)
 
 
 class RunInterrupted(Exception):  # noqa: N818 (a request, not an error)

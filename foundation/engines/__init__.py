@@ -6,7 +6,8 @@ import importlib
 import re
 from pathlib import Path
 
-from foundation.core.errors import UserError, import_module, suggest
+from foundation.core.errors import UserError, suggest
+from foundation.core.registry import UntypedNameError, may_import, resolve_attribute, untyped
 from foundation.engines.base import Engine
 
 _ENGINE_CLASS = re.compile(r"^class \w+\((?:\w*\.)?\w*Engine\):", re.MULTILINE)
@@ -40,11 +41,7 @@ def engine_class(name: str) -> type[Engine]:
 
 def _foreign_class(name: str) -> type[Engine]:
     """Import ``pkg.module:Class``."""
-    module_name, _, attribute = name.partition(":")
-    try:
-        value = getattr(import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"--engine {name}: cannot import it ({error})") from error
+    value = resolve_attribute(name, "engine", typed_as="--engine")
     if not (isinstance(value, type) and issubclass(value, Engine)):
         raise UserError(f"--engine {name}: not a subclass of foundation.engines.base.Engine")
     return value
@@ -63,6 +60,9 @@ def select_engine(task: str, requested: str = "auto") -> tuple[type[Engine], str
     Returns:
         The engine's class and one sentence that says why it was taken.
     """
+    module = task.rpartition(":")[0]
+    if module and not may_import(module):  # an engine that is asked would only say that it does not know the task
+        raise UntypedNameError(untyped(task, "task", "--task"))
     if requested != "auto":
         engine = engine_class(requested)
         obstacle = engine.why_not(task)

@@ -11,6 +11,7 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 
 from foundation.core.errors import UserError
+from foundation.core.registry import resolve_attribute
 from foundation.engines.base import Configure, Engine, LaunchRequest, VecEnv, VideoRequest
 from foundation.engines.video import ActionClip, VideoRecorder
 from foundation.tasks import launching, load_entry_point, resolve_task, why_not_registered
@@ -77,8 +78,7 @@ class TorchEngine(Engine):
         check_device(str(env_cfg.sim.device))
         target = self._spec.kwargs[self.entry_point]
         if isinstance(target, str):
-            module, _, attribute = target.partition(":")
-            target = getattr(__import__(module, fromlist=[attribute]), attribute)
+            target = resolve_attribute(target, f"task '{self._spec.id}': its {self.entry_point}", trusted=True)
         env: Any = target(env_cfg)
         if video is not None:
             env = VideoRecorder(env, video)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from foundation.core.errors import UserError, import_module, suggest
+from foundation.core.errors import UserError, suggest
+from foundation.core.registry import resolve_attribute
 from foundation.policies.output import PolicyOutput
 
 
@@ -64,11 +65,7 @@ def loss_spec(name: str) -> LossSpec:
         return LOSSES[name]
     if ":" not in name:
         raise UserError(f"Unknown loss '{name}'. {suggest(name, LOSSES)}")
-    module_name, _, attribute = name.partition(":")
-    try:
-        function = getattr(import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"Loss '{name}' cannot be imported: {error}.") from error
+    function = resolve_attribute(name, "loss", typed_as="loss=")
     return next((spec for spec in LOSSES.values() if spec.function is function), LossSpec(name, function))
 
 

@@ -18,7 +18,8 @@ import logging
 import re
 from typing import Any
 
-from foundation.core.errors import UserError, import_module, suggest
+from foundation.core.errors import UserError, suggest
+from foundation.core.registry import resolve_attribute
 
 log = logging.getLogger(__name__)
 
@@ -232,11 +233,7 @@ def fit_to_signature(settings: dict[str, Any], cls: type, where: str, keep: set[
 def resolve_class(name: str, *modules: str) -> type:
     """Find a class by RSL-RL's own name or by ``pkg.module:Class``."""
     if ":" in name:
-        module, _, attribute = name.partition(":")
-        try:
-            return getattr(import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"agent.class_name {name!r} cannot be imported: {error}") from error
+        return resolve_attribute(name, "agent.class_name", trusted=True)  # of a task's config, or typed
     loaded = [importlib.import_module(module) for module in modules]
     for module in loaded:
         if isinstance(found := getattr(module, name, None), type):

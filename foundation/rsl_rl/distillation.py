@@ -35,6 +35,7 @@ from foundation.cli.teacher_set import drop_weak_teachers, fit_environments, loa
 from foundation.config.overrides import Overrides, parse_overrides
 from foundation.config.resolve import Resolved, resolve
 from foundation.core.errors import RunInterrupted, UserError
+from foundation.core.registry import refuse_untyped_names
 
 if TYPE_CHECKING:
     from foundation.engines.base import Engine
@@ -153,7 +154,9 @@ def load_overrides(run: RunDir | None) -> dict[str, Any]:
     """Return what a run was started with for the ``env`` and ``agent`` configs."""
     if run is None or not (run.params_dir / "overrides.yaml").exists():
         return {}
-    return run.load_params("overrides")
+    saved = run.load_params("overrides")
+    refuse_untyped_names(saved, f"{run.params_dir / 'overrides.yaml'}")
+    return saved
 
 
 def launch(job: Job, teacher: Any) -> int:

@@ -101,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     engine_class.add_args(parser)
     args, tokens = parse_command(parser, argv)
     logger.info("%s", why)
-    overrides = parse_overrides(tokens, scopes=("env", "agent"))
+    # A student of the user's own package: typing its name was what it needed.
+    overrides = parse_overrides([t for t in tokens if not t.startswith("student=")], scopes=("env", "agent"))
     args.presets = overrides.take(engine_class.selectors)
     job = Job(args, overrides, task, device, checkpoint, policy)
     return launch(job, engine_class())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if __package__ in (None, ""):  # run as a script: this folder's name must not hide the library rsl_rl
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from foundation.cli.cli_args import CommandParser
+from foundation.cli.cli_args import CommandParser, add_import_arg
 from foundation.cli.command import run_command, set_up_logging
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def build_parser() -> CommandParser:
         "--distribution", metavar="NAME", help="gaussian, heteroscedastic, beta, ... if no config says it"
     )
     parser.add_argument("--agent_config", metavar="PATH", help="agent.yaml to use instead of the one beside it")
+    add_import_arg(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import sys
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -12,7 +11,8 @@ from types import ModuleType
 from typing import Any
 
 from foundation.config.distillation_cfg import StudentCfg
-from foundation.core.errors import UserError, import_module, suggest
+from foundation.core.errors import UserError, suggest
+from foundation.core.registry import resolve_attribute
 from foundation.students.base import Student
 from foundation.students.mlp import StudentPolicy
 
@@ -39,19 +39,14 @@ def student_class(name: str) -> type[Student]:
     Args:
         name: A module of this folder, or ``"pkg.module:Class"``.
     """
-    module_name, _, attribute = name.partition(":")
-    if not attribute and name not in student_names():
-        raise UserError(f"unknown student '{name}'. {suggest(name, student_names())} Or give 'pkg.module:Class'.")
-    try:
-        module = import_module(module_name if attribute else f"{__name__}.{name}")
-    except ImportError as error:
-        raise UserError(f"cannot import student '{name}': {error}. Check the module's name.") from error
-    if attribute:
-        found = getattr(module, attribute, None)
+    if ":" in name:
+        found = resolve_attribute(name, "student", typed_as="student=")
         if not (isinstance(found, type) and issubclass(found, Student)):
             raise UserError(f"student '{name}' is not a class derived from foundation.students.Student.")
         return found
-    return _defined_in(module)[0]
+    if name not in student_names():
+        raise UserError(f"unknown student '{name[:80]}'. {suggest(name, student_names())} Or give 'pkg.module:Class'.")
+    return _defined_in(importlib.import_module(f"{__name__}.{name}"))[0]
 
 
 def student_cfg_class(name: str) -> type[StudentCfg]:
@@ -74,21 +69,18 @@ def make_student(cfg: StudentCfg, num_obs: int, num_actions: int) -> Student:
     return kind.from_cfg(cfg, num_obs, num_actions)
 
 
-def student_from_description(description: dict[str, Any], trusted: bool = False) -> Student:
+def student_from_description(description: dict[str, Any]) -> Student:
     """Build the student that ``describe()`` described, with fresh weights.
 
     Args:
-        description: What ``describe()`` returned, as a checkpoint carries it.
-        trusted: Whether a module that it names (``"pkg.module:Class"``) may be imported for it. Without, a student
-            of another package is built only if the program has imported that package itself.
+        description: What ``describe()`` returned, as a checkpoint carries it. A student of another package is built
+            only if its module is imported already, or the user has typed its name.
     """
     options = dict(description)
     try:
         name, num_obs, num_actions = str(options["name"]), int(options.pop("num_obs")), int(options.pop("num_actions"))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"the checkpoint's description of its student lacks or spoils {error}.") from error
-    if ":" in name and not trusted and name.partition(":")[0] not in sys.modules:
-        raise UserError(f"the checkpoint wants student '{name}'; import '{name.partition(':')[0]}' before loading it.")
     cfg_class = student_cfg_class(name)
     known = {f.name for f in fields(cfg_class)}
     for key in options:

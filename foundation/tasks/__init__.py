@@ -18,7 +18,8 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
-from foundation.core.errors import UserError, import_module, suggest
+from foundation.core.errors import UserError, suggest
+from foundation.core.registry import resolve_attribute, resolve_module
 
 _LAUNCHING: ContextVar[str | None] = ContextVar("launching_engine", default=None)
 
@@ -68,10 +69,7 @@ def resolve_task(task: str) -> EnvSpec:
     """
     module, _, name = task.rpartition(":")
     if module:
-        try:
-            import_module(module)
-        except ImportError as error:
-            raise UserError(f"--task {task}: cannot import '{module}' ({error})") from error
+        resolve_module(task, "task", typed_as="--task")
     spec = gymnasium.registry.get(name)
     if spec is None:
         ids = [key for key, entry in gymnasium.registry.items() if "env_cfg_entry_point" in entry.kwargs]
@@ -94,8 +92,7 @@ def load_entry_point(spec: EnvSpec, key: str) -> Any:
         entries = [name for name in spec.kwargs if name.endswith("_entry_point")]
         raise UserError(f"task '{spec.id}' has no '{key}'. {suggest(key, entries)}")
     if isinstance(target, str):
-        module, _, attribute = target.partition(":")
-        target = getattr(importlib.import_module(module), attribute)
+        target = resolve_attribute(target, f"task '{spec.id}': its {key}", trusted=True)
     return target() if callable(target) else target
 
 

@@ -8,7 +8,8 @@ from typing import cast
 import torch
 from tensordict import TensorDict
 
-from foundation.core.errors import UserError, import_module, suggest
+from foundation.core.errors import UserError, suggest
+from foundation.core.registry import resolve_attribute
 from foundation.policies.obs_groups import ObsSelector
 
 TEACHER, BY_TEACHER = "teacher", "teacher_drove"
@@ -119,11 +120,7 @@ def make_choice(expert: str, obs: TensorDict) -> Choose:
 
 
 def _function(path: str) -> Choose:
-    module_name, _, attribute = path.partition(":")
-    try:
-        function = getattr(import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"distill.teacher.expert={path} cannot be imported: {error}") from None
+    function = resolve_attribute(path, "distill.teacher.expert", typed_as="distill.teacher.expert=")
     if not callable(function):
         raise UserError(f"distill.teacher.expert={path} is not a function.")
     return cast(Choose, function)

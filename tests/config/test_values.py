@@ -72,8 +72,9 @@ class Outer:
         ("many.1.count", 9, 9),
     ],
 )
-def test_fitting_values_are_set_and_converted(key: str, value: Any, expected: Any) -> None:
+def test_fitting_values_are_set_and_converted(key: str, value: Any, expected: Any, typed: Any) -> None:
     """A value that fits its annotation arrives, as the type that the annotation names."""
+    typed(f"env.{key}={value}")
     cfg = Outer()
     apply_values(cfg, {key: value}, "env")
     found: Any = cfg
@@ -115,8 +116,9 @@ def test_fitting_values_are_set_and_converted(key: str, value: Any, expected: An
         ("count.x", 3),
     ],
 )
-def test_misfits_are_refused_by_their_full_name(key: str, value: Any) -> None:
+def test_misfits_are_refused_by_their_full_name(key: str, value: Any, typed: Any) -> None:
     """A value of the wrong type is a one-line error that names the full key, and nothing is changed."""
+    typed(f"env.{key}={value}")
     cfg = Outer()
     with pytest.raises(UserError) as caught:
         apply_values(cfg, {key: value}, "env")

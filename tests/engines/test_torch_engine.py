@@ -144,7 +144,7 @@ def _small() -> QuadcopterPointCtrlEnvCfg:
     return QuadcopterPointCtrlEnvCfg(scene=SceneCfg(1), viewer=ViewerCfg(resolution=(64, 64)))
 
 
-def test_a_users_own_task_wins_over_ours(tmp_path, monkeypatch):
+def test_a_users_own_task_wins_over_ours(tmp_path, monkeypatch, typed):
     """--task their_package:Id imports their package, which may register our id anew."""
     (tmp_path / "their_package.py").write_text(
         textwrap.dedent(
@@ -164,6 +164,7 @@ def test_a_users_own_task_wins_over_ours(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(gymnasium.registry, TASK, gymnasium.registry[TASK])
+    typed("--task", f"their_package:{TASK}")
     engine = TorchEngine()
     with engine.launch(LaunchRequest(f"their_package:{TASK}"), _few) as (env_cfg, agent_cfg):
         agent_cfg.clip_actions = None
@@ -175,12 +176,13 @@ def test_a_users_own_task_wins_over_ours(tmp_path, monkeypatch):
     ("task", "words"),
     [
         ("Isaac-Quadcoptr-Point-Ctrl-v0", "Did you mean 'Isaac-Quadcopter-Point-Ctrl-v0'"),
-        ("no_such_package:Task-v0", "cannot import 'no_such_package'"),
+        ("no_such_package:Task-v0", "cannot be imported: No module named 'no_such_package'"),
         ("CartPole-v1", "torch_env_entry_point"),
     ],
 )
-def test_an_unknown_task_is_answered(task, words):
+def test_an_unknown_task_is_answered(task, words, typed):
     """The nearest names, or what is missing."""
+    typed("--task", task)
     with pytest.raises(UserError, match=words), TorchEngine().launch(LaunchRequest(task), _nothing):
         pass
 
@@ -199,7 +201,7 @@ def test_the_number_of_environments_is_checked():
         TorchEngine().set_common(env_cfg, num_envs=0, seed=None, device=None)
 
 
-def test_engines_are_the_files_of_the_folder():
+def test_engines_are_the_files_of_the_folder(typed):
     """Modules that define an engine are engines; helpers beside them are not; a foreign class goes by its path."""
     assert "torch" in engine_names()
     assert not {"base", "video", "__init__"} & set(engine_names())
@@ -207,7 +209,8 @@ def test_engines_are_the_files_of_the_folder():
     assert engine_class("foundation.engines.torch:TorchEngine") is TorchEngine
     with pytest.raises(UserError, match="Did you mean 'torch'"):
         engine_class("toch")
-    with pytest.raises(UserError, match="cannot import"):
+    typed("--engine", "nowhere:Engine", "--engine=pathlib:Path")
+    with pytest.raises(UserError, match="cannot be imported"):
         engine_class("nowhere:Engine")
     with pytest.raises(UserError, match="not a subclass"):
         engine_class("pathlib:Path")
@@ -249,11 +252,12 @@ def test_a_task_that_no_engine_knows(monkeypatch):
         select_engine("Nothing-v0", "torch")
 
 
-def test_isaac_lab_says_why_a_module_cannot_be_imported(monkeypatch):
+def test_isaac_lab_says_why_a_module_cannot_be_imported(monkeypatch, typed):
     """A task whose package fails to import is not one that Isaac Lab does not know."""
     monkeypatch.setattr(isaaclab, "_not_installed", lambda: None)
     monkeypatch.setattr(isaaclab, "_major_version", lambda: 3)
     monkeypatch.setattr(isaaclab, "_register_tasks", lambda: None)
+    typed(f"no_such_package:{TASK}")
     reason = isaaclab.IsaacLabEngine.why_not(f"no_such_package:{TASK}")
     assert reason is not None and "No module named 'no_such_package'" in reason
     assert "does not know 'Nothing-v0'" in str(isaaclab.IsaacLabEngine.why_not("Nothing-v0"))

@@ -132,10 +132,11 @@ def test_the_std_is_floored_in_nll_and_kl():
     assert call("kl", student, teacher, params).item() == pytest.approx(0.5 * (0.1 / 0.05) ** 2)
 
 
-def test_an_unknown_loss_names_the_nearest():
+def test_an_unknown_loss_names_the_nearest(typed):
     """A misspelt loss is answered with the valid names; a module that is not there with the reason."""
     with pytest.raises(UserError, match=r"Unknown loss 'hubber'\. Did you mean 'huber'\?"):
         loss_spec("hubber")
+    typed("loss=no_such_package:loss")
     with pytest.raises(UserError, match="cannot be imported"):
         loss_spec("no_such_package:loss")
 

@@ -88,8 +88,9 @@ def test_an_index_out_of_range_is_one_line_after_the_chunk():
     ("expert", "words"),
     [("skil", "Did you mean"), ("policy", "is one column"), ("no_such:f", "cannot be imported")],
 )
-def test_what_cannot_choose_experts_is_one_line(expert, words):
+def test_what_cannot_choose_experts_is_one_line(expert, words, typed):
     """A misspelt group, a group of several columns and a missing function are named."""
+    typed(expert)
     obs = TensorDict({"policy": torch.zeros(2, 3), "skill": torch.zeros(2, 1)}, batch_size=[2])
     with pytest.raises(UserError, match=words):
         make_choice(expert, obs)

@@ -197,7 +197,7 @@ def test_students_of_another_package(monkeypatch):
     described = make_student(cfg, 3, 2).describe()
     assert isinstance(student_from_description(described), Theirs)
     monkeypatch.delitem(sys.modules, "their_students")
-    with pytest.raises(UserError, match="import 'their_students'"):
+    with pytest.raises(UserError, match="--import their_students if you trust it"):
         student_from_description(described)
 
 

@@ -1,0 +1,147 @@
+"""Names that stand for code: ``"pkg.module:Attr"`` wherever a built-in name is accepted, through one resolver.
+
+Importing a module runs it. A module is imported only if the user has typed its name, or the program says that the name
+is its own; what a file names (a checkpoint's student, a received run's loss) must have been imported already.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+from foundation.core.errors import UserError
+from foundation.core.text import one_line, shorten
+
+_OWN = __name__.partition(".")[0]
+_NAME = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):[^\W\d][\w.-]*")
+"""``pkg.module:Attr``, or ``pkg.module:Gym-Id-v0``; not ``cuda:0``."""
+_typed: set[str] = set()
+
+
+class UntypedNameError(UserError):
+    """A file names a module that neither the user nor the program has asked for."""
+
+
+def note_typed(words: Iterable[str]) -> None:
+    """Remember the modules that a command line names: from here on, what is in them may be imported.
+
+    Args:
+        words: The command line; each ``pkg.module:Attr`` in it counts, wherever it stands in a word.
+    """
+    for word in words:
+        _typed.update(match[1] for match in _NAME.finditer(word))
+
+
+def forget_typed() -> None:
+    """Forget every command line, as at the start of a process."""
+    _typed.clear()
+
+
+def import_typed(name: str) -> ModuleType:
+    """Import a module by the name that the user typed for it (``--import pkg.module``).
+
+    Raises:
+        UserError: If there is no such module.
+    """
+    try:
+        module = import_module(name)
+    except ImportError as error:
+        raise UserError(f"--import {name}: cannot be imported ({one_line(error)})") from error
+    _typed.add(name)
+    return module
+
+
+def import_module(name: str) -> ModuleType:
+    """Import a module: a name that no module can have is an ``ImportError`` too."""
+    if not name or name.startswith(".") or not name.isprintable():
+        raise ImportError(f"'{shorten(name)}' is not the full name of a module")
+    return importlib.import_module(name)
+
+
+def may_import(module: str) -> bool:
+    """Return whether a module may be imported for a name that a file may hold."""
+    if module in _typed or module.partition(".")[0] == _OWN:
+        return True
+    # What is loaded runs nothing more; but of Python's own modules, no file has a use that is good.
+    return module in sys.modules and module.partition(".")[0] not in sys.stdlib_module_names
+
+
+def resolve_module(name: str, what: str, *, trusted: bool = False, typed_as: str = "") -> ModuleType:
+    """Import the module of ``"pkg.module:Attr"``.
+
+    Args:
+        name: The whole name.
+        what: What it stands for, such as ``student``; begins the message.
+        trusted: Whether the name is the program's own (a registered entry point, a config class) and not a file's.
+        typed_as: How the user types such a name, beside ``--import``: ``--task``, ``student=``.
+
+    Raises:
+        UntypedNameError: If only a file has named the module.
+        UserError: If it cannot be imported; the cause is the ``ImportError``.
+    """
+    module = name.rpartition(":")[0]
+    if not (trusted or may_import(module)):
+        raise UntypedNameError(untyped(name, what, typed_as))
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UserError(f"{what} '{shorten(name)}' cannot be imported: {one_line(error)}") from error
+
+
+def resolve_attribute(name: str, what: str, *, trusted: bool = False, typed_as: str = "") -> Any:
+    """Return what ``"pkg.module:Attr"`` names (see :func:`resolve_module`).
+
+    Raises:
+        UserError: If there is no such module or attribute, or the module may not be imported.
+    """
+    module = resolve_module(name, what, trusted=trusted, typed_as=typed_as)
+    attribute = name.rpartition(":")[2]
+    try:
+        return getattr(module, attribute)
+    except AttributeError as error:
+        raise UserError(f"{what} '{shorten(name)}': {module.__name__} has no '{shorten(attribute)}'") from error
+
+
+def untyped(name: str, what: str, typed_as: str = "") -> str:
+    """Say in one line why a name is not looked up, and what to type if it is to be.
+
+    Args:
+        name: ``pkg.module:Attr``.
+        what: What it stands for.
+        typed_as: How such a name is typed: ``--task``, ``student=``.
+    """
+    module = name.rpartition(":")[0]
+    gap = "" if typed_as.endswith("=") else " "
+    ways = [f"{typed_as}{gap}{shorten(name)}"] if typed_as else []
+    ways.append(f"--import {shorten(module)}")
+    package = shorten(module.partition(".")[0])
+    return (
+        f"{what} '{shorten(name)}' belongs to package '{package}', which is not imported because a file alone names "
+        f"it: give {' or '.join(ways)} if you trust it"
+    )
+
+
+def refuse_untyped_names(values: Any, where: str) -> None:
+    """Refuse plain values of a file that name a module which may not be imported, before anything resolves them.
+
+    Args:
+        values: Nested mappings and lists; every text in them that is, or ends in, a ``pkg.module:Attr`` counts.
+        where: What to name in the error.
+
+    Raises:
+        UntypedNameError: At the first such name.
+    """
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            refuse_untyped_names([key, value], where)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            refuse_untyped_names(value, where)
+    elif isinstance(values, str):
+        for match in _NAME.finditer(values):
+            if not may_import(match[1]) and not match[1].isnumeric():
+                raise UntypedNameError(untyped(match[0], f"{where}:"))

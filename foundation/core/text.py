@@ -1,0 +1,34 @@
+"""Text for messages: one line, short, printable, whatever a file holds."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxdict, _REPR.maxlist, _REPR.maxtuple, _REPR.maxset = 3, 6, 8, 8, 8
+_REPR.maxstring, _REPR.maxother, _REPR.maxlong = 80, 80, 40
+
+
+def one_line(error: BaseException | str, most: int = 160) -> str:
+    """Return the text of an exception (or its kind, where it has none) in one short line that can be printed."""
+    text = str(error) if isinstance(error, str) else _text_of(error)
+    return shorten(" ".join(text[: 8 * most].split()), most) or type(error).__name__
+
+
+def shorten(text: str, most: int = 80) -> str:
+    """Return text with its end left out where it is longer; what cannot be printed is escaped."""
+    short = text if len(text) <= most else text[: most - 3] + "..."
+    return short if short.isprintable() else short.encode("unicode_escape").decode("ascii")
+
+
+def quoted(value: Any, most: int = 80) -> str:
+    """Return a value as Python writes it, looked at only as far as is shown: lists of lists are not expanded."""
+    return shorten(_REPR.repr(value), most)
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # the error of a file's own making, such as one that holds an integer of 5,000 digits
+        return ""
