@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foundation.core.errors import UserError
-from foundation.core.registry import UntypedNameError, may_import, untyped
+from foundation.core.registry import refuse_untyped
 
 if TYPE_CHECKING:
     from foundation.teachers import TeacherPolicyWrapper
@@ -73,7 +73,5 @@ def own_task(checkpoint: Path) -> str:
         task = None
     if not isinstance(task, str):
         raise UserError(f"'{checkpoint}' does not say which task it was trained on: give --task ID")
-    module = task.rpartition(":")[0]
-    if module and not may_import(module):
-        raise UntypedNameError(untyped(task, f"'{checkpoint}': its task", "--task"))
+    refuse_untyped(task, f"'{checkpoint}': its task", "--task")
     return task

@@ -57,9 +57,14 @@ def import_typed(name: str) -> ModuleType:
 
 def import_module(name: str) -> ModuleType:
     """Import a module: a name that no module can have is an ``ImportError`` too."""
-    if not name or name.startswith(".") or not name.isprintable():
+    if not is_module_name(name):
         raise ImportError(f"'{shorten(name)}' is not the full name of a module")
     return importlib.import_module(name)
+
+
+def is_module_name(name: str) -> bool:
+    """Return whether a module could have this name."""
+    return all(part.isidentifier() for part in name.split("."))
 
 
 def may_import(module: str) -> bool:
@@ -83,11 +88,10 @@ def resolve_module(name: str, what: str, *, trusted: bool = False, typed_as: str
         UntypedNameError: If only a file has named the module.
         UserError: If it cannot be imported; the cause is the ``ImportError``.
     """
-    module = name.rpartition(":")[0]
-    if not (trusted or may_import(module)):
-        raise UntypedNameError(untyped(name, what, typed_as))
+    if not trusted:
+        refuse_untyped(name, what, typed_as)
     try:
-        return import_module(module)
+        return import_module(name.rpartition(":")[0])
     except ImportError as error:
         raise UserError(f"{what} '{shorten(name)}' cannot be imported: {one_line(error)}") from error
 
@@ -106,20 +110,25 @@ def resolve_attribute(name: str, what: str, *, trusted: bool = False, typed_as: 
         raise UserError(f"{what} '{shorten(name)}': {module.__name__} has no '{shorten(attribute)}'") from error
 
 
-def untyped(name: str, what: str, typed_as: str = "") -> str:
-    """Say in one line why a name is not looked up, and what to type if it is to be.
+def refuse_untyped(name: str, what: str, typed_as: str = "") -> None:
+    """Refuse a name whose module may not be imported, and say what to type if it is to be.
 
     Args:
-        name: ``pkg.module:Attr``.
+        name: ``pkg.module:Attr``, or a name without a module.
         what: What it stands for.
         typed_as: How such a name is typed: ``--task``, ``student=``.
+
+    Raises:
+        UntypedNameError: If a file alone has named the module.
     """
     module = name.rpartition(":")[0]
+    if not is_module_name(module) or may_import(module):
+        return
     gap = "" if typed_as.endswith("=") else " "
     ways = [f"{typed_as}{gap}{shorten(name)}"] if typed_as else []
     ways.append(f"--import {shorten(module)}")
     package = shorten(module.partition(".")[0])
-    return (
+    raise UntypedNameError(
         f"{what} '{shorten(name)}' belongs to package '{package}', which is not imported because a file alone names "
         f"it: give {' or '.join(ways)} if you trust it"
     )
@@ -143,5 +152,4 @@ def refuse_untyped_names(values: Any, where: str) -> None:
             refuse_untyped_names(value, where)
     elif isinstance(values, str):
         for match in _NAME.finditer(values):
-            if not may_import(match[1]) and not match[1].isnumeric():
-                raise UntypedNameError(untyped(match[0], f"{where}:"))
+            refuse_untyped(match[0], f"{where}:")

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from foundation.core.errors import UserError, suggest
-from foundation.core.registry import UntypedNameError, may_import, resolve_attribute, untyped
+from foundation.core.registry import refuse_untyped, resolve_attribute
 from foundation.engines.base import Engine
 
 _ENGINE_CLASS = re.compile(r"^class \w+\((?:\w*\.)?\w*Engine\):", re.MULTILINE)
@@ -60,9 +60,7 @@ def select_engine(task: str, requested: str = "auto") -> tuple[type[Engine], str
     Returns:
         The engine's class and one sentence that says why it was taken.
     """
-    module = task.rpartition(":")[0]
-    if module and not may_import(module):  # an engine that is asked would only say that it does not know the task
-        raise UntypedNameError(untyped(task, "task", "--task"))
+    refuse_untyped(task, "task", "--task")  # an engine that is asked would only say that it does not know it
     if requested != "auto":
         engine = engine_class(requested)
         obstacle = engine.why_not(task)

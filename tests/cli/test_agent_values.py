@@ -215,7 +215,7 @@ def test_a_resumed_run_keeps_sizes_that_were_typed(tmp_path) -> None:
     teacher = write_teacher(tmp_path / "model_1.pt")
     first = ["--task", "sized_module:Elsewhere-v0", "--teacher_checkpoint", str(teacher), "--experiment_name", "kept"]
     typed = [*first, *SMALL, "distill.student.hidden_dims=[64,64]"]
-    for argv in (typed, ["--resume", "--experiment_name", "kept", "--n_epochs", "3"]):
+    for argv in (typed, ["--resume", *first[:2], "--experiment_name", "kept", "--n_epochs", "3"]):
         subprocess.run(
             [sys.executable, "-m", "foundation.rsl_rl.distillation", *argv],
             cwd=tmp_path,
