@@ -9,7 +9,7 @@ from typing import Any
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.overrides import Overrides
-from foundation.config.values import apply_values
+from foundation.config.values import apply_values, key_names
 from foundation.core.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,36 @@ def _size(groups: list[str], columns: list[int] | None, obs: Any) -> int | None:
     return total if columns is None else min(columns[1], total) - columns[0]
 
 
-def size_student(cfg: DistillationCfg, overrides: Overrides) -> None:
+READ_KEYS = ("clip_actions", "experiment_name", "obs_groups")
+"""Keys of the agent's config that a distillation run reads."""
+
+
+def warn_without_effect(overrides: Overrides, cfg: DistillationCfg, env_cfg: Any) -> None:
+    """Name what was typed for the agent's config and has no effect: distillation has a learner of its own.
+
+    Args:
+        overrides: What was typed.
+        cfg: The run's config, whose keys may be typed bare.
+        env_cfg: The environment's config; so may its.
+    """
+    elsewhere = {*key_names(cfg), *key_names(env_cfg)}
+    items = [*overrides.scoped.get("agent", []), *overrides.bare]
+    idle = [
+        item.token
+        for item in items
+        if item.path.partition(".")[0] not in READ_KEYS
+        and not (item in overrides.bare and item.path.partition(".")[0] in elsewhere)
+    ]
+    if idle:
+        logger.warning(
+            "%s: no effect on distillation, which reads %s of the agent's config and has its own learner: see "
+            "distill.learning_rate, distill.optimizer and --n_epochs",
+            ", ".join(idle),
+            ", ".join(f"agent.{key}" for key in READ_KEYS),
+        )
+
+
+def size_student(cfg: DistillationCfg, overrides: Overrides) -> bool:
     """Give the default student the layers of the task's own distillation config, where it has one.
 
     A student that was chosen (``student=gru``) keeps its own sizes, and a size that was set anywhere stays.
@@ -93,18 +122,23 @@ def size_student(cfg: DistillationCfg, overrides: Overrides) -> None:
     Args:
         cfg: Its ``student`` is changed.
         overrides: What was typed.
+
+    Returns:
+        Whether it has them now.
     """
     typed = {item.path for item in [*overrides.scoped.get("distill", []), *overrides.bare]}
     if cfg.student.name != "mlp" or "student" in overrides.groups or "student.name" in typed:
-        return
+        return False
     sizes = _student_sizes(_distillation_cfg(cfg.task or ""))
     default = type(cfg.student)()
     free = [name for name in sizes if getattr(cfg.student, name) == getattr(default, name)]
     taken = {name: sizes[name] for name in free if f"student.{name}" not in typed}
-    if any(getattr(default, name) != value for name, value in taken.items()):
+    differs = any(getattr(default, name) != value for name, value in taken.items())
+    if differs:
         apply_values(cfg.student, taken, f"{_DISTILLATION_ENTRY_POINT}: student")
         values = ", ".join(f"{name}={value}" for name, value in taken.items())
         logger.info("the student is that of the task's distillation config: %s", values)
+    return differs
 
 
 def _student_sizes(agent_cfg: Any) -> dict[str, Any]:

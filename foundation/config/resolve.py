@@ -1,24 +1,56 @@
-"""From YAML files, overrides and flags to one checked :class:`DistillationCfg`."""
+"""From YAML files, overrides and flags to one checked :class:`DistillationCfg`.
+
+Layers, each beating those before it: the defaults (or the run that is resumed), the experiment's file, the group files
+that were typed, the keys that were typed, the flags.
+"""
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from foundation.config.distillation_cfg import DistillationCfg, StudentCfg
-from foundation.config.overrides import Overrides
+from foundation.config.interpolation import has_interpolation, interpolate
+from foundation.config.overrides import Assignment, Overrides
+from foundation.config.plain import to_plain
 from foundation.config.validate import validate
 from foundation.config.values import apply_values, key_names
 from foundation.core.errors import UserError, suggest
+
+logger = logging.getLogger(__name__)
 
 StudentCfgClass = Callable[[str], type[StudentCfg]]
 """Gives the config class of a student by its name; raises :class:`UserError` for an unknown one."""
 
 _BY_NAME = ("student", "loss")
 """Groups whose choices need no file: any student and any loss may be chosen by its own name."""
+CHOSEN = ("student", "loss", "schedule", "dataset")
+"""Groups that every run has a choice of."""
+_DEFAULT, _TYPED, _RESUMED = "default", "typed", "the resumed run"
+_ONLY_CHOICES, _NOTHING = "foundation_only_choices", "foundation_nothing"
+_SCHEDULE_KEYS = ("collection.beta", "epoch_teacher_forcing", "collection.teacher_student_mix")
+
+
+class Layer(NamedTuple):
+    """Values of one origin; they beat those of the layers before."""
+
+    origin: str
+    """``default``, ``experiment=fast``, ``typed``, ``the resumed run``."""
+    values: dict[str, Any]
+    """Nested values; a file's may have ``env`` and ``agent`` beside the fields of the distillation config."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which file or name of a group is in force, and why."""
+
+    name: str
+    chosen: str
+    """Who chose it, and who changed some of it."""
 
 
 @dataclass
@@ -30,12 +62,21 @@ class Resolved:
     """Values for the environment's config, from ``env:`` in a ``task/`` or ``experiment/`` file."""
     agent: dict[str, Any] = field(default_factory=dict)
     """Values for the agent's config, from ``agent:`` in such a file."""
+    choices: dict[str, Choice] = field(default_factory=dict)
+    """Group -> what is in force."""
 
     def configure(self, env_cfg: Any, agent_cfg: Any, overrides: Overrides) -> None:
         """Apply the files' values, then the command line's, to the simulator's configs in place."""
-        apply_values(env_cfg, self.env, "env")
-        apply_values(agent_cfg, self.agent, "agent")
+        known = {"distill": to_plain(self.cfg)}
+        for scope, cfg, values in (("env", env_cfg, self.env), ("agent", agent_cfg, self.agent)):
+            if has_interpolation(values):
+                known |= {"env": to_plain(env_cfg), "agent": to_plain(agent_cfg)}
+            apply_values(cfg, interpolate(values, known, f"{scope}: in a file of configs/"), scope)
         overrides.configure(env_cfg, agent_cfg, self.cfg)
+
+    def choices_line(self) -> str:
+        """Name what was chosen and by whom, in one line."""
+        return ", ".join(f"{group} {choice.name} ({choice.chosen})" for group, choice in self.choices.items())
 
 
 def config_folder() -> Path:
@@ -52,29 +93,43 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
 
 
-def compose(groups: Mapping[str, str | None]) -> dict[str, Any]:
-    """Let Hydra put ``configs/distillation.yaml`` and the chosen group files together. Writes nothing.
+def compose(groups: Mapping[str, str | None], *, defaults: bool) -> tuple[dict[str, Any], dict[str, str]]:
+    """Let Hydra put files of ``configs/`` together. Writes nothing.
 
     Args:
-        groups: Group -> name of a file, or None for no file at all.
+        groups: Group -> name of a file, or None for no file at all, whatever another file says.
+        defaults: Begin with ``configs/distillation.yaml`` and the files that it chooses. Otherwise nothing is there but
+            what the chosen files say.
 
     Returns:
-        Plain nested values.
+        Plain nested values, interpolations as they were written, and the files in force by their group.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    typed = [f"~{group}" if name is None else f"{group}={name}" for group, name in groups.items()]
+    store = ConfigStore.instance()
+    every = (*CHOSEN, "task", "experiment")
+    for group in every:  # an empty file: the one choice of nothing that also beats an experiment's own
+        store.store(_NOTHING, {}, group=group, package="_global_")
+    store.store(_ONLY_CHOICES, {"defaults": [{group: _NOTHING} for group in every]})
+    typed = [f"{group}={name or _NOTHING}" for group, name in groups.items()]
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
-            values = OmegaConf.to_container(hydra_compose("distillation", overrides=typed), resolve=True)
+            primary = "distillation" if defaults else _ONLY_CHOICES
+            found = hydra_compose(primary, overrides=typed, return_hydra_config=True)
+            taken = {group: str(found.hydra.runtime.choices.get(group)) for group in every}
+            OmegaConf.set_struct(found, False)
+            del found["hydra"]
+            values = OmegaConf.to_container(found, resolve=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"configs: {' '.join(str(error).split())}") from None
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    in_force = {group: name for group, name in taken.items() if name not in ("None", _NOTHING)}
+    return {str(key): value for key, value in values.items()}, in_force
 
 
 def resolve(
@@ -85,38 +140,196 @@ def resolve(
     loss_names: Iterable[str] | None = None,
     base: Mapping[str, Any] | None = None,
 ) -> Resolved:
-    """Put a run's config together: defaults, then files, then overrides, then flags.
+    """Put a run's config together: defaults, then the experiment's file, then what was typed, flags last.
 
     Args:
         overrides: What was typed as ``key=value``.
         flags: Dotted field -> value, for the flags that were typed.
         student_cfg_class: The students' registry, which this layer does not know.
         loss_names: Valid losses. None leaves the loss's name unchecked.
-        base: Values of a run that is resumed; they take the place of the files, except for groups typed again.
+        base: Values of a run that is resumed; they take the place of the defaults.
 
     Raises:
         UserError: For an unknown key, group or name, a wrong type, or a value out of range.
     """
-    groups, named = _split_groups(overrides)
-    values = compose(groups)
-    if base is not None:
-        base = copy.deepcopy(dict(base))
-        typed = named.get("student") or groups.get("student")
-        if typed not in (None, _student_name(base)):
-            del base["student"]  # another student has other fields
-        # What a typed group says counts, also where the default files say the same.
-        values = _merge(base, _difference(values, compose(dict.fromkeys(groups))) if groups else {})
-    env, agent = values.pop("env", None) or {}, values.pop("agent", None) or {}
-    name = named.pop("student", None) or _student_name(values)
-    cfg = DistillationCfg(student=student_cfg_class(name)())
-    values["student"] = {**(values.get("student") or {}), "name": name}
-    apply_values(cfg, values, "configs")
-    for field_name, value in named.items():
-        apply_values(cfg, {field_name if field_name == "task" else f"{field_name}.name": value}, "distill")
-    _apply_typed(cfg, overrides)
-    apply_values(cfg, flags, "distill")
+    stack = _Stack(overrides, flags, base)
+    cfg = DistillationCfg(student=student_cfg_class(stack.student)())
+    stack.leave_out_foreign(key_names(cfg.student))
+    stack.interpolate(cfg)
+    env, agent = {}, {}
+    for layer in stack.layers:
+        values = dict(layer.values)
+        _merge(env, values.pop("env", None) or {})
+        _merge(agent, values.pop("agent", None) or {})
+        apply_values(cfg, values, "distill" if layer.origin == _TYPED else "configs")
+    stack.check_one_driver(cfg)
     validate(cfg, loss_names)
-    return Resolved(cfg, env, agent)
+    return Resolved(cfg, env, agent, stack.choices(cfg))
+
+
+class _Stack:
+    """The layers of one command line, lowest first."""
+
+    def __init__(self, overrides: Overrides, flags: Mapping[str, Any], base: Mapping[str, Any] | None):
+        self.files, self.named = _split_groups(overrides)
+        self.typed_groups = {group: name for group, name in self.files.items() if group != "experiment" and name}
+        self.typed_groups |= self.named
+        self.saved_choices: dict[str, Any] = {}
+        experiment = self._experiment()
+        self.layers = [self._lowest(base), *experiment, *self._typed_files(), *self._typed_keys(overrides, flags)]
+
+    @property
+    def student(self) -> str:
+        """The name of the student in force."""
+        names = [(layer.values.get("student") or {}).get("name") for layer in self.layers]
+        return str(([StudentCfg().name] + [name for name in names if name])[-1])
+
+    def _experiment(self) -> list[Layer]:
+        """What the experiment's file says, with the group files that it chooses in its turn."""
+        self.chosen_by_experiment: dict[str, str] = {}
+        self.agreed: set[str] = set()
+        name = self.files.get("experiment")
+        if name is None:
+            return []
+        values, chosen = compose({"experiment": name}, defaults=False)
+        del chosen["experiment"]
+        for group in _BY_NAME:  # a name in its body is a choice too
+            chosen[group] = (values.get(group) or {}).get("name") or chosen.get(group, "")
+            if chosen[group] and chosen[group] == self.typed_groups.get(group):
+                self.agreed.add(group)  # what was typed is what it says: its settings of that choice stay
+        self.chosen_by_experiment = {
+            group: choice
+            for group, choice in chosen.items()
+            if choice and (group in self.agreed or group not in self.typed_groups)
+        }
+        files = {group: choice for group, choice in self.chosen_by_experiment.items() if choice in choices(group)}
+        others = dict.fromkeys(group for group in self.typed_groups if group not in self.agreed)
+        return [Layer(self._experiment_origin(), compose({"experiment": name, **others, **files}, defaults=False)[0])]
+
+    def _experiment_origin(self) -> str:
+        return f"experiment={self.files['experiment']}"
+
+    def _lowest(self, base: Mapping[str, Any] | None) -> Layer:
+        """What the defaults say, or a resumed run, of what is not chosen anew."""
+        if base is None:
+            values, _ = compose(dict.fromkeys([*self.typed_groups, *self.chosen_by_experiment]), defaults=True)
+            return Layer(_DEFAULT, values)
+        values = copy.deepcopy(dict(base))
+        self.saved_choices = values.pop("choices", None) or {}
+        student = self.typed_groups.get("student", self.chosen_by_experiment.get("student"))
+        if student not in (None, (values.get("student") or {}).get("name")):
+            del values["student"]  # another student has other fields
+        return Layer(_RESUMED, values)
+
+    def _typed_files(self) -> list[Layer]:
+        typed = {group: name for group, name in self.typed_groups.items() if group not in self.agreed}
+        files = {group: name for group, name in typed.items() if group not in self.named}
+        values = compose(files, defaults=False)[0] if files else {}
+        for group, name in typed.items():
+            if group in self.named:
+                values[group] = name if group == "task" else {"name": name}
+        return [Layer(_TYPED, values)] if values else []
+
+    def _typed_keys(self, overrides: Overrides, flags: Mapping[str, Any]) -> list[Layer]:
+        self.typed_keys = {item.path for item in _own(overrides)} | set(flags)
+        keys = [Layer(_TYPED, _nested(item.path, item.value)) for item in _own(overrides) if item.path != "student.name"]
+        return keys + [Layer(_TYPED, _nested(path, value)) for path, value in flags.items()]
+
+    def leave_out_foreign(self, student_fields: list[str]) -> None:
+        """Drop, with a word, what files say about another student or loss than the one that was typed."""
+        for layer in self.layers:
+            if layer.origin == _TYPED:
+                continue
+            student = layer.values.get("student")
+            for name in [name for name in student or {} if name not in student_fields]:
+                if "student" in self.typed_groups:
+                    del student[name]
+                    self._say_left_out(layer, f"student.{name}", f"is no setting of student={self.student}")
+            auxiliary = (layer.values.get("loss") or {}).get("auxiliary") or {}
+            loss = self.typed_groups.get("loss")
+            if loss in auxiliary:
+                del auxiliary[loss]
+                self._say_left_out(layer, f"loss.auxiliary.{loss}", "is the main loss that was typed")
+
+    def check_one_driver(self, cfg: DistillationCfg) -> None:
+        """Let a typed ``teacher_student_mix`` or ``beta`` stand against the other one of a file."""
+        collection = cfg.collection
+        mix, beta = (f"collection.{name}" in self._typed_fields() for name in ("teacher_student_mix", "beta"))
+        if not collection.teacher_student_mix or collection.beta is None or mix == beta:
+            return
+        origins = self.origins()
+        if mix:
+            logger.info("--teacher_student_mix beats the collection.beta of %s", origins.get("collection.beta"))
+            collection.beta = None
+        else:
+            origin = origins.get("collection.teacher_student_mix")
+            logger.info("collection.beta beats the collection.teacher_student_mix of %s", origin)
+            collection.teacher_student_mix = 0
+
+    def _typed_fields(self) -> set[str]:
+        """Return the typed keys and flags, and those that they are inside of."""
+        return {".".join(path.split(".")[:depth]) for path in self.typed_keys for depth in range(1, 9)}
+
+    @staticmethod
+    def _say_left_out(layer: Layer, key: str, why: str) -> None:
+        logger.info("%s of %s %s: left out", key, layer.origin, why)
+
+    def interpolate(self, cfg: DistillationCfg) -> None:
+        """Put in what values refer to; those of a resumed run are final."""
+        if not any(has_interpolation(layer.values) for layer in self.layers if layer.origin != _RESUMED):
+            return
+        final = to_plain(cfg)
+        for layer in self.layers:
+            _merge(final, copy.deepcopy({k: v for k, v in layer.values.items() if k not in ("env", "agent")}))
+        known = final | {"distill": final}
+        for index, layer in enumerate(self.layers):
+            if layer.origin != _RESUMED:
+                own = {k: v for k, v in layer.values.items() if k not in ("env", "agent")}
+                kept = {k: v for k, v in layer.values.items() if k in ("env", "agent")}
+                self.layers[index] = Layer(layer.origin, interpolate(own, known, f"'{_written(own)}'") | kept)
+
+    def origins(self) -> dict[str, str]:
+        """Return who set each key last, for keys of every depth."""
+        found: dict[str, str] = {}
+        for layer in self.layers:
+            found |= dict.fromkeys(_paths(layer.values), layer.origin)
+        return found
+
+    def choices(self, cfg: DistillationCfg) -> dict[str, Choice]:
+        """Say for each group which choice is in force and who made it."""
+        origins = self.origins()
+        found = {}
+        for group in CHOSEN:
+            name, chosen = self._choice(group, cfg, origins)
+            inside = [path for path in origins if path.startswith(f"{group}.") and path != f"{group}.name"]
+            leaves = [path for path in inside if not any(other.startswith(f"{path}.") for other in inside)]
+            changed: dict[str, list[str]] = {}
+            for path in _SCHEDULE_KEYS if group == "schedule" else leaves:
+                origin = origins.get(path, _DEFAULT)
+                if origin not in (_DEFAULT, _RESUMED) and origin not in chosen:
+                    changed.setdefault(origin, []).append(path.removeprefix(f"{group}.").removeprefix("collection."))
+            notes = [f"{' and '.join(names)} {_by(origin)}" for origin, names in changed.items()]
+            found[group] = Choice(name, ", ".join([chosen, *notes]))
+        return found
+
+    def _choice(self, group: str, cfg: DistillationCfg, origins: Mapping[str, str]) -> tuple[str, str]:
+        """Return what is in force of a group, and who chose it."""
+        beta = cfg.collection.beta
+        beta_origin = origins.get("collection.beta", _DEFAULT)
+        if group in self.agreed:
+            return self.typed_groups[group], f"{_TYPED}, and in {self._experiment_origin()}"
+        if group in self.typed_groups:
+            return self.typed_groups[group], _TYPED
+        if f"{group}.name" in self.typed_keys:
+            return str(getattr(cfg, group).name), _TYPED
+        if group in self.chosen_by_experiment:
+            return self.chosen_by_experiment[group], self._experiment_origin()
+        if group == "schedule" and beta is not None and beta_origin not in (_DEFAULT, _RESUMED):
+            return beta.kind, beta_origin
+        own_name = getattr(getattr(cfg, group, None), "name", None)
+        if self.layers[0].origin == _RESUMED:
+            return str(own_name or (self.saved_choices.get(group) or {}).get("name", "as it was")), _RESUMED
+        return str(own_name or _default_choice(group)), _DEFAULT
 
 
 def resolve_distillation_cfg(overrides: Overrides, flags: Mapping[str, Any], **options: Any) -> DistillationCfg:
@@ -127,7 +340,7 @@ def resolve_distillation_cfg(overrides: Overrides, flags: Mapping[str, Any], **o
 def _split_groups(overrides: Overrides) -> tuple[dict[str, str | None], dict[str, str]]:
     """Tell choices that have a file from those that are the name of a student, a loss or a task."""
     typed = dict(overrides.groups)
-    for item in [*overrides.scoped.get("distill", []), *overrides.bare]:
+    for item in _own(overrides):
         if item.path == "student.name":  # the name decides which other fields there are: treat it as the choice
             typed["student"] = str(item.value)
     groups: dict[str, str | None] = {}
@@ -145,31 +358,42 @@ def _split_groups(overrides: Overrides) -> tuple[dict[str, str | None], dict[str
     return groups, named
 
 
-def _student_name(values: Mapping[str, Any]) -> str:
-    return str((values.get("student") or {}).get("name", StudentCfg().name))
+def _own(overrides: Overrides) -> list[Assignment]:
+    """Return the typed keys of the distillation config, with and without ``distill.``."""
+    names = [own.name for own in fields(DistillationCfg)]
+    bare = [item for item in overrides.bare if item.path.partition(".")[0] in names]
+    return [*overrides.scoped.get("distill", []), *bare]
 
 
-def _apply_typed(cfg: DistillationCfg, overrides: Overrides) -> None:
-    own = key_names(cfg)
-    typed = list(overrides.scoped.get("distill", []))
-    typed += [item for item in overrides.bare if item.path.partition(".")[0] in own]
-    for item in typed:
-        if item.path == "student.name":
-            continue
-        apply_values(cfg, {item.path: item.value}, "distill")
+def _default_choice(group: str) -> str:
+    return compose({}, defaults=True)[1].get(group, "none")
 
 
-def _difference(values: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of ``values`` that ``other`` does not have like that."""
-    result: dict[str, Any] = {}
+def _by(origin: str) -> str:
+    return _TYPED if origin == _TYPED else f"by {origin}"
+
+
+def _nested(path: str, value: Any) -> dict[str, Any]:
+    """Return ``{"a": {"b": value}}`` for ``a.b``."""
+    for name in reversed(path.split(".")):
+        value = {name: value}
+    return value
+
+
+def _written(values: Any) -> str:
+    """Write nested values of one key as ``a.b=value``."""
+    names = []
+    while isinstance(values, Mapping) and len(values) == 1:
+        (name, values), *_ = values.items()
+        names.append(str(name))
+    return f"{'.'.join(names)}={values}"
+
+
+def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
     for key, value in values.items():
-        if isinstance(value, Mapping) and isinstance(other.get(key), Mapping):
-            below = _difference(value, other[key])
-            if below:
-                result[key] = below
-        elif key not in other or other[key] != value:
-            result[key] = value
-    return result
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{prefix}{key}.")
 
 
 def _merge(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from foundation.cli.cli_args import (
 )
 from foundation.cli.teacher_set import drop_weak_teachers, fit_environments, load_teacher
 from foundation.config.overrides import Overrides, parse_overrides
-from foundation.config.resolve import Resolved, resolve
+from foundation.config.resolve import Choice, Resolved, resolve
 from foundation.core.errors import RunInterrupted, UserError
 from foundation.core.registry import refuse_untyped_names
 
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from foundation.rsl_rl.offline_run import run_offline
 
         parse_command(parser, argv)  # no engine adds flags: what is unknown is so now
-        return run_offline(args, overrides, resolved.cfg, resumed, LOG_ROOT)
+        return run_offline(args, overrides, resolved, resumed, LOG_ROOT)
     job = prepare(args, tokens, parser, argv, resumed, overrides, resolved)
     cfg = job.resolved.cfg
     teacher = load_teacher(cfg)
@@ -178,8 +178,10 @@ def launch(job: Job, teacher: Any) -> int:
     )
     with engine.launch(request, configure) as (env_cfg, agent_cfg):
         name_experiment(cfg, agent_cfg)
-        if job.resumed is None:
-            size_student(cfg, job.overrides)
+        warn_without_effect(job.overrides, cfg, env_cfg)
+        if job.resumed is None and size_student(cfg, job.overrides):
+            job.resolved.choices["student"] = Choice(cfg.student.name, "sizes of the task's agent config")
+        logger.info("%s", job.resolved.choices_line())
         return run_in(job, teacher, env_cfg, agent_cfg)
 
 
@@ -294,7 +296,8 @@ def typed_for_env_and_agent(job: Job) -> dict[str, Any]:
     items = [*job.overrides.scoped.get("env", []), *job.overrides.scoped.get("agent", [])]
     items += [item for item in job.overrides.bare if item.path.partition(".")[0] not in own]
     tokens = list(dict.fromkeys([*job.args.presets, *(item.token for item in items)]))
-    return {"env": job.resolved.env, "agent": job.resolved.agent, "tokens": tokens}
+    choices = job.resolved.choices
+    return {"env": job.resolved.env, "agent": job.resolved.agent, "tokens": tokens, "choices": choices}
 
 
 if __name__ == "__main__":

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foundation.cli.command import Interrupt
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.overrides import Overrides
+from foundation.config.resolve import Resolved
 from foundation.core.errors import RunInterrupted, UserError
+
+logger = logging.getLogger("foundation.distillation")
 
 if TYPE_CHECKING:
     from foundation.runs.run_dir import RunDir
 
 
 def run_offline(
-    args: argparse.Namespace, overrides: Overrides, cfg: DistillationCfg, resumed: RunDir | None, log_root: Path
+    args: argparse.Namespace, overrides: Overrides, resolved: Resolved, resumed: RunDir | None, log_root: Path
 ) -> int:
     """Make the run's folder and its runner, and let it run.
 
     Args:
         args: The flags.
         overrides: What was typed as ``key=value``; there is no environment and no agent to set here.
-        cfg: The run's configuration.
+        resolved: The run's configuration, and who chose what in it.
         resumed: The run to go on with.
         log_root: Where a new run's folder goes.
 
@@ -35,13 +39,15 @@ def run_offline(
     from foundation.runs.run_dir import RunDir
     from foundation.runs.run_state import checkpoint_to_resume
 
+    cfg = resolved.cfg
     refuse_simulator(args, overrides, cfg)
+    logger.info("%s", resolved.choices_line())
     open_for(cfg)
     cfg.experiment_name = cfg.experiment_name or (cfg.task or "").rpartition(":")[2]
     run = resumed or RunDir.create(log_root, cfg.experiment_name, cfg.run_name)
     run.lock()
     try:
-        run.save_params(distillation_cfg=cfg)
+        run.save_params(distillation_cfg=cfg, overrides={"choices": resolved.choices})
         checkpoint = None if resumed is None else checkpoint_to_resume(run, args.checkpoint)
         first = 0 if checkpoint is None else int(checkpoint["epoch"]) + 1
         writer = make_writer(cfg.logger, run.path, cfg.log_project_name, cfg, purge_step=first if resumed else None)
