@@ -9,6 +9,7 @@ from typing import Any
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.overrides import Overrides
+from foundation.config.validate import read
 from foundation.config.values import apply_values, key_names
 from foundation.core.errors import UserError
 
@@ -173,8 +174,3 @@ def _distillation_cfg(task: str) -> Any:
     except UserError:
         return None
     return load_entry_point(spec, _DISTILLATION_ENTRY_POINT) if _DISTILLATION_ENTRY_POINT in spec.kwargs else None
-
-
-def read(cfg: Any, name: str) -> Any:
-    """Read a field of a config object or mapping; None where it is absent."""
-    return cfg.get(name) if isinstance(cfg, dict) else getattr(cfg, name, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from foundation.cli.command import Interrupt, run_command, set_up_logging
 from foundation.cli.parser import OneLineParser
 from foundation.config.distillation_cfg import DistillationCfg
+from foundation.config.overrides import Overrides
 from foundation.config.validate import MOST_SEED
 from foundation.core.errors import UserError
 
@@ -27,6 +29,7 @@ _OTHER_NAMES = {
     "dataset": "dataset.load",
     "save_dataset": "dataset.save",
 }
+logger = logging.getLogger("foundation.cli")
 _TEACHERS = "--teacher_checkpoint"
 
 
@@ -64,7 +67,9 @@ def parse_command(
     Raises:
         UserError: For an unknown flag (names the nearest), a missing or wrong value.
     """
-    args, rest = parser.parse_known_args(_spread_teachers(sys.argv[1:] if argv is None else list(argv)))
+    argv = _spread_teachers(sys.argv[1:] if argv is None else list(argv))
+    parser.refuse_values_of_switches(argv)
+    args, rest = parser.parse_known_args(argv)
     tokens = []
     for token in rest:
         if token.startswith("-"):
@@ -100,6 +105,54 @@ def distillation_flags(args: argparse.Namespace) -> dict[str, Any]:
     teachers = typed["teacher.checkpoint"]
     typed["teacher.checkpoint"] = teachers[0] if isinstance(teachers, list) and len(teachers) == 1 else teachers
     return {path: value for path, value in typed.items() if value is not None}
+
+
+_BEATEN = {
+    "num_envs": ("env.scene.num_envs",),
+    "seed": ("env.seed", "agent.seed"),
+    "device": ("env.sim.device", "agent.device"),
+    "max_iterations": ("agent.max_iterations",),
+    "experiment_name": ("agent.experiment_name",),
+    "run_name": ("agent.run_name",),
+    "logger": ("agent.logger",),
+    "log_project_name": ("agent.wandb_project", "agent.neptune_project"),
+    "load_run": ("agent.load_run",),
+    "checkpoint": ("agent.load_checkpoint",),
+}
+"""Flags, and the keys of ``env`` and ``agent`` that mean the same."""
+
+
+def say_beaten(args: argparse.Namespace, overrides: Overrides) -> None:
+    """Name each typed override that a typed flag beats, in one line.
+
+    Args:
+        args: The flags.
+        overrides: What was typed as ``key=value``.
+    """
+    own = {field.name: field.name for field in dataclasses.fields(DistillationCfg)} | _OTHER_NAMES
+    typed = [(f"{scope}.{item.path}", item) for scope, items in overrides.scoped.items() for item in items]
+    for flag, value in vars(args).items():
+        if value is None or (value is False and flag not in own):
+            continue
+        meant = (*_BEATEN.get(flag, ()), *([f"distill.{own[flag]}"] if flag in own else []))
+        bare = {path.partition(".")[2] for path in meant}
+        same = [item for path, item in typed if path in meant] + [i for i in overrides.bare if i.path in bare]
+        for item in same:
+            if str(item.value) != str(value):
+                logger.warning("--%s %s beats %s: a flag wins over an override", flag, value, item.token)
+
+
+def typed_value(overrides: Overrides, scope: str, path: str) -> Any:
+    """Return what was typed last for a key, with or without its scope; None if nothing was.
+
+    Args:
+        overrides: What was typed.
+        scope: ``env`` or ``agent``.
+        path: The key without its scope; of the bare ones, only a nested one means this scope alone.
+    """
+    items = [*overrides.scoped.get(scope, []), *(overrides.bare if "." in path else [])]
+    values = [item.value for item in items if item.path == path]
+    return values[-1] if values else None
 
 
 def add_launch_args(parser: argparse.ArgumentParser) -> None:
@@ -225,5 +278,7 @@ __all__ = [
     "parse_command",
     "resolve_device",
     "run_command",
+    "say_beaten",
     "set_up_logging",
+    "typed_value",
 ]

@@ -11,6 +11,9 @@ from typing import Any, NoReturn
 from foundation.core.errors import UserError, suggest
 from foundation.core.registry import import_typed, note_typed
 
+_SAID = ("true", "false", "on", "off", "yes", "no", "1", "0")
+"""What people write behind a switch."""
+
 
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose complaints are :class:`UserError`, one line each; flags are not abbreviated."""
@@ -42,6 +45,19 @@ class OneLineParser(argparse.ArgumentParser):
         name = token.partition("=")[0]
         self.error(f"unknown flag '{name}'. {suggest(name, self.flag_names())}")
 
+    def refuse_values_of_switches(self, argv: Sequence[str]) -> None:
+        """Complain of ``--shuffle True`` and ``--shuffle=True``: a switch takes no value."""
+        for token, following in zip(argv, [*argv, ""][1:], strict=True):
+            name, equals, value = token.partition("=")
+            action = self._option_string_actions.get(name)
+            if action is None or action.nargs != 0 or not (equals or following.lower() in _SAID):
+                continue
+            value = value if equals else following
+            off = f"--no-{name[2:]}"
+            if off in self._option_string_actions:
+                self.error(f"{name} takes no value ('{value}'): write {name} for on, {off} for off")
+            self.error(f"{name} takes no value ('{value}'): write {name} alone, or leave it out")
+
     def read(self, argv: Sequence[str] | None = None) -> argparse.Namespace:
         """Read a whole command line.
 
@@ -56,6 +72,7 @@ class OneLineParser(argparse.ArgumentParser):
         for token in flags:  # first: a misspelt flag is not a missing one
             if token.startswith("--") and token.partition("=")[0] not in self._option_string_actions:
                 self.refuse_unknown(token)
+        self.refuse_values_of_switches(tokens)
         known, rest = self.parse_known_args(tokens)
         if rest:
             self.error(f"unknown argument '{rest[0]}'")

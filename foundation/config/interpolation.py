@@ -35,17 +35,14 @@ def interpolate(value: Any, known: Mapping[str, Any], where: str) -> Any:
     from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
     setup_globals()  # Hydra's own resolvers: now, hydra, python_version
-    tree = OmegaConf.create({**known, _SLOT: value})
     try:
-        found = OmegaConf.to_container(tree, resolve=True) if isinstance(value, (Mapping, list, tuple)) else tree[_SLOT]
+        found = OmegaConf.create({**known, _SLOT: value}).get(_SLOT)
+        return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
     except InterpolationKeyError as error:
         missing = str(error).partition("'")[2].partition("'")[0]
         raise UserError(f"{where}: no key '{missing}' to refer to. {suggest(missing, _paths(known))}") from None
     except (OmegaConfBaseException, ValueError, KeyError) as error:
         raise UserError(f"{where} cannot be read: {' '.join(str(error).split())}") from None
-    if isinstance(value, (Mapping, list, tuple)):
-        return found[_SLOT]
-    return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
 
 
 _SLOT = "__value__"

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from foundation.config.interpolation import has_interpolation, interpolate
+from foundation.config.plain import to_plain
+from foundation.config.validate import check_env_and_agent
 from foundation.config.values import apply_values, key_names
 from foundation.core.errors import UserError, suggest
 
@@ -47,15 +50,16 @@ class Overrides:
             UserError: For an unknown key, a wrong type, or a bare key that matches more than one config.
         """
         configs = {"env": env_cfg, "agent": agent_cfg}
-        for scope, cfg in configs.items():
+        for scope in configs:
             for item in self.scoped.get(scope, []):
-                apply_values(cfg, {item.path: item.value}, scope)
+                _apply_one(configs, scope, item, distill_cfg)
         if distill_cfg is not None:
             configs["distill"] = distill_cfg
         for item in self.bare:
             scope = self._scope_of(item, configs)
             if scope != "distill":
-                apply_values(configs[scope], {item.path: item.value}, scope)
+                _apply_one(configs, scope, item, distill_cfg)
+        check_env_and_agent(env_cfg, agent_cfg)
 
     def take(self, names: Sequence[str]) -> list[str]:
         """Remove the assignments to these bare names, and return them as they were typed."""
@@ -76,6 +80,15 @@ class Overrides:
         valid = [key for keys in names.values() for key in keys]
         known = ", ".join(configs)
         raise UserError(f"override '{item.token}': no key '{head}' in any of {known}. {suggest(head, valid)}")
+
+
+def _apply_one(configs: dict[str, Any], scope: str, item: Assignment, distill_cfg: Any) -> None:
+    """Set one key of the environment's or the agent's config."""
+    value = item.value
+    if has_interpolation(value):
+        known = {name: to_plain(cfg) for name, cfg in {**configs, "distill": distill_cfg}.items() if cfg is not None}
+        value = interpolate(value, known, f"override '{item.token}'")
+    apply_values(configs[scope], {item.path: value}, scope, null=True)
 
 
 def parse_overrides(tokens: Sequence[str], scopes: Sequence[str] = ("env", "agent", "distill")) -> Overrides:

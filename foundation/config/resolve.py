@@ -71,7 +71,7 @@ class Resolved:
         for scope, cfg, values in (("env", env_cfg, self.env), ("agent", agent_cfg, self.agent)):
             if has_interpolation(values):
                 known |= {"env": to_plain(env_cfg), "agent": to_plain(agent_cfg)}
-            apply_values(cfg, interpolate(values, known, f"{scope}: in a file of configs/"), scope)
+            apply_values(cfg, interpolate(values, known, f"{scope}: in a file of configs/"), scope, null=True)
         overrides.configure(env_cfg, agent_cfg, self.cfg)
 
     def choices_line(self) -> str:
@@ -232,7 +232,9 @@ class _Stack:
 
     def _typed_keys(self, overrides: Overrides, flags: Mapping[str, Any]) -> list[Layer]:
         self.typed_keys = {item.path for item in _own(overrides)} | set(flags)
-        keys = [Layer(_TYPED, _nested(item.path, item.value)) for item in _own(overrides) if item.path != "student.name"]
+        keys = [
+            Layer(_TYPED, _nested(item.path, item.value)) for item in _own(overrides) if item.path != "student.name"
+        ]
         return keys + [Layer(_TYPED, _nested(path, value)) for path, value in flags.items()]
 
     def leave_out_foreign(self, student_fields: list[str]) -> None:
@@ -240,8 +242,8 @@ class _Stack:
         for layer in self.layers:
             if layer.origin == _TYPED:
                 continue
-            student = layer.values.get("student")
-            for name in [name for name in student or {} if name not in student_fields]:
+            student = layer.values.get("student") or {}
+            for name in [name for name in student if name not in student_fields]:
                 if "student" in self.typed_groups:
                     del student[name]
                     self._say_left_out(layer, f"student.{name}", f"is no setting of student={self.student}")
@@ -254,21 +256,16 @@ class _Stack:
     def check_one_driver(self, cfg: DistillationCfg) -> None:
         """Let a typed ``teacher_student_mix`` or ``beta`` stand against the other one of a file."""
         collection = cfg.collection
-        mix, beta = (f"collection.{name}" in self._typed_fields() for name in ("teacher_student_mix", "beta"))
-        if not collection.teacher_student_mix or collection.beta is None or mix == beta:
+        if not collection.teacher_student_mix or collection.beta is None:
             return
         origins = self.origins()
-        if mix:
-            logger.info("--teacher_student_mix beats the collection.beta of %s", origins.get("collection.beta"))
+        mix, beta = (origins.get(f"collection.{name}", _DEFAULT) for name in ("teacher_student_mix", "beta"))
+        if mix == _TYPED != beta:
+            logger.info("--teacher_student_mix beats the collection.beta of %s", beta)
             collection.beta = None
-        else:
-            origin = origins.get("collection.teacher_student_mix")
-            logger.info("collection.beta beats the collection.teacher_student_mix of %s", origin)
+        elif beta == _TYPED != mix:
+            logger.info("the typed collection.beta beats the collection.teacher_student_mix of %s", mix)
             collection.teacher_student_mix = 0
-
-    def _typed_fields(self) -> set[str]:
-        """Return the typed keys and flags, and those that they are inside of."""
-        return {".".join(path.split(".")[:depth]) for path in self.typed_keys for depth in range(1, 9)}
 
     @staticmethod
     def _say_left_out(layer: Layer, key: str, why: str) -> None:

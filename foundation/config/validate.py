@@ -15,6 +15,10 @@ logger = logging.getLogger(__name__)
 MOST_EMPHASIS = 255
 MOST_SEED = 2**32 - 1
 """What NumPy takes."""
+LEAST_POSITIVE = 1.2e-38
+"""Below it float32 has no full precision."""
+LEAST_BOUND = 1e-6
+"""Smaller bounds than this would make every label zero [action units]."""
 _NO_FLAG = ("final_eval_episodes",)
 _FLAGS = {
     "teacher.checkpoint": "--teacher_checkpoint",
@@ -64,6 +68,7 @@ _POSITIVE = (
     "optimizer.max_grad_norm",
     "collection.label_bound",
 )
+"""Numbers above 0, large enough for float32."""
 _NOT_NEGATIVE = (
     "dataset.disk_gb",
     "optimizer.weight_decay",
@@ -85,6 +90,8 @@ _ONE_OF = {
     "optimizer.name": ("adam", "adamw", "rmsprop", "sgd"),
     "optimizer.precision": ("float32", "bfloat16", "float16"),
 }
+_AGENT_OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
+"""What RSL-RL takes."""
 _SCHEDULES = ("constant", "linear", "cosine", "exponential", "piecewise", "step")
 
 
@@ -102,7 +109,8 @@ def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> N
         _check(cfg, path, lambda v, least=least: v >= least, f"at least {least}")
     _check(cfg, "seed", lambda v: v <= MOST_SEED, f"at most {MOST_SEED}")
     for path in _POSITIVE:
-        _check(cfg, path, lambda v: v > 0 and math.isfinite(v), "a finite number above 0")
+        _check(cfg, path, _is_positive, f"a finite number above 0 ({LEAST_POSITIVE:g} or more)")
+    _check(cfg, "collection.label_bound", lambda v: v >= LEAST_BOUND, f"at least {LEAST_BOUND:g}")
     for path in _NOT_NEGATIVE:
         _check(cfg, path, lambda v: v >= 0 and math.isfinite(v), "a finite number, 0 or more")
     _check(cfg, "collection.epsilon", lambda v: 0 <= v <= 1, "from 0 to 1")
@@ -126,6 +134,35 @@ def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> N
             cfg.epoch_teacher_forcing,
             cfg.n_epochs,
         )
+
+
+def _is_positive(value: float) -> bool:
+    return value >= LEAST_POSITIVE and math.isfinite(value)
+
+
+def check_env_and_agent(env_cfg: Any, agent_cfg: Any) -> None:
+    """Check what every environment's and agent's config means alike: seeds, the bound of the actions, the optimiser.
+
+    Raises:
+        UserError: At the first value that cannot be.
+    """
+    seed = read(env_cfg, "seed")
+    if isinstance(seed, int) and not 0 <= seed <= MOST_SEED:
+        raise UserError(f"env.seed is {seed}: it must be at least 0 and at most {MOST_SEED}")
+    clip = read(agent_cfg, "clip_actions")
+    number = isinstance(clip, (int, float)) and not isinstance(clip, bool)
+    if clip is not None and not (number and clip >= LEAST_BOUND):
+        shown = f"{clip:g}" if number else repr(clip)
+        raise UserError(f"agent.clip_actions is {shown}: it must be null, or a number of at least {LEAST_BOUND:g}")
+    optimizer = read(read(agent_cfg, "algorithm"), "optimizer")
+    if optimizer is not None and str(optimizer).lower() not in _AGENT_OPTIMIZERS:
+        near = suggest(str(optimizer), _AGENT_OPTIMIZERS)
+        raise UserError(f"agent.algorithm.optimizer is {optimizer!r}. {near}")
+
+
+def read(cfg: Any, name: str) -> Any:
+    """Read a field of a config object or mapping; None where it is absent."""
+    return cfg.get(name) if isinstance(cfg, dict) else getattr(cfg, name, None)
 
 
 def _check_teachers(cfg: DistillationCfg) -> None:
@@ -229,7 +266,7 @@ def _check_schedules(cfg: DistillationCfg) -> None:
     temperature = cfg.loss.temperature
     if isinstance(temperature, ScheduleCfg):
         check_schedule(temperature, "loss.temperature", 0.0, zero=False)
-    elif not (temperature > 0 and math.isfinite(temperature)):
+    elif not _is_positive(temperature):
         _fail("loss.temperature", temperature, "a finite number above 0")
 
 

@@ -10,18 +10,20 @@ from foundation.config.typing_fit import MisfitError, describe, field_hints, fit
 from foundation.core.errors import UserError, suggest
 
 
-def apply_values(cfg: Any, values: Mapping[str, Any], where: str = "") -> None:
+def apply_values(cfg: Any, values: Mapping[str, Any], where: str = "", *, null: bool = False) -> None:
     """Set fields of a config in place, checking names and types.
 
     Args:
         cfg: A dataclass instance, any object with instance fields, or a dict.
         values: Nested mappings and dotted keys, mixed as you like: ``{"scene": {"num_envs": 8}, "sim.dt": 0.01}``.
         where: What ``cfg`` is called, for messages: ``"distill"``, ``"env"``.
+        null: Whether null switches off whatever is no plain number, as Isaac Lab's users do with a term of a manager
+            (``env.rewards.alive=null``), though the field is not annotated as optional.
 
     Raises:
         UserError: If a key does not exist or a value does not fit its type; names the full key.
     """
-    _apply(cfg, values, Any, where)
+    _Update(null).apply(cfg, values, Any, where)
 
 
 def key_names(cfg: Any) -> list[str]:
@@ -53,58 +55,66 @@ def _is_config(value: Any) -> bool:
     return not plain and not _is_missing(value) and bool(getattr(value, "__dict__", None))
 
 
-def _apply(target: Any, values: Mapping[str, Any], hint: Any, where: str) -> None:
-    for key, value in values.items():
-        head, _, rest = str(key).partition(".")
-        _set(target, head, {rest: value} if rest else value, hint, where)
+class _Update:
+    """One update of a config.
 
+    Args:
+        null: Whether null switches off what is not optional.
+    """
 
-def _set(target: Any, name: str, value: Any, hint: Any, where: str) -> None:
-    full = f"{where}.{name}" if where else name
-    names = key_names(target)
-    opened = isinstance(target, dict) and is_mapping(hint)
-    if name not in names and not opened:
-        raise UserError(f"unknown key '{full}'. {suggest(name, names)}")
-    if isinstance(target, dict):
-        key = next((k for k in target if str(k) == name), name)
-        target[key] = _merge(target.get(key), value, value_hint(hint), full)
-    elif isinstance(target, list):
-        target[int(name)] = _merge(target[int(name)], value, Any, full)
-    else:
-        setattr(
-            target, name, _merge(getattr(target, name, None), value, field_hints(type(target)).get(name, Any), full)
-        )
+    def __init__(self, null: bool):
+        self.null = null
 
+    def apply(self, target: Any, values: Mapping[str, Any], hint: Any, where: str) -> None:
+        """Set the fields of one object, each by its own or by a dotted key."""
+        for key, value in values.items():
+            head, _, rest = str(key).partition(".")
+            self._set(target, head, {rest: value} if rest else value, hint, where)
 
-def _merge(current: Any, value: Any, hint: Any, full: str) -> Any:
-    if isinstance(value, Mapping):
-        return _merge_mapping(current, value, hint, full)
-    return _convert(current, value, hint, full)
-
-
-def _merge_mapping(current: Any, value: Mapping[str, Any], hint: Any, full: str) -> Any:
-    if isinstance(current, dict):
-        current = dict(current)  # a default may be shared between instances
-    elif isinstance(current, (list, tuple)):
-        return _merge_items(current, value, full)
-    elif not _is_config(current):
-        nested = [m for m in members(hint) if isinstance(m, type) and dataclasses.is_dataclass(m)]
-        if nested:
-            current = nested[0]()
-        elif is_mapping(hint):
-            current = {}
+    def _set(self, target: Any, name: str, value: Any, hint: Any, where: str) -> None:
+        full = f"{where}.{name}" if where else name
+        names = key_names(target)
+        opened = isinstance(target, dict) and is_mapping(hint)
+        if name not in names and not opened:
+            raise UserError(f"unknown key '{full}'. {suggest(name, names)}")
+        if isinstance(target, dict):
+            key = next((k for k in target if str(k) == name), name)
+            target[key] = self._merge(target.get(key), value, value_hint(hint), full)
+        elif isinstance(target, list):
+            target[int(name)] = self._merge(target[int(name)], value, Any, full)
         else:
-            key = next(iter(value), "")
-            raise UserError(f"'{full}' is {_show(current)}, so '{full}.{key}' cannot be set: {full} {_wants(hint)}")
-    _apply(current, value, hint, full)
-    return current
+            own_hint = field_hints(type(target)).get(name, Any)
+            setattr(target, name, self._merge(getattr(target, name, None), value, own_hint, full))
 
+    def _merge(self, current: Any, value: Any, hint: Any, full: str) -> Any:
+        if isinstance(value, Mapping):
+            return self._merge_mapping(current, value, hint, full)
+        if value is None and self.null and not isinstance(current, (bool, int, float)):
+            return None
+        return _convert(current, value, hint, full)
 
-def _merge_items(current: list | tuple, value: Mapping[str, Any], full: str) -> Any:
-    """Set items by their index: ``env.goals.0.x=1``."""
-    items = list(current)
-    _apply(items, value, Any, full)
-    return items if isinstance(current, list) else tuple(items)
+    def _merge_mapping(self, current: Any, value: Mapping[str, Any], hint: Any, full: str) -> Any:
+        if isinstance(current, dict):
+            current = dict(current)  # a default may be shared between instances
+        elif isinstance(current, (list, tuple)):
+            return self._merge_items(current, value, full)
+        elif not _is_config(current):
+            nested = [m for m in members(hint) if isinstance(m, type) and dataclasses.is_dataclass(m)]
+            if nested:
+                current = nested[0]()
+            elif is_mapping(hint):
+                current = {}
+            else:
+                key = next(iter(value), "")
+                raise UserError(f"'{full}' is {_show(current)}, so '{full}.{key}' cannot be set: {full} {_wants(hint)}")
+        self.apply(current, value, hint, full)
+        return current
+
+    def _merge_items(self, current: list | tuple, value: Mapping[str, Any], full: str) -> Any:
+        """Set items by their index: ``env.goals.0.x=1``."""
+        items = list(current)
+        self.apply(items, value, Any, full)
+        return items if isinstance(current, list) else tuple(items)
 
 
 def _convert(current: Any, value: Any, hint: Any, full: str) -> Any:

@@ -6,19 +6,27 @@ The names that a deployed student needs can be imported from here too; nothing i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if not __package__:  # run, or imported, as a file of a clone: take this clone's packages
     sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 
 import foundation
-from foundation.cli.agent_values import choose_groups, groups_line, name_experiment, read, size_student
+from foundation.cli.agent_values import (
+    choose_groups,
+    groups_line,
+    name_experiment,
+    read,
+    size_student,
+    warn_without_effect,
+)
 from foundation.cli.cli_args import (
     CommandParser,
     Interrupt,
@@ -29,6 +37,7 @@ from foundation.cli.cli_args import (
     parse_command,
     resolve_device,
     run_command,
+    say_beaten,
     set_up_logging,
 )
 from foundation.cli.teacher_set import drop_weak_teachers, fit_environments, load_teacher
@@ -44,6 +53,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("foundation.distillation")
 LOG_ROOT = Path("logs/distillation")
+TEACHER_ROOT = Path("logs/rsl_rl")
 
 
 def __getattr__(name: str) -> Any:
@@ -123,10 +133,8 @@ def settle(args: argparse.Namespace, tokens: list[str], resumed: RunDir | None) 
     from foundation.runs.metrics_writer import check_logger
     from foundation.students import student_cfg_class
 
-    if args.checkpoint and not args.resume:
-        raise UserError(
-            "--checkpoint goes with --resume; to start from a student's weights, set distill.student.init_checkpoint"
-        )
+    if (args.checkpoint or args.load_run) and not args.resume:
+        refuse_checkpoint(args)
     saved = load_overrides(resumed)
     if resumed and args.task not in (None, resumed.load_params().get("task")):
         other = resumed.load_params().get("task")
@@ -139,6 +147,22 @@ def settle(args: argparse.Namespace, tokens: list[str], resumed: RunDir | None) 
     resolved.cfg.device = resolve_device(resolved.cfg.device)
     check_logger(resolved.cfg.logger)
     return overrides, resolved
+
+
+def refuse_checkpoint(args: argparse.Namespace) -> NoReturn:
+    """Say what to type for what ``--load_run`` and ``--checkpoint`` mean without ``--resume``: mostly the teacher."""
+    from foundation.runs.run_dir import RunDir
+
+    flags = " and ".join(f"--{name}" for name in ("load_run", "checkpoint") if getattr(args, name))
+    teacher = args.checkpoint if args.checkpoint and Path(args.checkpoint).is_file() else None
+    if teacher is None:
+        with contextlib.suppress(UserError):
+            run = RunDir.find(TEACHER_ROOT, args.experiment_name, args.load_run)
+            teacher = run.checkpoint_path(args.checkpoint or r"(best_model|model_\d+)\.pt")
+    raise UserError(
+        f"the teacher is named by --teacher_checkpoint {teacher or 'PATH'}; {flags} say here which run to go on with "
+        "and need --resume (and a student's weights to start from are distill.student.init_checkpoint=PATH)"
+    )
 
 
 def find_run(args: argparse.Namespace) -> RunDir:
@@ -178,6 +202,7 @@ def launch(job: Job, teacher: Any) -> int:
     )
     with engine.launch(request, configure) as (env_cfg, agent_cfg):
         name_experiment(cfg, agent_cfg)
+        say_beaten(job.args, job.overrides)
         warn_without_effect(job.overrides, cfg, env_cfg)
         if job.resumed is None and size_student(cfg, job.overrides):
             job.resolved.choices["student"] = Choice(cfg.student.name, "sizes of the task's agent config")

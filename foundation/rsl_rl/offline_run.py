@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foundation.cli.command import Interrupt
+from foundation.cli.cli_args import Interrupt, say_beaten
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.overrides import Overrides
 from foundation.config.resolve import Resolved
@@ -41,6 +41,7 @@ def run_offline(
 
     cfg = resolved.cfg
     refuse_simulator(args, overrides, cfg)
+    say_beaten(args, overrides)
     logger.info("%s", resolved.choices_line())
     open_for(cfg)
     cfg.experiment_name = cfg.experiment_name or (cfg.task or "").rpartition(":")[2]

@@ -26,6 +26,7 @@ from foundation.cli.cli_args import (
     parse_command,
     positive_int,
     run_command,
+    say_beaten,
     set_up_logging,
 )
 from foundation.cli.find_policy import LOG_ROOT, find_policy
@@ -82,8 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     set_up_logging()
     parser = build_parser()
-    args, _ = parse_command(parser, argv, strict=False)
+    args, early = parse_command(parser, argv, strict=False)
     check_args(args)
+    if args.device is None:  # the policy computes where the simulation does
+        args.device = typed_device(early)
     try:
         task, device, checkpoint, policy = find_policy(args)
     except UserError:
@@ -106,6 +109,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.presets = overrides.take(engine_class.selectors)
     job = Job(args, overrides, task, device, checkpoint, policy)
     return launch(job, engine_class())
+
+
+def typed_device(tokens: list[str]) -> str | None:
+    """Return the device that ``env.sim.device`` or ``sim.device`` names, if it was typed."""
+    found = [token.partition("=")[2] for token in tokens if token.partition("=")[0] in ("env.sim.device", "sim.device")]
+    return found[-1] if found else None
 
 
 def refuse_near_misses(parser: CommandParser, argv: Sequence[str] | None) -> None:
@@ -146,6 +155,7 @@ def launch(job: Job, engine: Engine) -> int:
     typed_num_envs = any(token.partition("=")[0].endswith("scene.num_envs") for token in tokens_of(job.overrides))
 
     def configure(env_cfg: Any, agent_cfg: Any) -> None:
+        say_beaten(args, job.overrides)
         job.overrides.configure(env_cfg, agent_cfg)
         num_envs = args.num_envs
         if num_envs is None and not typed_num_envs:

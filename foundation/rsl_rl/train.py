@@ -28,9 +28,13 @@ from foundation.cli.cli_args import (
     parse_command,
     positive_int,
     run_command,
+    say_beaten,
     set_up_logging,
+    typed_value,
 )
+from foundation.config.interpolation import interpolate
 from foundation.config.overrides import Overrides, parse_overrides
+from foundation.config.plain import to_plain
 from foundation.core.errors import RunInterrupted, UserError, suggest
 
 if TYPE_CHECKING:
@@ -95,14 +99,8 @@ def choose_device(args: argparse.Namespace, overrides: Overrides) -> tuple[str, 
         if "WORLD_SIZE" not in os.environ or not torch.cuda.is_available():
             raise UserError("--distributed needs GPUs and 'torchrun --nproc_per_node=N train.py ... --distributed'")
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}", int(os.environ.get("RANK", "0"))
-    asked = args.device or _typed(overrides, "agent", "device")
+    asked = args.device or typed_value(overrides, "agent", "device") or typed_value(overrides, "env", "sim.device")
     return str(asked or ("cuda:0" if torch.cuda.is_available() else "cpu")), 0
-
-
-def _typed(overrides: Overrides, scope: str, path: str) -> Any:
-    """Return the value of an override, or None if it was not typed."""
-    values = [item.value for item in overrides.scoped.get(scope, []) if item.path == path]
-    return values[-1] if values else None
 
 
 def _configurer(
@@ -111,7 +109,9 @@ def _configurer(
     """Return what applies overrides, then flags (which win), to the configs."""
 
     def configure(env_cfg: Any, agent_cfg: Any) -> None:
+        say_beaten(args, overrides)
         overrides.configure(env_cfg, agent_cfg)
+        own = {"env": to_plain(env_cfg), "agent": to_plain(agent_cfg)}
         project = args.log_project_name
         flags = {
             "seed": args.seed, "max_iterations": args.max_iterations, "experiment_name": args.experiment_name,
@@ -120,14 +120,15 @@ def _configurer(
         }  # fmt: skip
         for name, value in flags.items():
             if value is not None:
-                setattr(agent_cfg, name, value)
+                setattr(agent_cfg, name, interpolate(value, own, f"--{name} {value}"))
         if agent_cfg.seed == -1:
             agent_cfg.seed = random.randint(0, 10_000)
         agent_cfg.seed += rank
         agent_cfg.device = device
-        env_seed = _typed(overrides, "env", "seed")
+        env_seed = typed_value(overrides, "env", "seed")
         seed = agent_cfg.seed if env_seed is None or args.seed is not None else None
-        engine.set_common(env_cfg, num_envs=args.num_envs, seed=seed, device=device)
+        env_device = None if args.device is None and typed_value(overrides, "env", "sim.device") else device
+        engine.set_common(env_cfg, num_envs=args.num_envs, seed=seed, device=env_device)
         check_agent_cfg(agent_cfg)
 
     return configure
@@ -154,9 +155,12 @@ def find_checkpoint(agent_cfg: Any, args: argparse.Namespace, distils: bool) -> 
 
     if not agent_cfg.resume and not distils:
         if args.load_run or args.checkpoint:
+            if args.checkpoint and Path(args.checkpoint).is_file():
+                refuse_student(Path(args.checkpoint))
             raise UserError("--load_run and --checkpoint say what to go on with: add --resume")
         return None
     if args.checkpoint and (os.sep in args.checkpoint or Path(args.checkpoint).is_file()):
+        refuse_student(Path(args.checkpoint))
         return Path(args.checkpoint)
     pattern = agent_cfg.load_checkpoint
     try:
@@ -168,6 +172,22 @@ def find_checkpoint(agent_cfg: Any, args: argparse.Namespace, distils: bool) -> 
         if agent_cfg.resume:
             raise
         raise UserError(f"a distillation run needs a teacher, --checkpoint PATH ({error})") from error
+
+
+def refuse_student(path: Path) -> None:
+    """Name a student of ``distillation.py``, which RSL-RL's runners cannot read, and what can be done with it."""
+    from foundation.core.files import load_checkpoint
+
+    try:
+        checkpoint = load_checkpoint(path)
+    except UserError:
+        return  # whatever it is, the runner says so
+    if isinstance(checkpoint, dict) and {"student", "model_state_dict"} <= set(checkpoint):
+        raise UserError(
+            f"{path} is a student of distillation.py, which RSL-RL's runners cannot go on with. Distil further from "
+            f"its weights: distillation.py ... distill.student.init_checkpoint={path}; or write it in RSL-RL's layout "
+            "with foundation.export.rsl_rl.write_rsl_rl and --resume from that file"
+        )
 
 
 def train(engine: Engine, env_cfg: Any, agent_cfg: Any, args: argparse.Namespace, rank: int = 0) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import os
 import pickle
@@ -19,6 +20,8 @@ from foundation.config.plain import finite, to_plain
 from foundation.core.errors import UserError, suggest
 from foundation.core.files import atomic_torch_save, atomic_write_bytes, load_checkpoint, load_yaml, lock_folder
 
+_SHELL = re.compile(r"(?:^|(?<!\\)[\w-])[*?]")
+"""A star or question mark behind a plain character, or first: a shell pattern rather than a regular expression."""
 _STAMP = "%Y-%m-%d_%H-%M-%S"
 _RUN_NAME = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:_(.*))?")
 
@@ -97,7 +100,8 @@ class RunDir:
         if not runs:
             where = root / experiment_name if experiment_name else root
             raise UserError(f"no run found in {where}: start one without --resume, or name another --experiment_name")
-        chosen = [p for p in runs if load_run in (None, p.name)] or [p for p in runs if _matches(p.name, load_run)]
+        named = [p for p in runs if load_run in (None, p.name)]
+        chosen = named if named or load_run is None else _matching(runs, load_run)
         if not chosen:
             names = [p.name for p in reversed(runs)]
             raise UserError(f"no run in {root} matches --load_run '{load_run}'. {suggest(str(load_run), names, 5)}")
@@ -150,13 +154,19 @@ class RunDir:
         return sorted((p for p in self.path.glob("*.pt") if p.is_file()), key=lambda p: natural_key(p.name))
 
     def checkpoint_path(self, pattern: str = r".*\.pt") -> Path:
-        """Return the last checkpoint, in numeric order, whose name is or matches ``pattern`` (a regular expression).
+        """Return the last checkpoint, in numeric order, whose name is or matches ``pattern``.
+
+        Args:
+            pattern: A name, a regular expression, a shell pattern (``model_*.pt``), or ``latest``: the state after the
+                last epoch or iteration that was saved.
 
         Raises:
             UserError: If there is none; names those there are.
         """
         found = self.checkpoints()
-        chosen = [p for p in found if p.name == pattern] or [p for p in found if _matches(p.name, pattern)]
+        if pattern == "latest":
+            pattern = r"checkpoint_latest\.pt" if (self.path / "checkpoint_latest.pt").exists() else r"\w*_\d+\.pt"
+        chosen = [p for p in found if pattern in (p.name, p.stem)] or _matching(found, pattern)
         if not chosen:
             names = [p.name for p in found]
             raise UserError(f"no checkpoint in {self.path} matches '{pattern}'. {suggest(pattern, names)}")
@@ -249,10 +259,17 @@ def _age(path: Path) -> tuple[str, float]:
     return (match[1] if match else "", path.stat().st_mtime)
 
 
-def _matches(name: str, pattern: str | None) -> bool:
+def _matching(paths: list[Path], pattern: str) -> list[Path]:
+    """Return the paths whose names match a regular expression, or a shell pattern, which people type too."""
+    shell = _SHELL.search(pattern) is not None
+    found = [path for path in paths if shell and fnmatch.fnmatchcase(path.name, pattern)]
+    if found:
+        return found
     try:
-        return pattern is None or re.match(pattern, name) is not None
+        return [path for path in paths if re.match(pattern, path.name)]
     except re.error as error:
+        if shell:
+            return []
         raise UserError(f"'{pattern}' is not a regular expression: {error}") from None
 
 

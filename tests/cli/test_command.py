@@ -19,8 +19,10 @@ from foundation.cli.cli_args import (
     add_rsl_rl_args,
     distillation_flags,
     parse_command,
+    say_beaten,
 )
 from foundation.cli.command import Interrupt, run_command
+from foundation.config.overrides import parse_overrides
 from foundation.core.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +75,49 @@ def test_bad_flags_are_one_line(argv: list[str], says: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_command(full_parser(), argv)
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--shuffle", "True"], "--shuffle takes no value ('True'): write --shuffle for on, --no-shuffle for off"),
+        (["--shuffle=False"], "--no-shuffle for off"),
+        (["--on_policy", "0"], "--no-on_policy for off"),
+        (["--no-teacher_deterministic", "yes"], "--no-teacher_deterministic takes no value ('yes')"),
+        (["--video", "true", "--task", "T"], "--video takes no value ('true'): write --video alone, or leave it out"),
+        (["--headless=1"], "--headless alone"),
+    ],
+)
+def test_a_switch_that_is_given_a_value_says_how_it_is_written(argv: list[str], says: str) -> None:
+    """On and off are two flags; what has no off is left out."""
+    with pytest.raises(UserError) as caught:
+        parse_command(full_parser(), argv, strict=False)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--device", "cpu", "env.sim.device=cuda:0"], ["--device cpu beats env.sim.device=cuda:0"]),
+        (["--device", "cpu", "sim.device=cuda:0"], ["--device cpu beats sim.device=cuda:0"]),
+        (["--num_envs", "4", "env.scene.num_envs=8"], ["--num_envs 4 beats env.scene.num_envs=8"]),
+        (["--num_envs", "4", "scene.num_envs=8", "distill.num_envs=9"], ["scene.num_envs=8", "distill.num_envs=9"]),
+        (["--seed", "1", "env.seed=2", "agent.seed=3"], ["env.seed=2", "agent.seed=3"]),
+        (["--n_epochs", "1", "n_epochs=2"], ["--n_epochs 1 beats n_epochs=2"]),
+        (["--no-shuffle", "distill.shuffle=true"], ["--shuffle False beats distill.shuffle=true"]),
+        (["--teacher_min_return", "3", "distill.teacher.min_return=4"], ["distill.teacher.min_return=4"]),
+        (["--run_name", "a", "agent.run_name=b"], ["agent.run_name=b"]),
+        (["--num_envs", "4", "env.scene.num_envs=4"], []),
+        (["--num_envs", "4", "env.sim.device=cpu"], []),
+    ],
+)
+def test_an_override_that_a_flag_beats_is_named(argv: list[str], said: list[str], caplog) -> None:
+    """Both were typed and only one can count: one line each, none where they agree."""
+    args, tokens = parse_command(full_parser(), argv)
+    say_beaten(args, parse_overrides(tokens))
+    assert len(caplog.messages) == len(said)
+    for words, message in zip(said, sorted(caplog.messages, reverse=True), strict=True):
+        assert words in message
 
 
 def test_an_engines_own_flags_are_left_until_it_is_known() -> None:

@@ -108,6 +108,23 @@ CASES = [
     good_case(
         "schedule of steps without points", ["distill.collection.beta={kind: step}"], "distill.collection.beta.points"
     ),
+    good_case("a file's name is interpolated", ["run_name=${nwo:%Y}"], "run_name=${nwo:%Y}"),
+    good_case("a seed of the environment", ["env.seed=-1"], "env.seed is -1", "at least 0"),
+    good_case("a bound that is text", ["agent.clip_actions=wide"], "agent.clip_actions", "'wide'"),
+    good_case("a bound near zero", ["distill.collection.label_bound=1e-45"], "label_bound is 1e-45"),
+    good_case("an optimiser that is a number", ["agent.algorithm.optimizer=2"], "agent.algorithm.optimizer is '2'"),
+    good_case("a switch with a value", ["--shuffle", "True"], "--no-shuffle"),
+    Case(
+        "the teacher as Isaac Lab names it",
+        ["--task", TASK, "--load_run", "2026-01-01_00-00-00", "--checkpoint", "model_9.pt"],
+        ["the teacher is named by --teacher_checkpoint PATH", "--load_run and --checkpoint", "--resume"],
+    ),
+    Case(
+        "the teacher as Isaac Lab names it, by path",
+        ["--task", TASK, "--checkpoint", "good.pt"],
+        ["--teacher_checkpoint good.pt"],
+    ),
+    good_case("a run that is not resumed", ["--load_run", "2026-01-01_00-00-00"], "--resume"),
     good_case("logger", ["--logger", "tensorbord"], "'tensorboard'"),
     good_case("logger that is not installed", ["--logger", "neptune"], "pip install neptune"),
     good_case("cuda", ["--device", "cuda:63"], "cuda:63", "cpu"),

@@ -119,6 +119,22 @@ def test_flags_and_both_forms_of_override_take_effect(run: Run) -> None:
     assert (cfg["teacher"]["obs_groups"], cfg["student"]["obs_groups"]) == (["policy"], ["deployable"])
 
 
+def test_who_chose_what_is_said_and_kept(run: Run) -> None:
+    """Student, loss, schedule and dataset with who chose each: on the console, and in ``params/overrides.yaml``."""
+    line = "student mlp (default, hidden_dims and obs_groups typed), loss huber (typed), schedule dagger (typed"
+    assert line in run.err
+    choices = run.params("overrides")["choices"]
+    assert choices["loss"] == {"name": "huber", "chosen": "typed"}
+    assert set(choices) == {"student", "loss", "schedule", "dataset"}
+
+
+def test_overrides_that_change_nothing_are_named(run: Run) -> None:
+    """Distillation has its own learner: of the agent's config it reads three keys, and says which."""
+    (line,) = [line for line in run.err.splitlines() if "no effect on distillation" in line]
+    assert "agent.max_iterations=7" in line
+    assert "agent.clip_actions, agent.experiment_name, agent.obs_groups" in line
+
+
 def test_the_checkpoint_is_plain(run: Run) -> None:
     """``best_student.pt`` loads with ``weights_only`` and has the documented keys; the student has 22 inputs."""
     checkpoint = torch.load(run.folder / "best_student.pt", weights_only=True)

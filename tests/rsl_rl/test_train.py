@@ -241,3 +241,35 @@ def test_signal_saves_and_exits(number, tmp_path):
         process.kill()
     last = sorted(tmp_path.glob("logs/rsl_rl/*/*/model_*.pt"), key=lambda p: int(p.stem.partition("_")[2]))[-1]
     assert torch.load(last, weights_only=True)["iter"] == int(last.stem.partition("_")[2])
+
+
+def student_file(folder: Path) -> Path:
+    """What makes a file a student of distillation.py."""
+    path = folder / "best_student.pt"
+    torch.save({"student": {"name": "mlp"}, "model_state_dict": {}, "distillation": {}}, path)
+    return path
+
+
+@pytest.mark.parametrize("resume", [["--resume"], []])
+def test_a_student_is_named_and_what_can_be_done_with_it(resume, tmp_path, monkeypatch, capsys):
+    """PPO cannot go on with one: the line says so, before any folder is made, and names the two ways there are."""
+    monkeypatch.chdir(tmp_path)
+    path = student_file(tmp_path)
+    assert run_command(main, ["--task", TASK, *SMALL, *resume, "--checkpoint", str(path)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"{path} is a student of distillation.py" in error
+    assert f"distill.student.init_checkpoint={path}" in error and "write_rsl_rl" in error
+    assert not (tmp_path / "logs").exists()
+
+
+def test_what_was_typed_is_interpolated_checked_and_named_where_a_flag_beats_it(tmp_path, monkeypatch, capsys):
+    """Run names may hold ``${...}``, a seed below zero is refused, and ``--device`` says what it beats."""
+    monkeypatch.chdir(tmp_path)
+    small = ["--task", TASK, *SMALL, "--max_iterations", "1", "agent.eval_interval=0"]
+    argv = [*small, "--run_name", "s${agent.seed}_${now:%Y}", "env.sim.device=cuda:7", "agent.seed=8"]
+    assert run_command(main, argv) == 0
+    assert newest(tmp_path, "quadcopter_point_ctrl").name.endswith(f"_s8_{time.strftime('%Y')}")
+    assert "--device cpu beats env.sim.device=cuda:7" in capsys.readouterr().err
+    for token, says in (("env.seed=-1", "env.seed is -1"), ("agent.algorithm.optimizer=2", "optimizer is '2'")):
+        assert run_command(main, [*small, token]) == 2
+        assert says in capsys.readouterr().err

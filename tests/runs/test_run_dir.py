@@ -244,3 +244,47 @@ def test_a_run_that_looks_resumable_has_all_that_it_was_started_with(
             with pytest.raises(Killed):
                 run.save_params({"a": 1}, {"b": 2}, DistillationCfg(), {"tokens": ["env.a=1"]})
         assert (run.params_dir / "overrides.yaml").exists() >= (run.params_dir / "distillation.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("model_*.pt", "model_100.pt"),
+        ("model_?.pt", "model_9.pt"),
+        ("*_1?.pt", "model_10.pt"),
+        ("*.pt", "model_100.pt"),
+        ("model_1*.pt", "model_100.pt"),
+        (r"model_\d*\.pt", "model_100.pt"),
+        (r"model_\d\.pt", "model_9.pt"),
+        ("model_.*.pt", "model_100.pt"),
+        ("model_9", "model_9.pt"),
+        ("latest", "model_100.pt"),
+    ],
+)
+def test_latest_shell_patterns_and_regular_expressions_find_a_checkpoint(
+    pattern: str, expected: str, tmp_path: Path
+) -> None:
+    """All of them by number, not by text: model_100 is newer than model_99 and model_9."""
+    for number in (9, 10, 99, 100):
+        torch.save({}, tmp_path / f"model_{number}.pt")
+    torch.save({}, tmp_path / "best_model.pt")
+    assert RunDir(tmp_path).checkpoint_path(pattern).name == expected
+
+
+def test_latest_of_a_distillation_run_is_its_last_epoch(tmp_path: Path) -> None:
+    """``checkpoint_latest.pt`` is written after every epoch, the others now and then."""
+    for name in ("checkpoint_epoch_10", "checkpoint_latest", "best_student", "final_student"):
+        torch.save({}, tmp_path / f"{name}.pt")
+    assert RunDir(tmp_path).checkpoint_path("latest").name == "checkpoint_latest.pt"
+    with pytest.raises(UserError, match="no checkpoint"):
+        RunDir(tmp_path / "empty").checkpoint_path("latest")
+
+
+@pytest.mark.parametrize(
+    ("load_run", "expected"),
+    [("*_b", "2025-01-02_00-00-00_b"), ("2025-01-01_*-00", "2025-01-01_00-00-00"), (".*_b", "2025-01-02_00-00-00_b")],
+)
+def test_runs_are_found_by_shell_patterns_too(load_run: str, expected: str, tmp_path: Path) -> None:
+    """``*_b`` is no regular expression, and ``2025-01-01_*-00`` is one that means something else."""
+    make_runs(tmp_path, "a/2025-01-01_00-00-00", "a/2025-01-02_00-00-00_b")
+    assert RunDir.find(tmp_path, "a", load_run).name == expected
