@@ -105,7 +105,8 @@ class StudentCfg:
     obs_slice: list[int] | None = None
     """``[a, b]``: only these columns of the concatenated groups."""
     obs_normalization: bool = True
-    """Normalise observations by the running mean and variance of the first data, then frozen."""
+    """Normalise observations by the running mean and variance of the first data, then frozen. A column that did not
+    vary in them is not divided by its deviation."""
     init_checkpoint: str | None = None
     """Start from the weights of this checkpoint."""
     stochastic: bool = False
@@ -121,7 +122,8 @@ class LossCfg:
     name: str = "mse"
     """A function of ``foundation.learning.losses``, or ``"pkg.module:function"``."""
     auxiliary: dict[str, float] = field(default_factory=dict)
-    """Further terms by name with their weights, e.g. ``{value: 0.5}``."""
+    """Further terms by name with their weights, e.g. ``{value: 0.5}``. Values are in units of the teacher's own spread,
+    features in units of each dimension's, so that weights mean the same in every task."""
     temperature: float | ScheduleCfg = 1.0
     """Softmax temperature of a discrete teacher's targets (Rusu et al. 2015, eq. 3)."""
     student_temperature: str = "1"

@@ -223,6 +223,34 @@ class DistillationDataset:
             obs = obs[self.weights[slot].flatten() > 0]
         return obs.to(self.compute_device)
 
+    def target_moments(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and standard deviation of a stored target, over all rows but those of weight 0.
+
+        Args:
+            name: The target.
+
+        Returns:
+            Two tensors on the compute device, float64. Shape of each: (size,).
+        """
+        size = self.columns[name].stop - self.columns[name].start
+        count = torch.zeros((), dtype=torch.float64, device=self.device)
+        mean = torch.zeros(size, dtype=torch.float64, device=self.device)
+        squares = torch.zeros_like(mean)  # of the deviations from the mean, merged as in Chan et al. 1979
+        for slot in range(self.num_chunks):
+            values = self.rows[slot, :, :, self.columns[name]].flatten(0, 1).double()
+            if self.weights is not None:
+                values = values[self.weights[slot].flatten() > 0]
+            if len(values) == 0:
+                continue
+            var, own = torch.var_mean(values, dim=0, correction=0)
+            total = count + len(values)
+            delta = own - mean
+            squares += var * len(values) + delta.square() * count * len(values) / total
+            mean += delta * len(values) / total
+            count = total
+        std = (squares / count.clamp_min(1.0)).sqrt()
+        return mean.to(self.compute_device), std.to(self.compute_device)
+
     # -- reading ------------------------------------------------------------------------------------------------
 
     def flat_minibatches(self, batch_size: int, num_batches: int, shuffle: bool = True) -> Iterator[Minibatch]:

@@ -9,7 +9,7 @@ import torch
 
 from foundation.dataset.dataset import DistillationDataset
 from foundation.dataset.minibatch import Minibatch
-from foundation.learning.learner import Learner
+from foundation.learning.learner import Learner, forward
 
 BATCH_ROWS = 16384
 """Rows in a minibatch of the measurement, about."""
@@ -28,21 +28,15 @@ def held_out_loss(learner: Learner, dataset: DistillationDataset, epoch: int) ->
         ``held_out_loss`` as the learner adds its terms up, each term where there are several, and ``action_rmse``
         [action units].
     """
-    params, policy = learner._loss_params(epoch), learner.policy
+    params, policy = learner.loss_params(epoch), learner.policy
     names = [spec.name for spec, _ in learner.terms]
     device = next(policy.parameters()).device
     sums, total = torch.zeros(len(names) + 1, dtype=torch.float64, device=device), torch.zeros((), device=device)
     for batch in _whole_pass(dataset, learner.sequence_length):
-        if batch.resets is None:
-            output = policy.step(batch.obs, None)[0]
-        else:
-            state = policy.initial_state(batch.obs.shape[1], device) if batch.state is None else batch.state
-            output = policy.sequence(batch.obs, state, batch.resets)[0]
-        if learner.adapter is not None and output.features is not None:
-            output = output._replace(features=learner.adapter(output.features))
-        weights = learner._weights(batch)
+        output = forward(policy, batch)
+        weights = learner.weights(batch)
         weights = torch.ones(batch.obs.shape[:-1], device=device) if weights is None else weights
-        values = [spec.function(output, batch.targets, params) for spec, _ in learner.terms]
+        values = learner.per_sample(output, batch.targets, params)
         values.append((output.mean - batch.targets.mean).square().mean(-1))
         sums += torch.stack([(value * weights).sum() for value in values]).double()
         total += weights.sum()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +17,15 @@ from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import UserError, suggest
 from foundation.dataset.dataset import DistillationDataset, Minibatch
 from foundation.learning.compilation import compiled
-from foundation.learning.losses import LossParams, LossSpec, check_choices, loss_spec
+from foundation.learning.losses import LossParams, LossSpec, check_choices, check_main_loss, loss_spec
+from foundation.learning.no_effect import without_effect
 from foundation.learning.precision import Precision
 from foundation.learning.schedules import value_at
+from foundation.learning.standardise import Standardiser
 from foundation.policies.output import PolicyOutput
+from foundation.students.base import Student
+
+logger = logging.getLogger(__name__)
 
 OPTIMIZERS = {
     "adam": torch.optim.Adam,
@@ -30,6 +37,8 @@ FUSED = ("adam", "adamw", "sgd")
 
 DEFAULT_ROWS, FEWEST_SEQUENCES = 256, 8
 """A minibatch where ``batch_size`` is not given: rows, in sequences as many as hold them, but not fewer than these."""
+MOST_RATIO = 100.0
+"""Ratio of a loss term to all others together from which there is a warning."""
 
 
 @dataclass
@@ -52,12 +61,18 @@ class Learner:
         sequence_length: 1 learns from single rows, more from sequences.
     """
 
-    def __init__(self, student: Any, cfg: DistillationCfg, sequence_length: int = 1):
+    def __init__(self, student: Student, cfg: DistillationCfg, sequence_length: int = 1):
         self.student, self.cfg, self.sequence_length = student, cfg, sequence_length
         names = {cfg.loss.name: 1.0, **cfg.loss.auxiliary}
         self.terms: list[tuple[LossSpec, float]] = [(loss_spec(name), weight) for name, weight in names.items()]
+        check_main_loss(self.terms[0][0])
         self.optimizer = _make_optimizer(student, cfg)
         self.adapter: nn.Linear | None = None
+        self.standardiser = Standardiser(field for spec, _ in self.terms for field in spec.teacher)
+        self._own_units = list(self.standardiser.fields)
+        """Fields that reach the losses in the teacher's units, and are standardised there."""
+        self._loaded = self._warned_of_scale = self._nothing_to_watch = False
+        self._first_watch = True
         self.average = copy.deepcopy(student).requires_grad_(False) if cfg.optimizer.ema_decay else None
         self.precision = Precision(cfg.optimizer.precision, next(student.parameters()).device)
         self.losses = compiled(self._losses, student) if cfg.optimizer.compile else self._losses
@@ -68,7 +83,7 @@ class Learner:
         return self.cfg.batch_size or max(DEFAULT_ROWS // self.sequence_length, FEWEST_SEQUENCES)
 
     @property
-    def policy(self) -> Any:
+    def policy(self) -> Student:
         """The student to evaluate and to save: the averaged one where ``optimizer.ema_decay`` is set."""
         return self.average if self.average is not None else self.student
 
@@ -83,6 +98,15 @@ class Learner:
             UserError: Naming the loss, what is missing, and what to use instead.
         """
         check_choices([spec.name for spec, _ in self.terms], student, teacher)
+        unused = without_effect(
+            self.cfg,
+            [spec for spec, _ in self.terms],
+            discrete=teacher.logits is not None,
+            sequences=self.sequence_length > 1,
+            memory=self.student.state_size > 0,
+        )
+        if unused:
+            logger.warning("Settings without effect: %s.", "; ".join(unused))
         for spec, _ in self.terms:
             for who, output, wanted in (("student", student, spec.student), ("teacher", teacher, spec.teacher)):
                 missing = [name for name in wanted if getattr(output, name) is None]
@@ -100,6 +124,37 @@ class Learner:
         self.student.normalizer.update(obs.reshape(-1, obs.shape[-1]).float())
         if self.average is not None:
             self.average.normalizer.load_state_dict(self.student.normalizer.state_dict())
+
+    def watch_normalizer(self, dataset: DistillationDataset, slots: list[int]) -> None:
+        """Look after observations that hardly varied while the normaliser was fitted; call it from then on.
+
+        Args:
+            dataset: Holds the observations.
+            slots: The chunks that are new.
+        """
+        if self._nothing_to_watch:
+            return
+        normalizer = self.student.normalizer
+        if self._first_watch:
+            self._first_watch = False
+            unvaried = normalizer.unvaried.nonzero().flatten().tolist()
+            self._nothing_to_watch = not bool((normalizer.unvaried | (normalizer.var < normalizer.eps**2)).any())
+            if unvaried:
+                logger.warning(
+                    "The student's observation column(s) %s did not vary in the data that its normaliser was fitted "
+                    "on: they are not divided by their deviation.",
+                    shorten(unvaried),
+                )
+        rescaled = {column for slot in slots for column in normalizer.rescale_outliers(dataset.chunk_obs(slot))}
+        if not rescaled:
+            return
+        logger.warning(
+            "The student's observation column(s) %s hardly varied in the data that its normaliser was fitted on, and "
+            "do now: their deviation was fitted again.",
+            shorten(sorted(rescaled)),
+        )
+        if self.average is not None:
+            self.average.normalizer.load_state_dict(normalizer.state_dict())
 
     def num_updates(self, new_rows: int) -> int:
         """Return the updates of an epoch: in proportion to the new rows, whatever the dataset's size, or as given."""
@@ -126,15 +181,17 @@ class Learner:
             UserError: If the loss is NaN or infinite; the student's weights are then not to be kept.
         """
         rate = self._set_learning_rate(epoch)
-        params = self._loss_params(epoch)
+        params = self.loss_params(epoch)
         draw = dataset.flat_minibatches if self.sequence_length == 1 else dataset.sequence_minibatches
         num_updates = self.num_updates(new_rows)
         totals = torch.zeros(len(self.terms), device=next(self.student.parameters()).device)
+        self._fit_standardiser(dataset, epoch)
         self.student.train()
-        for batch in draw(self.batch_size, num_updates, self.cfg.shuffle):
-            totals += self._update(batch, params)
-            if poll is not None:
-                poll()
+        with self._standardised():
+            for batch in draw(self.batch_size, num_updates, self.cfg.shuffle):
+                totals += self._update(batch, params)
+                if poll is not None:
+                    poll()
         self.student.eval()
         means = (totals / num_updates).tolist()
         bad = [(spec.name, mean) for (spec, _), mean in zip(self.terms, means, strict=True) if not math.isfinite(mean)]
@@ -152,7 +209,31 @@ class Learner:
             )
         terms = {spec.name: mean for (spec, _), mean in zip(self.terms, means, strict=True)}
         total = sum(weight * terms[spec.name] for spec, weight in self.terms)
+        self._check_scale(terms, epoch)
         return LearningStats(total, num_updates, rate, terms)
+
+    def _check_scale(self, terms: dict[str, float], epoch: int) -> None:
+        """Warn once of a term that is so much larger than the others that the student learns nothing else."""
+        if self._warned_of_scale or len(self.terms) == 1:
+            return
+        sizes = {spec.name: abs(weight * terms[spec.name]) for spec, weight in self.terms}
+        name = max(sizes, key=sizes.__getitem__)
+        others = sum(sizes.values()) - sizes[name]
+        if sizes[name] <= MOST_RATIO * others:
+            return
+        self._warned_of_scale = True
+        key = f"distill.loss.auxiliary.{name}" if name != self.terms[0][0].name else "the auxiliary weights"
+        change = "lower" if name != self.terms[0][0].name else "raise"
+        logger.warning(
+            "The loss term '%s' is %.3g in epoch %d and the others together %.3g: the student learns little else. "
+            "%s %s.",
+            name,
+            sizes[name],
+            epoch + 1,
+            others,
+            change.capitalize(),
+            key,
+        )
 
     def _update(self, batch: Minibatch, params: LossParams) -> torch.Tensor:
         values = self.losses(batch, params)
@@ -163,31 +244,72 @@ class Learner:
             self._update_average()
         return torch.stack([value.detach() for value in values])
 
+    def _fit_standardiser(self, dataset: DistillationDataset, epoch: int) -> None:
+        """Fit the moments before epochs 0, 1, 2, 4, 8, ...: first data may be narrow, and a fit reads all of it."""
+        if not self.standardiser.fields or (self.standardiser.fitted and epoch & (epoch - 1)):
+            return
+        first = not self.standardiser.fitted
+        self.standardiser.fit(dataset)
+        if not first or self._loaded:
+            return
+        for name, layers in self._predictors().items():
+            # New weights predict standardised numbers, trained ones the teacher's.
+            if name == "features" or self.cfg.student.init_checkpoint is None:
+                for layer in layers:
+                    self.standardiser.to_own_units(name, layer)
+
+    def _predictors(self) -> dict[str, list[nn.Linear]]:
+        """Return the layers that predict each standardised field."""
+        found: dict[str, list[nn.Linear]] = {}
+        if "value" in self.standardiser.fields:
+            heads = [getattr(policy, "value", None) for policy in (self.student, self.average) if policy is not None]
+            found["value"] = [head for head in heads if isinstance(head, nn.Linear)]
+        if "features" in self.standardiser.fields and self.adapter is not None:
+            found["features"] = [self.adapter]
+        return {name: layers for name, layers in found.items() if layers}
+
+    @contextmanager
+    def _standardised(self) -> Iterator[None]:
+        """Let the student's value head and the adapter predict standardised numbers while they learn."""
+        predictors = self._predictors()
+        with self.standardiser.standardised(predictors):
+            self._own_units = [name for name in self.standardiser.fields if name not in predictors]
+            try:
+                yield
+            finally:
+                self._own_units = list(self.standardiser.fields)
+
     def _losses(self, batch: Minibatch, params: LossParams) -> list[torch.Tensor]:
         """Return each term's mean over the minibatch, unweighted."""
         with self.precision.autocast():
-            output = self._forward(batch)
-        output = self.precision.full(output)
+            output = forward(self.student, batch)
+        values = self.per_sample(self.precision.full(output), batch.targets, params)
+        weights = self.weights(batch)
+        if weights is None:
+            return [value.mean() for value in values]
+        total = weights.sum().clamp_min(1e-8)
+        return [(value * weights).sum() / total for value in values]
+
+    def per_sample(self, output: PolicyOutput, targets: PolicyOutput, params: LossParams) -> list[torch.Tensor]:
+        """Return each term for each sample, unweighted. Values and features reach the losses standardised.
+
+        Args:
+            output: The student's. Shape of each field: (..., size).
+            targets: The teacher's, as stored.
+            params: Of this epoch.
+
+        Returns:
+            One tensor per term. Shape: (...).
+        """
         if self.adapter is not None and output.features is not None:
             output = output._replace(features=self.adapter(output.features))
-        weights = self._weights(batch)
-        values = []
-        for spec, _ in self.terms:
-            per_sample = spec.function(output, batch.targets, params)
-            values.append(
-                per_sample.mean() if weights is None else (per_sample * weights).sum() / weights.sum().clamp_min(1e-8)
-            )
-        return values
+        if self.standardiser.fields:
+            targets = self.standardiser(targets)
+            output = self.standardiser(output, self._own_units)
+        return [spec.function(output, targets, params) for spec, _ in self.terms]
 
-    def _forward(self, batch: Minibatch) -> PolicyOutput:
-        if batch.resets is None:
-            return self.student.step(batch.obs, None)[0]
-        state = batch.state
-        if state is None:
-            state = self.student.initial_state(batch.obs.shape[1], batch.obs.device)
-        return self.student.sequence(batch.obs, state, batch.resets)[0]
-
-    def _weights(self, batch: Minibatch) -> torch.Tensor | None:
+    def weights(self, batch: Minibatch) -> torch.Tensor | None:
+        """Return the weight of each sample; None where all are 1. Shape: (...)."""
         burn_in = self.cfg.dataset.burn_in
         if batch.resets is None or burn_in == 0:
             return batch.weights
@@ -212,7 +334,8 @@ class Learner:
             group["lr"] = rate
         return rate
 
-    def _loss_params(self, epoch: int) -> LossParams:
+    def loss_params(self, epoch: int) -> LossParams:
+        """Return the numbers that the losses read in an epoch, counted from 0."""
         cfg = self.cfg.loss
         temperature = value_at(cfg.temperature, epoch, self.cfg.n_epochs)
         student_temperature = temperature if cfg.student_temperature == "same" else 1.0
@@ -221,6 +344,7 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser's state, and the training weights where the saved student is an average."""
         state: dict[str, Any] = {"optimizer_state_dict": self.optimizer.state_dict(), **self.precision.state_dict()}
+        state |= self.standardiser.state_dict()
         if self.average is not None:
             state["training_state_dict"] = self.student.state_dict()
         if self.adapter is not None:
@@ -241,6 +365,24 @@ class Learner:
             self.adapter.load_state_dict(state["adapter_state_dict"])
         self.optimizer.load_state_dict(state["optimizer_state_dict"])
         self.precision.load_state_dict(state)
+        self.standardiser.load_state_dict(state, next(self.student.parameters()).device)
+        self._loaded = True
+
+
+def shorten(columns: list[int], most: int = 12) -> str:
+    """List columns, the first ones where there are many."""
+    shown = ", ".join(str(column) for column in columns[:most])
+    return shown if len(columns) <= most else f"{shown}, ... ({len(columns)} in all)"
+
+
+def forward(student: Student, batch: Minibatch) -> PolicyOutput:
+    """Return a student's outputs on a minibatch, flat or of sequences."""
+    if batch.resets is None:
+        return student.step(batch.obs, None)[0]
+    state = batch.state
+    if state is None:
+        state = student.initial_state(batch.obs.shape[1], batch.obs.device)
+    return student.sequence(batch.obs, state, batch.resets)[0]
 
 
 def _missing_output(loss: str, who: str, missing: str) -> str:

@@ -39,17 +39,38 @@ class LossSpec:
     function: LossFunction
     student: tuple[str, ...] = ("mean",)
     teacher: tuple[str, ...] = ("mean",)
+    continuous: frozenset[str] | None = frozenset()
+    """Fields of :class:`LossParams` that it reads of continuous actions. None: unknown, of a user's own loss."""
+    discrete: frozenset[str] | None = frozenset()
+    """The same of discrete actions."""
+
+    @property
+    def trains_actions(self) -> bool:
+        """Whether it reaches the student's action head."""
+        return bool({"mean", "logits"} & set(self.student))
 
 
 LOSSES: dict[str, LossSpec] = {}
 
 
-def loss(student: tuple[str, ...] = ("mean",), teacher: tuple[str, ...] = ("mean",)) -> Callable:
-    """Register a loss under its function's name, with the output fields that it reads."""
+def loss(
+    student: tuple[str, ...] = ("mean",),
+    teacher: tuple[str, ...] = ("mean",),
+    continuous: tuple[str, ...] = (),
+    discrete: tuple[str, ...] = (),
+) -> Callable[[LossFunction], LossFunction]:
+    """Register a loss under its function's name.
+
+    Args:
+        student: The student's outputs that it reads.
+        teacher: The teacher's outputs that it reads.
+        continuous: Fields of :class:`LossParams` that it reads of continuous actions.
+        discrete: The same of discrete actions.
+    """
 
     def register(function: LossFunction) -> LossFunction:
         name = getattr(function, "__name__", "loss")
-        LOSSES[name] = LossSpec(name, function, student, teacher)
+        LOSSES[name] = LossSpec(name, function, student, teacher, frozenset(continuous), frozenset(discrete))
         return function
 
     return register
@@ -66,7 +87,21 @@ def loss_spec(name: str) -> LossSpec:
     if ":" not in name:
         raise UserError(f"Unknown loss '{name}'. {suggest(name, LOSSES)}")
     function = resolve_attribute(name, "loss", typed_as="loss=")
-    return next((spec for spec in LOSSES.values() if spec.function is function), LossSpec(name, function))
+    known = next((spec for spec in LOSSES.values() if spec.function is function), None)
+    return known or LossSpec(name, function, continuous=None, discrete=None)
+
+
+def check_main_loss(spec: LossSpec) -> None:
+    """Refuse a main loss that trains no action head.
+
+    Raises:
+        UserError: Saying what to type.
+    """
+    if not spec.trains_actions:
+        raise UserError(
+            f"loss={spec.name} trains no actions, only the student's {spec.student[0]}: use it beside a loss that "
+            f"does, as in loss=mse distill.loss.auxiliary={{{spec.name}: 0.5}}"
+        )
 
 
 def check_choices(names: Sequence[str], student: PolicyOutput, teacher: PolicyOutput) -> None:
@@ -110,13 +145,13 @@ def mse(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torc
     return (student.mean - target.mean).square().mean(dim=-1)
 
 
-@loss()
+@loss(continuous=("huber_delta",))
 def huber(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
     """Huber loss of the mean actions, linear beyond ``huber_delta``. Shapes: (..., num_actions) -> (...)."""
     return F.huber_loss(student.mean, target.mean, reduction="none", delta=params.huber_delta).mean(dim=-1)
 
 
-@loss(student=("mean", "std"))
+@loss(student=("mean", "std"), continuous=("min_std",))
 def nll(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
     """Negative log-likelihood of the teacher's action (Rusu et al. 2015, eq. 1).
 
@@ -136,7 +171,12 @@ def q_mse(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> to
     return (_got(student.logits, "Q-values") - _got(target.logits, "Q-values")).square().mean(dim=-1)
 
 
-@loss(student=("mean", "std"), teacher=("mean", "std"))
+@loss(
+    student=("mean", "std"),
+    teacher=("mean", "std"),
+    continuous=("min_std",),
+    discrete=("temperature", "student_temperature"),
+)
 def kl(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
     """KL(teacher || student), analytic in the distributions (Rusu et al. 2015, eq. 3).
 
@@ -152,7 +192,7 @@ def kl(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch
     return (0.5 * (ratio + distance - 1.0) - 0.5 * ratio.log()).sum(dim=-1)
 
 
-@loss(student=("logits",), teacher=("logits",))
+@loss(student=("logits",), teacher=("logits",), discrete=("temperature", "student_temperature"))
 def soft_cross_entropy(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
     """Cross-entropy -sum p_T log p_S: the discrete KL up to the teacher's entropy."""
     p = F.softmax(_got(target.logits, "logits") / params.temperature, dim=-1)

@@ -7,11 +7,20 @@ from typing import Any
 import torch
 from torch import nn
 
+LEAST_DEVIATION = 0.1
+"""Deviation [eps] below which an observation has not varied."""
+OUTLIER = 10.0
+"""Normalised root mean square from which an observation that hardly varied at first is rescaled."""
+
 
 class ObsNormalizer(nn.Module):
     """``(x - mean) / (sqrt(var) + eps)``, the identity until it is fitted.
 
     The moments are merged exactly (Chan et al. 1979), so that the order and size of the batches do not matter.
+
+    An observation that has not varied yet is not divided by its deviation: its ``var`` is the placeholder of an
+    unfitted normaliser, whose scale is 1. Divided by ``eps`` alone, a command that is 0 in the first data and 1 later
+    would come in as 100 for ever. Moments that another library has fitted (:meth:`set_moments`) are taken as they are.
     """
 
     mean: torch.Tensor
@@ -30,9 +39,19 @@ class ObsNormalizer(nn.Module):
         self.eps = eps
         self.register_buffer("mean", torch.zeros(num_obs))
         # sqrt(var) + eps is 1 before the first data, which makes an unfitted normaliser the identity.
-        self.register_buffer("var", torch.full((num_obs,), (1.0 - eps) ** 2))
+        self.register_buffer("var", torch.full((num_obs,), self.placeholder))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
         self.register_buffer("_scale", torch.ones(num_obs), persistent=False)
+
+    @property
+    def placeholder(self) -> float:
+        """Variance of an observation that has not varied yet: its scale is 1."""
+        return (1.0 - self.eps) ** 2
+
+    @property
+    def unvaried(self) -> torch.Tensor:
+        """Whether an observation has not varied yet (deviation below ``eps / 10``). Shape: (num_obs,)."""
+        return self.var.float() == self.placeholder
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise observations. Shape: (..., num_obs) to (..., num_obs)."""
@@ -53,11 +72,39 @@ class ObsNormalizer(nn.Module):
         share = rows.shape[0] / total
         delta = new_mean - self.mean
         # The first data replaces the placeholder variance: its share is then 1.
-        var = (1.0 - share) * self.var + share * new_var + share * (1.0 - share) * delta.square()
+        old_var = torch.where(self.unvaried, 0.0, self.var)
+        var = (1.0 - share) * old_var + share * new_var + share * (1.0 - share) * delta.square()
         self.mean.add_((share * delta).to(self.mean.dtype))
         self.var.copy_(var)
+        # A fitted variance that happens to equal the placeholder must not be taken for it.
+        self.var.copy_(torch.where(self.unvaried, self.var * (1.0 + 1e-6), self.var))
+        self.var.masked_fill_(var < (LEAST_DEVIATION * self.eps) ** 2, self.placeholder)
         self.count.copy_(total)
         self.refresh()
+
+    @torch.no_grad()
+    def rescale_outliers(self, x: torch.Tensor) -> list[int]:
+        """Rescale observations that hardly varied in the data that were fitted and vary much now.
+
+        Only those are looked at whose deviation was below ``eps``, where ``eps`` decides the scale. One whose root mean
+        square is now above :data:`OUTLIER` once normalised is given a deviation that makes it 1; its mean stays.
+
+        Args:
+            x: Later observations. Shape: (..., num_obs).
+
+        Returns:
+            The observations that were rescaled.
+        """
+        watched = self.unvaried | (self.var < self.eps**2)
+        rows = x.detach().reshape(-1, x.shape[-1])
+        if rows.shape[0] == 0:
+            return []
+        square = (rows[:, watched].double() - self.mean[watched]).square().mean(0)
+        index = watched.nonzero().flatten()[square.sqrt() * self._scale[watched] > OUTLIER]
+        if len(index):
+            self.var[index] = square[square.sqrt() * self._scale[watched] > OUTLIER].to(self.var.dtype)
+            self.refresh()
+        return index.tolist()
 
     def set_moments(self, mean: torch.Tensor, std: torch.Tensor, count: float = 1.0) -> None:
         """Take moments that another library has fitted. Shape of both: (num_obs,)."""

@@ -129,7 +129,7 @@ def prepare(
 
 def settle(args: argparse.Namespace, tokens: list[str], resumed: RunDir | None) -> tuple[Overrides, Resolved]:
     """Resolve the config from files (or the run to resume), overrides and flags."""
-    from foundation.learning.losses import LOSSES
+    from foundation.learning.losses import LOSSES, check_main_loss
     from foundation.runs.metrics_writer import check_logger
     from foundation.students import student_cfg_class
 
@@ -146,6 +146,8 @@ def settle(args: argparse.Namespace, tokens: list[str], resumed: RunDir | None) 
     )
     resolved.cfg.device = resolve_device(resolved.cfg.device)
     check_logger(resolved.cfg.logger)
+    if resolved.cfg.loss.name in LOSSES:  # before a simulator starts; a loss of another package is asked later
+        check_main_loss(LOSSES[resolved.cfg.loss.name])
     return overrides, resolved
 
 

@@ -200,6 +200,7 @@ class OfflineRunner:
         if self.cfg.student.obs_normalization and self.cfg.student.init_checkpoint is None:
             for slot in range(self.train.num_chunks):
                 self.learner.fit_normalizer(self.train.chunk_obs(slot))
+            self.learner.watch_normalizer(self.train, [])
 
     def _keep_best(self, measured: dict[str, float], epoch: int) -> None:
         self.early_stopping.see(epoch, -measured["held_out_loss"])

@@ -180,10 +180,13 @@ class DistillationRunner:
 
         A student that starts from trained weights keeps the normaliser that they were trained with.
         """
-        wanted = self.cfg.student.obs_normalization and self.cfg.student.init_checkpoint is None
-        if wanted and epoch < max(1, self.forced_epochs):
-            for slot in collected.slots:
-                self.learner.fit_normalizer(self.dataset.chunk_obs(slot))
+        if not self.cfg.student.obs_normalization or self.cfg.student.init_checkpoint is not None:
+            return
+        if epoch >= max(1, self.forced_epochs):
+            self.learner.watch_normalizer(self.dataset, collected.slots)
+            return
+        for slot in collected.slots:
+            self.learner.fit_normalizer(self.dataset.chunk_obs(slot))
 
     def _collection_is_evaluation(self, beta: float) -> bool:
         """Whether the deterministic student acted alone in whole episodes (single-environment engines)."""

@@ -10,7 +10,7 @@ import torch
 from foundation.config.distillation_cfg import DistillationCfg, LossCfg, OptimizerCfg, ScheduleCfg
 from foundation.core.errors import UserError
 from foundation.dataset.dataset import DistillationDataset, Minibatch
-from foundation.learning.learner import Learner
+from foundation.learning.learner import Learner, forward
 from foundation.policies.output import PolicyOutput
 from foundation.students import StudentPolicy, make_student, student_cfg_class
 from foundation.students.mlp import MLPStudentCfg
@@ -112,7 +112,7 @@ def test_one_step_of_gradient_descent_by_hand():
 
 
 def test_auxiliary_terms_are_added_with_their_weights():
-    """The total is main + weight * auxiliary; each term is reported unweighted."""
+    """The total is main + weight * auxiliary, the value in units of the teacher's spread; terms are unweighted."""
     cfg = config(loss=LossCfg("mse", auxiliary={"value": 0.25}), optimizer=OptimizerCfg(name="sgd"), learning_rate=0.0)
     dataset = filled(chunks=1, value=True)
     learner = Learner(student(value_head=True), cfg, 1)
@@ -120,7 +120,8 @@ def test_auxiliary_terms_are_added_with_their_weights():
     output = learner.student.step(dataset.rows[0, ..., :3].reshape(-1, 3))[0]
     obs = dataset.rows[0, ..., :3].reshape(-1, 3)
     mse = (output.mean - obs @ GAIN).square().mean().item()
-    value = (output.value - obs.sum(-1, keepdim=True)).square().mean().item()
+    spread = obs.sum(-1).std(correction=0)
+    value = ((output.value - obs.sum(-1, keepdim=True)) / spread).square().mean().item()
     assert stats.terms == pytest.approx({"mse": mse, "value": value}, rel=1e-5)
     assert stats.mean_loss == pytest.approx(mse + 0.25 * value, rel=1e-5)
     assert learner.target_fields() == {"mean", "value", "logits"}
@@ -138,7 +139,8 @@ def test_a_loss_without_what_it_reads_says_what_to_use(loss, who, message):
     """A deterministic policy has no KL: the error names the loss, what is missing and the way out."""
     whole = PolicyOutput(torch.zeros(1, 2), torch.ones(1, 2), torch.zeros(1, 1))
     bare = PolicyOutput(torch.zeros(1, 2))
-    learner = Learner(student(), config(loss=LossCfg(loss)), 1)
+    chosen = LossCfg("mse", auxiliary={"value": 0.5}) if loss == "value" else LossCfg(loss)
+    learner = Learner(student(), config(loss=chosen), 1)
     with pytest.raises(UserError, match=message):
         learner.prepare(bare if who == "student" else whole, bare if who == "teacher" else whole)
     learner.prepare(whole, whole)
@@ -236,7 +238,7 @@ def test_burn_in_steps_carry_no_loss_unless_the_episode_began_inside():
     learner = Learner(make_student(student_cfg_class("gru")(name="gru"), 3, 2), cfg, 5)
     resets = torch.tensor([[0, 1, 0], [0, 0, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0]], dtype=torch.bool)
     batch = Minibatch(torch.zeros(5, 3, 3), PolicyOutput(torch.zeros(5, 3, 2)), None, resets)
-    counted = learner._weights(batch)
+    counted = learner.weights(batch)
     assert counted is not None
     assert counted.T.tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
 
@@ -245,11 +247,10 @@ def test_the_loss_of_a_sequence_restarts_its_memory_at_an_episodes_start():
     """What came before an episode's start has no influence on what comes after it."""
     torch.manual_seed(0)
     policy = make_student(student_cfg_class("gru")(name="gru"), 3, 2)
-    learner = Learner(policy, config(), 4)
     obs = torch.randn(4, 2, 3)
     obs[2:, 1] = obs[2:, 0]
     resets = torch.tensor([[True] * 2, [False] * 2, [True] * 2, [False] * 2])
-    mean = learner._forward(Minibatch(obs, PolicyOutput(torch.zeros(4, 2, 2)), None, resets)).mean
+    mean = forward(policy, Minibatch(obs, PolicyOutput(torch.zeros(4, 2, 2)), None, resets)).mean
     assert not torch.equal(mean[:2, 0], mean[:2, 1])
     assert torch.equal(mean[2:, 0], mean[2:, 1])
 

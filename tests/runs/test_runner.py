@@ -481,3 +481,52 @@ def test_an_environment_that_never_ends_is_an_error_and_not_a_hang(tmp_path):
     )
     with pytest.raises(UserError, match="time-outs"):
         runner.run()
+
+
+class CommandedEnv(RegulatorEnv):
+    """The regulator with a third observation: a command that is 0.5 while the teacher acts, and 20 after that."""
+
+    steps_of_teacher = 10**9
+
+    def __init__(self, num_envs: int, command: float = 20.0):
+        self.taken, self.command = 0, command
+        super().__init__(num_envs)
+
+    def get_observations(self):
+        obs = super().get_observations()
+        command = 0.5 if self.taken < self.steps_of_teacher else self.command
+        obs["policy"] = torch.cat([obs["policy"], torch.full((self.num_envs, 1), command)], dim=-1)
+        return obs
+
+    def step(self, actions):
+        self.taken += 1
+        return super().step(actions)
+
+
+@pytest.mark.parametrize(("command", "largest"), [(0.5, 0.0), (2.5, 2.0), (20.0, 1.0)])
+def test_an_observation_that_is_constant_at_first_does_not_blow_up_later(tmp_path, caplog, command, largest):
+    """A command that is 0.5 in the teacher's epochs comes in as a small number when it steps by 2 or by 19.5.
+
+    Divided by 1e-2, as the deviation of the first data would have it, it would come in as 200 or 1950 for ever.
+    """
+    env = CommandedEnv(NUM_ENVS, command)
+    cfg = config(n_epochs=4, epoch_teacher_forcing=2)
+    cfg.teacher.obs_groups, cfg.teacher.obs_slice = ["policy"], [0, 2]
+    runner = DistillationRunner(
+        env, LinearTeacher(REGULATOR_GAIN), cfg, RunDir(tmp_path), make_eval_env=lambda n: CommandedEnv(n, command)
+    )
+    runner._begin_run()
+    for epoch in (0, 1):
+        runner.run_epoch(epoch)
+    frozen = {name: tensor.clone() for name, tensor in runner.student.normalizer.state_dict().items()}
+    env.steps_of_teacher = env.taken
+    with caplog.at_level("WARNING"):
+        for epoch in (2, 3):
+            runner.run_epoch(epoch)
+    seen = runner.student.normalizer(torch.tensor([0.0, 0.0, command]))[2]
+    assert abs(seen.item()) == pytest.approx(largest, rel=0.3, abs=1e-6)
+    after = runner.student.normalizer.state_dict()
+    assert all(torch.equal(after[name][..., :2], frozen[name][..., :2]) for name in ("mean", "var"))
+    lines = [record.getMessage() for record in caplog.records if "normaliser" in record.getMessage()]
+    assert "column(s) 2 did not vary" in lines[0]
+    assert len(lines) == (2 if command == 20.0 else 1)

@@ -1,0 +1,110 @@
+"""One scale for the terms of a loss: values and features in units of the teacher's own spread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from foundation.dataset.dataset import DistillationDataset
+from foundation.policies.output import PolicyOutput
+
+STANDARDISED = ("value", "features")
+"""Outputs whose unit is arbitrary: returns are in the task's own unit, features in none."""
+LEAST_SHARE = 0.1
+"""A dimension that hardly varies is divided by this share of the root mean square spread of all dimensions."""
+
+
+class Standardiser:
+    """Standardise the teacher's values and features by their mean and spread in the dataset.
+
+    A layer that predicts one of them does so in standardised units while it learns, and in the teacher's own units at
+    all other times (:meth:`standardised`): the optimiser sees numbers of order 1, whoever reads the student sees a
+    return. Where the moments are fitted anew, the layer's predictions stay what they were, as in PopArt (van Hasselt
+    et al. 2016, "Learning values across many orders of magnitude").
+
+    Args:
+        fields: Which of :data:`STANDARDISED` the losses read.
+    """
+
+    def __init__(self, fields: Iterable[str]):
+        read = set(fields)
+        self.fields = tuple(name for name in STANDARDISED if name in read)
+        self.mean: dict[str, torch.Tensor] = {}
+        """Mean of each field, in the teacher's units. Shape of each: (size,)."""
+        self.scale: dict[str, torch.Tensor] = {}
+        """What each field is divided by, in the teacher's units. Shape of each: (size,)."""
+
+    @property
+    def fitted(self) -> bool:
+        """Whether there was any data yet."""
+        return all(name in self.mean for name in self.fields)
+
+    @torch.no_grad()
+    def fit(self, dataset: DistillationDataset) -> None:
+        """Take the moments of the targets in a dataset, those of weight 0 left out."""
+        for name in self.fields:
+            mean, std = dataset.target_moments(name)
+            overall = std.square().mean().sqrt()
+            scale = torch.maximum(std, LEAST_SHARE * overall)
+            # What never varies cannot be divided by its spread; its unit is kept.
+            least = 1e-6 * mean.abs().amax().clamp_min(1e-6)
+            scale = torch.where(overall > least, scale, torch.ones_like(scale))
+            if name in self.mean:
+                # In place: a compiled function goes on with the tensors that it has seen.
+                self.mean[name].copy_(mean)
+                self.scale[name].copy_(scale)
+            else:
+                self.mean[name] = mean.float()
+                self.scale[name] = scale.float()
+
+    def __call__(self, output: PolicyOutput, fields: Iterable[str] | None = None) -> PolicyOutput:
+        """Return an output some of whose fields (None: all) are standardised; what is not there stays None."""
+        changed = {}
+        for name in self.fields if fields is None else fields:
+            value = getattr(output, name)
+            if value is not None and name in self.mean:
+                changed[name] = (value - self.mean[name]) / self.scale[name]
+        return output._replace(**changed) if changed else output
+
+    @contextmanager
+    def standardised(self, layers: dict[str, list[nn.Linear]]) -> Iterator[None]:
+        """Let layers predict standardised numbers within this context, and the teacher's units after it.
+
+        Args:
+            layers: The layers that predict each field.
+        """
+        pairs = [(name, layer) for name, several in layers.items() for layer in several]
+        for name, layer in pairs:
+            self._to_standardised(name, layer)
+        try:
+            yield
+        finally:
+            for name, layer in pairs:
+                self.to_own_units(name, layer)
+
+    @torch.no_grad()
+    def _to_standardised(self, name: str, layer: nn.Linear) -> None:
+        layer.weight.div_(self.scale[name].unsqueeze(1))
+        layer.bias.sub_(self.mean[name]).div_(self.scale[name])
+
+    @torch.no_grad()
+    def to_own_units(self, name: str, layer: nn.Linear) -> None:
+        """Let a layer that predicts standardised numbers predict the teacher's."""
+        layer.weight.mul_(self.scale[name].unsqueeze(1))
+        layer.bias.mul_(self.scale[name]).add_(self.mean[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the moments, for an exact resume; empty without any."""
+        if not self.mean:
+            return {}
+        return {"target_moments": {name: [self.mean[name].clone(), self.scale[name].clone()] for name in self.mean}}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Restore what :meth:`state_dict` returned; a run of a version without moments begins with none."""
+        for name, (mean, scale) in state.get("target_moments", {}).items():
+            self.mean[name] = mean.to(device)
+            self.scale[name] = scale.to(device)

@@ -1,0 +1,151 @@
+"""Settings that the chosen losses, student and mode do not read."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from foundation.config.distillation_cfg import DistillationCfg, ScheduleCfg
+from foundation.learning.learner import Learner
+from foundation.learning.losses import LOSSES, LossParams, LossSpec, loss_spec
+from foundation.learning.no_effect import without_effect
+from foundation.policies.output import PolicyOutput
+from foundation.students import StudentPolicy
+from foundation.students.mlp import MLPStudentCfg
+
+
+def found(cfg: DistillationCfg, discrete: bool = False, sequences: bool = False, memory: bool = False) -> list[str]:
+    specs = [loss_spec(name) for name in (cfg.loss.name, *cfg.loss.auxiliary)]
+    return without_effect(cfg, specs, discrete=discrete, sequences=sequences, memory=memory)
+
+
+def changed(path: str, value: object, loss: str = "mse", **options: object) -> DistillationCfg:
+    cfg = DistillationCfg(student=MLPStudentCfg(), **options)  # type: ignore[arg-type]
+    cfg.loss.name = loss
+    part: object = cfg
+    *groups, name = path.split(".")
+    for group in groups:
+        part = getattr(part, group)
+    assert getattr(part, name) != value
+    setattr(part, name, value)
+    return cfg
+
+
+def test_defaults_have_nothing_to_say():
+    """With every loss of its kind, nothing is said of what nobody has set."""
+    for name, spec in LOSSES.items():
+        if spec.trains_actions:
+            assert found(DistillationCfg(loss=DistillationCfg().loss.__class__(name))) == []
+
+
+@pytest.mark.parametrize(
+    ("loss", "discrete", "path", "value", "read"),
+    [
+        ("mse", False, "loss.temperature", 2.0, False),
+        ("kl", False, "loss.temperature", 2.0, False),
+        ("kl", False, "loss.temperature", ScheduleCfg("linear", 2.0, 1.0), False),
+        ("kl", True, "loss.temperature", 2.0, True),
+        ("soft_cross_entropy", True, "loss.temperature", 2.0, True),
+        ("q_mse", True, "loss.temperature", 2.0, False),
+        ("nll", True, "loss.temperature", 2.0, False),
+        ("kl", True, "loss.student_temperature", "same", True),
+        ("mse", False, "loss.student_temperature", "same", False),
+        ("huber", False, "loss.huber_delta", 0.1, True),
+        ("mse", False, "loss.huber_delta", 0.1, False),
+        ("kl", False, "loss.min_std", 0.1, True),
+        ("nll", False, "loss.min_std", 0.1, True),
+        ("kl", True, "loss.min_std", 0.1, False),
+    ],
+)
+def test_what_a_loss_does_not_read_is_named(loss, discrete, path, value, read):
+    """And what it reads is not: the key, its value, and the losses that were chosen."""
+    lines = found(changed(path, value, loss), discrete)
+    if read:
+        assert lines == []
+    else:
+        [line] = lines
+        assert f"distill.{path}=" in line and loss in line
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_the_lists_of_what_losses_read_are_true(name, discrete):
+    """A loss changes with a parameter if and only if its list names it."""
+    spec = LOSSES[name]
+    if not discrete and "logits" in spec.student:
+        return
+    generator = torch.Generator().manual_seed(0)
+
+    def output() -> PolicyOutput:
+        mean, logits = torch.randn(64, 3, generator=generator), torch.randn(64, 5, generator=generator)
+        small = torch.full((64, 3), 0.05)
+        return PolicyOutput(mean, small, mean[:, :1], logits if discrete else None, mean)
+
+    student, teacher = output(), output()
+    base = LossParams(huber_delta=1.0, min_std=0.01, temperature=1.0, student_temperature=1.0)
+    other = {"huber_delta": 0.1, "min_std": 0.2, "temperature": 3.0, "student_temperature": 3.0}
+    expected = spec.function(student, teacher, base)
+    reads = set()
+    for field, value in other.items():
+        changed_params = LossParams(**{**vars(base), field: value})
+        if not torch.equal(spec.function(student, teacher, changed_params), expected):
+            reads.add(field)
+    known = spec.discrete if discrete else spec.continuous
+    # mse and huber are refused with discrete actions (check_choices): nothing is claimed of them there.
+    if discrete and name in ("mse", "huber"):
+        return
+    assert known == reads
+
+
+@pytest.mark.parametrize(
+    ("cfg", "key"),
+    [
+        (changed("optimizer.update_ratio", 3.0, optimizer=DistillationCfg().optimizer.__class__(updates_per_epoch=4)),
+         "optimizer.update_ratio=3"),
+        (changed("dataset.burn_in", 4), "dataset.burn_in=4"),
+        (changed("dataset.sequence_start", "zero"), "dataset.sequence_start=zero"),
+        (changed("dataset.load_files", 3), "dataset.load_files=3"),
+        (changed("dataset.held_out", 0.5), "dataset.held_out=0.5"),
+        (changed("dataset.eviction", "reservoir", on_policy=True), "dataset.eviction=reservoir"),
+        (changed("dataset.disk_gb", 0.5, on_policy=True), "dataset.disk_gb=0.5"),
+        (changed("student.stochastic", True), "student.stochastic=true"),
+        (changed("student.value_head", True), "student.value_head=true"),
+        (changed("student.init_std", 0.1), "student.init_std=0.1"),
+        (changed("student.state_dependent_std", True), "student.state_dependent_std=True"),
+        (changed("loss.auxiliary", {"huber": 0.0}), "loss.auxiliary.huber=0"),
+    ],
+)  # fmt: skip
+def test_other_settings_without_effect_are_named(cfg, key):
+    """Each alone, with its reason in parentheses."""
+    [line] = found(cfg)
+    assert line.startswith(f"distill.{key} (")
+
+
+@pytest.mark.parametrize("path", ["dataset.size", "dataset.eviction", "dataset.chunk_steps", "dataset.disk_gb"])
+def test_offline_says_what_only_collecting_reads(path):
+    """``--offline`` takes the dataset as it is."""
+    cfg = changed(path, {"dataset.eviction": "reservoir"}.get(path, 7), offline=True)
+    cfg.dataset.load = "folder"
+    [line] = found(cfg)
+    assert f"distill.{path}=" in line and "--offline" in line
+
+
+def test_a_loss_of_the_users_own_may_read_everything():
+    """Of ``pkg.module:function`` nothing is known, and nothing is claimed."""
+    own = LossSpec("pkg:loss", lambda *_: torch.zeros(1), continuous=None, discrete=None)
+    cfg = changed("loss.temperature", 2.0)
+    assert without_effect(cfg, [own], discrete=False, sequences=False, memory=False) == []
+
+
+def test_a_run_says_it_in_one_line(caplog):
+    """The learner's check at the start of a run logs all of them at once."""
+    cfg = changed("loss.temperature", 2.0)
+    cfg.loss.huber_delta = 0.5
+    with caplog.at_level(logging.WARNING):
+        Learner(StudentPolicy(3, 2), cfg, 1).prepare(PolicyOutput(torch.zeros(1, 2)), PolicyOutput(torch.zeros(1, 2)))
+    [record] = caplog.records
+    text = record.getMessage()
+    assert "loss.temperature=2 (mse reads none with continuous actions)" in text and "huber_delta=0.5" in text
+    assert "\n" not in text
