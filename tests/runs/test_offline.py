@@ -219,7 +219,8 @@ def test_what_does_not_fit_is_refused(saved, tmp_path, change, says):
 def test_a_loss_that_needs_more_than_was_saved_is_refused(saved, tmp_path):
     """The values of the teacher's critic were not stored."""
     cfg = config(offline=True, device="cpu")
-    cfg.dataset.load, cfg.loss.name = str(saved), "value"
+    cfg.dataset.load, cfg.loss.auxiliary = str(saved), {"value": 0.5}
+    cfg.student.value_head = True
     with pytest.raises(UserError, match=r"needs the teacher's value .* has none"):
         OfflineRunner(cfg, RunDir(tmp_path))
 
