@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from foundation.checkpoints.as_is import load_as_is
 from foundation.checkpoints.reading.agent_config import AgentConfig
 from foundation.checkpoints.reading.loading import LoadedPolicy, Overrides, Source, report_unknown, unwrapped
 from foundation.core.errors import UserError
@@ -35,6 +36,9 @@ def load_policy(path: str | Path, overrides: Overrides) -> LoadedPolicy:
     refuse_lfs_pointer(file)
     source = Source(file, overrides, AgentConfig())
     head = _head(file)
+    if overrides.run_as_is:
+        source.agent = AgentConfig.beside(file, overrides.agent_config)
+        return _checked(load_as_is(source, head), source)
     for module in _modules("load_file"):
         if module.recognise_file(file, head):
             source.agent = AgentConfig.beside(file, overrides.agent_config)

@@ -39,7 +39,8 @@ def load_teacher(cfg: DistillationCfg) -> Any:
 
 def _overrides(cfg: DistillationCfg) -> dict[str, Any]:
     """Return what the user says about the checkpoint, and its config may not."""
-    return {name: getattr(cfg.teacher, name) for name in ("activation", "distribution", "action_range", "strict")}
+    names = ("activation", "distribution", "action_range", "strict", "run_as_is", "num_obs")
+    return {name: getattr(cfg.teacher, name) for name in names}
 
 
 def _load_many(cfg: DistillationCfg, entries: list[TeacherEntry]) -> TeacherEnsemble:

@@ -60,6 +60,11 @@ class TeacherCfg:
     """``[low, high]`` of actions that it scales or clips to their range, where no config says it."""
     strict: bool = True
     """Refuse a checkpoint with entries that are not understood (off: warn)."""
+    run_as_is: bool = False
+    """Run a TorchScript or ONNX policy by its own runtime, its code included, instead of reading its layers: the way in
+    for networks of any kind. What it remembers is found out and reset with the episodes; a line says how it is run."""
+    num_obs: int | None = None
+    """Number of observations of a teacher that is run as it is, where its file does not tell."""
     min_return: float | None = None
     """Stop at once if the teacher's own mean return is lower (``--teacher_min_return``)."""
     below_min: str = "refuse"

@@ -46,7 +46,8 @@ class TeacherPolicyWrapper(nn.Module):
         self.obs_slice: list[int] | None = loaded.description.get("obs_slice")
         self.clip_actions = loaded.clip_actions
         acting = getattr(self.policy, "actor", self.policy)  # a critic is not counted
-        self.num_parameters = sum(parameter.numel() for parameter in acting.parameters())
+        counted = sum(parameter.numel() for parameter in acting.parameters())
+        self.num_parameters: int = getattr(self.policy, "num_parameters", counted)
         self.has_std: bool = loaded.description["has_std"]
         self.has_value: bool = loaded.description["has_value"]
         self._description = loaded.description

@@ -64,6 +64,24 @@ def read_onnx(path: Path) -> OnnxGraph:
     Args:
         path: An ``.onnx`` file; weights that it keeps beside itself are read from its own folder only.
     """
+    model = load_model(path)
+    import onnx
+
+    try:
+        return _graph(model, onnx, path)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file fails in many ways inside protobuf and onnx, all with one meaning
+        text = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"'{path}' is not an undamaged ONNX model ({text}). Export it again.") from error
+
+
+def load_model(path: Path) -> Any:
+    """Return the checked ``onnx.ModelProto`` of a file, its weights taken in from the file beside it.
+
+    Args:
+        path: An ``.onnx`` file; weights that it keeps beside itself are read from its own folder only.
+    """
     try:
         import onnx
     except ImportError as error:
@@ -75,12 +93,12 @@ def read_onnx(path: Path) -> OnnxGraph:
         for tensor in model.graph.initializer:
             _take_in(tensor, path)
         onnx.checker.check_model(model)
-        return _graph(model, onnx, path)
     except UserError:
         raise
     except Exception as error:  # a damaged file fails in many ways inside protobuf and onnx, all with one meaning
         text = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"'{path}' is not an undamaged ONNX model ({text}). Export it again.") from error
+    return model
 
 
 def _take_in(tensor: Any, path: Path) -> None:

@@ -65,6 +65,10 @@ class Overrides:
     """An ``agent.yaml`` to use instead of the one beside the checkpoint."""
     strict: bool = True
     """Refuse a checkpoint with entries that are not understood (off: warn)."""
+    run_as_is: bool = False
+    """Run a TorchScript or ONNX policy by its own runtime, whatever its code does, instead of reading its layers."""
+    num_obs: int | None = None
+    """Number of observations of a policy that is run as it is, where its file does not tell."""
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Overrides:
@@ -74,6 +78,13 @@ class Overrides:
             if name not in known:
                 raise UserError(f"unknown teacher override '{name}'. {suggest(name, known)}")
         overrides = cls(**values)
+        for name in ("strict", "run_as_is"):
+            if not isinstance(getattr(overrides, name), bool):
+                raise UserError(f"distill.teacher.{name} must be true or false, got {getattr(overrides, name)!r}")
+        if overrides.num_obs is not None and (type(overrides.num_obs) is not int or overrides.num_obs < 1):
+            raise UserError(f"distill.teacher.num_obs must be a positive number, got {overrides.num_obs!r}")
+        if overrides.num_obs is not None and not overrides.run_as_is:
+            raise UserError("distill.teacher.num_obs goes with distill.teacher.run_as_is=true: other files tell it.")
         if overrides.activation is not None and overrides.activation.lower() not in activation_names():
             near = suggest(overrides.activation, activation_names())
             raise UserError(f"unknown teacher activation '{overrides.activation}'. {near}")

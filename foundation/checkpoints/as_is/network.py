@@ -1,0 +1,158 @@
+"""A policy that its own runtime runs, with the interface that students have: its memory is passed in and returned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from foundation.policies.output import PolicyOutput
+from foundation.policies.policy_network import PolicyNetwork
+
+TOLERANCE = 1e-5
+"""Largest difference between rows that are run together and one by one."""
+COUNTERS = ("time_step", "timestep", "time_steps", "timesteps", "step", "step_count", "counter", "t")
+"""Names of inputs that count an episode's steps, from 0."""
+
+
+@dataclass
+class Memory:
+    """One thing that a policy remembers, without the dimension of environments."""
+
+    name: str
+    """Its name in the file."""
+    initial: torch.Tensor
+    """Its value at an episode's start."""
+    axis: int | None = None
+    """Where its own runtime has the dimension of environments. None: it has none."""
+    counts: bool = False
+    """Whether it is a count of steps that is fed, not what the policy gives back."""
+    dtype: torch.dtype = field(default=torch.float32)
+    """What its own runtime takes."""
+
+    def outward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return what the runtime takes. Shape: (num_rows, ...) to the runtime's own."""
+        rows = rows.reshape(-1, *self.initial.shape).to(self.dtype)
+        return rows[0] if self.axis is None else rows.movedim(0, self.axis)
+
+    def inward(self, value: torch.Tensor) -> torch.Tensor:
+        """Return what the runtime gives as rows. Shape: (num_rows, number of its numbers)."""
+        rows = value.unsqueeze(0) if self.axis is None else value.movedim(self.axis, 0)
+        return rows.reshape(rows.shape[0], -1).float()
+
+
+class ForeignNetwork(PolicyNetwork):
+    """Base of the runtimes: a subclass gives ``call``, which acts for some rows."""
+
+    def __init__(self, num_obs: int, memories: Sequence[Memory]) -> None:
+        """Keep the sizes; ``prepare`` finds out the rest.
+
+        Args:
+            num_obs: Number of observations.
+            memories: What is remembered from step to step.
+        """
+        super().__init__()
+        self.num_obs, self.memories = num_obs, list(memories)
+        self.num_parameters = 0
+        """Numbers in its weights."""
+        self.batched = False
+        """Whether rows can be run together."""
+        self._sizes = [memory.initial.numel() for memory in self.memories]
+        self.state_size = sum(self._sizes)
+
+    def call(self, obs: torch.Tensor, before: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Run the policy.
+
+        Args:
+            obs: Shape: (num_rows, num_obs); one row where it is not ``batched``.
+            before: What is remembered, each of shape (num_rows, number of its numbers).
+
+        Returns:
+            Actions, shape (num_rows, num_actions), and what is remembered.
+        """
+        raise TypeError(f"{type(self).__name__} does not define call")
+
+    def how(self) -> str:
+        """Say how the policy is run, for people."""
+        rows = "all environments together" if self.batched else "one environment after the other (slow)"
+        kept = [memory.name for memory in self.memories if not memory.counts]
+        fed = [memory.name for memory in self.memories if memory.counts]
+        memory = f"its memory is {', '.join(kept)}" if kept else "it has no memory"
+        return f"{rows}; {memory}" + (f"; {', '.join(fed)} is fed the step of the episode" if fed else "")
+
+    def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
+        """Return the state at an episode's start. Shape: (num_envs, state_size), None without memory."""
+        if not self.memories:
+            return None
+        flat = torch.cat([memory.initial.reshape(-1).float() for memory in self.memories])
+        return flat.to(device or "cpu").expand(num_envs, -1).clone()
+
+    def run(
+        self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
+    ) -> tuple[PolicyOutput, torch.Tensor | None]:
+        """Act for one step or for many."""
+        if not sequence:
+            mean, state = self._step(obs, state)
+            return PolicyOutput(mean=mean), state
+        if self.memories:
+            return self.run_steps(obs, state, resets)
+        mean, _ = self._step(obs.flatten(0, 1), None)
+        return PolicyOutput(mean=mean.unflatten(0, obs.shape[:2])), state
+
+    @torch.no_grad()
+    def _step(self, obs: torch.Tensor, state: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        rows = [obs] if self.batched else list(obs.split(1))
+        states = [None] * len(rows) if state is None else [state] if self.batched else list(state.split(1))
+        actions: list[torch.Tensor] = []
+        after: list[torch.Tensor] = []
+        for own, kept in zip(rows, states, strict=True):
+            before = [] if kept is None else list(kept.split(self._sizes, dim=-1))
+            action, left = self.call(own, before)
+            actions.append(action.to(obs.device).float())
+            if kept is not None:
+                advanced = [b + 1 if m.counts else a for m, a, b in zip(self.memories, left, before, strict=True)]
+                after.append(torch.cat([part.to(obs.device) for part in advanced], dim=-1))
+        return torch.cat(actions), torch.cat(after) if after else state
+
+    # -- finding out how ------------------------------------------------------------------------------------------
+
+    def prepare(self) -> str | None:
+        """Find out the number of actions and whether rows can be run together.
+
+        Returns:
+            What is wrong with the policy, None for nothing.
+        """
+        generator = torch.Generator().manual_seed(0)
+        obs = 0.5 * torch.randn(4, 3, self.num_obs, generator=generator)
+        self.batched = False
+        first = self._trial(obs)
+        if first.dim() != 3 or not first.shape[-1]:
+            return "does not give one row of actions for each environment"
+        if not torch.isfinite(first).all():
+            return "gives actions that are not finite"
+        if not torch.equal(first, self._trial(obs)):
+            return "gives other actions for the same observations: it draws them, or remembers where it cannot be seen"
+        self.num_actions = first.shape[-1]
+        self.batched = True
+        try:
+            together = self._trial(obs)
+        except Exception:  # whatever its runtime says: it takes one row at a time
+            self.batched = False
+        else:
+            self.batched = together.shape == first.shape and bool((together - first).abs().max() <= TOLERANCE)
+        return None
+
+    def _trial(self, obs: torch.Tensor) -> torch.Tensor:
+        """Act for some steps from an episode's start. Shape: (num_steps, num_envs, num_actions)."""
+        return self.run(obs, self.initial_state(obs.shape[1]), None, sequence=True)[0].mean
+
+
+def rows_of(value: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """Return an action as rows, whether its runtime gives it as a row or without one. Shape: (num_rows, ...)."""
+    if value.dim() == 0 or value.numel() % num_rows:
+        raise ValueError(f"it gives an action of shape {list(value.shape)} for {num_rows} environments")
+    if value.dim() > 1 and value.shape[0] != num_rows and math.prod(value.shape[:-1]) != num_rows:
+        raise ValueError(f"it gives an action of shape {list(value.shape)} for {num_rows} environments")
+    return value.reshape(num_rows, -1)
