@@ -6,13 +6,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if __package__ in (None, ""):  # run as a script: this folder's name must not hide the library rsl_rl
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from foundation.cli.cli_args import CommandParser, add_import_arg
+from foundation.cli.cli_args import CommandParser, add_import_arg, parse_command
 from foundation.cli.command import run_command, set_up_logging
+from foundation.core.errors import UserError
 
 if TYPE_CHECKING:
     from foundation.teachers import TeacherPolicyWrapper
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 def build_parser() -> CommandParser:
     """Return the command's parser."""
     parser = CommandParser(prog="teacher_info.py", description="Say what is understood about a policy's checkpoint.")
-    parser.epilog = ""
+    parser.epilog = (
+        "Further arguments are those that distillation.py takes about its teacher: distill.teacher.strict=false, "
+        "distill.teacher.run_as_is=true, distill.teacher.action_range=[-1,1], ..."
+    )
     parser.add_argument("checkpoint", metavar="PATH", help="a checkpoint or an exported policy, of any known format")
     parser.add_argument("--activation", metavar="NAME", help="activation of the hidden layers, if no config says it")
     parser.add_argument(
@@ -35,15 +39,36 @@ def build_parser() -> CommandParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read the checkpoint and print its description."""
-    args = build_parser().read(argv)
+    args, tokens = parse_command(build_parser(), argv)
     set_up_logging()
     from foundation.teachers import TeacherPolicyWrapper
 
-    teacher = TeacherPolicyWrapper(
-        args.checkpoint, activation=args.activation, distribution=args.distribution, agent_config=args.agent_config
-    )
+    flags = {name: getattr(args, name) for name in ("activation", "distribution", "agent_config")}
+    said = overrides(tokens) | {name: value for name, value in flags.items() if value is not None}
+    teacher = TeacherPolicyWrapper(args.checkpoint, **said)
     show(teacher, args.json)
     return 0
+
+
+def overrides(tokens: Sequence[str]) -> dict[str, Any]:
+    """Return what ``distill.teacher.<key>=<value>`` says about the checkpoint.
+
+    Args:
+        tokens: As they were typed.
+    """
+    import yaml
+
+    said = {}
+    for token in tokens:
+        key, found, value = token.partition("=")
+        name = key.removeprefix("distill.").removeprefix("teacher.")
+        if not found or not name.isidentifier():
+            raise UserError(f"'{token}' is not understood: write distill.teacher.<key>=<value>, such as strict=false")
+        try:
+            said[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"'{token}': its value cannot be read; put text in quotes") from error
+    return said
 
 
 def show(teacher: TeacherPolicyWrapper, as_json: bool = False) -> None:

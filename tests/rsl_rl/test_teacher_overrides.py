@@ -16,6 +16,7 @@ from foundation.cli.teacher_set import load_teacher
 from foundation.config.overrides import Overrides
 from foundation.config.resolve import resolve_distillation_cfg
 from foundation.core.errors import UserError
+from foundation.rsl_rl import teacher_info
 from foundation.rsl_rl.distillation import build_parser
 from foundation.students import StudentPolicy, student_cfg_class
 
@@ -93,3 +94,36 @@ def test_an_unknown_activation_names_the_nearest(tmp_path):
     path = str(write_teacher(tmp_path / "t.pt"))
     with pytest.raises(UserError, match=r"'tanhh'.*tanh"):
         loaded("--teacher_checkpoint", path, "--teacher_activation", "tanhh")
+
+
+@pytest.mark.parametrize(
+    ("token", "says"),
+    [
+        ("distill.teacher.strict=no!", "true or false"),
+        ("strict=1", "true or false"),
+        ("activation=3", "a name"),
+        ("distill.teacher.action_range=[1]", r"\[low,high\]"),
+        ("distill.teacher.obs_groups=policy", "group"),
+        ("distill.teacher.num_obs=-1", "positive"),
+        ("distill.teacher.strct=false", "strict"),
+        ("nonsense", "distill.teacher.<key>=<value>"),
+        ("distill.teacher.strict={", "quotes"),
+    ],
+)
+def test_what_is_typed_to_teacher_info_is_checked(token, says, tmp_path):
+    """A misspelt key or a value of another type is one line."""
+    with pytest.raises(UserError, match=says) as refusal:
+        teacher_info.main([str(write_teacher(tmp_path / "t.pt")), token])
+    assert "\n" not in str(refusal.value)
+
+
+def test_teacher_info_takes_what_its_refusals_advise(tmp_path, capsys):
+    """``distill.teacher.strict=false``, as it is printed, can be typed there."""
+    path = write_teacher(tmp_path / "t.pt")
+    checkpoint = torch.load(path)
+    checkpoint["model_state_dict"]["discriminator.0.weight"] = torch.zeros(3, 3)
+    torch.save(checkpoint, path)
+    with pytest.raises(UserError, match=r"distill\.teacher\.strict=false"):
+        teacher_info.main([str(path)])
+    assert teacher_info.main([str(path), "distill.teacher.strict=false", "--json"]) == 0
+    assert '"num_obs": 26' in capsys.readouterr().out

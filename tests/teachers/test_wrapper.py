@@ -181,7 +181,7 @@ def test_unknown_overrides_are_refused(stateless):
         ({"activatoin": "relu"}, "'activation'"),
         ({"activation": "reluu"}, "'relu'"),
         ({"distribution": "betta"}, "'beta'"),
-        ({"action_range": [1.0]}, r"\[1.0\]: it must be \[low, high\]"),
+        ({"action_range": [1.0]}, r"action_range must be \[low,high\]"),
         ({"action_range": [1.0, -1.0]}, "low < high"),
     ):
         with pytest.raises(UserError, match=answer):

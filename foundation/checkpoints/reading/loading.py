@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,6 +46,29 @@ _BESIDE_THE_ACTOR = re.compile(
 """Names of what a training keeps that is not between observation and action."""
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "activation": ("a name", lambda value: isinstance(value, str)),
+    "distribution": ("a name", lambda value: isinstance(value, str)),
+    "action_range": ("[low,high]", lambda value: _is_list(value) and len(value) == 2 and all(map(_is_number, value))),
+    "obs_groups": ("[group,...]", lambda value: _is_list(value) and all(isinstance(group, str) for group in value)),
+    "clip_actions": ("a number", _is_number),
+    "image_shapes": ("{group: [channels,height,width]}", lambda value: isinstance(value, Mapping)),
+    "agent_config": ("a path", lambda value: isinstance(value, str | Path)),
+    "strict": ("true or false", lambda value: isinstance(value, bool)),
+    "run_as_is": ("true or false", lambda value: isinstance(value, bool)),
+    "num_obs": ("a positive whole number", lambda value: type(value) is int and value > 0),
+}
+"""What each override must be, for the message, and the check."""
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
 @dataclass(frozen=True)
 class Overrides:
     """What a user may say about a checkpoint; it goes before what the checkpoint's own config says."""
@@ -78,11 +102,10 @@ class Overrides:
             if name not in known:
                 raise UserError(f"unknown teacher override '{name}'. {suggest(name, known)}")
         overrides = cls(**values)
-        for name in ("strict", "run_as_is"):
-            if not isinstance(getattr(overrides, name), bool):
-                raise UserError(f"distill.teacher.{name} must be true or false, got {getattr(overrides, name)!r}")
-        if overrides.num_obs is not None and (type(overrides.num_obs) is not int or overrides.num_obs < 1):
-            raise UserError(f"distill.teacher.num_obs must be a positive number, got {overrides.num_obs!r}")
+        for name, value in values.items():
+            expected, fits = _EXPECTED[name]
+            if value is not None and not fits(value):
+                raise UserError(f"distill.teacher.{name} must be {expected}, got {str(value)[:80]!r}")
         if overrides.num_obs is not None and not overrides.run_as_is:
             raise UserError("distill.teacher.num_obs goes with distill.teacher.run_as_is=true: other files tell it.")
         if overrides.activation is not None and overrides.activation.lower() not in activation_names():
