@@ -7,11 +7,10 @@ from collections.abc import Iterator
 import torch
 
 from foundation.core.errors import UserError
-from foundation.dataset.columns import DTYPES, TARGET_FIELDS, lay_out_columns, name_targets
 from foundation.dataset.memory import check_memory, empty_pinned, located
-from foundation.dataset.minibatch import Minibatch
 from foundation.dataset.prefetch import deliver
 from foundation.dataset.sampling import ActiveItems, draw_minibatches
+from foundation.dataset.transition import DTYPES, TARGET_FIELDS, Minibatch, lay_out_columns, name_targets
 from foundation.policies.output import PolicyOutput
 
 __all__ = ["DTYPES", "TARGET_FIELDS", "DistillationDataset", "Minibatch"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from foundation.dataset.minibatch import Minibatch
+from foundation.dataset.transition import Minibatch
 from foundation.policies.output import PolicyOutput
 
 

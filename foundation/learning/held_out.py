@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from foundation.dataset.dataset import DistillationDataset
-from foundation.dataset.minibatch import Minibatch
+from foundation.dataset.transition import Minibatch
 from foundation.learning.learner import Learner, forward
 
 BATCH_ROWS = 16384

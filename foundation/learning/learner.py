@@ -16,10 +16,9 @@ from torch import nn
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import UserError, suggest
 from foundation.dataset.dataset import DistillationDataset, Minibatch
-from foundation.learning.compilation import compiled
 from foundation.learning.losses import LossParams, LossSpec, check_choices, check_main_loss, loss_spec
 from foundation.learning.no_effect import without_effect
-from foundation.learning.precision import Precision
+from foundation.learning.precision import Precision, compiled
 from foundation.learning.schedules import value_at
 from foundation.learning.standardise import Standardiser
 from foundation.policies.output import PolicyOutput

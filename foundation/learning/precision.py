@@ -1,7 +1,9 @@
-"""Numbers of half the size while the student learns: autocast, and scaled gradients for float16."""
+"""Lower precision and compilation of the student while it learns."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import nn
 
 from foundation.core.errors import UserError
 from foundation.policies.output import PolicyOutput
+from foundation.policies.rnn import RecurrentCore
 
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Type that the student's products are computed in, by ``optimizer.precision``."""
@@ -75,3 +78,42 @@ class Precision:
         """Restore what :meth:`state_dict` returned."""
         if self.scaler is not None and "gradient_scaler" in state:
             self.scaler.load_state_dict(state["gradient_scaler"])
+
+
+logger = logging.getLogger(__name__)
+
+
+def compiled(function: Callable[..., Any], student: nn.Module) -> Callable[..., Any]:
+    """Compile a function of the student; one line and the function as it is where that fails.
+
+    Recurrent layers stay as they are: over time they are kernels or loops of their own, that a compiler would unroll.
+
+    Args:
+        function: Called with tensors of the same shapes every time.
+        student: What it calls.
+    """
+    for module in student.modules():
+        if isinstance(module, RecurrentCore):
+            module.sequence = torch.compiler.disable(module.sequence)  # type: ignore[method-assign]
+    return _Compiled(function)
+
+
+class _Compiled:
+    """Compiles at the first call, when the shapes are known."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.eager = function
+        self.call: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        if self.call is not None:
+            return self.call(*args)
+        try:
+            call = torch.compile(self.eager, dynamic=False)
+            result = call(*args)
+        except Exception as error:  # compilers fail in many ways; what is wrong with the function fails again below
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            logger.warning("distill.optimizer.compile: cannot compile here (%s); going on without.", reason)
+            call, result = self.eager, self.eager(*args)
+        self.call = call
+        return result

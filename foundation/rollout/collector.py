@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from foundation.config.distillation_cfg import CollectionCfg
 from foundation.core.errors import UserError
 from foundation.dataset.dataset import DistillationDataset
-from foundation.dataset.disk.recorder import ChunkRecorder
+from foundation.dataset.episode_log import ChunkRecorder
 from foundation.policies.actors import Policy, PolicyActor
 from foundation.policies.obs_groups import ObsSelector, teacher_selector
 from foundation.policies.output import PolicyOutput

@@ -11,14 +11,13 @@ import torch
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import RunInterrupted, UserError
 from foundation.core.stopwatch import Stopwatch
-from foundation.dataset.columns import DTYPES
+from foundation.dataset.build import storage_device, whole_windows
 from foundation.dataset.dataset import DistillationDataset
-from foundation.dataset.disk.prefill import check_targets, chunks_of, fill
-from foundation.dataset.disk.recorder import check_weights, tell
-from foundation.dataset.disk.saved import SavedDataset
-from foundation.dataset.episode_table import is_filtering, left_out, weigh
-from foundation.dataset.filter_outcome import filter_outcome
-from foundation.dataset.plan import storage_device, whole_windows
+from foundation.dataset.disk.load import check_targets, chunks_of, fill
+from foundation.dataset.disk.reader import SavedDataset
+from foundation.dataset.episode_log import check_weights, tell
+from foundation.dataset.episodes import filter_outcome, is_filtering, left_out, weigh
+from foundation.dataset.transition import DTYPES
 from foundation.learning.early_stopping import EarlyStopping
 from foundation.learning.held_out import held_out_loss
 from foundation.learning.learner import Learner, LearningStats

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from foundation.dataset.connect import connect, open_saved
+from foundation.dataset.build import connect, make_dataset, open_saved
 from foundation.dataset.dataset import DistillationDataset
-from foundation.dataset.disk.recorder import ChunkRecorder
-from foundation.dataset.plan import make_dataset
+from foundation.dataset.episode_log import ChunkRecorder
 from foundation.policies.actors import PolicyActor
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ import torch
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import UserError, suggest
 from foundation.dataset.dataset import DistillationDataset
-from foundation.learning.gate_fit import fit_gate
-from foundation.learning.gate_rollout import collect_gate_rows, gate_horizon
+from foundation.learning.gate import collect_gate_rows, fit_gate, gate_horizon
 from foundation.policies.actors import Actor
 from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.episodes import CollectionStats

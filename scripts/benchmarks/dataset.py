@@ -21,11 +21,11 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 from foundation.dataset.dataset import DistillationDataset  # noqa: E402
-from foundation.dataset.disk.layout import DatasetLayout  # noqa: E402
-from foundation.dataset.disk.prefill import fill  # noqa: E402
-from foundation.dataset.disk.saved import SavedDataset  # noqa: E402
-from foundation.dataset.disk.saving import DatasetWriter  # noqa: E402
-from foundation.dataset.episode_table import EpisodeTable  # noqa: E402
+from foundation.dataset.disk.format import DatasetLayout  # noqa: E402
+from foundation.dataset.disk.load import fill  # noqa: E402
+from foundation.dataset.disk.reader import SavedDataset  # noqa: E402
+from foundation.dataset.disk.writer import DatasetWriter  # noqa: E402
+from foundation.dataset.episodes import EpisodeTable  # noqa: E402
 
 NUM_OBS, NUM_ACTIONS, CHUNK_STEPS = 26, 4, 32
 BATCH_SIZES = (256, 4096, 65536)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from foundation.core.errors import UserError
 from foundation.dataset.dataset import DistillationDataset
-from foundation.dataset.disk.shards import export_chunks, import_chunks
+from foundation.dataset.disk.segments import export_chunks, import_chunks
 from foundation.dataset.memory import check_memory
 from foundation.dataset.sampling import draw_minibatches, draw_without_replacement
 from foundation.policies.output import PolicyOutput

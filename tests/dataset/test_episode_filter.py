@@ -11,9 +11,8 @@ from toy_env import ConstantStudent, CountingEnv, LinearTeacher
 from foundation.config.distillation_cfg import CollectionCfg, EpisodeFilterCfg
 from foundation.core.errors import UserError
 from foundation.dataset.dataset import DistillationDataset
-from foundation.dataset.disk.recorder import ChunkRecorder
-from foundation.dataset.episode_table import EpisodeTable, left_out, weigh
-from foundation.dataset.filter_outcome import FilterOutcome, filter_outcome
+from foundation.dataset.episode_log import ChunkRecorder
+from foundation.dataset.episodes import EpisodeTable, FilterOutcome, filter_outcome, left_out, weigh
 from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.collector import Collector
 

@@ -7,7 +7,7 @@ from toy_env import RegulatorEnv
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import UserError
-from foundation.dataset.plan import make_dataset
+from foundation.dataset.build import make_dataset
 from foundation.dataset.prefetch import Prefetcher
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from foundation.dataset.build import where_it_fits
 from foundation.dataset.dataset import DistillationDataset
 from foundation.dataset.memory import empty_pinned
-from foundation.dataset.minibatch import Minibatch
-from foundation.dataset.plan import where_it_fits
 from foundation.dataset.prefetch import Prefetcher, deliver
+from foundation.dataset.transition import Minibatch
 from foundation.policies.output import PolicyOutput
 
 CPU = torch.device("cpu")

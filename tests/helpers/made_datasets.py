@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from foundation.dataset.disk.layout import DatasetLayout
-from foundation.dataset.disk.saving import DatasetWriter
-from foundation.dataset.episode_table import EpisodeTable
+from foundation.dataset.disk.format import DatasetLayout
+from foundation.dataset.disk.writer import DatasetWriter
+from foundation.dataset.episodes import EpisodeTable
 
 
 def layout(num_envs: int = 3, chunk_steps: int = 4, **changes) -> DatasetLayout:

@@ -8,8 +8,7 @@ from toy_env import CountingEnv, RegulatorEnv
 
 from foundation.config.distillation_cfg import GateCfg
 from foundation.core.errors import UserError
-from foundation.learning.gate_fit import GateRows, fit_gate
-from foundation.learning.gate_rollout import TeacherShifts, collect_gate_rows, window_returns
+from foundation.learning.gate import GateRows, TeacherShifts, collect_gate_rows, fit_gate, window_returns
 from foundation.policies.actors import PolicyActor
 from foundation.policies.obs_groups import ObsSelector
 from foundation.policies.output import PolicyOutput
@@ -216,8 +215,8 @@ def test_shifts_change_once_and_start_anew_with_each_episode():
 
 def test_many_rows_are_thinned_over_all_of_the_episode(monkeypatch):
     """Beyond the limits, environments are spread evenly and steps left out; what is kept is as right as ever."""
-    monkeypatch.setattr("foundation.learning.gate_rollout.KEPT_ENVS", 3)
-    monkeypatch.setattr("foundation.learning.gate_rollout.KEPT_ROWS", 160)
+    monkeypatch.setattr("foundation.learning.gate.KEPT_ENVS", 3)
+    monkeypatch.setattr("foundation.learning.gate.KEPT_ROWS", 160)
     env = CountingEnv([[11]] * 9, 11)
     rows = collect_gate_rows(env, ConstantTeachers(2, 3), POLICY, GateCfg(episodes=180, horizon=2), seed=0)
     assert set(rows.obs[:, 0].tolist()) == {0.0, 3.0, 6.0} and 80 < len(rows.obs) <= 160

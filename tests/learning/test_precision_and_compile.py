@@ -13,7 +13,7 @@ from test_learner import filled, same, weights
 from foundation.config.distillation_cfg import DistillationCfg, OptimizerCfg
 from foundation.core.errors import UserError
 from foundation.dataset.dataset import Minibatch
-from foundation.learning import compilation
+from foundation.learning import precision as precision_module
 from foundation.learning.learner import Learner
 from foundation.learning.precision import Precision
 from foundation.students import make_student, student_cfg_class
@@ -139,7 +139,7 @@ def test_updates_can_be_given_as_a_number(rows):
 @pytest.mark.parametrize(("name", "backend"), [("mlp", "inductor"), ("gru", "aot_eager"), ("tcn", "aot_eager")])
 def test_compiled_learning_equals_eager_learning(name, backend, monkeypatch, caplog):
     """The same loss and the same weights after eight updates, to 1e-6; without a warning."""
-    monkeypatch.setattr(compilation.torch, "compile", functools.partial(torch.compile, backend=backend))
+    monkeypatch.setattr(precision_module.torch, "compile", functools.partial(torch.compile, backend=backend))
     found = []
     for compile_it in (False, True):
         made, dataset = learner(name, compile=compile_it), filled(window=WINDOWS[name])
@@ -147,7 +147,7 @@ def test_compiled_learning_equals_eager_learning(name, backend, monkeypatch, cap
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
     for one, two in zip(found[0][1].values(), found[1][1].values(), strict=True):
         assert torch.allclose(one, two, atol=1e-6)
-    assert not [record for record in caplog.records if record.name == compilation.__name__]
+    assert not [record for record in caplog.records if record.name == precision_module.__name__]
 
 
 def test_without_a_compiler_one_line_warns_and_learning_goes_on_as_it_is(monkeypatch, caplog):
@@ -159,7 +159,7 @@ def test_without_a_compiler_one_line_warns_and_learning_goes_on_as_it_is(monkeyp
 
         return fail
 
-    monkeypatch.setattr(compilation.torch, "compile", broken)
+    monkeypatch.setattr(precision_module.torch, "compile", broken)
     found = []
     with caplog.at_level(logging.WARNING):
         for compile_it in (False, True):
@@ -168,5 +168,5 @@ def test_without_a_compiler_one_line_warns_and_learning_goes_on_as_it_is(monkeyp
             made.learn(filled(), 64, 1)
             found.append(weights(made.student))
     assert same(*found)
-    [record] = [record for record in caplog.records if record.name == compilation.__name__]
+    [record] = [record for record in caplog.records if record.name == precision_module.__name__]
     assert "no C++ compiler found" in record.getMessage() and "\n" not in record.getMessage()

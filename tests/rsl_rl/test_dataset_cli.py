@@ -12,7 +12,7 @@ from made_datasets import layout, save
 from tiny_runs import arguments, differing, run_folder, write_teacher
 
 from foundation.cli.command import run_command
-from foundation.dataset.disk.saved import SavedDataset
+from foundation.dataset.disk.reader import SavedDataset
 from foundation.rsl_rl.distillation import main
 
 OFFLINE = ["--offline", "--dataset", "dataset", "--device", "cpu", "--n_epochs", "2"]

@@ -17,13 +17,12 @@ from made_datasets import chunk, episodes, layout, save
 
 from foundation.config.distillation_cfg import DistillationCfg, EpisodeFilterCfg
 from foundation.core.errors import UserError
-from foundation.dataset.connect import connect
+from foundation.dataset.build import connect
 from foundation.dataset.dataset import DistillationDataset
-from foundation.dataset.disk.prefill import chunks_of, fill
-from foundation.dataset.disk.rechunk import count_chunks, rechunk
-from foundation.dataset.disk.saved import SavedDataset
-from foundation.dataset.disk.saving import DatasetWriter
-from foundation.dataset.episode_table import left_out, weigh
+from foundation.dataset.disk.load import chunks_of, count_chunks, fill, rechunk
+from foundation.dataset.disk.reader import SavedDataset
+from foundation.dataset.disk.writer import DatasetWriter
+from foundation.dataset.episodes import left_out, weigh
 from foundation.policies.obs_groups import ObsSelector
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "dataset_format.md"
@@ -136,7 +135,7 @@ def test_a_resumed_run_takes_back_the_epochs_that_come_again(tmp_path):
 
 def test_what_waits_is_written_when_it_is_large(tmp_path, monkeypatch):
     """A long epoch does not pile up in memory: files of a bounded size are written before it ends."""
-    monkeypatch.setattr("foundation.dataset.disk.saving.MAX_FILE_BYTES", 400)
+    monkeypatch.setattr("foundation.dataset.disk.writer.MAX_FILE_BYTES", 400)
     made = layout()
     writer = DatasetWriter(tmp_path, made, "run")
     writer.begin_epoch(1)

@@ -1,4 +1,4 @@
-"""What a dataset on disk is made of, and whether it is what a run needs. The format: ``docs/dataset_format.md``."""
+"""The index of a dataset on disk, ``dataset.json`` (docs/dataset_format.md)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from foundation.core.errors import UserError
-from foundation.dataset.columns import DTYPES, TARGET_FIELDS, lay_out_columns
+from foundation.dataset.transition import DTYPES, TARGET_FIELDS, lay_out_columns
 
 FORMAT, VERSION = "foundation-dataset", 1
 INDEX = "dataset.json"

@@ -1,4 +1,4 @@
-"""Writing a dataset to disk, file by file: whatever kills the process, what ``dataset.json`` lists is whole."""
+"""Write a dataset to disk, file by file: whatever kills the process, what ``dataset.json`` lists is whole."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch
 
 from foundation.core.errors import UserError
 from foundation.core.files import atomic_write_bytes, lock_folder
-from foundation.dataset.disk.layout import INDEX, ChunkFile, DatasetLayout
-from foundation.dataset.disk.saved import EPISODE_COLUMNS, SavedDataset
-from foundation.dataset.episode_table import EpisodeTable
+from foundation.dataset.disk.format import INDEX, ChunkFile, DatasetLayout
+from foundation.dataset.disk.reader import EPISODE_COLUMNS, SavedDataset
+from foundation.dataset.episodes import EpisodeTable
 
 MAX_FILE_BYTES = 64_000_000
 """A file is written when the chunks that wait for it are as large as this, or when an epoch ends."""

@@ -1,4 +1,4 @@
-"""Chunks of a dataset as plain tensors, for a shard on disk, and back."""
+"""Segments of a dataset as plain tensors, for the files that make ``--resume`` exact."""
 
 from __future__ import annotations
 

@@ -1,12 +1,29 @@
-"""How a row lies in memory and on disk: the observation, then each of the teacher's outputs that is kept."""
+"""A transition and a batch of them: the student's observation and each of the teacher's outputs that is kept."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
 from foundation.policies.output import PolicyOutput
+
+
+class Minibatch(NamedTuple):
+    """Rows to learn from: flat ``(batch, ...)`` or sequences ``(sequence_length, batch, ...)``."""
+
+    obs: torch.Tensor
+    """The student's observations. Shape: (..., num_obs)."""
+    targets: PolicyOutput
+    """The teacher's outputs at those observations."""
+    weights: torch.Tensor | None = None
+    """Weight of each row; None when all are 1. Shape: (...)."""
+    resets: torch.Tensor | None = None
+    """Sequences only: steps that begin an episode. Shape: (sequence_length, batch)."""
+    state: torch.Tensor | None = None
+    """Sequences only: the student's memory before the first step. Shape: (batch, state_size)."""
+
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TARGET_FIELDS = ("mean", "std", "value", "logits", "features")

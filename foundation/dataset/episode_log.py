@@ -1,4 +1,4 @@
-"""What happens to a chunk once it is collected: its episodes are numbered, it is saved, the filter gives it weights."""
+"""Number the episodes of collected transitions, save the transitions, and weigh them by the episode filter."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ import torch
 from foundation.config.distillation_cfg import EpisodeFilterCfg
 from foundation.core.errors import UserError
 from foundation.dataset.dataset import DistillationDataset
-from foundation.dataset.disk.saving import DatasetWriter
-from foundation.dataset.disk.shards import export_chunks
-from foundation.dataset.episode_table import EpisodeTable, is_filtering, left_out, present_in, weigh
-from foundation.dataset.filter_outcome import FilterOutcome, filter_outcome
+from foundation.dataset.disk.segments import export_chunks
+from foundation.dataset.disk.writer import DatasetWriter
+from foundation.dataset.episodes import (
+    EpisodeTable,
+    FilterOutcome,
+    filter_outcome,
+    is_filtering,
+    left_out,
+    present_in,
+    weigh,
+)
 
 logger = logging.getLogger(__name__)
 

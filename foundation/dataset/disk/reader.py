@@ -1,4 +1,4 @@
-"""Reading a dataset from disk: nothing in it is trusted before its checksum and its shapes were looked at."""
+"""Read a dataset from disk: checksums and shapes are checked before anything is used."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from foundation.core.errors import UserError
-from foundation.dataset.columns import DTYPES
-from foundation.dataset.disk.layout import INDEX, ChunkFile, DatasetLayout
-from foundation.dataset.episode_table import EpisodeTable
+from foundation.dataset.disk.format import INDEX, ChunkFile, DatasetLayout
+from foundation.dataset.episodes import EpisodeTable
+from foundation.dataset.transition import DTYPES
 
 EPISODE_COLUMNS = ("episode_id", "episode_return", "episode_length", "episode_success", "episode_whole")
 
