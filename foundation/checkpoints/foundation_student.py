@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from foundation.checkpoints.reading.assembler import CHECKPOINT, finish
 from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source
 from foundation.core.errors import UserError
 from foundation.students import student_from_description
@@ -34,28 +35,22 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     saved = checkpoint.get("obs_groups")
     if isinstance(saved, dict):
         saved = saved.get("student")
-    groups = source.overrides.obs_groups or (list(saved) if isinstance(saved, list | tuple) else None)
-    clip = (
-        source.overrides.clip_actions if source.overrides.clip_actions is not None else checkpoint.get("clip_actions")
-    )
+    groups = list(saved) if isinstance(saved, list | tuple) else None
     cfg = student.cfg
-    description = {
-        "format": "foundation student",
-        "path": str(source.path),
-        "num_obs": student.num_obs,
-        "num_actions": student.num_actions,
-        "hidden_dims": student.hidden_dims,
-        "activation": getattr(cfg, "activation", None),
-        "activation_from": "checkpoint",
-        "obs_normalization": bool(student.normalizer.count > 0),
-        "recurrence": cfg.name if student.state_size else "none",
-        "distribution": "choices" if cfg.num_choices else "gaussian" if cfg.stochastic else "deterministic",
-        "num_choices": cfg.num_choices,
-        "has_std": cfg.stochastic,
-        "has_value": cfg.value_head,
-        "obs_groups": groups,
-        "obs_slice": checkpoint.get("obs_slice"),
-        "clip_actions": clip,
-        "agent_config": None,
-    }
-    return LoadedPolicy(student, student.hidden_dims, groups, clip, description)
+    kind = "gaussian" if cfg.stochastic else "deterministic"
+    return finish(
+        source,
+        "foundation student",
+        student,
+        (str(getattr(cfg, "activation", "its own")), CHECKPOINT),
+        hidden_dims=student.hidden_dims,
+        obs_groups=groups,
+        obs_slice=checkpoint.get("obs_slice"),
+        clip_actions=checkpoint.get("clip_actions"),
+        num_choices=cfg.num_choices,
+        obs_normalization=bool(student.normalizer.count > 0),
+        recurrence=cfg.name if student.state_size else "none",
+        distribution_name="choices" if cfg.num_choices else kind,
+        has_std=cfg.stochastic,
+        has_value=cfg.value_head,
+    )

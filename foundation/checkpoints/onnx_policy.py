@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 
 from foundation.checkpoints.onnx.file import OnnxGraph, is_onnx, read_onnx
 from foundation.checkpoints.onnx.network import OnnxNetwork
+from foundation.checkpoints.reading.assembler import CHECKPOINT, finish
 from foundation.checkpoints.reading.loading import LoadedPolicy, Source, logger
 from foundation.core.errors import UserError
 
@@ -76,34 +77,24 @@ def _inputs(graph: OnnxGraph, path: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def _loaded(source: Source, graph: OnnxGraph, network: OnnxNetwork, observations: list[str]) -> LoadedPolicy:
-    role = source.agent.role()
-    groups = source.overrides.obs_groups or source.agent.obs_groups(role)
-    if groups is not None:  # images are read after what is flat
-        groups = [name for name in groups if name not in observations[1:]] + observations[1:]
-    clip = source.overrides.clip_actions
-    clip = clip if clip is not None else source.agent.clip_actions()
+    groups = source.overrides.obs_groups or source.agent.obs_groups(source.agent.role())
+    images = observations[1:]
     dims, activation = _architecture(graph)
-    description: dict[str, Any] = {
-        "format": "ONNX export",
-        "path": str(source.path),
-        "producer": graph.producer,
-        "num_obs": network.num_obs,
-        "num_actions": network.num_actions,
-        "hidden_dims": dims,
-        "activation": activation,
-        "activation_from": "checkpoint",
-        "obs_normalization": _normalizes(graph),
-        "recurrence": _recurrence(graph),
-        "distribution": "deterministic",
-        "has_std": False,
-        "has_value": False,
-        "image_groups": observations[1:],
-        "image_shapes": {name: graph.inputs[name][1:] for name in observations[1:]} or None,
-        "obs_groups": groups,
-        "clip_actions": clip,
-        "agent_config": None if source.agent.path is None else str(source.agent.path),
-    }
-    return LoadedPolicy(network, dims, groups, clip, description)
+    policy = finish(
+        source,
+        "ONNX export",
+        network,
+        (activation, CHECKPOINT),
+        hidden_dims=dims,
+        clip_actions=source.agent.clip_actions(),
+        obs_normalization=_normalizes(graph),
+        recurrence=_recurrence(graph),
+        image_groups=images,
+        image_shapes={name: graph.inputs[name][1:] for name in images} or None,
+        more={"producer": graph.producer},
+    )
+    ordered = None if groups is None else [name for name in groups if name not in images] + images
+    return policy.with_groups(ordered)
 
 
 def _architecture(graph: OnnxGraph) -> tuple[list[int], str]:

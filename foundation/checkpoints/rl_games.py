@@ -8,16 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from foundation.checkpoints.reading.composition import (
-    at,
+from foundation.checkpoints.reading.agent_config import at, number, section
+from foundation.checkpoints.reading.assembler import (
+    choose_activation,
     compare_dims,
     dense,
     expect,
-    finish,
+    finish_actor_critic,
     gaussian,
-    number,
-    pick_activation,
-    section,
     single_linear,
 )
 from foundation.checkpoints.reading.loading import (
@@ -58,7 +56,7 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     plain = {str(key).removeprefix("_orig_mod."): value for key, value in checkpoint["model"].items()}
     entries = Entries(plain, f"'{source.path}' (model)")
     config = section(source.agent.data, "params", "network")
-    activation = pick_activation(source, at(config, "mlp", "activation"), str(source.agent.path))
+    activation = choose_activation(source, at(config, "mlp", "activation"), str(source.agent.path))
     statistics = entries.take("running_mean_std.")
     if "running_mean_std" in checkpoint:
         statistics = Entries(checkpoint["running_mean_std"], f"'{source.path}' (running_mean_std)").take("")
@@ -81,7 +79,9 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     network = ActorCriticNetwork(num_obs, scaler, trunk, distribution, critic)
     groups = at(source.agent.data, "params", "env", "obs_groups", "obs")
     groups = [str(group) for group in groups] if isinstance(groups, list) and groups else None
-    return finish(source, "rl_games", network, activation, formula, groups, _clip_outside(source, distribution))
+    return finish_actor_critic(
+        source, "rl_games", network, activation, formula, groups, _clip_outside(source, distribution)
+    )
 
 
 def _clip_outside(source: Source, distribution: Deterministic) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from foundation.checkpoints.reading.assembler import CHECKPOINT, finish
 from foundation.checkpoints.reading.hdf5_file import HDF5_MAGIC, Hdf5Group, open_hdf5
 from foundation.checkpoints.reading.loading import LoadedPolicy, Source, logger, report_unknown
 from foundation.core.errors import UserError
@@ -54,16 +55,28 @@ def load_file(source: Source) -> LoadedPolicy:
         if reader.guessed and not checked:
             raise UserError(f"'{source.path}': layer '{reader.guessed}' has no type and no example says what it does.")
         meta = _meta(actor)
-    groups = source.overrides.obs_groups or _obs_groups(meta, network.num_obs)
-    description = reader.describe(network) | {
-        "obs_groups": groups,
-        "clip_actions": source.overrides.clip_actions,
-        "agent_config": None,
-        "checked_against_example": checked,
-        "environment": meta.get("name"),
-        "observation": meta.get("observation"),
-    }
-    return LoadedPolicy(network, reader.hidden_dims, groups, source.overrides.clip_actions, description)
+    activations = dict.fromkeys(name for _, name in reader.dense[:-1])
+    return finish(
+        source,
+        "rl-tools HDF5",
+        network,
+        (", ".join(activations) or "identity", CHECKPOINT),
+        hidden_dims=reader.hidden_dims,
+        distribution=reader.distribution,
+        obs_groups=_obs_groups(meta, network.num_obs),
+        obs_normalization=any(isinstance(layer, Standardize) for layer in reader.layers),
+        recurrence=reader.recurrence,
+        more={
+            "output_activation": reader.dense[-1][1],
+            "checked_against_example": checked,
+            "environment": _text(meta.get("name")),
+            "observation": _text(meta.get("observation")),
+        },
+    )
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 class _Reader:
@@ -209,25 +222,11 @@ class _Reader:
         num_actions = self.width // self.distribution.outputs_per_action
         return LayerStack(self.layers, self.num_obs, num_actions, self.distribution)
 
-    def describe(self, network: LayerStack) -> dict[str, Any]:
-        """Return what was understood, as plain values."""
+    @property
+    def recurrence(self) -> str:
+        """The recurrent layers, for people."""
         cores = [layer for layer in self.layers if isinstance(layer, RecurrentCore)]
-        activations = dict.fromkeys(name for _, name in self.dense[:-1])
-        return {
-            "format": "rl-tools HDF5",
-            "path": str(self.source.path),
-            "num_obs": network.num_obs,
-            "num_actions": network.num_actions,
-            "hidden_dims": self.hidden_dims,
-            "activation": ", ".join(activations) or "identity",
-            "activation_from": "checkpoint",
-            "output_activation": self.dense[-1][1],
-            "obs_normalization": any(isinstance(layer, Standardize) for layer in self.layers),
-            "recurrence": ", ".join(f"gru {core.hidden_size} x 1" for core in cores) or "none",
-            "distribution": self.distribution.name,
-            "has_std": self.distribution.name != "deterministic",
-            "has_value": False,
-        }
+        return ", ".join(f"gru {core.hidden_size} x 1" for core in cores) or "none"
 
 
 def _check_example(network: LayerStack, root: Hdf5Group, path: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from foundation.checkpoints.reading.assembly import Parts, assemble
+from foundation.checkpoints.reading.assembler import Parts, assemble
 from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source, logger, optional
 
 KEYS = {

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from foundation.checkpoints.reading.assembly import Parts, assemble, merge
-from foundation.checkpoints.reading.image_assembly import assemble_with_images
+from foundation.checkpoints.reading.assembler import Parts, assemble, merge
 from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source
 from foundation.checkpoints.rsl_rl_models import model_parts
 
@@ -35,8 +34,7 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
         parts, version = model_parts(checkpoint["student_state_dict"], source, "student_state_dict")
         if _in_model(checkpoint):
             parts = merge(parts, _older_parts(checkpoint, source)[0], source, "student_state_dict")
-        build = assemble_with_images if parts.cnns else assemble
-        return build(source, f"RSL-RL {version} distillation", "student", parts)
+        return assemble(source, f"RSL-RL {version} distillation", "student", parts)
     parts, version = _older_parts(checkpoint, source)
     return assemble(source, f"RSL-RL {version} distillation", "student", parts)
 

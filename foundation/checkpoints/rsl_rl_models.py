@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from foundation.checkpoints.reading.assembly import Parts, assemble, merge
-from foundation.checkpoints.reading.image_assembly import assemble_with_images
+from foundation.checkpoints.reading.assembler import Parts, assemble, merge
 from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source, optional, report_unknown
 from foundation.checkpoints.rsl_rl_actor_critic import KEYS as OLDER_KEYS
 from foundation.checkpoints.rsl_rl_actor_critic import policy_parts
@@ -27,8 +26,6 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
         actor = merge(actor, policy_parts(checkpoint, source)[0], source, "actor_state_dict")
     else:
         report_unknown(sorted(OLDER_KEYS & checkpoint.keys()), f"'{source.path}'", source.overrides.strict)
-    if actor.cnns:
-        return assemble_with_images(source, f"RSL-RL {version}", "actor", actor)
     critic = optional(source, lambda: model_parts(checkpoint["critic_state_dict"], source, "critic_state_dict")[0])
     return assemble(source, f"RSL-RL {version}", "actor", actor, critic)
 

@@ -8,16 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from foundation.checkpoints.reading.composition import (
-    at,
+from foundation.checkpoints.reading.agent_config import at, number, section
+from foundation.checkpoints.reading.assembler import (
+    choose_activation,
     compare_dims,
     dense,
     expect,
-    finish,
+    finish_actor_critic,
     gaussian,
-    number,
-    pick_activation,
-    section,
     single_linear,
 )
 from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source, linear_layers, logger, optional
@@ -52,7 +50,7 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     config = section(source.agent.data, "models", role)
     entries = Entries(checkpoint[role], f"'{source.path}' ({role})")
     log_std = entries.take_one("log_std_parameter")
-    activation = pick_activation(source, _activation(source, config), str(source.agent.path))
+    activation = choose_activation(source, _activation(source, config), str(source.agent.path))
     trunk = _trunk(entries, "policy", activation[0])
     shared_value = entries.take("value_layer.")
     entries.finish(source.overrides.strict)
@@ -64,7 +62,7 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     distribution = _distribution(source, config, role, trunk.head.out_features, log_std)
     network = ActorCriticNetwork(num_obs, scaler, trunk, distribution, critic)
     version = "2.x" if new else "1.x" if "state_preprocessor" in checkpoint else "1.x or 2.x"
-    return finish(source, f"skrl {version}", network, activation, formula)
+    return finish_actor_critic(source, f"skrl {version}", network, activation, formula)
 
 
 def _activation(source: Source, config: dict[str, Any]) -> Any:
@@ -141,7 +139,7 @@ def _critic(
         num_out = layers.out_features
     else:
         entries = Entries(checkpoint["value"], f"'{source.path}' (value)")
-        activation = pick_activation(source, _activation(source, config), str(source.agent.path), known=False)
+        activation = choose_activation(source, _activation(source, config), str(source.agent.path), known=False)
         layers = _trunk(entries, "value", activation[0])
         entries.finish(source.overrides.strict)
         num_out = layers.head.out_features

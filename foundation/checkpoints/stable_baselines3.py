@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from foundation.checkpoints.reading.composition import (
-    at,
+from foundation.checkpoints.reading.agent_config import at
+from foundation.checkpoints.reading.assembler import (
+    CHECKPOINT,
+    choose_activation,
     dense,
     expect,
-    finish,
+    finish_actor_critic,
     gaussian,
-    pick_activation,
     single_linear,
 )
 from foundation.checkpoints.reading.loading import (
@@ -84,7 +85,7 @@ def load_file(source: Source) -> LoadedPolicy:
     _check_spaces(source, data, num_obs, trunk.head.out_features // distribution.outputs_per_action)
     scaler, formula = _scaler(source, num_obs)
     network = ActorCriticNetwork(num_obs, scaler, trunk, distribution, critic)
-    return finish(source, f"Stable-Baselines3 {version}", network, activation, formula)
+    return finish_actor_critic(source, f"Stable-Baselines3 {version}", network, activation, formula)
 
 
 def _kind(weights: dict[str, Any]) -> str:
@@ -132,11 +133,11 @@ def _activation(source: Source, data: dict[str, Any], default: str) -> tuple[str
     if stated is None:
         own = str(at(data, "policy_class", "__module__")).startswith(("stable_baselines3.", "sb3_contrib."))
         if not isinstance(options, dict) or not own:
-            return pick_activation(source, None, "")
-        return pick_activation(source, default, "the library's default")
+            return choose_activation(source, None, "")
+        return choose_activation(source, default, "the library's default")
     match = _TYPE.match(str(stated))
     name = activation_class_names().get(match[1]) if match else None
-    return pick_activation(source, name or stated, "checkpoint")
+    return choose_activation(source, name or stated, CHECKPOINT)
 
 
 def _actor_critic(entries: Entries, source: Source, activation: str, where: str) -> tuple[Trunk, Critic | None]:

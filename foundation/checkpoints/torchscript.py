@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import torch
 
-from foundation.checkpoints.reading.assembly import Parts, assemble
+from foundation.checkpoints.reading.assembler import Parts, assemble
 from foundation.checkpoints.reading.loading import RUN_IT, LoadedPolicy, Source, report_unknown
 from foundation.checkpoints.reading.script_archive import Node, is_script, read_script
 from foundation.core.errors import UserError

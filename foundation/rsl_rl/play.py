@@ -255,7 +255,7 @@ def make_actor(job: Job, env: Any) -> tuple[Actor, ObsSelector | None]:
         return RandomActor(env.num_actions, SEED if job.args.seed is None else job.args.seed, env.device), None
     policy = job.policy
     obs = env.get_observations()
-    selector = teacher_selector(policy, obs, policy.obs_groups, policy.describe().get("obs_slice"))
+    selector = teacher_selector(policy, obs, policy.obs_groups, policy.obs_slice)
     selector.check(obs, "policy", policy.num_obs, key="--obs_groups")
     if policy.num_actions != env.num_actions:
         raise UserError(
@@ -267,8 +267,8 @@ def make_actor(job: Job, env: Any) -> tuple[Actor, ObsSelector | None]:
 
 def describe(policy: TeacherPolicyWrapper) -> str:
     """Say in one line what a policy is."""
-    memory = policy.describe().get("recurrence", "none")
-    kind = f"{policy.describe().get('format')}{'' if memory == 'none' else f', {memory}'}"
+    memory = policy.info.recurrence
+    kind = policy.info.format if memory == "none" else f"{policy.info.format}, {memory}"
     groups = ", ".join(policy.obs_groups or ["policy"])
     return f"{kind}: {policy.num_obs} ({groups}) -> {policy.hidden_dims} -> {policy.num_actions}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -73,7 +74,8 @@ class TeacherEnsemble(PolicyNetwork):
             untrained = TeacherGate(self.num_obs, len(teachers), gate or GateCfg()).to(first.device)
             self.gate = untrained.requires_grad_(False).eval()
         self.num_parameters = sum(teacher.num_parameters for teacher in teachers)
-        self._description = first.describe() | {"num_teachers": len(teachers), "combine": mode}
+        self.info = replace(first.info, more=first.info.more | {"num_teachers": len(teachers), "combine": mode})
+        """What was understood about the first of them, which differs from the others in its weights alone."""
         networks = stack_networks([teacher.policy for teacher in teachers])
         self.networks: Any = networks.requires_grad_(False).eval()
         self.device = first.device
@@ -190,7 +192,7 @@ class TeacherEnsemble(PolicyNetwork):
 
     def describe(self) -> dict[str, Any]:
         """Return what was understood about the teachers, as plain values."""
-        return dict(self._description)
+        return self.info.as_dict()
 
     def architecture_line(self) -> str:
         """Return the line that the console shows."""
@@ -225,14 +227,14 @@ _SAME = {
 
 def _check_alike(teachers: Sequence[TeacherPolicyWrapper], names: Sequence[str]) -> None:
     """Refuse teachers that differ in more than their weights."""
-    first = teachers[0].describe()
+    first = teachers[0].info
     for teacher, name in zip(teachers[1:], names[1:], strict=True):
-        own = teacher.describe()
         for key, label in _SAME.items():
-            if first.get(key) != own.get(key):
+            one, other = (getattr(info, key) for info in (first, teacher.info))
+            if one != other:
                 raise UserError(
-                    f"The teachers '{names[0]}' and '{name}' differ in their {label}: {first.get(key)} and "
-                    f"{own.get(key)}. Teachers of one run have the same architecture: leave one of them out."
+                    f"The teachers '{names[0]}' and '{name}' differ in their {label}: {one} and "
+                    f"{other}. Teachers of one run have the same architecture: leave one of them out."
                 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +39,20 @@ class TeacherPolicyWrapper(nn.Module):
         self.device = torch.device(device)
         self.num_obs: int = self.policy.num_obs
         self.num_actions: int = self.policy.num_actions
-        self.num_choices: int | None = getattr(self.policy, "num_choices", None)
+        self.info = loaded.info
+        """What was understood about the checkpoint."""
+        self.num_choices = loaded.info.num_choices
         self.state_size: int = self.policy.state_size
-        self.hidden_dims = loaded.hidden_dims
-        self.obs_groups = loaded.obs_groups
-        self.image_groups: list[str] = loaded.description.get("image_groups") or []
-        self.obs_slice: list[int] | None = loaded.description.get("obs_slice")
-        self.clip_actions = loaded.clip_actions
+        self.hidden_dims = loaded.info.hidden_dims
+        self.obs_groups = loaded.info.obs_groups
+        self.image_groups = loaded.info.image_groups
+        self.obs_slice = loaded.info.obs_slice
+        self.clip_actions = loaded.info.clip_actions
         acting = getattr(self.policy, "actor", self.policy)  # a critic is not counted
         counted = sum(parameter.numel() for parameter in acting.parameters())
         self.num_parameters: int = getattr(self.policy, "num_parameters", counted)
-        self.has_std: bool = loaded.description["has_std"]
-        self.has_value: bool = loaded.description["has_value"]
-        self._description = loaded.description
+        self.has_std = loaded.info.has_std
+        self.has_value = loaded.info.has_value
         self._state: torch.Tensor | None = None
 
     @torch.no_grad()
@@ -165,12 +167,13 @@ class TeacherPolicyWrapper(nn.Module):
             shapes = {name: tuple(obs[name].shape[1:]) for name in images if name in groups and name in obs.keys()}  # noqa: SIM118
             self.policy.bind(shapes)
             self.num_obs = self.policy.num_obs
-            self._description |= {"num_obs": self.num_obs, "image_shapes": {k: list(v) for k, v in shapes.items()}}
+            listed = {name: list(shape) for name, shape in shapes.items()}
+            self.info = replace(self.info, num_obs=self.num_obs, image_shapes=listed)
         return [name for name in groups if name not in images] + images
 
     def describe(self) -> dict[str, Any]:
         """Return what was understood about the checkpoint, as plain values."""
-        return dict(self._description)
+        return self.info.as_dict()
 
     def architecture_line(self) -> str:
         """Return the line that the console shows for this teacher."""
@@ -191,12 +194,12 @@ class TeacherPolicyWrapper(nn.Module):
             raise UserError(self._size_message(f"the groups give {total} ({sizes}); the environment has {others}"))
         if num_actions != self.num_actions:
             raise UserError(
-                f"teacher '{self._description['path']}' gives {self.num_actions} actions and the environment takes "
+                f"teacher '{self.info.path}' gives {self.num_actions} actions and the environment takes "
                 f"{num_actions}. Use the task it was trained on."
             )
 
     def _size_message(self, found: str) -> str:
         return (
-            f"teacher '{self._description['path']}' wants {self.num_obs} observations and {found}. "
+            f"teacher '{self.info.path}' wants {self.num_obs} observations and {found}. "
             "Set distill.teacher.obs_groups (and obs_slice)."
         )

@@ -6,10 +6,10 @@ to ask for it; how it was found to work is logged in one line.
 
 from __future__ import annotations
 
-from foundation.checkpoints.as_is.network import ForeignNetwork
 from foundation.checkpoints.as_is.onnx_runtime import load_onnx
 from foundation.checkpoints.as_is.script import load_script
 from foundation.checkpoints.onnx.file import is_onnx
+from foundation.checkpoints.reading.assembler import CHECKPOINT, finish
 from foundation.checkpoints.reading.loading import LoadedPolicy, Source, logger
 from foundation.checkpoints.reading.script_archive import is_script
 from foundation.core.errors import UserError
@@ -32,30 +32,14 @@ def load_as_is(source: Source, head: bytes) -> LoadedPolicy:
             "distill.teacher.run_as_is, or export the policy."
         )
     logger.info("'%s' is run as it is by %s: %s.", source.path, runtime, network.how())
-    role = source.agent.role()
-    groups = source.overrides.obs_groups or source.agent.obs_groups(role)
-    clip = source.overrides.clip_actions
-    clip = clip if clip is not None else source.agent.clip_actions()
-    description = {
-        "format": f"run as it is ({runtime})",
-        "path": str(source.path),
-        "num_obs": network.num_obs,
-        "num_actions": network.num_actions,
-        "hidden_dims": [],
-        "activation": "its own",
-        "activation_from": "checkpoint",
-        "obs_normalization": None,
-        "recurrence": _recurrence(network),
-        "distribution": "deterministic",
-        "has_std": False,
-        "has_value": False,
-        "obs_groups": groups,
-        "clip_actions": clip,
-        "agent_config": None if source.agent.path is None else str(source.agent.path),
-        "how": network.how(),
-    }
-    return LoadedPolicy(network, [], groups, clip, description)
-
-
-def _recurrence(network: ForeignNetwork) -> str:
-    return f"{network.state_size} numbers" if network.state_size else "none"
+    return finish(
+        source,
+        f"run as it is ({runtime})",
+        network,
+        ("its own", CHECKPOINT),
+        hidden_dims=[],
+        obs_groups=source.agent.obs_groups(source.agent.role()),
+        clip_actions=source.agent.clip_actions(),
+        recurrence=f"{network.state_size} numbers" if network.state_size else "none",
+        more={"how": network.how()},
+    )

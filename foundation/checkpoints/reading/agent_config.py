@@ -121,3 +121,27 @@ class AgentConfig:
 def _is_given(value: Any) -> bool:
     """Tell a value from nothing and from the traces of Isaac Lab's MISSING sentinel."""
     return value is not None and not (isinstance(value, dict) and not value) and value != "???"
+
+
+def at(data: Any, *keys: Any) -> Any:
+    """Return what lies under a path of keys in nested mappings and lists, or None."""
+    for key in keys:
+        if isinstance(data, dict):
+            data = data.get(key)
+        elif isinstance(data, list) and isinstance(key, int) and key < len(data):
+            data = data[key]
+        else:
+            return None
+    return data
+
+
+def section(data: Any, *keys: Any) -> dict[str, Any]:
+    """Return the mapping that lies under a path of keys; an empty one where there is none."""
+    found = at(data, *keys)
+    return found if isinstance(found, dict) else {}
+
+
+def number(value: Any, default: float) -> float:
+    """Return a config's number, or the default where there is none."""
+    given = isinstance(value, int | float) and not isinstance(value, bool) and value == value  # NaN is not itself
+    return float(value) if given else default

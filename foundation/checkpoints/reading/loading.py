@@ -6,7 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +15,10 @@ from torch import nn
 
 from foundation.checkpoints.reading.agent_config import AgentConfig
 from foundation.core.errors import UserError, suggest
+from foundation.policies.info import PolicyInfo
 from foundation.policies.mlp import activation_names, resolve_activation
 from foundation.policies.normalizer import ObsNormalizer
+from foundation.policies.policy_network import PolicyNetwork
 from foundation.policies.rnn import RecurrentCore
 from foundation.policies.tower import Tower
 
@@ -132,20 +134,18 @@ class Source:
     """What the run's config says."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class LoadedPolicy:
     """A policy read from a file."""
 
-    network: nn.Module
-    """Has ``step``, ``sequence``, ``initial_state``, ``reset_state``, ``num_obs``, ``num_actions``, ``state_size``."""
-    hidden_dims: list[int]
-    """Sizes of the dense hidden layers."""
-    obs_groups: list[str] | None
-    """Observation groups, where they are known."""
-    clip_actions: float | None
-    """Bound of the actions, where one is known."""
-    description: dict[str, Any] = field(default_factory=dict)
-    """What was understood, as plain values for people."""
+    network: PolicyNetwork
+    """Acts."""
+    info: PolicyInfo
+    """What was understood."""
+
+    def with_groups(self, obs_groups: list[str] | None) -> LoadedPolicy:
+        """Return the policy with its observation groups in another order."""
+        return replace(self, info=replace(self.info, obs_groups=obs_groups))
 
 
 class Entries:

@@ -1,0 +1,515 @@
+"""From the parts of a checkpoint to a policy and its :class:`PolicyInfo`, whatever library has written it.
+
+What the weights do not say, the activation and how the raw output becomes actions, is chosen here: what the user says
+comes first, then the file, then the config beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from foundation.checkpoints.reading.loading import (
+    DISTRIBUTIONS,
+    LoadedPolicy,
+    Source,
+    Tensors,
+    build_normalizer,
+    build_tower,
+    linear_layers,
+    optional,
+)
+from foundation.core.errors import UserError, suggest
+from foundation.policies.actor_critic import ActorCriticNetwork
+from foundation.policies.distribution import Beta, Deterministic, Gaussian, Heteroscedastic
+from foundation.policies.image_network import ImageNetwork, Shape, build_encoder
+from foundation.policies.info import PolicyInfo
+from foundation.policies.mlp import activation_names, resolve_activation
+from foundation.policies.policy_network import PolicyNetwork
+from foundation.policies.rnn import RecurrentCore
+from foundation.policies.teacher_outputs import ShapedActions
+from foundation.policies.tower import TeacherNetwork, Tower
+
+logger = logging.getLogger(__name__)
+
+Activation = tuple[str, str]
+"""The activation of the hidden layers, and where it is known from."""
+CHECKPOINT: str = "checkpoint"
+"""The origin of what the file itself says."""
+
+_STD_RANGE = (1e-6, float("inf"))
+_REQUIRED = ("output_channels", "kernel_size")
+
+
+# -- what the weights do not say ------------------------------------------------------------------------------------
+
+
+def choose_activation(source: Source, stated: Any, stated_by: str, known: bool = True) -> Activation:
+    """Return the activation of the hidden layers, and where that is known from.
+
+    Args:
+        source: Where the policy is read from.
+        stated: What the checkpoint or the config beside it says; None for nothing.
+        stated_by: Which of them: ``CHECKPOINT`` or the config's path.
+        known: Whether a policy that states nothing is to be warned about.
+    """
+    file = str(source.path) if stated_by == CHECKPOINT else stated_by
+    name = str(stated).rsplit(".", 1)[-1].lower()
+    name = "identity" if name in ("none", "linear") else name
+    if source.overrides.activation is not None:
+        given = source.overrides.activation.lower()
+        if stated is not None and name != given:
+            logger.warning(
+                "'%s': taking the activation '%s' as given; '%s' says '%s'.", source.path, given, file, stated
+            )
+        return given, "override"
+    if stated is not None:
+        if name not in activation_names():
+            raise UserError(
+                f"'{file}' names the activation '{stated}', which is not known. "
+                f"{suggest(name, activation_names())} Give the right one: --teacher_activation "
+                "(distill.teacher.activation)."
+            )
+        return name, stated_by
+    if known:
+        logger.warning(
+            "'%s': the activation is not in the weights and no params/agent.yaml beside it names one; taking 'elu'. "
+            "If the teacher acts badly, give its activation (--teacher_activation).",
+            source.path,
+        )
+    return "elu", "default (not known)"
+
+
+def _activation_of(source: Source, role: str) -> Activation:
+    """Return the activation that RSL-RL's config gives one of its networks."""
+    stated = source.agent.option(role, "activation")
+    stated = stated if isinstance(stated, str) else None
+    if role != "critic":
+        return choose_activation(source, stated, str(source.agent.path))
+    said = source.overrides.activation is not None and stated == source.agent.option("actor", "activation")
+    return choose_activation(source, None if said else stated, str(source.agent.path), known=False)
+
+
+def choose_distribution(
+    source: Source, role: str, num_out: int, std: torch.Tensor | None, log_std: torch.Tensor | None
+) -> Deterministic:
+    """Return what turns the raw output of one of RSL-RL's networks into mean and standard deviation.
+
+    Args:
+        source: Where the policy is read from.
+        role: ``actor`` or ``student``.
+        num_out: Size of the network's last layer.
+        std: The deviation parameter, where there is one.
+        log_std: Its logarithm, where there is one.
+    """
+    kind, options = source.agent.distribution(role)
+    bounds = _pair(options.get("std_range"), _STD_RANGE)
+    bounds = (max(bounds[0], 1e-6), bounds[1])
+    given = std if std is not None else log_std
+    if given is not None:
+        scale = given.float() if std is not None else given.float().exp()
+        return gaussian(scale.clamp(*bounds), num_out, f"'{source.path}'")
+    name = source.overrides.distribution or kind
+    if name is None:
+        name = _guess_distribution(source, role, num_out)
+    elif name == "gaussian":
+        raise UserError(f"'{source.path}' lacks the deviation of its gaussian actions ('std' or 'log_std').")
+    elif name == "categorical":
+        raise UserError(f"'{source.path}': RSL-RL has no categorical actions; {_valid_without_deviation()}.")
+    log = {"scalar": False, "log": True}.get(str(options.get("std_type", "scalar" if kind else None)))
+    if name in ("heteroscedastic", "heteroscedastic_log", "beta") and num_out % 2:
+        raise UserError(f"'{source.path}': a {name} policy has an even number of outputs; this one has {num_out}.")
+    if name == "beta":
+        return Beta(_pair(source.overrides.action_range or options.get("action_range"), (-1.0, 1.0)))
+    if name == "heteroscedastic_log":
+        return Heteroscedastic(True, bounds)
+    if name == "heteroscedastic":
+        return Heteroscedastic(log if source.overrides.distribution is None else False, bounds)
+    return Deterministic()
+
+
+def _guess_distribution(source: Source, role: str, num_out: int) -> str:
+    if role == "student":
+        return "deterministic"
+    raise UserError(
+        f"'{source.path}' has no deviation parameter, so that it is not known how its {num_out} outputs make actions. "
+        f"Put the run's params/agent.yaml beside it, or {_valid_without_deviation()}."
+    )
+
+
+def _valid_without_deviation() -> str:
+    valid = [name for name in DISTRIBUTIONS if name not in ("gaussian", "categorical")]
+    return f"set distill.teacher.distribution to one of: {', '.join(valid)}"
+
+
+def _pair(value: Any, default: tuple[float, float]) -> tuple[float, float]:
+    if isinstance(value, list | tuple) and len(value) == 2:
+        return float(value[0]), float(value[1])
+    return default
+
+
+def gaussian(spread: torch.Tensor, num_actions: int, where: str) -> Gaussian:
+    """Return Gaussian actions with a deviation that does not depend on the state. Shape: (num_actions,)."""
+    if spread.shape != (num_actions,):
+        raise UserError(f"{where}: its deviation has shape {list(spread.shape)} and its network {num_actions} actions.")
+    return Gaussian(spread.float())
+
+
+# -- layers ---------------------------------------------------------------------------------------------------------
+
+
+def dense(layers: list[nn.Linear], activation: str) -> nn.Sequential:
+    """Return the layers with the activation after each."""
+    modules: list[nn.Module] = []
+    for layer in layers:
+        modules += [layer, resolve_activation(activation)]
+    return nn.Sequential(*modules)
+
+
+def single_linear(entries: Tensors, where: str, num_in: int | None = None) -> nn.Linear:
+    """Return one linear layer of ``weight`` and ``bias``, checked against the size that it is to read."""
+    if set(entries) != {"weight", "bias"}:
+        raise UserError(f"{where} has {sorted(entries) or 'nothing'}, not 'weight' and 'bias'. The file is damaged.")
+    layer = linear_layers({f"0.{name}": value for name, value in entries.items()}, where)[0]
+    if num_in is not None and layer.in_features != num_in:
+        raise UserError(f"{where} wants {layer.in_features} inputs and is given {num_in}. The file is damaged.")
+    return layer
+
+
+def expect(condition: bool, source: Source, message: str) -> None:
+    """Refuse a checkpoint that lacks what its config says; warn when not strict."""
+    if condition:
+        return
+    if source.overrides.strict:
+        raise UserError(f"'{source.path}' {message}.")
+    logger.warning("'%s' %s.", source.path, message)
+
+
+def compare_dims(source: Source, stated: Any, found: list[int]) -> None:
+    """Warn when the config beside the checkpoint has other hidden layers than the weights."""
+    if isinstance(stated, list) and stated and all(isinstance(size, int) for size in stated) and stated != found:
+        logger.warning(
+            "'%s' says hidden_dims=%s, but the weights in '%s' have %s: its activation and groups may be wrong too.",
+            source.agent.path,
+            stated,
+            source.path,
+            found,
+        )
+
+
+# -- the policy and what is known about it --------------------------------------------------------------------------
+
+
+def finish(
+    source: Source,
+    layout: str,
+    network: PolicyNetwork,
+    activation: Activation,
+    *,
+    hidden_dims: list[int],
+    distribution: Deterministic | None = None,
+    distribution_name: str | None = None,
+    has_std: bool | None = None,
+    obs_groups: list[str] | None = None,
+    clip_actions: float | None = None,
+    **known: Any,
+) -> LoadedPolicy:
+    """Return a policy with what is known about it; what the user says goes before what the file or its config says.
+
+    Args:
+        source: Where it was read from.
+        layout: Library and version, for people.
+        network: The policy.
+        activation: Of the hidden layers, and where it is known from.
+        hidden_dims: Sizes of the dense hidden layers.
+        distribution: What makes its actions. None: they are as it gives them.
+        distribution_name: Its name, where it is no distribution of ours.
+        has_std: Whether it gives a deviation. None: as the distribution says.
+        obs_groups: Observation groups, where they are known.
+        clip_actions: Bound of the actions outside of the policy, where it is known.
+        known: Further fields of :class:`PolicyInfo`.
+    """
+    actions = Deterministic() if distribution is None else distribution
+    overrides = source.overrides
+    has_std = gives_std(actions) if has_std is None else has_std
+    info = PolicyInfo(
+        format=layout,
+        path=str(source.path),
+        num_obs=network.num_obs,
+        num_actions=network.num_actions,
+        hidden_dims=hidden_dims,
+        activation=activation[0],
+        activation_from=activation[1],
+        obs_groups=overrides.obs_groups or obs_groups,
+        clip_actions=overrides.clip_actions if overrides.clip_actions is not None else clip_actions,
+        agent_config=None if source.agent.path is None else str(source.agent.path),
+        distribution=distribution_name or actions.name,
+        has_std=has_std,
+        **known,
+    )
+    return LoadedPolicy(network, info)
+
+
+def gives_std(distribution: Deterministic) -> bool:
+    """Return whether a distribution has a deviation: one of a raw output of zeros says it."""
+    inner = distribution.inner if isinstance(distribution, ShapedActions) else distribution
+    if isinstance(inner, Gaussian):
+        return True
+    return inner(torch.zeros(1, inner.outputs_per_action))[1] is not None
+
+
+def finish_actor_critic(
+    source: Source,
+    layout: str,
+    network: ActorCriticNetwork,
+    activation: Activation,
+    normalizer: str | None,
+    obs_groups: list[str] | None = None,
+    clip_actions: float | None = None,
+) -> LoadedPolicy:
+    """Return a policy of another library than RSL-RL with what is known about it.
+
+    Args:
+        source: Where it was read from.
+        layout: Library and version, for people.
+        network: The policy.
+        activation: Of the hidden layers, and where it is known from.
+        normalizer: The normaliser's formula, for people. None: there is none.
+        obs_groups: Observation groups, where the config says them.
+        clip_actions: Bound of the actions outside of the policy, where the config says it.
+    """
+    trunk, distribution = network.actor, network.distribution
+    place = "after the dense layers" if len(trunk.encoder) else "before the dense layers"
+    return finish(
+        source,
+        layout,
+        network,
+        activation,
+        hidden_dims=trunk.hidden_dims,
+        distribution=distribution,
+        obs_groups=obs_groups,
+        clip_actions=clip_actions,
+        num_choices=network.num_choices,
+        obs_normalization=normalizer is not None and not normalizer.startswith("none"),
+        normalizer=normalizer,
+        recurrence="none" if trunk.core is None else f"{_memory(trunk.core)}, {place}",
+        action_shape=distribution.describe() if isinstance(distribution, ShapedActions) else None,
+        has_value=network.critic is not None,
+    )
+
+
+def _memory(core: RecurrentCore | None) -> str:
+    return "none" if core is None else f"{core.kind} {core.hidden_size} x {core.num_layers}"
+
+
+# -- RSL-RL ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Parts:
+    """One of RSL-RL's networks, as plain tensors by their names inside a layer."""
+
+    body: Tensors
+    """Dense layers: ``0.weight``, ``0.bias``, ..."""
+    rnn: Tensors = field(default_factory=dict)
+    """Recurrent layers: ``weight_ih_l0``, ..."""
+    cnns: Tensors = field(default_factory=dict)
+    """Encoders of images: ``<group>.0.weight``, ..."""
+    normalizer: Tensors = field(default_factory=dict)
+    """``_mean``, ``_std``, ..."""
+    std: torch.Tensor | None = None
+    """Deviation. Shape: (num_actions,)."""
+    log_std: torch.Tensor | None = None
+    """Its logarithm. Shape: (num_actions,)."""
+
+
+def merge(newer: Parts, older: Parts, source: Source, name: str) -> Parts:
+    """Return what a file says in the layouts of two versions of the library, refused where they differ.
+
+    Args:
+        newer: One of them.
+        older: The other; what only it has is taken from it.
+        source: Where they are read from.
+        name: The entry that ``newer`` is read from.
+    """
+    for part in ("body", "rnn", "normalizer", "std", "log_std"):
+        one, other = (_by_name(getattr(parts, part)) for parts in (newer, older))
+        shared = one.keys() & other.keys()
+        differ = [key for key in shared if one[key].shape != other[key].shape or not torch.equal(one[key], other[key])]
+        if differ or (one and other and part in ("body", "rnn") and one.keys() != other.keys()):
+            raise UserError(
+                f"'{source.path}' holds two policies that differ in their {part}: '{name}' and 'model_state_dict'. "
+                "Leave the one that is to be read."
+            )
+    given = {part.name: getattr(newer, part.name) for part in fields(Parts)}
+    return Parts(**{name: getattr(older, name) if _is_empty(value) else value for name, value in given.items()})
+
+
+def _by_name(part: Tensors | torch.Tensor | None) -> Tensors:
+    if part is None:
+        return {}
+    return {"": part} if isinstance(part, torch.Tensor) else part
+
+
+def _is_empty(part: Tensors | torch.Tensor | None) -> bool:
+    return part is None or (not isinstance(part, torch.Tensor) and not part)
+
+
+def assemble(
+    source: Source,
+    layout: str,
+    role: str,
+    actor: Parts,
+    critic: Parts | None = None,
+    activation: str | None = None,
+    distribution: Deterministic | None = None,
+) -> LoadedPolicy:
+    """Build one of RSL-RL's policies.
+
+    Args:
+        source: Where it is read from.
+        layout: Name and version of the format, for people.
+        role: ``actor`` or ``student``: its name in the run's config.
+        actor: The policy's network.
+        critic: The value network; it is used where it reads the same observations.
+        activation: Where the file itself says it.
+        distribution: Where the file itself says it.
+    """
+    if actor.cnns:
+        return _assemble_with_images(source, layout, role, actor)
+    chosen = _activation_of(source, role) if activation is None else (activation, CHECKPOINT)
+    tower = build_tower(actor.body, actor.rnn, actor.normalizer, chosen[0], f"'{source.path}' ({role})")
+    if distribution is None:
+        distribution = choose_distribution(source, role, tower.head.out_features, actor.std, actor.log_std)
+    _compare_with_config(source, role, tower, tower.normalizer is not None)
+    groups = source.overrides.obs_groups or source.agent.obs_groups(role)
+    value_tower = None
+    if critic is not None:
+        value_tower = optional(source, lambda: _value_tower(source, tower, groups, critic))
+    return finish(
+        source,
+        layout,
+        TeacherNetwork(tower, distribution, value_tower),
+        chosen,
+        hidden_dims=tower.hidden_dims,
+        distribution=distribution,
+        obs_groups=groups,
+        clip_actions=source.agent.clip_actions(),
+        obs_normalization=tower.normalizer is not None,
+        recurrence=_memory(tower.core),
+        has_value=value_tower is not None,
+    )
+
+
+def _value_tower(source: Source, actor: Tower, groups: list[str] | None, critic: Parts) -> Tower | None:
+    """Return the critic if it reads what the actor reads: the same groups, or, where none are known, the same size."""
+    critic_groups = source.agent.obs_groups("critic")
+    if groups is not None and critic_groups is not None and groups != critic_groups:
+        return None
+    activation = _activation_of(source, "critic")[0]
+    tower = build_tower(critic.body, critic.rnn, critic.normalizer, activation, f"'{source.path}' (critic)")
+    return tower if tower.num_obs == actor.num_obs and tower.head.out_features == 1 else None
+
+
+def _compare_with_config(source: Source, role: str, tower: Tower, normalizes: bool) -> None:
+    """Refuse a checkpoint that lacks the normaliser of its config; warn when the config has other sizes."""
+    if not normalizes and source.agent.normalizes(role):
+        message = (
+            f"'{source.path}' has no observation normaliser, but '{source.agent.path}' says it was trained with one"
+        )
+        if source.overrides.strict:
+            raise UserError(f"{message}. Use the whole checkpoint.")
+        logger.warning("%s. Observations are taken as they are.", message)
+    stated = source.agent.option(role, "hidden_dims")
+    if not isinstance(stated, list) or -1 not in stated:  # -1: of the size that comes in
+        compare_dims(source, stated, tower.hidden_dims)
+
+
+def _assemble_with_images(source: Source, layout: str, role: str, parts: Parts) -> LoadedPolicy:
+    """Build a policy that reads images, of its tensors and the ``cnn_cfg`` of the run's config; its critic is not read.
+
+    Args:
+        source: Where it is read from.
+        layout: Name and version of the format, for people.
+        role: ``actor`` or ``student``.
+        parts: The network.
+    """
+    where = f"'{source.path}' ({role})"
+    activation = _activation_of(source, role)
+    tower = build_tower(parts.body, parts.rnn, {}, activation[0], where)
+    mean = parts.normalizer.get("_mean")
+    normalizer = None if mean is None or not mean.numel() else build_normalizer(parts.normalizer, mean.numel(), where)
+    distribution = choose_distribution(source, role, tower.head.out_features, parts.std, parts.log_std)
+    stated = source.overrides.obs_groups or source.agent.obs_groups(role)
+    _compare_with_config(source, role, tower, normalizer is not None or parts.normalizer != {})
+    images = _image_groups(parts, stated, where)
+    makers = {group: _maker(source, role, group, images, parts.cnns) for group in images}
+    network = ImageNetwork(TeacherNetwork(tower, distribution), normalizer, makers, str(source.path))
+    if source.overrides.image_shapes is not None:
+        network.bind(source.overrides.image_shapes)
+    policy = finish(
+        source,
+        layout,
+        network,
+        activation,
+        hidden_dims=tower.hidden_dims,
+        distribution=distribution,
+        clip_actions=source.agent.clip_actions(),
+        obs_normalization=normalizer is not None,
+        image_groups=images,
+        image_shapes={group: list(shape) for group, shape in network.shapes.items()} or None,
+    )
+    return policy.with_groups(None if stated is None else [name for name in stated if name not in images] + images)
+
+
+def _image_groups(parts: Parts, stated: list[str] | None, where: str) -> list[str]:
+    """Return the groups that are images, in RSL-RL's order: that of its observation groups."""
+    groups = sorted({key.split(".")[0] for key in parts.cnns})
+    if stated is None:
+        if len(groups) > 1:
+            raise UserError(
+                f"{where} encodes images of {', '.join(groups)}: give their order by distill.teacher.obs_groups."
+            )
+        return groups
+    missing = [group for group in groups if group not in stated]
+    if missing:
+        raise UserError(f"{where} encodes images of '{missing[0]}', which its observation groups {stated} lack.")
+    return [group for group in stated if group in groups]
+
+
+def _maker(source: Source, role: str, group: str, groups: list[str], cnns: Tensors) -> Callable[[Shape], nn.Sequential]:
+    """Return what builds one group's encoder, with its weights, once the image's shape is known."""
+    options = _encoder_options(source, role, group)
+    prefix = f"{group}."
+    tensors = {key[len(prefix) :]: value for key, value in cnns.items() if key.startswith(prefix)}
+
+    def make(shape: Shape) -> nn.Sequential:
+        try:
+            encoder = build_encoder(shape, options)
+            encoder.load_state_dict(tensors)
+        except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"'{source.path}': the encoder of '{group}' does not fit images of {list(shape)} and the cnn_cfg in "
+                f"'{source.agent.path}': {text}"
+            ) from error
+        return encoder
+
+    return make
+
+
+def _encoder_options(source: Source, role: str, group: str) -> dict[str, Any]:
+    given = source.agent.option(role, "cnn_cfg")
+    if isinstance(given, dict) and given and all(isinstance(value, dict) for value in given.values()):
+        given = given.get(group)
+    if not isinstance(given, dict) or any(given.get(name) is None for name in _REQUIRED):
+        raise UserError(
+            f"'{source.path}' reads images of '{group}', and the strides, padding and activation of its encoder are "
+            "not in the weights: put the run's params/agent.yaml (with cnn_cfg) beside it."
+        )
+    return {name: value for name, value in given.items() if value is not None and name != "class_name"}

@@ -1,0 +1,65 @@
+"""What is known about a policy that was read from a file."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+Fact = str | int | float | bool | list[str] | None
+"""A further fact of one format."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyInfo:
+    """The architecture of a policy, where it was read from, and what it reads and gives."""
+
+    format: str
+    """Library, version and kind of the file, for people."""
+    path: str
+    """The file."""
+    num_obs: int
+    """Number of observations; 0 while the sizes of its images are not known."""
+    num_actions: int
+    """Number of actions; 1 for a discrete policy, whose action is a choice's index."""
+    num_choices: int | None = None
+    """Number of choices of a discrete policy. None: its actions are continuous."""
+    hidden_dims: list[int]
+    """Sizes of the dense hidden layers."""
+    activation: str
+    """Activation of the hidden layers."""
+    activation_from: str
+    """Where that is known from: ``override``, ``checkpoint``, the config's path, or that it is not known."""
+    obs_normalization: bool | None = None
+    """Whether observations are normalised. None: not known."""
+    normalizer: str | None = None
+    """The normaliser's formula, where it is not RSL-RL's."""
+    recurrence: str = "none"
+    """Its memory, such as ``lstm 256 x 1``."""
+    distribution: str
+    """Distribution of its actions."""
+    action_shape: str | None = None
+    """What is done to its actions: squashed, clipped, brought to a range."""
+    has_std: bool
+    """Whether it gives a standard deviation."""
+    has_value: bool = False
+    """Whether it gives a value."""
+    obs_groups: list[str] | None = None
+    """Observation groups that it reads, in order, where they are known."""
+    obs_slice: list[int] | None = None
+    """``[a, b]``: the columns that it reads of them. None: all."""
+    image_groups: list[str] = field(default_factory=list)
+    """Those of the groups that are images; they are read after what is flat."""
+    image_shapes: dict[str, list[int]] | None = None
+    """Channels, height and width of each."""
+    clip_actions: float | None = None
+    """Bound of its actions outside of it, where one is known."""
+    agent_config: str | None = None
+    """The run's config that was read beside it."""
+    more: dict[str, Fact] = field(default_factory=dict)
+    """Further facts of its format, for people."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values by name, ``more`` among them."""
+        plain = dataclasses.asdict(self)
+        return {name: value for name, value in plain.items() if name != "more"} | plain["more"]
