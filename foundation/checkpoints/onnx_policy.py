@@ -10,7 +10,7 @@ import torch
 from foundation.checkpoints.onnx.file import OnnxGraph, is_onnx, read_onnx
 from foundation.checkpoints.onnx.network import OnnxNetwork
 from foundation.checkpoints.reading.assembler import CHECKPOINT, finish
-from foundation.checkpoints.reading.loading import LoadedPolicy, Source, logger
+from foundation.checkpoints.reading.loading import RUN_IT, LoadedPolicy, Source, logger
 from foundation.core.errors import UserError
 
 _ACTIVATIONS = {
@@ -43,7 +43,9 @@ def load_file(source: Source) -> LoadedPolicy:
                 shapes_hold &= state.shape == (2, network.state_size)
     except Exception as error:  # a graph that does not fit together fails in any of torch's ways
         text = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"'{source.path}' is an ONNX model that cannot be run ({text}). Export it again.") from error
+        raise UserError(
+            f"'{source.path}' is an ONNX model that cannot be run by foundation ({text}). {RUN_IT}."
+        ) from error
     if not shapes_hold:
         _refuse(source.path, "gives something else than one action and one memory for each environment")
     others = [name for name in rest if name != action]
@@ -130,4 +132,4 @@ def _recurrence(graph: OnnxGraph) -> str:
 
 
 def _refuse(path: Path, what: str) -> NoReturn:
-    raise UserError(f"'{path}' {what}. Use the training checkpoint instead.")
+    raise UserError(f"'{path}' {what}. {RUN_IT}.")

@@ -53,6 +53,7 @@ def load_file(source: Source) -> LoadedPolicy:
         extra = [n for n, v in root.values.items() if isinstance(v, Node | torch.Tensor) and n not in _KNOWN]
         report_unknown(sorted(extra), where, source.overrides.strict)
         _check_forward(root, where)
+        _check_forward(layers, where)
     body, activation, last = _body(layers, where)
     distribution = Deterministic() if bare else _distribution(root, where)
     if last is not None:
@@ -80,9 +81,11 @@ def _child(root: Node, names: tuple[str, ...], where: str) -> Node:
 def _check_forward(root: Node, where: str) -> None:
     """Refuse an export whose own code computes between the layers: only the layers are read."""
     forward = root.code.partition("  def forward(")[2].partition("\n  def ")[0]
-    computes = sorted(set(re.findall(r"\btorch\.(\w+)\(", forward)) - _MOVES)
+    body = forward.partition(":\n")[2]
+    computes = set(re.findall(r"\btorch\.(\w+)\(", body)) - _MOVES
+    computes |= set(re.findall(r"\(self\)\.(\w+)\(", body)) | set(re.findall(r"\b__torch__\.([\w.]+)", body))
     if computes:
-        _refuse(f"{where} computes 'torch.{computes[0]}' beside its layers, which is not read.")
+        _refuse(f"{where} computes '{min(computes)}' beside its layers, which is not read.")
 
 
 def _body(node: Node, where: str) -> tuple[dict[str, torch.Tensor], str, str | None]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from foundation.core.errors import UserError
 from foundation.core.registry import refuse_untyped
@@ -16,8 +17,39 @@ if TYPE_CHECKING:
 LOG_ROOT = Path("logs")
 
 
-def find_policy(args: argparse.Namespace) -> tuple[str, str, Path | None, TeacherPolicyWrapper | None]:
+TEACHER = "distill.teacher."
+"""What overrides that are about the policy's checkpoint begin with."""
+
+
+def said_of_teacher(tokens: Sequence[str]) -> dict[str, Any]:
+    """Return what ``distill.teacher.<key>=<value>`` says about the checkpoint.
+
+    Args:
+        tokens: As they were typed.
+    """
+    import yaml
+
+    said = {}
+    for token in tokens:
+        key, found, value = token.partition("=")
+        name = key.removeprefix("distill.").removeprefix("teacher.")
+        if not found or not name.isidentifier():
+            raise UserError(f"'{token}' is not understood: write distill.teacher.<key>=<value>, such as strict=false")
+        try:
+            said[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"'{token}': its value cannot be read; put text in quotes") from error
+    return said
+
+
+def find_policy(
+    args: argparse.Namespace, tokens: Sequence[str] = ()
+) -> tuple[str, str, Path | None, TeacherPolicyWrapper | None]:
     """Find and read the policy; it also says which task it was trained on.
+
+    Args:
+        args: Flags.
+        tokens: Overrides that were typed; those of ``distill.teacher`` are about the policy's checkpoint.
 
     Returns:
         Task, device, checkpoint and policy; the last two are None for zero and random actions.
@@ -32,7 +64,9 @@ def find_policy(args: argparse.Namespace) -> tuple[str, str, Path | None, Teache
     from foundation.teachers import TeacherPolicyWrapper
 
     checkpoint = find_checkpoint(args)
-    overrides = {"obs_groups": args.obs_groups} if args.obs_groups else {}
+    overrides = said_of_teacher([token for token in tokens if token.startswith(TEACHER)])
+    if args.obs_groups:
+        overrides["obs_groups"] = args.obs_groups
     policy = TeacherPolicyWrapper(checkpoint, device, **overrides)
     task = args.task or ("" if args.describe else own_task(checkpoint))
     return task, device, checkpoint, policy

@@ -29,7 +29,7 @@ from foundation.cli.cli_args import (
     say_beaten,
     set_up_logging,
 )
-from foundation.cli.find_policy import LOG_ROOT, find_policy
+from foundation.cli.find_policy import LOG_ROOT, TEACHER, find_policy
 from foundation.config.overrides import Overrides, parse_overrides
 from foundation.core.errors import RunInterrupted, UserError, suggest
 
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.device is None:  # the policy computes where the simulation does
         args.device = typed_device(early)
     try:
-        task, device, checkpoint, policy = find_policy(args)
+        task, device, checkpoint, policy = find_policy(args, early)
     except UserError:
         refuse_near_misses(parser, argv)  # a misspelt --checkpoint is a likely reason
         raise
@@ -105,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, tokens = parse_command(parser, argv)
     logger.info("%s", why)
     # A student of the user's own package: typing its name was what it needed.
-    overrides = parse_overrides([t for t in tokens if not t.startswith("student=")], scopes=("env", "agent"))
+    tokens = [token for token in tokens if not token.startswith(("student=", TEACHER))]
+    overrides = parse_overrides(tokens, scopes=("env", "agent"))
     args.presets = overrides.take(engine_class.selectors)
     job = Job(args, overrides, task, device, checkpoint, policy)
     return launch(job, engine_class())

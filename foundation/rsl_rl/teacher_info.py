@@ -6,14 +6,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # run as a script: this folder's name must not hide the library rsl_rl
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from foundation.cli.cli_args import CommandParser, add_import_arg, parse_command
 from foundation.cli.command import run_command, set_up_logging
-from foundation.core.errors import UserError
+from foundation.cli.find_policy import said_of_teacher
 
 if TYPE_CHECKING:
     from foundation.teachers import TeacherPolicyWrapper
@@ -44,31 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from foundation.teachers import TeacherPolicyWrapper
 
     flags = {name: getattr(args, name) for name in ("activation", "distribution", "agent_config")}
-    said = overrides(tokens) | {name: value for name, value in flags.items() if value is not None}
+    said = said_of_teacher(tokens) | {name: value for name, value in flags.items() if value is not None}
     teacher = TeacherPolicyWrapper(args.checkpoint, **said)
     show(teacher, args.json)
     return 0
-
-
-def overrides(tokens: Sequence[str]) -> dict[str, Any]:
-    """Return what ``distill.teacher.<key>=<value>`` says about the checkpoint.
-
-    Args:
-        tokens: As they were typed.
-    """
-    import yaml
-
-    said = {}
-    for token in tokens:
-        key, found, value = token.partition("=")
-        name = key.removeprefix("distill.").removeprefix("teacher.")
-        if not found or not name.isidentifier():
-            raise UserError(f"'{token}' is not understood: write distill.teacher.<key>=<value>, such as strict=false")
-        try:
-            said[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"'{token}': its value cannot be read; put text in quotes") from error
-    return said
 
 
 def show(teacher: TeacherPolicyWrapper, as_json: bool = False) -> None:

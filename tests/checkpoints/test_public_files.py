@@ -165,10 +165,63 @@ class Wrapper(nn.Module):
         return torch.clamp(self.actor(x) * 0.25, -1.0, 1.0)
 
 
-def test_arithmetic_beside_the_layers_is_refused(tmp_path):
-    """An export that scales or clips in its own code is not read as its layers alone."""
-    with pytest.raises(UserError, match=r"torch\.(clamp|mul)"):
-        TeacherPolicyWrapper(save_script(Wrapper(), tmp_path / "policy.pt"))
+def scaled(x: torch.Tensor) -> torch.Tensor:
+    """Scale in a function beside the class."""
+    return 0.25 * x
+
+
+class ByFunction(Wrapper):
+    """Scales in a function."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Act."""
+        return scaled(self.actor(x))
+
+
+class ByMethod(Wrapper):
+    """Scales in a method."""
+
+    @torch.jit.export
+    def scaled(self, x: torch.Tensor) -> torch.Tensor:
+        """Scale."""
+        return 0.25 * x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Act."""
+        return self.scaled(self.actor(x))
+
+
+class OwnLayers(nn.Module):
+    """Layers whose class scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(5, 8), nn.ELU(), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Act."""
+        return 0.25 * self.last(self.act(self.first(x)))
+
+
+class InTheLayers(nn.Module):
+    """Scales in the class of its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actor = OwnLayers()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Act."""
+        return self.actor(x)
+
+
+@pytest.mark.parametrize("kind", [Wrapper, ByFunction, ByMethod, InTheLayers])
+def test_arithmetic_beside_the_layers_is_refused(kind, tmp_path):
+    """An export that scales or clips in its own code is not read as its layers alone; it can be run as it is."""
+    path = save_script(kind(), tmp_path / "policy.pt")
+    with pytest.raises(UserError, match="beside its layers"):
+        TeacherPolicyWrapper(path)
+    assert_as_runtime(path, 5, run_as_is=True)
 
 
 class WithEstimator(nn.Module):

@@ -16,7 +16,7 @@ from foundation.cli.teacher_set import load_teacher
 from foundation.config.overrides import Overrides
 from foundation.config.resolve import resolve_distillation_cfg
 from foundation.core.errors import UserError
-from foundation.rsl_rl import teacher_info
+from foundation.rsl_rl import play, teacher_info
 from foundation.rsl_rl.distillation import build_parser
 from foundation.students import StudentPolicy, student_cfg_class
 
@@ -127,3 +127,14 @@ def test_teacher_info_takes_what_its_refusals_advise(tmp_path, capsys):
         teacher_info.main([str(path)])
     assert teacher_info.main([str(path), "distill.teacher.strict=false", "--json"]) == 0
     assert '"num_obs": 26' in capsys.readouterr().out
+
+
+def test_play_takes_what_is_said_about_a_checkpoint(tmp_path, capsys):
+    """``distill.teacher.<key>`` is typed to ``play.py`` as to ``distillation.py``."""
+    module = torch.nn.Sequential(torch.nn.Linear(26, 8), torch.nn.LeakyReLU(0.2), torch.nn.Linear(8, 4))
+    torch.jit.save(torch.jit.script(module), str(tmp_path / "policy.pt"))
+    argv = ["--checkpoint", str(tmp_path / "policy.pt"), "--device", "cpu", "--describe"]
+    with pytest.raises(UserError, match=r"distill\.teacher\.run_as_is=true"):
+        play.main(argv)
+    assert play.main([*argv, "distill.teacher.run_as_is=true"]) == 0
+    assert "run as it is" in capsys.readouterr().out

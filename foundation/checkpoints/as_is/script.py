@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import torch
 
 from foundation.checkpoints.as_is.network import COUNTERS, ForeignNetwork, Memory, rows_of
+from foundation.checkpoints.reading.loading import logger
 from foundation.checkpoints.reading.script_archive import Node, read_script
 from foundation.core.errors import UserError
 
@@ -78,10 +79,9 @@ def load_script(path: Path, num_obs: int | None) -> ScriptNetwork:
         path: The archive.
         num_obs: Number of observations, where the user says it.
     """
-    root = read_script(path)
     content = path.read_bytes()
     try:
-        return _find(path, content, root, num_obs)
+        return _find(path, content, _named_tensors(path, content), num_obs)
     except UserError:
         raise
     except Exception as error:  # TorchScript raises whatever the file's own code runs into
@@ -89,9 +89,19 @@ def load_script(path: Path, num_obs: int | None) -> ScriptNetwork:
         raise UserError(f"'{path}' cannot be run by TorchScript: {text}. Export it again.") from error
 
 
-def _find(path: Path, content: bytes, root: Node, num_obs: int | None) -> ScriptNetwork:
+def _named_tensors(path: Path, content: bytes) -> dict[str, torch.Tensor]:
+    """Return an archive's tensors by their places, those that are neither parameters nor buffers too."""
+    try:
+        return dict(_tensors(read_script(path)))
+    except UserError as error:  # it holds more than modules and tensors
+        logger.info("%s Its parameters and buffers alone are looked at.", error)
+        module = _load(content, torch.device("cpu"))
+        return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def _find(path: Path, content: bytes, tensors: dict[str, torch.Tensor], num_obs: int | None) -> ScriptNetwork:
     outside = _arguments(path, content)
-    sizes = [num_obs] if num_obs is not None else _sizes(root)
+    sizes = [num_obs] if num_obs is not None else _sizes(tensors)
     fitting = [(form, size) for form in _FORMS for size in sizes if _runs(content, form, size, outside)]
     form = fitting[0][0] if fitting else ""
     found = sorted({size for name, size in fitting if name == form})
@@ -102,7 +112,7 @@ def _find(path: Path, content: bytes, root: Node, num_obs: int | None) -> Script
         _refuse(
             path, f"runs with {' or '.join(map(str, found))} observations. Say their number: distill.teacher.num_obs=N"
         )
-    inside = _changing(content, root, form, found[0], outside)
+    inside = _changing(content, tensors, form, found[0], outside)
     wrong: str | None = None
     for axes in _axes(inside):
         for memory, axis in zip(inside, axes, strict=True):
@@ -112,7 +122,7 @@ def _find(path: Path, content: bytes, root: Node, num_obs: int | None) -> Script
         wrong = network.prepare()
         if wrong is None and (network.batched or not inside):
             return network
-        inside = _changing(content, root, form, found[0], outside)
+        inside = _changing(content, tensors, form, found[0], outside)
     for memory in inside:
         memory.axis = None
     network = ScriptNetwork(content, found[0], form, inside, outside)
@@ -169,12 +179,12 @@ def _arguments(path: Path, content: bytes) -> list[Memory]:
     return memories
 
 
-def _sizes(root: Node) -> list[int]:
+def _sizes(tensors: dict[str, torch.Tensor]) -> list[int]:
     """Return the sizes that the first dimension of a layer may have, in the order of the file."""
     found: dict[int, None] = {}
-    for value in _tensors(root):
-        if value[1].dim() == 2 and value[1].shape[1] > 1:
-            found[value[1].shape[1]] = None
+    for value in tensors.values():
+        if value.dim() == 2 and value.shape[1] > 1:
+            found[value.shape[1]] = None
     return list(found)[:_MOST_SIZES]
 
 
@@ -203,11 +213,13 @@ def _runs(content: bytes, form: str, size: int, outside: list[Memory]) -> bool:
 
 
 @torch.no_grad()
-def _changing(content: bytes, root: Node, form: str, size: int, outside: list[Memory]) -> list[Memory]:
+def _changing(
+    content: bytes, tensors: dict[str, torch.Tensor], form: str, size: int, outside: list[Memory]
+) -> list[Memory]:
     """Return the tensors of a module that are others after it has acted."""
     module = _load(content, torch.device("cpu"))
     _reset(module)
-    names = [name for name, _ in _tensors(root) if hasattr(*_place(module, name))]
+    names = [name for name in tensors if hasattr(*_place(module, name))]
     before = {name: getattr(*_place(module, name)).clone() for name in names}
     obs, rest = _example(size, outside)
     module(_FORMS[form](obs), *rest)
