@@ -4,142 +4,114 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import UserError
-from foundation.dataset.dataset import DTYPES, DistillationDataset
+from foundation.dataset.dataset import DistillationDataset
 from foundation.dataset.disk.format import DatasetLayout
 from foundation.dataset.disk.load import check_targets, chunks_of, fill
 from foundation.dataset.disk.reader import SavedDataset
 from foundation.dataset.disk.writer import DatasetWriter
-from foundation.dataset.episode_log import ChunkRecorder
-from foundation.dataset.episodes import EpisodeTable, is_filtering, weigh
+from foundation.dataset.episode_log import EpisodeLog, check_weights, log_outcome
+from foundation.dataset.episodes import EpisodeTable, FilterOutcome, filter_outcome, is_filtering, left_out, weigh
 from foundation.dataset.memory import free_memory
-from foundation.dataset.transition import dtype_name
+from foundation.dataset.spec import BufferSpec
+from foundation.dataset.transition import Column
 from foundation.policies.obs_groups import ObsSelector
 
 logger = logging.getLogger(__name__)
 
 SHORT_CHUNK = 32
-"""Env steps per chunk [env steps] where no training sequence asks for more."""
+"""Env steps of a chunk where no training sequence asks for more."""
+ANNOUNCED_BYTES = 1e9
+"""Size from which a dataset is announced before it is allocated."""
 
 
-def make_dataset(
-    cfg: DistillationCfg,
-    env: Any,
-    num_obs: int,
-    targets: dict[str, int],
-    *,
-    mode: str,
-    window_steps: int,
-    state_size: int,
-    num_teachers: int = 1,
-    saved: SavedDataset | None = None,
-) -> DistillationDataset:
-    """Build the dataset of a run.
+@dataclass(frozen=True)
+class CollectedData:
+    """What a run collects, as far as its dataset needs to know."""
+
+    obs: ObsSelector
+    """The student's observation groups."""
+    num_obs: int
+    """Size of the student's observation; 0 where ``typed`` has a column ``obs``."""
+    targets: Mapping[str, int]
+    """Size of each of the teacher's outputs to store."""
+    num_envs: int
+    """Environments that are collected in."""
+    max_episode_length: int
+    """Longest episode [env steps]."""
+    device: torch.device
+    """Device that computes."""
+    mode: str = "steps"
+    """How an epoch collects: ``steps`` or ``episodes``."""
+    sequence_length: int = 1
+    """Steps of a training sequence."""
+    initial_state: torch.Tensor | None = None
+    """The student's memory at an episode's start; None without memory. Shape: (1, state_size)."""
+    num_teachers: int = 1
+    """With more than one, each transition keeps its teacher's index."""
+    run: str = ""
+    """Names the run in a dataset on disk, the same after ``--resume``."""
+    teacher: Mapping[str, Any] | None = None
+    """Describes the teacher in a dataset on disk, in plain values."""
+    label_bound: float | None = None
+    """Labels are clipped to it [action units]."""
+    typed: Mapping[str, Column] | None = None
+    """Columns stored as they are: images, indices."""
+
+
+class OfflineData(NamedTuple):
+    """A dataset on disk in memory, a part of it held out."""
+
+    train: DistillationDataset
+    held_out: DistillationDataset
+    num_episodes: int
+    """Episodes that have ended."""
+    num_left_out: int
+    """Those of them that the filter leaves out."""
+    filtered: FilterOutcome | None
+    """What the filter did; None without one."""
+
+
+def build_dataset(cfg: DistillationCfg, data: CollectedData) -> tuple[DistillationDataset, EpisodeLog]:
+    """Build the dataset of a run that collects.
 
     Args:
-        cfg: The run's configuration.
-        env: The environment to collect in.
-        num_obs: Columns of the student's observation.
-        targets: Size of each target to store.
-        mode: How an epoch collects: ``steps`` or ``episodes``.
-        window_steps: Steps of a training sequence.
-        state_size: Size of the student's memory.
-        num_teachers: With more than one, each row keeps its teacher's index.
-        saved: The rows that the run begins with.
+        cfg: The run's configuration; ``dataset.load_files`` is filled in.
+        data: What it collects.
 
     Returns:
-        A dataset with room for what the run can collect, or for what the memory budget holds.
+        The dataset with the transitions that it begins with, and the log that numbers, saves and filters episodes.
 
     Raises:
-        UserError: If ``dataset.size`` does not fit the budget, or the budget not the machine.
+        UserError: If sizes do not fit the memory, or a folder on disk does not fit the run.
     """
-    chunk_steps = whole_windows(
-        cfg.dataset.chunk_steps or (saved.layout.chunk_steps if saved else SHORT_CHUNK), window_steps
-    )
-    rows_to_load, fills_up = 0, False
+    saved = open_saved(cfg, data)
+    spec = plan_spec(cfg, data, saved)
+    device = storage_device(cfg.dataset.device, spec.num_bytes, data.device)
+    if spec.num_bytes >= ANNOUNCED_BYTES:
+        size, place = spec.num_bytes / 1e9, torch.device(device)
+        logger.info("The dataset takes up to %.1f GB on %s (%d transitions).", size, place, spec.capacity)
+    dataset = DistillationDataset(spec, device, data.device, cfg.seed)
+    table = EpisodeTable.empty()
     if saved is not None:
-        chunks, fills_up = chunks_of(saved, chunk_steps, env.num_envs)
-        rows_to_load = chunks * chunk_steps * env.num_envs
-    filtering = is_filtering(cfg.dataset.filter)
-    weighted = filtering or fills_up or (saved is not None and saved.layout.weighted)
-    tracking = weighted or cfg.dataset.save is not None
-    extras = (num_teachers > 1) + weighted + tracking
-    stored_state = state_size if window_steps > 1 and cfg.dataset.sequence_start == "stored" else 0
-    row_bytes = (num_obs + sum(targets.values())) * DTYPES[cfg.dataset.dtype].itemsize + 1 + 4 * extras
-    row_bytes += 4 * stored_state / window_steps
-    budget_rows = int(cfg.dataset.memory_gb * 1e9 // row_bytes)
-    if cfg.dataset.size is not None and cfg.dataset.size > budget_rows:
-        raise UserError(
-            f"dataset.size={cfg.dataset.size} rows take {cfg.dataset.size * row_bytes / 1e9:.2f} GB, more than "
-            f"dataset.memory_gb={cfg.dataset.memory_gb:g}: lower dataset.size, raise dataset.memory_gb, or set "
-            "dataset.dtype=float16."
-        )
-    wanted = cfg.dataset.size or most_rows(cfg, env, mode, chunk_steps) + rows_to_load
-    capacity = min(wanted, budget_rows)
-    if rows_to_load > capacity:
-        logger.warning(
-            "The dataset has room for %d rows and --dataset holds %d: of those some make room for others "
-            "(dataset.memory_gb or dataset.size asks for more).",
-            capacity,
-            rows_to_load,
-        )
-    return DistillationDataset(
-        num_obs,
-        env.num_envs,
-        capacity,
-        targets,
-        chunk_steps=chunk_steps,
-        window_steps=window_steps,
-        state_size=stored_state,
-        num_teachers=num_teachers,
-        device=storage_device(cfg.dataset.device, capacity * row_bytes, torch.device(env.device)),
-        compute_device=env.device,
-        track_episodes=tracking,
-        weighted=weighted,
-        dtype=cfg.dataset.dtype,
-        eviction=cfg.dataset.eviction,
-        seed=cfg.seed,
-    )
+        table = fill(saved, [dataset], initial_state=data.initial_state)
+        if dataset.weights is not None:
+            weigh(dataset, table.number[:0])
+        logger.info("The dataset begins with %d rows of '%s'.", saved.num_rows, saved.path)
+    writer = None
+    if cfg.dataset.save is not None:
+        writer = DatasetWriter(cfg.dataset.save, layout_of(cfg, data, spec), data.run, data.teacher)
+    return dataset, EpisodeLog(dataset, cfg.dataset.filter, writer, first_episode(dataset, saved, writer), table)
 
 
-def whole_windows(chunk_steps: int, window_steps: int) -> int:
-    """Round the steps of a chunk up to whole training sequences."""
-    return window_steps * math.ceil(chunk_steps / window_steps)
-
-
-def storage_device(asked: str | None, num_bytes: float, compute_device: torch.device) -> torch.device | str:
-    """Return the device for the rows: the one that is asked for; None or ``auto`` leave it to :func:`where_it_fits`."""
-    return where_it_fits(num_bytes, compute_device) if asked in (None, "auto") else asked
-
-
-def where_it_fits(num_bytes: float, device: torch.device) -> torch.device:
-    """Return the device for a storage: the one that computes, or the host where that has too little memory."""
-    if device.type == "cuda" and num_bytes > free_memory(device):
-        logger.info("The dataset (%.1f GB) does not fit %s: it is kept in host memory.", num_bytes / 1e9, device)
-        return torch.device("cpu")
-    return device
-
-
-def most_rows(cfg: DistillationCfg, env: Any, mode: str, chunk_steps: int) -> int:
-    """Return how many rows a run can collect, if every episode is as long as can be."""
-    longest = int(env.max_episode_length) + 1
-    if mode == "episodes":
-        steps = math.ceil(cfg.num_episodes / env.num_envs) * longest
-    else:
-        steps = math.ceil(cfg.num_episodes * longest / env.num_envs)
-    chunks = math.ceil(steps / chunk_steps) + 1
-    epochs = 1 if cfg.on_policy else cfg.n_epochs
-    return epochs * chunks * chunk_steps * env.num_envs
-
-
-def open_saved(
-    cfg: DistillationCfg, student_obs: ObsSelector, targets: dict[str, int], num_teachers: int = 1
-) -> SavedDataset | None:
+def open_saved(cfg: DistillationCfg, data: CollectedData) -> SavedDataset | None:
     """Open the dataset that a run begins with (``--dataset``), and check that it is of this task and these groups.
 
     Sets ``cfg.dataset.load_files``, so that a resumed run begins with the same files whatever was appended since.
@@ -151,64 +123,205 @@ def open_saved(
         return None
     saved = SavedDataset(cfg.dataset.load).first(cfg.dataset.load_files)
     cfg.dataset.load_files = len(saved.files)
-    here: dict[str, Any] = {"task": cfg.task, "obs_groups": list(student_obs.groups)}
-    here["obs_slice"] = None if student_obs.obs_slice is None else list(student_obs.obs_slice)
-    if num_teachers > 1:
-        here["num_teachers"] = num_teachers
+    here: dict[str, Any] = {"task": cfg.task, "obs_groups": list(data.obs.groups), "obs_slice": _plain(data.obs)}
+    if data.num_teachers > 1:
+        here["num_teachers"] = data.num_teachers
     for name, value in here.items():
         found = getattr(saved.layout, name)
         if found != value:
             raise UserError(f"the dataset '{saved.path}' has {name} {found}, this run {value}: they cannot be mixed")
-    check_targets(saved, targets)
+    check_targets(saved, data.targets)
     return saved
 
 
-def connect(
-    cfg: DistillationCfg,
-    dataset: DistillationDataset,
-    saved: SavedDataset | None,
-    student_obs: ObsSelector,
-    *,
-    run: str,
-    teacher: Any = None,
-    label_bound: float | None = None,
-    initial_state: torch.Tensor | None = None,
-) -> ChunkRecorder:
-    """Fill a dataset with the saved rows, and return what follows, filters and saves those that come.
+def plan_spec(cfg: DistillationCfg, data: CollectedData, saved: SavedDataset | None = None) -> BufferSpec:
+    """Return the sizes of a run's dataset: room for what it can collect, or for what the memory budget holds.
 
     Args:
         cfg: The run's configuration.
-        dataset: What :func:`foundation.dataset.build.make_dataset` made.
-        saved: What the run begins with.
-        student_obs: The student's observation groups.
-        run: Names the run, the same after ``--resume``.
-        teacher: Described in the dataset that is saved.
-        label_bound: Labels are clipped to it.
-        initial_state: A student's memory at an episode's start. Shape: (1, state_size).
+        data: What it collects.
+        saved: The transitions that it begins with.
+
+    Raises:
+        UserError: If ``dataset.size`` does not fit the budget.
     """
-    table = EpisodeTable.empty()
+    wanted_steps = cfg.dataset.chunk_steps or (saved.layout.chunk_steps if saved else SHORT_CHUNK)
+    chunk_steps = whole_windows(wanted_steps, data.sequence_length)
+    rows_to_load, fills_up = 0, False
     if saved is not None:
-        table = fill(saved, [dataset], initial_state=initial_state)
-        if dataset.weights is not None:
-            weigh(dataset, table.number[:0])
-        logger.info("The dataset begins with %d rows of '%s'.", saved.num_rows, saved.path)
-    writer = None
-    if cfg.dataset.save is not None:
-        layout = DatasetLayout(
-            str(cfg.task),
-            list(student_obs.groups),
-            None if student_obs.obs_slice is None else list(student_obs.obs_slice),
-            dataset.num_obs,
-            {name: part.stop - part.start for name, part in dataset.columns.items() if name != "obs"},
-            dtype_name(dataset.dtype),
-            dataset.chunk_steps,
-            dataset.num_envs,
-            dataset.num_teachers,
-            clip_actions=label_bound,
+        chunks, fills_up = chunks_of(saved, chunk_steps, data.num_envs)
+        rows_to_load = chunks * chunk_steps * data.num_envs
+    weighted = is_filtering(cfg.dataset.filter) or fills_up or (saved is not None and saved.layout.weighted)
+    stores_state = data.initial_state is not None and data.sequence_length > 1
+    state_size = 0
+    if stores_state and data.initial_state is not None and cfg.dataset.sequence_start == "stored":
+        state_size = data.initial_state.shape[-1]
+    sizes: dict[str, Any] = {
+        "num_obs": data.num_obs,
+        "num_envs": data.num_envs,
+        "targets": dict(data.targets),
+        "chunk_steps": chunk_steps,
+        "window_steps": data.sequence_length,
+        "state_size": state_size,
+        "num_teachers": data.num_teachers,
+        "track_episodes": weighted or cfg.dataset.save is not None,
+        "weighted": weighted,
+        "dtype": cfg.dataset.dtype,
+        "eviction": cfg.dataset.eviction,
+        "typed": dict(data.typed or {}),
+    }
+    row_bytes = BufferSpec(capacity=1, **sizes).transition_bytes
+    budget_rows = int(cfg.dataset.memory_gb * 1e9 // row_bytes)
+    if cfg.dataset.size is not None and cfg.dataset.size > budget_rows:
+        raise UserError(
+            f"dataset.size={cfg.dataset.size} rows take {cfg.dataset.size * row_bytes / 1e9:.2f} GB, more than "
+            f"dataset.memory_gb={cfg.dataset.memory_gb:g}: lower dataset.size, raise dataset.memory_gb, or set "
+            "dataset.dtype=float16."
         )
-        describe = getattr(teacher, "describe", None)
-        writer = DatasetWriter(cfg.dataset.save, layout, run, describe() if describe is not None else None)
-    first = max(0 if saved is None else max(f.next_episode for f in saved.files), writer.next_episode if writer else 0)
+    capacity = min(cfg.dataset.size or most_rows(cfg, data, chunk_steps) + rows_to_load, budget_rows)
+    if rows_to_load > capacity:
+        logger.warning(
+            "The dataset has room for %d rows and --dataset holds %d: of those some make room for others "
+            "(dataset.memory_gb or dataset.size asks for more).",
+            capacity,
+            rows_to_load,
+        )
+    return BufferSpec(capacity=capacity, **sizes)
+
+
+def layout_of(cfg: DistillationCfg, data: CollectedData, spec: BufferSpec) -> DatasetLayout:
+    """Return the head of the dataset that a run saves."""
+    return DatasetLayout(
+        task=str(cfg.task),
+        obs_groups=list(data.obs.groups),
+        obs_slice=_plain(data.obs),
+        num_obs=spec.num_obs,
+        targets={name: part.stop - part.start for name, part in spec.columns.items() if name != "obs"},
+        dtype=spec.dtype,
+        chunk_steps=spec.chunk_steps,
+        num_envs=spec.num_envs,
+        num_teachers=spec.num_teachers,
+        clip_actions=data.label_bound,
+        typed=dict(spec.typed),
+    )
+
+
+def first_episode(dataset: DistillationDataset, saved: SavedDataset | None, writer: DatasetWriter | None) -> int:
+    """Return a number above those of all episodes that are in memory or on disk."""
+    first = 0 if writer is None else writer.next_episode
+    if saved is not None:
+        first = max(first, *(entry.next_episode for entry in saved.files))
     if dataset.episode is not None and dataset.num_chunks:
         first = max(first, 1 + int(dataset.episode[: dataset.num_chunks].max()))
-    return ChunkRecorder(dataset, cfg.dataset.filter, writer, first, table)
+    return first
+
+
+def load_offline(
+    cfg: DistillationCfg, saved: SavedDataset, needed: set[str], kept: set[str], sequence_length: int
+) -> OfflineData:
+    """Read a dataset for ``--offline``, a random share of its chunks into a dataset that is not learned from.
+
+    Args:
+        cfg: The run's configuration.
+        saved: Where to read.
+        needed: The teacher's outputs that the losses read.
+        kept: The teacher's outputs that are kept where they are there.
+        sequence_length: Steps of a training sequence.
+
+    Raises:
+        UserError: If a target is missing, the dataset does not fit ``dataset.memory_gb``, or nothing passes the filter.
+    """
+    layout, device = saved.layout, torch.device(cfg.device)
+    targets = {name: size for name, size in layout.targets.items() if name in kept}
+    missing = {name: layout.sizes["mean"] if name == "std" else 1 for name in needed if name not in layout.sizes}
+    check_targets(saved, {} if "logits" in layout.sizes else missing)
+    steps = whole_windows(layout.chunk_steps, sequence_length)
+    chunks, fills_up = chunks_of(saved, steps, layout.num_envs)
+    which = split(chunks, cfg.dataset.held_out, cfg.seed)
+    weighted = is_filtering(cfg.dataset.filter) or fills_up or layout.weighted
+
+    def spec(number: int) -> BufferSpec:
+        return BufferSpec(
+            num_obs=layout.num_obs,
+            num_envs=layout.num_envs,
+            capacity=number * steps * layout.num_envs,
+            targets=targets,
+            chunk_steps=steps,
+            window_steps=sequence_length,
+            track_episodes=weighted,
+            weighted=weighted,
+            dtype=cfg.dataset.dtype,
+            typed=layout.typed,
+        )
+
+    size = spec(chunks).num_bytes
+    if size > cfg.dataset.memory_gb * 1e9:
+        raise UserError(
+            f"the dataset '{saved.path}' takes {size / 1e9:.2f} GB, more than dataset.memory_gb="
+            f"{cfg.dataset.memory_gb:g}: raise it, or set dataset.dtype=float16"
+        )
+    storage = storage_device(cfg.dataset.device, size, device)
+    train, held_out = (DistillationDataset(spec(which.count(index)), storage, device, cfg.seed) for index in (0, 1))
+    table = fill(saved, [train, held_out], which)
+    bad = left_out(table, cfg.dataset.filter)
+    filtered = None
+    if weighted:
+        for dataset in (train, held_out):
+            weigh(dataset, bad)
+        if is_filtering(cfg.dataset.filter):
+            filtered = filter_outcome([train, held_out], table, bad)
+            log_outcome(filtered, cfg.dataset.filter)
+        for dataset in (train, held_out):
+            check_weights(dataset)
+    return OfflineData(train, held_out, len(table.number), len(bad), filtered)
+
+
+def split(chunks: int, share: float, seed: int) -> list[int]:
+    """Choose the chunks to hold out: 1 for each of those, 0 for the others, at least one of either.
+
+    Raises:
+        UserError: If there is only one chunk.
+    """
+    if chunks < 2:
+        raise UserError("the dataset has one chunk only, and one has to be held out: collect more, with more episodes")
+    number = min(chunks - 1, max(1, round(share * chunks)))
+    order = torch.randperm(chunks, generator=torch.Generator().manual_seed(seed))
+    which = torch.zeros(chunks, dtype=torch.int64)
+    which[order[:number]] = 1
+    return which.tolist()
+
+
+def whole_windows(chunk_steps: int, sequence_length: int) -> int:
+    """Round the steps of a chunk up to whole training sequences."""
+    return sequence_length * math.ceil(chunk_steps / sequence_length)
+
+
+def storage_device(asked: str | None, num_bytes: float, compute_device: torch.device) -> torch.device | str:
+    """Return the device to store on: the one that is asked for; None or ``auto`` leave it to :func:`where_it_fits`."""
+    if asked is None or asked == "auto":
+        return where_it_fits(num_bytes, compute_device)
+    return asked
+
+
+def where_it_fits(num_bytes: float, device: torch.device) -> torch.device:
+    """Return the device for a storage: the one that computes, or the host where that has too little memory."""
+    if device.type == "cuda" and num_bytes > free_memory(device):
+        logger.info("The dataset (%.1f GB) does not fit %s: it is kept in host memory.", num_bytes / 1e9, device)
+        return torch.device("cpu")
+    return device
+
+
+def most_rows(cfg: DistillationCfg, data: CollectedData, chunk_steps: int) -> int:
+    """Return how many transitions a run can collect, if every episode is as long as can be."""
+    longest = data.max_episode_length + 1
+    if data.mode == "episodes":
+        steps = math.ceil(cfg.num_episodes / data.num_envs) * longest
+    else:
+        steps = math.ceil(cfg.num_episodes * longest / data.num_envs)
+    chunks = math.ceil(steps / chunk_steps) + 1
+    epochs = 1 if cfg.on_policy else cfg.n_epochs
+    return epochs * chunks * chunk_steps * data.num_envs
+
+
+def _plain(obs: ObsSelector) -> list[int] | None:
+    return None if obs.obs_slice is None else list(obs.obs_slice)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -10,10 +10,11 @@ from foundation.core.errors import UserError
 from foundation.dataset.memory import check_memory, empty_pinned, located
 from foundation.dataset.prefetch import deliver
 from foundation.dataset.sampling import ActiveItems, draw_minibatches
-from foundation.dataset.transition import DTYPES, TARGET_FIELDS, Minibatch, lay_out_columns, name_targets
+from foundation.dataset.spec import BufferSpec
+from foundation.dataset.transition import DTYPES, TARGET_FIELDS, Batch, make_batch
 from foundation.policies.output import PolicyOutput
 
-__all__ = ["DTYPES", "TARGET_FIELDS", "DistillationDataset", "Minibatch"]
+__all__ = ["DTYPES", "TARGET_FIELDS", "Batch", "BufferSpec", "DistillationDataset"]
 
 GATHERED_ROWS = 16384
 """Rows that are gathered at once, for several small minibatches together."""
@@ -27,21 +28,10 @@ class DistillationDataset:
     :meth:`begin_chunk`, and counts from :meth:`commit_chunk` on.
 
     Args:
-        num_obs: Columns of the student's observation.
-        num_envs: Environments, the width of a chunk.
-        capacity: Most rows kept; rounded down to whole chunks, at least one.
-        targets: Size of each stored target, e.g. ``{"mean": 4, "std": 4}``.
-        chunk_steps: Env steps per chunk.
-        window_steps: Steps of a training sequence; divides ``chunk_steps``.
-        state_size: Size of the student's memory to store at the start of each window; 0 stores none.
-        num_teachers: With more than one, each row keeps its teacher's index.
-        device: Where the rows live.
-        compute_device: Where minibatches go; None: where the rows live. Rows on the host are then kept in pinned memory
-            where there is a GPU, and the next minibatch is on its way while one is learned from.
-        track_episodes: Keep the number of each row's episode (see ``episode_log``).
-        weighted: Keep a weight for each row, 1 where nothing else is said.
-        dtype: float32, float16 or bfloat16; minibatches are float32 always.
-        eviction: ``oldest`` or ``reservoir`` (a random chunk makes room).
+        spec: Shapes, types and size.
+        device: Where the transitions live.
+        compute_device: Where batches go; None: where the transitions live. Transitions on the host are then kept in
+            pinned memory where there is a GPU, and the next batch is on its way while one is learned from.
         seed: Seed of the sampling.
 
     Raises:
@@ -50,54 +40,42 @@ class DistillationDataset:
 
     def __init__(
         self,
-        num_obs: int,
-        num_envs: int,
-        capacity: int,
-        targets: dict[str, int],
-        *,
-        chunk_steps: int = 32,
-        window_steps: int = 1,
-        state_size: int = 0,
-        num_teachers: int = 1,
+        spec: BufferSpec,
         device: str | torch.device = "cpu",
         compute_device: str | torch.device | None = None,
-        track_episodes: bool = False,
-        weighted: bool = False,
-        dtype: str = "float32",
-        eviction: str = "oldest",
         seed: int = 0,
     ):
-        if chunk_steps % window_steps:
-            raise UserError(f"dataset.chunk_steps={chunk_steps} must be a multiple of sequence_length={window_steps}.")
-        self.num_obs, self.num_envs = num_obs, num_envs
-        self.chunk_steps, self.window_steps = chunk_steps, window_steps
-        self.device, self.dtype, self.eviction = located(device), DTYPES[dtype], eviction
-        self.compute_device = self.device if compute_device is None else located(compute_device)
-        self.state_size, self.num_teachers, self.has_teacher_index = state_size, num_teachers, num_teachers > 1
-        self.has_episodes, self.has_weights = track_episodes, weighted
-        self.rows_per_chunk = chunk_steps * num_envs
-        self.max_chunks = max(1, capacity // self.rows_per_chunk)
-        self.columns = lay_out_columns(num_obs, targets)
+        self.spec = spec
+        self.num_obs, self.num_envs = spec.num_obs, spec.num_envs
+        self.chunk_steps, self.window_steps = spec.chunk_steps, spec.window_steps
+        self.dtype, self.eviction, self.num_teachers = spec.torch_dtype, spec.eviction, spec.num_teachers
+        self.columns, self.row_size = spec.columns, spec.row_size
+        self.rows_per_chunk, self.max_chunks = spec.rows_per_chunk, spec.max_chunks
         self._sizes = [columns.stop - columns.start for columns in self.columns.values()]
-        self.row_size = sum(self._sizes)
-        check_memory(self.num_bytes, self.device)
+        self.device = located(device)
+        self.compute_device = self.device if compute_device is None else located(compute_device)
+        check_memory(spec.num_bytes, self.device)
 
-        shape = (self.max_chunks, chunk_steps, num_envs)
+        shape = (self.max_chunks, spec.chunk_steps, spec.num_envs)
         self.rows = empty_pinned((*shape, self.row_size), self.dtype, self.device, self.compute_device)
+        self.typed = {
+            name: empty_pinned((*shape, *column.shape), column.torch_dtype, self.device, self.compute_device)
+            for name, column in spec.typed.items()
+        }
         self.resets = torch.empty(shape, dtype=torch.bool, device=self.device)
         self.teacher_index = None
-        if num_teachers > 1:
+        if spec.num_teachers > 1:
             self.teacher_index = torch.empty(shape, dtype=torch.int32, device=self.device)
         self.episode = None
-        if track_episodes:
+        if spec.track_episodes:
             self.episode = torch.full(shape, -1, dtype=torch.int32, device=self.device)
-        self.weights = torch.ones(shape, device=self.device) if weighted else None
+        self.weights = torch.ones(shape, device=self.device) if spec.weighted else None
         self.base_weights: torch.Tensor | None = None
         self.active: torch.Tensor | None = None
         self.states = None
-        if state_size:
-            windows = chunk_steps // window_steps
-            self.states = torch.empty(self.max_chunks, windows, num_envs, state_size, device=self.device)
+        if spec.state_size:
+            windows = spec.chunk_steps // spec.window_steps
+            self.states = torch.empty(self.max_chunks, windows, spec.num_envs, spec.state_size, device=self.device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.num_chunks = 0
         self.chunks_written = 0
@@ -115,16 +93,13 @@ class DistillationDataset:
         return self.max_chunks * self.rows_per_chunk
 
     @property
-    def num_extras(self) -> int:
-        """Numbers of four bytes that a row has beside its columns."""
-        return int(self.has_teacher_index) + int(self.has_episodes) + int(self.has_weights)
-
-    @property
     def num_bytes(self) -> int:
         """Size of the whole storage when full [bytes]."""
-        per_chunk = self.rows_per_chunk * (self.row_size * self.dtype.itemsize + 1 + 4 * self.num_extras)
-        per_chunk += self.chunk_steps // self.window_steps * self.num_envs * self.state_size * 4
-        return self.max_chunks * per_chunk
+        return self.spec.num_bytes
+
+    def column(self, name: str) -> torch.Tensor:
+        """Return a column of the whole storage, as it is stored. Shape: (max_chunks, chunk_steps, num_envs, ...)."""
+        return self.typed[name] if name in self.typed else self.rows[..., self.columns[name]]
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -150,32 +125,53 @@ class DistillationDataset:
         resets: torch.Tensor,
         teacher_index: torch.Tensor | None = None,
         state: torch.Tensor | None = None,
+        extra: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Write one env step of the chunk begun last.
 
         Args:
             step: Step within the chunk.
-            obs: The student's observations. Shape: (num_envs, num_obs).
+            obs: The student's observations. Shape: (num_envs, num_obs), or that of the column ``obs``.
             targets: The teacher's outputs at them; every stored field must be there. None: they follow by
                 :meth:`write_targets`.
             resets: Whether this step begins an episode. Shape: (num_envs,).
-            teacher_index: Each row's teacher. Shape: (num_envs,).
-            state: The student's memory before this step; kept where a window begins. Shape: (num_envs, state_size).
+            teacher_index: Each transition's teacher. Shape: (num_envs,).
+            state: The student's memory before this step; kept where a training sequence begins. Shape: (num_envs,
+                state_size).
+            extra: Further columns by name. Shape of each: (num_envs, *column shape).
         """
-        parts = [obs]
-        parts += [getattr(targets, name) for name in TARGET_FIELDS if name in self.columns and targets is not None]
         row = self.rows[self._slot, step]
-        if targets is None:
-            row[:, self.columns["obs"]].copy_(obs)
-        elif self.dtype == obs.dtype and self.device == obs.device:
-            torch.cat(parts, dim=-1, out=row)
+        if targets is None or self.dtype != obs.dtype or self.device != obs.device or self.typed:
+            self._write_parts(row, step, obs, targets, extra or {})
         else:
-            row.copy_(torch.cat(parts, dim=-1))
+            parts = [obs] + [getattr(targets, name) for name in TARGET_FIELDS if name in self.columns]
+            torch.cat(parts, dim=-1, out=row)
         self.resets[self._slot, step].copy_(resets)
         if self.teacher_index is not None and teacher_index is not None:
             self.teacher_index[self._slot, step].copy_(teacher_index)
         if self.states is not None and state is not None and step % self.window_steps == 0:
             self.states[self._slot, step // self.window_steps].copy_(state)
+
+    def _write_parts(
+        self,
+        row: torch.Tensor,
+        step: int,
+        obs: torch.Tensor,
+        targets: PolicyOutput | None,
+        extra: Mapping[str, torch.Tensor],
+    ) -> None:
+        """Write one step part by part: other types, another device, or targets that follow."""
+        parts = {"obs": obs, **extra}
+        if targets is not None:
+            parts |= {name: getattr(targets, name) for name in self.spec.target_names}
+        missing = set(self.typed) - set(parts) - set(self.spec.target_names)
+        if missing:
+            raise ValueError(f"the dataset keeps '{sorted(missing)[0]}', which this step does not have")
+        for name, part in parts.items():
+            if name in self.columns:
+                row[:, self.columns[name]].copy_(part)
+            else:
+                self.typed[name][self._slot, step].copy_(part)
 
     def write_targets(self, first: int, targets: PolicyOutput) -> None:
         """Write the teacher's outputs of several env steps of the chunk begun last.
@@ -184,10 +180,12 @@ class DistillationDataset:
             first: The first step within the chunk.
             targets: Shape of each field: (num_steps, num_envs, size).
         """
-        rows = self.rows[self._slot, first : first + len(targets.mean)]
-        for name in TARGET_FIELDS:
+        steps = slice(first, first + len(targets.mean))
+        for name in self.spec.target_names:
             if name in self.columns:
-                rows[..., self.columns[name]].copy_(getattr(targets, name))
+                self.rows[self._slot, steps, :, self.columns[name]].copy_(getattr(targets, name))
+            else:
+                self.typed[name][self._slot, steps].copy_(getattr(targets, name))
 
     def commit_chunk(self) -> None:
         """Count the chunk written last."""
@@ -217,7 +215,7 @@ class DistillationDataset:
 
     def chunk_obs(self, slot: int) -> torch.Tensor:
         """Return a chunk's observations, without those of rows of weight 0. Shape: (num_rows, num_obs)."""
-        obs = self.rows[slot, :, :, self.columns["obs"]].flatten(0, 1)
+        obs = self.column("obs")[slot].flatten(0, 1)
         if self.weights is not None:
             obs = obs[self.weights[slot].flatten() > 0]
         return obs.to(self.compute_device)
@@ -231,12 +229,12 @@ class DistillationDataset:
         Returns:
             Two tensors on the compute device, float64. Shape of each: (size,).
         """
-        size = self.columns[name].stop - self.columns[name].start
+        size = self.column(name).shape[-1]
         count = torch.zeros((), dtype=torch.float64, device=self.device)
         mean = torch.zeros(size, dtype=torch.float64, device=self.device)
         squares = torch.zeros_like(mean)  # of the deviations from the mean, merged as in Chan et al. 1979
         for slot in range(self.num_chunks):
-            values = self.rows[slot, :, :, self.columns[name]].flatten(0, 1).double()
+            values = self.column(name)[slot].flatten(0, 1).double()
             if self.weights is not None:
                 values = values[self.weights[slot].flatten() > 0]
             if len(values) == 0:
@@ -252,7 +250,7 @@ class DistillationDataset:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def flat_minibatches(self, batch_size: int, num_batches: int, shuffle: bool = True) -> Iterator[Minibatch]:
+    def flat_minibatches(self, batch_size: int, num_batches: int, shuffle: bool = True) -> Iterator[Batch]:
         """Draw rows uniformly from the whole dataset, none twice before all were drawn.
 
         Args:
@@ -261,23 +259,32 @@ class DistillationDataset:
             shuffle: False goes through the rows in order of storage, on from where the last call stopped.
 
         Returns:
-            Minibatches with ``obs`` of shape (batch_size, num_obs), on the compute device.
+            Batches with ``obs`` of shape (batch_size, num_obs), on the compute device.
         """
         return deliver(self._flat(batch_size, num_batches, shuffle), self.device, self.compute_device)
 
-    def _flat(self, batch_size: int, num_batches: int, shuffle: bool) -> Iterator[Minibatch]:
-        matrix = self.rows.view(-1, self.row_size)
+    def _flat(self, batch_size: int, num_batches: int, shuffle: bool) -> Iterator[Batch]:
         weights = None if self.weights is None else self.weights.view(-1)
         together = max(1, GATHERED_ROWS // batch_size)
         for index in self._draw(self.chunk_steps, batch_size, num_batches, shuffle).split(together):
             flat = index.flatten()
-            rows = matrix.index_select(0, flat).float().view(*index.shape, self.row_size)
+            parts = {name: part.unbind() for name, part in self._gather(flat, index.shape).items()}
             weight = [None] * len(index) if weights is None else weights.index_select(0, flat).view_as(index).unbind()
-            fields = zip(*(part.unbind() for part in rows.split(self._sizes, dim=-1)), strict=True)
-            for (obs, *targets), own in zip(fields, weight, strict=True):
-                yield Minibatch(obs, name_targets(self.columns, targets), own)
+            for number, own in enumerate(weight):
+                yield make_batch({name: part[number] for name, part in parts.items()}, own)
 
-    def sequence_minibatches(self, batch_size: int, num_batches: int, shuffle: bool = True) -> Iterator[Minibatch]:
+    def _gather(self, index: torch.Tensor, shape: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Return each column of some transitions, numbered through all chunks. Shape of each: (*shape, ...)."""
+        parts: dict[str, torch.Tensor] = {}
+        if self.columns:
+            rows = self.rows.view(-1, self.row_size).index_select(0, index).float().view(*shape, self.row_size)
+            parts = dict(zip(self.columns, rows.split(self._sizes, dim=-1), strict=True))
+        for name, column in self.typed.items():
+            own = column.shape[3:]
+            parts[name] = column.view(-1, *own).index_select(0, index).view(*shape, *own)
+        return parts
+
+    def sequence_minibatches(self, batch_size: int, num_batches: int, shuffle: bool = True) -> Iterator[Batch]:
         """Draw windows of ``window_steps`` consecutive steps of one environment.
 
         Args:
@@ -286,20 +293,18 @@ class DistillationDataset:
             shuffle: False goes through the windows in order of storage.
 
         Returns:
-            Minibatches with ``obs`` of shape (window_steps, batch_size, num_obs), with ``resets`` and, where the
+            Batches with ``obs`` of shape (window_steps, batch_size, num_obs), with ``resets`` and, where the
             student's memory is stored, ``state``; on the compute device.
         """
         return deliver(self._sequences(batch_size, num_batches, shuffle), self.device, self.compute_device)
 
-    def _sequences(self, batch_size: int, num_batches: int, shuffle: bool) -> Iterator[Minibatch]:
+    def _sequences(self, batch_size: int, num_batches: int, shuffle: bool) -> Iterator[Batch]:
         length, envs = self.window_steps, self.num_envs
-        matrix = self.rows.view(-1, self.row_size)
         steps = torch.arange(length, device=self.device).unsqueeze(1) * envs
         for window in self._draw(self.chunk_steps // length, batch_size, num_batches, shuffle):
             first = torch.div(window, envs, rounding_mode="floor") * (length * envs) + window % envs
             index = (first + steps).view(-1)
-            rows = matrix.index_select(0, index).float().view(length, -1, self.row_size)
-            obs, *targets = rows.split(self._sizes, dim=-1)
+            parts = self._gather(index, (length, len(window)))
             resets = self.resets.view(-1).index_select(0, index).view(length, -1)
             weights = None
             if self.weights is not None:
@@ -307,7 +312,7 @@ class DistillationDataset:
             state = None
             if self.states is not None:
                 state = self.states.view(-1, self.states.shape[-1]).index_select(0, window)
-            yield Minibatch(obs, name_targets(self.columns, targets), weights, resets, state)
+            yield make_batch(parts, weights, resets, state)
 
     def _draw(self, per_env: int, batch_size: int, num_batches: int, shuffle: bool) -> torch.Tensor:
         """Draw items, of which each environment has ``per_env`` in a chunk, numbered by chunk, time and environment.

@@ -25,7 +25,7 @@ from foundation.dataset.episodes import (
 logger = logging.getLogger(__name__)
 
 
-class ChunkRecorder:
+class EpisodeLog:
     """Follows the episodes of a dataset's rows.
 
     Args:
@@ -82,7 +82,7 @@ class ChunkRecorder:
         self.table = EpisodeTable.join([self.table, table])
         if self.writer is not None:
             chunks = export_chunks(dataset, [slot])
-            kept = ("rows", "resets", "episode", "teacher_index")
+            kept = ("rows", "resets", "episode", "teacher_index", *dataset.typed)
             tensors = {name: chunks[name] for name in kept if isinstance(chunks.get(name), torch.Tensor)}
             self.writer.add(tensors, table, epoch + 1)  # type: ignore[arg-type]
 
@@ -102,7 +102,7 @@ class ChunkRecorder:
             return
         bad = left_out(self.table, self.filter, present_in(self.dataset, self.table))
         weigh(self.dataset, bad)
-        tell(filter_outcome([self.dataset], self.table, bad), self.filter)
+        log_outcome(filter_outcome([self.dataset], self.table, bad), self.filter)
         check_weights(self.dataset)
 
     def state_dict(self) -> dict[str, Any]:
@@ -118,8 +118,8 @@ class ChunkRecorder:
             self.first_episode, self.table = state["first_episode"], EpisodeTable(*state["table"])
 
 
-def tell(outcome: FilterOutcome, cfg: EpisodeFilterCfg) -> None:
-    """Say what a filter did; where all that is left has no outcome, that is worth a warning."""
+def log_outcome(outcome: FilterOutcome, cfg: EpisodeFilterCfg) -> None:
+    """Log what a filter did; warn where all that is left has no outcome."""
     logger.log(logging.WARNING if outcome.nothing_known_passes else logging.INFO, "%s.", outcome.line(cfg))
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import torch
 
-from foundation.dataset.transition import Minibatch
-from foundation.policies.output import PolicyOutput
+from foundation.dataset.transition import Batch
+from foundation.policies.output import map_output
 
 
-def deliver(batches: Iterator[Minibatch], source: torch.device, target: torch.device) -> Iterator[Minibatch]:
+def deliver(batches: Iterator[Batch], source: torch.device, target: torch.device) -> Iterator[Batch]:
     """Return the minibatches on the target device; those that lie elsewhere are fetched ahead."""
     return batches if source == target else Prefetcher(batches, target)
 
@@ -26,16 +26,16 @@ class Prefetcher:
         device: Where to.
     """
 
-    def __init__(self, batches: Iterator[Minibatch], device: torch.device):
+    def __init__(self, batches: Iterator[Batch], device: torch.device):
         self.batches, self.device = batches, device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._ready: Minibatch | None = None
+        self._ready: Batch | None = None
         self._begun = False
 
-    def __iter__(self) -> Iterator[Minibatch]:
+    def __iter__(self) -> Iterator[Batch]:
         return self
 
-    def __next__(self) -> Minibatch:
+    def __next__(self) -> Batch:
         if not self._begun:
             self._begun, self._ready = True, self._fetch()
         batch = self._ready
@@ -49,7 +49,7 @@ class Prefetcher:
         self._ready = self._fetch()
         return batch
 
-    def _fetch(self) -> Minibatch | None:
+    def _fetch(self) -> Batch | None:
         batch = next(self.batches, None)
         if batch is None:
             return None
@@ -59,20 +59,26 @@ class Prefetcher:
             return _moved(batch, self.device, pin=True)
 
 
-def _moved(batch: Minibatch, device: torch.device, pin: bool) -> Minibatch:
-    """Copy a minibatch. Pinned memory is handed out again only when the copy is over: torch's allocator sees to it."""
+def _moved(batch: Batch, device: torch.device, pin: bool) -> Batch:
+    """Copy a batch. Pinned memory is handed out again only when the copy is over: torch's allocator sees to it."""
 
-    def move(tensor: torch.Tensor | None) -> torch.Tensor | None:
-        if tensor is None:
-            return None
+    def move(tensor: torch.Tensor) -> torch.Tensor:
         return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=pin)
 
-    targets = PolicyOutput(*(move(value) for value in batch.targets))  # type: ignore[arg-type]
-    obs = move(batch.obs)
-    assert obs is not None
-    return Minibatch(obs, targets, move(batch.weights), move(batch.resets), move(batch.state))
+    def move_if_any(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else move(tensor)
+
+    return Batch(
+        obs=move(batch.obs),
+        targets=map_output(move, batch.targets),
+        weights=move_if_any(batch.weights),
+        resets=move_if_any(batch.resets),
+        state=move_if_any(batch.state),
+        extra=None if batch.extra is None else {name: move(part) for name, part in batch.extra.items()},
+    )
 
 
-def _tensors(batch: Minibatch) -> list[torch.Tensor]:
-    entries = (batch.obs, *batch.targets, batch.weights, batch.resets, batch.state)
+def _tensors(batch: Batch) -> list[torch.Tensor]:
+    extra = () if batch.extra is None else batch.extra.values()
+    entries = (batch.obs, *batch.targets, batch.weights, batch.resets, batch.state, *extra)
     return [entry for entry in entries if entry is not None]

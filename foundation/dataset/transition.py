@@ -2,46 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from foundation.policies.output import PolicyOutput
 
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+"""Types that ``dataset.dtype`` stores observations and targets in."""
+COLUMN_DTYPES = DTYPES | {
+    "uint8": torch.uint8,
+    "int16": torch.int16,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "bool": torch.bool,
+}
+"""Types that a column of its own can have."""
+TARGET_FIELDS = ("mean", "std", "value", "logits", "features")
+"""The teacher's outputs, in the order in which they are stored."""
 
-class Minibatch(NamedTuple):
-    """Rows to learn from: flat ``(batch, ...)`` or sequences ``(sequence_length, batch, ...)``."""
+
+@dataclass(frozen=True)
+class Column:
+    """A part of a transition that is stored as it is: an image, an index, a number of a type of its own."""
+
+    shape: tuple[int, ...]
+    """Shape of one transition's part, e.g. (3, 64, 64)."""
+    dtype: str
+    """A key of :data:`COLUMN_DTYPES`."""
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The type of its tensor."""
+        return COLUMN_DTYPES[self.dtype]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of one transition's part [bytes]."""
+        return math.prod(self.shape) * self.torch_dtype.itemsize
+
+
+class Batch(NamedTuple):
+    """Transitions to learn from: flat ``(batch, ...)`` or sequences ``(sequence_length, batch, ...)``."""
 
     obs: torch.Tensor
-    """The student's observations. Shape: (..., num_obs)."""
+    """The student's observations, float32 unless they are a column of another type. Shape: (..., num_obs)."""
     targets: PolicyOutput
     """The teacher's outputs at those observations."""
     weights: torch.Tensor | None = None
-    """Weight of each row; None when all are 1. Shape: (...)."""
+    """Weight of each transition; None when all are 1. Shape: (...)."""
     resets: torch.Tensor | None = None
     """Sequences only: steps that begin an episode. Shape: (sequence_length, batch)."""
     state: torch.Tensor | None = None
     """Sequences only: the student's memory before the first step. Shape: (batch, state_size)."""
+    extra: Mapping[str, torch.Tensor] | None = None
+    """Further columns by name, as they are stored. Shape of each: (..., *column shape)."""
 
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-TARGET_FIELDS = ("mean", "std", "value", "logits", "features")
-
-
-def lay_out_columns(num_obs: int, targets: dict[str, int]) -> dict[str, slice]:
-    """Return the columns of each field of a row.
+def lay_out_columns(num_obs: int, targets: Mapping[str, int]) -> dict[str, slice]:
+    """Return where the floating-point parts of a transition lie in one vector.
 
     Args:
-        num_obs: Columns of the student's observation, which comes first.
+        num_obs: Size of the student's observation, which comes first; 0 where it is a column of its own.
         targets: Size of each stored target.
     """
-    columns = {"obs": slice(0, num_obs)}
-    start = num_obs
-    for name in TARGET_FIELDS:
-        if targets.get(name):
-            columns[name] = slice(start, start + targets[name])
-            start += targets[name]
+    sizes = {"obs": num_obs} | {name: targets.get(name, 0) for name in TARGET_FIELDS}
+    columns: dict[str, slice] = {}
+    start = 0
+    for name, size in sizes.items():
+        if size:
+            columns[name] = slice(start, start + size)
+            start += size
     return columns
 
 
@@ -50,8 +84,20 @@ def dtype_name(dtype: torch.dtype) -> str:
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 
-def name_targets(columns: Mapping[str, slice], parts: Sequence[torch.Tensor]) -> PolicyOutput:
-    """Name the parts of a row that come after the observation."""
-    if len(parts) == 1:
-        return PolicyOutput(parts[0])
-    return PolicyOutput(**dict(zip(list(columns)[1:], parts, strict=True)))
+def make_batch(
+    parts: dict[str, torch.Tensor],
+    weights: torch.Tensor | None = None,
+    resets: torch.Tensor | None = None,
+    state: torch.Tensor | None = None,
+) -> Batch:
+    """Name the parts of some transitions.
+
+    Args:
+        parts: Each column by its name, the observation and the teacher's mean among them.
+        weights: See :class:`Batch`.
+        resets: See :class:`Batch`.
+        state: See :class:`Batch`.
+    """
+    targets = PolicyOutput(**{name: parts[name] for name in TARGET_FIELDS if name in parts})
+    extra = {name: part for name, part in parts.items() if name != "obs" and name not in TARGET_FIELDS}
+    return Batch(parts["obs"], targets, weights, resets, state, extra or None)

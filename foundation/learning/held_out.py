@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from foundation.dataset.dataset import DistillationDataset
-from foundation.dataset.transition import Minibatch
+from foundation.dataset.transition import Batch
 from foundation.learning.learner import Learner, forward
 
 BATCH_ROWS = 16384
@@ -46,7 +46,7 @@ def held_out_loss(learner: Learner, dataset: DistillationDataset, epoch: int) ->
     return {"held_out_loss": loss, "action_rmse": math.sqrt(square)} | (terms if len(terms) > 1 else {})
 
 
-def _whole_pass(dataset: DistillationDataset, length: int) -> Iterator[Minibatch]:
+def _whole_pass(dataset: DistillationDataset, length: int) -> Iterator[Batch]:
     """Yield every row, or every sequence, once."""
     items = len(dataset) // length
     size = max(1, min(items, BATCH_ROWS // length))

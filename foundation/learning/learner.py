@@ -15,7 +15,7 @@ from torch import nn
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import UserError, suggest
-from foundation.dataset.dataset import DistillationDataset, Minibatch
+from foundation.dataset.dataset import Batch, DistillationDataset
 from foundation.learning.losses import LossParams, LossSpec, check_choices, check_main_loss, loss_spec
 from foundation.learning.no_effect import without_effect
 from foundation.learning.precision import Precision, compiled
@@ -234,7 +234,7 @@ class Learner:
             key,
         )
 
-    def _update(self, batch: Minibatch, params: LossParams) -> torch.Tensor:
+    def _update(self, batch: Batch, params: LossParams) -> torch.Tensor:
         values = self.losses(batch, params)
         weighted = [weight * value for value, (_, weight) in zip(values, self.terms, strict=True)]
         total = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
@@ -278,7 +278,7 @@ class Learner:
             finally:
                 self._own_units = list(self.standardiser.fields)
 
-    def _losses(self, batch: Minibatch, params: LossParams) -> list[torch.Tensor]:
+    def _losses(self, batch: Batch, params: LossParams) -> list[torch.Tensor]:
         """Return each term's mean over the minibatch, unweighted."""
         with self.precision.autocast():
             output = forward(self.student, batch)
@@ -307,7 +307,7 @@ class Learner:
             output = self.standardiser(output, self._own_units)
         return [spec.function(output, targets, params) for spec, _ in self.terms]
 
-    def weights(self, batch: Minibatch) -> torch.Tensor | None:
+    def weights(self, batch: Batch) -> torch.Tensor | None:
         """Return the weight of each sample; None where all are 1. Shape: (...)."""
         burn_in = self.cfg.dataset.burn_in
         if batch.resets is None or burn_in == 0:
@@ -374,7 +374,7 @@ def shorten(columns: list[int], most: int = 12) -> str:
     return shown if len(columns) <= most else f"{shown}, ... ({len(columns)} in all)"
 
 
-def forward(student: Student, batch: Minibatch) -> PolicyOutput:
+def forward(student: Student, batch: Batch) -> PolicyOutput:
     """Return a student's outputs on a minibatch, flat or of sequences."""
     if batch.resets is None:
         return student.step(batch.obs, None)[0]

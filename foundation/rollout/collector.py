@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from foundation.config.distillation_cfg import CollectionCfg
 from foundation.core.errors import UserError
 from foundation.dataset.dataset import DistillationDataset
-from foundation.dataset.episode_log import ChunkRecorder
+from foundation.dataset.episode_log import EpisodeLog
 from foundation.policies.actors import Policy, PolicyActor
 from foundation.policies.obs_groups import ObsSelector, teacher_selector
 from foundation.policies.output import PolicyOutput
@@ -60,9 +60,9 @@ class Collector:
         label_bound: float | None = None,
         teacher_deterministic: bool = True,
         keeper: RowKeeper | None = None,
-        recorder: ChunkRecorder | None = None,
+        recorder: EpisodeLog | None = None,
     ):
-        self.recorder = recorder or ChunkRecorder(dataset)
+        self.recorder = recorder or EpisodeLog(dataset)
         self.env, self.dataset, self.keeper = env, dataset, keeper or RowKeeper()
         self.teacher_obs, self.student_obs = teacher_obs, student_obs
         self.cfg, self.mode, self.num_episodes = cfg or CollectionCfg(), mode, num_episodes

@@ -11,13 +11,9 @@ import torch
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import RunInterrupted, UserError
 from foundation.core.stopwatch import Stopwatch
-from foundation.dataset.build import storage_device, whole_windows
+from foundation.dataset.build import load_offline
 from foundation.dataset.dataset import DistillationDataset
-from foundation.dataset.disk.load import check_targets, chunks_of, fill
 from foundation.dataset.disk.reader import SavedDataset
-from foundation.dataset.episode_log import check_weights, tell
-from foundation.dataset.episodes import filter_outcome, is_filtering, left_out, weigh
-from foundation.dataset.transition import DTYPES
 from foundation.learning.early_stopping import EarlyStopping
 from foundation.learning.held_out import held_out_loss
 from foundation.learning.learner import Learner, LearningStats
@@ -68,7 +64,7 @@ class OfflineRunner:
             initialise_student(self.student, cfg.student.init_checkpoint)
         self.sequence_length = cfg.sequence_length or (50 if self.student.state_size else 1)
         self.learner = Learner(self.student, cfg, self.sequence_length)
-        self.train, self.held_out = self._load(device)
+        self.train, self.held_out = self._load()
         self._prepare()
 
     # -- the loop -----------------------------------------------------------------------------------------------
@@ -138,56 +134,13 @@ class OfflineRunner:
 
     # -- parts ----------------------------------------------------------------------------------------------------
 
-    def _load(self, device: torch.device) -> tuple[DistillationDataset, DistillationDataset]:
+    def _load(self) -> tuple[DistillationDataset, DistillationDataset]:
         """Read the chunks, a random share of them into a dataset that is not learned from."""
-        cfg, layout = self.cfg, self.saved.layout
-        wanted = self.learner.target_fields()
-        targets = {name: size for name, size in layout.targets.items() if name in wanted}
         needed = {name for spec, _ in self.learner.terms for name in spec.teacher}
-        missing = {
-            name: layout.targets["mean"] if name == "std" else 1 for name in needed if name not in layout.targets
-        }
-        check_targets(self.saved, {} if "logits" in layout.targets else missing)
-        steps = whole_windows(layout.chunk_steps, self.sequence_length)
-        chunks, fills_up = chunks_of(self.saved, steps, layout.num_envs)
-        which = split(chunks, cfg.dataset.held_out, cfg.seed)
-        weighted = is_filtering(cfg.dataset.filter) or fills_up or layout.weighted
-        row_bytes = (layout.num_obs + sum(targets.values())) * DTYPES[cfg.dataset.dtype].itemsize + 1 + 8 * weighted
-        size = chunks * steps * layout.num_envs * row_bytes
-        if size > cfg.dataset.memory_gb * 1e9:
-            raise UserError(
-                f"the dataset '{self.saved.path}' takes {size / 1e9:.2f} GB, more than dataset.memory_gb="
-                f"{cfg.dataset.memory_gb:g}: raise it, or set dataset.dtype=float16"
-            )
-        train, held_out = (
-            DistillationDataset(
-                layout.num_obs,
-                layout.num_envs,
-                which.count(index) * steps * layout.num_envs,
-                targets,
-                chunk_steps=steps,
-                window_steps=self.sequence_length,
-                device=storage_device(cfg.dataset.device, size, device),
-                compute_device=device,
-                track_episodes=weighted,
-                weighted=weighted,
-                dtype=cfg.dataset.dtype,
-                seed=cfg.seed,
-            )
-            for index in (0, 1)
-        )
         with self.stopwatch.stage("loading"):
-            table = fill(self.saved, [train, held_out], which)
-        self.episodes, bad = len(table.number), left_out(table, cfg.dataset.filter)
-        for dataset in (train, held_out) if weighted else ():
-            weigh(dataset, bad)
-        self.episodes_left_out, self.filtered = len(bad), None
-        if is_filtering(cfg.dataset.filter):
-            self.filtered = filter_outcome([train, held_out], table, bad)
-            tell(self.filtered, cfg.dataset.filter)
-        for dataset in (train, held_out) if weighted else ():
-            check_weights(dataset)
-        return train, held_out
+            data = load_offline(self.cfg, self.saved, needed, self.learner.target_fields(), self.sequence_length)
+        self.episodes, self.episodes_left_out, self.filtered = data.num_episodes, data.num_left_out, data.filtered
+        return data.train, data.held_out
 
     @torch.no_grad()
     def _prepare(self) -> None:
@@ -310,18 +263,3 @@ def open_for(cfg: DistillationCfg) -> SavedDataset:
             )
     cfg.task, cfg.student.obs_groups, cfg.student.obs_slice = layout.task, layout.obs_groups, layout.obs_slice
     return saved
-
-
-def split(chunks: int, share: float, seed: int) -> list[int]:
-    """Choose the chunks to hold out: 1 for each of those, 0 for the others, at least one of either.
-
-    Raises:
-        UserError: If there is only one chunk.
-    """
-    if chunks < 2:
-        raise UserError("the dataset has one chunk only, and one has to be held out: collect more, with more episodes")
-    number = min(chunks - 1, max(1, round(share * chunks)))
-    order = torch.randperm(chunks, generator=torch.Generator().manual_seed(seed))
-    which = torch.zeros(chunks, dtype=torch.int64)
-    which[order[:number]] = 1
-    return which.tolist()

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from foundation.dataset.build import connect, make_dataset, open_saved
+from foundation.dataset.build import CollectedData, build_dataset
 from foundation.dataset.dataset import DistillationDataset
-from foundation.dataset.episode_log import ChunkRecorder
+from foundation.dataset.episode_log import EpisodeLog
 from foundation.policies.actors import PolicyActor
 
 if TYPE_CHECKING:
     from foundation.runs.runner import DistillationRunner
 
 
-def make_run_dataset(runner: DistillationRunner) -> tuple[DistillationDataset, ChunkRecorder]:
+def make_run_dataset(runner: DistillationRunner) -> tuple[DistillationDataset, EpisodeLog]:
     """Build the dataset of a run, with the rows that it begins with (``--dataset``).
 
     Args:
@@ -24,35 +24,29 @@ def make_run_dataset(runner: DistillationRunner) -> tuple[DistillationDataset, C
     Returns:
         The dataset, and what saves (``--save_dataset``) and filters its rows.
     """
-    cfg, student = runner.cfg, runner.student
-    targets = probe_outputs(runner)
-    saved = open_saved(cfg, runner.student_obs, targets, runner.teachers.num_assigned)
-    dataset = make_dataset(
-        cfg,
-        runner.env,
-        runner.num_obs,
-        targets,
+    cfg, student, env = runner.cfg, runner.student, runner.env
+    describe = getattr(runner.teacher, "describe", None)
+    memory = student.initial_state(1, env.device) if student.state_size else None
+    data = CollectedData(
+        obs=runner.student_obs,
+        num_obs=runner.num_obs,
+        targets=probe_outputs(runner),
+        num_envs=env.num_envs,
+        max_episode_length=int(env.max_episode_length),
+        device=torch.device(env.device),
         mode=runner.mode,
-        window_steps=runner.sequence_length,
-        state_size=student.state_size,
-        num_teachers=runner.teachers.num_assigned,
-        saved=saved,
-    )
-    memory = student.initial_state(1, runner.env.device) if student.state_size else None
-    recorder = connect(
-        cfg,
-        dataset,
-        saved,
-        runner.student_obs,
-        run=f"{runner.run_dir.experiment_name}/{runner.run_dir.name}",
-        teacher=runner.teacher,
-        label_bound=runner.label_bound,
+        sequence_length=runner.sequence_length,
         initial_state=None if memory is None else memory.detach(),
+        num_teachers=runner.teachers.num_assigned,
+        run=f"{runner.run_dir.experiment_name}/{runner.run_dir.name}",
+        teacher=None if describe is None else describe(),
+        label_bound=runner.label_bound,
     )
+    dataset, log = build_dataset(cfg, data)
     if cfg.student.obs_normalization and cfg.student.init_checkpoint is None:
         for slot in range(dataset.num_chunks):
             runner.learner.fit_normalizer(dataset.chunk_obs(slot))
-    return dataset, recorder
+    return dataset, log
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from foundation.dataset.dataset import DistillationDataset  # noqa: E402
+from foundation.dataset.dataset import BufferSpec, DistillationDataset  # noqa: E402
 from foundation.dataset.disk.format import DatasetLayout  # noqa: E402
 from foundation.dataset.disk.load import fill  # noqa: E402
 from foundation.dataset.disk.reader import SavedDataset  # noqa: E402
@@ -149,7 +149,9 @@ def dataset(rows: int, num_envs: int, seconds: float) -> dict[str, Any]:
         gc.collect()
         before = resident_bytes()
         loaded = DistillationDataset(
-            NUM_OBS, num_envs, chunks * CHUNK_STEPS * num_envs, {"mean": NUM_ACTIONS}, chunk_steps=CHUNK_STEPS
+            BufferSpec(
+                NUM_OBS, num_envs, chunks * CHUNK_STEPS * num_envs, {"mean": NUM_ACTIONS}, chunk_steps=CHUNK_STEPS
+            )
         )
         start = time.process_time()
         fill(saved, [loaded])

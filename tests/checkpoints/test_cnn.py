@@ -12,7 +12,7 @@ import yaml
 from tensordict import TensorDict
 
 from foundation.core.errors import UserError
-from foundation.dataset.dataset import DistillationDataset
+from foundation.dataset.dataset import BufferSpec, DistillationDataset
 from foundation.policies.actors import PolicyActor
 from foundation.policies.obs_groups import ObsSelector, teacher_selector
 from foundation.rollout.collector import collect_episodes
@@ -99,7 +99,10 @@ class SeeingEnv(CountingEnv):
 def test_an_image_policy_teaches_through_the_collector(written):
     """While it drives a collection, every action that the environment receives is the policy's for what it saw."""
     teacher = TeacherPolicyWrapper(written("5.5.1") / "two" / "model_7.pt")
-    env, dataset = SeeingEnv([[2, 4], [4, 3], [3, 1]], 4), DistillationDataset(7, 3, 60, {"mean": 3}, chunk_steps=4)
+    env, dataset = (
+        SeeingEnv([[2, 4], [4, 3], [3, 1]], 4),
+        DistillationDataset(BufferSpec(7, 3, 60, {"mean": 3}, chunk_steps=4)),
+    )
     groups, student = list(CASES["two"][0]), StudentPolicy(7, 3)
     stats = collect_episodes(env, teacher, dataset, 3, student=student, teacher_obs_groups=groups)
     assert sorted(stats.lengths.tolist()) == [2.0, 3.0, 4.0] and len(dataset) >= 9

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foundation.core.errors import UserError
-from foundation.dataset.dataset import DistillationDataset
+from foundation.dataset.dataset import BufferSpec, DistillationDataset
 from foundation.dataset.disk.segments import export_chunks, import_chunks
 from foundation.dataset.memory import check_memory
 from foundation.dataset.sampling import draw_minibatches, draw_without_replacement
@@ -21,11 +21,11 @@ shapes = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.i
 """(envs, windows per chunk, steps per window, chunks that fit, chunks written)."""
 
 
-def make(envs: int, windows: int, window: int, fit: int, **options) -> DistillationDataset:
+def make(envs: int, windows: int, window: int, fit: int, seed: int = 0, **options) -> DistillationDataset:
     steps = windows * window
-    return DistillationDataset(
-        2, envs, fit * steps * envs, {"mean": 1, "std": 1}, chunk_steps=steps, window_steps=window, **options
-    )
+    targets = {"mean": 1, "std": 1}
+    spec = BufferSpec(2, envs, fit * steps * envs, targets, chunk_steps=steps, window_steps=window, **options)
+    return DistillationDataset(spec, seed=seed)
 
 
 def fill(dataset: DistillationDataset, chunks: int, first: int = 0, state_size: int = 0) -> list[int]:
@@ -240,7 +240,8 @@ def test_clear_forgets_every_row():
 def test_small_storage_types_round_the_stored_values_only(dtype):
     """Half precision halves the storage; minibatches are float32 of the rounded values."""
     exact, rounded = (
-        DistillationDataset(2, 1, 4, {"mean": 1}, chunk_steps=4, dtype=name, seed=0) for name in ("float32", dtype)
+        DistillationDataset(BufferSpec(2, 1, 4, {"mean": 1}, chunk_steps=4, dtype=name), seed=0)
+        for name in ("float32", dtype)
     )
     obs = torch.tensor([[1.0 / 3.0, -2.0 / 7.0]])
     for dataset in (exact, rounded):
@@ -267,13 +268,13 @@ def test_a_dataset_larger_than_memory_is_refused_before_allocation():
     with pytest.raises(UserError, match=r"4000000\.00 GB .* lower dataset\.size"):
         check_memory(4 * 10**15, torch.device("cpu"))
     with pytest.raises(UserError, match="GB free"):
-        DistillationDataset(100, 1000, 10**15, {"mean": 4})
+        DistillationDataset(BufferSpec(100, 1000, 10**15, {"mean": 4}))
 
 
 def test_chunks_hold_whole_windows():
     """A chunk that is not a multiple of the sequence is an error that names both."""
     with pytest.raises(UserError, match=r"chunk_steps=10 must be a multiple of sequence_length=4"):
-        DistillationDataset(2, 1, 100, {"mean": 1}, chunk_steps=10, window_steps=4)
+        DistillationDataset(BufferSpec(2, 1, 100, {"mean": 1}, chunk_steps=10, window_steps=4))
 
 
 def test_state_of_another_shape_is_refused():

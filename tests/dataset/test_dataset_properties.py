@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foundation.dataset.dataset import DistillationDataset
+from foundation.dataset.dataset import BufferSpec, DistillationDataset
 from foundation.policies.output import PolicyOutput
 
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4))
@@ -22,15 +22,17 @@ class Model:
         self.envs, windows, self.window, self.fit = size
         self.steps = windows * self.window
         self.dataset = DistillationDataset(
-            2,
-            self.envs,
-            self.fit * self.steps * self.envs,
-            {"mean": 1},
-            chunk_steps=self.steps,
-            window_steps=self.window,
-            num_teachers=5,
-            track_episodes=True,
-            eviction=eviction,
+            BufferSpec(
+                2,
+                self.envs,
+                self.fit * self.steps * self.envs,
+                {"mean": 1},
+                chunk_steps=self.steps,
+                window_steps=self.window,
+                num_teachers=5,
+                track_episodes=True,
+                eviction=eviction,
+            ),
             seed=1,
         )
         self.lengths, self.time = lengths, 0

@@ -10,8 +10,8 @@ from toy_env import ConstantStudent, CountingEnv, LinearTeacher
 
 from foundation.config.distillation_cfg import CollectionCfg, EpisodeFilterCfg
 from foundation.core.errors import UserError
-from foundation.dataset.dataset import DistillationDataset
-from foundation.dataset.episode_log import ChunkRecorder
+from foundation.dataset.dataset import BufferSpec, DistillationDataset
+from foundation.dataset.episode_log import EpisodeLog
 from foundation.dataset.episodes import EpisodeTable, FilterOutcome, filter_outcome, left_out, weigh
 from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.collector import Collector
@@ -24,8 +24,10 @@ def collect(
     mode: str = "episodes", epochs: int = 2, capacity: int = 300, **wanted
 ) -> tuple[Collector, DistillationDataset]:
     env = CountingEnv(LENGTHS, 6)
-    dataset = DistillationDataset(3, 3, capacity, {"mean": 2}, chunk_steps=4, track_episodes=True, weighted=True)
-    recorder = ChunkRecorder(dataset, EpisodeFilterCfg(**wanted))
+    dataset = DistillationDataset(
+        BufferSpec(3, 3, capacity, {"mean": 2}, chunk_steps=4, track_episodes=True, weighted=True)
+    )
+    recorder = EpisodeLog(dataset, EpisodeFilterCfg(**wanted))
     select = ObsSelector(["policy"])
     teacher, student = LinearTeacher(torch.zeros(3, 2)), ConstantStudent(3, [0.0, 0.0])
     collector = Collector(
@@ -152,7 +154,9 @@ def test_nothing_left_to_learn_from_is_an_error():
 
 def tracked(*chunks: list[list[int]]) -> DistillationDataset:
     """A dataset of two envs and two steps a chunk, whose rows belong to these episodes."""
-    dataset = DistillationDataset(1, 2, 4 * len(chunks), {"mean": 1}, chunk_steps=2, track_episodes=True, weighted=True)
+    dataset = DistillationDataset(
+        BufferSpec(1, 2, 4 * len(chunks), {"mean": 1}, chunk_steps=2, track_episodes=True, weighted=True)
+    )
     for episodes in chunks:
         slot = dataset.begin_chunk()
         assert dataset.episode is not None
@@ -239,4 +243,7 @@ def test_weighing_handles_numbers_beyond_the_rows():
     _, dataset = collect("episodes", epochs=1)
     weigh(dataset, torch.tensor([10_000], dtype=torch.int32))
     assert dataset.weights is not None and bool((dataset.weights[: dataset.num_chunks] == 1).all())
-    weigh(DistillationDataset(3, 3, 12, {"mean": 2}, chunk_steps=4, track_episodes=True, weighted=True), torch.empty(0))
+    weigh(
+        DistillationDataset(BufferSpec(3, 3, 12, {"mean": 2}, chunk_steps=4, track_episodes=True, weighted=True)),
+        torch.empty(0),
+    )

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from foundation.dataset.build import where_it_fits
-from foundation.dataset.dataset import DistillationDataset
+from foundation.dataset.dataset import BufferSpec, DistillationDataset
 from foundation.dataset.memory import empty_pinned
 from foundation.dataset.prefetch import Prefetcher, deliver
-from foundation.dataset.transition import Minibatch
+from foundation.dataset.transition import Batch
 from foundation.policies.output import PolicyOutput
 
 CPU = torch.device("cpu")
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def batches(number: int, log: list[int]):
     for i in range(number):
         log.append(i)
-        yield Minibatch(torch.full((2, 3), float(i)), PolicyOutput(torch.full((2, 1), -float(i))), resets=torch.ones(2))
+        yield Batch(torch.full((2, 3), float(i)), PolicyOutput(torch.full((2, 1), -float(i))), resets=torch.ones(2))
 
 
 @pytest.mark.parametrize("number", [0, 1, 5])
@@ -45,7 +45,7 @@ def test_the_same_minibatches_come_through_the_prefetcher(monkeypatch):
     """Fetching ahead changes no draw: bit for bit what the dataset draws itself."""
     drawn = []
     for prefetched in (False, True):
-        dataset = DistillationDataset(2, 4, 64, {"mean": 1}, chunk_steps=4, window_steps=2, seed=3)
+        dataset = DistillationDataset(BufferSpec(2, 4, 64, {"mean": 1}, chunk_steps=4, window_steps=2), seed=3)
         dataset.rows.copy_(torch.arange(dataset.rows.numel()).view_as(dataset.rows))
         dataset.resets.zero_()
         dataset.num_chunks = dataset.max_chunks
@@ -87,7 +87,9 @@ def test_host_rows_reach_the_gpu_as_they_are():
     """Pinned rows, minibatches on the GPU, bit for bit those of a dataset on the host alone; writing works too."""
     drawn = []
     for compute in ("cpu", "cuda:0"):
-        dataset = DistillationDataset(20, 64, 8192, {"mean": 4}, chunk_steps=4, compute_device=compute, seed=1)
+        dataset = DistillationDataset(
+            BufferSpec(20, 64, 8192, {"mean": 4}, chunk_steps=4), compute_device=compute, seed=1
+        )
         generator = torch.Generator().manual_seed(0)
         for _ in range(dataset.max_chunks):
             dataset.begin_chunk()

@@ -9,7 +9,7 @@ import torch
 
 from foundation.config.distillation_cfg import DistillationCfg, LossCfg, OptimizerCfg, ScheduleCfg
 from foundation.core.errors import UserError
-from foundation.dataset.dataset import DistillationDataset, Minibatch
+from foundation.dataset.dataset import Batch, BufferSpec, DistillationDataset
 from foundation.learning.learner import Learner, forward
 from foundation.policies.output import PolicyOutput
 from foundation.students import StudentPolicy, make_student, student_cfg_class
@@ -26,7 +26,7 @@ def config(update_ratio: float = 1.0, **options) -> DistillationCfg:
 
 def filled(chunks: int = 4, window: int = 1, value: bool = False, seed: int = 0) -> DistillationDataset:
     targets = {"mean": 2, "std": 2} | ({"value": 1} if value else {})
-    dataset = DistillationDataset(3, 8, 10_000, targets, chunk_steps=8, window_steps=window, seed=seed)
+    dataset = DistillationDataset(BufferSpec(3, 8, 10_000, targets, chunk_steps=8, window_steps=window), seed=seed)
     generator = torch.Generator().manual_seed(1)
     for _ in range(chunks):
         dataset.begin_chunk()
@@ -237,7 +237,7 @@ def test_burn_in_steps_carry_no_loss_unless_the_episode_began_inside():
     cfg.dataset.burn_in = 2
     learner = Learner(make_student(student_cfg_class("gru")(name="gru"), 3, 2), cfg, 5)
     resets = torch.tensor([[0, 1, 0], [0, 0, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0]], dtype=torch.bool)
-    batch = Minibatch(torch.zeros(5, 3, 3), PolicyOutput(torch.zeros(5, 3, 2)), None, resets)
+    batch = Batch(torch.zeros(5, 3, 3), PolicyOutput(torch.zeros(5, 3, 2)), None, resets)
     counted = learner.weights(batch)
     assert counted is not None
     assert counted.T.tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
@@ -250,7 +250,7 @@ def test_the_loss_of_a_sequence_restarts_its_memory_at_an_episodes_start():
     obs = torch.randn(4, 2, 3)
     obs[2:, 1] = obs[2:, 0]
     resets = torch.tensor([[True] * 2, [False] * 2, [True] * 2, [False] * 2])
-    mean = forward(policy, Minibatch(obs, PolicyOutput(torch.zeros(4, 2, 2)), None, resets)).mean
+    mean = forward(policy, Batch(obs, PolicyOutput(torch.zeros(4, 2, 2)), None, resets)).mean
     assert not torch.equal(mean[:2, 0], mean[:2, 1])
     assert torch.equal(mean[2:, 0], mean[2:, 1])
 
@@ -263,7 +263,7 @@ def test_an_unknown_optimiser_is_named():
 
 def test_a_feature_loss_learns_through_an_adapter():
     """Sizes of the hidden layers may differ: a linear adapter is between, learned with the student."""
-    dataset = DistillationDataset(3, 8, 1000, {"mean": 2, "features": 5}, chunk_steps=8)
+    dataset = DistillationDataset(BufferSpec(3, 8, 1000, {"mean": 2, "features": 5}, chunk_steps=8))
     generator = torch.Generator().manual_seed(0)
     dataset.begin_chunk()
     for step in range(8):

@@ -9,7 +9,7 @@ import torch
 from toy_env import LinearTeacher
 
 from foundation.config.distillation_cfg import CollectionCfg, DistillationCfg, OptimizerCfg
-from foundation.dataset.dataset import DistillationDataset
+from foundation.dataset.dataset import BufferSpec, DistillationDataset
 from foundation.learning.learner import Learner
 from foundation.policies.output import PolicyOutput
 from foundation.rollout.driver import Driver
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.cuda
 
 
 def dataset() -> DistillationDataset:
-    data = DistillationDataset(3, 64, 10_000, {"mean": 2}, chunk_steps=8, device="cuda")
+    data = DistillationDataset(BufferSpec(3, 64, 10_000, {"mean": 2}, chunk_steps=8), device="cuda")
     generator = torch.Generator("cuda").manual_seed(0)
     for _ in range(10):
         data.begin_chunk()

@@ -12,7 +12,7 @@ from test_learner import filled, same, weights
 
 from foundation.config.distillation_cfg import DistillationCfg, OptimizerCfg
 from foundation.core.errors import UserError
-from foundation.dataset.dataset import Minibatch
+from foundation.dataset.dataset import Batch
 from foundation.learning import precision as precision_module
 from foundation.learning.learner import Learner
 from foundation.learning.precision import Precision
@@ -27,7 +27,7 @@ def learner(name: str = "mlp", **optimizer) -> Learner:
     return Learner(make_student(student_cfg_class(name)(name=name), 3, 2), cfg, WINDOWS[name])
 
 
-def one_batch(name: str) -> Minibatch:
+def one_batch(name: str) -> Batch:
     dataset = filled(window=WINDOWS[name])
     draw = dataset.flat_minibatches if WINDOWS[name] == 1 else dataset.sequence_minibatches
     return next(iter(draw(16, 1)))

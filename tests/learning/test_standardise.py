@@ -10,7 +10,7 @@ import torch
 
 from foundation.config.distillation_cfg import DistillationCfg, LossCfg, OptimizerCfg
 from foundation.core.errors import UserError
-from foundation.dataset.dataset import DistillationDataset, Minibatch
+from foundation.dataset.dataset import Batch, BufferSpec, DistillationDataset
 from foundation.learning.learner import Learner, forward
 from foundation.learning.losses import LOSSES, LossParams
 from foundation.learning.standardise import Standardiser
@@ -25,7 +25,7 @@ FEATURES = torch.tensor([[100.0, 0.0, 0.0, 1.0], [0.0, 0.01, 0.0, 1.0], [0.0, 0.
 def filled(chunks: int = 4, window: int = 1, value_scale: float = 100.0, seed: int = 0) -> DistillationDataset:
     """Values of mean 300 and spread ``value_scale``; features of very different sizes."""
     targets = {"mean": 2, "value": 1, "features": 4}
-    dataset = DistillationDataset(3, 8, 10_000, targets, chunk_steps=8, window_steps=window, seed=seed)
+    dataset = DistillationDataset(BufferSpec(3, 8, 10_000, targets, chunk_steps=8, window_steps=window), seed=seed)
     generator = torch.Generator().manual_seed(1)
     for _ in range(chunks):
         dataset.begin_chunk()
@@ -56,7 +56,7 @@ def fitted(learner: Learner, dataset: DistillationDataset, epochs: int) -> list[
 
 def test_moments_are_those_of_the_rows_that_are_learned_from():
     """Mean and deviation of the stored values (NumPy), those of weight 0 left out."""
-    dataset = DistillationDataset(1, 4, 64, {"mean": 1, "value": 1}, chunk_steps=4, weighted=True)
+    dataset = DistillationDataset(BufferSpec(1, 4, 64, {"mean": 1, "value": 1}, chunk_steps=4, weighted=True))
     stored = torch.randn(4, 4, 4, generator=torch.Generator().manual_seed(3)) * 7.0 + 40.0
     for chunk in stored:
         slot = dataset.begin_chunk()
@@ -83,7 +83,7 @@ def test_the_value_loss_is_in_units_of_the_teachers_spread():
 
 def test_each_dimension_of_the_features_counts_by_its_own_spread():
     """Spreads 4, 2, 0: their root mean square is sqrt(20 / 3); what never varies is divided by a tenth of that."""
-    dataset = DistillationDataset(1, 2, 2, {"mean": 1, "features": 3}, chunk_steps=1)
+    dataset = DistillationDataset(BufferSpec(1, 2, 2, {"mean": 1, "features": 3}, chunk_steps=1))
     dataset.begin_chunk()
     features = torch.tensor([[1.0, -2.0, 7.0], [9.0, 2.0, 7.0]])
     dataset.write(0, torch.zeros(2, 1), PolicyOutput(torch.zeros(2, 1), features=features), torch.ones(2).bool())
@@ -96,7 +96,7 @@ def test_each_dimension_of_the_features_counts_by_its_own_spread():
 
 def test_a_target_that_never_varies_keeps_its_unit():
     """Values that are all 7 have no spread to be divided by."""
-    dataset = DistillationDataset(1, 2, 2, {"mean": 1, "value": 1}, chunk_steps=1)
+    dataset = DistillationDataset(BufferSpec(1, 2, 2, {"mean": 1, "value": 1}, chunk_steps=1))
     dataset.begin_chunk()
     target = PolicyOutput(torch.zeros(2, 1), value=torch.full((2, 1), 7.0))
     dataset.write(0, torch.zeros(2, 1), target, torch.ones(2).bool())
@@ -118,7 +118,7 @@ def test_gradients_are_those_of_finite_differences(name):
     modules = [student] if learner.adapter is None else [student, learner.adapter.double()]
     rows = dataset.rows[0].flatten(0, 1).double()
     targets = PolicyOutput(**{field: rows[:, part] for field, part in dataset.columns.items() if field != "obs"})
-    batch = Minibatch(rows[:, dataset.columns["obs"]], targets)
+    batch = Batch(rows[:, dataset.columns["obs"]], targets)
 
     def loss() -> torch.Tensor:
         return learner.per_sample(forward(student, batch), targets, LossParams())[1].mean()

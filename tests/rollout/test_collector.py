@@ -8,7 +8,7 @@ from toy_env import REGULATOR_GAIN, ConstantStudent, CountingEnv, CountingPolicy
 
 from foundation.config.distillation_cfg import CollectionCfg
 from foundation.core.errors import UserError
-from foundation.dataset.dataset import DistillationDataset
+from foundation.dataset.dataset import BufferSpec, DistillationDataset
 from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.collector import Collector, collect_episodes
 from foundation.rollout.episodes import CollectionStats, EpisodeTracker, mean_log
@@ -24,13 +24,15 @@ def make(env=None, *, student=None, teacher=None, std=None, chunk=4, window=1, c
     teacher = teacher or LinearTeacher(GAIN, 0.25, std)
     targets = {"mean": env.num_actions} | ({"std": env.num_actions} if std else {})
     dataset = DistillationDataset(
-        student.num_obs,
-        env.num_envs,
-        10_000,
-        targets,
-        chunk_steps=chunk,
-        window_steps=window,
-        state_size=student.state_size,
+        BufferSpec(
+            student.num_obs,
+            env.num_envs,
+            10_000,
+            targets,
+            chunk_steps=chunk,
+            window_steps=window,
+            state_size=student.state_size,
+        )
     )
     cfg = cfg or CollectionCfg(staggered=False)
     collector = Collector(env, teacher, student, dataset, POLICY, POLICY, cfg, **options)
@@ -254,7 +256,7 @@ def test_numbers_too_large_for_the_storage_are_not_blamed_on_the_environment_alo
         def get_observations(self):
             return super().get_observations().apply(lambda group: 1e5 * group)
 
-    dataset = DistillationDataset(2, 3, 1000, {"mean": 2}, chunk_steps=4, dtype="float16")
+    dataset = DistillationDataset(BufferSpec(2, 3, 1000, {"mean": 2}, chunk_steps=4, dtype="float16"))
     idle = ConstantStudent(2, [0.0, 0.0])
     with pytest.raises(UserError, match=r"65504.*dataset\.dtype=float16"):
         collect_episodes(Far(3), idle, dataset, 3, student=idle)
@@ -310,7 +312,7 @@ def test_different_seeds_differ():
 
 def test_collect_episodes_is_the_whole_thing_in_one_call():
     """The public function resets, collects and labels."""
-    env, dataset = CountingEnv(LENGTHS, 7), DistillationDataset(3, 4, 1000, {"mean": 2}, chunk_steps=4)
+    env, dataset = CountingEnv(LENGTHS, 7), DistillationDataset(BufferSpec(3, 4, 1000, {"mean": 2}, chunk_steps=4))
     stats = collect_episodes(env, LinearTeacher(GAIN), dataset, 4, student=ConstantStudent(3, [0.0, 0.0]))
     assert sorted(stats.lengths.tolist()) == [1.0, 2.0, 5.0, 7.0]
     assert stats.log == {"Metrics/two": 2.0}

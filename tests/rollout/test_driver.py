@@ -9,7 +9,7 @@ from toy_env import REGULATOR_GAIN, ConstantStudent, CountingEnv, LinearTeacher,
 
 from foundation.config.distillation_cfg import CollectionCfg
 from foundation.core.errors import UserError
-from foundation.dataset.dataset import DistillationDataset
+from foundation.dataset.dataset import BufferSpec, DistillationDataset
 from foundation.policies.obs_groups import ObsSelector
 from foundation.policies.output import PolicyOutput
 from foundation.rollout.collector import Collector
@@ -25,7 +25,7 @@ def regulator(cfg: CollectionCfg, student: str = "mlp", num_envs: int = 16, **op
     window = 4 if student == "gru" else 1
     policy = make_student(student_cfg_class(student)(name=student), 2, 2)
     dataset = DistillationDataset(
-        2, num_envs, 100_000, {"mean": 2}, chunk_steps=8, window_steps=window, state_size=policy.state_size
+        BufferSpec(2, num_envs, 100_000, {"mean": 2}, chunk_steps=8, window_steps=window, state_size=policy.state_size)
     )
     return Collector(
         RegulatorEnv(num_envs), LinearTeacher(REGULATOR_GAIN.clone()), policy, dataset, POLICY, POLICY, cfg, **options
@@ -69,7 +69,7 @@ def test_in_an_environment_labels_are_the_teachers_at_every_step_whoever_played(
     """The two drivers alternate within episodes, and each step's label is the teacher's output there."""
     cfg = CollectionCfg(beta_per="step", staggered=False)
     env = CountingEnv([[9]] * 50, 9)
-    dataset = DistillationDataset(3, 50, 10_000, {"mean": 2}, chunk_steps=9)
+    dataset = DistillationDataset(BufferSpec(3, 50, 10_000, {"mean": 2}, chunk_steps=9))
     gain = torch.tensor([[1.0, 0.0], [0.5, 1.0], [0.25, -1.0]])
     student = ConstantStudent(3, [-7.0, -7.0])
     Collector(env, LinearTeacher(gain), student, dataset, POLICY, POLICY, cfg, num_episodes=100).collect(0, 0.5)

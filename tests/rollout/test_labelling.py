@@ -7,7 +7,7 @@ import torch
 from toy_env import ConstantStudent, CountingEnv
 
 from foundation.config.distillation_cfg import CollectionCfg
-from foundation.dataset.dataset import DistillationDataset
+from foundation.dataset.dataset import BufferSpec, DistillationDataset
 from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout import labelling
 from foundation.rollout.collector import Collector
@@ -29,7 +29,7 @@ def test_late_labels_are_those_of_every_step(monkeypatch, name, block_rows):
     torch.manual_seed(0)
     teacher = make_student(student_cfg_class(name)(), 3, 2).requires_grad_(False)
     env = CountingEnv(LENGTHS, 7)
-    dataset = DistillationDataset(3, env.num_envs, 10_000, {"mean": 2}, chunk_steps=8)
+    dataset = DistillationDataset(BufferSpec(3, env.num_envs, 10_000, {"mean": 2}, chunk_steps=8))
     student, cfg = ConstantStudent(3, [-1.0, -1.0]), CollectionCfg(staggered=False)
     collector = Collector(env, teacher, student, dataset, POLICY, POLICY, cfg, num_episodes=9, label_bound=0.3)
     for epoch, beta in enumerate((0.0, 0.0, 1.0, 0.0)):

@@ -13,7 +13,7 @@ from toy_env import CountingEnv, LinearTeacher, Stateless
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import UserError
-from foundation.dataset.dataset import DistillationDataset
+from foundation.dataset.dataset import BufferSpec, DistillationDataset
 from foundation.policies.actors import PolicyActor
 from foundation.policies.obs_groups import ObsSelector
 from foundation.policies.output import PolicyOutput
@@ -43,7 +43,7 @@ class EnvNumberTeacher(Stateless):
 
 def collect(assignment: TeacherAssignment, selector: ObsSelector, mode: str) -> tuple[DistillationDataset, Any]:
     env = CountingEnv([[4, 6]] * 4, 6)
-    dataset = DistillationDataset(3, 4, 400, {"mean": 2}, chunk_steps=10, num_teachers=2)
+    dataset = DistillationDataset(BufferSpec(3, 4, 400, {"mean": 2}, chunk_steps=10, num_teachers=2))
     teacher, keeper = EnvNumberTeacher(mode), RowKeeper(assignment)
     collector = Collector(
         env, teacher, teacher, dataset, selector, POLICY, mode="episodes", num_episodes=8, keeper=keeper
@@ -99,7 +99,9 @@ def test_what_cannot_choose_experts_is_one_line(expert, words, typed):
 @pytest.mark.parametrize("sequences", [False, True])
 def test_rows_of_inactive_environments_are_not_drawn(sequences):
     """Of two chunks, one with environments 1 and 3 alone: every active row comes once in a pass, and no other."""
-    dataset = DistillationDataset(1, 4, 10_000, {"mean": 1}, chunk_steps=6, window_steps=3 if sequences else 1)
+    dataset = DistillationDataset(
+        BufferSpec(1, 4, 10_000, {"mean": 1}, chunk_steps=6, window_steps=3 if sequences else 1)
+    )
     for chunk in range(2):
         dataset.begin_chunk()
         for step in range(6):
@@ -121,7 +123,7 @@ def test_rows_of_inactive_environments_are_not_drawn(sequences):
 
 def test_a_chunk_that_is_written_again_is_active_again():
     """Eviction puts new rows where inactive ones were, and these are drawn."""
-    dataset = DistillationDataset(1, 2, 2, {"mean": 1}, chunk_steps=1)
+    dataset = DistillationDataset(BufferSpec(1, 2, 2, {"mean": 1}, chunk_steps=1))
     for number in range(2):
         dataset.begin_chunk()
         value = torch.full((2, 1), float(number))
@@ -135,7 +137,7 @@ def test_a_chunk_that_is_written_again_is_active_again():
 
 def test_emphasised_environments_are_drawn_so_many_times_as_often():
     """One environment counts five times, another not at all: a pass has its rows five times, and none of the other."""
-    dataset = DistillationDataset(1, 3, 1000, {"mean": 1}, chunk_steps=4)
+    dataset = DistillationDataset(BufferSpec(1, 3, 1000, {"mean": 1}, chunk_steps=4))
     dataset.begin_chunk()
     for step in range(4):
         value = (10.0 * step + torch.arange(3.0)).unsqueeze(-1)

@@ -47,7 +47,7 @@ def without_files(folder: Path) -> None:
 
 BAD = {
     "missing folder": (["--offline", "--dataset", "nowhere"], None, "no dataset at 'nowhere'"),
-    "flipped byte": (OFFLINE, flip, "chunk_000001.safetensors' is damaged"),
+    "flipped byte": (OFFLINE, flip, "chunk_000001.safetensors' is corrupt"),
     "other version": (OFFLINE, newer, "version 9"),
     "empty dataset": (OFFLINE, without_files, "is empty"),
     "no dataset": (["--offline"], None, "give --dataset PATH"),

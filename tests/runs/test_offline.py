@@ -15,8 +15,9 @@ from toy_env import REGULATOR_GAIN, LinearTeacher, RegulatorEnv
 from foundation.config.distillation_cfg import DatasetCfg, DistillationCfg, EpisodeFilterCfg
 from foundation.core.errors import RunInterrupted, UserError
 from foundation.core.files import load_checkpoint
+from foundation.dataset.build import split
 from foundation.dataset.disk.reader import SavedDataset
-from foundation.runs.offline import OfflineRunner, split
+from foundation.runs.offline import OfflineRunner
 from foundation.runs.run_dir import RunDir
 from foundation.runs.runner import DistillationRunner
 from foundation.students import student_cfg_class, student_from_description

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from foundation.core.errors import UserError
-from foundation.dataset.transition import DTYPES, TARGET_FIELDS, lay_out_columns
+from foundation.dataset.spec import RESERVED
+from foundation.dataset.transition import COLUMN_DTYPES, DTYPES, TARGET_FIELDS, Column, lay_out_columns
 
-FORMAT, VERSION = "foundation-dataset", 1
+FORMAT, VERSION = "foundation-dataset", 2
+PLAIN_VERSION = 1
+"""The version of datasets without typed columns, which older programs read too."""
 INDEX = "dataset.json"
+EPISODE_COLUMNS = ("episode_id", "episode_return", "episode_length", "episode_success", "episode_whole")
+"""Tensors of a file that hold the episodes which ended in it, each (num_episodes,)."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class DatasetLayout:
     """Each row has a weight, ``weights``. This program writes none, and takes those that are there."""
     clip_actions: float | None = None
     """The labels are clipped to this bound [action units]; null: they are not."""
+    typed: dict[str, Column] = field(default_factory=dict)
+    """Columns that are stored as tensors of their own, with their shapes and types (version 2)."""
 
     @property
     def columns(self) -> dict[str, slice]:
@@ -50,38 +57,67 @@ class DatasetLayout:
         """Columns of a row."""
         return self.num_obs + sum(self.targets.values())
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Size of each of the teacher's outputs, wherever it is stored."""
+        own = {name: column.shape[-1] for name, column in self.typed.items() if name in TARGET_FIELDS}
+        return self.targets | own
+
     def to_json(self) -> dict[str, Any]:
         """Return the head of ``dataset.json``."""
         columns = {name: [part.start, part.stop] for name, part in self.columns.items()}
-        return {"format": FORMAT, "version": VERSION, **asdict(self), "columns": columns}
+        values = asdict(self)
+        typed = values.pop("typed")
+        if not typed:
+            return {"format": FORMAT, "version": PLAIN_VERSION, **values, "columns": columns}
+        typed = {name: {"shape": list(column.shape), "dtype": column.dtype} for name, column in self.typed.items()}
+        return {"format": FORMAT, "version": VERSION, **values, "columns": columns, "typed": typed}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str) -> DatasetLayout:
         """Read the head of ``dataset.json``.
 
         Raises:
-            UserError: If it is of another format or version, or spoiled.
+            UserError: If it is of another format or version, or corrupt.
         """
         if values.get("format") != FORMAT:
             raise UserError(f"'{where}' is not the index of a dataset (its format is {values.get('format')!r}).")
-        if values.get("version") != VERSION:
+        if values.get("version") not in (PLAIN_VERSION, VERSION):
             raise UserError(
-                f"'{where}' is of version {values.get('version')!r} of the format; this program reads version "
-                f"{VERSION}: use the program that wrote it, or a newer one."
+                f"'{where}' is of version {values.get('version')!r} of the format; this program reads versions "
+                f"{PLAIN_VERSION} and {VERSION}: use the program that wrote it, or a newer one."
             )
         try:
-            layout = cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
-            sizes = [layout.num_obs, layout.chunk_steps, layout.num_envs, layout.num_teachers, *layout.targets.values()]
-            if layout.dtype not in DTYPES or any(type(size) is not int or size < 1 for size in sizes):
-                raise ValueError(f"sizes {sizes} of {layout.dtype}")
-            if "mean" not in layout.targets or not set(layout.targets) <= set(TARGET_FIELDS):
-                raise ValueError(f"targets {layout.targets}")
-            own = layout.to_json()["columns"]
-            if values.get("columns", own) != own:
-                raise ValueError(f"columns {values['columns']}, which have to be {own}")
+            known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+            known["typed"] = {name: _column(name, entry) for name, entry in values.get("typed", {}).items()}
+            layout = cls(**known)
+            layout._check_sizes()
+            layout._check_columns(values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"'{where}' is spoiled or incomplete: {type(error).__name__} {error}.") from None
+            raise UserError(f"'{where}' is corrupt or incomplete: {type(error).__name__} {error}.") from None
         return layout
+
+    def _check_sizes(self) -> None:
+        """Check the numbers and types that were read."""
+        sizes = [self.chunk_steps, self.num_envs, self.num_teachers, *self.targets.values()]
+        if "obs" not in self.typed:
+            sizes.append(self.num_obs)
+        elif self.num_obs != 0:
+            raise ValueError(f"num_obs {self.num_obs} beside a typed column 'obs'")
+        if self.dtype not in DTYPES or any(type(size) is not int or size < 1 for size in sizes):
+            raise ValueError(f"sizes {sizes} of {self.dtype}")
+
+    def _check_columns(self, values: Mapping[str, Any]) -> None:
+        """Check the columns against each other, and against what the file says of them."""
+        if bool(self.typed) != (values["version"] == VERSION):
+            raise ValueError(f"typed columns {sorted(self.typed)} in version {values['version']}")
+        if "mean" not in self.sizes or not set(self.targets) <= set(TARGET_FIELDS):
+            raise ValueError(f"targets {self.targets}")
+        if set(self.typed) & {*self.targets, *RESERVED, *EPISODE_COLUMNS}:
+            raise ValueError(f"typed columns {sorted(self.typed)}")
+        own = self.to_json()["columns"]
+        if values.get("columns", own) != own:
+            raise ValueError(f"columns {values['columns']}, which have to be {own}")
 
     def difference(self, other: DatasetLayout, ignore: tuple[str, ...] = ()) -> str:
         """Name the first field in which two layouts differ, with both values; "" if they are the same."""
@@ -90,6 +126,18 @@ class DatasetLayout:
             if name not in ignore and theirs[name] != value:
                 return f"{name} is {value} there and {theirs[name]} here"
         return ""
+
+
+def _column(name: object, entry: Any) -> Column:
+    """Read a typed column's shape and type."""
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"a typed column {name!r}")
+    shape, dtype = entry["shape"], entry["dtype"]
+    if not isinstance(shape, list) or not shape or any(type(size) is not int or size < 1 for size in shape):
+        raise ValueError(f"typed column '{name}' of shape {shape}")
+    if dtype not in COLUMN_DTYPES:
+        raise ValueError(f"typed column '{name}' of type {dtype}")
+    return Column(tuple(shape), dtype)
 
 
 @dataclass
@@ -123,7 +171,7 @@ class ChunkFile:
             if "/" in entry.file or "\\" in entry.file or min(entry.chunks, entry.rows, entry.bytes) < 1:
                 raise ValueError(entry.file)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"'{where}': an entry of its list of files is spoiled ({error}).") from None
+            raise UserError(f"'{where}': an entry of its list of files is corrupt ({error}).") from None
         return entry
 
     def to_json(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -20,14 +20,14 @@ def chunks_of(saved: SavedDataset, chunk_steps: int, num_envs: int) -> tuple[int
     return count_chunks(runs, (saved.layout.chunk_steps, saved.layout.num_envs), (chunk_steps, num_envs))
 
 
-def check_targets(saved: SavedDataset, targets: dict[str, int]) -> None:
+def check_targets(saved: SavedDataset, targets: Mapping[str, int]) -> None:
     """Refuse a dataset that lacks one of the teacher's outputs that are learned from.
 
     Raises:
         UserError: Naming what is missing.
     """
     for name, size in targets.items():
-        found = saved.layout.targets.get(name)
+        found = saved.layout.sizes.get(name)
         if found != size:
             has = "has none" if found is None else f"has {found} of it"
             raise UserError(
@@ -77,6 +77,8 @@ def _put(dataset: DistillationDataset, chunk: Block, initial_state: torch.Tensor
         chunk.pop("episode")
     if dataset.teacher_index is None:
         chunk.pop("teacher_index", None)
+    for name in dataset.typed.keys() - chunk.keys():
+        raise UserError(f"this run keeps a column '{name}', which the dataset on disk does not have: collect it again")
     weights = chunk.pop("weights", None)
     if weights is not None and dataset.weights is not None:
         if dataset.base_weights is None:
@@ -93,6 +95,9 @@ def _columns_of(dataset: DistillationDataset, saved: SavedDataset, rows: torch.T
     there = saved.layout.columns
     if there == dataset.columns:
         return rows.to(dataset.dtype)
+    missing = dataset.columns.keys() - there.keys()
+    if missing:
+        raise UserError(f"the dataset '{saved.path}' has no '{sorted(missing)[0]}' of type {saved.layout.dtype}")
     return torch.cat([rows[..., there[name]] for name in dataset.columns], dim=-1).to(dataset.dtype)
 
 

@@ -10,11 +10,9 @@ from pathlib import Path
 import torch
 
 from foundation.core.errors import UserError
-from foundation.dataset.disk.format import INDEX, ChunkFile, DatasetLayout
+from foundation.dataset.disk.format import EPISODE_COLUMNS, INDEX, ChunkFile, DatasetLayout
 from foundation.dataset.episodes import EpisodeTable
 from foundation.dataset.transition import DTYPES
-
-EPISODE_COLUMNS = ("episode_id", "episode_return", "episode_length", "episode_success", "episode_whole")
 
 
 class SavedDataset:
@@ -78,7 +76,7 @@ class SavedDataset:
             raise UserError(f"cannot read '{path}': {error.strerror or error}") from None
         if len(data) != entry.bytes or f"{zlib.crc32(data):08x}" != entry.crc32:
             raise UserError(
-                f"'{path}' is damaged: its checksum is not that of {INDEX}. Copy it again, or take its entry out."
+                f"'{path}' is corrupt: its checksum is not that of {INDEX}. Copy it again, or take its entry out."
             )
         try:
             tensors = load(data)
@@ -95,7 +93,7 @@ class SavedDataset:
             wanted["teacher_index"] = shape
         if layout.weighted:
             wanted["weights"] = shape
-        return wanted
+        return wanted | {name: (*shape, *column.shape) for name, column in layout.typed.items()}
 
     def _check(self, path: Path, entry: ChunkFile, tensors: dict[str, torch.Tensor]) -> None:
         layout = self.layout
@@ -105,11 +103,15 @@ class SavedDataset:
                 raise UserError(f"'{path}': '{name}' is {found}, {INDEX} says {expected}")
         if tensors["rows"].dtype != DTYPES[layout.dtype]:
             raise UserError(f"'{path}': its rows are {tensors['rows'].dtype}, {INDEX} says {layout.dtype}")
-        if not bool(torch.isfinite(tensors["rows"]).all()):
+        for name, column in layout.typed.items():
+            if tensors[name].dtype != column.torch_dtype:
+                raise UserError(f"'{path}': '{name}' is {tensors[name].dtype}, {INDEX} says {column.dtype}")
+        numbers = [tensors["rows"], *(tensors[name] for name in layout.typed if tensors[name].is_floating_point())]
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in numbers):
             raise UserError(f"'{path}' has NaN or infinite numbers in its rows: take its entry out of {INDEX}")
         lengths = {name: tuple(tensors[name].shape) if name in tensors else None for name in EPISODE_COLUMNS}
         if len(set(lengths.values())) != 1 or len(lengths["episode_id"] or (1, 1)) != 1:
-            raise UserError(f"'{path}': its table of episodes is spoiled: {lengths}")
+            raise UserError(f"'{path}': its table of episodes is corrupt: {lengths}")
 
     def blocks(self) -> Iterator[tuple[str, dict[str, torch.Tensor], EpisodeTable]]:
         """Go through the files: the run that wrote each, its row tensors, and the episodes that ended in it."""

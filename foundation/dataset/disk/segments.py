@@ -17,11 +17,17 @@ def export_chunks(dataset: DistillationDataset, slots: list[int]) -> dict[str, A
     """Return plain tensors of some chunks, for a shard on disk."""
     index = torch.tensor(slots, dtype=torch.int64, device=dataset.device)
     shard: dict[str, Any] = {"slots": slots}
-    for name in (*CHUNK_TENSORS, "active"):
-        tensor = getattr(dataset, name)
+    for name, tensor in _tensors(dataset).items():
         if tensor is not None:
             shard[name] = tensor.index_select(0, index).cpu()
+    if dataset.active is not None:
+        shard["active"] = dataset.active.index_select(0, index).cpu()
     return shard
+
+
+def _tensors(dataset: DistillationDataset) -> dict[str, torch.Tensor | None]:
+    """Return what a dataset keeps of its chunks, each with the chunks first; None where it keeps none."""
+    return {name: getattr(dataset, name) for name in CHUNK_TENSORS} | dataset.typed
 
 
 def check_chunks(dataset: DistillationDataset, shard: dict[str, Any]) -> None:
@@ -30,8 +36,9 @@ def check_chunks(dataset: DistillationDataset, shard: dict[str, Any]) -> None:
     Raises:
         UserError: Naming what differs.
     """
-    for name in CHUNK_TENSORS:
-        own, found = (None if t is None else list(t.shape[1:]) for t in (getattr(dataset, name), shard.get(name)))
+    for name, tensor in _tensors(dataset).items():
+        own = _shape(tensor)
+        found = _shape(shard.get(name))
         if own != found:
             raise UserError(
                 f"The run to resume kept '{name}' of each chunk in the shape {found}, this one {own}: resume with "
@@ -39,10 +46,14 @@ def check_chunks(dataset: DistillationDataset, shard: dict[str, Any]) -> None:
             )
 
 
+def _shape(tensor: torch.Tensor | None) -> list[int] | None:
+    return None if tensor is None else list(tensor.shape[1:])
+
+
 def import_chunks(dataset: DistillationDataset, shard: dict[str, Any]) -> None:
     """Put the chunks of a shard back into their slots."""
     if "active" in shard:
         dataset.activate(shard["slots"], shard["active"])
-    for name in CHUNK_TENSORS:
-        if name in shard:
-            getattr(dataset, name)[shard["slots"]] = shard[name].to(dataset.device)
+    for name, tensor in _tensors(dataset).items():
+        if name in shard and tensor is not None:
+            tensor[shard["slots"]] = shard[name].to(dataset.device)

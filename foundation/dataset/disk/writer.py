@@ -8,6 +8,7 @@ import os
 import re
 import weakref
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import torch
 
 from foundation.core.errors import UserError
 from foundation.core.files import atomic_write_bytes, lock_folder
-from foundation.dataset.disk.format import INDEX, ChunkFile, DatasetLayout
-from foundation.dataset.disk.reader import EPISODE_COLUMNS, SavedDataset
+from foundation.dataset.disk.format import EPISODE_COLUMNS, INDEX, ChunkFile, DatasetLayout
+from foundation.dataset.disk.reader import SavedDataset
 from foundation.dataset.episodes import EpisodeTable
 
 MAX_FILE_BYTES = 64_000_000
@@ -41,8 +42,8 @@ class DatasetWriter:
         UserError: If the folder holds something else, or a dataset of another layout, or is being written to.
     """
 
-    def __init__(self, path: str | Path, layout: DatasetLayout, run: str, teacher: dict[str, Any] | None = None):
-        self.path, self.layout, self.run, self.teacher = Path(path), layout, run, teacher or {}
+    def __init__(self, path: str | Path, layout: DatasetLayout, run: str, teacher: Mapping[str, Any] | None = None):
+        self.path, self.layout, self.run, self.teacher = Path(path), layout, run, dict(teacher or {})
         self.files: list[ChunkFile] = []
         self._chunks: list[dict[str, torch.Tensor]] = []
         self._episodes: list[EpisodeTable] = []

@@ -15,15 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_datasets import chunk, episodes, layout, save
 
-from foundation.config.distillation_cfg import DistillationCfg, EpisodeFilterCfg
+from foundation.config.distillation_cfg import EpisodeFilterCfg
 from foundation.core.errors import UserError
-from foundation.dataset.build import connect
-from foundation.dataset.dataset import DistillationDataset
+from foundation.dataset.build import first_episode
+from foundation.dataset.dataset import BufferSpec, DistillationDataset
 from foundation.dataset.disk.load import chunks_of, count_chunks, fill, rechunk
 from foundation.dataset.disk.reader import SavedDataset
 from foundation.dataset.disk.writer import DatasetWriter
 from foundation.dataset.episodes import left_out, weigh
-from foundation.policies.obs_groups import ObsSelector
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "dataset_format.md"
 
@@ -33,7 +32,7 @@ def load(folder: Path, num_envs: int, chunk_steps: int, capacity: int | None = N
     chunks, fills_up = chunks_of(saved, chunk_steps, num_envs)
     rows = chunks * chunk_steps * num_envs if capacity is None else capacity
     options = {"track_episodes": True, "weighted": fills_up, **options}
-    dataset = DistillationDataset(2, num_envs, rows, {"mean": 1}, chunk_steps=chunk_steps, **options)
+    dataset = DistillationDataset(BufferSpec(2, num_envs, rows, {"mean": 1}, chunk_steps=chunk_steps, **options))
     fill(saved, [dataset])
     if dataset.weights is not None:
         weigh(dataset, torch.empty(0, dtype=torch.int32))
@@ -154,24 +153,26 @@ def test_a_flipped_byte_is_found_and_its_file_named(tmp_path, where):
     data = bytearray(path.read_bytes())
     data[where] ^= 4
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"chunk_000001\.safetensors' is damaged"):
+    with pytest.raises(UserError, match=r"chunk_000001\.safetensors' is corrupt"):
         load(tmp_path, 3, 4)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("version", 2, "version 2"),
+        ("version", 3, "version 3"),
+        ("version", 2, "corrupt.*typed"),
+        ("typed", {"image": {"shape": [2], "dtype": "uint8"}}, "corrupt.*typed"),
         ("format", "other", "not the index of a dataset"),
-        ("num_obs", "many", "spoiled"),
-        ("num_teachers", "2", "spoiled"),
-        ("targets", {}, "spoiled"),
-        ("columns", {"mean": [0, 1], "obs": [1, 3]}, r"spoiled.*have to be \{'obs': \[0, 2\]"),
+        ("num_obs", "many", "corrupt"),
+        ("num_teachers", "2", "corrupt"),
+        ("targets", {}, "corrupt"),
+        ("columns", {"mean": [0, 1], "obs": [1, 3]}, r"corrupt.*have to be \{'obs': \[0, 2\]"),
         ("files", [{"file": "../x"}], "list of files"),
         ("files", 3, "not the index"),
     ],
 )
-def test_a_spoiled_index_is_refused(tmp_path, key, value, says):
+def test_a_corrupt_index_is_refused(tmp_path, key, value, says):
     """One line for another version, another format, and for what is not as it should be."""
     save(tmp_path, layout(), 2).close()
     index = json.loads((tmp_path / "dataset.json").read_text())
@@ -294,10 +295,10 @@ def test_new_episodes_are_numbered_beyond_those_that_are_there(tmp_path):
     index = json.loads((tmp_path / "dataset.json").read_text())
     index["files"] = [{name: entry[name] for name in entry if name != "next_episode"} for entry in index["files"]]
     (tmp_path / "dataset.json").write_text(json.dumps(index))
-    dataset = DistillationDataset(2, 3, 100, {"mean": 1}, chunk_steps=4, track_episodes=True)
-    cfg, student_obs = DistillationCfg(task="Toy"), ObsSelector(["policy"])
-    recorder = connect(cfg, dataset, SavedDataset(tmp_path), student_obs, run="another")
-    assert recorder.first_episode > int(dataset.episode[: dataset.num_chunks].max())
+    dataset = DistillationDataset(BufferSpec(2, 3, 100, {"mean": 1}, chunk_steps=4, track_episodes=True))
+    saved = SavedDataset(tmp_path)
+    fill(saved, [dataset])
+    assert first_episode(dataset, saved, None) > int(dataset.episode[: dataset.num_chunks].max())
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])

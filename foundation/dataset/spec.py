@@ -1,0 +1,111 @@
+"""Shapes, types and size of a buffer, known before anything is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from foundation.core.errors import UserError
+from foundation.dataset.transition import DTYPES, TARGET_FIELDS, Column, lay_out_columns
+
+RESERVED = ("rows", "resets", "teacher_index", "episode", "weights", "base_weights", "states", "active")
+"""Names that a column cannot have, as the buffer and its files use them."""
+
+
+@dataclass(frozen=True)
+class BufferSpec:
+    """A buffer of transitions: chunks of ``chunk_steps`` consecutive env steps of every environment.
+
+    Observation and targets of type ``dtype`` lie side by side in one matrix, so that a batch is one gather: half as
+    many accesses to memory as with a tensor for each. What has another type or shape is a tensor of its own.
+    """
+
+    num_obs: int
+    """Size of the student's observation; 0 where ``typed`` has a column ``obs``."""
+    num_envs: int
+    """Environments, the width of a chunk."""
+    capacity: int
+    """Most transitions kept; rounded down to whole chunks, at least one."""
+    targets: Mapping[str, int]
+    """Size of each stored target, e.g. ``{"mean": 4, "std": 4}``."""
+    chunk_steps: int = 32
+    """Env steps of a chunk."""
+    window_steps: int = 1
+    """Steps of a training sequence; divides ``chunk_steps``."""
+    state_size: int = 0
+    """Size of the student's memory to store at the start of each training sequence; 0 stores none."""
+    num_teachers: int = 1
+    """With more than one, each transition keeps its teacher's index (int32)."""
+    track_episodes: bool = False
+    """Keep the number of each transition's episode (int32; see ``episode_log``)."""
+    weighted: bool = False
+    """Keep a weight for each transition, 1 where nothing else is said."""
+    dtype: str = "float32"
+    """float32, float16 or bfloat16; batches are float32 always."""
+    eviction: str = "oldest"
+    """``oldest`` or ``reservoir`` (a random chunk makes room)."""
+    typed: Mapping[str, Column] = field(default_factory=dict)
+    """Columns stored as they are, by name: ``obs``, a target, or a further part of the observation."""
+
+    def __post_init__(self) -> None:
+        """Check what does not depend on data.
+
+        Raises:
+            UserError: Naming the field and the value.
+        """
+        if self.chunk_steps % self.window_steps:
+            raise UserError(
+                f"dataset.chunk_steps={self.chunk_steps} must be a multiple of sequence_length={self.window_steps}."
+            )
+        twice = set(self.typed) & set(self.columns)
+        taken = set(self.typed) & set(RESERVED)
+        if twice or taken:
+            name = sorted(twice or taken)[0]
+            raise UserError(f"A dataset cannot have a typed column '{name}': the name is taken.")
+        if not {"obs", "mean"} <= {*self.columns, *self.typed}:
+            raise UserError("A dataset needs the student's observation and the teacher's mean.")
+
+    @property
+    def columns(self) -> dict[str, slice]:
+        """Where each part of the matrix lies."""
+        return lay_out_columns(self.num_obs, self.targets)
+
+    @property
+    def target_names(self) -> list[str]:
+        """The teacher's outputs that are kept."""
+        return [name for name in TARGET_FIELDS if name in self.columns or name in self.typed]
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Type of the matrix."""
+        return DTYPES[self.dtype]
+
+    @property
+    def row_size(self) -> int:
+        """Numbers that a transition has in the matrix."""
+        return sum(part.stop - part.start for part in self.columns.values())
+
+    @property
+    def rows_per_chunk(self) -> int:
+        """Transitions of a chunk."""
+        return self.chunk_steps * self.num_envs
+
+    @property
+    def max_chunks(self) -> int:
+        """Chunks that the buffer holds."""
+        return max(1, self.capacity // self.rows_per_chunk)
+
+    @property
+    def transition_bytes(self) -> float:
+        """Size of a transition [bytes], its share of the stored memory included."""
+        extras = int(self.num_teachers > 1) + int(self.track_episodes) + int(self.weighted)
+        size = self.row_size * self.torch_dtype.itemsize + 1 + 4 * extras
+        size += sum(column.num_bytes for column in self.typed.values())
+        return size + 4 * self.state_size / self.window_steps
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the whole buffer when full [bytes]."""
+        return round(self.max_chunks * self.rows_per_chunk * self.transition_bytes)
