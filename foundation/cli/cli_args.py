@@ -222,6 +222,18 @@ def add_distillation_args(parser: argparse.ArgumentParser) -> None:
     flag("--position_offset_correction", action=switch, help="learn no steady-state position offset (off)")
 
 
+def add_hydra_args(parser: argparse.ArgumentParser) -> None:
+    """Add Hydra's own flags."""
+    group = parser.add_argument_group("Hydra")
+    flag = group.add_argument
+    many = "a run for each combination of values: seed=1,2,3 student=mlp,gru (launchers: hydra/launcher=joblib, ...)"
+    flag("-m", "--multirun", action="store_true", help=many)
+    flag("-c", "--cfg", metavar="WHAT", choices=("job", "hydra", "all"), help="show the config (job) and run nothing")
+    flag("-p", "--package", metavar="KEY", help="--cfg: only this part of it, such as distill.student")
+    flag("--resolve", action="store_true", help="--cfg: with interpolations put in")
+    flag("--info", metavar="WHAT", choices=("all", "plugins", "searchpath"), help="show what Hydra has, run nothing")
+
+
 def whole(text: str) -> int:
     """Read a whole number."""
     try:

@@ -30,10 +30,13 @@ def interpolate(value: Any, known: Mapping[str, Any], where: str) -> Any:
     """
     if not has_interpolation(value):
         return value
+    from hydra.core.hydra_config import HydraConfig
     from hydra.core.utils import setup_globals
     from omegaconf import OmegaConf
     from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
+    if "${hydra:" in str(value) and not HydraConfig.initialized():
+        return value  # --cfg job shows it as it is: a job alone knows its number
     setup_globals()  # Hydra's own resolvers: now, hydra, python_version
     try:
         found = OmegaConf.create({**known, _SLOT: value}).get(_SLOT)

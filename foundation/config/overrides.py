@@ -16,6 +16,9 @@ from foundation.core.errors import UserError, suggest
 GROUPS = ("student", "loss", "schedule", "dataset", "task", "experiment")
 """Folders under ``configs/``, each a choice of files: ``student=gru``."""
 
+FLAG_NAMES = ("seed", "device", "experiment_name", "run_name", "logger")
+"""Keys of several configs that mean, written bare, what the command's flag of that name does."""
+
 
 class Assignment(NamedTuple):
     """One ``path=value`` of the command line."""
@@ -74,6 +77,8 @@ class Overrides:
         found = [scope for scope, keys in names.items() if head in keys]
         if len(found) == 1:
             return found[0]
+        if head in FLAG_NAMES and len(found) > 1:
+            return "distill" if "distill" in found else "agent"
         if found:
             choices = ", ".join(f"{scope}.{item.path}" for scope in found)
             raise UserError(f"override '{item.token}' could mean any of {choices}: write the one you want")
@@ -120,8 +125,6 @@ def _group_of(item: Assignment) -> str | None:
     name = item.path.removeprefix("distill.")
     if name not in GROUPS or isinstance(item.value, dict):
         return None
-    if name == "task" and item.path != name:
-        return None  # distill.task=<gym id> is the field, task=<name> a file
     if not isinstance(item.value, str) or not item.value:
         raise UserError(f"override '{item.token}': {name} is chosen by name, {name}=<name>")
     return name
@@ -141,8 +144,28 @@ def _parse(token: str) -> Assignment:
         raise UserError(f"override '{token}': the key must be dotted names, such as env.scene.num_envs")
     parsed = _read(token)
     if parsed.is_sweep_override():
-        raise UserError(f"override '{token}' is a sweep: give one value, or a list in brackets, {key}=[...]")
+        raise UserError(
+            f"override '{token}' is a sweep: add --multirun, or give one value, or a list in brackets, {key}=[...]"
+        )
     return Assignment(key, parsed.value(), token)
+
+
+def key_of(token: str) -> str:
+    """Return the key of a token, without Hydra's ``+`` and ``~``."""
+    return token.lstrip("+~").partition("=")[0]
+
+
+def is_sweep(token: str) -> bool:
+    """Say whether a token has several values: ``seed=1,2,3``, ``seed=range(1,4)``."""
+    return "=" in token and _read(token).is_sweep_override()
+
+
+def values_of(token: str) -> list[str]:
+    """Return the tokens that a sweep stands for, ``seed=1`` and ``seed=2``; none where its sweeper alone can say."""
+    parsed = _read(token)
+    if not parsed.is_discrete_sweep():
+        return []
+    return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
 
 
 @functools.cache

@@ -107,6 +107,7 @@ def compose(groups: Mapping[str, str | None], *, defaults: bool) -> tuple[dict[s
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -117,6 +118,8 @@ def compose(groups: Mapping[str, str | None], *, defaults: bool) -> tuple[dict[s
         store.store(_NOTHING, {}, group=group, package="_global_")
     store.store(_ONLY_CHOICES, {"defaults": [{group: _NOTHING} for group in every]})
     typed = [f"{group}={name or _NOTHING}" for group, name in groups.items()]
+    application = GlobalHydra.instance().hydra  # the command itself is one, and there can be one at a time
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
             primary = "distillation" if defaults else _ONLY_CHOICES
@@ -127,6 +130,9 @@ def compose(groups: Mapping[str, str | None], *, defaults: bool) -> tuple[dict[s
             values = OmegaConf.to_container(found, resolve=False)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"configs: {' '.join(str(error).split())}") from None
+    finally:
+        if application is not None:
+            GlobalHydra.instance().initialize(application)
     assert isinstance(values, dict)
     in_force = {group: name for group, name in taken.items() if name not in ("None", _NOTHING)}
     return {str(key): value for key, value in values.items()}, in_force

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from tensordict import TensorDict
 
+from foundation.core.errors import UserError
+
 
 class VecEnv(Protocol):
     """RSL-RL's vectorised environment, as this project relies on it. Resets are automatic inside :meth:`step`."""
@@ -103,6 +105,14 @@ class Engine(ABC):
     @abstractmethod
     def launch(self, request: LaunchRequest, configure: Configure) -> AbstractContextManager[tuple[Any, Any]]:
         """Start the simulator and yield the configured ``(env_cfg, agent_cfg)``."""
+
+    def load_configs(self, request: LaunchRequest) -> tuple[Any, Any]:
+        """Load the task's ``(env_cfg, agent_cfg)`` as they are without any override, starting nothing.
+
+        Raises:
+            UserError: Where the simulator has to run before they can be read.
+        """
+        raise UserError(f"engine '{self.name}' knows its tasks' configurations only once its simulator runs")
 
     @abstractmethod
     def set_common(self, env_cfg: Any, *, num_envs: int | None, seed: int | None, device: str | None) -> None:

@@ -127,6 +127,13 @@ class IsaacLabEngine(Engine):
         if mistake is not None:
             raise mistake
 
+    def load_configs(self, request: LaunchRequest) -> tuple[Any, Any]:
+        """Load the task's configurations; of Isaac Lab 2 they can be read once Kit runs."""
+        missing = _not_installed()
+        if missing is not None:
+            raise UserError(f"--engine isaaclab: {missing}")
+        return super().load_configs(request) if _major_version() < 3 else self._load(request)
+
     def _load(self, request: LaunchRequest) -> tuple[Any, Any]:
         """Read the task's configurations, with the presets that were asked for."""
         from isaaclab_tasks.utils import resolve_task_config

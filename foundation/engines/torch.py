@@ -49,8 +49,7 @@ class TorchEngine(Engine):
         if self.entry_point not in spec.kwargs:
             raise UserError(f"--engine {self.name}: task '{spec.id}' has no '{self.entry_point}'")
         with launching(self.name):
-            env_cfg = load_entry_point(spec, "env_cfg_entry_point")
-            agent_cfg = load_entry_point(spec, request.agent_entry_point)
+            env_cfg, agent_cfg = self.load_configs(request)
             self.set_common(env_cfg, num_envs=None, seed=None, device=request.device)
             configure(env_cfg, agent_cfg)
             self._spec = spec
@@ -58,6 +57,12 @@ class TorchEngine(Engine):
                 yield env_cfg, agent_cfg
             finally:
                 self._spec = None
+
+    def load_configs(self, request: LaunchRequest) -> tuple[Any, Any]:
+        """Load the task's configurations."""
+        spec = resolve_task(request.task)
+        with launching(self.name):
+            return load_entry_point(spec, "env_cfg_entry_point"), load_entry_point(spec, request.agent_entry_point)
 
     def set_common(self, env_cfg: Any, *, num_envs: int | None, seed: int | None, device: str | None) -> None:
         """Set number of environments, seed and device where given."""

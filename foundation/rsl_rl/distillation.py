@@ -31,6 +31,7 @@ from foundation.cli.cli_args import (
     CommandParser,
     Interrupt,
     add_distillation_args,
+    add_hydra_args,
     add_launch_args,
     add_rsl_rl_args,
     distillation_flags,
@@ -40,8 +41,10 @@ from foundation.cli.cli_args import (
     say_beaten,
     set_up_logging,
 )
+from foundation.cli.hydra_app import run_application
 from foundation.cli.teacher_set import drop_weak_teachers, fit_environments, load_teacher
 from foundation.config.overrides import Overrides, parse_overrides
+from foundation.config.plain import to_plain
 from foundation.config.resolve import Choice, Resolved, resolve
 from foundation.core.errors import RunInterrupted, UserError
 from foundation.core.registry import refuse_untyped_names
@@ -75,8 +78,13 @@ class Job:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+    """Run the command, once or (``--multirun``) for each job of a sweep, and return its exit code."""
     set_up_logging()
+    return run_application("foundation.rsl_rl.distillation", build_parser(), argv)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one job and return its exit code."""
     parser = build_parser()
     args, tokens = parse_command(parser, argv, strict=False)
     resumed = find_run(args) if args.resume else None
@@ -99,7 +107,29 @@ def build_parser() -> CommandParser:
     add_launch_args(parser)
     add_rsl_rl_args(parser)
     add_distillation_args(parser)
+    add_hydra_args(parser)
     return parser
+
+
+def compose_configs(argv: Sequence[str]) -> dict[str, Any]:
+    """Return the configs that a command line gives, starting nothing."""
+    from foundation.engines.base import LaunchRequest
+
+    parser = build_parser()
+    args, tokens = parse_command(parser, argv, strict=False)
+    resumed = find_run(args) if args.resume else None
+    overrides, resolved = settle(args, tokens, resumed)
+    if resolved.cfg.offline:
+        return {"distill": to_plain(resolved.cfg)}
+    job = prepare(args, tokens, parser, argv, resumed, overrides, resolved)
+    cfg = job.resolved.cfg
+    request = LaunchRequest(task=cfg.task or "", device=cfg.device, args=job.args)
+    env_cfg, agent_cfg = job.engine.load_configs(request)
+    configure(job, env_cfg, agent_cfg)
+    name_experiment(cfg, agent_cfg)
+    if resumed is None:
+        size_student(cfg, job.overrides)
+    return {"env": to_plain(env_cfg), "agent": to_plain(agent_cfg), "distill": to_plain(cfg)}
 
 
 def prepare(
@@ -192,17 +222,14 @@ def launch(job: Job, teacher: Any) -> int:
     cfg, engine = job.resolved.cfg, job.engine
     assert cfg.task is not None
 
-    def configure(env_cfg: Any, agent_cfg: Any) -> None:
-        engine.set_common(env_cfg, num_envs=cfg.num_envs, seed=cfg.seed, device=cfg.device)
-        job.resolved.configure(env_cfg, agent_cfg, job.overrides)
-        typed = job.args  # flags beat overrides
-        engine.set_common(env_cfg, num_envs=typed.num_envs, seed=typed.seed, device=typed.device and cfg.device)
+    def configure_with_teacher(env_cfg: Any, agent_cfg: Any) -> None:
+        configure(job, env_cfg, agent_cfg)
         fit_environments(engine, env_cfg, teacher)
 
     request = LaunchRequest(
         task=cfg.task, device=cfg.device, headless=job.args.headless, video=job.args.video, args=job.args
     )
-    with engine.launch(request, configure) as (env_cfg, agent_cfg):
+    with engine.launch(request, configure_with_teacher) as (env_cfg, agent_cfg):
         name_experiment(cfg, agent_cfg)
         say_beaten(job.args, job.overrides)
         warn_without_effect(job.overrides, cfg, env_cfg)
@@ -210,6 +237,15 @@ def launch(job: Job, teacher: Any) -> int:
             job.resolved.choices["student"] = Choice(cfg.student.name, "sizes of the task's agent config")
         logger.info("%s", job.resolved.choices_line())
         return run_in(job, teacher, env_cfg, agent_cfg)
+
+
+def configure(job: Job, env_cfg: Any, agent_cfg: Any) -> None:
+    """Apply files, overrides and flags, each of which beats those before it, to the simulator's configs."""
+    cfg, typed = job.resolved.cfg, job.args
+    job.engine.set_common(env_cfg, num_envs=cfg.num_envs, seed=cfg.seed, device=cfg.device)
+    job.resolved.configure(env_cfg, agent_cfg, job.overrides)
+    device = typed.device and cfg.device
+    job.engine.set_common(env_cfg, num_envs=typed.num_envs, seed=typed.seed, device=device)
 
 
 def run_in(job: Job, teacher: Any, env_cfg: Any, agent_cfg: Any) -> int:

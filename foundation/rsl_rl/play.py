@@ -22,6 +22,7 @@ if not __package__:  # run as a file of a clone: take this clone's packages
 from foundation.cli.cli_args import (
     CommandParser,
     Interrupt,
+    add_hydra_args,
     add_launch_args,
     parse_command,
     positive_int,
@@ -30,7 +31,9 @@ from foundation.cli.cli_args import (
     set_up_logging,
 )
 from foundation.cli.find_policy import LOG_ROOT, TEACHER, find_policy
+from foundation.cli.hydra_app import run_application
 from foundation.config.overrides import Overrides, parse_overrides
+from foundation.config.plain import to_plain
 from foundation.core.errors import RunInterrupted, UserError, suggest
 
 if TYPE_CHECKING:
@@ -76,12 +79,39 @@ def build_parser() -> CommandParser:
     flag("--num_episodes", type=positive_int, default=NUM_EPISODES, metavar="N", help=f"episodes ({NUM_EPISODES})")
     flag("--json", metavar="PATH", help="write the figures to this file")
     flag("--real-time", action="store_true", help="no faster than real time")
+    add_hydra_args(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+    """Run the command, once or (``--multirun``) for each job of a sweep, and return its exit code."""
     set_up_logging()
+    return run_application("foundation.rsl_rl.play", build_parser(), argv)
+
+
+def compose_configs(argv: Sequence[str]) -> dict[str, Any]:
+    """Return the configs that a command line gives, starting nothing."""
+    from foundation.engines import select_engine
+    from foundation.engines.base import LaunchRequest
+
+    parser = build_parser()
+    args, early = parse_command(parser, argv, strict=False)
+    check_args(args)
+    task, device, _, _ = find_policy(args, early)
+    engine_class, _ = select_engine(task, args.engine or "auto")
+    engine_class.add_args(parser)
+    args, tokens = parse_command(parser, argv)
+    overrides = parse_overrides(of_env_and_agent(tokens), scopes=("env", "agent"))
+    args.presets = overrides.take(engine_class.selectors)
+    engine = engine_class()
+    env_cfg, agent_cfg = engine.load_configs(LaunchRequest(task, ENTRY_POINT, device, args=args))
+    overrides.configure(env_cfg, agent_cfg)
+    engine.set_common(env_cfg, num_envs=args.num_envs, seed=args.seed, device=device)
+    return {"env": to_plain(env_cfg), "agent": to_plain(agent_cfg)}
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one job and return its exit code."""
     parser = build_parser()
     args, early = parse_command(parser, argv, strict=False)
     check_args(args)
@@ -105,11 +135,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, tokens = parse_command(parser, argv)
     logger.info("%s", why)
     # A student of the user's own package: typing its name was what it needed.
-    tokens = [token for token in tokens if not token.startswith(("student=", TEACHER))]
+    tokens = of_env_and_agent(tokens)
     overrides = parse_overrides(tokens, scopes=("env", "agent"))
     args.presets = overrides.take(engine_class.selectors)
     job = Job(args, overrides, task, device, checkpoint, policy)
     return launch(job, engine_class())
+
+
+def of_env_and_agent(tokens: list[str]) -> list[str]:
+    """Leave out the overrides that are about the policy and not about the simulation."""
+    return [token for token in tokens if not token.startswith(("student=", TEACHER))]
+
+
+def refuse_bare_seed(overrides: Overrides) -> None:
+    """Say which flag seeds the episodes: a seed of the configs would change nothing here."""
+    for item in overrides.bare:
+        if item.path == "seed":
+            raise UserError(f"override '{item.token}': the episodes are seeded by --seed {item.value}")
 
 
 def typed_device(tokens: list[str]) -> str | None:
@@ -288,7 +330,7 @@ def network_figures(job: Job, env: Any, selector: ObsSelector | None) -> dict[st
 
 def write_json(path: Path, figures: dict[str, Any]) -> None:
     """Write the figures, whole or not at all; what is not finite becomes null."""
-    from foundation.config.plain import finite, to_plain
+    from foundation.config.plain import finite
     from foundation.core.files import atomic_write_bytes
 
     atomic_write_bytes(path, (json.dumps(finite(to_plain(figures)), indent=2) + "\n").encode())

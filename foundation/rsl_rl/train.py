@@ -23,6 +23,7 @@ if not __package__:  # run as a file of a clone: take this clone's packages
 from foundation.cli.cli_args import (
     CommandParser,
     Interrupt,
+    add_hydra_args,
     add_launch_args,
     add_rsl_rl_args,
     parse_command,
@@ -32,13 +33,14 @@ from foundation.cli.cli_args import (
     set_up_logging,
     typed_value,
 )
+from foundation.cli.hydra_app import run_application
 from foundation.config.interpolation import interpolate
 from foundation.config.overrides import Overrides, parse_overrides
 from foundation.config.plain import to_plain
 from foundation.core.errors import RunInterrupted, UserError, suggest
 
 if TYPE_CHECKING:
-    from foundation.engines.base import Engine
+    from foundation.engines.base import Configure, Engine, LaunchRequest
     from foundation.ppo.judge import Judge
     from foundation.ppo.library_runner import RslRlRunner
     from foundation.runs.run_dir import RunDir
@@ -64,12 +66,33 @@ def build_parser() -> CommandParser:
         metavar="ENTRY_POINT",
         help="which of the task's agent configs (rsl_rl_cfg_entry_point); its class_name is the runner that runs",
     )
+    add_hydra_args(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, configure, train; return the exit code."""
+    """Run the command, once or (``--multirun``) for each job of a sweep, and return its exit code."""
     set_up_logging()
+    return run_application("foundation.rsl_rl.train", build_parser(), argv)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Configure one job and train; return the exit code."""
+    engine, request, configure, rank = prepare(argv)
+    with engine.launch(request, configure) as (env_cfg, agent_cfg):
+        return train(engine, env_cfg, agent_cfg, request.args, rank)
+
+
+def compose_configs(argv: Sequence[str]) -> dict[str, Any]:
+    """Return the configs that a command line gives, starting nothing."""
+    engine, request, configure, _ = prepare(argv)
+    env_cfg, agent_cfg = engine.load_configs(request)
+    configure(env_cfg, agent_cfg)
+    return {"env": to_plain(env_cfg), "agent": to_plain(agent_cfg)}
+
+
+def prepare(argv: Sequence[str]) -> tuple[Engine, LaunchRequest, Configure, int]:
+    """Read a command line; return the engine, what it is asked for, what sets the configs, and this process's rank."""
     parser = build_parser()
     args, _ = parse_command(parser, argv, strict=False)
     if args.task is None:
@@ -86,9 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.presets = overrides.take(engine.selectors)
     device, rank = choose_device(args, overrides)
     request = LaunchRequest(args.task, args.agent, device, args.headless, args.video, args)
-    configure = _configurer(engine, args, overrides, device, rank)
-    with engine.launch(request, configure) as (env_cfg, agent_cfg):
-        return train(engine, env_cfg, agent_cfg, args, rank)
+    return engine, request, _configurer(engine, args, overrides, device, rank), rank
 
 
 def choose_device(args: argparse.Namespace, overrides: Overrides) -> tuple[str, int]:

@@ -51,12 +51,14 @@ class EnvCfg:
     scene: SceneCfg = field(default_factory=SceneCfg)
     seed: int | None = None
     episode_length_s: float = 5.0
+    note: str = ""
 
 
 @dataclass
 class AgentCfg:
     seed: int = 1
     max_iterations: int = 10
+    note: str = ""
 
 
 def test_the_documented_defaults_are_the_defaults() -> None:
@@ -195,10 +197,21 @@ def test_prefixed_and_bare_keys_reach_the_simulators_configs() -> None:
         assert (env.scene.num_envs, agent.max_iterations) == (8, 3)
 
 
+def test_a_bare_key_with_the_name_of_a_flag_means_what_the_flag_does() -> None:
+    """``seed=3`` is ``--seed 3``, though all three configs have a seed; ``run_name=a`` is ``--run_name a``."""
+    env, agent = EnvCfg(), AgentCfg()
+    overrides = parse_overrides(["seed=3", "run_name=a"])
+    resolved = resolve(overrides, {}, student_cfg_class=student_cfg_class)
+    resolved.configure(env, agent, overrides)
+    assert (resolved.cfg.seed, resolved.cfg.run_name, env.seed, agent.seed) == (3, "a", None, 1)
+    parse_overrides(["seed=4"], scopes=("env", "agent")).configure(env, agent)
+    assert (env.seed, agent.seed) == (None, 4), "train.py seeds the environment from the agent's"
+
+
 @pytest.mark.parametrize(
     ("token", "says"),
     [
-        ("seed=3", "env.seed, agent.seed, distill.seed"),
+        ("note=3", "env.note, agent.note"),
         ("scen.num_envs=3", "'scene'"),
         ("scene.num_env=3", "env.scene.num_env"),
         ("env.foo=1", "env.foo"),

@@ -76,7 +76,6 @@ CASES = [
     good_case("unknown env key", ["env.scene.num_env=3"], "env.scene.num_env", "'num_envs'"),
     good_case("unknown agent key", ["agent.max_iteration=3"], "agent.max_iteration", "'max_iterations'"),
     good_case("unknown bare key", ["scen.num_envs=3"], "scen", "'scene'"),
-    good_case("bare key of two configs", ["seed=3"], "env.seed", "agent.seed", "distill.seed"),
     good_case("key to add", ["+env.scene.num_envs=3"], "env.scene.num_envs=3"),
     good_case("not an override", ["scene"], "'scene'"),
     good_case("unknown loss", ["loss=msee"], "msee", "'mse'"),

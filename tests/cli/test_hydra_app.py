@@ -1,0 +1,206 @@
+"""Commands and scripts as Hydra applications: sweeps with every launcher, ``--cfg job``, errors of one line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from small_teacher import SMALL, TASK, write_teacher
+
+from foundation.cli.command import run_command
+from foundation.rsl_rl import distillation, play, train
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = f"""
+import sys
+from foundation.config import hydra_task_config
+
+@hydra_task_config("{TASK}", "rsl_rl_cfg_entry_point")
+def main(env_cfg, agent_cfg, cfg):
+    with open(f"seen_{{cfg.seed}}_{{cfg.student.name}}.txt", "w") as file:
+        file.write(f"{{env_cfg.scene.num_envs}} {{agent_cfg.max_iterations}} {{cfg.run_name}}")
+    return cfg.seed
+
+if __name__ == "__main__":
+    print("returned", main())
+"""
+LAUNCHERS = {
+    "basic": [],
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "submitit": ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"],
+}
+
+
+def python(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *argv], cwd=folder, capture_output=True, text=True, env=env, timeout=300)
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    return tmp_path
+
+
+def seen(folder: Path) -> dict[str, str]:
+    return {path.stem.removeprefix("seen_"): path.read_text() for path in folder.glob("seen_*.txt")}
+
+
+def test_a_users_script_gets_all_three_configs(script: Path) -> None:
+    """Ten lines: env, agent and distillation config with the command line's values, and what it returned comes back."""
+    done = python(script, "mine.py", "scene.num_envs=8", "agent.max_iterations=3", "seed=5", "experiment=fast_gru",
+                  "run_name=${seed}_${hydra:job.name}")  # fmt: skip
+    assert done.stdout == "returned 5\n", done.stderr
+    assert seen(script) == {"5_gru": "8 3 5_mine"}
+    assert sorted(path.name for path in script.iterdir()) == ["mine.py", "seen_5_gru.txt"], "no outputs/"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_users_script_sweeps_with_every_launcher(launcher: str, script: Path) -> None:
+    """``--multirun seed=1,2 student=mlp,gru``: four jobs; all that is left beside is in ``logs/multirun``."""
+    if launcher != "basic":
+        pytest.importorskip(launcher)
+    done = python(script, "mine.py", "-m", "seed=1,2", "student=mlp,gru", "max_iterations=4", *LAUNCHERS[launcher])
+    assert done.returncode == 0, done.stderr
+    assert seen(script) == dict.fromkeys(["1_mlp", "1_gru", "2_mlp", "2_gru"], "512 4 ")
+    assert {path.name for path in script.iterdir() if path.suffix not in (".py", ".txt")} == {"logs"}
+    assert [path.name for path in (script / "logs").iterdir()] == ["multirun"]
+
+
+def test_the_decorator_is_isaac_labs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parameters have Isaac Lab's names; a function of two configs gets two, and arguments of its own."""
+    from foundation.config import hydra_task_config
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["script.py", "env.scene.num_envs=3"])
+
+    @hydra_task_config(task_name=TASK, agent_cfg_entry_point="rsl_rl_cfg_entry_point")
+    def two(env_cfg, agent_cfg):
+        return env_cfg.scene.num_envs, agent_cfg.max_iterations
+
+    @hydra_task_config(TASK, "rsl_rl_cfg_entry_point")
+    def more(env_cfg, agent_cfg, cfg, word, again=""):
+        return env_cfg.scene.num_envs, cfg.task, word, again
+
+    assert two() == (3, 250)
+    assert more("a", again="b") == (3, TASK, "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["scene.num_env=3"], "unknown key 'env.scene.num_env'. Did you mean 'num_envs'?"),
+        (["distill.bach_size=3"], "Did you mean 'batch_size'?"),
+        (["agent.max_iterations=many"], "'agent.max_iterations' is 'many': it must be a whole number"),
+        (["student=gruu"], "Did you mean 'gru'"),
+        (["experiment=fats"], "Did you mean 'fast'"),
+        (["seed=1,2"], "add --multirun"),
+        (["-m", "seed=1,x"], "'distill.seed' is 'x'"),
+        (["-m", "student=mlp,gruu"], "Did you mean 'gru'"),
+        (["-m"], "--multirun needs something to run over"),
+        (["-m", "seed=1,2", "hydra/launcher=joblibb"], "there is no such launcher here"),
+        (["run_name=${sed}"], "Did you mean 'seed'?"),
+        (["--multrun", "seed=1,2"], "Did you mean '--multirun'?"),
+        (["--cfg", "jop"], "invalid choice: 'jop'"),
+    ],
+)
+def test_mistakes_in_a_script_are_one_line(
+    argv: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A misspelt key, a wrong type, a choice that is not there: exit code 2, one line, and no job has run."""
+    from foundation.config import hydra_task_config
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["script.py", *argv])
+
+    @hydra_task_config(TASK)
+    def main(env_cfg, agent_cfg, cfg):
+        raise AssertionError("ran")
+
+    with pytest.raises(SystemExit) as left:
+        main()
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1, error
+    assert says in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_cfg_job_shows_what_would_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Files, overrides, interpolation and flags, in the order that counts; nothing is run and nothing is left."""
+    monkeypatch.chdir(tmp_path)
+    argv = ["--task", TASK, "--num_envs", "6", "--seed", "4", "experiment=fast", "loss=kl", "env.scene.num_envs=9"]
+    assert run_command(distillation.main, [*argv, "run_name=${now:%d}_${seed}", "--cfg", "job"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert set(shown) == {"env", "agent", "distill"}
+    assert (shown["env"]["scene"]["num_envs"], shown["env"]["seed"], shown["distill"]["seed"]) == (6, 4, 4)
+    assert (shown["distill"]["loss"]["name"], shown["distill"]["n_epochs"]) == ("kl", 300)
+    assert shown["distill"]["run_name"].endswith("_4")
+    assert run_command(distillation.main, [*argv, "--cfg", "job", "--package", "distill.student"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["name"] == "mlp"
+    assert run_command(train.main, ["--task", TASK, "--seed", "8", "max_iterations=7", "--cfg", "job"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["agent"]["seed"], shown["agent"]["max_iterations"], shown["env"]["seed"]) == (8, 7, 8)
+    assert run_command(play.main, ["--task", TASK, "--agent", "zero", "env.scene.num_envs=3", "--cfg", "job"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["env"]["scene"]["num_envs"] == 3
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--multirun", "seed=1,2", "distill.bach_size=3"], "'batch_size'"),
+        (["--multirun", "student=mlp,gru", "scene.num_env=3,4"], "'num_envs'"),
+        (["--multirun", "--resume", "seed=1,2"], "leave --resume out"),
+        (["seed=1,2"], "add --multirun"),
+        (["--cfg", "job", "distill.bach_size=3"], "'batch_size'"),
+        (["--cfg", "job", "env.scene.num_envs=many"], "env.scene.num_envs"),
+    ],
+)
+def test_mistakes_are_told_before_any_job_runs(
+    argv: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Every value of a sweep is checked first: one line, exit code 2, no folder."""
+    monkeypatch.chdir(tmp_path)
+    write_teacher(tmp_path / "t.pt")
+    assert run_command(distillation.main, ["--task", TASK, "--teacher_checkpoint", "t.pt", *SMALL, *argv]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and says in error
+    assert [path.name for path in tmp_path.iterdir()] == ["t.pt"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_sweep_of_six_runs(launcher: str, tmp_path: Path) -> None:
+    """``--multirun seed=1,2,3 student=mlp,gru`` writes six runs, each told apart by its name, and no ``outputs/``."""
+    if launcher != "basic":
+        pytest.importorskip(launcher)
+    write_teacher(tmp_path / "t.pt")
+    argv = ["--task", TASK, "--teacher_checkpoint", "t.pt", *SMALL, "--experiment_name", "six"]
+    command = [str(ROOT / "foundation" / "rsl_rl" / "distillation.py"), *argv, "--multirun", "seed=1,2,3"]
+    done = python(tmp_path, *command, "student=mlp,gru", *LAUNCHERS[launcher])
+    assert done.returncode == 0, done.stderr + done.stdout
+    runs = sorted((tmp_path / "logs" / "distillation" / "six").iterdir())
+    found = set()
+    for run in runs:
+        cfg = yaml.safe_load((run / "params" / "distillation.yaml").read_text())
+        assert run.name.endswith(f"_seed-{cfg['seed']}_student-{cfg['student']['name']}")
+        assert (run / "final_student.pt").is_file()
+        found.add((cfg["seed"], cfg["student"]["name"]))
+    assert len(runs) == 6 and found == {(seed, name) for seed in (1, 2, 3) for name in ("mlp", "gru")}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "t.pt"]
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_does_not_keep_the_others_from_running(tmp_path: Path) -> None:
+    """The second job's teacher is not there: its line is said, the third runs, and the sweep's exit code is 2."""
+    write_teacher(tmp_path / "t.pt")
+    argv = ["--task", TASK, *SMALL, "--experiment_name", "some", "-m", "distill.teacher.checkpoint=t.pt,gone.pt,./t.pt"]
+    done = python(tmp_path, "-m", "foundation.rsl_rl.distillation", *argv)
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1 and "gone.pt" in done.stderr and "Traceback" not in done.stderr
+    assert len(list((tmp_path / "logs" / "distillation" / "some").iterdir())) == 2
