@@ -135,8 +135,8 @@ def run(argv: Sequence[str]) -> int:
     args, tokens = parse_command(parser, argv)
     logger.info("%s", why)
     # A student of the user's own package: typing its name was what it needed.
-    tokens = of_env_and_agent(tokens)
-    overrides = parse_overrides(tokens, scopes=("env", "agent"))
+    overrides = parse_overrides(of_env_and_agent(tokens), scopes=("env", "agent"))
+    refuse_bare_seed(overrides)
     args.presets = overrides.take(engine_class.selectors)
     job = Job(args, overrides, task, device, checkpoint, policy)
     return launch(job, engine_class())
