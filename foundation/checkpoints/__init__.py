@@ -19,6 +19,7 @@ import torch
 from foundation.checkpoints.as_is import load_as_is
 from foundation.checkpoints.reading.agent_config import AgentConfig
 from foundation.checkpoints.reading.loading import LoadedPolicy, Overrides, Source, report_unknown, unwrapped
+from foundation.core.archives import ArchiveError, check_regular
 from foundation.core.errors import UserError
 from foundation.core.files import load_checkpoint, refuse_lfs_pointer
 
@@ -33,6 +34,10 @@ def load_policy(path: str | Path, overrides: Overrides) -> LoadedPolicy:
         overrides: What the user says about it.
     """
     file = Path(path)
+    try:
+        check_regular(file)
+    except ArchiveError as error:
+        raise UserError(f"'{file}' cannot be read: {error}. Check the path.") from None
     refuse_lfs_pointer(file)
     source = Source(file, overrides, AgentConfig())
     head = _head(file)

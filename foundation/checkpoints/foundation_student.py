@@ -20,17 +20,12 @@ def recognise(checkpoint: dict[str, Any]) -> bool:
 
 def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     """Read the student."""
+    weights = checkpoint["model_state_dict"]
+    Entries(weights, f"'{source.path}' (model_state_dict)")
     try:
-        student = student_from_description(checkpoint["student"])
+        student = student_from_description(checkpoint["student"], weights)
     except UserError as error:
         raise UserError(f"'{source.path}': {error}") from error
-    Entries(checkpoint["model_state_dict"], f"'{source.path}' (model_state_dict)")
-    try:
-        student.load_state_dict(checkpoint["model_state_dict"])
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"'{source.path}': its weights do not fit its description: {' '.join(str(error).split())[:200]}"
-        ) from error
     student.requires_grad_(False).eval()
     saved = checkpoint.get("obs_groups")
     if isinstance(saved, dict):

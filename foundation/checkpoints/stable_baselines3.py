@@ -40,6 +40,7 @@ from foundation.checkpoints.reading.loading import (
 )
 from foundation.checkpoints.reading.scaling import ClampedScaler
 from foundation.checkpoints.reading.vecnormalize import VecNormalizeStatistics, find_statistics, says_normalized
+from foundation.core.archives import check_members, check_tree, size_of
 from foundation.core.errors import UserError
 from foundation.core.files import archive_names, load_checkpoint_bytes
 from foundation.policies.actor_critic import ActorCriticNetwork, Critic, Trunk
@@ -47,7 +48,7 @@ from foundation.policies.distribution import Deterministic, SquashedGaussian
 from foundation.policies.mlp import activation_class_names, resolve_activation
 from foundation.policies.teacher_outputs import Choices, ShapedActions
 
-_MOST_JSON, _MOST_WEIGHTS = 64 << 20, 2 << 30
+_MOST_JSON = 16 << 20
 _TYPE = re.compile(r"<class '(?:[\w.]*\.)?(\w+)'>")
 
 
@@ -108,8 +109,9 @@ def _members(path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {info.filename: info.file_size for info in archive.infolist()}
-            if sizes.get("data", 0) > _MOST_JSON or sum(sizes.values()) > _MOST_WEIGHTS:
-                raise ValueError(f"it would unpack to {sum(sizes.values()) >> 20} MiB")
+            check_members(archive, size_of(path))
+            if sizes.get("data", 0) > _MOST_JSON:
+                raise ValueError(f"its 'data' would unpack to {sizes['data'] >> 20} MiB")
             damaged = archive.testzip()
             if damaged is not None:
                 raise ValueError(f"wrong checksum in record '{damaged}'")
@@ -117,6 +119,7 @@ def _members(path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
             content = archive.read("policy.pth")
             version = archive.read("_stable_baselines3_version") if "_stable_baselines3_version" in sizes else b"?"
         data = json.loads(text)
+        check_tree(data)
         version = version.decode("ascii").strip()
     except Exception as error:  # zipfile, struct, zlib, JSON and Unicode errors all mean the same
         line = " ".join(str(error).split())[:160] or type(error).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import json
 import os
 import pickle
 import tempfile
@@ -16,11 +17,24 @@ from typing import Any, BinaryIO
 import torch
 import yaml
 
+from foundation.core.archives import (
+    ArchiveError,
+    ForeignObjectError,
+    check_members,
+    check_regular,
+    check_torch_archive,
+    check_tree,
+    size_of,
+)
 from foundation.core.errors import UserError
+from foundation.core.text import one_line
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_START = b"\x80"
 _LFS_POINTER = b"version https://git-lfs"
+_MOST_YAML, _MOST_JSON = 2 << 20, 16 << 20
+"""Largest files of text [B]."""
+_MOST_YAML_NODES, _DEEPEST_YAML = 50_000, 64
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -69,7 +83,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]
     except RuntimeError as error:  # torch's zip writer reports a full disk so, and may hide the OSError
         if not _is_write_failure(error):
             raise
-        reason = _system_error(error) or _one_line(error)
+        reason = _system_error(error) or one_line(error)
         raise UserError(f"cannot write '{target}': {reason}. Free space or choose another folder.") from error
     finally:
         if temporary is not None:
@@ -155,19 +169,35 @@ def load_checkpoint_bytes(content: bytes, where: str, map_location: Any = "cpu")
 
 def _load_plain(file: Path | io.BytesIO, where: str, map_location: Any) -> dict[str, Any]:
     try:
+        with zipfile.ZipFile(file) as archive:
+            check_torch_archive(archive, size_of(file))
+    except ForeignObjectError as error:
+        raise UserError(
+            f"'{where}' holds Python objects beside tensors, which are never loaded because that could run code "
+            f"({error}). Save the state_dicts alone and use that file."
+        ) from error
+    except Exception as error:  # a spoiled pickle fails in many ways
+        raise UserError(f"'{where}' is damaged: {one_line(error)}. Copy or train it again.") from error
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
+    try:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error) and "weights_only" not in str(error).lower():
-            raise UserError(f"'{where}' is damaged: {_one_line(error)}. Copy or train it again.") from error
+            raise UserError(f"'{where}' is damaged: {one_line(error)}. Copy or train it again.") from error
         raise UserError(
             f"'{where}' holds Python objects beside tensors, which are never loaded because that could run code. "
             "Save the state_dicts alone and use that file."
         ) from error
     except (OSError, MemoryError) as error:
-        raise UserError(f"cannot read '{where}': {_one_line(error)}.") from error
+        raise UserError(f"cannot read '{where}': {one_line(error)}.") from error
     except Exception as error:  # a damaged archive fails in many ways inside torch, all with one meaning
-        raise UserError(f"'{where}' cannot be read as a PyTorch checkpoint: {_one_line(error)}.") from error
+        raise UserError(f"'{where}' cannot be read as a PyTorch checkpoint: {one_line(error)}.") from error
+    try:
+        check_tree(checkpoint)
+    except ArchiveError as error:
+        raise UserError(f"'{where}' is corrupt: {error}. Copy or train it again.") from error
     if not isinstance(checkpoint, dict) or not all(isinstance(key, str) for key in checkpoint):
         raise UserError(
             f"'{where}' is not a policy checkpoint: it holds a {type(checkpoint).__name__}, not a dict by name."
@@ -179,6 +209,7 @@ def _load_plain(file: Path | io.BytesIO, where: str, map_location: Any) -> dict[
 def refuse_lfs_pointer(file: str | os.PathLike[str]) -> None:
     """Refuse the few lines of text that Git LFS leaves in the place of a file that was not fetched."""
     try:
+        check_regular(file)
         with Path(file).open("rb") as stream:
             head = stream.read(len(_LFS_POINTER))
     except (OSError, ValueError):
@@ -204,12 +235,13 @@ def check_torch_zip(file: Path) -> None:
                 f"'{file}' is a folder; give the checkpoint file in it, such as '{file / 'model_1500.pt'}'."
             )
         size = file.stat().st_size
+        check_regular(file)
         with file.open("rb") as stream:
             head = stream.read(4)
     except FileNotFoundError as error:
         raise UserError(f"checkpoint '{file}' does not exist. Check the path.") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read checkpoint '{file}': {_one_line(error)}.") from error
+        raise UserError(f"cannot read checkpoint '{file}': {one_line(error)}.") from error
     if size == 0:
         raise UserError(f"checkpoint '{file}' is empty (0 bytes). Copy or train it again.")
     if head != _ZIP_MAGIC:
@@ -227,9 +259,10 @@ def _check_archive(file: Path | io.BytesIO, where: str) -> None:
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
+            check_members(archive, size_of(file))
             damaged = archive.testzip()
     except Exception as error:  # BadZipFile, but also struct, zlib, NotImplemented and Unicode errors on damaged ones
-        raise UserError(f"'{where}' is truncated or damaged ({_one_line(error)}). Copy or train it again.") from error
+        raise UserError(f"'{where}' is truncated or damaged ({one_line(error)}). Copy or train it again.") from error
     if damaged is not None:
         raise UserError(f"'{where}' is damaged: wrong checksum in record '{damaged}'. Copy or train it again.")
     if not any(name.split("/")[-1] == "data.pkl" for name in names):
@@ -268,19 +301,105 @@ def load_yaml(path: str | os.PathLike[str]) -> Any:
     """
     file = Path(path)
     refuse_lfs_pointer(file)
+    text = read_text(file, _MOST_YAML)
     try:
-        with file.open(encoding="utf-8") as stream:
-            return yaml.load(stream, Loader=_PlainLoader)
+        values = _construct(text)
+        check_tree(values, _MOST_YAML_NODES, _DEEPEST_YAML)
+    except Exception as error:  # besides YAML's own errors: KeyError, AttributeError and others of a tag's scalar
+        raise UserError(f"'{file}' is not readable YAML: {one_line(error)}.") from error
+    return values
+
+
+def load_json(path: str | os.PathLike[str], most: int = _MOST_JSON) -> Any:
+    """Read JSON: plain values, nested no deeper than anyone writes them by hand.
+
+    Args:
+        path: The file.
+        most: Largest file that is read [B].
+    """
+    file = Path(path)
+    refuse_lfs_pointer(file)
+    text = read_text(file, most)
+    try:
+        values = json.loads(text)
+        check_tree(values, len(text) + 1, _DEEPEST_YAML)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"'{file}' is not readable JSON: {one_line(error)}.") from error
+    return values
+
+
+def read_text(path: str | os.PathLike[str], most: int) -> str:
+    """Read a regular file of text, in UTF-8.
+
+    Args:
+        path: The file.
+        most: Largest file that is read [B].
+    """
+    file = Path(path)
+    try:
+        check_regular(file)
+        with file.open("rb") as stream:
+            content = stream.read(most + 1)
+        if len(content) > most:
+            raise ArchiveError(f"it is larger than {most >> 10} KiB")
+        return content.decode("utf-8")
     except FileNotFoundError as error:
         raise UserError(f"'{file}' does not exist. Check the path.") from error
-    except OSError as error:
-        raise UserError(f"cannot read '{file}': {_one_line(error)}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"'{file}' is not readable YAML: {_one_line(error)}.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read '{file}': {one_line(error)}.") from error
+
+
+def _construct(text: str) -> Any:
+    """Make plain values of YAML, once it is known how many there will be."""
+    loader = _PlainLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count_nodes(node, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _count_nodes(node: yaml.Node, counts: dict[int, int]) -> int:
+    """Return how many values a node makes where each alias, and each merged key, is written out."""
+    known = counts.get(id(node))
+    if known is not None:
+        if known < 0:
+            raise ArchiveError("it holds itself")
+        return known
+    counts[id(node)] = -1
+    below: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        below = [part for pair in node.value for part in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        below = node.value
+    total = 1 + sum(_count_nodes(part, counts) for part in below)
+    if total > _MOST_YAML_NODES:
+        raise ArchiveError(f"its aliases make more than {_MOST_YAML_NODES} values of it")
+    counts[id(node)] = total
+    return total
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """A safe loader that reads unknown tags as the plain data under them."""
+    """A safe loader that reads unknown tags as the plain data under them, and no more than a run's files have."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._nodes = self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose a node, if there are not too many already."""
+        self._nodes += 1
+        self._depth += 1
+        if self._nodes > _MOST_YAML_NODES:
+            raise ArchiveError(f"it has more than {_MOST_YAML_NODES} values")
+        if self._depth > _DEEPEST_YAML:
+            raise ArchiveError(f"it is nested more than {_DEEPEST_YAML} levels deep")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 def _construct_plain(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> Any:
@@ -307,11 +426,6 @@ def _tensors(values: Mapping[str, Any], prefix: str) -> list[tuple[str, torch.Te
         elif isinstance(value, Mapping) and key != "resume" and "optimizer" not in str(key):
             found += _tensors(value, f"{name}/")
     return found
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def _system_error(error: BaseException | None) -> str | None:

@@ -41,6 +41,13 @@ def forget_typed() -> None:
     _typed.clear()
 
 
+def import_flags() -> str:
+    """Return what a command that goes on with this one's files has to type: ``" --import pkg.module"`` and so on."""
+    return "".join(
+        f" --import {name}" for name in sorted(_typed & sys.modules.keys()) if name.partition(".")[0] != _OWN
+    )
+
+
 def import_typed(name: str) -> ModuleType:
     """Import a module by the name that the user typed for it (``--import pkg.module``).
 

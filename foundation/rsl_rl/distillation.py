@@ -47,7 +47,7 @@ from foundation.config.overrides import Overrides, parse_overrides
 from foundation.config.plain import to_plain
 from foundation.config.resolve import Choice, Resolved, resolve
 from foundation.core.errors import RunInterrupted, UserError
-from foundation.core.registry import refuse_untyped_names
+from foundation.core.registry import import_flags, refuse_untyped_names
 
 if TYPE_CHECKING:
     from foundation.engines.base import Engine
@@ -334,7 +334,7 @@ def run_with(
             print(f"Logging to {run.path}")
             runner.run()
         except RunInterrupted as reason:
-            print(f"Stopped ({reason}). Go on with: --resume --load_run {run.name}")
+            print(f"Stopped ({reason}). Go on with: --resume --load_run {run.name}{import_flags()}")
         finally:
             writer.close()
     return interrupt.exit_code

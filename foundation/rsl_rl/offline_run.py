@@ -12,6 +12,7 @@ from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.overrides import Overrides
 from foundation.config.resolve import Resolved
 from foundation.core.errors import RunInterrupted, UserError
+from foundation.core.registry import import_flags
 
 logger = logging.getLogger("foundation.distillation")
 
@@ -61,7 +62,7 @@ def run_offline(
                 print(f"Logging to {run.path}")
                 runner.run()
             except RunInterrupted as reason:
-                print(f"Stopped ({reason}). Go on with: --resume --load_run {run.name}")
+                print(f"Stopped ({reason}). Go on with: --resume --load_run {run.name}{import_flags()}")
             finally:
                 writer.close()
         return interrupt.exit_code

@@ -71,7 +71,7 @@ class Student(PolicyNetwork):
         if cfg.stochastic and cfg.state_dependent_std:
             self.log_std = nn.Linear(num_features, num_actions)
             nn.init.zeros_(self.log_std.weight)
-            nn.init.constant_(self.log_std.bias, float(torch.tensor(cfg.init_std).log()))
+            nn.init.constant_(self.log_std.bias, float(torch.tensor(cfg.init_std, device="cpu").log()))
         elif cfg.stochastic:
             self.log_std = nn.Parameter(torch.full((num_actions,), cfg.init_std).log())
         self.value = nn.Linear(num_features, 1) if cfg.value_head else None

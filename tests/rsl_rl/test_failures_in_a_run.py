@@ -51,7 +51,7 @@ def check_failure(command: Command, folder: Path, *says: str) -> int:
 
 def check_same_end(server: CommandServer, folder: Path, whole: Path) -> None:
     """Once the trouble is over, the run goes on as if it had never been."""
-    resumed = server.run(["--resume"], folder)
+    resumed = server.run(["--resume", "--import", "spoiled"], folder)
     assert resumed.code == 0, resumed.text
     assert "(exact)" in resumed.text or "after epoch 5 (of 5" in resumed.text
     for name in ("final_student.pt", "best_student.pt", "checkpoint_epoch_4.pt"):

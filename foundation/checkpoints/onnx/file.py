@@ -10,11 +10,13 @@ import torch
 
 from foundation.checkpoints.onnx.ops import OPERATORS
 from foundation.checkpoints.reading.loading import RUN_IT
+from foundation.core.archives import ROOM
 from foundation.core.errors import UserError
 from foundation.core.files import check_finite, refuse_lfs_pointer
 
 _DTYPES = {1: torch.float32, 10: torch.float16, 11: torch.float64}
 _MAX_BYTES = 1 << 30
+_MOST_NODES = 2000
 
 
 @dataclass
@@ -90,8 +92,14 @@ def load_model(path: Path) -> Any:
         ) from error
     try:
         model = onnx.load_model(str(path), load_external_data=False)
+        if len(model.graph.node) > _MOST_NODES:
+            _refuse(path, f"has {len(model.graph.node)} operators, more than a policy")
+        beside: dict[Path, int] = {}
+        taken = 0
         for tensor in model.graph.initializer:
-            _take_in(tensor, path)
+            taken += _take_in(tensor, path, beside)
+            if taken > ROOM + 2 * sum(beside.values()):
+                _refuse(path, "takes the same weights from the file beside it again and again")
         onnx.checker.check_model(model)
     except UserError:
         raise
@@ -101,10 +109,16 @@ def load_model(path: Path) -> Any:
     return model
 
 
-def _take_in(tensor: Any, path: Path) -> None:
-    """Replace a reference to a file beside the model by the bytes in it."""
+def _take_in(tensor: Any, path: Path, beside: dict[Path, int]) -> int:
+    """Replace a reference to a file beside the model by the bytes in it; return their number.
+
+    Args:
+        tensor: The reference.
+        path: The model.
+        beside: Sizes of the files that were read so far [B]; this one is added.
+    """
     if tensor.data_location == 0:
-        return
+        return 0
     place = {entry.key: entry.value for entry in tensor.external_data}
     name = place.get("location", "")
     own = path.resolve().parent
@@ -119,11 +133,13 @@ def _take_in(tensor: Any, path: Path) -> None:
     length = int(place.get("length", file.stat().st_size - offset))
     if offset < 0 or not 0 <= length <= min(file.stat().st_size - offset, _MAX_BYTES):
         _refuse(path, f"wants more of '{name}' than there is: the two files do not belong together")
+    beside[file] = file.stat().st_size
     with file.open("rb") as stream:
         stream.seek(offset)
         tensor.raw_data = stream.read(length)
     del tensor.external_data[:]
     tensor.data_location = 0
+    return length
 
 
 def _graph(model: Any, onnx: Any, path: Path) -> OnnxGraph:

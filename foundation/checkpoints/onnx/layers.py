@@ -11,6 +11,8 @@ from torch.nn import functional
 
 Value = torch.Tensor | None
 _MAX_NUMBERS = 1 << 24
+_MOST_PIECES = 1 << 12
+"""Pieces that one operator may cut its input into, or steps of time in a recurrent layer."""
 _PAD_MODES = {"constant": "constant", "edge": "replicate", "reflect": "reflect", "wrap": "circular"}
 
 
@@ -30,6 +32,13 @@ def bounded(shape: Sequence[int]) -> list[int]:
     if math.prod(abs(size) for size in shape) > _MAX_NUMBERS:
         raise ValueError(f"a tensor of shape {list(shape)} is too large")
     return list(shape)
+
+
+def few(count: int) -> int:
+    """Refuse a number of pieces that would take for ever, one by one."""
+    if count > _MOST_PIECES:
+        raise ValueError(f"an operator with {count} pieces or steps is too large")
+    return count
 
 
 def _gates(a: dict[str, Any], x: Sequence[Any], count: int) -> tuple[torch.Tensor, ...]:
@@ -55,6 +64,7 @@ def gru(a: dict[str, Any], x: Sequence[Any]) -> list[torch.Tensor]:
     weight_in, weight_hidden, bias_in, bias_hidden = _gates(a, x, 3)
     size, outputs = a["hidden_size"], []
     hidden = x[5][0] if optional(x, 5) is not None else x[0].new_zeros(x[0].shape[1], size)
+    few(len(x[0]))
     for step in x[0].unbind(0):
         given, kept = step @ weight_in.mT + bias_in, hidden @ weight_hidden.mT + bias_hidden
         update = (given[:, :size] + kept[:, :size]).sigmoid()
@@ -76,6 +86,7 @@ def lstm(a: dict[str, Any], x: Sequence[Any]) -> list[torch.Tensor]:
     size, outputs = a["hidden_size"], []
     hidden = x[5][0] if optional(x, 5) is not None else x[0].new_zeros(x[0].shape[1], size)
     cell = x[6][0] if optional(x, 6) is not None else torch.zeros_like(hidden)
+    few(len(x[0]))
     for step in x[0].unbind(0):
         gates = step @ weight_in.mT + bias_in + hidden @ weight_hidden.mT + bias_hidden
         enter, leave, forget, candidate = gates.split(size, dim=-1)

@@ -7,8 +7,10 @@ import math
 import torch
 from torch import nn
 
+from foundation.checkpoints.onnx.bounded import Bounded
 from foundation.checkpoints.onnx.file import OnnxGraph, OnnxNode
 from foundation.checkpoints.onnx.ops import OPERATORS, ROWWISE
+from foundation.core.archives import ROOM
 from foundation.policies.output import PolicyOutput
 from foundation.policies.policy_network import PolicyNetwork
 
@@ -37,7 +39,9 @@ class OnnxNetwork(PolicyNetwork):
         self._small: dict[str, torch.Tensor] = {}
         self._names: dict[str, str] = {}
         self._nodes = self._fold(graph)
-        self._rowwise = not states and len(observations) == 1 and all(map(self._is_rowwise, self._nodes))
+        constants = self._constants()
+        self._rowwise = not states and len(observations) == 1
+        self._rowwise &= all(_is_rowwise(node, constants) for node in self._nodes)
         self._rowwise &= len(self._observations[0][1]) == 2
         self.num_actions = self._one(torch.zeros(self.num_obs), torch.zeros(self.state_size))[0].numel()
         self.requires_grad_(False).eval()
@@ -46,15 +50,16 @@ class OnnxNetwork(PolicyNetwork):
         """Compute every node that depends on constants and shapes alone, and keep what the others need."""
         known = dict(graph.constants)
         shapes = self._observations + self._states
-        trial = known | {name: torch.zeros(shape, dtype=self._dtypes[name]) for name, shape in shapes}
         left: list[OnnxNode] = []
-        for node in graph.nodes:
-            results = _run(node, trial)
-            trial.update(results)
-            if node.kind == "Shape" or all(name in known or not name for name in node.inputs):
-                known.update(results)
-            else:
-                left.append(node)
+        with Bounded(ROOM + 4 * sum(value.nbytes for value in known.values())):
+            trial = known | {name: torch.zeros(shape, dtype=self._dtypes[name]) for name, shape in shapes}
+            for node in graph.nodes:
+                results = _run(node, trial)
+                trial.update(results)
+                if node.kind == "Shape" or all(name in known or not name for name in node.inputs):
+                    known.update(results)
+                else:
+                    left.append(node)
         wanted = {name for node in left for name in node.inputs} | set(self._outputs)
         weights = {name for node in left if node.kind in _LAYERS for name in node.inputs}
         for index, name in enumerate(sorted(wanted & set(known))):
@@ -68,20 +73,6 @@ class OnnxNetwork(PolicyNetwork):
             else:  # shapes and indices are read by the host
                 self._small[name] = value
         return left
-
-    def _is_rowwise(self, node: OnnxNode) -> bool:
-        """Return whether a node does the same to a batch of rows as to each row."""
-        if node.kind not in ROWWISE or node.attributes.get("transA"):
-            return False
-        constants = self._constants()
-        if node.kind in ("Gemm", "MatMul"):
-            if node.inputs[0] in constants or node.inputs[1] not in constants or constants[node.inputs[1]].dim() != 2:
-                return False
-            rest = node.inputs[2:]
-        else:
-            rest = node.inputs
-        shapes = [constants[name].shape for name in rest if name in constants]
-        return all(len(shape) < 2 or (len(shape) == 2 and shape[0] == 1) for shape in shapes)
 
     def _constants(self) -> dict[str, torch.Tensor]:
         return {name: getattr(self, buffer) for name, buffer in self._names.items()} | self._small
@@ -122,6 +113,20 @@ class OnnxNetwork(PolicyNetwork):
         for node in self._nodes:
             values.update(_run(node, values))
         return [values[name] for name in self._outputs]
+
+
+def _is_rowwise(node: OnnxNode, constants: dict[str, torch.Tensor]) -> bool:
+    """Return whether a node does the same to a batch of rows as to each row."""
+    if node.kind not in ROWWISE or node.attributes.get("transA"):
+        return False
+    if node.kind in ("Gemm", "MatMul"):
+        if node.inputs[0] in constants or node.inputs[1] not in constants or constants[node.inputs[1]].dim() != 2:
+            return False
+        rest = node.inputs[2:]
+    else:
+        rest = node.inputs
+    shapes = [constants[name].shape for name in rest if name in constants]
+    return all(len(shape) < 2 or (len(shape) == 2 and shape[0] == 1) for shape in shapes)
 
 
 def _run(node: OnnxNode, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from foundation.checkpoints.onnx.layers import (
     batch_norm,
     bounded,
     conv,
+    few,
     gru,
     integers,
     layer_norm,
@@ -85,16 +86,18 @@ def _slice(a: dict[str, Any], x: Sequence[Any]) -> torch.Tensor:
     steps = [1] * len(starts) if optional(x, 4) is None else integers(optional(x, 4))
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         begin, stop, stride = slice(start, end, step).indices(out.shape[axis])
-        chosen = list(range(begin, stop, stride))
+        chosen = range(begin, stop, stride)
         if stride == 1:
             out = out.narrow(axis, begin, len(chosen))
         else:
+            few(len(chosen))
             out = torch.stack([out.select(axis, index) for index in chosen], dim=axis)
     return out
 
 
 def _gather(a: dict[str, Any], x: Sequence[Any]) -> torch.Tensor:
     source, index, axis = x[0], x[1], a.get("axis", 0)
+    few(index.numel())
     numbers = integers(index)
     if index.dim() == 0:
         return source.select(axis, numbers[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,20 +10,26 @@ from typing import Any, NoReturn
 
 import torch
 
+from foundation.core.archives import ROOM
 from foundation.core.errors import UserError
 from foundation.core.files import check_finite
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
-_MAX_NUMBERS = 1 << 27
 _FILTERS = {1, 2, 3}  # deflate, shuffle, Fletcher's checksum: those that HDF5 itself brings along
 
 
 class Hdf5Group:
     """A group of an open file, every access to which is checked."""
 
-    def __init__(self, group: Any, path: str) -> None:
-        """Wrap an ``h5py.Group``; ``path`` is the file's, for errors."""
-        self._group, self._path = group, path
+    def __init__(self, group: Any, path: str, left: list[int]) -> None:
+        """Wrap an ``h5py.Group``.
+
+        Args:
+            group: The group.
+            path: The file's, for errors.
+            left: Bytes that may still be read, in all groups of the file together.
+        """
+        self._group, self._path, self._left = group, path, left
 
     @property
     def name(self) -> str:
@@ -45,7 +52,7 @@ class Hdf5Group:
         found = self._own(name)
         if not isinstance(found, h5py.Group):
             self._refuse(f"'{self.name}/{name}' is not a group")
-        return Hdf5Group(found, self._path)
+        return Hdf5Group(found, self._path, self._left)
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return a data set as float32, finite."""
@@ -59,8 +66,13 @@ class Hdf5Group:
         filters = {plist.get_filter(index)[0] for index in range(plist.get_nfilters())}
         if found.is_virtual or found.external or filters - _FILTERS:
             self._refuse(f"{where} is stored outside the file or by a filter that is not HDF5's own")
-        if found.size > _MAX_NUMBERS or (not filters and found.id.get_storage_size() < found.nbytes):
+        if not filters and found.id.get_storage_size() < found.nbytes:
             self._refuse(f"{where} says it has {found.size} numbers, which the file does not hold")
+        # A chunk may be larger than its data set, and is unpacked as a whole; float32 is made of what is unpacked.
+        asked = max(found.nbytes, math.prod(found.chunks or ()) * found.dtype.itemsize) + 4 * found.size
+        self._left[0] -= asked
+        if self._left[0] < 0:
+            self._refuse(f"{where} and those before it unpack to far more than the file's size")
         value = torch.from_numpy(found[()].astype("float32"))
         check_finite({f"{self.name}/{name}": value}, self._path)
         return value
@@ -91,7 +103,7 @@ def open_hdf5(path: Path) -> Iterator[Hdf5Group]:
         ) from error
     try:
         with h5py.File(path, "r") as file:
-            yield Hdf5Group(file, str(path))
+            yield Hdf5Group(file, str(path), [4 * path.stat().st_size + ROOM])
     except UserError:
         raise
     except Exception as error:  # h5py tells of damage by many kinds of errors

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import math
+import zipfile
 from pathlib import Path
 
 import numpy
@@ -9,6 +12,7 @@ import torch
 from torch import nn
 
 from foundation.checkpoints.reading.loading import Tensors
+from foundation.core.archives import check_members, size_of
 from foundation.core.errors import UserError
 
 
@@ -95,8 +99,10 @@ def load_moments(path: Path, size: int) -> tuple[torch.Tensor, torch.Tensor, flo
         size: Number of observations.
     """
     try:
-        with numpy.load(path, allow_pickle=False) as archive:
-            found = {name: torch.from_numpy(archive[name]).double() for name in ("mean", "var", "epsilon", "clip_obs")}
+        with zipfile.ZipFile(path) as archive:
+            check_members(archive, size_of(path))
+            names = ("mean", "var", "epsilon", "clip_obs")
+            found = {name: torch.from_numpy(_array(archive.read(f"{name}.npy"))).double() for name in names}
     except Exception as error:  # zipfile, KeyError and ValueError all mean the same
         text = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(
@@ -110,3 +116,15 @@ def load_moments(path: Path, size: int) -> tuple[torch.Tensor, torch.Tensor, flo
     if not bool(torch.isfinite(mean).all()):
         raise UserError(f"'{path}' has NaN or infinite numbers in 'mean'. Write it again.")
     return mean.float(), var, float(found["epsilon"]), float(found["clip_obs"])
+
+
+def _array(content: bytes) -> numpy.ndarray:
+    """Return the array of an ``.npy`` that holds all that its head says."""
+    stream = io.BytesIO(content)
+    version = numpy.lib.format.read_magic(stream)
+    read_head = {1: numpy.lib.format.read_array_header_1_0, 2: numpy.lib.format.read_array_header_2_0}[version[0]]
+    shape, fortran, dtype = read_head(stream)
+    if dtype.kind not in "fiub" or math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
+        raise ValueError(f"an array of shape {str(shape)[:80]} has {len(content) - stream.tell()} bytes")
+    flat = numpy.frombuffer(content, dtype, offset=stream.tell())
+    return flat.reshape(shape, order="F" if fortran else "C").astype(numpy.float64)

@@ -6,7 +6,6 @@ so that a module becomes a plain :class:`Node` and a tensor is built from its by
 
 from __future__ import annotations
 
-import io
 import pickle
 import re
 import zipfile
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from foundation.core.archives import ArchiveError, PlainUnpickler, Views, check_tree
 from foundation.core.errors import UserError
 from foundation.core.files import archive_names, check_finite, check_torch_zip
 
@@ -33,6 +33,7 @@ _DTYPES = {
 }
 _MOST_CODE = 1 << 20
 """Largest file of code that is looked at [B]."""
+_MOST_NAMES, _MOST_NODES, _DEEPEST = 10_000, 20_000, 50
 _LISTS = ("build_intlist", "build_floatlist", "build_doublelist", "build_boollist", "build_tensorlist")
 
 
@@ -79,28 +80,34 @@ def read_script(path: Path) -> Node:
         raise UserError(f"'{path}' cannot be read as a TorchScript policy: {text}. Export it again.") from error
     if not isinstance(root, Node):
         raise UserError(f"'{path}' is a TorchScript archive, but not of a module. Export the policy again.")
-    _check_finite(root, "", str(path))
+    _check_nodes(root, str(path))
     return root
 
 
-class _Reader(pickle.Unpickler):
+class _Reader(PlainUnpickler):
     """An unpickler that knows tensors, plain lists and inert modules, and refuses every other name."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")))
+        super().__init__(archive.read(f"{root}data.pkl"))
         self._archive, self._root = archive, root
+        self._views = Views(sum(member.file_size for member in archive.infolist()))
+        self._storages: dict[str, torch.Tensor] = {}
+        self._named = 0
         names = archive.namelist()
         if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
             raise pickle.UnpicklingError("big-endian archives are not read")
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         """Return what a name stands for, from a closed list."""
+        self._named += 1
+        if self._named > _MOST_NAMES:
+            raise ArchiveError(f"it names more than {_MOST_NAMES} classes and functions")
         if module_name.split(".")[0] == "__torch__":
             of_torch = module_name.startswith("__torch__.torch.nn.modules.")
             code = self._class_text(module_name, global_name)
             return type("Node", (Node,), {"kind": global_name, "of_torch": of_torch, "code": code})
         if (module_name, global_name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _build_tensor
+            return self._build_tensor
         if (module_name, global_name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module_name == "torch" and global_name in _DTYPES:
@@ -123,20 +130,38 @@ class _Reader(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> torch.Tensor:
         """Return a storage's content as a flat tensor."""
         _, dtype, key, *_ = pid
-        content = bytearray(self._archive.read(f"{self._root}data/{key}"))
-        return torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+        if key not in self._storages:
+            content = bytearray(self._archive.read(f"{self._root}data/{key}"))
+            self._storages[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+        return self._storages[key]
 
-
-def _build_tensor(storage: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> torch.Tensor:
-    return torch.as_strided(storage, size, stride, offset).clone()
+    def _build_tensor(self, storage: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> torch.Tensor:
+        self._views.check(storage.numel(), storage.element_size(), offset, size, stride)
+        return torch.as_strided(storage, size, stride, offset).clone()
 
 
 def _untagged(value: Any, _type: str) -> Any:
     return value
 
 
-def _check_finite(node: Node, prefix: str, where: str) -> None:
-    check_finite({f"{prefix}{name}": tensor for name, tensor in node.tensors().items()}, where)
-    for name, value in node.values.items():
-        if isinstance(value, Node):
-            _check_finite(value, f"{prefix}{name}.", where)
+def _check_nodes(root: Node, where: str) -> None:
+    """Refuse weights that are not finite, and modules that hold each other, so that going through them would not end.
+
+    Args:
+        root: The root module.
+        where: The file.
+    """
+    todo: list[tuple[Node, str, int]] = [(root, "", 0)]
+    met = 0
+    while todo:
+        node, prefix, depth = todo.pop()
+        met += 1 + len(node.values)
+        if met > _MOST_NODES or depth > _DEEPEST or not all(isinstance(name, str) for name in node.values):
+            raise UserError(f"'{where}' has modules that hold each other, or too many. Export it again.")
+        try:
+            check_tree([value for value in node.values.values() if not isinstance(value, Node)], depth=_DEEPEST)
+        except ArchiveError as error:
+            raise UserError(f"'{where}' is corrupt: {error}. Export it again.") from error
+        check_finite({f"{prefix}{name}": tensor for name, tensor in node.tensors().items()}, where)
+        inner = [(name, value) for name, value in node.values.items() if isinstance(value, Node)]
+        todo += [(value, f"{prefix}{name}.", depth + 1) for name, value in inner]
