@@ -146,7 +146,7 @@ def plan_spec(cfg: DistillationCfg, data: CollectedData, saved: SavedDataset | N
         UserError: If ``dataset.size`` does not fit the budget.
     """
     wanted_steps = cfg.dataset.chunk_steps or (saved.layout.chunk_steps if saved else SHORT_CHUNK)
-    chunk_steps = whole_windows(wanted_steps, data.sequence_length)
+    chunk_steps = whole_sequences(wanted_steps, data.sequence_length)
     rows_to_load, fills_up = 0, False
     if saved is not None:
         chunks, fills_up = chunks_of(saved, chunk_steps, data.num_envs)
@@ -161,7 +161,7 @@ def plan_spec(cfg: DistillationCfg, data: CollectedData, saved: SavedDataset | N
         "num_envs": data.num_envs,
         "targets": dict(data.targets),
         "chunk_steps": chunk_steps,
-        "window_steps": data.sequence_length,
+        "sequence_length": data.sequence_length,
         "state_size": state_size,
         "num_teachers": data.num_teachers,
         "track_episodes": weighted or cfg.dataset.save is not None,
@@ -235,7 +235,7 @@ def load_offline(
     targets = {name: size for name, size in layout.targets.items() if name in kept}
     missing = {name: layout.sizes["mean"] if name == "std" else 1 for name in needed if name not in layout.sizes}
     check_targets(saved, {} if "logits" in layout.sizes else missing)
-    steps = whole_windows(layout.chunk_steps, sequence_length)
+    steps = whole_sequences(layout.chunk_steps, sequence_length)
     chunks, fills_up = chunks_of(saved, steps, layout.num_envs)
     which = split(chunks, cfg.dataset.held_out, cfg.seed)
     weighted = is_filtering(cfg.dataset.filter) or fills_up or layout.weighted
@@ -247,7 +247,7 @@ def load_offline(
             capacity=number * steps * layout.num_envs,
             targets=targets,
             chunk_steps=steps,
-            window_steps=sequence_length,
+            sequence_length=sequence_length,
             track_episodes=weighted,
             weighted=weighted,
             dtype=cfg.dataset.dtype,
@@ -291,7 +291,7 @@ def split(chunks: int, share: float, seed: int) -> list[int]:
     return which.tolist()
 
 
-def whole_windows(chunk_steps: int, sequence_length: int) -> int:
+def whole_sequences(chunk_steps: int, sequence_length: int) -> int:
     """Round the steps of a chunk up to whole training sequences."""
     return sequence_length * math.ceil(chunk_steps / sequence_length)
 

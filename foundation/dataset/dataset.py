@@ -9,7 +9,7 @@ import torch
 from foundation.core.errors import UserError
 from foundation.dataset.memory import check_memory, empty_pinned, located
 from foundation.dataset.prefetch import deliver
-from foundation.dataset.sampling import ActiveItems, draw_minibatches
+from foundation.dataset.sampling import ActiveDraws, draw_minibatches
 from foundation.dataset.spec import BufferSpec
 from foundation.dataset.transition import DTYPES, TARGET_FIELDS, Batch, make_batch
 from foundation.policies.output import PolicyOutput
@@ -17,14 +17,14 @@ from foundation.policies.output import PolicyOutput
 __all__ = ["DTYPES", "TARGET_FIELDS", "Batch", "BufferSpec", "DistillationDataset"]
 
 GATHERED_ROWS = 16384
-"""Rows that are gathered at once, for several small minibatches together."""
+"""Transitions that are gathered at once, for several small batches together."""
 
 
 class DistillationDataset:
     """A ring of whole chunks, each ``chunk_steps`` env steps of every environment.
 
-    A row holds the student's observation and the teacher's targets side by side in one matrix, so that a minibatch is
-    one gather. A chunk never spans the write head: it is written step by step with :meth:`write` after
+    The student's observation and the teacher's targets lie side by side in one matrix (see :class:`BufferSpec`), so
+    that a batch is one gather. A chunk never spans the write head: it is written step by step with :meth:`write` after
     :meth:`begin_chunk`, and counts from :meth:`commit_chunk` on.
 
     Args:
@@ -47,7 +47,7 @@ class DistillationDataset:
     ):
         self.spec = spec
         self.num_obs, self.num_envs = spec.num_obs, spec.num_envs
-        self.chunk_steps, self.window_steps = spec.chunk_steps, spec.window_steps
+        self.chunk_steps, self.sequence_length = spec.chunk_steps, spec.sequence_length
         self.dtype, self.eviction, self.num_teachers = spec.torch_dtype, spec.eviction, spec.num_teachers
         self.columns, self.row_size = spec.columns, spec.row_size
         self.rows_per_chunk, self.max_chunks = spec.rows_per_chunk, spec.max_chunks
@@ -74,22 +74,22 @@ class DistillationDataset:
         self.active: torch.Tensor | None = None
         self.states = None
         if spec.state_size:
-            windows = spec.chunk_steps // spec.window_steps
-            self.states = torch.empty(self.max_chunks, windows, spec.num_envs, spec.state_size, device=self.device)
+            sequences = spec.chunk_steps // spec.sequence_length
+            self.states = torch.empty(self.max_chunks, sequences, spec.num_envs, spec.state_size, device=self.device)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.num_chunks = 0
         self.chunks_written = 0
         self.chunks_evicted = 0
         self._cursor = 0
-        self._slot = 0
+        self._chunk = 0
 
     def __len__(self) -> int:
-        """Return the number of rows that can be drawn."""
+        """Return the number of transitions that can be drawn."""
         return self.num_chunks * self.rows_per_chunk
 
     @property
     def capacity(self) -> int:
-        """Most rows kept."""
+        """Most transitions kept."""
         return self.max_chunks * self.rows_per_chunk
 
     @property
@@ -104,18 +104,18 @@ class DistillationDataset:
     # -- writing ------------------------------------------------------------------------------------------------
 
     def begin_chunk(self) -> int:
-        """Choose the slot of the next chunk and return it. The slot's old rows are gone from here on."""
+        """Begin the next chunk and return its place in the buffer. What was there is gone from here on."""
         if self.num_chunks < self.max_chunks:
-            self._slot = self.num_chunks
+            self._chunk = self.num_chunks
         elif self.eviction == "oldest":
-            self._slot = self.chunks_written % self.max_chunks
+            self._chunk = self.chunks_written % self.max_chunks
         else:
-            self._slot = int(torch.randint(self.max_chunks, (1,), generator=self.generator, device=self.device))
-        self.activate([self._slot], None)
+            self._chunk = int(torch.randint(self.max_chunks, (1,), generator=self.generator, device=self.device))
+        self.activate([self._chunk], None)
         for weights in (self.weights, self.base_weights):
             if weights is not None:
-                weights[self._slot] = 1.0
-        return self._slot
+                weights[self._chunk] = 1.0
+        return self._chunk
 
     def write(
         self,
@@ -140,17 +140,17 @@ class DistillationDataset:
                 state_size).
             extra: Further columns by name. Shape of each: (num_envs, *column shape).
         """
-        row = self.rows[self._slot, step]
+        row = self.rows[self._chunk, step]
         if targets is None or self.dtype != obs.dtype or self.device != obs.device or self.typed:
             self._write_parts(row, step, obs, targets, extra or {})
         else:
             parts = [obs] + [getattr(targets, name) for name in TARGET_FIELDS if name in self.columns]
             torch.cat(parts, dim=-1, out=row)
-        self.resets[self._slot, step].copy_(resets)
+        self.resets[self._chunk, step].copy_(resets)
         if self.teacher_index is not None and teacher_index is not None:
-            self.teacher_index[self._slot, step].copy_(teacher_index)
-        if self.states is not None and state is not None and step % self.window_steps == 0:
-            self.states[self._slot, step // self.window_steps].copy_(state)
+            self.teacher_index[self._chunk, step].copy_(teacher_index)
+        if self.states is not None and state is not None and step % self.sequence_length == 0:
+            self.states[self._chunk, step // self.sequence_length].copy_(state)
 
     def _write_parts(
         self,
@@ -171,7 +171,7 @@ class DistillationDataset:
             if name in self.columns:
                 row[:, self.columns[name]].copy_(part)
             else:
-                self.typed[name][self._slot, step].copy_(part)
+                self.typed[name][self._chunk, step].copy_(part)
 
     def write_targets(self, first: int, targets: PolicyOutput) -> None:
         """Write the teacher's outputs of several env steps of the chunk begun last.
@@ -183,9 +183,9 @@ class DistillationDataset:
         steps = slice(first, first + len(targets.mean))
         for name in self.spec.target_names:
             if name in self.columns:
-                self.rows[self._slot, steps, :, self.columns[name]].copy_(getattr(targets, name))
+                self.rows[self._chunk, steps, :, self.columns[name]].copy_(getattr(targets, name))
             else:
-                self.typed[name][self._slot, steps].copy_(getattr(targets, name))
+                self.typed[name][self._chunk, steps].copy_(getattr(targets, name))
 
     def commit_chunk(self) -> None:
         """Count the chunk written last."""
@@ -196,32 +196,32 @@ class DistillationDataset:
         self.chunks_written += 1
 
     def clear(self) -> None:
-        """Forget every row (on-policy learning)."""
+        """Forget every transition (on-policy learning)."""
         self.num_chunks = self.chunks_written = self._cursor = 0
 
-    def activate(self, slots: list[int], envs: torch.Tensor | None) -> None:
-        """Say whose rows of some chunks are learned from; the others keep their place and are not drawn.
+    def activate(self, chunks: list[int], envs: torch.Tensor | None) -> None:
+        """Choose the environments that some chunks are drawn from; transitions of the others keep their place.
 
         Args:
-            slots: The chunks.
+            chunks: Their places in the buffer.
             envs: How often each environment is drawn from (0 to 255). Shape: (num_envs,). None: all alike.
         """
         if self.active is None:
             if envs is None:
                 return
             self.active = torch.ones(self.max_chunks, self.num_envs, dtype=torch.uint8, device=self.device)
-        index = torch.tensor(slots, dtype=torch.int64, device=self.device)
+        index = torch.tensor(chunks, dtype=torch.int64, device=self.device)
         self.active[index] = 1 if envs is None else envs.to(self.device, torch.uint8)
 
-    def chunk_obs(self, slot: int) -> torch.Tensor:
-        """Return a chunk's observations, without those of rows of weight 0. Shape: (num_rows, num_obs)."""
-        obs = self.column("obs")[slot].flatten(0, 1)
+    def chunk_obs(self, chunk: int) -> torch.Tensor:
+        """Return a chunk's observations but those of weight 0. Shape: (num_transitions, num_obs)."""
+        obs = self.column("obs")[chunk].flatten(0, 1)
         if self.weights is not None:
-            obs = obs[self.weights[slot].flatten() > 0]
+            obs = obs[self.weights[chunk].flatten() > 0]
         return obs.to(self.compute_device)
 
     def target_moments(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mean and standard deviation of a stored target, over all rows but those of weight 0.
+        """Return mean and standard deviation of a stored target, over all transitions but those of weight 0.
 
         Args:
             name: The target.
@@ -233,10 +233,10 @@ class DistillationDataset:
         count = torch.zeros((), dtype=torch.float64, device=self.device)
         mean = torch.zeros(size, dtype=torch.float64, device=self.device)
         squares = torch.zeros_like(mean)  # of the deviations from the mean, merged as in Chan et al. 1979
-        for slot in range(self.num_chunks):
-            values = self.column(name)[slot].flatten(0, 1).double()
+        for chunk in range(self.num_chunks):
+            values = self.column(name)[chunk].flatten(0, 1).double()
             if self.weights is not None:
-                values = values[self.weights[slot].flatten() > 0]
+                values = values[self.weights[chunk].flatten() > 0]
             if len(values) == 0:
                 continue
             var, own = torch.var_mean(values, dim=0, correction=0)
@@ -251,12 +251,12 @@ class DistillationDataset:
     # -- reading ------------------------------------------------------------------------------------------------
 
     def flat_minibatches(self, batch_size: int, num_batches: int, shuffle: bool = True) -> Iterator[Batch]:
-        """Draw rows uniformly from the whole dataset, none twice before all were drawn.
+        """Draw transitions uniformly from the whole dataset, none twice before all were drawn.
 
         Args:
-            batch_size: Rows per minibatch.
-            num_batches: How many minibatches.
-            shuffle: False goes through the rows in order of storage, on from where the last call stopped.
+            batch_size: Transitions per batch.
+            num_batches: How many batches.
+            shuffle: False goes through the transitions in order of storage, on from where the last call stopped.
 
         Returns:
             Batches with ``obs`` of shape (batch_size, num_obs), on the compute device.
@@ -285,21 +285,21 @@ class DistillationDataset:
         return parts
 
     def sequence_minibatches(self, batch_size: int, num_batches: int, shuffle: bool = True) -> Iterator[Batch]:
-        """Draw windows of ``window_steps`` consecutive steps of one environment.
+        """Draw sequences of ``sequence_length`` consecutive steps of one environment.
 
         Args:
-            batch_size: Sequences per minibatch.
-            num_batches: How many minibatches.
-            shuffle: False goes through the windows in order of storage.
+            batch_size: Sequences per batch.
+            num_batches: How many batches.
+            shuffle: False goes through the sequences in order of storage.
 
         Returns:
-            Batches with ``obs`` of shape (window_steps, batch_size, num_obs), with ``resets`` and, where the
+            Batches with ``obs`` of shape (sequence_length, batch_size, num_obs), with ``resets`` and, where the
             student's memory is stored, ``state``; on the compute device.
         """
         return deliver(self._sequences(batch_size, num_batches, shuffle), self.device, self.compute_device)
 
     def _sequences(self, batch_size: int, num_batches: int, shuffle: bool) -> Iterator[Batch]:
-        length, envs = self.window_steps, self.num_envs
+        length, envs = self.sequence_length, self.num_envs
         steps = torch.arange(length, device=self.device).unsqueeze(1) * envs
         for window in self._draw(self.chunk_steps // length, batch_size, num_batches, shuffle):
             first = torch.div(window, envs, rounding_mode="floor") * (length * envs) + window % envs
@@ -315,14 +315,14 @@ class DistillationDataset:
             yield make_batch(parts, weights, resets, state)
 
     def _draw(self, per_env: int, batch_size: int, num_batches: int, shuffle: bool) -> torch.Tensor:
-        """Draw items, of which each environment has ``per_env`` in a chunk, numbered by chunk, time and environment.
+        """Draw transitions or sequences, numbered by chunk, time and environment; ``per_env`` in a chunk for each.
 
         Shape: (num_batches, batch_size).
         """
         active = None
         num_items = self.num_chunks * self.num_envs * per_env
         if self.active is not None:
-            active = ActiveItems(self.active[: self.num_chunks], per_env)
+            active = ActiveDraws(self.active[: self.num_chunks], per_env)
             num_items = len(active)
         if num_items == 0:
             raise ValueError("The dataset is empty: collect before learning.")
@@ -332,13 +332,13 @@ class DistillationDataset:
         else:
             index = (torch.arange(total, device=self.device) + self._cursor) % num_items
             self._cursor = (self._cursor + total) % num_items
-        index = index if active is None else active.items(index)
+        index = index if active is None else active.indices(index)
         return index.view(num_batches, batch_size)
 
     # -- saving -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict:
-        """Return everything but the rows."""
+        """Return everything but the transitions."""
         return {
             "num_chunks": self.num_chunks,
             "chunks_written": self.chunks_written,

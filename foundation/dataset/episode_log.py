@@ -10,7 +10,7 @@ import torch
 from foundation.config.distillation_cfg import EpisodeFilterCfg
 from foundation.core.errors import UserError
 from foundation.dataset.dataset import DistillationDataset
-from foundation.dataset.disk.segments import export_chunks
+from foundation.dataset.disk.chunks import export_chunks
 from foundation.dataset.disk.writer import DatasetWriter
 from foundation.dataset.episodes import (
     EpisodeTable,
@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 
 
 class EpisodeLog:
-    """Follows the episodes of a dataset's rows.
+    """Follows the episodes of a dataset's transitions.
 
     Args:
-        dataset: Keeps each row's episode where it was made with ``track_episodes``; without, nothing is done here.
+        dataset: Keeps each transition's episode where its spec says ``track_episodes``; without, nothing is done here.
         filter_cfg: Which episodes are learned from; they get their weights at the end of each collection.
         writer: Saves the chunks too.
         first_episode: Number of the first episode, above those that are in the dataset or on disk already.
@@ -60,34 +60,34 @@ class EpisodeLog:
         if self.writer is not None:
             self.writer.close()
 
-    def chunk(self, slot: int, steps: dict[str, torch.Tensor], epoch: int) -> None:
+    def chunk(self, chunk: int, steps: dict[str, torch.Tensor], epoch: int) -> None:
         """Take a chunk that was collected.
 
         Args:
-            slot: Where it is.
+            chunk: Its place in the buffer.
             steps: What :meth:`EpisodeTracker.chunk` returned.
             epoch: Counted from 0.
         """
         dataset = self.dataset
         if dataset.episode is None:
             return
-        number = self._begun + dataset.resets[slot].cumsum(0)
+        number = self._begun + dataset.resets[chunk].cumsum(0)
         self._begun = number[-1]
         number = self.first_episode + number * dataset.num_envs + self._envs
-        dataset.episode[slot] = number.int()  # 2e9 episodes are more than anybody collects
+        dataset.episode[chunk] = number.int()  # 2e9 episodes are more than anybody collects
         steps = {name: tensor.to(dataset.device) for name, tensor in steps.items()}
         ended = steps["ended"]
         columns = (number.int(), steps["returns"], steps["lengths"].int(), steps["success"], steps["whole"])
         table = EpisodeTable(*(column[ended].cpu() for column in columns))
         self.table = EpisodeTable.join([self.table, table])
         if self.writer is not None:
-            chunks = export_chunks(dataset, [slot])
+            chunks = export_chunks(dataset, [chunk])
             kept = ("rows", "resets", "episode", "teacher_index", *dataset.typed)
             tensors = {name: chunks[name] for name in kept if isinstance(chunks.get(name), torch.Tensor)}
             self.writer.add(tensors, table, epoch + 1)  # type: ignore[arg-type]
 
     def end(self, epoch: int) -> None:
-        """End an epoch's collection: write what waits, and give the rows their weights.
+        """End an epoch's collection: write what waits, and give the transitions their weights.
 
         Raises:
             UserError: If the filter leaves nothing to learn from.
@@ -97,7 +97,7 @@ class EpisodeLog:
         self.apply_filter()
 
     def apply_filter(self) -> None:
-        """Give the rows their weights by what is known of their episodes now."""
+        """Give the transitions their weights by what is known of their episodes now."""
         if not is_filtering(self.filter) or self.dataset.num_chunks == 0:
             return
         bad = left_out(self.table, self.filter, present_in(self.dataset, self.table))

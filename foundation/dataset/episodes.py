@@ -15,7 +15,7 @@ class EpisodeTable(NamedTuple):
     """Outcomes of the episodes that have ended, on the host. Each column: (num_episodes,)."""
 
     number: torch.Tensor
-    """The episode's number, as in the rows' ``episode``. int32."""
+    """The episode's number, as in the transitions' ``episode``. int32."""
     returns: torch.Tensor
     """Sum of its rewards. float32."""
     lengths: torch.Tensor
@@ -52,7 +52,7 @@ def left_out(table: EpisodeTable, cfg: EpisodeFilterCfg, present: torch.Tensor |
     Args:
         table: The episodes that have ended.
         cfg: What an episode has to be.
-        present: Which of them have rows in the dataset; the quantile is over those. Shape: (num_episodes,).
+        present: Which of them have transitions in the dataset; the quantile is over those. Shape: (num_episodes,).
 
     Returns:
         Numbers of episodes. Shape: (num_left_out,).
@@ -71,7 +71,7 @@ def left_out(table: EpisodeTable, cfg: EpisodeFilterCfg, present: torch.Tensor |
 
 
 def weigh(dataset: DistillationDataset, bad: torch.Tensor) -> None:
-    """Give the rows of some episodes, and those that only fill up (episode -1), weight 0, and all others their own.
+    """Give transitions of some episodes, and those that only fill up (episode -1), weight 0, all others their own.
 
     Args:
         dataset: With ``track_episodes`` and ``weighted``.
@@ -86,23 +86,23 @@ def weigh(dataset: DistillationDataset, bad: torch.Tensor) -> None:
     weight = torch.ones(highest + 2, device=dataset.device)  # number -1 is the last
     weight[bad.long().to(dataset.device)] = 0.0
     weight[-1] = 0.0
-    for slot in range(dataset.num_chunks):  # a chunk at a time: no second copy of everything
-        numbers = dataset.episode[slot].flatten()
+    for chunk in range(dataset.num_chunks):  # a chunk at a time: no second copy of everything
+        numbers = dataset.episode[chunk].flatten()
         numbers = torch.where(numbers < 0, highest + 1, numbers)
-        dataset.weights[slot] = weight.index_select(0, numbers).view_as(dataset.weights[slot])
+        dataset.weights[chunk] = weight.index_select(0, numbers).view_as(dataset.weights[chunk])
     if dataset.base_weights is not None:
         dataset.weights[chunks] *= dataset.base_weights[chunks]
 
 
 def present_in(dataset: DistillationDataset, table: EpisodeTable) -> torch.Tensor:
-    """Return which episodes of the table still have rows. Shape: (num_episodes,)."""
+    """Return which episodes of the table still have transitions. Shape: (num_episodes,)."""
     assert dataset.episode is not None
     if len(table.number) == 0 or dataset.num_chunks == 0:
         return torch.zeros(len(table.number), dtype=torch.bool)
     highest = int(max(dataset.episode[: dataset.num_chunks].max(), table.number.max()))
     seen = torch.zeros(highest + 2, dtype=torch.bool, device=dataset.device)
-    for slot in range(dataset.num_chunks):
-        seen[dataset.episode[slot].long()] = True  # number -1 marks the last, which is nobody's
+    for chunk in range(dataset.num_chunks):
+        seen[dataset.episode[chunk].long()] = True  # number -1 marks the last, which is nobody's
     return seen.cpu()[table.number.long()]
 
 
@@ -114,19 +114,19 @@ class Share(NamedTuple):
 
 
 class FilterOutcome(NamedTuple):
-    """The episodes that have rows in a dataset, by what the filter knows of them."""
+    """The episodes that have transitions in a dataset, by what the filter knows of them."""
 
     finished: Share
-    """Whose outcome is known."""
+    """Episodes that have ended."""
     left_out: Share
-    """Of those, the ones that do not pass: their rows have weight 0."""
+    """Of those, the ones that do not pass: their transitions have weight 0."""
     unfinished: Share
-    """Whose outcome is not known, because they have not ended: they pass."""
+    """Episodes that have not ended: they pass."""
     cut: Share
-    """Of those that are finished, the ones whose beginning was another policy's: only ``success`` is asked of them."""
+    """Ended episodes whose start was driven by another policy: only ``success`` is asked of them."""
 
     def line(self, cfg: EpisodeFilterCfg) -> str:
-        """Say it to people.
+        """Format as one log line.
 
         Args:
             cfg: What the filter asks for.
@@ -148,10 +148,10 @@ class FilterOutcome(NamedTuple):
 
 
 def filter_outcome(datasets: Sequence[DistillationDataset], table: EpisodeTable, bad: torch.Tensor) -> FilterOutcome:
-    """Count the episodes and rows of some datasets, taken together.
+    """Count the episodes and transitions of some datasets, taken together.
 
     Args:
-        datasets: With ``track_episodes``; an episode may have rows in several.
+        datasets: With ``track_episodes``; an episode may have transitions in several.
         table: The episodes that have ended.
         bad: Numbers of those that the filter leaves out. Shape: (num_left_out,).
     """

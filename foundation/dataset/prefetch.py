@@ -1,4 +1,4 @@
-"""Minibatches from the host to the device that learns, one ahead of the one that is learned from."""
+"""Batches from the host to the device that learns, one ahead of the one that is learned from."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from foundation.policies.output import map_output
 
 
 def deliver(batches: Iterator[Batch], source: torch.device, target: torch.device) -> Iterator[Batch]:
-    """Return the minibatches on the target device; those that lie elsewhere are fetched ahead."""
+    """Return the batches on the target device; those that lie elsewhere are fetched ahead."""
     return batches if source == target else Prefetcher(batches, target)
 
 
 class Prefetcher:
-    """Iterates over minibatches on another device, each asked for while the one before it is learned from.
+    """Iterates over batches on another device, each asked for while the one before it is learned from.
 
     To a CUDA device they go through pinned memory and over a stream of their own, so that gathering, copying and
     learning overlap. To any other device the same steps are made without the stream.

@@ -1,31 +1,31 @@
-"""Drawing row numbers without replacement, at a cost that does not grow with the dataset."""
+"""Draw transitions without replacement, at a cost that does not grow with the dataset."""
 
 from __future__ import annotations
 
 import torch
 
 NARROW = 1024
-"""Rows in a stratum below which single precision chooses among them."""
+"""Indices in a stratum below which single precision chooses among them."""
 CACHED = 32768
-"""Rows that are drawn at once on a CPU: what stays in its cache."""
+"""Indices that are drawn at once on a CPU: what stays in its cache."""
 
 
 def draw_without_replacement(
     num_rows: int, num_draws: int, generator: torch.Generator, device: str | torch.device = "cpu"
 ) -> torch.Tensor:
-    """Draw row numbers uniformly, none twice before all have been drawn.
+    """Draw indices uniformly, none twice before all have been drawn.
 
     Whole passes are permutations. The rest is drawn from ``k`` strata of (nearly) equal width under a random
-    rotation: every row has the same probability, no row comes twice, and the cost is O(k), not O(num_rows).
+    rotation: every index has the same probability, none comes twice, and the cost is O(k), not O(num_rows).
 
     Args:
-        num_rows: Rows to draw from, at least 1.
+        num_rows: Transitions, or sequences, to draw from, at least 1.
         num_draws: How many to draw.
         generator: Source of randomness, on ``device``.
         device: Where the result lives.
 
     Returns:
-        Row numbers in random order. Shape: (num_draws,).
+        Indices in random order. Shape: (num_draws,).
     """
     passes, rest = divmod(num_draws, num_rows)
     parts = [torch.randperm(num_rows, generator=generator, device=device) for _ in range(passes)]
@@ -43,22 +43,22 @@ def draw_without_replacement(
 def draw_minibatches(
     num_rows: int, num_batches: int, batch_size: int, generator: torch.Generator, device: str | torch.device = "cpu"
 ) -> torch.Tensor:
-    """Draw the row numbers of minibatches uniformly, none twice before all have been drawn.
+    """Draw the indices of batches uniformly, none twice before all have been drawn.
 
-    Where there are more rows than draws, the rows are cut into strata of (nearly) equal width under a random rotation,
-    one draw from each, and every ``num_batches`` neighbours among them into a group. Each minibatch takes one stratum
-    of every group, by a shift that is random for each group: it is spread over all rows, and any two rows of different
-    groups come together as often as by chance. Its row numbers rise, which memory likes.
+    Where there are more indices than draws, they are cut into strata of (nearly) equal width under a random rotation,
+    one draw from each, and every ``num_batches`` neighbours among them into a group. Each batch takes one stratum
+    of every group, by a shift that is random for each group: it is spread over all of them, and any two of different
+    groups come together as often as by chance. Its indices rise, which memory likes.
 
     Args:
-        num_rows: Rows to draw from, at least 1.
-        num_batches: How many minibatches.
-        batch_size: Rows in each.
+        num_rows: Transitions, or sequences, to draw from, at least 1.
+        num_batches: How many batches.
+        batch_size: Indices in each.
         generator: Source of randomness, on ``device``.
         device: Where the result lives.
 
     Returns:
-        Row numbers. Shape: (num_batches, batch_size).
+        Indices. Shape: (num_batches, batch_size).
     """
     draws = num_batches * batch_size
     if draws >= num_rows:
@@ -70,14 +70,14 @@ def draw_minibatches(
     # Where strata are narrow the 24 bits of a float32 are more than enough to choose within one.
     kind = torch.float32 if num_rows < NARROW * draws else torch.float64
     index = torch.empty(num_batches, batch_size, dtype=torch.int64, device=device)
-    # A little more than the width of a stratum, so that the last one ends with the last row.
+    # A little more than the width of a stratum, so that the last one ends with the last index.
     spacing = num_rows / draws * (1.0 + 2.0**-50)
     together = max(1, CACHED // batch_size) if index.device.type == "cpu" else num_batches
     for start in range(0, num_batches, together):
         number = torch.arange(start, min(num_batches, start + together), device=device, dtype=torch.float64)
         stratum = number.unsqueeze(1) + shift
         stratum.sub_((stratum >= num_batches).double().mul_(num_batches)).add_(first)
-        # float64 holds row numbers exactly, and is several times faster here than integers are.
+        # float64 holds indices exactly, and is several times faster here than integers are.
         low = (stratum * spacing).floor_()
         width = stratum.add_(1.0).mul_(spacing).floor_().sub_(low)
         row = torch.rand(low.shape, dtype=kind, **options).mul(width).floor_()
@@ -88,12 +88,12 @@ def draw_minibatches(
     return index
 
 
-class ActiveItems:
-    """Numbers the items of the environments that are learned from, chunk by chunk.
+class ActiveDraws:
+    """Numbers what can be drawn of the environments that are learned from, chunk by chunk.
 
     Args:
         active: How often each environment of each chunk is there; 0 is not at all. Shape: (num_chunks, num_envs).
-        per_env: Items that an environment has in a chunk, numbered by chunk, time and environment.
+        per_env: Transitions, or sequences, that an environment has in a chunk, numbered by chunk, time and environment.
     """
 
     def __init__(self, active: torch.Tensor, per_env: int):
@@ -104,7 +104,7 @@ class ActiveItems:
     def __len__(self) -> int:
         return len(self._pairs) * self.per_env
 
-    def items(self, index: torch.Tensor) -> torch.Tensor:
-        """Return the dataset's numbers of some active items, themselves numbered from 0 to ``len(self) - 1``."""
+    def indices(self, index: torch.Tensor) -> torch.Tensor:
+        """Return the dataset's indices of some active ones, themselves numbered from 0 to ``len(self) - 1``."""
         pair, item = self._pairs[index // self.per_env], index % self.per_env
         return (pair // self.num_envs * self.per_env + item) * self.num_envs + pair % self.num_envs

@@ -32,7 +32,7 @@ class BufferSpec:
     """Size of each stored target, e.g. ``{"mean": 4, "std": 4}``."""
     chunk_steps: int = 32
     """Env steps of a chunk."""
-    window_steps: int = 1
+    sequence_length: int = 1
     """Steps of a training sequence; divides ``chunk_steps``."""
     state_size: int = 0
     """Size of the student's memory to store at the start of each training sequence; 0 stores none."""
@@ -55,9 +55,9 @@ class BufferSpec:
         Raises:
             UserError: Naming the field and the value.
         """
-        if self.chunk_steps % self.window_steps:
+        if self.chunk_steps % self.sequence_length:
             raise UserError(
-                f"dataset.chunk_steps={self.chunk_steps} must be a multiple of sequence_length={self.window_steps}."
+                f"dataset.chunk_steps={self.chunk_steps} must be a multiple of sequence_length={self.sequence_length}."
             )
         twice = set(self.typed) & set(self.columns)
         taken = set(self.typed) & set(RESERVED)
@@ -103,7 +103,7 @@ class BufferSpec:
         extras = int(self.num_teachers > 1) + int(self.track_episodes) + int(self.weighted)
         size = self.row_size * self.torch_dtype.itemsize + 1 + 4 * extras
         size += sum(column.num_bytes for column in self.typed.values())
-        return size + 4 * self.state_size / self.window_steps
+        return size + 4 * self.state_size / self.sequence_length
 
     @property
     def num_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""How well a student imitates rows that it has not learned from."""
+"""How well a student imitates transitions that it has not learned from."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from foundation.dataset.transition import Batch
 from foundation.learning.learner import Learner, forward
 
 BATCH_ROWS = 16384
-"""Rows in a minibatch of the measurement, about."""
+"""Transitions in a batch of the measurement, about."""
 
 
 @torch.no_grad()
 def held_out_loss(learner: Learner, dataset: DistillationDataset, epoch: int) -> dict[str, float]:
-    """Measure the student that would be saved on every row of a dataset, each once.
+    """Measure the student that would be saved on every transition of a dataset, each once.
 
     Args:
         learner: Its policy is measured, by its losses.
-        dataset: Rows that it has not learned from; their weights count.
+        dataset: Transitions that it has not learned from; their weights count.
         epoch: Counted from 0, for schedules of the losses.
 
     Returns:
@@ -47,7 +47,7 @@ def held_out_loss(learner: Learner, dataset: DistillationDataset, epoch: int) ->
 
 
 def _whole_pass(dataset: DistillationDataset, length: int) -> Iterator[Batch]:
-    """Yield every row, or every sequence, once."""
+    """Yield every transition, or every sequence, once."""
     items = len(dataset) // length
     size = max(1, min(items, BATCH_ROWS // length))
     draw = dataset.flat_minibatches if length == 1 else dataset.sequence_minibatches

@@ -1,4 +1,4 @@
-"""The learner: minibatches from the dataset, one loss, one optimiser step each."""
+"""The learner: batches from the dataset, one loss, one optimiser step each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OPTIMIZERS = {
 FUSED = ("adam", "adamw", "sgd")
 
 DEFAULT_ROWS, FEWEST_SEQUENCES = 256, 8
-"""A minibatch where ``batch_size`` is not given: rows, in sequences as many as hold them, but not fewer than these."""
+"""Size of a batch where ``batch_size`` is not given: transitions, or as many sequences as hold them, at least 8."""
 MOST_RATIO = 100.0
 """Ratio of a loss term to all others together from which there is a warning."""
 
@@ -57,7 +57,7 @@ class Learner:
     Args:
         student: The module to fit; its ``normalizer`` is fitted by :meth:`fit_normalizer`.
         cfg: Loss, optimiser, batch size and shuffling.
-        sequence_length: 1 learns from single rows, more from sequences.
+        sequence_length: 1 learns from single transitions, more from sequences.
     """
 
     def __init__(self, student: Student, cfg: DistillationCfg, sequence_length: int = 1):
@@ -78,7 +78,7 @@ class Learner:
 
     @property
     def batch_size(self) -> int:
-        """Rows, or sequences, in a minibatch."""
+        """Transitions, or sequences, in a batch."""
         return self.cfg.batch_size or max(DEFAULT_ROWS // self.sequence_length, FEWEST_SEQUENCES)
 
     @property
@@ -124,12 +124,12 @@ class Learner:
         if self.average is not None:
             self.average.normalizer.load_state_dict(self.student.normalizer.state_dict())
 
-    def watch_normalizer(self, dataset: DistillationDataset, slots: list[int]) -> None:
+    def watch_normalizer(self, dataset: DistillationDataset, chunks: list[int]) -> None:
         """Look after observations that hardly varied while the normaliser was fitted; call it from then on.
 
         Args:
             dataset: Holds the observations.
-            slots: The chunks that are new.
+            chunks: Places of the chunks that are new.
         """
         if self._nothing_to_watch:
             return
@@ -144,7 +144,7 @@ class Learner:
                     "on: they are not divided by their deviation.",
                     shorten(unvaried),
                 )
-        rescaled = {column for slot in slots for column in normalizer.rescale_outliers(dataset.chunk_obs(slot))}
+        rescaled = {column for chunk in chunks for column in normalizer.rescale_outliers(dataset.chunk_obs(chunk))}
         if not rescaled:
             return
         logger.warning(
@@ -156,7 +156,7 @@ class Learner:
             self.average.normalizer.load_state_dict(normalizer.state_dict())
 
     def num_updates(self, new_rows: int) -> int:
-        """Return the updates of an epoch: in proportion to the new rows, whatever the dataset's size, or as given."""
+        """Return the updates of an epoch: in proportion to the new transitions, or as given."""
         if self.cfg.optimizer.updates_per_epoch is not None:
             return self.cfg.optimizer.updates_per_epoch
         samples = new_rows / self.sequence_length
@@ -168,8 +168,8 @@ class Learner:
         """Learn for one epoch.
 
         Args:
-            dataset: Where minibatches are drawn from.
-            new_rows: Rows that this epoch collected.
+            dataset: Where batches are drawn from.
+            new_rows: Transitions that this epoch collected.
             epoch: Counted from 0, for the schedules.
             poll: Called once per update; may raise to abandon the epoch.
 
@@ -279,7 +279,7 @@ class Learner:
                 self._own_units = list(self.standardiser.fields)
 
     def _losses(self, batch: Batch, params: LossParams) -> list[torch.Tensor]:
-        """Return each term's mean over the minibatch, unweighted."""
+        """Return each term's mean over the batch, unweighted."""
         with self.precision.autocast():
             output = forward(self.student, batch)
         values = self.per_sample(self.precision.full(output), batch.targets, params)
@@ -375,7 +375,7 @@ def shorten(columns: list[int], most: int = 12) -> str:
 
 
 def forward(student: Student, batch: Batch) -> PolicyOutput:
-    """Return a student's outputs on a minibatch, flat or of sequences."""
+    """Return a student's outputs on a batch, flat or of sequences."""
     if batch.resets is None:
         return student.step(batch.obs, None)[0]
     state = batch.state

@@ -13,7 +13,7 @@ import foundation
 from foundation.config.plain import to_plain
 from foundation.core.errors import UserError
 from foundation.core.files import atomic_torch_save, load_checkpoint
-from foundation.dataset.disk.segments import check_chunks, export_chunks, import_chunks
+from foundation.dataset.disk.chunks import check_chunks, export_chunks, import_chunks
 
 if TYPE_CHECKING:
     from foundation.dataset.dataset import DistillationDataset

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from foundation.core.errors import UserError
 from foundation.dataset.dataset import BufferSpec, DistillationDataset
-from foundation.dataset.disk.segments import export_chunks, import_chunks
+from foundation.dataset.disk.chunks import export_chunks, import_chunks
 from foundation.dataset.memory import check_memory
 from foundation.dataset.sampling import draw_minibatches, draw_without_replacement
 from foundation.policies.output import PolicyOutput
@@ -24,7 +24,7 @@ shapes = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.i
 def make(envs: int, windows: int, window: int, fit: int, seed: int = 0, **options) -> DistillationDataset:
     steps = windows * window
     targets = {"mean": 1, "std": 1}
-    spec = BufferSpec(2, envs, fit * steps * envs, targets, chunk_steps=steps, window_steps=window, **options)
+    spec = BufferSpec(2, envs, fit * steps * envs, targets, chunk_steps=steps, sequence_length=window, **options)
     return DistillationDataset(spec, seed=seed)
 
 
@@ -274,7 +274,7 @@ def test_a_dataset_larger_than_memory_is_refused_before_allocation():
 def test_chunks_hold_whole_windows():
     """A chunk that is not a multiple of the sequence is an error that names both."""
     with pytest.raises(UserError, match=r"chunk_steps=10 must be a multiple of sequence_length=4"):
-        DistillationDataset(BufferSpec(2, 1, 100, {"mean": 1}, chunk_steps=10, window_steps=4))
+        DistillationDataset(BufferSpec(2, 1, 100, {"mean": 1}, chunk_steps=10, sequence_length=4))
 
 
 def test_state_of_another_shape_is_refused():

@@ -28,7 +28,7 @@ class Model:
                 self.fit * self.steps * self.envs,
                 {"mean": 1},
                 chunk_steps=self.steps,
-                window_steps=self.window,
+                sequence_length=self.window,
                 num_teachers=5,
                 track_episodes=True,
                 eviction=eviction,

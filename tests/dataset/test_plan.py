@@ -19,13 +19,13 @@ def built(cfg: DistillationCfg, num_obs: int, num_actions: int, **options) -> Di
     return build_dataset(cfg, CollectedData(obs, num_obs, {"mean": num_actions}, 8, 12, device, **options))[0]
 
 
-@pytest.mark.parametrize(("state_size", "window_steps"), [(0, 1), (64, 2), (512, 4)])
-def test_what_is_allocated_stays_within_the_memory_budget(state_size, window_steps):
+@pytest.mark.parametrize(("state_size", "sequence_length"), [(0, 1), (64, 2), (512, 4)])
+def test_what_is_allocated_stays_within_the_memory_budget(state_size, sequence_length):
     """The student's memory that is stored with the rows counts too, and the budget is used but for a chunk."""
     cfg = DistillationCfg(n_epochs=10_000)
     cfg.dataset.memory_gb = 0.01
     memory = torch.zeros(1, state_size) if state_size else None
-    dataset = built(cfg, 26, 4, sequence_length=window_steps, initial_state=memory)
+    dataset = built(cfg, 26, 4, sequence_length=sequence_length, initial_state=memory)
     chunk = dataset.num_bytes / dataset.max_chunks
     assert 1e7 - chunk <= dataset.num_bytes <= 1e7
 

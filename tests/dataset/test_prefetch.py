@@ -45,7 +45,7 @@ def test_the_same_minibatches_come_through_the_prefetcher(monkeypatch):
     """Fetching ahead changes no draw: bit for bit what the dataset draws itself."""
     drawn = []
     for prefetched in (False, True):
-        dataset = DistillationDataset(BufferSpec(2, 4, 64, {"mean": 1}, chunk_steps=4, window_steps=2), seed=3)
+        dataset = DistillationDataset(BufferSpec(2, 4, 64, {"mean": 1}, chunk_steps=4, sequence_length=2), seed=3)
         dataset.rows.copy_(torch.arange(dataset.rows.numel()).view_as(dataset.rows))
         dataset.resets.zero_()
         dataset.num_chunks = dataset.max_chunks

@@ -10,10 +10,10 @@ import torch
 
 from foundation.core.errors import UserError
 from foundation.dataset.dataset import BufferSpec, DistillationDataset
+from foundation.dataset.disk.chunks import check_chunks, export_chunks, import_chunks
 from foundation.dataset.disk.format import DatasetLayout
 from foundation.dataset.disk.load import fill
 from foundation.dataset.disk.reader import SavedDataset
-from foundation.dataset.disk.segments import check_chunks, export_chunks, import_chunks
 from foundation.dataset.disk.writer import DatasetWriter
 from foundation.dataset.episode_log import EpisodeLog
 from foundation.dataset.episodes import EpisodeTable
@@ -28,7 +28,7 @@ TYPED = {"image": IMAGE, "mean": CHOICE}
 
 def spec(chunks: int = 5, **options) -> BufferSpec:
     """Observations of 2 numbers and an image, a label that is an index, logits of 4 choices."""
-    values = {"targets": {"logits": 4}, "chunk_steps": STEPS, "window_steps": 2, "typed": TYPED, **options}
+    values = {"targets": {"logits": 4}, "chunk_steps": STEPS, "sequence_length": 2, "typed": TYPED, **options}
     return BufferSpec(2, ENVS, chunks * STEPS * ENVS, **values)
 
 
@@ -186,7 +186,7 @@ def test_an_index_that_says_something_else_is_refused(tmp_path, entry, says):
     index["typed"]["image"] = entry
     (tmp_path / "dataset.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=says):
-        list(SavedDataset(tmp_path).blocks())
+        list(SavedDataset(tmp_path).contents())
 
 
 @pytest.mark.parametrize("name", ["rows", "resets", "episode", "logits"])

@@ -26,7 +26,7 @@ def config(update_ratio: float = 1.0, **options) -> DistillationCfg:
 
 def filled(chunks: int = 4, window: int = 1, value: bool = False, seed: int = 0) -> DistillationDataset:
     targets = {"mean": 2, "std": 2} | ({"value": 1} if value else {})
-    dataset = DistillationDataset(BufferSpec(3, 8, 10_000, targets, chunk_steps=8, window_steps=window), seed=seed)
+    dataset = DistillationDataset(BufferSpec(3, 8, 10_000, targets, chunk_steps=8, sequence_length=window), seed=seed)
     generator = torch.Generator().manual_seed(1)
     for _ in range(chunks):
         dataset.begin_chunk()

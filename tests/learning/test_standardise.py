@@ -25,7 +25,7 @@ FEATURES = torch.tensor([[100.0, 0.0, 0.0, 1.0], [0.0, 0.01, 0.0, 1.0], [0.0, 0.
 def filled(chunks: int = 4, window: int = 1, value_scale: float = 100.0, seed: int = 0) -> DistillationDataset:
     """Values of mean 300 and spread ``value_scale``; features of very different sizes."""
     targets = {"mean": 2, "value": 1, "features": 4}
-    dataset = DistillationDataset(BufferSpec(3, 8, 10_000, targets, chunk_steps=8, window_steps=window), seed=seed)
+    dataset = DistillationDataset(BufferSpec(3, 8, 10_000, targets, chunk_steps=8, sequence_length=window), seed=seed)
     generator = torch.Generator().manual_seed(1)
     for _ in range(chunks):
         dataset.begin_chunk()

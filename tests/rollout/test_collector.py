@@ -30,7 +30,7 @@ def make(env=None, *, student=None, teacher=None, std=None, chunk=4, window=1, c
             10_000,
             targets,
             chunk_steps=chunk,
-            window_steps=window,
+            sequence_length=window,
             state_size=student.state_size,
         )
     )

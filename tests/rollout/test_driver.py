@@ -25,7 +25,9 @@ def regulator(cfg: CollectionCfg, student: str = "mlp", num_envs: int = 16, **op
     window = 4 if student == "gru" else 1
     policy = make_student(student_cfg_class(student)(name=student), 2, 2)
     dataset = DistillationDataset(
-        BufferSpec(2, num_envs, 100_000, {"mean": 2}, chunk_steps=8, window_steps=window, state_size=policy.state_size)
+        BufferSpec(
+            2, num_envs, 100_000, {"mean": 2}, chunk_steps=8, sequence_length=window, state_size=policy.state_size
+        )
     )
     return Collector(
         RegulatorEnv(num_envs), LinearTeacher(REGULATOR_GAIN.clone()), policy, dataset, POLICY, POLICY, cfg, **options

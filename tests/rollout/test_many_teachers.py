@@ -100,7 +100,7 @@ def test_what_cannot_choose_experts_is_one_line(expert, words, typed):
 def test_rows_of_inactive_environments_are_not_drawn(sequences):
     """Of two chunks, one with environments 1 and 3 alone: every active row comes once in a pass, and no other."""
     dataset = DistillationDataset(
-        BufferSpec(1, 4, 10_000, {"mean": 1}, chunk_steps=6, window_steps=3 if sequences else 1)
+        BufferSpec(1, 4, 10_000, {"mean": 1}, chunk_steps=6, sequence_length=3 if sequences else 1)
     )
     for chunk in range(2):
         dataset.begin_chunk()

@@ -177,7 +177,7 @@ def test_a_filter_changes_what_is_learned_from(saved, tmp_path, caplog):
 
 def unfinished_in(saved: Path) -> tuple[int, int]:
     """Count the episodes, and their rows, of which the files say no end."""
-    blocks = [(tensors["episode"].flatten(), table.number) for _, tensors, table in SavedDataset(saved).blocks()]
+    blocks = [(tensors["episode"].flatten(), table.number) for _, tensors, table in SavedDataset(saved).contents()]
     ended = {number for _, numbers in blocks for number in numbers.tolist()}
     left = [number for numbers, _ in blocks for number in numbers.tolist() if number >= 0 and number not in ended]
     return len(set(left)), len(left)

@@ -25,7 +25,7 @@ class DatasetLayout:
     task: str
     """Gym id of the task."""
     obs_groups: list[str]
-    """Observation groups of the rows' observations, concatenated in order."""
+    """Observation groups of the transitions' observations, concatenated in order."""
     obs_slice: list[int] | None
     """``[a, b]``: only these columns of the concatenated groups; null: all."""
     num_obs: int
@@ -33,15 +33,15 @@ class DatasetLayout:
     targets: dict[str, int]
     """Columns of each of the teacher's outputs."""
     dtype: str
-    """Type of the rows: float32, float16 or bfloat16."""
+    """Type of the transitions: float32, float16 or bfloat16."""
     chunk_steps: int
     """Consecutive env steps in a chunk."""
     num_envs: int
     """Environments in a chunk."""
     num_teachers: int = 1
-    """With more than one, each row has its teacher's index."""
+    """With more than one, each transition has its teacher's index."""
     weighted: bool = False
-    """Each row has a weight, ``weights``. This program writes none, and takes those that are there."""
+    """Each transition has a weight, ``weights``. This program writes none, and takes those that are there."""
     clip_actions: float | None = None
     """The labels are clipped to this bound [action units]; null: they are not."""
     typed: dict[str, Column] = field(default_factory=dict)
@@ -49,12 +49,12 @@ class DatasetLayout:
 
     @property
     def columns(self) -> dict[str, slice]:
-        """Columns of each field of a row."""
+        """Columns of each field of a transition."""
         return lay_out_columns(self.num_obs, self.targets)
 
     @property
     def row_size(self) -> int:
-        """Columns of a row."""
+        """Columns of a transition."""
         return self.num_obs + sum(self.targets.values())
 
     @property
@@ -149,7 +149,7 @@ class ChunkFile:
     chunks: int
     """Chunks in it."""
     rows: int
-    """Rows in it."""
+    """Transitions in it."""
     bytes: int
     """Its size [bytes]."""
     crc32: str

@@ -9,13 +9,13 @@ import torch
 
 from foundation.core.errors import UserError
 from foundation.dataset.dataset import DistillationDataset
+from foundation.dataset.disk.chunks import import_chunks
 from foundation.dataset.disk.reader import SavedDataset
-from foundation.dataset.disk.segments import import_chunks
 from foundation.dataset.episodes import EpisodeTable
 
 
 def chunks_of(saved: SavedDataset, chunk_steps: int, num_envs: int) -> tuple[int, bool]:
-    """Return how many chunks of these sizes hold a dataset, and whether rows are needed that only fill up."""
+    """Return how many chunks of these sizes hold a dataset, and whether some transitions only fill up."""
     runs = [(entry.run, entry.chunks) for entry in saved.files]
     return count_chunks(runs, (saved.layout.chunk_steps, saved.layout.num_envs), (chunk_steps, num_envs))
 
@@ -57,36 +57,36 @@ def fill(
     first = datasets[0]
     tables: list[EpisodeTable] = []
 
-    def blocks() -> Iterator[tuple[str, Block]]:
-        for run, tensors, episodes in saved.blocks():
+    def parts() -> Iterator[tuple[str, ChunkTensors]]:
+        for run, tensors, episodes in saved.contents():
             tables.append(episodes)
             yield run, {**tensors, "rows": _columns_of(first, saved, tensors["rows"])}
 
     number = 0
-    for block in rechunk(blocks(), (first.chunk_steps, first.num_envs)):
-        for index in range(len(block["rows"])):
+    for part in rechunk(parts(), (first.chunk_steps, first.num_envs)):
+        for index in range(len(part["rows"])):
             dataset = datasets[0 if which is None else which[number]]
-            _put(dataset, {name: tensor[index : index + 1] for name, tensor in block.items()}, initial_state)
+            _put(dataset, {name: tensor[index : index + 1] for name, tensor in part.items()}, initial_state)
             number += 1
     return EpisodeTable.join(tables)
 
 
-def _put(dataset: DistillationDataset, chunk: Block, initial_state: torch.Tensor | None) -> None:
-    slot = dataset.begin_chunk()
+def _put(dataset: DistillationDataset, tensors: ChunkTensors, initial_state: torch.Tensor | None) -> None:
+    chunk = dataset.begin_chunk()
     if dataset.episode is None:
-        chunk.pop("episode")
+        tensors.pop("episode")
     if dataset.teacher_index is None:
-        chunk.pop("teacher_index", None)
-    for name in dataset.typed.keys() - chunk.keys():
+        tensors.pop("teacher_index", None)
+    for name in dataset.typed.keys() - tensors.keys():
         raise UserError(f"this run keeps a column '{name}', which the dataset on disk does not have: collect it again")
-    weights = chunk.pop("weights", None)
+    weights = tensors.pop("weights", None)
     if weights is not None and dataset.weights is not None:
         if dataset.base_weights is None:
             dataset.base_weights = torch.ones_like(dataset.weights)
-        dataset.base_weights[slot] = dataset.weights[slot] = weights[0].to(dataset.device).float()
-    import_chunks(dataset, {"slots": [slot], **chunk, "resets": chunk["resets"].bool()})
+        dataset.base_weights[chunk] = dataset.weights[chunk] = weights[0].to(dataset.device).float()
+    import_chunks(dataset, {"slots": [chunk], **tensors, "resets": tensors["resets"].bool()})
     if dataset.states is not None and initial_state is not None:
-        dataset.states[slot] = initial_state.to(dataset.device)
+        dataset.states[chunk] = initial_state.to(dataset.device)
     dataset.commit_chunk()
 
 
@@ -101,12 +101,12 @@ def _columns_of(dataset: DistillationDataset, saved: SavedDataset, rows: torch.T
     return torch.cat([rows[..., there[name]] for name in dataset.columns], dim=-1).to(dataset.dtype)
 
 
-Block = dict[str, torch.Tensor]
+ChunkTensors = dict[str, torch.Tensor]
 """Tensors of some chunks, each (chunks, steps, envs, ...)."""
 
 
 def count_chunks(runs: Iterable[tuple[str, int]], shape: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, bool]:
-    """Return how many chunks :func:`rechunk` makes, and whether some rows only fill up.
+    """Return how many chunks :func:`rechunk` makes, and whether some transitions only fill up.
 
     Args:
         runs: The run and the number of chunks of each file, in order.
@@ -122,50 +122,53 @@ def count_chunks(runs: Iterable[tuple[str, int]], shape: tuple[int, int], wanted
             steps.append(0)
         steps[-1] += number * shape[0]
         last = run
-    lanes = sum(math.ceil(length / wanted[0]) for length in steps) * shape[1]
-    chunks = math.ceil(lanes / wanted[1])
+    trajectories = sum(math.ceil(length / wanted[0]) for length in steps) * shape[1]
+    chunks = math.ceil(trajectories / wanted[1])
     return chunks, chunks * wanted[0] * wanted[1] > sum(steps) * shape[1]
 
 
-def rechunk(blocks: Iterable[tuple[str, Block]], wanted: tuple[int, int]) -> Iterator[Block]:
-    """Make chunks of other sizes. Rows that are wanting are filled up with copies of episode -1, which has no weight.
+def rechunk(parts: Iterable[tuple[str, ChunkTensors]], wanted: tuple[int, int]) -> Iterator[ChunkTensors]:
+    """Make chunks of other sizes, the last one filled up with copies that belong to episode -1 and have no weight.
 
     Args:
-        blocks: The run that each block is of, and its tensors, ``episode`` and ``resets`` among them. Blocks of one
+        parts: Chunks, each with the run that they are of, ``episode`` and ``resets`` among their tensors. Those of one
             run follow each other in time.
         wanted: Env steps and environments of a chunk.
 
     Yields:
         Tensors of shape (chunks, *wanted, ...). Chunks that have the wanted sizes come out as they are.
     """
-    lanes: Block | None = None
-    for part in _cut(blocks, wanted[0]):
-        if part["rows"].shape[2] == wanted[1] and lanes is None:
+    trajectories: ChunkTensors | None = None
+    for part in _cut(parts, wanted[0]):
+        if part["rows"].shape[2] == wanted[1] and trajectories is None:
             yield part
             continue
         flat = {name: tensor.transpose(1, 2).flatten(0, 1) for name, tensor in part.items()}
-        lanes = flat if lanes is None else {name: torch.cat([lanes[name], flat[name]]) for name in flat}
-        whole = len(lanes["rows"]) // wanted[1] * wanted[1]
+        if trajectories is not None:
+            flat = {name: torch.cat([trajectories[name], tensor]) for name, tensor in flat.items()}
+        trajectories = flat
+        whole = len(trajectories["rows"]) // wanted[1] * wanted[1]
         if whole:
-            yield _stack({name: tensor[:whole] for name, tensor in lanes.items()}, wanted[1])
-        lanes = {name: tensor[whole:] for name, tensor in lanes.items()} if whole < len(lanes["rows"]) else None
-    if lanes is not None:
-        yield _stack(_filled(lanes, wanted[1]), wanted[1])
+            yield _stack({name: tensor[:whole] for name, tensor in trajectories.items()}, wanted[1])
+        left = {name: tensor[whole:] for name, tensor in trajectories.items()}
+        trajectories = left if len(left["rows"]) else None
+    if trajectories is not None:
+        yield _stack(_filled(trajectories, wanted[1]), wanted[1])
 
 
-def _cut(blocks: Iterable[tuple[str, Block]], steps: int) -> Iterator[Block]:
+def _cut(parts: Iterable[tuple[str, ChunkTensors]], steps: int) -> Iterator[ChunkTensors]:
     """Cut each run's time into stretches of ``steps``, the last of a run filled up."""
-    rest: Block | None = None
+    rest: ChunkTensors | None = None
     last = None
-    for run, block in blocks:
+    for run, part in parts:
         if run != last and rest is not None:
             yield {name: tensor.unsqueeze(0) for name, tensor in _filled(rest, steps).items()}
             rest = None
         last = run
-        if rest is None and block["rows"].shape[1] == steps:
-            yield block
+        if rest is None and part["rows"].shape[1] == steps:
+            yield part
             continue
-        time = {name: tensor.flatten(0, 1) for name, tensor in block.items()}
+        time = {name: tensor.flatten(0, 1) for name, tensor in part.items()}
         time = time if rest is None else {name: torch.cat([rest[name], time[name]]) for name in time}
         whole = len(time["rows"]) // steps * steps
         if whole:
@@ -175,16 +178,16 @@ def _cut(blocks: Iterable[tuple[str, Block]], steps: int) -> Iterator[Block]:
         yield {name: tensor.unsqueeze(0) for name, tensor in _filled(rest, steps).items()}
 
 
-def _filled(block: Block, length: int) -> Block:
+def _filled(part: ChunkTensors, length: int) -> ChunkTensors:
     """Repeat the last entry of each tensor up to a length; what is repeated belongs to no episode."""
-    missing = length - len(block["rows"])
-    filled = {name: torch.cat([t, t[-1:].expand(missing, *t.shape[1:])]) for name, t in block.items()}
+    missing = length - len(part["rows"])
+    filled = {name: torch.cat([t, t[-1:].expand(missing, *t.shape[1:])]) for name, t in part.items()}
     if missing:
         filled["episode"][-missing:] = -1
         filled["resets"][-missing:] = True
     return filled
 
 
-def _stack(lanes: Block, envs: int) -> Block:
-    """Put stretches of time of one environment each, (lanes, steps, ...), side by side."""
-    return {name: tensor.unflatten(0, (-1, envs)).transpose(1, 2).contiguous() for name, tensor in lanes.items()}
+def _stack(trajectories: ChunkTensors, envs: int) -> ChunkTensors:
+    """Put stretches of time of one environment each, (trajectories, steps, ...), side by side."""
+    return {name: tensor.unflatten(0, (-1, envs)).transpose(1, 2).contiguous() for name, tensor in trajectories.items()}

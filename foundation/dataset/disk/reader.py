@@ -44,7 +44,7 @@ class SavedDataset:
 
     @property
     def num_rows(self) -> int:
-        """Rows in all files."""
+        """Transitions in all files."""
         return sum(entry.rows for entry in self.files)
 
     def first(self, number: int | None) -> SavedDataset:
@@ -61,10 +61,10 @@ class SavedDataset:
         """Read one file.
 
         Returns:
-            Its tensors by name, those of the rows of shape (chunks, chunk_steps, num_envs, ...).
+            Its tensors by name, those of the transitions of shape (chunks, chunk_steps, num_envs, ...).
 
         Raises:
-            UserError: If it is missing, damaged or of other shapes, or its rows are not finite.
+            UserError: If it is missing, corrupt or of other shapes, or its transitions are not finite.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load
@@ -113,8 +113,8 @@ class SavedDataset:
         if len(set(lengths.values())) != 1 or len(lengths["episode_id"] or (1, 1)) != 1:
             raise UserError(f"'{path}': its table of episodes is corrupt: {lengths}")
 
-    def blocks(self) -> Iterator[tuple[str, dict[str, torch.Tensor], EpisodeTable]]:
-        """Go through the files: the run that wrote each, its row tensors, and the episodes that ended in it."""
+    def contents(self) -> Iterator[tuple[str, dict[str, torch.Tensor], EpisodeTable]]:
+        """Go through the files: the run that wrote each, its transition tensors, and the episodes that ended in it."""
         for entry in self.files:
             tensors = self.read(entry)
             columns = zip(EPISODE_COLUMNS, EpisodeTable.empty(), strict=True)

@@ -284,7 +284,7 @@ def test_flags_of_other_programs_are_flags_whatever_their_type(tmp_path):
     table = table._replace(success=table.success.to(torch.uint8), whole=table.whole.long())
     writer.add({**chunk(0, made), "note": torch.zeros(1)}, table, 1)
     writer.flush(1)
-    [(_, tensors, found)] = SavedDataset(tmp_path).blocks()
+    [(_, tensors, found)] = SavedDataset(tmp_path).contents()
     assert tensors.keys() == {"rows", "resets", "episode"}
     assert left_out(found, EpisodeFilterCfg(success=True)).tolist() == [1], "env 1 fails, 0 and 2 succeed"
 

@@ -1,4 +1,4 @@
-"""Segments of a dataset as plain tensors, for the files that make ``--resume`` exact."""
+"""Chunks of a dataset as plain tensors, for the files that make ``--resume`` exact."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ CHUNK_TENSORS = ("rows", "resets", "teacher_index", "episode", "weights", "base_
 """What a chunk may hold: attributes of the dataset, each with the chunks first."""
 
 
-def export_chunks(dataset: DistillationDataset, slots: list[int]) -> dict[str, Any]:
-    """Return plain tensors of some chunks, for a shard on disk."""
-    index = torch.tensor(slots, dtype=torch.int64, device=dataset.device)
-    shard: dict[str, Any] = {"slots": slots}
+def export_chunks(dataset: DistillationDataset, chunks: list[int]) -> dict[str, Any]:
+    """Return plain tensors of some chunks, for a file on disk."""
+    index = torch.tensor(chunks, dtype=torch.int64, device=dataset.device)
+    shard: dict[str, Any] = {"slots": chunks}
     for name, tensor in _tensors(dataset).items():
         if tensor is not None:
             shard[name] = tensor.index_select(0, index).cpu()
@@ -31,7 +31,7 @@ def _tensors(dataset: DistillationDataset) -> dict[str, torch.Tensor | None]:
 
 
 def check_chunks(dataset: DistillationDataset, shard: dict[str, Any]) -> None:
-    """Refuse a shard of a dataset that kept something else of its chunks.
+    """Refuse a file of a dataset that kept something else of its chunks.
 
     Raises:
         UserError: Naming what differs.
@@ -51,7 +51,7 @@ def _shape(tensor: torch.Tensor | None) -> list[int] | None:
 
 
 def import_chunks(dataset: DistillationDataset, shard: dict[str, Any]) -> None:
-    """Put the chunks of a shard back into their slots."""
+    """Put the chunks of a file back into their places."""
     if "active" in shard:
         dataset.activate(shard["slots"], shard["active"])
     for name, tensor in _tensors(dataset).items():
