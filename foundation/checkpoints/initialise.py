@@ -11,8 +11,8 @@ from torch import nn
 from foundation.checkpoints import load_policy
 from foundation.checkpoints.reading.loading import Overrides
 from foundation.core.errors import UserError
+from foundation.policies.actor_critic import ActorCritic
 from foundation.policies.distribution import Gaussian
-from foundation.policies.tower import TeacherNetwork
 from foundation.students import Student, StudentPolicy
 from foundation.students.recurrent import RecurrentStudent
 
@@ -30,7 +30,7 @@ def initialise_student(student: Student, path: str | Path, **overrides: Any) -> 
     if isinstance(loaded, Student):
         source = loaded.state_dict()
     else:
-        if not isinstance(loaded, TeacherNetwork):
+        if not isinstance(loaded, ActorCritic) or not loaded.is_plain:
             raise UserError(f"'{path}' cannot start a student: only checkpoints of students and of RSL-RL can.")
         source = _student_names(loaded, student, str(path))
     own = student.state_dict()
@@ -63,12 +63,12 @@ def _compare(student: Student, loaded: nn.Module, path: str) -> None:
 
 
 def _activations(network: nn.Module) -> set[str]:
-    part = network.actor.body if isinstance(network, TeacherNetwork) else network
+    part = network.actor.body if isinstance(network, ActorCritic) else network
     kinds = {type(module).__name__ for module in part.modules() if type(module).__module__.endswith("activation")}
     return kinds
 
 
-def _student_names(teacher: TeacherNetwork, student: Student, path: str) -> dict[str, torch.Tensor]:
+def _student_names(teacher: ActorCritic, student: Student, path: str) -> dict[str, torch.Tensor]:
     """Return RSL-RL's tensors by the names that they have in a student."""
     actor = teacher.actor
     recurrent = isinstance(student, RecurrentStudent) and not len(student.encoder)

@@ -29,7 +29,7 @@ from foundation.checkpoints.reading.loading import (
 )
 from foundation.checkpoints.reading.scaling import ClampedScaler, ValueScaler, moments
 from foundation.core.errors import UserError, suggest
-from foundation.policies.actor_critic import ActorCriticNetwork, Critic, Trunk
+from foundation.policies.actor_critic import ActorCritic, Critic, Trunk
 from foundation.policies.distribution import Deterministic, Heteroscedastic
 from foundation.policies.mlp import activation_names, resolve_activation
 from foundation.policies.rnn import RecurrentCore
@@ -76,7 +76,7 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
         critic = optional(
             source, lambda: _critic(source, config, value, value_statistics, separate, trunk, activation[0], num_obs)
         )
-    network = ActorCriticNetwork(num_obs, scaler, trunk, distribution, critic)
+    network = ActorCritic(trunk, distribution, critic, scaler)
     groups = at(source.agent.data, "params", "env", "obs_groups", "obs")
     groups = [str(group) for group in groups] if isinstance(groups, list) and groups else None
     return finish_actor_critic(
@@ -199,11 +199,20 @@ def _trunk(
         num_obs = first if num_obs is None else num_obs
         if first != num_obs or last != head.in_features:
             raise UserError(f"{where}: its layers do not fit together ({num_obs}, {first}, {last}). It is damaged.")
-        return Trunk(layers, none, head), num_obs
+        return Trunk(layers, head), num_obs
     order = _order(source, config, core, first if linears else None, last, head.in_features, num_obs)
     before, skip_in, skip_out, num_obs = order
     encoder, rest = (none, layers) if before else (layers, none)
-    return Trunk(encoder, rest, head, core, norm, skip_in, skip_out), num_obs
+    trunk = Trunk(
+        rest,
+        head,
+        encoder=encoder,
+        core=core,
+        core_norm=norm,
+        skip_core_input=skip_in,
+        skip_core_output=skip_out,
+    )
+    return trunk, num_obs
 
 
 def _order(

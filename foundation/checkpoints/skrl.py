@@ -21,7 +21,7 @@ from foundation.checkpoints.reading.assembler import (
 from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source, linear_layers, logger, optional
 from foundation.checkpoints.reading.scaling import ClampedScaler, ValueScaler, moments
 from foundation.core.errors import UserError
-from foundation.policies.actor_critic import ActorCriticNetwork, Critic, Trunk
+from foundation.policies.actor_critic import ActorCritic, Critic, Trunk
 from foundation.policies.distribution import Deterministic
 from foundation.policies.mlp import activation_names, resolve_activation
 from foundation.policies.teacher_outputs import Choices, Factor, ShapedActions
@@ -54,13 +54,13 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     trunk = _trunk(entries, "policy", activation[0])
     shared_value = entries.take("value_layer.")
     entries.finish(source.overrides.strict)
-    num_obs = trunk.num_inputs
+    num_obs = trunk.num_obs
     compare_dims(source, at(config, "network", 0, "layers") or config.get("hiddens"), trunk.hidden_dims)
     new, name = _preprocessor(checkpoint, source, config)
     scaler, formula = _scaler(checkpoint, source, name, num_obs)
     critic = optional(source, lambda: _critic(checkpoint, source, trunk, shared_value, new))
     distribution = _distribution(source, config, role, trunk.head.out_features, log_std)
-    network = ActorCriticNetwork(num_obs, scaler, trunk, distribution, critic)
+    network = ActorCritic(trunk, distribution, critic, scaler)
     version = "2.x" if new else "1.x" if "state_preprocessor" in checkpoint else "1.x or 2.x"
     return finish_actor_critic(source, f"skrl {version}", network, activation, formula)
 
@@ -90,8 +90,8 @@ def _trunk(entries: Entries, role: str, activation: str) -> Trunk:
         head = entries.take(f"{name}.")
         if head:
             last = single_linear(head, f"{entries.where}: {name}", layers[-1].out_features)
-            return Trunk(dense(layers, activation), nn.Sequential(), last)
-    return Trunk(dense(layers[:-1], activation), nn.Sequential(), layers[-1])
+            return Trunk(dense(layers, activation), last)
+    return Trunk(dense(layers[:-1], activation), layers[-1])
 
 
 def _preprocessor(checkpoint: dict[str, Any], source: Source, config: dict[str, Any]) -> tuple[bool, str]:
@@ -143,7 +143,7 @@ def _critic(
         layers = _trunk(entries, "value", activation[0])
         entries.finish(source.overrides.strict)
         num_out = layers.head.out_features
-        if layers.num_inputs != actor.num_inputs:
+        if layers.num_obs != actor.num_obs:
             return None
     output = str(config.get("output", "ONE")).removeprefix("Shape.")
     return Critic(layers, _value_scaler(checkpoint, source)) if num_out == 1 and output == "ONE" else None

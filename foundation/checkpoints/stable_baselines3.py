@@ -43,7 +43,7 @@ from foundation.checkpoints.reading.vecnormalize import VecNormalizeStatistics, 
 from foundation.core.archives import check_members, check_tree, size_of
 from foundation.core.errors import UserError
 from foundation.core.files import archive_names, load_checkpoint_bytes
-from foundation.policies.actor_critic import ActorCriticNetwork, Critic, Trunk
+from foundation.policies.actor_critic import ActorCritic, Critic, Trunk
 from foundation.policies.distribution import Deterministic, SquashedGaussian
 from foundation.policies.mlp import activation_class_names, resolve_activation
 from foundation.policies.teacher_outputs import Choices, ShapedActions
@@ -71,7 +71,7 @@ def load_file(source: Source) -> LoadedPolicy:
     elif kind == "q_net":
         entries.take("q_net_target.")
         layers = linear_layers(entries.take("q_net.q_net."), where)
-        trunk = Trunk(dense(layers[:-1], activation[0]), nn.Sequential(), layers[-1])
+        trunk = Trunk(dense(layers[:-1], activation[0]), layers[-1])
         distribution = Choices(q_values=True)
     elif kind == "quantile_net":
         trunk, distribution = _quantiles(entries, data, activation[0], where), Choices(q_values=True)
@@ -82,10 +82,10 @@ def load_file(source: Source) -> LoadedPolicy:
         log_std = entries.take_one("log_std")
         distribution = _distribution(source, data, trunk.head.out_features, log_std)
     entries.finish(source.overrides.strict)
-    num_obs = trunk.num_inputs if trunk.core is None else trunk.core.rnn.input_size
+    num_obs = trunk.num_obs
     _check_spaces(source, data, num_obs, trunk.head.out_features // distribution.outputs_per_action)
     scaler, formula = _scaler(source, num_obs)
-    network = ActorCriticNetwork(num_obs, scaler, trunk, distribution, critic)
+    network = ActorCritic(trunk, distribution, critic, scaler)
     return finish_actor_critic(source, f"Stable-Baselines3 {version}", network, activation, formula)
 
 
@@ -153,7 +153,7 @@ def _actor_critic(entries: Entries, source: Source, activation: str, where: str)
     if before_value or (core and not core_of_value):
         return actor, None  # a value whose input is the actor's memory, or a layer of its own
     value = optional(source, lambda: _tower(core_of_value, value_body, heads[1], activation, f"{where}: value"))
-    fits = value is not None and value.head.out_features == 1 and _size_of_input(value) == _size_of_input(actor)
+    fits = value is not None and value.head.out_features == 1 and value.num_obs == actor.num_obs
     if value is not None and not fits:
         logger.info("'%s': its value is not one number of the policy's observations, and is not read.", source.path)
     return actor, Critic(value) if value is not None and fits else None
@@ -167,11 +167,7 @@ def _tower(core: Tensors, body: Tensors, head: Tensors, activation: str, where: 
         raise UserError(
             f"{where}: its memory gives {memory.hidden_size} numbers, its layers want others. It is damaged."
         )
-    return Trunk(nn.Sequential(), dense(layers, activation), single_linear(head, where, size), memory)
-
-
-def _size_of_input(trunk: Trunk) -> int:
-    return trunk.num_inputs if trunk.core is None else trunk.core.rnn.input_size
+    return Trunk(dense(layers, activation), single_linear(head, where, size), core=memory)
 
 
 def _quantiles(entries: Entries, data: dict[str, Any], activation: str, where: str) -> Trunk:
@@ -186,7 +182,7 @@ def _quantiles(entries: Entries, data: dict[str, Any], activation: str, where: s
     with torch.no_grad():
         head.weight.copy_(last.weight.double().unflatten(0, (-1, int(count))).mean(dim=0))
         head.bias.copy_(last.bias.double().unflatten(0, (-1, int(count))).mean(dim=0))
-    return Trunk(dense(layers[:-1], activation), nn.Sequential(), head)
+    return Trunk(dense(layers[:-1], activation), head)
 
 
 def _random_search(
@@ -199,7 +195,7 @@ def _random_search(
     if without_bias:
         body |= {name.replace(".weight", ".bias"): value.new_zeros(value.shape[:1]) for name, value in body.items()}
     layers = linear_layers(body, where)
-    trunk = Trunk(dense(layers[:-1], activation), nn.Sequential(), layers[-1])
+    trunk = Trunk(dense(layers[:-1], activation), layers[-1])
     if _space(data, "action_space") == "Discrete":
         return trunk, Choices(q_values=False)
     bounds = _bounds(source, data, layers[-1].out_features)
@@ -254,7 +250,7 @@ def _off_policy_actor(
             layers, inner, squash = [*layers, both], SquashedGaussian(), None
     bounds = _bounds(source, data, layers[-1].out_features // inner.outputs_per_action)
     distribution = _squashed(inner, squash, bounds, where)
-    return Trunk(dense(layers[:-1], activation), nn.Sequential(), layers[-1]), distribution
+    return Trunk(dense(layers[:-1], activation), layers[-1]), distribution
 
 
 def _bound_of_mean(source: Source, data: dict[str, Any]) -> nn.Module:

@@ -1,27 +1,28 @@
-"""A policy of another library: dense and recurrent layers in either order, any distribution, and a value."""
+"""A trained policy: normaliser, dense and recurrent layers in either order, any distribution, and perhaps a value."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import nn
 
 from foundation.policies.distribution import Deterministic
+from foundation.policies.normalizer import ObsNormalizer
 from foundation.policies.output import PolicyOutput
+from foundation.policies.policy_network import PolicyNetwork
 from foundation.policies.rnn import RecurrentCore
-from foundation.policies.teacher_outputs import Choices
-from foundation.policies.tower import ActorWithCritic
+from foundation.policies.teacher_outputs import Choices, ShapedActions
 
 
 class Trunk(nn.Module):
-    """Dense layers, recurrent layers, dense layers, and a last linear one; all but the last may be missing."""
+    """The layers of an actor or a critic, by name; all but the last may be missing."""
 
     def __init__(
         self,
-        encoder: nn.Sequential,
         body: nn.Sequential,
         head: nn.Linear,
+        *,
+        normalizer: nn.Module | None = None,
+        encoder: nn.Sequential | None = None,
         core: RecurrentCore | None = None,
         core_norm: nn.LayerNorm | None = None,
         skip_core_input: bool = False,
@@ -30,16 +31,19 @@ class Trunk(nn.Module):
         """Register the layers.
 
         Args:
-            encoder: Before the recurrent layers.
-            body: After them.
-            head: The last one.
-            core: The recurrent ones.
+            body: Dense layers after the recurrent ones; all of them where there are none.
+            head: The last layer.
+            normalizer: Of the observations, before everything else.
+            encoder: Dense layers before the recurrent ones.
+            core: The recurrent layers.
             core_norm: Applied to what they give.
             skip_core_input: Whether the observations are appended to what they read.
             skip_core_output: Whether the observations are appended to what they give.
         """
         super().__init__()
-        self.encoder, self.core, self.core_norm, self.body, self.head = encoder, core, core_norm, body, head
+        self.normalizer, self.core, self.body, self.head = normalizer, core, body, head
+        self.encoder = nn.Sequential() if encoder is None else encoder
+        self.core_norm = core_norm
         self.skip_core_input, self.skip_core_output = skip_core_input, skip_core_output
         self.state_size = 0 if core is None else core.state_size
 
@@ -49,25 +53,35 @@ class Trunk(nn.Module):
         return [layer.out_features for layer in (*self.encoder, *self.body) if isinstance(layer, nn.Linear)]
 
     @property
-    def num_inputs(self) -> int:
-        """Size of what the first dense layer reads; without memory that is the observation."""
+    def num_obs(self) -> int:
+        """Size of the observation: of what the first layer reads."""
+        if self.core is not None and not len(self.encoder):
+            return self.core.rnn.input_size
         first = next(layer for layer in (*self.encoder, *self.body, self.head) if isinstance(layer, nn.Linear))
         return first.in_features
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is RSL-RL's: its normaliser, then recurrent layers, then dense ones, and nothing else."""
+        known = self.normalizer is None or isinstance(self.normalizer, ObsNormalizer)
+        skips = self.skip_core_input or self.skip_core_output
+        return known and not len(self.encoder) and self.core_norm is None and not skips
 
     def run(
         self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Return the raw output, the last hidden layer and the next state."""
-        x = self.encoder(obs)
+        given = obs if self.normalizer is None else self.normalizer(obs)
+        x = self.encoder(given)
         if self.core is not None:
             assert state is not None
             if self.skip_core_input:
-                x = torch.cat([x, obs], dim=-1)
+                x = torch.cat([x, given], dim=-1)
             x, state = self.core.sequence(x, state, resets) if sequence else self.core.step(x, state)
             if self.core_norm is not None:
                 x = self.core_norm(x)
             if self.skip_core_output:
-                x = torch.cat([x, obs], dim=-1)
+                x = torch.cat([x, given], dim=-1)
         features = self.body(x)
         return self.head(features), features, state
 
@@ -99,45 +113,58 @@ class Critic(nn.Module):
         return value if self.scaler is None else self.scaler(value), state
 
 
-class ActorCriticNetwork(ActorWithCritic):
-    """A trained policy with the interface that students have: ``step`` and ``sequence`` with the state passed in."""
+class ActorCritic(PolicyNetwork):
+    """A frozen policy of any library, with its value where it has one; their memories lie side by side in one state."""
 
     def __init__(
         self,
-        num_obs: int,
-        scaler: nn.Module | None,
         actor: Trunk,
         distribution: Deterministic,
         critic: Critic | None = None,
+        normalizer: nn.Module | None = None,
     ) -> None:
         """Freeze the networks.
 
         Args:
-            num_obs: Number of observations.
-            scaler: Normalises the observations of actor and critic.
             actor: Its output is what ``distribution`` reads.
             distribution: Turns it into actions.
-            critic: Gives the value.
+            critic: Gives the value; it reads the actor's observations.
+            normalizer: Of the observations of both.
         """
         super().__init__()
-        self.num_obs, self.normalizer, self.actor = num_obs, scaler, actor
+        self.num_obs, self.normalizer, self.actor = actor.num_obs, normalizer, actor
         self.distribution, self.critic = distribution, critic
         discrete = isinstance(distribution, Choices)
         self.num_choices: int | None = actor.head.out_features if discrete else None
         self.num_actions = 1 if discrete else actor.head.out_features // distribution.outputs_per_action
-        self._finish()
+        self.with_value = critic is not None
+        """Whether the critic is asked."""
+        self._sizes = (actor.state_size, 0 if critic is None else critic.state_size)
+        self.state_size = sum(self._sizes)
+        self.requires_grad_(False).eval()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether actor and critic are of RSL-RL's kind, each with its own normaliser, and the actions as they are."""
+        own_value = self.critic is None or (self.critic.trunk is not None and self.critic.scaler is None)
+        trunks = [self.actor] + ([] if self.critic is None or self.critic.trunk is None else [self.critic.trunk])
+        shaped = isinstance(self.distribution, Choices | ShapedActions)
+        return self.normalizer is None and own_value and not shaped and all(trunk.is_plain for trunk in trunks)
 
     def run(
         self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
     ) -> tuple[PolicyOutput, torch.Tensor | None]:
         """Act for one step or for many."""
         x = obs if self.normalizer is None else self.normalizer(obs)
-        raw, features, value, state = self._run_both(x, state, resets, sequence)
+        actor_state = critic_state = value = None
+        if state is not None:
+            actor_state, critic_state = state.split(self._sizes, dim=-1)
+        raw, features, actor_state = self.actor.run(x, actor_state, resets, sequence)
+        if self.critic is not None and self.with_value:
+            value, critic_state = self.critic.run(x, features, critic_state, resets, sequence)
+        if actor_state is not None or critic_state is not None:
+            parts = [part for part in (actor_state, critic_state) if part is not None]
+            state = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         mean, std = self.distribution(raw)
         logits = raw if self.num_choices is not None else None
         return PolicyOutput(mean=mean, std=std, value=value, logits=logits, features=features), state
-
-    def _value(
-        self, x: torch.Tensor, features: torch.Tensor, state: torch.Tensor | None, *how: Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return self.critic.run(x, features, state, *how)

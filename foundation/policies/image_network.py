@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from foundation.core.errors import UserError
+from foundation.policies.actor_critic import ActorCritic
 from foundation.policies.mlp import resolve_activation
 from foundation.policies.normalizer import ObsNormalizer
 from foundation.policies.output import PolicyOutput
 from foundation.policies.policy_network import PolicyNetwork
-from foundation.policies.tower import TeacherNetwork
 
 Shape = tuple[int, int, int]
 """Channels, height, width of an image."""
@@ -64,7 +64,7 @@ class ImageNetwork(PolicyNetwork):
 
     def __init__(
         self,
-        body: TeacherNetwork,
+        body: ActorCritic,
         normalizer: ObsNormalizer | None,
         encoders: Mapping[str, Callable[[Shape], nn.Sequential]],
         path: str,

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from foundation.accel import native_dense
+from foundation.policies.actor_critic import ActorCritic, Trunk
 from foundation.policies.distribution import Deterministic, Gaussian
+from foundation.policies.normalizer import ObsNormalizer
 from foundation.policies.output import PolicyOutput, map_output
 from foundation.policies.rnn import RecurrentCore
-from foundation.policies.tower import TeacherNetwork, TowerModule
 
 Stack = Callable[[Sequence[torch.Tensor]], nn.Parameter]
 
@@ -24,30 +25,36 @@ def stack_networks(networks: Sequence[nn.Module]) -> StackedNetworks | LoopedNet
     Args:
         networks: Policies with the same sizes.
     """
-    teachers = [network for network in networks if type(network) is TeacherNetwork]
+    teachers = [network for network in networks if type(network) is ActorCritic and network.is_plain]
     if len(teachers) < len(networks) or not all(_alike(teachers[0], other) for other in teachers):
         return LoopedNetworks(networks)
     return StackedNetworks(teachers)
 
 
-def _alike(one: TeacherNetwork, other: TeacherNetwork) -> bool:
+def _alike(one: ActorCritic, other: ActorCritic) -> bool:
     """Return whether two networks differ in nothing but numbers that can be stacked."""
     if (one.critic is None) != (other.critic is None):
         return False
     towers = [(one.actor, other.actor)]
     if one.critic is not None and other.critic is not None:
-        towers.append((one.critic, other.critic))
+        towers.append((_value_of(one), _value_of(other)))
     a, b = one.distribution, other.distribution
     plain = Gaussian if isinstance(a, Gaussian) else None
     same_kind = type(a) is type(b) and (plain is not None or (_settings(a) == _settings(b) and not list(a.buffers())))
     return same_kind and all(_tower_shape(left) == _tower_shape(right) for left, right in towers)
 
 
+def _value_of(network: ActorCritic) -> Trunk:
+    """Return the layers of a plain network's critic."""
+    assert network.critic is not None and network.critic.trunk is not None
+    return network.critic.trunk
+
+
 def _settings(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "training"}
 
 
-def _tower_shape(tower: TowerModule) -> tuple[Any, ...]:
+def _tower_shape(tower: Trunk) -> tuple[Any, ...]:
     core = tower.core
     memory = None if core is None else (core.kind, core.hidden_size, core.num_layers, core.initial is None)
     layers = [(type(layer), getattr(layer, "out_features", None), str(layer)) for layer in tower.body]
@@ -106,7 +113,7 @@ class StackedCore(nn.Module):
 class StackedTower(nn.Module):
     """Normaliser, recurrent layers and dense layers of K actors or K critics."""
 
-    def __init__(self, towers: Sequence[TowerModule]) -> None:
+    def __init__(self, towers: Sequence[Trunk]) -> None:
         """Stack the weights; a tower without a normaliser gets the identity where others have one."""
         super().__init__()
         self.mean = self.scale = None
@@ -152,14 +159,14 @@ class StackedTower(nn.Module):
         return self._laid_out[1]
 
 
-def _moments(tower: TowerModule) -> tuple[torch.Tensor, torch.Tensor]:
+def _moments(tower: Trunk) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what is subtracted and what is multiplied by. Shape of both: (num_obs,)."""
     normalizer = tower.normalizer
     if normalizer is None:
-        first = next(m for m in (*tower.body, tower.head) if isinstance(m, nn.Linear))
-        size = first.in_features if tower.core is None else tower.core.rnn.input_size
-        return torch.zeros(size, device=first.weight.device), torch.ones(size, device=first.weight.device)
+        device = tower.head.weight.device
+        return torch.zeros(tower.num_obs, device=device), torch.ones(tower.num_obs, device=device)
     # The scale is what the normaliser makes of one above its mean: in float64, as a large mean swallows the one.
+    assert isinstance(normalizer, ObsNormalizer)  # the network is plain
     exact = copy.deepcopy(normalizer).double()
     return normalizer.mean, exact(exact.mean + 1.0).to(normalizer.mean.dtype)
 
@@ -167,11 +174,11 @@ def _moments(tower: TowerModule) -> tuple[torch.Tensor, torch.Tensor]:
 class StackedNetworks(nn.Module):
     """K teachers of the same shape as one module over (num_teachers, rows, ...)."""
 
-    def __init__(self, networks: Sequence[TeacherNetwork]) -> None:
+    def __init__(self, networks: Sequence[ActorCritic]) -> None:
         """Stack the networks, which are not needed afterwards."""
         super().__init__()
         self.actor = StackedTower([network.actor for network in networks])
-        critics = [network.critic for network in networks if network.critic is not None]
+        critics = [_value_of(network) for network in networks if network.critic is not None]
         self.critic = StackedTower(critics) if critics else None
         self.with_value = self.critic is not None
         self.with_features: bool = True

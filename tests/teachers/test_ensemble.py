@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import many_teachers
 import pytest
 import torch
@@ -201,3 +203,24 @@ def test_a_warning_about_all_teachers_is_said_once(tmp_path, caplog):
         write_teacher(tmp_path / f"{name}.pt")
     load_ensemble(find_teachers(str(tmp_path / "*.pt")))
     assert caplog.text.count("taking 'elu'") == 1
+
+
+SHIPPED = sorted((Path(__file__).resolve().parents[1] / "checkpoints" / "data").glob("*/*/expected.pt"))
+
+
+@pytest.mark.parametrize("expected", SHIPPED, ids=lambda path: f"{path.parts[-3]}-{path.parts[-2]}")
+def test_two_teachers_of_any_library_answer_as_each_alone(expected):
+    """Whatever kind of policy a file holds, two of it side by side give its actions, deviations, values and logits."""
+    path = next(
+        file
+        for file in expected.parent.rglob("*")
+        if file.suffix in (".pt", ".pth", ".zip") and file.name != "expected.pt"
+    )
+    single = TeacherPolicyWrapper(path)
+    pair = TeacherEnsemble([TeacherPolicyWrapper(path), TeacherPolicyWrapper(path)], ["a", "b"])
+    obs = torch.load(expected)["obs"]
+    alone, together = single.sequence(obs)[0], pair.sequence(obs)[0]
+    for name in ("mean", "std", "value", "logits"):
+        one, other = getattr(alone, name), getattr(together, name)
+        assert (one is None) == (other is None), name
+        assert one is None or torch.allclose(one, other, atol=1e-5), name

@@ -20,12 +20,12 @@ from foundation.checkpoints.reading.loading import (
     Source,
     Tensors,
     build_normalizer,
-    build_tower,
+    build_trunk,
     linear_layers,
     optional,
 )
 from foundation.core.errors import UserError, suggest
-from foundation.policies.actor_critic import ActorCriticNetwork
+from foundation.policies.actor_critic import ActorCritic, Critic, Trunk
 from foundation.policies.distribution import Beta, Deterministic, Gaussian, Heteroscedastic
 from foundation.policies.image_network import ImageNetwork, Shape, build_encoder
 from foundation.policies.info import PolicyInfo
@@ -33,7 +33,6 @@ from foundation.policies.mlp import activation_names, resolve_activation
 from foundation.policies.policy_network import PolicyNetwork
 from foundation.policies.rnn import RecurrentCore
 from foundation.policies.teacher_outputs import ShapedActions
-from foundation.policies.tower import TeacherNetwork, Tower
 
 logger = logging.getLogger(__name__)
 
@@ -266,7 +265,7 @@ def gives_std(distribution: Deterministic) -> bool:
 def finish_actor_critic(
     source: Source,
     layout: str,
-    network: ActorCriticNetwork,
+    network: ActorCritic,
     activation: Activation,
     normalizer: str | None,
     obs_groups: list[str] | None = None,
@@ -383,40 +382,40 @@ def assemble(
     if actor.cnns:
         return _assemble_with_images(source, layout, role, actor)
     chosen = _activation_of(source, role) if activation is None else (activation, CHECKPOINT)
-    tower = build_tower(actor.body, actor.rnn, actor.normalizer, chosen[0], f"'{source.path}' ({role})")
+    trunk = build_trunk(actor.body, actor.rnn, actor.normalizer, chosen[0], f"'{source.path}' ({role})")
     if distribution is None:
-        distribution = choose_distribution(source, role, tower.head.out_features, actor.std, actor.log_std)
-    _compare_with_config(source, role, tower, tower.normalizer is not None)
+        distribution = choose_distribution(source, role, trunk.head.out_features, actor.std, actor.log_std)
+    _compare_with_config(source, role, trunk, trunk.normalizer is not None)
     groups = source.overrides.obs_groups or source.agent.obs_groups(role)
-    value_tower = None
+    value = None
     if critic is not None:
-        value_tower = optional(source, lambda: _value_tower(source, tower, groups, critic))
+        value = optional(source, lambda: _value_trunk(source, trunk, groups, critic))
     return finish(
         source,
         layout,
-        TeacherNetwork(tower, distribution, value_tower),
+        ActorCritic(trunk, distribution, None if value is None else Critic(value)),
         chosen,
-        hidden_dims=tower.hidden_dims,
+        hidden_dims=trunk.hidden_dims,
         distribution=distribution,
         obs_groups=groups,
         clip_actions=source.agent.clip_actions(),
-        obs_normalization=tower.normalizer is not None,
-        recurrence=_memory(tower.core),
-        has_value=value_tower is not None,
+        obs_normalization=trunk.normalizer is not None,
+        recurrence=_memory(trunk.core),
+        has_value=value is not None,
     )
 
 
-def _value_tower(source: Source, actor: Tower, groups: list[str] | None, critic: Parts) -> Tower | None:
+def _value_trunk(source: Source, actor: Trunk, groups: list[str] | None, critic: Parts) -> Trunk | None:
     """Return the critic if it reads what the actor reads: the same groups, or, where none are known, the same size."""
     critic_groups = source.agent.obs_groups("critic")
     if groups is not None and critic_groups is not None and groups != critic_groups:
         return None
     activation = _activation_of(source, "critic")[0]
-    tower = build_tower(critic.body, critic.rnn, critic.normalizer, activation, f"'{source.path}' (critic)")
-    return tower if tower.num_obs == actor.num_obs and tower.head.out_features == 1 else None
+    trunk = build_trunk(critic.body, critic.rnn, critic.normalizer, activation, f"'{source.path}' (critic)")
+    return trunk if trunk.num_obs == actor.num_obs and trunk.head.out_features == 1 else None
 
 
-def _compare_with_config(source: Source, role: str, tower: Tower, normalizes: bool) -> None:
+def _compare_with_config(source: Source, role: str, trunk: Trunk, normalizes: bool) -> None:
     """Refuse a checkpoint that lacks the normaliser of its config; warn when the config has other sizes."""
     if not normalizes and source.agent.normalizes(role):
         message = (
@@ -427,7 +426,7 @@ def _compare_with_config(source: Source, role: str, tower: Tower, normalizes: bo
         logger.warning("%s. Observations are taken as they are.", message)
     stated = source.agent.option(role, "hidden_dims")
     if not isinstance(stated, list) or -1 not in stated:  # -1: of the size that comes in
-        compare_dims(source, stated, tower.hidden_dims)
+        compare_dims(source, stated, trunk.hidden_dims)
 
 
 def _assemble_with_images(source: Source, layout: str, role: str, parts: Parts) -> LoadedPolicy:
@@ -441,15 +440,15 @@ def _assemble_with_images(source: Source, layout: str, role: str, parts: Parts) 
     """
     where = f"'{source.path}' ({role})"
     activation = _activation_of(source, role)
-    tower = build_tower(parts.body, parts.rnn, {}, activation[0], where)
+    trunk = build_trunk(parts.body, parts.rnn, {}, activation[0], where)
     mean = parts.normalizer.get("_mean")
     normalizer = None if mean is None or not mean.numel() else build_normalizer(parts.normalizer, mean.numel(), where)
-    distribution = choose_distribution(source, role, tower.head.out_features, parts.std, parts.log_std)
+    distribution = choose_distribution(source, role, trunk.head.out_features, parts.std, parts.log_std)
     stated = source.overrides.obs_groups or source.agent.obs_groups(role)
-    _compare_with_config(source, role, tower, normalizer is not None or parts.normalizer != {})
+    _compare_with_config(source, role, trunk, normalizer is not None or parts.normalizer != {})
     images = _image_groups(parts, stated, where)
     makers = {group: _maker(source, role, group, images, parts.cnns) for group in images}
-    network = ImageNetwork(TeacherNetwork(tower, distribution), normalizer, makers, str(source.path))
+    network = ImageNetwork(ActorCritic(trunk, distribution), normalizer, makers, str(source.path))
     if source.overrides.image_shapes is not None:
         network.bind(source.overrides.image_shapes)
     policy = finish(
@@ -457,7 +456,7 @@ def _assemble_with_images(source: Source, layout: str, role: str, parts: Parts) 
         layout,
         network,
         activation,
-        hidden_dims=tower.hidden_dims,
+        hidden_dims=trunk.hidden_dims,
         distribution=distribution,
         clip_actions=source.agent.clip_actions(),
         obs_normalization=normalizer is not None,

@@ -15,12 +15,12 @@ from torch import nn
 
 from foundation.checkpoints.reading.agent_config import AgentConfig
 from foundation.core.errors import UserError, suggest
+from foundation.policies.actor_critic import Trunk
 from foundation.policies.info import PolicyInfo
 from foundation.policies.mlp import activation_names, resolve_activation
 from foundation.policies.normalizer import ObsNormalizer
 from foundation.policies.policy_network import PolicyNetwork
 from foundation.policies.rnn import RecurrentCore
-from foundation.policies.tower import Tower
 
 logger = logging.getLogger(__name__)
 
@@ -258,7 +258,7 @@ def check_floating(tensors: Tensors, where: str) -> None:
             raise UserError(f"{where} has {kind} numbers in '{name}', which are no weights; save float32 ones.")
 
 
-def build_tower(body: Tensors, rnn: Tensors, normalizer: Tensors, activation: str, where: str) -> Tower:
+def build_trunk(body: Tensors, rnn: Tensors, normalizer: Tensors, activation: str, where: str) -> Trunk:
     """Build one network from its tensors.
 
     Args:
@@ -279,7 +279,8 @@ def build_tower(body: Tensors, rnn: Tensors, normalizer: Tensors, activation: st
     layers: list[nn.Module] = []
     for linear in linears[:-1]:
         layers += [linear, resolve_activation(activation)]
-    return Tower(num_obs, build_normalizer(normalizer, num_obs, where), core, nn.Sequential(*layers), linears[-1])
+    own = build_normalizer(normalizer, num_obs, where)
+    return Trunk(nn.Sequential(*layers), linears[-1], normalizer=own, core=core)
 
 
 def linear_layers(body: Tensors, where: str) -> list[nn.Linear]:
