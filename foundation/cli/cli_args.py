@@ -8,11 +8,11 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from foundation.cli.command import Interrupt, run_command, set_up_logging
 from foundation.cli.parser import OneLineParser
-from foundation.config.distillation_cfg import DistillationCfg
+from foundation.config.distillation_cfg import BelowMin, DistillationCfg, LoggerName, Selection
 from foundation.config.overrides import Overrides
 from foundation.config.validate import MOST_SEED
 from foundation.core.errors import UserError
@@ -43,6 +43,12 @@ class CommandParser(OneLineParser):
             "Further arguments are Hydra-style overrides: env.scene.num_envs=2048, agent.seed=3, "
             "scene.num_envs=2048 (where only one config has such a key)."
         )
+
+
+def _any_of(choices: Any) -> str:
+    """List the values of a ``Literal``: ``a, b or c``."""
+    *others, last = get_args(choices)
+    return f"{', '.join(others)} or {last}"
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -187,7 +193,7 @@ def add_rsl_rl_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--resume", action="store_true", help="go on with an earlier run")
     group.add_argument("--load_run", metavar="RUN", help="run to load: its name, or a pattern (default: the newest)")
     group.add_argument("--checkpoint", metavar="FILE", help="checkpoint to load: its name, a pattern, or a path")
-    group.add_argument("--logger", metavar="NAME", help="tensorboard, wandb or neptune (default: tensorboard)")
+    group.add_argument("--logger", metavar="NAME", help=f"{_any_of(LoggerName)} (tensorboard)")
     group.add_argument("--log_project_name", metavar="NAME", help="project for wandb or neptune")
 
 
@@ -199,9 +205,9 @@ def add_distillation_args(parser: argparse.ArgumentParser) -> None:
     flag("--teacher_checkpoint", action="append", metavar="PATH", help=many)
     flag("--teacher_activation", metavar="NAME", help="activation of its layers, if neither it nor a config says it")
     flag("--teacher_min_return", type=number, metavar="X", help="stop at once if the teacher's own return is lower")
-    flag("--teacher_below_min", metavar="WHAT", help="many teachers: refuse, or drop those below (refuse)")
+    flag("--teacher_below_min", metavar="WHAT", help=f"many teachers: {_any_of(BelowMin)} those below (refuse)")
     flag("--num_active_teachers", type=whole, metavar="N", help="learn from so many teachers in an on-policy epoch")
-    flag("--teacher_selection", metavar="WHICH", help="all, or those with the best, worst or random returns (all)")
+    flag("--teacher_selection", metavar="WHICH", help=f"{_any_of(Selection)}: by their returns (all)")
     flag("--teacher_student_mix", type=whole, metavar="N", help="teacher episodes per student episode, on-policy (0)")
     flag("--n_epochs", type=whole, metavar="N", help="epochs of collection, learning and evaluation (100)")
     flag("--num_episodes", type=whole, metavar="N", help="episodes collected in an epoch (100)")

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+# Choices, spelled once: help, checks and the reference are made from them.
+ScheduleKind = Literal["constant", "linear", "cosine", "exponential", "piecewise", "step"]
+BelowMin = Literal["refuse", "drop"]
+Combine = Literal["per_env", "mean", "uncertainty", "value", "gate"]
+Selection = Literal["all", "best", "worst", "random"]
+StudentTemperature = Literal["1", "same"]
+Eviction = Literal["oldest", "reservoir"]
+StorageType = Literal["float32", "float16", "bfloat16"]
+SequenceStart = Literal["stored", "zero"]
+CollectionMode = Literal["auto", "steps", "episodes"]
+DrawnPer = Literal["episode", "step"]
+OptimizerName = Literal["adam", "adamw", "rmsprop", "sgd"]
+Precision = Literal["float32", "bfloat16", "float16"]
+LoggerName = Literal["tensorboard", "wandb", "neptune"]
 
 
 @dataclass
 class ScheduleCfg:
     """A number that may change over the epochs of a run."""
 
-    kind: str = "constant"
-    """constant | linear | cosine | exponential | piecewise | step."""
+    kind: ScheduleKind = "constant"
+    """How it changes."""
     start: float = 0.0
     """Value at the first epoch of the schedule."""
     end: float = 0.0
@@ -67,12 +83,12 @@ class TeacherCfg:
     """Number of observations of a teacher that is run as it is, where its file does not tell."""
     min_return: float | None = None
     """Stop at once if the teacher's own mean return is lower (``--teacher_min_return``)."""
-    below_min: str = "refuse"
-    """refuse | drop: with many teachers, whether those below ``min_return`` stop the run or are left out of it
+    below_min: BelowMin = "refuse"
+    """With many teachers, whether those below ``min_return`` stop the run or are left out of it
     (``--teacher_below_min``)."""
     dropped: list[str] = field(default_factory=list)
     """Names of teachers of the set that are left out."""
-    combine: str = "per_env"
+    combine: Combine = "per_env"
     """Many teachers: per_env (environment i follows teacher i % number, on its vehicle), or one target from all of
     them for every environment: mean | uncertainty | value | gate (see ``foundation.teachers.combine``)."""
     combine_temperature: float = 1.0
@@ -84,7 +100,7 @@ class TeacherCfg:
     its index, or ``"pkg.module:function"`` of the observation groups. None: as ``combine`` says."""
     num_active: int | None = None
     """Many teachers: how many the student learns from in an on-policy epoch (``--num_active_teachers``). None: all."""
-    selection: str = "all"
+    selection: Selection = "all"
     """all | best | worst | random: which those are, by how far the student's return with each of them in the last
     epochs is from the teacher's own (``--teacher_selection``)."""
     emphasis: int = 0
@@ -131,7 +147,7 @@ class LossCfg:
     features in units of each dimension's, so that weights mean the same in every task."""
     temperature: float | ScheduleCfg = 1.0
     """Softmax temperature of a discrete teacher's targets (Rusu et al. 2015, eq. 3)."""
-    student_temperature: str = "1"
+    student_temperature: StudentTemperature = "1"
     """``"1"`` or ``"same"``: whether the student's distribution is tempered too."""
     huber_delta: float = 1.0
     """Where the Huber loss turns linear [action units]."""
@@ -162,15 +178,15 @@ class DatasetCfg:
     """Most rows kept. None: what ``memory_gb`` holds, but no more than the run can collect."""
     memory_gb: float = 4.0
     """Memory budget [GB], used when ``size`` is None and as a ceiling for it."""
-    eviction: str = "oldest"
+    eviction: Eviction = "oldest"
     """Which rows make room when full: oldest | reservoir."""
     device: str | None = None
     """Device of the storage. None: the compute device, or pinned host memory where the rows do not fit it."""
-    dtype: str = "float32"
+    dtype: StorageType = "float32"
     """Storage type of observations and targets: float32 | float16 | bfloat16."""
     chunk_steps: int | None = None
     """Env steps per chunk, rounded up to whole training sequences. None: 32."""
-    sequence_start: str = "stored"
+    sequence_start: SequenceStart = "stored"
     """A student's memory at the start of a training sequence: stored (as it was when collected) | zero.
 
     A GRU of 16 units reached 98 % of the teacher in 1.3 CPU s from stored memory, in 2.0 from zero, in 1.5 from zero
@@ -195,13 +211,13 @@ class DatasetCfg:
 class CollectionCfg:
     """Who acts, and for how long."""
 
-    mode: str = "auto"
+    mode: CollectionMode = "auto"
     """auto | steps | episodes. ``auto``: ``steps`` where a second environment can be made, else ``episodes``."""
     beta: ScheduleCfg | None = None
     """Probability that the teacher drives. None: 1 for ``epoch_teacher_forcing`` epochs, then 0."""
     teacher_student_mix: int = 0
     """Teacher-driven episodes for each student-driven one in the on-policy epochs: N is a ``beta`` of N / (N + 1)."""
-    beta_per: str = "episode"
+    beta_per: DrawnPer = "episode"
     """episode | step: whether the driver is drawn at each episode's start or anew at every step."""
     epsilon: float = 0.0
     """Probability per step of a uniformly random action (Rusu et al. 2015 use 0.05); labels are untouched."""
@@ -226,8 +242,8 @@ class CollectionCfg:
 class OptimizerCfg:
     """How the student is fitted."""
 
-    name: str = "adam"
-    """adam | adamw | rmsprop | sgd."""
+    name: OptimizerName = "adam"
+    """The optimiser's algorithm."""
     weight_decay: float = 0.0
     """L2 penalty (decoupled for adamw)."""
     max_grad_norm: float | None = None
@@ -240,7 +256,7 @@ class OptimizerCfg:
     """Updates per epoch, however many rows are new. None: by ``update_ratio``."""
     ema_decay: float | None = None
     """Average the student's weights with this decay for evaluation and the checkpoints. None: off."""
-    precision: str = "float32"
+    precision: Precision = "float32"
     """float32 | bfloat16 | float16: what the student's products are computed in while it learns; weights, losses and
     optimiser stay float32. float16 needs CUDA; its gradients are scaled. CPU time per update seen on one core with
     bfloat16 instructions, bfloat16 against float32: [64, 64] student and 256 rows 0.72 against 0.57 ms, [256, 256, 256]
@@ -281,8 +297,8 @@ class DistillationCfg:
     """Folder under ``logs/distillation``. None: the agent config's ``experiment_name``."""
     run_name: str = ""
     """Suffix of the run's folder."""
-    logger: str = "tensorboard"
-    """tensorboard | wandb | neptune."""
+    logger: LoggerName = "tensorboard"
+    """Where scalars go."""
     log_project_name: str | None = None
     """Project name for wandb or neptune."""
     n_epochs: int = 100

@@ -17,7 +17,7 @@ from foundation.config.distillation_cfg import DistillationCfg, StudentCfg
 from foundation.config.interpolation import has_interpolation, interpolate
 from foundation.config.overrides import Assignment, Overrides
 from foundation.config.plain import to_plain
-from foundation.config.validate import validate
+from foundation.config.validate import label, validate
 from foundation.config.values import apply_values, key_names
 from foundation.core.errors import UserError, suggest
 
@@ -167,7 +167,10 @@ def resolve(
         values = dict(layer.values)
         _merge(env, values.pop("env", None) or {})
         _merge(agent, values.pop("agent", None) or {})
-        apply_values(cfg, values, "distill" if layer.origin == _TYPED else "configs")
+        try:
+            apply_values(cfg, values, "distill" if layer.origin == _TYPED else "configs")
+        except UserError as error:
+            raise UserError(_by_flag(str(error), flags)) from None
     stack.check_one_driver(cfg)
     validate(cfg, loss_names)
     return Resolved(cfg, env, agent, stack.choices(cfg))
@@ -366,6 +369,13 @@ def _own(overrides: Overrides) -> list[Assignment]:
     names = [own.name for own in fields(DistillationCfg)]
     bare = [item for item in overrides.bare if item.path.partition(".")[0] in names]
     return [*overrides.scoped.get("distill", []), *bare]
+
+
+def _by_flag(message: str, flags: Mapping[str, Any]) -> str:
+    """Name a key as it was typed: by its flag, if that was."""
+    for path in flags:
+        message = message.replace(f"'distill.{path}'", label(path))
+    return message
 
 
 def _default_choice(group: str) -> str:

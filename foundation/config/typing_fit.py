@@ -60,6 +60,12 @@ def members(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
+def choices_of(hint: Any) -> tuple[str, ...]:
+    """Return the texts that an annotation is a choice of (``Literal``), or none."""
+    literals = [get_args(member) for member in members(hint) if get_origin(member) is typing.Literal]
+    return tuple(choice for choices in literals for choice in choices if isinstance(choice, str))
+
+
 def value_hint(hint: Any) -> Any:
     """Return the type of the values of a ``dict[K, V]`` annotation, or ``Any``."""
     for member in members(hint):
@@ -122,6 +128,8 @@ def _fit_one(value: Any, hint: Any) -> Any:
         return _need(value is None, value, hint)
     origin, args = get_origin(hint) or hint, get_args(hint)
     if origin is typing.Literal:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and str(value) in args:
+            return str(value)
         return _need(any(value == a and type(value) is type(a) for a in args), value, hint)
     if origin in (list, tuple, set, frozenset) or (isinstance(origin, type) and origin in _SEQUENCES):
         return _fit_sequence(value, hint, origin, args)

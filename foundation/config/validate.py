@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, get_args
 
-from foundation.config.distillation_cfg import DistillationCfg, ScheduleCfg, TeacherCfg
+from foundation.config.distillation_cfg import DistillationCfg, OptimizerName, ScheduleCfg, ScheduleKind, TeacherCfg
+from foundation.config.typing_fit import choices_of, field_hints
 from foundation.core.errors import UserError, suggest
 
 logger = logging.getLogger(__name__)
@@ -76,23 +78,8 @@ _NOT_NEGATIVE = (
     "collection.dart_alpha",
     "early_stopping.min_delta",
 )
-_ONE_OF = {
-    "logger": ("tensorboard", "wandb", "neptune"),
-    "loss.student_temperature": ("1", "same"),
-    "teacher.below_min": ("refuse", "drop"),
-    "teacher.combine": ("per_env", "mean", "uncertainty", "value", "gate"),
-    "teacher.selection": ("all", "best", "worst", "random"),
-    "dataset.eviction": ("oldest", "reservoir"),
-    "dataset.sequence_start": ("stored", "zero"),
-    "dataset.dtype": ("float32", "float16", "bfloat16"),
-    "collection.mode": ("auto", "steps", "episodes"),
-    "collection.beta_per": ("episode", "step"),
-    "optimizer.name": ("adam", "adamw", "rmsprop", "sgd"),
-    "optimizer.precision": ("float32", "bfloat16", "float16"),
-}
-_AGENT_OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
+_AGENT_OPTIMIZERS = get_args(OptimizerName)
 """What RSL-RL takes."""
-_SCHEDULES = ("constant", "linear", "cosine", "exponential", "piecewise", "step")
 
 
 def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> None:
@@ -119,8 +106,7 @@ def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> N
     _check(cfg, "dataset.held_out", lambda v: 0 < v < 1, "above 0 and below 1")
     _check(cfg, "dataset.filter.return_quantile", lambda v: 0 <= v <= 1, "from 0 to 1")
     _check_offline(cfg)
-    for path, valid in _ONE_OF.items():
-        _check_name(path, _get(cfg, path), valid)
+    _check_choices(cfg)
     check_device(cfg.device)
     check_device(cfg.dataset.device, "dataset.device")
     _check_groups(cfg)
@@ -228,6 +214,17 @@ def _check(cfg: Any, path: str, ok: Any, expected: str) -> None:
         _fail(path, value, expected)
 
 
+def _check_choices(cfg: Any, path: str = "") -> None:
+    """Check every field that has a fixed set of values, also of a config that was made in code."""
+    for own in fields(cfg):
+        value, full = getattr(cfg, own.name), f"{path}{own.name}"
+        valid = choices_of(field_hints(type(cfg)).get(own.name, Any))
+        if valid and value is not None:
+            _check_name(full, value, valid)
+        if is_dataclass(value):
+            _check_choices(value, f"{full}.")
+
+
 def _check_name(path: str, value: str, valid: Iterable[str]) -> None:
     if value not in valid:
         raise UserError(f"{label(path)} is {value!r}. {suggest(value, valid)}")
@@ -284,7 +281,7 @@ def check_schedule(
     """
     if schedule is None:
         return
-    _check_name(f"{path}.kind", schedule.kind, _SCHEDULES)
+    _check_name(f"{path}.kind", schedule.kind, get_args(ScheduleKind))
     if schedule.epochs < 0:
         _fail(f"{path}.epochs", schedule.epochs, "at least 0 (0 is the whole run)")
     if schedule.kind in ("piecewise", "step"):

@@ -6,7 +6,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from foundation.config.typing_fit import MisfitError, describe, field_hints, fit, is_mapping, members, value_hint
+from foundation.config.typing_fit import (
+    MisfitError,
+    choices_of,
+    describe,
+    field_hints,
+    fit,
+    is_mapping,
+    members,
+    value_hint,
+)
 from foundation.core.errors import UserError, suggest
 
 
@@ -133,6 +142,9 @@ def _convert(current: Any, value: Any, hint: Any, full: str) -> Any:
             return fit(value, type(current))
         except MisfitError as misfit:
             expected = str(misfit)
+    choices = choices_of(hint)
+    if choices and isinstance(value, str):
+        raise UserError(f"'{full}' is {_show(value)}. {suggest(value, choices)}")
     raise UserError(f"'{full}' is {_show(value)}: it must be {expected}")
 
 

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 if not __package__:  # run as a file of a clone: take this clone's packages
     sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
@@ -34,6 +34,7 @@ from foundation.cli.cli_args import (
     typed_value,
 )
 from foundation.cli.hydra_app import run_application
+from foundation.config.distillation_cfg import LoggerName
 from foundation.config.interpolation import interpolate
 from foundation.config.overrides import Overrides, parse_overrides
 from foundation.config.plain import to_plain
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("foundation.train")
 
 LOG_ROOT = Path("logs") / "rsl_rl"
-LOGGERS = ("tensorboard", "wandb", "neptune")
+LOGGERS = get_args(LoggerName)
 
 
 def build_parser() -> CommandParser:
