@@ -53,12 +53,12 @@ def vehicle_figures(result: EvaluationResult, names: list[str]) -> list[dict[str
     rows = []
     for index in vehicle.unique().tolist():
         mine = vehicle == index
-        ended = mine & result.success.bool().cpu()
+        ended = mine if result.success is None else mine & result.success.bool().cpu()
         row: dict[str, Any] = {
             "vehicle": names[index] if index < len(names) else str(index),
             "episodes": int(mine.sum()),
             "return": float(result.returns.cpu()[mine].double().mean()),
-            "success_rate": float(ended.sum() / mine.sum()),
+            "success_rate": None if result.success is None else float(ended.sum() / mine.sum()),
         }
         if error is not None:
             row["position_error"] = float(error.cpu()[ended].double().mean()) if ended.any() else None
@@ -81,7 +81,7 @@ def vehicle_table(rows: list[dict[str, Any]]) -> Table:
             row["vehicle"],
             str(row["episodes"]),
             f"{row['return']:.1f}",
-            f"{100 * row['success_rate']:.1f} %",
+            "" if row["success_rate"] is None else f"{100 * row['success_rate']:.1f} %",
             "" if error is None else f"{100 * error:.2f}",
         )
     return table

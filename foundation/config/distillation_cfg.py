@@ -112,7 +112,8 @@ class TeacherCfg:
     position_offset_correction: bool = False
     """Take each teacher's steady-state position offset out of the student's stored observations."""
     check: bool = True
-    """Stop at once if the teacher's mean return is not above that of random actions (one-sided 95 %); off: warn."""
+    """Stop at once if the teacher's mean return is not above that of random actions, or below that of zero actions
+    (one-sided 95 %); off: warn."""
 
 
 @dataclass

@@ -77,7 +77,13 @@ class EpisodeLog:
         dataset.episode[chunk] = number.int()  # 2e9 episodes are more than anybody collects
         steps = {name: tensor.to(dataset.device) for name, tensor in steps.items()}
         ended = steps["ended"]
-        columns = (number.int(), steps["returns"], steps["lengths"].int(), steps["success"], steps["whole"])
+        if "success" not in steps and self.filter.success:
+            raise UserError(
+                "distill.dataset.filter.success: which episodes succeed is unknown: the environment gives neither "
+                "extras['time_outs'] nor extras['episode_metrics']['success']. Leave the filter out, or use min_length."
+            )
+        success = steps.get("success", torch.zeros_like(ended))
+        columns = (number.int(), steps["returns"], steps["lengths"].int(), success, steps["whole"])
         table = EpisodeTable(*(column[ended].cpu() for column in columns))
         self.table = EpisodeTable.join([self.table, table])
         if self.writer is not None:

@@ -30,14 +30,15 @@ def evaluation_figures(result: EvaluationResult) -> dict[str, Any]:
         result: The episodes.
 
     Returns:
-        ``num_episodes``, ``return``, ``return_interval_95``, ``length``, ``success_rate`` and ``metrics``.
+        ``num_episodes``, ``return``, ``return_interval_95``, ``length``, ``success_rate`` (None where unknown) and
+        ``metrics``.
     """
     return {
         "num_episodes": len(result.returns),
         "return": spread(result.returns),
         "return_interval_95": result.return_interval,
         "length": spread(result.lengths),
-        "success_rate": float(result.success.double().mean()),
+        "success_rate": None if result.success is None else float(result.success.double().mean()),
         "metrics": {name: spread(values) for name, values in result.metrics.items()},
     }
 
@@ -89,7 +90,9 @@ def evaluation_table(title: str, head: Sequence[tuple[str, str]], figures: dict[
     rows.append(("return", _shown(figures["return"])))
     rows.append(("95 % of the mean return", f"± {figures['return_interval_95']:.2f}"))
     rows.append(("length [steps]", _shown(figures["length"], digits=1)))
-    rows.append(("success", f"{100.0 * figures['success_rate']:.1f} %"))
+    success = figures["success_rate"]
+    unknown = "unknown (neither time_outs nor a success metric)"
+    rows.append(("success", unknown if success is None else f"{100.0 * success:.1f} %"))
     for name, values in figures["metrics"].items():
         factor, unit = UNITS.get(name, (1.0, ""))
         scaled = {key: factor * value for key, value in values.items()}

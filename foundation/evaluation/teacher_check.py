@@ -13,22 +13,35 @@ ONE_SIDED_95 = 1.645
 """Standard errors above which a difference is no accident, at 95 %."""
 
 
-def check_teacher(results: dict[str, EvaluationResult], cfg: TeacherCfg) -> list[str]:
-    """Stop a run whose teacher is no better than chance.
+SMALL_EFFECT = 0.8
+"""Standard deviations of the episodes' returns below which a teacher is barely better than no policy: a large effect is
+above it (Cohen 1988)."""
+SMALL_SHARE = 0.1
+"""Share of the way from no policy to the task's solved return below which a teacher has learned next to nothing."""
 
-    "Better than random" means that the difference of the mean returns exceeds 1.645 of its standard error (Welch's
-    test on one side, at 95 %): of teachers that play no better than random actions, one in twenty passes. With fewer
-    than two episodes of each there is no standard error, and the greater mean is the better one.
+
+def check_teacher(
+    results: dict[str, EvaluationResult], cfg: TeacherCfg, solved_return: float | None = None
+) -> list[str]:
+    """Stop a run whose teacher is no better than no policy, and warn of one that is barely better.
+
+    "Better" means that the difference of the mean returns exceeds 1.645 of its standard error (Welch's test on one
+    side, at 95 %): of teachers that play no better than random actions, one in twenty passes. With fewer than two
+    episodes of each there is no standard error, and the greater mean is the better one. A difference that is no
+    accident may still be tiny: it is compared with the way to ``solved_return``, or, where the task declares none,
+    with the spread of the episodes.
 
     Args:
         results: Episodes of ``teacher``, ``zero`` and ``random``.
         cfg: ``min_return`` and ``check``.
+        solved_return: The mean return at which the task counts as solved, where it declares one.
 
     Returns:
         Lines to warn with.
 
     Raises:
-        UserError: If the teacher is below ``min_return``, or no better than random actions while ``check`` is on.
+        UserError: If the teacher is below ``min_return``, or, while ``check`` is on, no better than random actions or
+            worse than zero actions.
     """
     teacher, zero, random = results["teacher"], results["zero"], results["random"]
     score = teacher.mean_return
@@ -36,21 +49,49 @@ def check_teacher(results: dict[str, EvaluationResult], cfg: TeacherCfg) -> list
         raise UserError(
             f"The teacher's mean return is {score:.2f}, below --teacher_min_return {cfg.min_return:g}: {_causes(cfg)}"
         )
+    finding = ""
     if not is_above(teacher, random):
         figures = f"{_figure(teacher)}, is not above that of random actions, {_figure(random)} (95 %)"
         finding = f"The teacher's mean return, {figures}"
-        if not cfg.check:
-            return [f"{finding}: {_causes(cfg)}"]
-        if score == zero.mean_return == random.mean_return:
+        if cfg.check and score == zero.mean_return == random.mean_return:
             finding += ", and zero actions return the same; if no action can change the return, turn this check off"
+    elif is_above(zero, teacher):
+        figures = f"{_figure(teacher)}, is below that of zero actions, {_figure(zero)} (95 %)"
+        finding = f"The teacher's mean return, {figures}"
+    if finding and cfg.check:
         raise UserError(
             f"{finding}: {_causes(cfg)} distill.teacher.check=false goes on all the same; --num_eval_episodes "
             f"(now {len(teacher.returns)}) makes the figures sharper."
         )
-    if score < zero.mean_return:
-        figures = f"{score:.2f}, is below that of zero actions, {_figure(zero)}"
-        return [f"The teacher's mean return, {figures}: {_causes(cfg)}"]
-    return []
+    if finding:
+        return [f"{finding}: {_causes(cfg)}"]
+    warnings = _barely_better(results, solved_return)
+    if teacher.success is not None and not bool(teacher.success.any()):
+        warnings.append(
+            f"The teacher's success is 0 % in {len(teacher.returns)} episodes: a student learns no more than it knows."
+        )
+    return [f"{' '.join(warnings)} If that is not what you expect, {_causes(cfg)}"] if warnings else []
+
+
+def _barely_better(results: dict[str, EvaluationResult], solved_return: float | None) -> list[str]:
+    """Return a sentence if the teacher is above no policy by less than matters."""
+    teacher = results["teacher"]
+    name, floor = max(
+        (("zero actions", results["zero"]), ("random actions", results["random"])), key=lambda pair: pair[1].mean_return
+    )
+    gain = teacher.mean_return - floor.mean_return
+    beside = f"The teacher's mean return, {_figure(teacher)}, is barely above that of {name}, {_figure(floor)}"
+    if solved_return is not None:
+        way = solved_return - floor.mean_return
+        if way <= 0.0 or gain >= SMALL_SHARE * way:
+            return []
+        return [f"{beside}: {100.0 * gain / way:.1f} % of the way to the task's solved return {solved_return:.2f}."]
+    if min(len(teacher.returns), len(floor.returns)) < 2:
+        return []
+    spread = math.sqrt(0.5 * sum(float(result.returns.double().var()) for result in (teacher, floor)))
+    if spread == 0.0 or gain >= SMALL_EFFECT * spread:
+        return []
+    return [f"{beside}: {gain / spread:.1f} of the standard deviation of an episode's return."]
 
 
 def is_above(one: EvaluationResult, other: EvaluationResult) -> bool:

@@ -71,8 +71,8 @@ class Judge:
             policy = self.runner.inference_policy(path)
             fresh = figures["fresh"] = evaluate(env, policy, FINAL_EPISODES, FINAL_SEED).summary()
             getattr(env, "close", lambda: None)()
-            text = f"mean return {fresh['mean_return']:.2f}, success {fresh['success_rate']:.2%} on {FINAL_EPISODES}"
-            text += " fresh episodes"
+            survival = f", success {fresh['success_rate']:.2%}" if "success_rate" in fresh else ""
+            text = f"mean return {fresh['mean_return']:.2f}{survival} on {FINAL_EPISODES} fresh episodes"
         self.run.write_summary(figures)
         print(f"Best policy, of iteration {self.best['iteration']:.0f}: {text}\n{path}")
         print(f"Trained in {wall:.0f} s ({cpu:.0f} CPU s)", flush=True)

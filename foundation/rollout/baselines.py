@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,27 @@ def measure_baselines(
     each = len(result.returns) // env.num_envs
     parts = (slice(each * block.start, each * block.stop) for block in split.blocks)
     return {name: result.part(part) for name, part in zip(actors, parts, strict=True)}
+
+
+def ratio_interval(student: torch.Tensor, teacher: torch.Tensor) -> float:
+    """Return the half-width of the 95 % confidence interval of the ratio of two mean returns.
+
+    By the delta method for a ratio of means of pairs: the variance of ``s - r t`` over ``n mean(t)^2``, where ``s`` and
+    ``t`` begin in the same initial state (Cochran 1977, Sampling Techniques, chapter 6).
+
+    Args:
+        student: Returns, one for each initial state. Shape: (num_episodes,).
+        teacher: Returns from the same initial states, of a positive mean. Shape: (num_episodes,).
+
+    Returns:
+        Infinity where there are fewer than two episodes.
+    """
+    if len(student) < 2:
+        return math.inf
+    s = student.double()
+    t = teacher.double()
+    residual = s - s.mean() / t.mean() * t
+    return 1.96 * float(residual.std() / t.mean().abs()) / math.sqrt(len(s))
 
 
 def scores(student: float, teacher: float, random: float) -> dict[str, float]:

@@ -19,8 +19,8 @@ class CollectionStats:
     """Return of each finished episode. Shape: (num_episodes,)."""
     lengths: torch.Tensor
     """Length of each finished episode [env steps]. Shape: (num_episodes,)."""
-    time_outs: torch.Tensor
-    """Whether it ended by time-out. Shape: (num_episodes,)."""
+    time_outs: torch.Tensor | None
+    """Whether it ended by time-out; None where the environment does not say. Shape: (num_episodes,)."""
     env_steps: int
     """Transitions collected, over all environments."""
     slots: list[int] = field(default_factory=list)
@@ -57,6 +57,8 @@ class EpisodeTracker:
         self.whole = torch.ones(num_envs, dtype=torch.bool, device=device)
         self.counts = torch.zeros(num_envs, device=device)
         self.quota = math.inf
+        self.gives_time_outs = False
+        """Whether a step has come with ``extras["time_outs"]``: without them, how an episode ended is unknown."""
         shape = (chunk_steps, num_envs)
         self._returns = torch.zeros(shape, device=device)
         self._lengths = torch.zeros(shape, device=device)
@@ -78,6 +80,7 @@ class EpisodeTracker:
         torch.logical_and(self.whole, self.counts < self.quota, out=self._whole[step])
         time_outs = extras.get("time_outs")
         if time_outs is not None:
+            self.gives_time_outs = True
             self._time_outs[step].copy_(time_outs)
         metrics = extras.get("episode_metrics") or {}
         self._metrics.append({name: value.clone() for name, value in metrics.items()})
@@ -100,19 +103,17 @@ class EpisodeTracker:
         self.whole.fill_(True)
 
     def chunk(self) -> dict[str, torch.Tensor]:
-        """Return the steps since :meth:`drain`: where episodes ended, and how. Each (chunk_steps, num_envs)."""
-        success = self._time_outs
+        """Return the steps since :meth:`drain`: where episodes ended, and how. Each (chunk_steps, num_envs).
+
+        ``success`` is left out where the environment gives neither a success metric nor time-outs.
+        """
+        success = self._time_outs if self.gives_time_outs else None
         if self._metrics and "success" in self._metrics[0]:
             success = torch.stack([metrics["success"] for metrics in self._metrics]).bool()
         # In whole rollouts from a reset on, those beyond the quota are whole too.
         whole = self._whole if self.quota == math.inf else torch.ones_like(self._whole)
-        return {
-            "ended": self._ended,
-            "returns": self._returns,
-            "lengths": self._lengths,
-            "success": success,
-            "whole": whole,
-        }
+        out = {"ended": self._ended, "returns": self._returns, "lengths": self._lengths, "whole": whole}
+        return out if success is None else {**out, "success": success}
 
     def drain(self) -> tuple[int, dict[str, torch.Tensor]]:
         """Return how many episodes ended since the last call, and the whole ones among them; waits for the device.
@@ -121,7 +122,9 @@ class EpisodeTracker:
         """
         mask = self._ended & self._whole
         ended = int((mask if self.quota < math.inf else self._ended).sum())
-        out = {"returns": self._returns[mask], "lengths": self._lengths[mask], "time_outs": self._time_outs[mask]}
+        out = {"returns": self._returns[mask], "lengths": self._lengths[mask]}
+        if self.gives_time_outs:
+            out["time_outs"] = self._time_outs[mask]
         if self.quota == math.inf:
             settled = torch.tensor([age >= self.longest for age in self._ages], device=mask.device)
             out["settled"] = settled.unsqueeze(1).expand_as(mask[: len(settled)])[mask[: len(settled)]]
@@ -149,12 +152,16 @@ def merge_stats(
     drained: list[dict[str, torch.Tensor]], env_steps: int, slots: list[int], logs: list[dict]
 ) -> CollectionStats:
     """Put the chunks of an epoch together; ``drained`` is what :meth:`EpisodeTracker.drain` returned for each."""
-    merged = {name: torch.cat([d[name] for d in drained]) for name in drained[0]}
+    # The last chunk has every name: time-outs may come only with the first episode that ends.
+    merged = {name: torch.cat([d[name] for d in drained if name in d]) for name in drained[-1]}
+    if "time_outs" in merged and len(merged["time_outs"]) < len(merged["returns"]):
+        early = torch.zeros(len(merged["returns"]) - len(merged["time_outs"]), dtype=torch.bool)
+        merged["time_outs"] = torch.cat([early.to(merged["time_outs"].device), merged["time_outs"]])
     metrics = {name.removeprefix("metric/"): merged[name] for name in merged if name.startswith("metric/")}
     return CollectionStats(
         merged["returns"],
         merged["lengths"],
-        merged["time_outs"],
+        merged.get("time_outs"),
         env_steps,
         slots,
         mean_log(logs),

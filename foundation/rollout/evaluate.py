@@ -28,8 +28,8 @@ class EvaluationResult:
     """Sum of rewards. Shape: (num_episodes,)."""
     lengths: torch.Tensor
     """Length [env steps]. Shape: (num_episodes,)."""
-    success: torch.Tensor
-    """The task's own hook, else "ended by time-out". Shape: (num_episodes,)."""
+    success: torch.Tensor | None
+    """The task's own hook, else "ended by time-out"; None where neither is known. Shape: (num_episodes,)."""
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
     """The task's ``extras["episode_metrics"]``. Each (num_episodes,)."""
     env_steps: int = 0
@@ -42,14 +42,15 @@ class EvaluationResult:
         """Take the episodes of a collection in which the student acted alone."""
         metrics = dict(collected.metrics)
         success, teacher = metrics.pop("success", collected.time_outs), collected.teacher
-        return cls(collected.returns, collected.lengths, success.bool(), metrics, collected.env_steps, teacher)
+        success = None if success is None else success.bool()
+        return cls(collected.returns, collected.lengths, success, metrics, collected.env_steps, teacher)
 
     def part(self, block: slice) -> EvaluationResult:
         """Return some of the episodes."""
         metrics = {name: values[block] for name, values in self.metrics.items()}
         teacher = None if self.teacher is None else self.teacher[block]
-        fields = self.returns[block], self.lengths[block], self.success[block]
-        return EvaluationResult(*fields, metrics, self.env_steps, teacher)
+        success = None if self.success is None else self.success[block]
+        return EvaluationResult(self.returns[block], self.lengths[block], success, metrics, self.env_steps, teacher)
 
     @property
     def mean_return(self) -> float:
@@ -64,13 +65,14 @@ class EvaluationResult:
         return 1.96 * float(self.returns.double().std()) / math.sqrt(len(self.returns))
 
     def summary(self) -> dict[str, float]:
-        """Return plain numbers for logs and reports."""
+        """Return plain numbers for logs and reports; ``success_rate`` only where success is known."""
         out = {
             "mean_return": self.mean_return,
             "std_return": float(self.returns.double().std(correction=0)),
             "mean_length": float(self.lengths.double().mean()),
-            "success_rate": float(self.success.double().mean()),
         }
+        if self.success is not None:
+            out["success_rate"] = float(self.success.double().mean())
         out.update({name: float(values.double().mean()) for name, values in self.metrics.items()})
         return out
 
@@ -90,10 +92,12 @@ class _Recorder:
         self.running[1] += 1.0
         metrics = dict(extras.get("episode_metrics") or {})
         time_outs = extras.get("time_outs")
-        success = metrics.pop("success", time_outs if time_outs is not None else torch.zeros_like(dones))
+        success = metrics.pop("success", time_outs)
         column = self.count.clamp_max(self.rounds - 1).unsqueeze(1)
         counts = dones & (self.count < self.rounds)
-        values = {"returns": self.running[0], "lengths": self.running[1], "success": success, **metrics}
+        values = {"returns": self.running[0], "lengths": self.running[1], **metrics}
+        if success is not None:
+            values["success"] = success
         for name, value in values.items():
             store = self.fields.get(name)
             if store is None:
@@ -199,8 +203,15 @@ def evaluate(
             )
     fields = {name: values.flatten() for name, values in recorder.fields.items()}
     teacher = fields.pop(TEACHER, None)
-    whole = fields.pop("returns"), fields.pop("lengths"), fields.pop("success").bool()
-    return EvaluationResult(*whole, fields, steps * env.num_envs, None if teacher is None else teacher.long())
+    success = fields.pop("success", None)
+    return EvaluationResult(
+        fields.pop("returns"),
+        fields.pop("lengths"),
+        None if success is None else success.bool(),
+        fields,
+        steps * env.num_envs,
+        None if teacher is None else teacher.long(),
+    )
 
 
 @contextmanager

@@ -47,10 +47,21 @@ class Reporter:
         """Show what the teacher scores, beside zero and random actions."""
         for name, summary in baselines.items():
             label = {"teacher": "Teacher", "zero": "Zero actions", "random": "Random actions"}.get(name, name)
+            mean, std = summary["mean_return"], summary["std_return"]
+            self.line(f"{label} - Mean return: {mean:.2f} ± {std:.2f}{_success(summary)}")
+        if "success_rate" not in baselines["teacher"]:
             self.line(
-                f"{label} - Mean return: {summary['mean_return']:.2f} ± {summary['std_return']:.2f}, "
-                f"success {100 * summary['success_rate']:.1f} %"
+                "Success is unknown: the environment gives neither extras['time_outs'] nor "
+                "extras['episode_metrics']['success']."
             )
+
+    def teacher_refined(self, summary: Scalars, episodes: int) -> None:
+        """Show the teacher's figure from more episodes than the baseline had."""
+        self._teacher = summary["mean_return"]
+        self.line(
+            f"Teacher - Mean return: {summary['mean_return']:.2f} ± {summary['std_return']:.2f}{_success(summary)}, "
+            f"from the {episodes} episodes of the first epoch"
+        )
 
     def begin(self, runner: DistillationRunner) -> None:
         """Show what is about to run."""
@@ -114,7 +125,11 @@ class Reporter:
         """Print and log one epoch (counted from 0; shown and logged counted from 1)."""
         who = {1.0: "teacher forcing", 0.0: "student acts"}.get(beta, f"beta {beta:.2f}")
         rate = performance["env_steps_per_second"]
-        self.line(f"Epoch {epoch + 1}/{self.cfg.n_epochs} ({who}), {rate:,.0f} env steps/s")
+        whole = len(collected.returns)
+        self.line(
+            f"Epoch {epoch + 1}/{self.cfg.n_epochs} ({who}): {collected.env_steps:,} transitions, {whole:,} whole "
+            f"episode{'' if whole == 1 else 's'}, {rate:,.0f} env steps/s"
+        )
         scalars: Scalars = {"training/loss": learned.mean_loss, "training/learning_rate": learned.learning_rate}
         scalars["training/updates"] = learned.num_updates
         scalars["data_collection/beta"] = beta
@@ -156,10 +171,10 @@ class Reporter:
         parts = [f"Evaluation - Mean return: {evaluation['mean_return']:.2f} ± {evaluation['std_return']:.2f}"]
         if "return_ratio" in evaluation:
             parts.append(f"{100 * evaluation['return_ratio']:.1f} % of the teacher's {self._teacher:.2f}")
-        parts.append(f"success {100 * evaluation['success_rate']:.1f} %")
+        text = ", ".join(parts) + _success(evaluation)
         if "position_error" in evaluation:
-            parts.append(f"position error {100 * evaluation['position_error']:.1f} cm")
-        self.line(", ".join(parts))
+            text += f", position error {100 * evaluation['position_error']:.1f} cm"
+        self.line(text)
 
     def end(self, summary: dict[str, Any]) -> None:
         """Show what the run reached."""
@@ -169,18 +184,24 @@ class Reporter:
                 f"Stopped early after epoch {summary['epochs']} of {self.cfg.n_epochs}: no evaluation was better "
                 f"within {self.cfg.early_stopping.patience} epochs (distill.early_stopping.patience)"
             )
+        ratio = ""
+        if "return_ratio" in summary:
+            ratio = f", ratio {summary['return_ratio']:.4f} ± {summary['return_ratio_interval_95']:.4f}"
         self.line(
             f"Best student (epoch {summary['best_epoch']}), {summary['final_eval_episodes']} fresh episodes: return "
-            f"{student['mean_return']:.2f} ± {student['return_interval_95']:.2f} (95 %), teacher "
-            f"{teacher['mean_return']:.2f}"
-            + (f", ratio {summary['return_ratio']:.4f}" if "return_ratio" in summary else "")
-            + f", success {100 * student['success_rate']:.2f} %"
+            f"{student['mean_return']:.2f} ± {student['return_interval_95']:.2f} (95 %), teacher on the same "
+            f"{teacher['mean_return']:.2f}{ratio}{_success(student, digits=2)}"
         )
         if self.writer is not None:
             final = {f"final/{name}": float(value) for name, value in student.items()}
             # One step on: a run that is resumed hides what lies beyond its last epoch, and says this again at its end.
             self.writer.add_scalars(final, summary["epochs"] + 1)
             self.writer.flush()
+
+
+def _success(summary: Scalars, digits: int = 1) -> str:
+    """Return ", success 98.0 %", or "" where success is unknown."""
+    return f", success {100 * summary['success_rate']:.{digits}f} %" if "success_rate" in summary else ""
 
 
 def _log_tag(name: str) -> str:

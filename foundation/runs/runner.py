@@ -43,6 +43,8 @@ MakeEvalEnv = Callable[[int], Any]
 
 MAX_EVAL_ENVS = 4096
 EVAL_SEED = 1_000_003
+FEWEST_BASELINE_EPISODES = 48
+"""Of teacher, zero and random actions together, where all share a rollout: sixteen each tell a teacher from chance."""
 
 
 class DistillationRunner:
@@ -76,6 +78,7 @@ class DistillationRunner:
         self.stopwatch = Stopwatch()
         self.epoch, self.best_return, self.best_epoch, self.env_steps = 0, -math.inf, -1, 0
         self.baselines: dict[str, dict[str, float]] = {}
+        self._baseline_episodes = 0
         self.mode = self._resolve_mode()
         torch.manual_seed(cfg.seed)
         self._select_observations()
@@ -147,6 +150,7 @@ class DistillationRunner:
         self.env_steps += collected.env_steps
         new_rows = self.teachers.collected(epoch, beta, collected, self.dataset)
         evaluation: dict[str, float] | None = None
+        self._refine_teacher(epoch, beta, collected)
         if self._collection_is_evaluation(beta):
             evaluation = self._summarise(EvaluationResult.of(collected))
             self._keep_best(evaluation, epoch, made_by=epoch - 1)
@@ -190,11 +194,26 @@ class DistillationRunner:
 
     def _collection_is_evaluation(self, beta: float) -> bool:
         """Whether the deterministic student acted alone in whole episodes (single-environment engines)."""
-        noise = self.cfg.collection
-        exploring = noise.epsilon > 0.0 or noise.noise_std > 0.0 or not noise.student_deterministic
+        deterministic = self.cfg.collection.student_deterministic
         same_policy = self.learner.average is None
-        alone = self.make_eval_env is None and self.mode == "episodes"
-        return alone and beta == 0.0 and not exploring and same_policy
+        return self._whole_episodes_undisturbed() and beta == 0.0 and deterministic and same_policy
+
+    def _whole_episodes_undisturbed(self) -> bool:
+        """Whether an epoch is whole episodes of the only environment, without noise on the actions."""
+        noise = self.cfg.collection
+        disturbed = noise.epsilon > 0.0 or noise.noise_std > 0.0
+        return self.make_eval_env is None and self.mode == "episodes" and not disturbed
+
+    def _refine_teacher(self, epoch: int, beta: float, collected: CollectionStats) -> None:
+        """Take the first epoch's episodes as the teacher's figure where they are more than the baseline had.
+
+        With a single environment the baseline is short, for it keeps the user waiting; the teacher then acts alone.
+        """
+        alone = epoch == 0 and beta == 1.0 and self.cfg.teacher_deterministic and self._whole_episodes_undisturbed()
+        if not alone or len(collected.returns) <= self._baseline_episodes:
+            return
+        self.baselines["teacher"] = EvaluationResult.of(collected).summary()
+        self.reporter.teacher_refined(self.baselines["teacher"], len(collected.returns))
 
     def _evaluation_due(self, epoch: int) -> bool:
         default = 10 if self.make_eval_env is None and self.beta(epoch) > 0.0 else 1
@@ -281,13 +300,24 @@ class DistillationRunner:
         self.reporter.log_baselines(self.baselines)
         save_latest(self)
 
+    def _num_baseline_episodes(self) -> int:
+        """Episodes of the baseline: with a single environment, one in each, but at least ``FEWEST_BASELINE_EPISODES``.
+
+        That is enough to check the teacher with. The baseline is the wait before the first collected step, and the
+        figures that are quoted are measured at the end.
+        """
+        wanted = self.cfg.num_eval_episodes
+        if self.make_eval_env is not None:
+            return wanted
+        return min(wanted, max(self.env.num_envs, FEWEST_BASELINE_EPISODES))
+
     def _measure_baselines(self) -> None:
         with self.stopwatch.stage("baselines"):
             self.teachers.fit_gate(self.eval_env(), self.reporter, self.poll)
             results = measure_baselines(
                 self.eval_env(),
                 PolicyActor(self.teacher, self.teacher_obs),
-                self.cfg.num_eval_episodes,
+                self._num_baseline_episodes(),
                 self.cfg.seed + EVAL_SEED,
                 shared_rollout=self.make_eval_env is None,
                 poll=self.poll,
@@ -295,9 +325,10 @@ class DistillationRunner:
                 num_teachers=self.teachers.num_assigned,
             )
         self.teachers.measured(results["teacher"], self.reporter)
+        self._baseline_episodes = len(results["teacher"].returns)
         baselines = {name: result.summary() for name, result in results.items()}
         self.reporter.baselines(baselines)
-        for warning in check_teacher(results, self.cfg.teacher):
+        for warning in check_teacher(results, self.cfg.teacher, getattr(self.env, "solved_return", None)):
             self.reporter.line(f"WARNING: {warning}")
         with self.stopwatch.stage("baselines"):
             actor = PolicyActor(self.teacher, self.teacher_obs)

@@ -59,11 +59,51 @@ def test_with_the_check_off_the_run_is_warned_and_goes_on():
     assert all(cause in line for cause in CAUSES)
 
 
-def test_a_teacher_above_random_and_below_zero_actions_is_warned_of():
-    """Zero actions may be good already: the run goes on with a warning; a good teacher has none."""
-    [line] = check_teacher(results([5.0, 6.0, 7.0], [8.0, 8.0, 8.0], [0.0, 1.0, 0.0]), TeacherCfg())
-    assert "6.00" in line and "zero actions, 8.00" in line and "normaliser" in line
+def test_a_teacher_below_zero_actions_stops_the_run():
+    """A good task has a good zero action: a teacher below it reads something else; unless told, the run stops."""
+    measured = results([5.0, 6.0, 7.0], [8.0, 8.0, 8.0], [0.0, 1.0, 0.0])
+    with pytest.raises(UserError, match=r"6\.00 ± .*is below that of zero actions, 8\.00.*distill.teacher.check=false"):
+        check_teacher(measured, TeacherCfg())
+    [line] = check_teacher(measured, TeacherCfg(check=False))
+    assert "zero actions, 8.00" in line and "normaliser" in line
     assert check_teacher(results([5.0, 6.0, 7.0], [4.0, 4.0, 4.0], [0.0, 1.0, 0.0]), TeacherCfg()) == []
+
+
+def spread_out(mean: float, std: float, number: int = 64) -> list[float]:
+    """Returns of exactly this mean and sample standard deviation."""
+    values = torch.linspace(-1.0, 1.0, number, dtype=torch.float64)
+    return (mean + std * values / values.std()).tolist()
+
+
+def test_a_teacher_barely_above_no_policy_is_warned_of():
+    """The PPO of two iterations: -69 beside -76 and -119, no success. By the spread, or by the way to solved."""
+    measured = results(spread_out(-69.0, 20.0), spread_out(-76.0, 9.0), spread_out(-119.0, 7.0))
+    [line] = check_teacher(measured, TeacherCfg())
+    share = 7.0 / math.sqrt(0.5 * (20.0**2 + 9.0**2))
+    assert "barely above that of zero actions" in line and f"{share:.1f} of the standard deviation" in line
+    assert "success is 0 % in 64 episodes" in line
+    [line] = check_teacher(measured, TeacherCfg(), solved_return=600.0)
+    assert f"{100 * 7.0 / 676.0:.1f} % of the way to the task's solved return 600.00" in line
+
+
+@pytest.mark.parametrize(
+    ("teacher", "solved"),
+    [((681.0, 12.0), 600.0), ((400.0, 150.0), 600.0), ((681.0, 12.0), None), ((40.0, 60.0), 600.0)],
+)
+def test_teachers_that_have_learned_something_are_not_warned_of(teacher, solved):
+    """The shipped teacher, a mediocre one, and one at a sixth of the way pass without a word."""
+    measured = results(spread_out(*teacher), spread_out(-76.0, 9.0), spread_out(-119.0, 7.0))
+    assert check_teacher(measured, TeacherCfg(), solved) == []
+
+
+def test_a_teacher_without_any_success_is_said_so_and_unknown_is_not_zero():
+    """0 % is loud; where success is unknown nothing is said."""
+    measured = results(spread_out(-10.0, 1.0), spread_out(-76.0, 9.0), spread_out(-119.0, 7.0))
+    [line] = check_teacher(measured, TeacherCfg())
+    assert "success is 0 %" in line and "barely" not in line
+    for result in measured.values():
+        result.success = None
+    assert check_teacher(measured, TeacherCfg()) == []
 
 
 def test_the_wanted_return_is_asked_for_first_and_whatever_the_check_says():

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import math
 import random
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from toy_env import REGULATOR_GAIN, ConstantStudent, CountingEnv, CountingPolicy, LinearTeacher, RegulatorEnv
 
 from foundation.core.errors import RunInterrupted, UserError
+from foundation.evaluation.report_table import evaluation_figures, evaluation_table
 from foundation.policies.actors import PolicyActor, RandomActor, SplitActor, ZeroActor
 from foundation.policies.obs_groups import ObsSelector
-from foundation.rollout.baselines import measure_baselines, scores
+from foundation.rollout.baselines import measure_baselines, ratio_interval, scores
 from foundation.rollout.evaluate import EvaluationResult, evaluate
 from foundation.teachers.assignment import TeacherAssignment
 
@@ -50,6 +53,42 @@ def test_a_tasks_own_success_replaces_the_time_out():
     result = evaluate(WithSuccess(LENGTHS, 7), ZeroActor(2), 4, 0)
     assert result.success.tolist() == [False, False, True, False]
     assert "success" not in result.metrics
+
+
+class WithoutTimeOuts(CountingEnv):
+    """What RSL-RL's contract allows: extras without ``time_outs``."""
+
+    def step(self, actions):
+        obs, rewards, dones, extras = super().step(actions)
+        return obs, rewards, dones, {"episode_metrics": extras["episode_metrics"]}
+
+
+def test_how_an_episode_ended_is_unknown_without_time_outs_and_not_a_failure():
+    """Neither time-outs nor a success metric: no success, in the result, its summary and its table."""
+    result = evaluate(WithoutTimeOuts(LENGTHS, 7), ZeroActor(2), 8, 0)
+    assert result.success is None and result.part(slice(0, 2)).success is None
+    assert "success_rate" not in result.summary()
+    figures = evaluation_figures(result)
+    assert figures["success_rate"] is None
+    shown = Console(width=120, record=True, file=io.StringIO())
+    shown.print(evaluation_table("task", [], figures | {"metrics": {}}))
+    assert "unknown" in shown.export_text() and "0.0 %" not in shown.export_text()
+
+
+def test_the_interval_of_a_ratio_covers_it_as_often_as_it_says():
+    """Pairs with a known ratio of means, 0.9: of 400 samples the 95 % interval holds it in 92 to 98 of a hundred."""
+    generator = torch.Generator().manual_seed(3)
+    covered = 0
+    for _ in range(400):
+        start = torch.rand(64, generator=generator)
+        teacher = 5.0 + 4.0 * start + 0.5 * torch.randn(64, generator=generator)
+        student = 0.9 * (5.0 + 4.0 * start) + 0.5 * torch.randn(64, generator=generator)
+        ratio = float(student.mean() / teacher.mean())
+        covered += abs(ratio - 0.9) <= ratio_interval(student, teacher)
+    assert 0.92 <= covered / 400 <= 0.98
+    same = torch.tensor([1.0, 2.0, 3.0])
+    assert ratio_interval(same, same) == 0.0, "the same episodes: no doubt about the ratio"
+    assert ratio_interval(same[:1], same[:1]) == math.inf
 
 
 def test_a_policy_with_memory_begins_each_episode_afresh():

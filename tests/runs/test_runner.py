@@ -22,7 +22,10 @@ from foundation.config.distillation_cfg import (
 )
 from foundation.core.errors import RunInterrupted, UserError
 from foundation.core.files import load_checkpoint
+from foundation.policies.actors import PolicyActor
+from foundation.rollout.evaluate import evaluate
 from foundation.runs.run_dir import RunDir
+from foundation.runs.run_summary import FINAL_SEED
 from foundation.runs.runner import DistillationRunner
 from foundation.students import student_cfg_class, student_from_description
 
@@ -357,6 +360,64 @@ def test_where_only_one_environment_can_exist_the_collection_is_the_evaluation(t
         scalars = writer.scalars[epoch]
         assert scalars["evaluation/mean_return"] == pytest.approx(scalars["data_collection/mean_return"], rel=1e-5)
     assert summary["env_steps"] == writer.scalars[6]["dataset/rows"]
+
+
+@pytest.mark.parametrize("two_envs", [True, False])
+def test_the_ratio_that_is_quoted_rests_on_as_many_episodes_of_the_teacher(tmp_path, two_envs):
+    """Teacher and student are measured at the end on the same number of episodes from the same starts, wherever.
+
+    A student that is its teacher therefore has a ratio of exactly 1, with an interval of 0.
+    """
+
+    class Offset(RegulatorEnv):
+        """Returns are positive, so that there is a ratio."""
+
+        def step(self, actions):
+            obs, rewards, dones, extras = super().step(actions)
+            return obs, rewards + 5.0, dones, extras
+
+    teacher = LinearTeacher(REGULATOR_GAIN.clone())
+    cfg = config(n_epochs=1, num_eval_episodes=24, final_eval_episodes=48)
+    runner = DistillationRunner(Offset(8), teacher, cfg, RunDir(tmp_path), make_eval_env=Offset if two_envs else None)
+    summary = runner.run()
+    episodes = 48 if two_envs else 24
+    assert summary["final_eval_episodes"] == episodes
+    seen = evaluate(
+        Offset(episodes if two_envs else 8), PolicyActor(teacher, runner.teacher_obs), episodes, cfg.seed + FINAL_SEED
+    )
+    assert summary["teacher"]["mean_return"] == seen.mean_return
+    assert summary["teacher"]["return_interval_95"] == seen.return_interval
+    assert 0.0 < summary["return_ratio_interval_95"] < 1.0
+
+
+def test_with_one_environment_the_first_epoch_refines_the_teachers_figure(tmp_path, capsys):
+    """The baseline is one episode in each environment; the teacher's own epoch then gives more, and they count."""
+    cfg = config(n_epochs=2, epoch_teacher_forcing=1, num_eval_episodes=48, num_episodes=32)
+    runner = DistillationRunner(RegulatorEnv(6), LinearTeacher(REGULATOR_GAIN.clone()), cfg, RunDir(tmp_path))
+    runner.run()
+    assert "Teacher - Mean return" in (out := capsys.readouterr().out)
+    assert "from the 36 episodes of the first epoch" in out
+
+
+def test_without_time_outs_success_is_unknown_and_said_once(tmp_path, capsys):
+    """No "success 0 %" anywhere: not on the console, not in the summary, not among the scalars."""
+
+    class WithoutTimeOuts(RegulatorEnv):
+        def step(self, actions):
+            obs, rewards, dones, _ = super().step(actions)
+            return obs, rewards, dones, {}
+
+    runner = DistillationRunner(
+        WithoutTimeOuts(8),
+        LinearTeacher(REGULATOR_GAIN.clone()),
+        config(n_epochs=3),
+        RunDir(tmp_path),
+        make_eval_env=WithoutTimeOuts,
+    )
+    summary = runner.run()
+    out = capsys.readouterr().out
+    assert summary["success_rate"] is None and "success_rate" not in summary["student"]
+    assert out.count("Success is unknown") == 1 and "success 0" not in out
 
 
 def test_the_weights_kept_as_best_are_those_that_were_evaluated(tmp_path):

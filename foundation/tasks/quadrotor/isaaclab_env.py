@@ -195,6 +195,11 @@ class QuadcopterPointCtrlIsaacEnv(DirectRLEnv):
         terminated = self._exceeded.any(0)
         return terminated, (self.episode_length_buf >= self.max_episode_length) & ~terminated
 
+    @property
+    def solved_return(self) -> float:
+        """The mean return at which the task counts as solved."""
+        return mdp.solved_return(self.cfg.rewards.alive, self.max_episode_length)
+
     def _get_rewards(self) -> torch.Tensor:
         terms = mdp.reward_terms(
             self._position, self._quaternion, self._action, self._previous, self.reset_terminated, self._weights

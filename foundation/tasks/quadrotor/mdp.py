@@ -92,6 +92,16 @@ def reward_weights(
     return torch.tensor(weights, dtype=dtype, device=device).unsqueeze(1)
 
 
+def solved_return(alive: float, max_episode_length: int) -> float:
+    """Return the mean return at which the task counts as solved: 80 % of what no error at any step would give.
+
+    Args:
+        alive: Weight of the reward for every step.
+        max_episode_length: Steps of an episode.
+    """
+    return 0.8 * alive * max_episode_length
+
+
 def deviations(
     position: Vector, quaternion: Vector, action: Vector, previous_action: Vector, softness: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

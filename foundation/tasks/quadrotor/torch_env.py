@@ -257,6 +257,11 @@ class QuadcopterPointCtrlEnv:
         return self._weights
 
     @property
+    def solved_return(self) -> float:
+        """The mean return at which the task counts as solved."""
+        return mdp.solved_return(self.cfg.rewards.alive, self.max_episode_length)
+
+    @property
     def generator(self) -> torch.Generator:
         """The environment's own source of random numbers."""
         return self._generator
