@@ -107,7 +107,11 @@ class Pipeline:
         self.vehicles, self.held_out = self.folder / "vehicles", self.folder / "held_out"
 
     def run(self) -> None:
-        """Run every stage that has not been run."""
+        """Run every stage that has not been run; what the last ones need is checked before the first."""
+        from raptor.flights import check_needed
+
+        if "flights" not in self.stages.done:
+            check_needed()
         if self.args.teachers is None:
             self.stages.run("vehicles", self.sample)
             self.stages.run("teachers", self.train)

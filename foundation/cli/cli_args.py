@@ -217,6 +217,7 @@ def add_distillation_args(parser: argparse.ArgumentParser) -> None:
     flag("--learning_rate", type=number, metavar="X", help="step size of the optimiser (1e-4)")
     flag("--eval_interval", type=whole, metavar="N", help="epochs between two evaluations")
     flag("--num_eval_episodes", type=whole, metavar="N", help="episodes in an evaluation")
+    flag("--final_eval_episodes", type=whole, metavar="N", help="fresh episodes of the last measurement (2048)")
     flag("--save_interval", type=whole, metavar="N", help="epochs between two checkpoint_epoch_*.pt")
     flag("--save_dataset", metavar="PATH", help="write every collected row to this folder too, or append to it")
     flag("--dataset", metavar="PATH", help="begin with the rows of this folder")

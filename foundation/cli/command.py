@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import errno
 import logging
 import os
@@ -9,7 +11,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,6 +23,9 @@ USER_ERROR = 2
 _DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM)
 _PATH_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # a file where a folder is to be, ...
 _HANDLED = (signal.SIGINT, signal.SIGTERM)
+_WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
+"""Variables in which torchrun and mpirun say how many processes they have started."""
+_IN_ASCII = {"±": "+-", "…": "...", "–": "-", "—": "-", "→": "->", "×": "x"}
 
 
 class TerminatedError(BaseException):
@@ -64,33 +70,112 @@ class Interrupt:
         os.write(2, f"\n{name}: saving and leaving; once more to leave at once\n".encode())
 
 
-def run_command(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
+def run_command(
+    main: Callable[[Sequence[str] | None], int | None],
+    argv: Sequence[str] | None = None,
+    *,
+    many_processes: bool = False,
+) -> int:
     """Run a command's ``main(argv)`` and return the exit code of the process.
 
     Args:
         main: Parses ``argv`` (None: the process's own), does the work, returns an exit code or None for 0.
         argv: Arguments without the program's name.
+        many_processes: Whether ``main`` knows what to do when it is started several times at once (``torchrun``).
 
     Returns:
         0; 2 for a user's mistake, told in one line on stderr; 130 or 143 after a signal; 1 for a bug.
     """
     previous = _unwind_on_sigterm()
+    _interrupt_on_sigint()
     threading.excepthook = _report_thread
+    _print_in_any_encoding()
     try:
+        if not many_processes:
+            refuse_many_processes(f"{_program()} runs in one process: start it without torchrun or mpirun")
         return main(argv) or 0
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except TerminatedError:
         return 128 + signal.SIGTERM
-    except BrokenPipeError:  # the reader of our output has gone, as after `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    except BrokenPipeError:
+        return reader_has_gone()
     except Exception as error:
+        if _has_interrupt(error):  # a library that was being imported made another error of it
+            return 128 + signal.SIGINT
         message = _users_line(error)
         return _report_bug() if message is None else _fail(message)
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
+
+
+def refuse_many_processes(what_to_do: str) -> None:
+    """Refuse to run beside copies of this process, each of which would do all of the work.
+
+    Args:
+        what_to_do: Follows "WORLD_SIZE is 2, but ".
+
+    Raises:
+        UserError: If ``torchrun`` or ``mpirun`` has started more than one process.
+    """
+    for name in _WORLD_SIZES:
+        size = os.environ.get(name, "")
+        if size.isdecimal() and int(size) > 1:
+            raise UserError(f"{name} is {size}, but {what_to_do}")
+
+
+def reader_has_gone(message: str = "") -> int:
+    """Return the exit code of a command whose output nobody reads any more, as after ``| head``.
+
+    Args:
+        message: What to say on stderr.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError):  # that may be the same pipe
+        if message:
+            print(message, file=sys.stderr, flush=True)
+    return 128 + signal.SIGPIPE
+
+
+def _program() -> str:
+    return Path(sys.argv[0]).name or "this command"
+
+
+def _print_in_any_encoding() -> None:
+    """Let a stream that cannot show a character, as under ``PYTHONIOENCODING=ascii``, show its like in ASCII."""
+    codecs.register_error("foundation.ascii", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)  # tests and notebooks put other objects in their place
+        is_utf = (getattr(stream, "encoding", None) or "").lower().startswith("utf")
+        if reconfigure is not None and (stream.errors == "strict" or not is_utf):
+            reconfigure(errors="foundation.ascii")
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    characters = error.object[error.start : error.end]
+    return "".join(_IN_ASCII.get(character, "?") for character in characters), error.end
+
+
+def _interrupt_on_sigint() -> None:
+    """Let Ctrl-C raise ``KeyboardInterrupt`` from here on; scripts leave it to end the process while they import."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _has_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error."""
+    return any(isinstance(cause, KeyboardInterrupt) for cause in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _users_line(error: Exception) -> str | None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from foundation.teachers import TeacherPolicyWrapper
 
 LOG_ROOT = Path("logs")
+BEST = "best_student.pt"
 
 
 TEACHER = "distill.teacher."
@@ -80,7 +81,8 @@ def find_checkpoint(args: argparse.Namespace) -> Path:
     if named and (Path(named).exists() or os.sep in named):
         return Path(named)
     try:
-        run = RunDir.find(LOG_ROOT / "distillation", args.experiment_name, args.load_run)
+        wanted = named or BEST  # a run that was stopped before its first evaluation has no student yet
+        run = RunDir.find(LOG_ROOT / "distillation", args.experiment_name, args.load_run, with_file=wanted)
     except UserError as error:  # it may be a run of train.py, but only if the user names one
         if args.experiment_name is None and args.load_run is None:
             missing = f"'{named}' does not exist, and " if named else ""
@@ -94,7 +96,7 @@ def find_checkpoint(args: argparse.Namespace) -> Path:
             raise error from None
         best = run.path / "best_model.pt"
         return best if named is None and best.exists() else run.checkpoint_path(named or r"model_.*\.pt")
-    return run.checkpoint_path(named or "best_student.pt")
+    return run.checkpoint_path(named or BEST)
 
 
 def own_task(checkpoint: Path) -> str:

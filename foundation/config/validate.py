@@ -21,7 +21,6 @@ LEAST_POSITIVE = 1.2e-38
 """Below it float32 has no full precision."""
 LEAST_BOUND = 1e-6
 """Smaller bounds than this would make every label zero [action units]."""
-_NO_FLAG = ("final_eval_episodes",)
 _FLAGS = {
     "teacher.checkpoint": "--teacher_checkpoint",
     "teacher.min_return": "--teacher_min_return",
@@ -192,7 +191,7 @@ def _check_offline(cfg: DistillationCfg) -> None:
 
 def label(path: str) -> str:
     """Name a field as a user sets it: by its flag where it has one, else by its key."""
-    if "." not in path and path not in _NO_FLAG:
+    if "." not in path:
         return f"--{path}"
     return _FLAGS.get(path, f"distill.{path}")
 

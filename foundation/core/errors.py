@@ -13,18 +13,20 @@ class UserError(Exception):
     """
 
 
-def suggest(name: str, valid: Iterable[str], limit: int = 12) -> str:
+def suggest(name: str, valid: Iterable[str], limit: int = 12, *, ordered: bool = False) -> str:
     """Answer an unknown name with the nearest valid ones.
 
     Args:
         name: What the user typed.
         valid: Every name that would have been accepted.
         limit: How many names to list when none is near.
+        ordered: List them as they come, such as the newest first, and not by the alphabet.
 
     Returns:
         A sentence such as ``Did you mean 'kl'?`` or ``Valid are: huber, kl, mse.``.
     """
-    names = sorted(set(valid))
+    names = list(dict.fromkeys(valid))
+    names = names if ordered else sorted(names)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if near:
         return f"Did you mean {' or '.join(repr(n) for n in near)}?"

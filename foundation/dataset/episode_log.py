@@ -50,6 +50,11 @@ class EpisodeLog:
         self._begun = torch.zeros(dataset.num_envs, dtype=torch.int64, device=dataset.device)
         self._envs = torch.arange(dataset.num_envs, device=dataset.device)
 
+    def open(self) -> None:
+        """Keep other processes from saving to the same folder, from before the first epoch on."""
+        if self.writer is not None:
+            self.writer.open()
+
     def begin(self, epoch: int) -> None:
         """Begin an epoch (counted from 0): what was saved of it before the run stopped is taken back."""
         if self.writer is not None:

@@ -76,7 +76,9 @@ def select_engine(task: str, requested: str = "auto") -> tuple[type[Engine], str
         engine = engine_class(name)
         obstacle = engine.why_not(task)
         if obstacle is None:
-            skipped = f" ({'; '.join(f'{k}: {v}' for k, v in obstacles.items())})" if obstacles else ""
+            # An engine that is not installed is no news at every start; one that is there and cannot run the task is.
+            told = [f"{k}: {v}" for k, v in obstacles.items() if "not installed" not in v]
+            skipped = f" ({'; '.join(told)})" if told else ""
             return engine, f"engine '{name}' can run {task}{skipped}"
         obstacles[name] = obstacle
     known = {task_name for name in order for task_name in engine_class(name).task_names()}

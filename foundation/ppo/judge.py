@@ -48,6 +48,7 @@ class Judge:
         better = figures["mean_return"] > self.best.get("mean_return", float("-inf"))
         if better:
             self.best = {**figures, "iteration": iteration}
+            self.run.check_there()
             self.runner.save(self.run.path / "best_model.pt", infos={"evaluation": self.best})
         survival = f", success {figures['success_rate']:.1%}" if "success_rate" in figures else ""
         mark = "best so far" if better else f"best {self.best['mean_return']:.2f} at {self.best['iteration']:.0f}"

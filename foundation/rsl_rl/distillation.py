@@ -9,12 +9,15 @@ import argparse
 import contextlib
 import copy
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while modules are imported: an end without a traceback
 if not __package__:  # run, or imported, as a file of a clone: take this clone's packages
     sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 
@@ -41,6 +44,7 @@ from foundation.cli.cli_args import (
     say_beaten,
     set_up_logging,
 )
+from foundation.cli.command import reader_has_gone
 from foundation.cli.hydra_app import run_application
 from foundation.cli.teacher_set import drop_weak_teachers, fit_environments, load_teacher
 from foundation.config.overrides import Overrides, parse_overrides
@@ -250,11 +254,13 @@ def configure(job: Job, env_cfg: Any, agent_cfg: Any) -> None:
 
 def run_in(job: Job, teacher: Any, env_cfg: Any, agent_cfg: Any) -> int:
     """Make the run's folder, its environments and its runner, and let it run."""
+    from foundation.dataset.disk.writer import refuse_dataset_in_use
     from foundation.engines.base import VideoRequest
     from foundation.runs.run_dir import RunDir
     from foundation.runs.run_state import checkpoint_to_resume, steps_taken
 
     cfg, args = job.resolved.cfg, job.args
+    refuse_dataset_in_use(cfg.dataset.save)
     run = job.resumed or RunDir.create(LOG_ROOT, cfg.experiment_name or "", cfg.run_name)
     run.lock()
     try:
@@ -329,28 +335,40 @@ def run_with(
                 label_bound=None if clip is None else float(clip),
             )
             cfg.dataset.size = runner.dataset.capacity  # a run resumed for more epochs keeps its dataset
-            start(job, run, runner, checkpoint)
+            start(job, run, runner, checkpoint, env_cfg, agent_cfg)
             run.save_params(env_cfg, agent_cfg, cfg, typed_for_env_and_agent(job))
             print(f"Logging to {run.path}")
             runner.run()
         except RunInterrupted as reason:
             print(f"Stopped ({reason}). Go on with: --resume --load_run {run.name}{import_flags()}")
+        except BrokenPipeError:
+            go_on = f"--resume --load_run {run.name}{import_flags()}"
+            return reader_has_gone(f"Stopped: nobody reads the output. Go on with: {go_on}")
         finally:
             writer.close()
     return interrupt.exit_code
 
 
-def start(job: Job, run: RunDir, runner: DistillationRunner, checkpoint: dict[str, Any] | None) -> None:
-    """Put a resumed run back to where it was, and say whether it goes on exactly."""
+def start(
+    job: Job,
+    run: RunDir,
+    runner: DistillationRunner,
+    checkpoint: dict[str, Any] | None,
+    env_cfg: Any,
+    agent_cfg: Any,
+) -> None:
+    """Put a resumed run back to where it was, and say whether it goes on exactly and with which other settings."""
+    from foundation.runs.changed_settings import changed_settings
     from foundation.runs.run_state import restore
 
     if job.resumed is None:
         return
     inexact = "" if checkpoint is None else restore(runner, checkpoint)
     how = f"not exact: {inexact}" if inexact else "exact"
+    changed = "" if checkpoint is None else changed_settings(run, checkpoint, runner.cfg, env_cfg, agent_cfg)
     if runner.epoch >= runner.cfg.n_epochs:
         how = f"of {runner.cfg.n_epochs}: only the best student is measured again; --n_epochs asks for more"
-    print(f"Resuming {run.path} after epoch {runner.epoch} ({how})")
+    print(f"Resuming {run.path} after epoch {runner.epoch} ({how}{changed})")
 
 
 def typed_for_env_and_agent(job: Job) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foundation.cli.cli_args import Interrupt, say_beaten
+from foundation.cli.command import reader_has_gone
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.overrides import Overrides
 from foundation.config.resolve import Resolved
@@ -35,6 +36,7 @@ def run_offline(
     Returns:
         The exit code.
     """
+    from foundation.runs.changed_settings import changed_settings
     from foundation.runs.metrics_writer import make_writer
     from foundation.runs.offline import OfflineRunner, open_for
     from foundation.runs.run_dir import RunDir
@@ -58,11 +60,15 @@ def run_offline(
                 runner = OfflineRunner(cfg, run, writer=writer, interrupted=interrupt.interrupted)
                 if resumed is not None:
                     runner.resume(checkpoint)
-                    print(f"Resuming {run.path} after epoch {runner.epoch} (exact)")
+                    changed = "" if checkpoint is None else changed_settings(run, checkpoint, cfg)
+                    print(f"Resuming {run.path} after epoch {runner.epoch} (exact{changed})")
                 print(f"Logging to {run.path}")
                 runner.run()
             except RunInterrupted as reason:
                 print(f"Stopped ({reason}). Go on with: --resume --load_run {run.name}{import_flags()}")
+            except BrokenPipeError:
+                go_on = f"--resume --load_run {run.name}{import_flags()}"
+                return reader_has_gone(f"Stopped: nobody reads the output. Go on with: {go_on}")
             finally:
                 writer.close()
         return interrupt.exit_code

@@ -11,12 +11,15 @@ import importlib.util
 import logging
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while modules are imported: an end without a traceback
 if not __package__:  # run as a file of a clone: take this clone's packages
     sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 
@@ -33,6 +36,7 @@ from foundation.cli.cli_args import (
     set_up_logging,
     typed_value,
 )
+from foundation.cli.command import refuse_many_processes
 from foundation.cli.hydra_app import run_application
 from foundation.config.distillation_cfg import LoggerName
 from foundation.config.interpolation import interpolate
@@ -96,6 +100,8 @@ def prepare(argv: Sequence[str]) -> tuple[Engine, LaunchRequest, Configure, int]
     """Read a command line; return the engine, what it is asked for, what sets the configs, and this process's rank."""
     parser = build_parser()
     args, _ = parse_command(parser, argv, strict=False)
+    if not args.distributed:
+        refuse_many_processes("train.py runs in one process unless it is given --distributed: add it")
     if args.task is None:
         raise UserError("--task is missing, e.g. --task Isaac-Quadcopter-Point-Ctrl-v0")
     from foundation.engines import select_engine
@@ -283,6 +289,7 @@ def learn(runner: RslRlRunner, run: RunDir, iterations: int, judge: Judge) -> in
 
         def after(iteration: int) -> None:
             runner.check_finite()
+            run.check_there()
             judge(iteration)
             if interrupt.interrupted():
                 raise RunInterrupted
@@ -292,6 +299,7 @@ def learn(runner: RslRlRunner, run: RunDir, iterations: int, judge: Judge) -> in
             runner.learn(iterations)
         except RunInterrupted:
             path = run.path / f"model_{runner.iteration}.pt"
+            run.check_there()
             runner.save(path)
             log.info("%s: saved %s; go on with --resume", interrupt.interrupted(), path)
             return interrupt.exit_code
@@ -302,4 +310,4 @@ def learn(runner: RslRlRunner, run: RunDir, iterations: int, judge: Judge) -> in
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, many_processes=True))

@@ -197,12 +197,11 @@ class OfflineRunner:
     def _log(self, learned: LearningStats, measured: dict[str, float] | None) -> None:
         seconds = self.stopwatch.lap().get("learning", 0.0)
         rate = learned.num_updates * self.learner.batch_size * self.sequence_length / max(1e-9, seconds)
-        self.reporter.line(f"Epoch {self.epoch}/{self.cfg.n_epochs} (offline), {rate:,.0f} rows/s")
-        self.reporter.line(f"Training - Mean loss: {learned.mean_loss:.6f}")
+        parts = [f"Epoch {self.epoch}/{self.cfg.n_epochs} (offline)", f"Training - Mean loss: {learned.mean_loss:.6f}"]
         scalars = {"training/loss": learned.mean_loss, "training/learning_rate": learned.learning_rate}
         scalars |= {"training/updates": float(learned.num_updates), "performance/rows_per_second": rate}
         if measured is not None:
-            self.reporter.line(
+            parts.append(
                 f"Evaluation - Held-out loss: {measured['held_out_loss']:.6f}, "
                 f"action RMSE {measured['action_rmse']:.4f}"
             )
@@ -210,7 +209,7 @@ class OfflineRunner:
         if self.writer is not None:
             self.writer.add_scalars(scalars, self.epoch)
             self.writer.flush()
-        self.reporter.advance(self.epoch)
+        self.reporter.epoch_line(self.epoch, parts, measured is not None)
 
     def _finish(self) -> dict[str, Any]:
         self.run_dir.save_checkpoint("final_student.pt", self._checkpoint(self.epoch - 1))

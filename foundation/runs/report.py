@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.learning.learner import LearningStats
@@ -20,6 +21,57 @@ if TYPE_CHECKING:
 Scalars = dict[str, float]
 FEW_UPDATES = 8
 """Updates in an epoch below which it is said that they are few."""
+MOST_SILENT = 10.0
+"""Seconds after which an epoch without an evaluation is shown too."""
+RECENT = 10
+"""Epochs by which the time left is estimated."""
+
+
+class Clock:
+    """Time since a run began in this process, and what is left of it.
+
+    Args:
+        now: Returns seconds.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic):
+        self._now, self._begun = now, now()
+        self._ends = [self._begun]
+        self._said = self._begun
+        self.closing = 0.0
+        """What the last measurement is expected to take [s]."""
+
+    def epoch_ended(self) -> None:
+        """Note the end of an epoch."""
+        self._ends = [*self._ends[-RECENT:], self._now()]
+
+    @property
+    def silent(self) -> float:
+        """Seconds since something was shown."""
+        return self._now() - self._said
+
+    def said(self) -> None:
+        """Note that something was shown."""
+        self._said = self._now()
+
+    def line(self, epochs_left: int) -> str:
+        """Return such as ``elapsed 1:21, left 0:40``; the time left is known after the first epoch.
+
+        Args:
+            epochs_left: Epochs that have not begun.
+        """
+        text = f"elapsed {_minutes(self._now() - self._begun)}"
+        if len(self._ends) < 2:
+            return text
+        each = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
+        return f"{text}, left {_minutes(epochs_left * each + self.closing)}"
+
+
+def _minutes(seconds: float) -> str:
+    """Write a time as ``1:21`` or ``1:02:03``."""
+    whole = round(seconds)
+    minutes = f"{whole // 60 % 60}:{whole % 60:02d}"
+    return f"{whole // 3600}:{minutes:0>5}" if whole >= 3600 else minutes
 
 
 class Reporter:
@@ -33,11 +85,14 @@ class Reporter:
 
     def __init__(self, cfg: DistillationCfg, writer: Any = None, console: Console | None = None):
         self.cfg, self.writer = cfg, writer
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or _Console(highlight=False, soft_wrap=True)
+        self.clock = Clock()
         self._progress: Progress | None = None
         self._task: Any = None
         self._teacher = math.nan
         self._few_updates_told = False
+        self._evaluations: list[float] = []
+        """Seconds that each has taken."""
 
     def line(self, text: str) -> None:
         """Print one line."""
@@ -92,8 +147,26 @@ class Reporter:
 
     def advance(self, done: int) -> None:
         """Move the bar on to so many epochs."""
+        self.clock.epoch_ended()
         if self._progress is not None:
-            self._progress.update(self._task, completed=done)
+            self._progress.update(self._task, completed=done, clock=self.clock.line(self.cfg.n_epochs - done))
+
+    def epoch_line(self, done: int, parts: list[str], evaluated: bool) -> None:
+        """Show an epoch in one line, if it was evaluated, is the last one, or nothing was shown for a while.
+
+        Args:
+            done: Epochs that have ended.
+            parts: What to show.
+            evaluated: Whether there is an evaluation in it.
+        """
+        self.advance(done)
+        left = self.cfg.n_epochs - done
+        if not (evaluated or left == 0 or self.clock.silent > MOST_SILENT):
+            return
+        self.clock.said()
+        if not self.console.is_terminal:  # a terminal has the bar
+            parts = [*parts, self.clock.line(left)]
+        self.line(" | ".join(parts))
 
     @contextmanager
     def progress(self, done: int) -> Iterator[None]:
@@ -102,15 +175,16 @@ class Reporter:
             TextColumn("Epoch"),
             BarColumn(),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[clock]}"),
         )
+        self.clock = Clock()
         with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
             self._progress = progress
-            self._task = progress.add_task("epochs", total=self.cfg.n_epochs, completed=done)
-            yield
-        self._progress = None
+            self._task = progress.add_task("epochs", total=self.cfg.n_epochs, completed=done, clock="")
+            try:
+                yield
+            finally:
+                self._progress = None
 
     def epoch(
         self,
@@ -124,29 +198,28 @@ class Reporter:
     ) -> None:
         """Print and log one epoch (counted from 0; shown and logged counted from 1)."""
         who = {1.0: "teacher forcing", 0.0: "student acts"}.get(beta, f"beta {beta:.2f}")
-        rate = performance["env_steps_per_second"]
         whole = len(collected.returns)
-        self.line(
+        parts = [
             f"Epoch {epoch + 1}/{self.cfg.n_epochs} ({who}): {collected.env_steps:,} transitions, {whole:,} whole "
-            f"episode{'' if whole == 1 else 's'}, {rate:,.0f} env steps/s"
-        )
+            f"episode{'' if whole == 1 else 's'}"
+        ]
         scalars: Scalars = {"training/loss": learned.mean_loss, "training/learning_rate": learned.learning_rate}
         scalars["training/updates"] = learned.num_updates
         scalars["data_collection/beta"] = beta
         returns = collected.unbiased(collected.returns)
         if len(returns):
             mean, std = float(returns.mean()), float(returns.std(correction=0))
-            self.line(f"Data collection - Mean return: {mean:.2f} ± {std:.2f}")
+            parts.append(f"Data collection - Mean return: {mean:.2f} ± {std:.2f}")
             scalars |= {"data_collection/mean_return": mean, "data_collection/std_return": std}
             scalars["data_collection/mean_length"] = float(collected.unbiased(collected.lengths).mean())
         else:
-            self.line("Data collection - Mean return: not known yet, only short episodes can have ended in this phase")
-        self.line(f"Training - Mean loss: {learned.mean_loss:.6f}")
+            parts.append("Data collection - Mean return: not known yet (only short episodes can have ended)")
+        parts.append(f"Training - Mean loss: {learned.mean_loss:.6f}")
         self._warn_of_few_updates(learned.num_updates)
         if len(learned.terms) > 1:
             scalars |= {f"training/{name}": value for name, value in learned.terms.items()}
         if evaluation is not None:
-            self._evaluation_line(evaluation)
+            parts.append(self._evaluation(evaluation))
             scalars |= {f"evaluation/{name}": value for name, value in evaluation.items()}
         scalars |= {f"performance/{name}": value for name, value in performance.items()}
         scalars |= {f"dataset/{name}": float(value) for name, value in dataset.items()}
@@ -154,7 +227,11 @@ class Reporter:
         if self.writer is not None:
             self.writer.add_scalars(scalars, epoch + 1)
             self.writer.flush()
-        self.advance(epoch + 1)
+        if evaluation is not None and "evaluation_seconds" in performance:
+            self._evaluations.append(performance["evaluation_seconds"])
+            seconds = sum(self._evaluations) / len(self._evaluations)
+            self.clock.closing = seconds * self._closing_share()
+        self.epoch_line(epoch + 1, parts, evaluation is not None)
 
     def _warn_of_few_updates(self, num_updates: int) -> None:
         """Say once that an epoch learns next to nothing: the usual slip with a student that has memory."""
@@ -167,14 +244,26 @@ class Reporter:
             "more with --num_episodes."
         )
 
-    def _evaluation_line(self, evaluation: Scalars) -> None:
+    def _closing_share(self) -> float:
+        """Return how many evaluations the last measurement, of student and teacher, is like."""
+        return 2.0 * self.cfg.final_eval_episodes / max(1, self.cfg.num_eval_episodes or 1)
+
+    def _evaluation(self, evaluation: Scalars) -> str:
         parts = [f"Evaluation - Mean return: {evaluation['mean_return']:.2f} ± {evaluation['std_return']:.2f}"]
         if "return_ratio" in evaluation:
             parts.append(f"{100 * evaluation['return_ratio']:.1f} % of the teacher's {self._teacher:.2f}")
-        text = ", ".join(parts) + _success(evaluation)
-        if "position_error" in evaluation:
-            text += f", position error {100 * evaluation['position_error']:.1f} cm"
-        self.line(text)
+        return ", ".join(parts) + _success(evaluation)
+
+    def last_measurement(self, episodes: int, cheap: bool) -> None:
+        """Announce what takes a while and says nothing.
+
+        Args:
+            episodes: Episodes of each.
+            cheap: Whether a second environment measures them.
+        """
+        flag = "--final_eval_episodes" if cheap else "--num_eval_episodes"
+        seconds = f", about {_minutes(self.clock.closing)}" if self.clock.closing >= 1.0 else ""
+        self.line(f"Measuring the best student and the teacher on {episodes} fresh episodes each ({flag}{seconds}) ...")
 
     def end(self, summary: dict[str, Any]) -> None:
         """Show what the run reached."""
@@ -202,6 +291,14 @@ class Reporter:
 def _success(summary: Scalars, digits: int = 1) -> str:
     """Return ", success 98.0 %", or "" where success is unknown."""
     return f", success {100 * summary['success_rate']:.{digits}f} %" if "success_rate" in summary else ""
+
+
+class _Console(Console):
+    """A console whose reader may go away, as with ``| head``: whoever writes is told so."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise, as ``print`` does; the library would end the process without a word."""
+        raise BrokenPipeError
 
 
 def _log_tag(name: str) -> str:

@@ -41,6 +41,8 @@ class RunDir:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self._lock: int | None = None
+        self._identity: tuple[int, int] | None = None
+        """Device and inode of the folder when it was locked."""
         self._made: list[Path] = []
         """Folders above this one that were made for it, innermost first."""
 
@@ -81,13 +83,21 @@ class RunDir:
         return run
 
     @classmethod
-    def find(cls, root: Path | str, experiment_name: str | None = None, load_run: str | None = None) -> RunDir:
+    def find(
+        cls,
+        root: Path | str,
+        experiment_name: str | None = None,
+        load_run: str | None = None,
+        *,
+        with_file: str | None = None,
+    ) -> RunDir:
         """Find the newest run.
 
         Args:
             root: ``logs/distillation``, ``logs/rsl_rl``.
             experiment_name: Only this experiment's runs. None: any experiment's.
             load_run: A run's name, a regular expression for it, or the path of a run's folder. None: any run.
+            with_file: Where several match, only those count that have this file, unless none has.
 
         Raises:
             UserError: If there is no such run; names those there are.
@@ -104,8 +114,10 @@ class RunDir:
         chosen = named if named or load_run is None else _matching(runs, load_run)
         if not chosen:
             names = [p.name for p in reversed(runs)]
-            raise UserError(f"no run in {root} matches --load_run '{load_run}'. {suggest(str(load_run), names, 5)}")
-        return cls(chosen[-1])
+            near = suggest(str(load_run), names, 5, ordered=True)
+            raise UserError(f"no run in {root} matches --load_run '{load_run}'. {near}")
+        complete = [path for path in chosen if with_file is None or (path / with_file).exists()]
+        return cls((complete or chosen)[-1])
 
     @property
     def name(self) -> str:
@@ -141,6 +153,7 @@ class RunDir:
 
     def save_checkpoint(self, name: str, payload: Mapping[str, Any]) -> Path:
         """Write a checkpoint atomically: whatever happens, the old one or the new one is there, whole."""
+        self.check_there()
         path = self.path / name
         atomic_torch_save(dict(payload), path)
         return path
@@ -183,6 +196,7 @@ class RunDir:
             distillation_cfg: The run's config.
             overrides: What was typed for the first two, so that a resumed run can set it again.
         """
+        self.check_there()
         # What a resumed run reads comes first and in that order: where distillation.yaml is there, all of it is.
         configs = {"overrides": overrides, "distillation": distillation_cfg, "env": env_cfg, "agent": agent_cfg}
         for name, cfg in configs.items():
@@ -195,7 +209,7 @@ class RunDir:
 
     def discard_if_empty(self) -> None:
         """Remove the folder, and those made for it if nothing else is in them, unless a checkpoint was written."""
-        if self.checkpoints():
+        if self.checkpoints() or not self._is_there():
             return
         self.unlock()
         shutil.rmtree(self.path, ignore_errors=True)
@@ -217,6 +231,7 @@ class RunDir:
 
     def write_summary(self, summary: Mapping[str, Any], name: str = "summary.json") -> Path:
         """Write the run's figures as JSON, atomically; NaN and infinities become null."""
+        self.check_there()
         atomic_write_bytes(self.path / name, (json.dumps(finite(to_plain(summary)), indent=2) + "\n").encode())
         return self.path / name
 
@@ -230,6 +245,7 @@ class RunDir:
             return
         refusal = f"another process is writing to {self.path}: stop it, or start a new run"
         self._lock = lock_folder(self.path, refusal)
+        self._identity = _identity(self.path)
         if self._lock is None:  # two processes may then resume the same run
             return
         for pattern in (".*.tmp", ".*.part.mp4"):  # of a process that was killed while it wrote
@@ -237,11 +253,35 @@ class RunDir:
                 with contextlib.suppress(OSError):
                     leftover.unlink()
 
+    def check_there(self) -> None:
+        """Check, before something is written, that this is still the folder that was locked.
+
+        Raises:
+            UserError: If it was removed or renamed: what would be written now would be half a run in a new folder.
+        """
+        if not self._is_there():
+            raise UserError(
+                f"the run's folder {self.path} was removed or renamed while the run was going on: the run ends here. "
+                "If it was renamed, go on with --resume --load_run and the path that it has now"
+            )
+
+    def _is_there(self) -> bool:
+        return self._identity is None or _identity(self.path) == self._identity
+
     def unlock(self) -> None:
         """Let other processes write to this run."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what a folder keeps when it is renamed, and another one of its name does not have."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
 
 
 def _folders(path: Path) -> list[Path]:

@@ -72,6 +72,7 @@ def resume_checkpoint(runner: DistillationRunner) -> dict[str, Any]:
         "collector": runner.collector.state_dict(),
         "dataset": runner.dataset.state_dict(),
         "shards": runner.shards.state_dict(),
+        "dataset_rows": len(runner.dataset),
         "torch_rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "num_envs": runner.env.num_envs,
@@ -124,6 +125,7 @@ def restore(runner: DistillationRunner, checkpoint: dict[str, Any]) -> str:
     runner.learner.load_state_dict(checkpoint["model_state_dict"], checkpoint)
     _restore_best(runner, checkpoint)
     runner.epoch, runner.env_steps = state["epoch"], state["env_steps"]
+    runner.rows_before = state.get("dataset_rows", _rows_of(state["dataset"]))
     runner.baselines = state["baselines"]
     runner.stopwatch.load_state_dict(state["stopwatch"])
     runner.early_stopping.load_state_dict(state.get("early_stopping", {}))
@@ -134,6 +136,12 @@ def restore(runner: DistillationRunner, checkpoint: dict[str, Any]) -> str:
     if not runner.shards.restore(state["dataset"], state["shards"]):
         reasons.append("its dataset is not on disk (dataset.disk_gb was too small, or the run had ended)")
     return " and ".join(reasons)
+
+
+def _rows_of(dataset: dict[str, Any]) -> int:
+    """Return how many rows a saved dataset held; states of earlier versions do not say it."""
+    _, steps, num_envs, _ = dataset["shape"]
+    return dataset["num_chunks"] * steps * num_envs
 
 
 def _restore_rng(state: dict[str, Any], device: torch.device) -> None:
@@ -163,7 +171,7 @@ class DatasetShards:
 
     def __init__(self, dataset: DistillationDataset, run_dir: Any, disk_gb: float, keep: bool = True):
         self.dataset, self.keep = dataset, keep
-        self.folder, self._path = run_dir.dataset_dir, run_dir.shard_path
+        self.folder, self._path, self._check_there = run_dir.dataset_dir, run_dir.shard_path, run_dir.check_there
         self.budget = disk_gb * 1e9
         self.over_budget = disk_gb <= 0.0
         self.epochs: dict[int, list[int]] = {}
@@ -173,6 +181,7 @@ class DatasetShards:
         """Write the epoch's chunks."""
         if not self.keep or self.over_budget:
             return
+        self._check_there()
         shard_bytes = len(slots) * self.dataset.num_bytes / self.dataset.max_chunks
         used = sum(self._path(kept).stat().st_size for kept in self.epochs)
         if used + shard_bytes > self.budget:

@@ -28,6 +28,7 @@ def final_summary(runner: DistillationRunner) -> dict[str, Any]:
     best = runner.run_dir.load_checkpoint(BEST, map_location=str(runner.env.device))
     policy.load_state_dict(best["model_state_dict"])
     episodes = cfg.num_eval_episodes if runner.make_eval_env is None else cfg.final_eval_episodes
+    runner.reporter.last_measurement(episodes, cheap=runner.make_eval_env is not None)
     env, seed = runner.eval_env(episodes), cfg.seed + FINAL_SEED
     teachers = runner.teachers
     actor = PolicyActor(policy, runner.student_obs)
@@ -58,7 +59,7 @@ def final_summary(runner: DistillationRunner) -> dict[str, Any]:
         "epochs": runner.epoch,
         "stopped_early": runner.epoch < cfg.n_epochs,
         "env_steps": runner.env_steps,
-        "dataset_rows": len(runner.dataset),
+        "dataset_rows": len(runner.dataset) if runner.rows_before is None else runner.rows_before,
         "parameters": {
             "student": sum(p.numel() for p in policy.parameters()),
             "teacher": sum(p.numel() for p in runner.teacher.parameters()),

@@ -110,6 +110,8 @@ class DistillationRunner:
         self.forced_epochs = acts[0] if acts else cfg.n_epochs
         self.early_stopping = EarlyStopping(cfg.early_stopping, acts[0] if acts else 0)
         self._eval_env: Any = None
+        self.rows_before: int | None = None
+        """Size of the dataset when the run was saved that is resumed; None once more is collected."""
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
@@ -148,6 +150,7 @@ class DistillationRunner:
         with self.stopwatch.stage("collection"):
             collected = self.collector.collect(epoch, beta, self.poll)
         self.env_steps += collected.env_steps
+        self.rows_before = None
         new_rows = self.teachers.collected(epoch, beta, collected, self.dataset)
         evaluation: dict[str, float] | None = None
         self._refine_teacher(epoch, beta, collected)
@@ -298,6 +301,7 @@ class DistillationRunner:
             save_latest(self)
             raise
         self.reporter.log_baselines(self.baselines)
+        self.recorder.open()  # refused before anything is saved, so that no run is left that never began
         save_latest(self)
 
     def _num_baseline_episodes(self) -> int:

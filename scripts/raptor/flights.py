@@ -88,6 +88,22 @@ def published_policy() -> Path | None:
     return path if path.exists() else None
 
 
+def check_needed() -> None:
+    """Check, before hours of training, that what the last stages need is installed.
+
+    Raises:
+        UserError: Naming what is missing and how it is installed.
+    """
+    install = "pip install -e '.[raptor]'"
+    obstacle = engine_class("l2f").why_not(TASK)
+    if obstacle is not None:
+        raise UserError(f"the flights need the engine l2f: {obstacle}; {install}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError(f"the figure needs the package 'matplotlib': {install}")
+    if published_policy() is None:
+        print(f"==> without the package 'foundation-policy' the published policy is left out: {install}", flush=True)
+
+
 def fly(
     policy: Any, engine: str, vehicles: Sequence[str], episodes_each: int, seed: int, max_velocity: float | None = None
 ) -> Flight:

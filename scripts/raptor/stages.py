@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -152,7 +153,14 @@ def _run(command: Sequence[str], output: IO[str], log: Path) -> tuple[int, int]:
     """
     stopped = 0
     # In a group of its own, Ctrl-C reaches it once, through us: a second one would end it before it has saved.
-    child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=dict(os.environ), process_group=0)
+    child = subprocess.Popen(
+        command,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=dict(os.environ),
+        process_group=0,
+        preexec_fn=_end_with(os.getpid()),
+    )
 
     def pass_on(number: int, _: FrameType | None) -> None:
         nonlocal stopped
@@ -169,6 +177,20 @@ def _run(command: Sequence[str], output: IO[str], log: Path) -> tuple[int, int]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _end_with(parent: int) -> Callable[[], None] | None:
+    """Return what makes a child end, saving what it has, when its parent is killed; None where Linux is not."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl, set_parent_death_signal = ctypes.CDLL(None, use_errno=True).prctl, 1
+
+    def in_child() -> None:
+        prctl(set_parent_death_signal, signal.SIGTERM)
+        if os.getppid() != parent:  # it was killed before this was asked for
+            os._exit(128 + signal.SIGTERM)
+
+    return in_child
 
 
 def _follow(child: subprocess.Popen[bytes], log: Path) -> int:

@@ -86,8 +86,7 @@ class DatasetWriter:
         self.files, self.teacher = saved.files, saved.teacher or self.teacher
 
     def _lock_folder(self) -> None:
-        refusal = f"another process is saving to the dataset '{self.path}': name another folder"
-        handle = lock_folder(self.path, refusal)
+        handle = lock_folder(self.path, _refusal(self.path))
         if handle is not None:
             self._unlock = weakref.finalize(self, os.close, handle)
 
@@ -160,3 +159,23 @@ class DatasetWriter:
             if _LEFTOVER.fullmatch(name) or (_CHUNK_FILE.fullmatch(name) and name not in listed):
                 with contextlib.suppress(OSError):
                     (self.path / name).unlink()
+
+
+def refuse_dataset_in_use(path: str | None) -> None:
+    """Check, before a run's folder is made, that no other process is saving to the dataset.
+
+    Args:
+        path: ``--save_dataset``; None is nothing to check.
+
+    Raises:
+        UserError: If one is.
+    """
+    if path is None or not Path(path).is_dir():
+        return
+    handle = lock_folder(path, _refusal(path))
+    if handle is not None:
+        os.close(handle)
+
+
+def _refusal(path: Path | str) -> str:
+    return f"another process is saving to the dataset '{path}': name another folder"
