@@ -9,7 +9,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -153,9 +153,9 @@ class RunDir:
 
     def save_checkpoint(self, name: str, payload: Mapping[str, Any]) -> Path:
         """Write a checkpoint atomically: whatever happens, the old one or the new one is there, whole."""
-        self.check_there()
         path = self.path / name
-        atomic_torch_save(dict(payload), path)
+        with self.writing():
+            atomic_torch_save(dict(payload), path)
         return path
 
     def load_checkpoint(self, name: str, map_location: str = "cpu") -> dict[str, Any]:
@@ -231,8 +231,8 @@ class RunDir:
 
     def write_summary(self, summary: Mapping[str, Any], name: str = "summary.json") -> Path:
         """Write the run's figures as JSON, atomically; NaN and infinities become null."""
-        self.check_there()
-        atomic_write_bytes(self.path / name, (json.dumps(finite(to_plain(summary)), indent=2) + "\n").encode())
+        with self.writing():
+            atomic_write_bytes(self.path / name, (json.dumps(finite(to_plain(summary)), indent=2) + "\n").encode())
         return self.path / name
 
     def lock(self) -> None:
@@ -264,6 +264,16 @@ class RunDir:
                 f"the run's folder {self.path} was removed or renamed while the run was going on: the run ends here. "
                 "If it was renamed, go on with --resume --load_run and the path that it has now"
             )
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Check, before something is written and where that fails, that this is still the folder that was locked."""
+        self.check_there()
+        try:
+            yield
+        except UserError:
+            self.check_there()  # it went away in the middle: that is what to say
+            raise
 
     def _is_there(self) -> bool:
         return self._identity is None or _identity(self.path) == self._identity

@@ -171,7 +171,7 @@ class DatasetShards:
 
     def __init__(self, dataset: DistillationDataset, run_dir: Any, disk_gb: float, keep: bool = True):
         self.dataset, self.keep = dataset, keep
-        self.folder, self._path, self._check_there = run_dir.dataset_dir, run_dir.shard_path, run_dir.check_there
+        self.folder, self._path, self._writing = run_dir.dataset_dir, run_dir.shard_path, run_dir.writing
         self.budget = disk_gb * 1e9
         self.over_budget = disk_gb <= 0.0
         self.epochs: dict[int, list[int]] = {}
@@ -181,9 +181,9 @@ class DatasetShards:
         """Write the epoch's chunks."""
         if not self.keep or self.over_budget:
             return
-        self._check_there()
         shard_bytes = len(slots) * self.dataset.num_bytes / self.dataset.max_chunks
-        used = sum(self._path(kept).stat().st_size for kept in self.epochs)
+        paths = [self._path(kept) for kept in self.epochs]
+        used = sum(path.stat().st_size for path in paths if path.exists())
         if used + shard_bytes > self.budget:
             logger.warning(
                 "The dataset's shards reached distill.dataset.disk_gb=%g: from epoch %d on, --resume is not exact.",
@@ -194,8 +194,8 @@ class DatasetShards:
             self._obsolete += [self._path(kept) for kept in self.epochs]
             self.epochs = {}
             return
-        self.folder.mkdir(exist_ok=True)
-        atomic_torch_save(export_chunks(self.dataset, slots), self._path(epoch))
+        with self._writing():
+            atomic_torch_save(export_chunks(self.dataset, slots), self._path(epoch))
         self.epochs[epoch] = list(slots)
         self._forget_overwritten()
 

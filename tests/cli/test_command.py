@@ -217,3 +217,50 @@ def test_processes_end_with_the_usual_codes(body: str, signals: list[int], code:
     assert process.returncode == code
     assert ("closed" in out) is (len(signals) == 1)
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+@pytest.mark.parametrize("name", ["distillation", "play", "train", "teacher_info"])
+def test_several_processes_are_refused_where_each_would_do_all_the_work(name: str, variable: str) -> None:
+    """Under torchrun or mpirun: one line that names the variable, code 2; nothing is loaded."""
+    command = [sys.executable, str(ROOT / "foundation" / "rsl_rl" / f"{name}.py"), "--task", "X"]
+    done = subprocess.run(command, env={**os.environ, variable: "2"}, capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {variable} is 2, but {name}.py runs in one process")
+
+
+@pytest.mark.parametrize("size", ["1", "", "none"])
+def test_one_process_is_not_refused(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``torchrun --nproc_per_node=1`` is a run like any other, and so is a command that knows many processes."""
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert run_command(lambda argv: 7, []) == 7
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert run_command(lambda argv: 7, [], many_processes=True) == 7
+
+
+def in_a_process(body: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a command's body in a process of its own."""
+    lines = ["import os, sys", "from foundation.cli.command import run_command", "def main(argv):", f"    {body}"]
+    script = "\n".join([*lines, "sys.exit(run_command(main, []))"])
+    return subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env={**os.environ, **environment}, capture_output=True
+    )
+
+
+def test_a_terminal_without_the_character_shows_its_like() -> None:
+    """``PYTHONIOENCODING=ascii``: a plus-minus sign becomes +-, an unknown letter ?, on both streams."""
+    body = "print('1 \\u00b1 2 \\u4e2d'); print('\\u00b1', file=sys.stderr)"
+    done = in_a_process(body, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"1 +- 2 ?\n", b"+-\n")
+    done = in_a_process(body, PYTHONIOENCODING="utf-8")
+    assert done.stdout.decode() == "1 ± 2 中\n"
+
+
+def test_an_interrupt_that_a_library_made_another_error_of_is_still_one() -> None:
+    """Ctrl-C in the middle of an import may surface as ImportError: code 130 and nothing is said."""
+    body = "\n    ".join(
+        ["try: raise KeyboardInterrupt", "except BaseException as error: raise ImportError('half loaded') from error"]
+    )
+    done = in_a_process(body)
+    assert (done.returncode, done.stderr) == (130, b"")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import pytest
 import torch
 from command_server import CommandServer, shared
 from tiny_runs import arguments, differing, run_folder, write_teacher
+
+from foundation.core.files import lock_folder
 
 SMALL = {"n_epochs": 4, "epoch_teacher_forcing": 2, "save_interval": 2}
 
@@ -99,6 +103,43 @@ def test_a_finished_run_resumed_as_it_is_measures_its_best_student_again(
     assert command.code == 0 and "Epoch" not in command.text
     for name in ("final_student.pt", "best_student.pt"):
         assert differing(run / name, before / name) == []
+    rows = [json.loads((folder / "summary.json").read_text())["dataset_rows"] for folder in (before, run)]
+    assert rows[0] == rows[1] > 0, "the data has gone, but not how much it was"
+
+
+def test_a_changed_setting_is_named(server: CommandServer, argv: list[str], tmp_path: Path) -> None:
+    """``--resume --learning_rate`` goes on from the same bits and with another step size: both are said."""
+    stop_after(server, argv, tmp_path, "Epoch 2/4")
+    command = server.run(["--resume", "--learning_rate", "3e-4", "env.episode_length_s=0.5"], tmp_path)
+    assert command.code == 0, command.text
+    changed = "exact, but learning_rate is 3e-4, was 1e-3; env.episode_length_s is 0.5, was 0.4)"
+    assert changed in command.text
+
+
+def test_a_folder_renamed_while_its_run_goes_on_ends_it_in_one_line(
+    server: CommandServer, argv: list[str], tmp_path: Path
+) -> None:
+    """No traceback, and no half run under the old name; the renamed one can be resumed."""
+    command = server.start([*argv, "--n_epochs", "40"], tmp_path)
+    command.wait_for("Epoch 2/40")
+    run = run_folder(tmp_path)
+    moved = run.rename(run.parent / f"{run.name}_moved")
+    assert command.wait() == 2 and "Traceback" not in command.text, command.text
+    assert "was removed or renamed while the run was going on" in command.error
+    assert [path.name for path in run.parent.iterdir()] == [moved.name]
+    resumed = server.run(["--resume", "--load_run", str(moved), "--n_epochs", "4"], tmp_path)
+    assert resumed.code == 0, resumed.text
+
+
+def test_a_run_whose_dataset_is_in_use_leaves_no_folder(server: CommandServer, argv: list[str], tmp_path: Path) -> None:
+    """Another process saves to the same ``--save_dataset``: one line, and the newest run is still the one before."""
+    (tmp_path / "data").mkdir()
+    held = lock_folder(tmp_path / "data", "free here")
+    command = server.run([*argv, "--save_dataset", str(tmp_path / "data")], tmp_path)
+    assert held is not None
+    os.close(held)
+    assert command.code == 2 and "another process is saving to the dataset" in command.error
+    assert not (tmp_path / "logs").exists()
 
 
 @pytest.mark.slow

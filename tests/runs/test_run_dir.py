@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -288,3 +289,45 @@ def test_runs_are_found_by_shell_patterns_too(load_run: str, expected: str, tmp_
     """``*_b`` is no regular expression, and ``2025-01-01_*-00`` is one that means something else."""
     make_runs(tmp_path, "a/2025-01-01_00-00-00", "a/2025-01-02_00-00-00_b")
     assert RunDir.find(tmp_path, "a", load_run).name == expected
+
+
+@pytest.mark.parametrize("how", ["removed", "renamed", "replaced"])
+def test_a_folder_that_has_gone_while_its_run_goes_on_is_not_made_again(how: str, tmp_path: Path) -> None:
+    """Checkpoints, parameters and the summary are refused in one line; no half run appears under the old name."""
+    run = RunDir.create(tmp_path, "quad")
+    run.save_checkpoint("best_student.pt", {"epoch": 1})
+    if how == "removed":
+        shutil.rmtree(run.path)
+    else:
+        run.path.rename(tmp_path / "elsewhere")
+    if how == "replaced":
+        run.path.mkdir()
+    for write in (
+        lambda: run.save_checkpoint("best_student.pt", {"epoch": 2}),
+        lambda: run.save_params({"a": 1}),
+        lambda: run.write_summary({"a": 1}),
+    ):
+        with pytest.raises(UserError, match="was removed or renamed while the run was going on") as caught:
+            write()
+        assert "\n" not in str(caught.value)
+    run.discard_if_empty()
+    assert run.path.exists() is (how == "replaced")
+    assert not run.path.exists() or not list(run.path.iterdir())
+
+
+def test_of_several_runs_the_newest_with_the_file_is_found(tmp_path: Path) -> None:
+    """``play.py`` passes over a run that was stopped before it had a student, unless no run has one."""
+    make_runs(tmp_path / "quad", "2026-01-01_00-00-00", "2026-01-02_00-00-00")
+    assert RunDir.find(tmp_path, with_file="best_student.pt").name == "2026-01-02_00-00-00"
+    (tmp_path / "quad" / "2026-01-01_00-00-00" / "best_student.pt").touch()
+    assert RunDir.find(tmp_path, with_file="best_student.pt").name == "2026-01-01_00-00-00"
+    assert RunDir.find(tmp_path).name == "2026-01-02_00-00-00"
+
+
+def test_the_runs_that_there_are_are_listed_from_the_newest_on(tmp_path: Path) -> None:
+    """Of many runs five are named: the last ones, not the first ones."""
+    make_runs(tmp_path / "quad", *(f"2026-01-{day:02d}_00-00-00" for day in range(1, 10)))
+    with pytest.raises(UserError) as caught:
+        RunDir.find(tmp_path, load_run="x")
+    newest = ", ".join(f"2026-01-{day:02d}_00-00-00" for day in (9, 8, 7, 6, 5))
+    assert f"Valid are: {newest}, ...." in str(caught.value)

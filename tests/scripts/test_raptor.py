@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import runpy
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -136,6 +138,52 @@ def test_a_failing_command_is_one_line_that_names_its_output(folder, capsys):
     with pytest.raises(UserError, match=r"play.py failed with exit code 2; its output is in '.*play.log'"):
         stages.python("foundation/rsl_rl/play.py", "--agent", "zero", log=folder / "play.log")
     assert "needs a task" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux for a signal at the parent's death")
+def test_a_command_ends_with_its_pipeline(folder):
+    """After kill -9 of the pipeline the command gets SIGTERM, saves, and ends, instead of writing on its own."""
+    child = folder / "child.py"
+    child.write_text(
+        "import signal, sys, time, pathlib\n"
+        "def end(*_): pathlib.Path('saved').touch(); sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "pathlib.Path('running').touch()\n"
+        "time.sleep(60)\n"
+    )
+    parent = (
+        f"import sys; sys.path[:0] = [{str(stages.ROOT / 'scripts')!r}, {str(stages.ROOT)!r}]\n"
+        f"from pathlib import Path; from raptor import stages; stages.python({str(child)!r}, log=Path('log'))"
+    )
+    pipeline = subprocess.Popen([sys.executable, "-c", parent], cwd=folder)
+    wait_for(folder / "running")
+    assert not (folder / "saved").exists()
+    pipeline.kill()
+    pipeline.wait()
+    wait_for(folder / "saved")
+
+
+def wait_for(path: Path) -> None:
+    """Wait until a file is there."""
+    deadline = time.monotonic() + 30.0
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("missing", "says"), [("l2f", "'l2f'"), ("matplotlib", "'matplotlib'")])
+def test_what_the_last_stage_needs_is_asked_for_before_the_first(folder, monkeypatch, missing, says):
+    """Hours of training do not end in "not installed": nothing is sampled, and the line says how to install it."""
+    from foundation.engines import engine_class
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else found(name))
+    monkeypatch.setattr(engine_class("l2f"), "why_not", lambda task: "needs 'l2f'" if missing == "l2f" else None)
+    pipeline = raptor_pipeline.Pipeline(raptor_pipeline.parse(["2", "--quick", "--folder", str(folder / "new")]))
+    with pytest.raises(UserError, match=says) as caught:
+        pipeline.run()
+    assert "pip install" in str(caught.value)
+    assert not (folder / "new" / "vehicles").exists()
 
 
 def test_how_far_a_command_is_is_shown(folder, capsys, monkeypatch):
