@@ -77,7 +77,8 @@ def test_an_evaluation_is_one_line_with_the_documented_words(monkeypatch) -> Non
     cfg = DistillationCfg(n_epochs=9, num_eval_episodes=100, final_eval_episodes=200)
     shown = lines([False, False, True, False], cfg, 2.0, monkeypatch)
     assert len(shown) == 1
-    assert shown[0].startswith("Epoch 3/9 (teacher forcing) | Data collection - Mean return: 45.00 ± 12.00 | ")
+    assert shown[0].startswith("Epoch 3/9 (teacher forcing): 10 transitions, 2 whole episodes | ")
+    assert "| Data collection - Mean return: 45.00 ± 12.00 | " in shown[0]
     assert "| Training - Mean loss: 0.012345 | Evaluation - Mean return: 640.00 ± 20.00, success 99.0 %" in shown[0]
     assert shown[0].endswith(" | elapsed 0:06, left 0:16"), "six epochs of 2 s, and twice 2 s for twice the episodes"
 
@@ -92,7 +93,7 @@ def test_slow_epochs_and_the_last_one_are_shown_without_an_evaluation(monkeypatc
 
 def test_the_last_measurement_is_announced_with_the_flag_that_shortens_it(capsys) -> None:
     """It takes a while, and says nothing meanwhile."""
-    Reporter(DistillationCfg()).last_measurement(2048, teacher_too=True)
+    Reporter(DistillationCfg()).last_measurement(2048, cheap=True)
     said = capsys.readouterr().out
     assert said == (
         "Measuring the best student and the teacher on 2048 fresh episodes each (--final_eval_episodes) ...\n"
