@@ -279,7 +279,8 @@ def load_configs(task: str, entry_point: str, tokens: Sequence[str]) -> tuple[An
         The environment's, the agent's and the distillation config.
     """
     from foundation.config.overrides import parse_overrides
-    from foundation.config.resolve import resolve
+    from foundation.config.resolve import own_items, resolve
+    from foundation.config.values import apply_values, key_names
     from foundation.engines import select_engine
     from foundation.engines.base import LaunchRequest
     from foundation.learning.losses import LOSSES
@@ -287,12 +288,17 @@ def load_configs(task: str, entry_point: str, tokens: Sequence[str]) -> tuple[An
 
     overrides = parse_overrides(tokens)
     resolved = resolve(overrides, {"task": task}, student_cfg_class=student_cfg_class, loss_names=LOSSES)
-    engine = select_engine(task, resolved.cfg.engine)[0]
+    cfg = resolved.cfg
+    engine = select_engine(task, cfg.engine)[0]()
     presets = overrides.take(engine.selectors)
     request = LaunchRequest(task, entry_point, args=argparse.Namespace(presets=presets))
-    env_cfg, agent_cfg = engine().load_configs(request)
+    env_cfg, agent_cfg = engine.load_configs(request)
+    device = None if cfg.device == "auto" else cfg.device
+    engine.set_common(env_cfg, num_envs=cfg.num_envs, seed=cfg.seed, device=device)  # as the commands do
+    if any(item.path == "seed" for item in own_items(overrides)) and "seed" in key_names(agent_cfg):
+        apply_values(agent_cfg, {"seed": cfg.seed}, "agent")
     resolved.configure(env_cfg, agent_cfg, overrides)
-    return env_cfg, agent_cfg, resolved.cfg
+    return env_cfg, agent_cfg, cfg
 
 
 def split(argv: list[str], parser: CommandParser) -> CommandLine:

@@ -240,9 +240,11 @@ class _Stack:
         return [Layer(_TYPED, values)] if values else []
 
     def _typed_keys(self, overrides: Overrides, flags: Mapping[str, Any]) -> list[Layer]:
-        self.typed_keys = {item.path for item in _own(overrides)} | set(flags)
+        self.typed_keys = {item.path for item in own_items(overrides)} | set(flags)
         keys = [
-            Layer(_TYPED, _nested(item.path, item.value)) for item in _own(overrides) if item.path != "student.name"
+            Layer(_TYPED, _nested(item.path, item.value))
+            for item in own_items(overrides)
+            if item.path != "student.name"
         ]
         return keys + [Layer(_TYPED, _nested(path, value)) for path, value in flags.items()]
 
@@ -265,6 +267,12 @@ class _Stack:
     def check_one_driver(self, cfg: DistillationCfg) -> None:
         """Let a typed ``teacher_student_mix`` or ``beta`` stand against the other one of a file."""
         collection = cfg.collection
+        if collection.beta is not None and "epoch_teacher_forcing" in self.typed_keys:
+            logger.warning(
+                "--epoch_teacher_forcing %d has no effect: collection.beta (%s) says who drives; schedule=dagger unsets it",
+                cfg.epoch_teacher_forcing,
+                collection.beta.kind,
+            )
         if not collection.teacher_student_mix or collection.beta is None:
             return
         origins = self.origins()
@@ -346,7 +354,7 @@ def resolve_distillation_cfg(overrides: Overrides, flags: Mapping[str, Any], **o
 def _split_groups(overrides: Overrides) -> tuple[dict[str, str | None], dict[str, str]]:
     """Tell choices that have a file from those that are the name of a student, a loss or a task."""
     typed = dict(overrides.groups)
-    for item in _own(overrides):
+    for item in own_items(overrides):
         if item.path == "student.name":  # the name decides which other fields there are: treat it as the choice
             typed["student"] = str(item.value)
     groups: dict[str, str | None] = {}
@@ -364,7 +372,7 @@ def _split_groups(overrides: Overrides) -> tuple[dict[str, str | None], dict[str
     return groups, named
 
 
-def _own(overrides: Overrides) -> list[Assignment]:
+def own_items(overrides: Overrides) -> list[Assignment]:
     """Return the typed keys of the distillation config, with and without ``distill.``."""
     names = [own.name for own in fields(DistillationCfg)]
     bare = [item for item in overrides.bare if item.path.partition(".")[0] in names]

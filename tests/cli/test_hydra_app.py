@@ -91,6 +91,17 @@ def test_the_decorator_is_isaac_labs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert more("a", again="b") == (3, TASK, "a", "b")
 
 
+def test_a_scripts_configs_are_those_of_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``seed=`` seeds all three, ``num_envs=`` reaches the scene, and what is typed for one of them beats it."""
+    from foundation.cli.hydra_app import load_configs
+
+    monkeypatch.chdir(tmp_path)
+    env_cfg, agent_cfg, cfg = load_configs(TASK, "rsl_rl_cfg_entry_point", ["seed=7", "num_envs=5", "device=cpu"])
+    assert (env_cfg.seed, agent_cfg.seed, cfg.seed, env_cfg.scene.num_envs, env_cfg.sim.device) == (7, 7, 7, 5, "cpu")
+    env_cfg, agent_cfg, cfg = load_configs(TASK, "rsl_rl_cfg_entry_point", ["seed=7", "agent.seed=8", "env.seed=9"])
+    assert (env_cfg.seed, agent_cfg.seed, cfg.seed) == (9, 8, 7)
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [

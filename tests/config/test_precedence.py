@@ -143,6 +143,16 @@ def test_who_drives_is_said_once(presets: Path, caplog: pytest.LogCaptureFixture
         cfg_of("schedule=linear", "distill.collection.teacher_student_mix=3")
 
 
+def test_epochs_of_teacher_forcing_beside_a_schedule_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    """``collection.beta`` says who drives: a typed ``--epoch_teacher_forcing`` changes nothing, and that is said."""
+    cfg_of("schedule=linear", epoch_teacher_forcing=5)
+    assert "--epoch_teacher_forcing 5 has no effect" in caplog.text
+    caplog.clear()
+    cfg_of("schedule=dagger", epoch_teacher_forcing=5)
+    cfg_of("schedule=linear")
+    assert not caplog.text
+
+
 @BOTH_ORDERS
 def test_typed_groups_beat_a_typed_experiment_at_a_resume_too(order: int) -> None:
     """``--resume experiment=fast loss=kl`` of an MSE run goes on with kl, and with the student of the run."""

@@ -42,15 +42,41 @@ def test_overrides_reach_the_configurations(task):
         ("env.scene.num_envs=1.5", "whole number"),
         ("agent.max_iteration=1", "max_iterations"),
         ("+scene.num_envs=8", "added"),
-        ("seed=3", "env.seed, agent.seed"),
     ],
 )
 def test_mistakes_are_answered(task, token, message):
-    """Misspelt keys, wrong types, Hydra's prefixes and ambiguous bare keys are errors that name what would do."""
+    """Misspelt keys, wrong types and Hydra's prefixes are errors that name what would do."""
     with pytest.raises(UserError) as error:
         _configured(task, token)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
+def test_a_bare_seed_is_the_agents(task):
+    """``seed=3`` is ``--seed 3``: train.py seeds the environment from the agent's."""
+    assert _configured(task, "seed=3")[1].seed == 3
+
+
+def test_null_switches_a_term_off():
+    """As in Isaac Lab's own scripts."""
+    env_cfg, _ = _configured("Isaac-Cartpole", "env.rewards.alive=null", "env.scene.ground=null")
+    assert env_cfg.rewards.alive is None and env_cfg.scene.ground is None
+
+
+def test_the_decorator_gives_isaac_labs_configurations(monkeypatch, tmp_path):
+    """A script of one's own gets Isaac Lab's configs where Isaac Lab is installed, and the distillation config."""
+    from foundation.config import hydra_task_config
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["script.py", "scene.num_envs=8", "agent.max_iterations=3", "student=gru"])
+
+    @hydra_task_config("Isaac-Cartpole", "rsl_rl_cfg_entry_point")
+    def main(env_cfg, agent_cfg, cfg):
+        return type(env_cfg).__module__, env_cfg.scene.num_envs, agent_cfg.max_iterations, cfg.student.name
+
+    module, *values = main()
+    assert module.startswith("isaaclab_tasks") and values == [8, 3, "gru"]
 
 
 def test_the_launchers_flags_are_accepted_beside_ours():
