@@ -240,12 +240,9 @@ class _Stack:
         return [Layer(_TYPED, values)] if values else []
 
     def _typed_keys(self, overrides: Overrides, flags: Mapping[str, Any]) -> list[Layer]:
-        self.typed_keys = {item.path for item in own_items(overrides)} | set(flags)
-        keys = [
-            Layer(_TYPED, _nested(item.path, item.value))
-            for item in own_items(overrides)
-            if item.path != "student.name"
-        ]
+        items = own_items(overrides)
+        self.typed_keys = {item.path for item in items} | set(flags)
+        keys = [Layer(_TYPED, _nested(item.path, item.value)) for item in items if item.path != "student.name"]
         return keys + [Layer(_TYPED, _nested(path, value)) for path, value in flags.items()]
 
     def leave_out_foreign(self, student_fields: list[str]) -> None:
@@ -269,7 +266,7 @@ class _Stack:
         collection = cfg.collection
         if collection.beta is not None and "epoch_teacher_forcing" in self.typed_keys:
             logger.warning(
-                "--epoch_teacher_forcing %d has no effect: collection.beta (%s) says who drives; schedule=dagger unsets it",
+                "--epoch_teacher_forcing %d has no effect beside collection.beta (%s); schedule=dagger unsets it",
                 cfg.epoch_teacher_forcing,
                 collection.beta.kind,
             )
