@@ -96,7 +96,8 @@ def build_dataset(cfg: DistillationCfg, data: CollectedData) -> tuple[Distillati
     spec = plan_spec(cfg, data, saved)
     device = storage_device(cfg.dataset.device, spec.num_bytes, data.device)
     if spec.num_bytes >= ANNOUNCED_BYTES:
-        size, place = spec.num_bytes / 1e9, torch.device(device)
+        size = spec.num_bytes / 1e9
+        place = torch.device(device)
         logger.info("The dataset takes up to %.1f GB on %s (%d transitions).", size, place, spec.capacity)
     dataset = DistillationDataset(spec, device, data.device, cfg.seed)
     table = EpisodeTable.empty()
@@ -147,7 +148,8 @@ def plan_spec(cfg: DistillationCfg, data: CollectedData, saved: SavedDataset | N
     """
     wanted_steps = cfg.dataset.chunk_steps or (saved.layout.chunk_steps if saved else SHORT_CHUNK)
     chunk_steps = whole_sequences(wanted_steps, data.sequence_length)
-    rows_to_load, fills_up = 0, False
+    rows_to_load = 0
+    fills_up = False
     if saved is not None:
         chunks, fills_up = chunks_of(saved, chunk_steps, data.num_envs)
         rows_to_load = chunks * chunk_steps * data.num_envs
@@ -231,7 +233,8 @@ def load_offline(
     Raises:
         UserError: If a target is missing, the dataset does not fit ``dataset.memory_gb``, or nothing passes the filter.
     """
-    layout, device = saved.layout, torch.device(cfg.device)
+    layout = saved.layout
+    device = torch.device(cfg.device)
     targets = {name: size for name, size in layout.targets.items() if name in kept}
     missing = {name: layout.sizes["mean"] if name == "std" else 1 for name in needed if name not in layout.sizes}
     check_targets(saved, {} if "logits" in layout.sizes else missing)

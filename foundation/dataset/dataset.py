@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -46,11 +47,17 @@ class DistillationDataset:
         seed: int = 0,
     ):
         self.spec = spec
-        self.num_obs, self.num_envs = spec.num_obs, spec.num_envs
-        self.chunk_steps, self.sequence_length = spec.chunk_steps, spec.sequence_length
-        self.dtype, self.eviction, self.num_teachers = spec.torch_dtype, spec.eviction, spec.num_teachers
-        self.columns, self.row_size = spec.columns, spec.row_size
-        self.rows_per_chunk, self.max_chunks = spec.rows_per_chunk, spec.max_chunks
+        self.num_obs = spec.num_obs
+        self.num_envs = spec.num_envs
+        self.chunk_steps = spec.chunk_steps
+        self.sequence_length = spec.sequence_length
+        self.dtype = spec.torch_dtype
+        self.eviction = spec.eviction
+        self.num_teachers = spec.num_teachers
+        self.columns = spec.columns
+        self.row_size = spec.row_size
+        self.rows_per_chunk = spec.rows_per_chunk
+        self.max_chunks = spec.max_chunks
         self._sizes = [columns.stop - columns.start for columns in self.columns.values()]
         self.device = located(device)
         self.compute_device = self.device if compute_device is None else located(compute_device)
@@ -299,7 +306,8 @@ class DistillationDataset:
         return deliver(self._sequences(batch_size, num_batches, shuffle), self.device, self.compute_device)
 
     def _sequences(self, batch_size: int, num_batches: int, shuffle: bool) -> Iterator[Batch]:
-        length, envs = self.sequence_length, self.num_envs
+        length = self.sequence_length
+        envs = self.num_envs
         steps = torch.arange(length, device=self.device).unsqueeze(1) * envs
         for window in self._draw(self.chunk_steps // length, batch_size, num_batches, shuffle):
             first = torch.div(window, envs, rounding_mode="floor") * (length * envs) + window % envs
@@ -337,7 +345,7 @@ class DistillationDataset:
 
     # -- saving -------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Return everything but the transitions."""
         return {
             "num_chunks": self.num_chunks,
@@ -348,7 +356,7 @@ class DistillationDataset:
             "shape": [self.max_chunks, self.chunk_steps, self.num_envs, self.row_size],
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
 
         Raises:
@@ -360,6 +368,8 @@ class DistillationDataset:
                 f"The run to resume had a dataset of (chunks, steps, envs, columns) = {list(state['shape'])}, this one "
                 f"has {shape}: resume with the same num_envs, dataset and observation settings."
             )
-        self.num_chunks, self.chunks_written = state["num_chunks"], state["chunks_written"]
-        self.chunks_evicted, self._cursor = state["chunks_evicted"], state["cursor"]
+        self.num_chunks = state["num_chunks"]
+        self.chunks_written = state["chunks_written"]
+        self.chunks_evicted = state["chunks_evicted"]
+        self._cursor = state["cursor"]
         self.generator.set_state(state["generator"])

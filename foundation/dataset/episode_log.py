@@ -44,7 +44,9 @@ class EpisodeLog:
         first_episode: int = 0,
         table: EpisodeTable | None = None,
     ):
-        self.dataset, self.filter, self.writer = dataset, filter_cfg or EpisodeFilterCfg(), writer
+        self.dataset = dataset
+        self.filter = filter_cfg or EpisodeFilterCfg()
+        self.writer = writer
         self.table = table or EpisodeTable.empty()
         self.first_episode = first_episode
         self._begun = torch.zeros(dataset.num_envs, dtype=torch.int64, device=dataset.device)
@@ -126,7 +128,8 @@ class EpisodeLog:
         """Restore what :meth:`state_dict` returned."""
         if state and self.dataset.episode is not None:
             self._begun = state["begun"].to(self.dataset.device)
-            self.first_episode, self.table = state["first_episode"], EpisodeTable(*state["table"])
+            self.first_episode = state["first_episode"]
+            self.table = EpisodeTable(*state["table"])
 
 
 def log_outcome(outcome: FilterOutcome, cfg: EpisodeFilterCfg) -> None:

@@ -27,7 +27,8 @@ class Prefetcher:
     """
 
     def __init__(self, batches: Iterator[Batch], device: torch.device):
-        self.batches, self.device = batches, device
+        self.batches = batches
+        self.device = device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._ready: Batch | None = None
         self._begun = False
@@ -37,7 +38,8 @@ class Prefetcher:
 
     def __next__(self) -> Batch:
         if not self._begun:
-            self._begun, self._ready = True, self._fetch()
+            self._begun = True
+            self._ready = self._fetch()
         batch = self._ready
         if batch is None:
             raise StopIteration

@@ -31,7 +31,8 @@ def draw_without_replacement(
     parts = [torch.randperm(num_rows, generator=generator, device=device) for _ in range(passes)]
     if rest:
         edges = torch.arange(rest + 1, device=device, dtype=torch.int64) * num_rows // rest
-        low, width = edges[:-1], edges[1:] - edges[:-1]
+        low = edges[:-1]
+        width = edges[1:] - edges[:-1]
         uniform = torch.rand(rest, generator=generator, device=device, dtype=torch.float64)
         picked = low + torch.minimum((uniform * width).long(), width - 1)
         rotation = torch.randint(num_rows, (1,), generator=generator, device=device)
@@ -97,7 +98,8 @@ class ActiveDraws:
     """
 
     def __init__(self, active: torch.Tensor, per_env: int):
-        self.num_envs, self.per_env = active.shape[1], per_env
+        self.num_envs = active.shape[1]
+        self.per_env = per_env
         times = active.flatten().long()
         self._pairs = torch.arange(len(times), device=times.device).repeat_interleave(times)
 
@@ -106,5 +108,6 @@ class ActiveDraws:
 
     def indices(self, index: torch.Tensor) -> torch.Tensor:
         """Return the dataset's indices of some active ones, themselves numbered from 0 to ``len(self) - 1``."""
-        pair, item = self._pairs[index // self.per_env], index % self.per_env
+        pair = self._pairs[index // self.per_env]
+        item = index % self.per_env
         return (pair // self.num_envs * self.per_env + item) * self.num_envs + pair % self.num_envs

@@ -17,14 +17,18 @@ class EarlyStopping:
     """
 
     def __init__(self, cfg: EarlyStoppingCfg, first_epoch: int = 0):
-        self.cfg, self.first_epoch = cfg, first_epoch
-        self.best, self.best_epoch, self.seen = -math.inf, -1, 0
+        self.cfg = cfg
+        self.first_epoch = first_epoch
+        self.best = -math.inf
+        self.best_epoch = -1
+        self.seen = 0
 
     def see(self, epoch: int, mean_return: float) -> None:
         """Take an evaluation in; ``epoch`` is counted from 0."""
         self.seen = epoch + 1
         if mean_return > self.best + self.cfg.min_delta:
-            self.best, self.best_epoch = mean_return, epoch
+            self.best = mean_return
+            self.best_epoch = epoch
 
     @property
     def waited(self) -> int:

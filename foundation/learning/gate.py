@@ -11,25 +11,29 @@ from tensordict import TensorDict
 
 from foundation.config.distillation_cfg import GateCfg
 from foundation.core.errors import UserError
+from foundation.engines.base import VecEnv
 from foundation.rollout.evaluate import SYNC_INTERVAL, Health, preserved_rng
+from foundation.teachers.ensemble import TeacherEnsemble
 from foundation.teachers.gate import TeacherGate
 
-LEARNING_RATE, BATCH_ROWS, CHECKS = 1e-3, 512, 20
+LEARNING_RATE = 1e-3
+BATCH_ROWS = 512
+CHECKS = 20
 LEAST_ROWS = 32
 """Rows of a teacher below which nothing can be said of it."""
 
 
 class GateRows(NamedTuple):
-    """Steps of flights, and what followed them."""
+    """Steps of rollouts, and the returns that followed them."""
 
     obs: torch.Tensor
     """The teachers' observations. Shape: (num_rows, num_obs)."""
     returns: torch.Tensor
     """Sum of the next rewards. Shape: (num_rows,)."""
     teacher: torch.Tensor
-    """Who drove all the while. Shape: (num_rows,)."""
-    flight: torch.Tensor
-    """Number of the episode that the row is from. Shape: (num_rows,)."""
+    """The teacher that acted until the return was known. Shape: (num_rows,)."""
+    episode: torch.Tensor
+    """Number of the episode. Shape: (num_rows,)."""
 
 
 def fit_gate(
@@ -39,7 +43,7 @@ def fit_gate(
     seed: int,
     poll: Callable[[], None] | None = None,
 ) -> tuple[TeacherGate, float]:
-    """Regress, for each row, the output of the teacher that drove it on its standardised return.
+    """Regress, for each row, the output of the teacher that acted on its standardised return.
 
     The squared error makes the outputs conditional means. Every teacher counts the same, however few its rows are. A
     tenth of the episodes is held out: the weights that do best there, of 20 moments, are taken.
@@ -61,7 +65,7 @@ def fit_gate(
     few = [name for name, count in zip(names, counts.tolist(), strict=True) if count < LEAST_ROWS]
     if few:
         raise UserError(
-            f"distill.teacher.gate: after {len(rows.obs)} steps of flight there are fewer than {LEAST_ROWS} of "
+            f"distill.teacher.gate: after {len(rows.obs)} env steps there are fewer than {LEAST_ROWS} of "
             f"'{few[0]}': raise distill.teacher.gate.episodes ({cfg.episodes}) or lower distill.teacher.gate.horizon."
         )
     with torch.random.fork_rng(devices=[]):
@@ -71,18 +75,18 @@ def fit_gate(
     gate.normalizer.update(rows.obs)
     targets = (rows.returns - rows.returns.mean()) / rows.returns.std().clamp_min(1e-6)
     generator = torch.Generator().manual_seed(seed)
-    held = _held_out(rows.flight, generator)
+    held = _held_out(rows.episode, generator)
     share = len(rows.obs) / (len(names) * counts.clamp_min(1).to(targets.dtype))
     rows = rows._replace(returns=targets)
     explained = _learn(gate, rows, share[rows.teacher], held, cfg.updates, generator, poll)
     return gate.requires_grad_(False).eval(), explained
 
 
-def _held_out(flight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _held_out(episode: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Return which rows are of a tenth of the episodes, one at least; of a single episode all. Shape: (num_rows,)."""
-    _, index = torch.unique(flight, return_inverse=True)
+    _, index = torch.unique(episode, return_inverse=True)
     number = int(index.max()) + 1
-    order = torch.randperm(number, generator=generator).to(flight.device)
+    order = torch.randperm(number, generator=generator).to(episode.device)
     return torch.isin(index, order[: max(1, number // 10)])
 
 
@@ -99,7 +103,8 @@ def _learn(
     used = (torch.ones_like(held) if bool(held.all()) else ~held).nonzero().flatten()
     judged = held.nonzero().flatten()
     optimizer = torch.optim.Adam(gate.network.parameters(), lr=LEARNING_RATE)
-    best, best_error = copy.deepcopy(gate.state_dict()), _error(gate, rows, share, judged)
+    best = copy.deepcopy(gate.state_dict())
+    best_error = _error(gate, rows, share, judged)
     for update in range(updates):
         picked = used[torch.randint(len(used), (BATCH_ROWS,), generator=generator).to(used.device)]
         loss = _squares(gate, rows, share, picked).mean()
@@ -111,7 +116,8 @@ def _learn(
                 poll()
             error = _error(gate, rows, share, judged)
             if error < best_error:
-                best, best_error = copy.deepcopy(gate.state_dict()), error
+                best = copy.deepcopy(gate.state_dict())
+                best_error = error
     gate.load_state_dict(best)
     variance = (share * (rows.returns - (share * rows.returns).mean()).square()).mean()
     return 1.0 - best_error / max(1e-12, float(variance))
@@ -136,7 +142,7 @@ KEPT_ROWS = 131072
 
 
 class TeacherShifts:
-    """Draws who drives: one teacher from an episode's start, another one from a random step of it on.
+    """Draw the acting teacher: one from an episode's start, another one from a random step of it on.
 
     The second one starts from where the first has brought it: without that, a gate would never have seen what a teacher
     earns in the states that another one leads to (the roll-in of Cheng, Kolobov and Agarwal 2020).
@@ -151,7 +157,8 @@ class TeacherShifts:
 
     def __init__(self, num_envs: int, num_teachers: int, last_change: int, seed: int, device: torch.device | str):
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.num_teachers, self.last_change = num_teachers, last_change
+        self.num_teachers = num_teachers
+        self.last_change = last_change
         self.age = torch.zeros(num_envs, dtype=torch.int64, device=device)
         """Step of the episode. Shape: (num_envs,)."""
         self.teachers = self._draw(num_teachers, 2)
@@ -164,7 +171,7 @@ class TeacherShifts:
         return torch.randint(below, size, generator=self.generator, device=self.age.device)
 
     def driver(self) -> torch.Tensor:
-        """Return who drives now. Shape: (num_envs,)."""
+        """Return the teacher that acts now. Shape: (num_envs,)."""
         return torch.where(self.age < self.change, self.teachers[0], self.teachers[1])
 
     def step(self, ended: torch.Tensor) -> None:
@@ -174,7 +181,7 @@ class TeacherShifts:
         self.change = torch.where(ended, self._draw(self.last_change + 1, 1)[0], self.change)
 
 
-def gate_horizon(env: Any, horizon: int | None) -> int:
+def gate_horizon(env: VecEnv, horizon: int | None) -> int:
     """Return how many steps a gate looks ahead [env steps]: as set, else a quarter of an episode.
 
     Raises:
@@ -208,13 +215,15 @@ def window_returns(
     steps, envs = rewards.shape
     total = torch.zeros(steps + 1, envs, dtype=torch.float64, device=rewards.device)
     far = torch.full((envs,), steps + horizon + 1, device=rewards.device)
-    left, by_time = torch.empty_like(ended, dtype=torch.int64), torch.empty_like(ended)
+    left = torch.empty_like(ended, dtype=torch.int64)
+    by_time = torch.empty_like(ended)
     ends_by_time = torch.zeros_like(ended[0])
     for t in range(steps - 1, -1, -1):
         total[t] = rewards[t] + torch.where(ended[t], 0.0, total[t + 1])
         far = torch.where(ended[t], 1, far + 1)
         ends_by_time = torch.where(ended[t], timed_out[t], ends_by_time)
-        left[t], by_time[t] = far, ends_by_time
+        left[t] = far
+        by_time[t] = ends_by_time
     whole = steps - horizon + 1
     beyond = torch.where(left[:whole] > horizon, total[horizon:], 0.0)
     known = ~(by_time[:whole] & (left[:whole] < horizon))
@@ -224,7 +233,7 @@ def window_returns(
 class _Log:
     """What a rollout leaves: rewards and drivers of every step, observations of every ``stride``-th one."""
 
-    def __init__(self, env: Any, num_obs: int, steps: int, rows: int):
+    def __init__(self, env: VecEnv, num_obs: int, steps: int, rows: int):
         kept = min(env.num_envs, KEPT_ENVS)
         self.columns = torch.arange(kept, device=env.device) * env.num_envs // kept
         self.stride = -(-steps * kept // rows)
@@ -238,72 +247,84 @@ class _Log:
         """Take what is there before a step."""
         if t % self.stride == 0:
             self.obs[t // self.stride] = obs[self.columns]
-        self.driver[t], self.age[t] = driver[self.columns], shifts.age[self.columns]
+        self.driver[t] = driver[self.columns]
+        self.age[t] = shifts.age[self.columns]
         self.change[t] = shifts.change[self.columns]
 
     def after(self, t: int, rewards: torch.Tensor, ended: torch.Tensor, extras: dict[str, Any]) -> None:
         """Take what a step gave."""
-        self.rewards[t], self.ended[t] = rewards[self.columns], ended[self.columns]
+        self.rewards[t] = rewards[self.columns]
+        self.ended[t] = ended[self.columns]
         time_outs = extras.get("time_outs")
         self.timed_out[t] = False if time_outs is None else time_outs[self.columns].bool()
 
     def rows(self, horizon: int, length: int) -> GateRows:
         """Return the rows whose next ``horizon`` steps are one teacher's.
 
-        Which rows those are follows from when they are and not from what came of them: leaving out only the flights
-        that a change of the driver or the time limit cut, and keeping those that failed before, would make every
+        Which rows those are follows from when they are and not from what came of them: leaving out only the episodes
+        that a change of the teacher or the time limit cut, and keeping those that failed before, would make every
         teacher look worse than it is.
         """
         returns, known = window_returns(self.rewards, self.ended, self.timed_out, horizon)
-        age, change = self.age[: len(returns)], self.change[: len(returns)]
+        age = self.age[: len(returns)]
+        change = self.change[: len(returns)]
         first = age + horizon <= change
         second = (age >= change) & (age + horizon <= length - 1)
         taken = (known & (first | second))[:: self.stride]
-        episode = (self.ended.cumsum(0) - self.ended.long()) * self.ended.shape[1]
-        flight = episode + torch.arange(self.ended.shape[1], device=episode.device)
-        driver, flight = (values[: len(returns) : self.stride] for values in (self.driver, flight))
+        ended_before = (self.ended.cumsum(0) - self.ended.long()) * self.ended.shape[1]
+        episode = ended_before + torch.arange(self.ended.shape[1], device=ended_before.device)
+        kept = slice(0, len(returns), self.stride)
+        driver = self.driver[kept]
+        episode = episode[kept]
         obs = self.obs[: len(taken)]
-        return GateRows(obs[taken], returns[:: self.stride][taken], driver[taken], flight[taken])
+        return GateRows(obs[taken], returns[:: self.stride][taken], driver[taken], episode[taken])
 
 
 @torch.no_grad()
 def collect_gate_rows(
-    env: Any,
-    teachers: Any,
+    env: VecEnv,
+    teachers: TeacherEnsemble,
     selector: Callable[[TensorDict], torch.Tensor],
     cfg: GateCfg,
     seed: int,
     poll: Callable[[], None] | None = None,
 ) -> GateRows:
-    """Let the teachers fly in turns. Global random states are as before afterwards.
+    """Let the teachers act in turns. Global random states are as before afterwards.
 
     Args:
         env: The environment; it is reset with ``seed``.
-        teachers: A ``TeacherEnsemble``: ``step_each`` gives all teachers' outputs.
+        teachers: All of them; ``step_each`` gives each one's outputs.
         selector: Selects their observations.
         cfg: How many episodes, and how far to look ahead.
-        seed: Of the reset and of who drives.
+        seed: Of the reset and of the acting teachers.
         poll: Called now and then; may raise to stop.
 
     Returns:
-        Observations, and what the teacher that drove earned in the next steps.
+        Observations, and the return of the acting teacher over the next steps.
 
     Raises:
         UserError: If the environment cannot be reset, its episodes are too short, or something is not finite.
     """
-    if not callable(getattr(env, "reset", None)):
-        raise UserError("distill.teacher.combine=gate flies episodes of its own: this environment has no reset(seed).")
-    length, horizon = int(env.max_episode_length), gate_horizon(env, cfg.horizon)
+    reset = getattr(env, "reset", None)
+    if not callable(reset):
+        raise UserError(
+            "distill.teacher.combine=gate collects episodes of its own: this environment has no reset(seed)."
+        )
+    length = int(env.max_episode_length)
+    horizon = gate_horizon(env, cfg.horizon)
     steps = -(-cfg.episodes // env.num_envs) * length
     with preserved_rng(env.device):
-        obs, state, health = env.reset(seed), None, Health(env.device)
+        obs = reset(seed)
+        state = None
+        health = Health(env.device)
         shifts = TeacherShifts(env.num_envs, teachers.num_teachers, length - 1 - horizon, seed, env.device)
         every = torch.arange(env.num_envs, device=env.device)
         log = _Log(env, teachers.num_obs, steps, KEPT_ROWS)
         for t in range(steps):
             if poll is not None and t % SYNC_INTERVAL == 0:
                 poll()
-            seen, driver = obs, shifts.driver()
+            seen = obs
+            driver = shifts.driver()
             selected = selector(seen)
             log.before(t, selected, shifts, driver)
             output, state = teachers.step_each(selected, state)

@@ -28,10 +28,12 @@ def held_out_loss(learner: Learner, dataset: DistillationDataset, epoch: int) ->
         ``held_out_loss`` as the learner adds its terms up, each term where there are several, and ``action_rmse``
         [action units].
     """
-    params, policy = learner.loss_params(epoch), learner.policy
+    params = learner.loss_params(epoch)
+    policy = learner.policy
     names = [spec.name for spec, _ in learner.terms]
     device = next(policy.parameters()).device
-    sums, total = torch.zeros(len(names) + 1, dtype=torch.float64, device=device), torch.zeros((), device=device)
+    sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
+    total = torch.zeros((), device=device)
     for batch in _whole_pass(dataset, learner.sequence_length):
         output = forward(policy, batch)
         weights = learner.weights(batch)

@@ -34,7 +34,8 @@ OPTIMIZERS = {
 }
 FUSED = ("adam", "adamw", "sgd")
 
-DEFAULT_ROWS, FEWEST_SEQUENCES = 256, 8
+DEFAULT_ROWS = 256
+FEWEST_SEQUENCES = 8
 """Size of a batch where ``batch_size`` is not given: transitions, or as many sequences as hold them, at least 8."""
 MOST_RATIO = 100.0
 """Ratio of a loss term to all others together from which there is a warning."""
@@ -61,7 +62,9 @@ class Learner:
     """
 
     def __init__(self, student: Student, cfg: DistillationCfg, sequence_length: int = 1):
-        self.student, self.cfg, self.sequence_length = student, cfg, sequence_length
+        self.student = student
+        self.cfg = cfg
+        self.sequence_length = sequence_length
         names = {cfg.loss.name: 1.0, **cfg.loss.auxiliary}
         self.terms: list[tuple[LossSpec, float]] = [(loss_spec(name), weight) for name, weight in names.items()]
         check_main_loss(self.terms[0][0])

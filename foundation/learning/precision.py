@@ -34,7 +34,8 @@ class Precision:
             raise UserError(
                 f"distill.optimizer.precision=float16 needs a CUDA device, and this is {device}: take bfloat16"
             )
-        self.dtype, self.device = AUTOCAST[name], device
+        self.dtype = AUTOCAST[name]
+        self.device = device
         self.scaler = torch.amp.GradScaler("cuda") if name == "float16" else None
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -114,6 +115,7 @@ class _Compiled:
         except Exception as error:  # compilers fail in many ways; what is wrong with the function fails again below
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             logger.warning("distill.optimizer.compile: cannot compile here (%s); going on without.", reason)
-            call, result = self.eager, self.eager(*args)
+            call = self.eager
+            result = self.eager(*args)
         self.call = call
         return result

@@ -10,7 +10,8 @@ from foundation.core.errors import UserError
 from foundation.dataset.spec import RESERVED
 from foundation.dataset.transition import COLUMN_DTYPES, DTYPES, TARGET_FIELDS, Column, lay_out_columns
 
-FORMAT, VERSION = "foundation-dataset", 2
+FORMAT = "foundation-dataset"
+VERSION = 2
 PLAIN_VERSION = 1
 """The version of datasets without typed columns, which older programs read too."""
 INDEX = "dataset.json"
@@ -121,7 +122,8 @@ class DatasetLayout:
 
     def difference(self, other: DatasetLayout, ignore: tuple[str, ...] = ()) -> str:
         """Name the first field in which two layouts differ, with both values; "" if they are the same."""
-        mine, theirs = asdict(self), asdict(other)
+        mine = asdict(self)
+        theirs = asdict(other)
         for name, value in mine.items():
             if name not in ignore and theirs[name] != value:
                 return f"{name} is {value} there and {theirs[name]} here"
@@ -132,7 +134,8 @@ def _column(name: object, entry: Any) -> Column:
     """Read a typed column's shape and type."""
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"a typed column {name!r}")
-    shape, dtype = entry["shape"], entry["dtype"]
+    shape = entry["shape"]
+    dtype = entry["dtype"]
     if not isinstance(shape, list) or not shape or any(type(size) is not int or size < 1 for size in shape):
         raise ValueError(f"typed column '{name}' of shape {shape}")
     if dtype not in COLUMN_DTYPES:

@@ -43,7 +43,10 @@ class DatasetWriter:
     """
 
     def __init__(self, path: str | Path, layout: DatasetLayout, run: str, teacher: Mapping[str, Any] | None = None):
-        self.path, self.layout, self.run, self.teacher = Path(path), layout, run, dict(teacher or {})
+        self.path = Path(path)
+        self.layout = layout
+        self.run = run
+        self.teacher = dict(teacher or {})
         self.files: list[ChunkFile] = []
         self._chunks: list[dict[str, torch.Tensor]] = []
         self._episodes: list[EpisodeTable] = []
@@ -83,7 +86,8 @@ class DatasetWriter:
         difference = saved.layout.difference(self.layout)
         if difference:
             raise UserError(f"cannot append to the dataset '{self.path}': its {difference}; name another folder")
-        self.files, self.teacher = saved.files, saved.teacher or self.teacher
+        self.files = saved.files
+        self.teacher = saved.teacher or self.teacher
 
     def _lock_folder(self) -> None:
         handle = lock_folder(self.path, _refusal(self.path))
@@ -128,18 +132,21 @@ class DatasetWriter:
         table = EpisodeTable.join(self._episodes)
         data = save(tensors | dict(zip(EPISODE_COLUMNS, table, strict=True)))
         number = 1 + max((int(re.sub(r"\D", "", entry.file) or 0) for entry in self.files), default=-1)
-        name, chunks = f"chunk_{number:06d}.safetensors", len(tensors["rows"])
+        name = f"chunk_{number:06d}.safetensors"
+        chunks = len(tensors["rows"])
         atomic_write_bytes(self.path / name, data)
         rows = chunks * self.layout.chunk_steps * self.layout.num_envs
         beyond = int(tensors["episode"].max()) + 1
         self.files.append(ChunkFile(name, chunks, rows, len(data), f"{zlib.crc32(data):08x}", self.run, epoch, beyond))
         self._write_index()
-        self._chunks, self._episodes = [], []
+        self._chunks = []
+        self._episodes = []
 
     def begin_epoch(self, epoch: int) -> None:
         """Take back what this run has saved of this epoch and later ones: they are collected again."""
         self.open()
-        self._chunks, self._episodes = [], []
+        self._chunks = []
+        self._episodes = []
         kept = [entry for entry in self.files if entry.run != self.run or entry.epoch < epoch]
         if len(kept) < len(self.files):
             self.files = kept
