@@ -73,7 +73,9 @@ class Learner:
         self.standardiser = Standardiser(field for spec, _ in self.terms for field in spec.teacher)
         self._own_units = list(self.standardiser.fields)
         """Fields that reach the losses in the teacher's units, and are standardised there."""
-        self._loaded = self._warned_of_scale = self._nothing_to_watch = False
+        self._loaded = False
+        self._warned_of_scale = False
+        self._nothing_to_watch = False
         self._first_watch = True
         self.average = copy.deepcopy(student).requires_grad_(False) if cfg.optimizer.ema_decay else None
         self.precision = Precision(cfg.optimizer.precision, next(student.parameters()).device)
