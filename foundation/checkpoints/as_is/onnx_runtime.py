@@ -75,6 +75,9 @@ def load_onnx(path: Path, num_obs: int | None) -> OnnxRuntimeNetwork:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # threads that wait leave the CPU to others
 
     def prepared(proto: Any) -> tuple[OnnxRuntimeNetwork, str | None]:
         session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
