@@ -218,7 +218,7 @@ def test_a_small_dataset_takes_what_it_announced_and_survives_a_kill(tmp_path):
     code = (
         "import sys, json, torch; torch.set_num_threads(1); from benchmarks import dataset; "
         "before = dataset.resident_bytes(); "
-        "made = dataset.DistillationDataset(26, 1024, 524_288, {'mean': 4}, chunk_steps=32); "
+        "made = dataset.DistillationDataset(dataset.BufferSpec(26, 1024, 524_288, {'mean': 4}, chunk_steps=32)); "
         "made.rows.fill_(1.0); made.resets.fill_(True); "
         "fresh = (dataset.resident_bytes() - before) / made.num_bytes; "
         "print(json.dumps(dataset.dataset(500_000, 1024, 0.3) | {'fresh': fresh}))"
