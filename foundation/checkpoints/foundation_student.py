@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from foundation.checkpoints.reading.assembler import CHECKPOINT, finish
 from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source
+from foundation.config.typing_fit import read_fields
 from foundation.core.errors import UserError
+from foundation.core.text import quoted
 from foundation.students import student_from_description
 
 KEYS: set[str] | None = None
 """None: the file is ours, and any entry may be in it."""
+
+
+@dataclass
+class _Reads:
+    """What a student reads and gives, beside its network."""
+
+    obs_groups: list[str] | None
+    obs_slice: list[int] | None
+    clip_actions: float | None
 
 
 def recognise(checkpoint: dict[str, Any]) -> bool:
@@ -30,7 +42,12 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     saved = checkpoint.get("obs_groups")
     if isinstance(saved, dict):
         saved = saved.get("student")
-    groups = list(saved) if isinstance(saved, list | tuple) else None
+    stated = {key: checkpoint.get(key) for key in ("obs_slice", "clip_actions")}
+    stated = read_fields(_Reads, {"obs_groups": saved, **stated}, f"'{source.path}'")
+    columns = stated["obs_slice"]
+    if columns is not None and not (len(columns) == 2 and 0 <= columns[0] < columns[1]):
+        raise UserError(f"'{source.path}' is corrupt: 'obs_slice' is {quoted(columns)}, it must be [a, b], a < b.")
+    groups = stated["obs_groups"]
     cfg = student.cfg
     kind = "gaussian" if cfg.stochastic else "deterministic"
     return finish(
@@ -40,8 +57,8 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
         (str(getattr(cfg, "activation", "its own")), CHECKPOINT),
         hidden_dims=student.hidden_dims,
         obs_groups=groups,
-        obs_slice=checkpoint.get("obs_slice"),
-        clip_actions=checkpoint.get("clip_actions"),
+        obs_slice=columns,
+        clip_actions=stated["clip_actions"],
         num_choices=cfg.num_choices,
         obs_normalization=bool(student.normalizer.count > 0),
         recurrence=cfg.name if student.state_size else "none",

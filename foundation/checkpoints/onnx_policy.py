@@ -12,6 +12,7 @@ from foundation.checkpoints.onnx.network import OnnxNetwork
 from foundation.checkpoints.reading.assembler import CHECKPOINT, finish
 from foundation.checkpoints.reading.loading import RUN_IT, LoadedPolicy, Source, logger
 from foundation.core.errors import UserError
+from foundation.core.text import one_line
 
 _ACTIVATIONS = {
     "Elu": "elu", "Relu": "relu", "Tanh": "tanh", "Selu": "selu", "LeakyRelu": "lrelu", "Celu": "crelu",
@@ -42,7 +43,7 @@ def load_file(source: Source) -> LoadedPolicy:
             if state is not None:
                 shapes_hold &= state.shape == (2, network.state_size)
     except Exception as error:  # a graph that does not fit together fails in any of torch's ways
-        text = " ".join(str(error).split())[:160] or type(error).__name__
+        text = one_line(error)
         raise UserError(
             f"'{source.path}' is an ONNX model that cannot be run by foundation ({text}). {RUN_IT}."
         ) from error

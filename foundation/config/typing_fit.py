@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import inspect
 import math
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
 from foundation.core.errors import UserError
 from foundation.core.registry import UntypedNameError, resolve_attribute
+from foundation.core.text import quoted
 
 _NAMES: dict[Any, str] = {
     bool: "true or false",
@@ -113,6 +115,35 @@ def fit(value: Any, hint: Any) -> Any:
         except MisfitError:
             continue
     raise MisfitError(describe(hint))
+
+
+def read_fields(cls: type, values: Mapping[Any, Any], where: str, leave: Container[str] = ()) -> dict[str, Any]:
+    """Return the values of a dataclass's fields that a file holds, each of its annotated type; no others.
+
+    Args:
+        cls: The dataclass. A field without a default has to be there.
+        values: What the file holds.
+        where: What to name in the error.
+        leave: Fields that are read otherwise.
+
+    Raises:
+        UserError: Naming the first field that is missing or of another type.
+    """
+    hints, found = field_hints(cls), {}
+    for field in dataclasses.fields(cls):
+        if field.name in leave:
+            continue
+        if field.name not in values:
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+                raise UserError(f"{where} is corrupt or incomplete: it lacks '{field.name}'.")
+            continue
+        try:
+            found[field.name] = fit(values[field.name], hints[field.name])
+        except MisfitError as error:
+            raise UserError(
+                f"{where} is corrupt: '{field.name}' is {quoted(values[field.name])}, it must be {error}."
+            ) from None
+    return found
 
 
 def _not_nan(value: Any) -> Any:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from foundation.core.text import shorten
+
 ROOM = 64 << 20
 """Bytes that any file may ask for beyond what it holds itself."""
 _MOST_MEMBERS = 100_000
@@ -90,7 +92,7 @@ class PlainUnpickler(pickle._Unpickler):  # the one in Python: the one in C show
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         """Refuse a name."""
-        raise ForeignObjectError(f"it names '{module_name[:80]}.{global_name[:80]}'")
+        raise ForeignObjectError(f"it names '{shorten(module_name)}.{shorten(global_name)}'")
 
     def persistent_load(self, pid: Any) -> Any:
         """Refuse what lies outside of the pickle."""
@@ -170,7 +172,7 @@ class _Inert:
         elif cls.name == "_codecs.encode" and given[1:] not in (("latin1",), ("latin-1",)):
             raise ForeignObjectError("it encodes text")
         elif cls.name not in _CALLED:
-            raise ForeignObjectError(f"it calls '{cls.name[:80]}'")
+            raise ForeignObjectError(f"it calls '{shorten(cls.name)}'")
         elif kind == "_rebuild_from_type_v2" and given and isinstance(given[0], type) and issubclass(given[0], _Inert):
             given[0](*(given[2] if len(given) > 2 and isinstance(given[2], tuple) else ()))
         return object.__new__(cls)
@@ -222,7 +224,9 @@ class TensorChecker(PlainUnpickler):
         if item_size is None or type(count) is not int or count < 0:
             raise ForeignObjectError("it has a storage of an unknown kind")
         if key not in self._sizes or self._sizes[key] < count * item_size:
-            raise ArchiveError(f"storage '{key[:20]}' says it has {count} numbers, which the file does not hold")
+            raise ArchiveError(
+                f"storage '{shorten(key, 20)}' says it has {count} numbers, which the file does not hold"
+            )
         return _Storage(key, count, item_size)
 
     def check_view(self, storage: Any, offset: Any = 0, size: Any = (), stride: Any = ()) -> None:
@@ -304,6 +308,13 @@ def check_regular(file: str | os.PathLike[str]) -> None:
         raise ArchiveError("it is a pipe or a device, not a file")
 
 
+def is_sound_text(text: str) -> bool:
+    """Return whether text can be printed and name a file: without zeros and without halves of characters."""
+    if text.isascii():
+        return "\0" not in text
+    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def check_tree(value: Any, most: int = 1_000_000, depth: int = 100) -> None:
     """Refuse plain values that hold each other, so that going through them would not end, or numbers without end.
 
@@ -318,6 +329,8 @@ def check_tree(value: Any, most: int = 1_000_000, depth: int = 100) -> None:
         most -= 1
         if isinstance(item, int) and not -(1 << 63) <= item < 1 << 64:
             raise ArchiveError("it has an integer of more than 64 bits")
+        if isinstance(item, str) and not is_sound_text(item):
+            raise ArchiveError("it has text with a zero or half a character in it")
         if not isinstance(item, Mapping | list | tuple):
             continue
         most -= len(item)

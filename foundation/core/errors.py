@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -34,6 +35,25 @@ def suggest(name: str, valid: Iterable[str], limit: int = 12, *, ordered: bool =
         return "There are none."
     more = ", ..." if len(names) > limit else ""
     return f"Valid are: {', '.join(names[:limit])}{more}."
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn whatever values of a file run into, where they are taken apart, into one line that names the file.
+
+    Args:
+        what: What is read, such as ``the state in 'checkpoint_latest.pt'``.
+
+    Raises:
+        UserError: In the place of any error that is not the user's already.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, OSError) as error:
+        text = " ".join(str(error)[:2000].split())[:160]
+        raise UserError(f"{what} is corrupt or incomplete: {type(error).__name__} {text}.") from error
 
 
 class RunInterrupted(Exception):  # noqa: N818 (a request, not an error)

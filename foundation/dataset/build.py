@@ -12,6 +12,7 @@ import torch
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import UserError
+from foundation.core.memory import free_memory
 from foundation.dataset.dataset import DistillationDataset
 from foundation.dataset.disk.format import DatasetLayout
 from foundation.dataset.disk.load import check_targets, chunks_of, fill
@@ -19,7 +20,6 @@ from foundation.dataset.disk.reader import SavedDataset
 from foundation.dataset.disk.writer import DatasetWriter
 from foundation.dataset.episode_log import EpisodeLog, check_weights, log_outcome
 from foundation.dataset.episodes import EpisodeTable, FilterOutcome, filter_outcome, is_filtering, left_out, weigh
-from foundation.dataset.memory import free_memory
 from foundation.dataset.spec import BufferSpec
 from foundation.dataset.transition import Column
 from foundation.policies.obs_groups import ObsSelector

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 
 import torch
 
 from foundation.core.errors import UserError
+from foundation.core.memory import free_memory
 
 logger = logging.getLogger(__name__)
 
@@ -36,23 +36,6 @@ def check_memory(num_bytes: int, device: torch.device) -> None:
             f"The dataset would take {num_bytes / 1e9:.2f} GB but {device} has {available / 1e9:.2f} GB free: lower "
             "dataset.size or dataset.memory_gb, or store it as dataset.dtype=float16."
         )
-
-
-def available_host_memory() -> float:
-    """Return the memory that this process can still take [bytes]; infinite where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return float(line.split()[1]) * 1024.0
-    except OSError:
-        pass
-    return math.inf
-
-
-def free_memory(device: torch.device) -> float:
-    """Return the free memory of a device [bytes]."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_host_memory()
 
 
 def empty_pinned(

@@ -11,10 +11,14 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 
 from foundation.core.errors import UserError
+from foundation.core.memory import refuse_beyond_memory
 from foundation.core.registry import resolve_attribute
 from foundation.engines.base import Configure, Engine, LaunchRequest, VecEnv, VideoRequest
 from foundation.engines.video import ActionClip, VideoRecorder
 from foundation.tasks import launching, load_entry_point, resolve_task, why_not_registered
+
+ENV_BYTES = 4_000
+"""What an environment takes while it steps, intermediate results included; the quadrotor takes 5 kB."""
 
 
 class TorchEngine(Engine):
@@ -84,6 +88,9 @@ class TorchEngine(Engine):
         target = self._spec.kwargs[self.entry_point]
         if isinstance(target, str):
             target = resolve_attribute(target, f"task '{self._spec.id}': its {self.entry_point}", trusted=True)
+        num_envs = int(env_cfg.scene.num_envs)
+        what = f"--num_envs {num_envs} ({ENV_BYTES} bytes each)"
+        refuse_beyond_memory(num_envs * ENV_BYTES, str(env_cfg.sim.device), what, "give fewer")
         env: Any = target(env_cfg)
         if video is not None:
             env = VideoRecorder(env, video)

@@ -15,6 +15,7 @@ from torch import nn
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import UserError, suggest
+from foundation.core.memory import refuse_beyond_memory
 from foundation.dataset.dataset import Batch, DistillationDataset
 from foundation.learning.losses import LossParams, LossSpec, check_choices, check_main_loss, loss_spec
 from foundation.learning.no_effect import without_effect
@@ -65,6 +66,7 @@ class Learner:
         self.student = student
         self.cfg = cfg
         self.sequence_length = sequence_length
+        self._check_batch()
         names = {cfg.loss.name: 1.0, **cfg.loss.auxiliary}
         self.terms: list[tuple[LossSpec, float]] = [(loss_spec(name), weight) for name, weight in names.items()]
         check_main_loss(self.terms[0][0])
@@ -85,6 +87,14 @@ class Learner:
     def batch_size(self) -> int:
         """Transitions, or sequences, in a batch."""
         return self.cfg.batch_size or max(DEFAULT_ROWS // self.sequence_length, FEWEST_SEQUENCES)
+
+    def _check_batch(self) -> None:
+        """Refuse a minibatch that no memory holds: its rows' indices, columns, and activations with their gradients."""
+        student = self.student
+        numbers = student.num_obs + 2 * student.num_actions + 2 * sum(student.hidden_dims)
+        rows = self.batch_size * self.sequence_length
+        device = next(student.parameters()).device
+        refuse_beyond_memory(rows * (8 + 4 * numbers), device, f"--batch_size {self.batch_size}", "give a smaller one")
 
     @property
     def policy(self) -> Student:

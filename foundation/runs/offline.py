@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from foundation.config.distillation_cfg import DistillationCfg
-from foundation.core.errors import RunInterrupted, UserError
+from foundation.core.errors import RunInterrupted, UserError, reading
 from foundation.core.stopwatch import Stopwatch
 from foundation.dataset.build import load_offline
 from foundation.dataset.dataset import DistillationDataset
@@ -118,19 +118,20 @@ class OfflineRunner:
         state = checkpoint.get("offline")
         if state is None:
             raise UserError("this checkpoint is not of an --offline run, or holds a student alone: name another one")
-        if state["files"] != [entry.crc32 for entry in self.saved.files]:
-            raise UserError(f"the dataset '{self.saved.path}' is not the one that this run began with: restore it")
-        if checkpoint["student"] != self.student.describe():
-            raise UserError(
-                "The student's architecture differs from that of the run to resume: give the same settings."
-            )
-        self.learner.load_state_dict(checkpoint["model_state_dict"], checkpoint)
-        self.epoch, self.best_loss, self.best_epoch = state["epoch"], state["best_loss"], checkpoint["best_epoch"]
-        self.best = state["best"]
-        self.stopwatch.load_state_dict(state["stopwatch"])
-        self.early_stopping.load_state_dict(state["early_stopping"])
-        self.train.load_state_dict(state["dataset"])
-        torch.set_rng_state(state["torch_rng"].cpu())
+        with reading(f"the state to resume from in {self.run_dir.path}"):
+            if state["files"] != [entry.crc32 for entry in self.saved.files]:
+                raise UserError(f"the dataset '{self.saved.path}' is not the one that this run began with: restore it")
+            if checkpoint["student"] != self.student.describe():
+                raise UserError(
+                    "The student's architecture differs from that of the run to resume: give the same settings."
+                )
+            self.learner.load_state_dict(checkpoint["model_state_dict"], checkpoint)
+            self.epoch, self.best_loss, self.best_epoch = state["epoch"], state["best_loss"], checkpoint["best_epoch"]
+            self.best = state["best"]
+            self.stopwatch.load_state_dict(state["stopwatch"])
+            self.early_stopping.load_state_dict(state["early_stopping"])
+            self.train.load_state_dict(state["dataset"])
+            torch.set_rng_state(state["torch_rng"].cpu())
 
     # -- parts ----------------------------------------------------------------------------------------------------
 

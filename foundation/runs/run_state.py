@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,10 @@ import torch
 
 import foundation
 from foundation.config.plain import to_plain
-from foundation.core.errors import UserError
+from foundation.config.typing_fit import read_fields
+from foundation.core.errors import UserError, reading
 from foundation.core.files import atomic_torch_save, load_checkpoint
+from foundation.core.text import quoted
 from foundation.dataset.disk.chunks import check_chunks, export_chunks, import_chunks
 
 if TYPE_CHECKING:
@@ -80,15 +83,61 @@ def resume_checkpoint(runner: DistillationRunner) -> dict[str, Any]:
     return payload
 
 
+@dataclass
+class _Student:
+    """What a checkpoint of a run holds, read by its types."""
+
+    epoch: int
+    model_state_dict: dict[str, Any]
+    student: dict[str, Any]
+    best_epoch: int
+    best_return: float | None
+    optimizer_state_dict: dict[str, Any]
+
+
+@dataclass
+class _Resume:
+    """What a run is put back to."""
+
+    epoch: int
+    env_steps: int
+    num_envs: int
+    baselines: dict[str, Any]
+    stopwatch: dict[str, Any]
+    collector: dict[str, Any]
+    dataset: dict[str, Any]
+    shards: dict[str, Any]
+    torch_rng: torch.Tensor
+    teachers: dict[str, Any] = field(default_factory=dict)
+    early_stopping: dict[str, Any] = field(default_factory=dict)
+    cuda_rng: torch.Tensor | None = None
+
+
+def _check(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Refuse a checkpoint to resume from that lacks something, or has it of another type."""
+    state = checkpoint.get("resume")
+    if state is None:  # a student alone, or an offline run: whoever resumes from it says so
+        return checkpoint
+    read_fields(_Student, checkpoint, f"'{path}'")
+    if not isinstance(state, dict):
+        raise UserError(f"'{path}' is corrupt: 'resume' is {quoted(state)}, it must be a mapping.")
+    read = _Resume(**read_fields(_Resume, state, f"'{path}' (resume)"))
+    if read.epoch < 0 or read.env_steps < 0 or read.num_envs < 1 or checkpoint["epoch"] < 0:
+        raise UserError(f"'{path}' is corrupt: epoch {read.epoch}, {read.env_steps} steps of {read.num_envs} envs.")
+    return checkpoint
+
+
 def latest_checkpoint(run_dir: Any) -> dict[str, Any] | None:
     """Load the checkpoint that a run is resumed from; None where it stopped before it saved any."""
-    return run_dir.load_checkpoint(LATEST) if (run_dir.path / LATEST).exists() else None
+    path = run_dir.path / LATEST
+    return _check(run_dir.load_checkpoint(LATEST), path) if path.exists() else None
 
 
 def checkpoint_to_resume(run_dir: Any, named: str | None) -> dict[str, Any] | None:
     """Load the checkpoint that ``--checkpoint`` names, or else the newest; None where there is none."""
     if named:
-        return run_dir.load_checkpoint(run_dir.checkpoint_path(Path(named).name).name)
+        path = run_dir.checkpoint_path(Path(named).name)
+        return _check(run_dir.load_checkpoint(path.name), path)
     return latest_checkpoint(run_dir)
 
 
@@ -117,6 +166,11 @@ def restore(runner: DistillationRunner, checkpoint: dict[str, Any]) -> str:
             "This checkpoint holds a student but no state to resume from: leave --checkpoint out, or name a "
             "checkpoint_epoch_*.pt. To start from a student's weights, set distill.student.init_checkpoint."
         )
+    with reading(f"the state to resume from in {runner.run_dir.path}"):
+        return _restore(runner, checkpoint, state)
+
+
+def _restore(runner: DistillationRunner, checkpoint: dict[str, Any], state: dict[str, Any]) -> str:
     runner.teachers.load_state_dict(state.get("teachers", {}))
     if state["num_envs"] != runner.env.num_envs:
         raise UserError(f"The run had --num_envs {state['num_envs']}, now {runner.env.num_envs}: resume with the same.")

@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
-from foundation.core.errors import UserError, suggest
+from foundation.core.errors import UserError, reading, suggest
 from foundation.core.files import atomic_write_bytes, load_yaml
+from foundation.core.text import quoted, shorten
 
 FORMAT = "foundation-teachers-1"
 MANIFEST = "teachers.yaml"
@@ -50,6 +51,12 @@ class TeacherEntry:
 
 
 def read_manifest(path: str | Path) -> list[TeacherEntry]:
+    """Read a manifest (see :func:`_read_manifest`); links in a circle and names too long are one line too."""
+    with reading(f"'{path}'"):
+        return _read_manifest(path)
+
+
+def _read_manifest(path: str | Path) -> list[TeacherEntry]:
     """Read ``teachers.yaml``, whose paths are relative to it.
 
     Args:
@@ -64,12 +71,12 @@ def read_manifest(path: str | Path) -> list[TeacherEntry]:
         raise UserError(f"'{path}' is not a manifest of teachers: it must say 'format: {FORMAT}'.")
     for key in data:
         if key not in _KEYS:
-            raise UserError(f"'{path}' has '{key}'. {suggest(str(key), _KEYS)}")
+            raise UserError(f"'{path}' has '{shorten(str(key))}'. {suggest(shorten(str(key)), _KEYS)}")
     teachers, task = data.get("teachers"), data.get("task")
     if not isinstance(teachers, list) or not teachers:
         raise UserError(f"'{path}': 'teachers' must be a list with at least one teacher.")
     if task is not None and not isinstance(task, str):
-        raise UserError(f"'{path}': 'task' must be a gym id, it is {task!r}.")
+        raise UserError(f"'{path}': 'task' must be a gym id, it is {quoted(task)}.")
     entries = [_entry(item, number, path) for number, item in enumerate(teachers)]
     for entry in entries:
         entry.task = task
@@ -89,19 +96,21 @@ def _entry(item: Any, number: int, path: Path) -> TeacherEntry:
         raise UserError(f"{where} must be a mapping with 'checkpoint' (and {', '.join(_ENTRY_KEYS[2:])}).")
     unknown = [key for key in item if key not in _ENTRY_KEYS]
     if unknown:
-        raise UserError(f"{where} has '{unknown[0]}'; what a teacher may have is {', '.join(_ENTRY_KEYS)}.")
+        raise UserError(
+            f"{where} has '{shorten(str(unknown[0]))}'; what a teacher may have is {', '.join(_ENTRY_KEYS)}."
+        )
     name, vehicle, status = item.get("name"), item.get("vehicle"), item.get("status", OK)
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
-        raise UserError(f"{where}: 'name' must be text, it is {name!r}.")
+        raise UserError(f"{where}: 'name' must be text, it is {quoted(name)}.")
     if status not in (OK, FAILED):
-        raise UserError(f"{where} has status {status!r}; it is '{OK}' or '{FAILED}'.")
+        raise UserError(f"{where} has status {quoted(status)}; it is '{OK}' or '{FAILED}'.")
     if vehicle is not None and not isinstance(vehicle, str):
-        raise UserError(f"{where}: 'vehicle' must be a path, it is {vehicle!r}.")
+        raise UserError(f"{where}: 'vehicle' must be a path, it is {quoted(vehicle)}.")
     numbers = {}
     for key in ("mean_return", "terminated"):
         value = item.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise UserError(f"{where}: '{key}' must be a number, it is {value!r}.")
+            raise UserError(f"{where}: '{key}' must be a number, it is {quoted(value)}.")
         numbers[key] = None if value is None else float(value)
     return TeacherEntry(
         name=str(name or Path(item["checkpoint"]).stem),
@@ -184,9 +193,10 @@ def find_teachers(spec: str | Sequence[str]) -> list[TeacherEntry]:
             entries += _found(piece)
     if not entries:
         raise UserError("--teacher_checkpoint names no teacher: give a checkpoint, a folder, a glob or a manifest.")
-    _check_vehicles(entries, "--teacher_checkpoint")
-    _refuse_twice(entries, "--teacher_checkpoint")
-    return _with_unique_names(entries)
+    with reading("--teacher_checkpoint"):  # links in a circle
+        _check_vehicles(entries, "--teacher_checkpoint")
+        _refuse_twice(entries, "--teacher_checkpoint")
+        return _with_unique_names(entries)
 
 
 def is_one_file(spec: str | Sequence[str]) -> bool:

@@ -13,6 +13,7 @@ from foundation.checkpoints.reading.loading import RUN_IT
 from foundation.core.archives import ROOM
 from foundation.core.errors import UserError
 from foundation.core.files import check_finite, refuse_lfs_pointer
+from foundation.core.text import one_line
 
 _DTYPES = {1: torch.float32, 10: torch.float16, 11: torch.float64}
 _MAX_BYTES = 1 << 30
@@ -74,7 +75,7 @@ def read_onnx(path: Path) -> OnnxGraph:
     except UserError:
         raise
     except Exception as error:  # a damaged file fails in many ways inside protobuf and onnx, all with one meaning
-        text = " ".join(str(error).split())[:160] or type(error).__name__
+        text = one_line(error)
         raise UserError(f"'{path}' is not an undamaged ONNX model ({text}). Export it again.") from error
 
 
@@ -104,7 +105,7 @@ def load_model(path: Path) -> Any:
     except UserError:
         raise
     except Exception as error:  # a damaged file fails in many ways inside protobuf and onnx, all with one meaning
-        text = " ".join(str(error).split())[:160] or type(error).__name__
+        text = one_line(error)
         raise UserError(f"'{path}' is not an undamaged ONNX model ({text}). Export it again.") from error
     return model
 

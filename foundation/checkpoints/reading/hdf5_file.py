@@ -13,6 +13,7 @@ import torch
 from foundation.core.archives import ROOM
 from foundation.core.errors import UserError
 from foundation.core.files import check_finite
+from foundation.core.text import one_line
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _FILTERS = {1, 2, 3}  # deflate, shuffle, Fletcher's checksum: those that HDF5 itself brings along
@@ -107,5 +108,5 @@ def open_hdf5(path: Path) -> Iterator[Hdf5Group]:
     except UserError:
         raise
     except Exception as error:  # h5py tells of damage by many kinds of errors
-        text = " ".join(str(error).split())[:160] or type(error).__name__
+        text = one_line(error)
         raise UserError(f"'{path}' is truncated or damaged ({text}). Copy it again.") from error

@@ -14,6 +14,7 @@ from torch import nn
 from foundation.checkpoints.reading.loading import Tensors
 from foundation.core.archives import check_members, size_of
 from foundation.core.errors import UserError
+from foundation.core.text import one_line
 
 
 class ClampedScaler(nn.Module):
@@ -104,7 +105,7 @@ def load_moments(path: Path, size: int) -> tuple[torch.Tensor, torch.Tensor, flo
             names = ("mean", "var", "epsilon", "clip_obs")
             found = {name: torch.from_numpy(_array(archive.read(f"{name}.npy"))).double() for name in names}
     except Exception as error:  # zipfile, KeyError and ValueError all mean the same
-        text = " ".join(str(error).split())[:160] or type(error).__name__
+        text = one_line(error)
         raise UserError(
             f"'{path}' cannot be read as the statistics of a VecNormalize: {text}. Write it again."
         ) from error

@@ -18,6 +18,7 @@ import torch
 from foundation.core.archives import ArchiveError, PlainUnpickler, Views, check_tree
 from foundation.core.errors import UserError
 from foundation.core.files import archive_names, check_finite, check_torch_zip
+from foundation.core.text import one_line
 
 _DTYPES = {
     "DoubleStorage": torch.float64,
@@ -76,7 +77,7 @@ def read_script(path: Path) -> Node:
             record = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             root = _Reader(archive, record.removesuffix("data.pkl")).load()
     except Exception as error:  # whatever a damaged or hostile archive runs into means the same
-        text = " ".join(str(error).split())[:160] or type(error).__name__
+        text = one_line(error)
         raise UserError(f"'{path}' cannot be read as a TorchScript policy: {text}. Export it again.") from error
     if not isinstance(root, Node):
         raise UserError(f"'{path}' is a TorchScript archive, but not of a module. Export the policy again.")

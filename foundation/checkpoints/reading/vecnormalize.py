@@ -14,6 +14,7 @@ from foundation.checkpoints.reading.inert_pickle import Inert, as_array, read_in
 from foundation.checkpoints.reading.scaling import ClampedScaler, load_moments
 from foundation.core.errors import UserError
 from foundation.core.files import load_yaml
+from foundation.core.text import one_line
 
 _SUFFIXES = (".npz", ".pkl")
 """In this order: an ``.npz`` is what the user has made of the pickle."""
@@ -51,7 +52,7 @@ class VecNormalizeStatistics:
         except UserError:
             raise
         except Exception as error:  # pickle raises whatever a damaged file runs into
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            reason = one_line(error)
             raise UserError(
                 f"'{path}' cannot be read as the pickle of a VecNormalize: {reason}. Where you trust it, run: import "
                 f'numpy, pickle; v = pickle.load(open("{path.name}", "rb")); numpy.savez("{path.stem}.npz", '

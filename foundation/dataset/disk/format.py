@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from foundation.config.typing_fit import read_fields
 from foundation.core.errors import UserError
+from foundation.core.text import one_line, quoted
 from foundation.dataset.spec import RESERVED
 from foundation.dataset.transition import COLUMN_DTYPES, DTYPES, TARGET_FIELDS, Column, lay_out_columns
 
@@ -82,20 +85,21 @@ class DatasetLayout:
             UserError: If it is of another format or version, or corrupt.
         """
         if values.get("format") != FORMAT:
-            raise UserError(f"'{where}' is not the index of a dataset (its format is {values.get('format')!r}).")
+            raise UserError(f"'{where}' is not the index of a dataset (its format is {quoted(values.get('format'))}).")
         if values.get("version") not in (PLAIN_VERSION, VERSION):
             raise UserError(
-                f"'{where}' is of version {values.get('version')!r} of the format; this program reads versions "
+                f"'{where}' is of version {quoted(values.get('version'))} of the format; this program reads versions "
                 f"{PLAIN_VERSION} and {VERSION}: use the program that wrote it, or a newer one."
             )
         try:
-            known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+            known = read_fields(cls, values, f"'{where}'", leave=("typed",))
             known["typed"] = {name: _column(name, entry) for name, entry in values.get("typed", {}).items()}
             layout = cls(**known)
             layout._check_sizes()
             layout._check_columns(values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"'{where}' is corrupt or incomplete: {type(error).__name__} {error}.") from None
+            what = f"{type(error).__name__} {one_line(error)}"
+            raise UserError(f"'{where}' is corrupt or incomplete: {what}.") from None
         return layout
 
     def _check_sizes(self) -> None:
@@ -105,8 +109,14 @@ class DatasetLayout:
             sizes.append(self.num_obs)
         elif self.num_obs != 0:
             raise ValueError(f"num_obs {self.num_obs} beside a typed column 'obs'")
-        if self.dtype not in DTYPES or any(type(size) is not int or size < 1 for size in sizes):
+        if self.dtype not in DTYPES or any(type(size) is not int or not 1 <= size < 1 << 31 for size in sizes):
             raise ValueError(f"sizes {sizes} of {self.dtype}")
+        if not self.obs_groups:
+            raise ValueError("no observation groups")
+        if self.obs_slice is not None and not (len(self.obs_slice) == 2 and 0 <= self.obs_slice[0] < self.obs_slice[1]):
+            raise ValueError(f"obs_slice {self.obs_slice}")
+        if self.clip_actions is not None and not 0 < self.clip_actions < math.inf:
+            raise ValueError(f"clip_actions {self.clip_actions}")
 
     def _check_columns(self, values: Mapping[str, Any]) -> None:
         """Check the columns against each other, and against what the file says of them."""
@@ -167,14 +177,13 @@ class ChunkFile:
     @classmethod
     def from_json(cls, values: Any, where: str) -> ChunkFile:
         """Read an entry of the list."""
-        try:
-            known = {name: values[name] for name in ("file", "chunks", "rows", "bytes", "crc32")}
-            entry = cls(**known, run=str(values.get("run", "")), epoch=int(values.get("epoch", 0)))
-            entry.next_episode = int(values.get("next_episode", 0))
-            if "/" in entry.file or "\\" in entry.file or min(entry.chunks, entry.rows, entry.bytes) < 1:
-                raise ValueError(entry.file)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"'{where}': an entry of its list of files is corrupt ({error}).") from None
+        if not isinstance(values, Mapping):
+            raise UserError(f"'{where}': an entry of its list of files is corrupt ({quoted(values)}).")
+        entry = cls(**read_fields(cls, values, f"'{where}': an entry of its list of files"))
+        plain = entry.file not in ("", ".", "..") and "/" not in entry.file and "\\" not in entry.file
+        least = min(entry.chunks, entry.rows, entry.bytes) >= 1 and min(entry.epoch, entry.next_episode) >= 0
+        if not (plain and least):
+            raise UserError(f"'{where}': an entry of its list of files is corrupt ({quoted(dict(values))}).")
         return entry
 
     def to_json(self) -> dict[str, Any]:

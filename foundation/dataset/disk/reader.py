@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from foundation.core.archives import check_regular
 from foundation.core.errors import UserError
+from foundation.core.files import load_json
+from foundation.core.text import quoted
 from foundation.dataset.disk.format import EPISODE_COLUMNS, INDEX, ChunkFile, DatasetLayout
 from foundation.dataset.episodes import EpisodeTable
 from foundation.dataset.transition import DTYPES
@@ -32,15 +34,31 @@ class SavedDataset:
             raise UserError(f"there is no dataset at '{self.path}': --dataset wants a folder that --save_dataset wrote")
         if not index.is_file():
             raise UserError(f"'{self.path}' holds no {INDEX}: --dataset wants a folder that --save_dataset wrote")
-        try:
-            values = json.loads(index.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read '{index}': {' '.join(str(error).split())}") from None
+        values = load_json(index)
         if not isinstance(values, dict) or not isinstance(values.get("files", []), list):
             raise UserError(f"'{index}' is not the index of a dataset")
         self.layout = DatasetLayout.from_json(values, str(index))
         self.teacher = values.get("teacher") or {}
+        if not isinstance(self.teacher, dict):
+            raise UserError(f"'{index}' is corrupt: 'teacher' is {quoted(self.teacher)}, it must be a mapping.")
         self.files = [ChunkFile.from_json(entry, str(index)) for entry in values.get("files", [])]
+        self._check_files(index)
+
+    def _check_files(self, index: Path) -> None:
+        """Refuse a list that names a file twice, or more rows than its file can hold: memory is set aside by it."""
+        seen: set[str] = set()
+        row_bytes = self.layout.row_size * DTYPES[self.layout.dtype].itemsize
+        for entry in self.files:
+            if entry.file in seen:
+                raise UserError(f"'{index}' lists '{entry.file}' twice: take one of its entries out.")
+            seen.add(entry.file)
+            path = self.path / entry.file
+            size = path.stat().st_size if path.is_file() else entry.bytes
+            rows = entry.chunks * self.layout.chunk_steps * self.layout.num_envs
+            if entry.rows != rows or rows * max(1, row_bytes) > min(size, entry.bytes):
+                raise UserError(
+                    f"'{index}' is corrupt: it lists {entry.rows} rows in '{entry.file}', which has {size} bytes."
+                )
 
     @property
     def num_rows(self) -> int:
@@ -71,9 +89,12 @@ class SavedDataset:
 
         path = self.path / entry.file
         try:
-            data = path.read_bytes()
+            check_regular(path)
+            data = path.read_bytes() if path.stat().st_size == entry.bytes else b""
         except OSError as error:
             raise UserError(f"cannot read '{path}': {error.strerror or error}") from None
+        except ValueError as error:
+            raise UserError(f"cannot read '{path}': {error}") from None
         if len(data) != entry.bytes or f"{zlib.crc32(data):08x}" != entry.crc32:
             raise UserError(
                 f"'{path}' is corrupt: its checksum is not that of {INDEX}. Copy it again, or take its entry out."
@@ -106,12 +127,26 @@ class SavedDataset:
         for name, column in layout.typed.items():
             if tensors[name].dtype != column.torch_dtype:
                 raise UserError(f"'{path}': '{name}' is {tensors[name].dtype}, {INDEX} says {column.dtype}")
-        numbers = [tensors["rows"], *(tensors[name] for name in layout.typed if tensors[name].is_floating_point())]
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in numbers):
-            raise UserError(f"'{path}' has NaN or infinite numbers in its rows: take its entry out of {INDEX}")
+        self._check_values(path, tensors)
         lengths = {name: tuple(tensors[name].shape) if name in tensors else None for name in EPISODE_COLUMNS}
         if len(set(lengths.values())) != 1 or len(lengths["episode_id"] or (1, 1)) != 1:
             raise UserError(f"'{path}': its table of episodes is corrupt: {lengths}")
+
+    def _check_values(self, path: Path, tensors: dict[str, torch.Tensor]) -> None:
+        layout = self.layout
+        for name in ("resets", "episode", *(["teacher_index"] if layout.num_teachers > 1 else [])):
+            if tensors[name].is_floating_point() or tensors[name].is_complex():
+                raise UserError(f"'{path}': '{name}' is {tensors[name].dtype}, not integers")
+        if layout.num_teachers > 1 and not bool(
+            ((tensors["teacher_index"] >= 0) & (tensors["teacher_index"] < layout.num_teachers)).all()
+        ):
+            raise UserError(f"'{path}' has rows of teachers that {INDEX} does not have ({layout.num_teachers} of them)")
+        names = ("rows", *(["weights"] if layout.weighted else []), *layout.typed)
+        numbers = [tensors[name] for name in names if tensors[name].is_floating_point()]
+        if layout.weighted and bool((tensors["weights"] < 0).any()):
+            raise UserError(f"'{path}' has rows of negative weight: take its entry out of {INDEX}")
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in numbers):
+            raise UserError(f"'{path}' has NaN or infinite numbers in its rows: take its entry out of {INDEX}")
 
     def contents(self) -> Iterator[tuple[str, dict[str, torch.Tensor], EpisodeTable]]:
         """Go through the files: the run that wrote each, its transition tensors, and the episodes that ended in it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from foundation.core.errors import UserError
+from foundation.core.files import load_json
 from foundation.tasks.quadrotor.sim.vehicle_json import from_dict, to_dict
 from foundation.tasks.quadrotor.sim.vehicle_params import VehicleParams
 
@@ -49,6 +49,10 @@ def vehicle_files(path: str | Path) -> list[Path]:
     return files
 
 
+_MOST_JSON = 1 << 20
+"""Largest file of a vehicle [B]."""
+
+
 def load_vehicles(paths: str | Path | list[str] | list[Path]) -> VehicleParams:
     """Load vehicles in l2f's JSON form.
 
@@ -63,12 +67,7 @@ def load_vehicles(paths: str | Path | list[str] | list[Path]) -> VehicleParams:
         if str(entry).startswith("sampled:"):
             vehicles.append(sample_vehicles(*sampled_number(str(entry))))
             continue
-        for file in vehicle_files(entry):
-            try:
-                data = json.loads(file.read_text())
-            except (OSError, ValueError, RecursionError) as error:
-                raise UserError(f"{file}: not a readable JSON file ({error})") from None
-            vehicles.append(from_dict(data, str(file)))
+        vehicles += [from_dict(load_json(file, _MOST_JSON), str(file)) for file in vehicle_files(entry)]
     if not vehicles:
         raise UserError("vehicles: the list is empty")
     if len({v.num_rotors for v in vehicles}) > 1:
