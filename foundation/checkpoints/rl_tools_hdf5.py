@@ -13,6 +13,7 @@ from foundation.checkpoints.reading.assembler import CHECKPOINT, finish
 from foundation.checkpoints.reading.hdf5_file import HDF5_MAGIC, Hdf5Group, open_hdf5
 from foundation.checkpoints.reading.loading import LoadedPolicy, Source, logger, report_unknown
 from foundation.core.errors import UserError
+from foundation.core.text import shorten
 from foundation.policies.distribution import Deterministic, Gaussian, SquashedGaussian
 from foundation.policies.layer_stack import Clip, FastTanh, LayerStack, Standardize
 from foundation.policies.rnn import RecurrentCore
@@ -112,7 +113,7 @@ class _Reader:
             "td3_sampling": self._td3_sampling,
         }.get(str(kind))
         if read is None:
-            self._refuse(group, f"is of type '{kind}', which is not known")
+            self._refuse(group, f"is of type '{shorten(str(kind))}', which is not known")
         read(group, depth)
 
     def _sequential(self, group: Hdf5Group, depth: int) -> None:
@@ -146,7 +147,7 @@ class _Reader:
         weight = self._matrix(group, "weights")
         name = str(group.attribute("activation_function"))
         if name not in _ACTIVATIONS:
-            self._refuse(group, f"has the activation function '{name}', which is not known")
+            self._refuse(group, f"has the activation function '{shorten(name)}', which is not known")
         layer = nn.Linear(weight.shape[1], weight.shape[0])
         layer.load_state_dict({"weight": weight, "bias": self._vector(group, "biases", weight.shape[0])})
         self._append(group, layer, *reversed(weight.shape))

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from foundation.core.errors import UserError
+from foundation.core.text import shorten
 
 USER_ERROR = 2
 """Exit code of a mistake that is the user's to mend."""
@@ -221,7 +222,7 @@ def _report_thread(failure: threading.ExceptHookArgs) -> None:
 
 def _fail(message: str) -> int:
     sys.stdout.flush()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {shorten(' '.join(message.split()), 2000)}", file=sys.stderr)
     return USER_ERROR
 
 
