@@ -24,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 HELD_OUT_SEED, FLIGHT_SEED = 1_000_003, 77
+ENGINES = ("torch", "l2f")
+"""Simulators that everything is flown in."""
 CRAZYFLIE_EPISODES = 1024
 """Flown on the one vehicle."""
 SLOW = 2.0
@@ -198,7 +200,11 @@ class Pipeline:
         policies = {"student": load_flyer(run / "best_student.pt")[0]}
         published = published_policy()
         if published is None:
-            print("    the package 'foundation-policy' is not installed: the published policy is left out", flush=True)
+            print(
+                "    the package 'foundation-policy' is not installed (pip install -e '.[raptor]' in the clone): "
+                "the published policy is left out",
+                flush=True,
+            )
         else:
             policies["published"] = load_flyer(published)[0]
         held_out = [str(path) for path in sorted(self.held_out.glob("*.json"))]
@@ -209,7 +215,7 @@ class Pipeline:
         for where, files in sets.items():
             flyers = {"teachers": teachers, **policies} if files is vehicles else policies
             each = CRAZYFLIE_EPISODES if files is real else self.args.episodes
-            for engine in ("torch", "l2f"):
+            for engine in ENGINES:
                 limit = SLOW if where.endswith(NARROW) else None
                 flown = {name: fly(policy, engine, files, each, FLIGHT_SEED, limit) for name, policy in flyers.items()}
                 flights.setdefault(where, {})[engine] = {name: flight.plain() for name, flight in flown.items()}

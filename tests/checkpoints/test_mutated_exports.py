@@ -9,21 +9,19 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from pathlib import Path
 
-import foundation_policy
 import h5py
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from l2f_flights import PUBLISHED
 from onnx import TensorProto, helper, numpy_helper
 
 from foundation.core.errors import UserError
 from foundation.teachers import TeacherPolicyWrapper
 
-PUBLISHED = Path(foundation_policy.__file__).parent / "blob" / "checkpoint.h5"
 WATCHED = torch.randn(4, 22, generator=torch.Generator().manual_seed(1))
 
 

@@ -1,38 +1,42 @@
-"""rl-tools' HDF5 checkpoints: the published RAPTOR policy against its own package, and files of every known layer."""
+"""rl-tools' HDF5 checkpoints: the published RAPTOR policy against its own package, and files of every layer."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import sys
 from itertools import pairwise
 from pathlib import Path
 
-import foundation_policy
 import h5py
 import numpy as np
 import pytest
 import torch
+from l2f_flights import PUBLISHED, flight, recorded_and_live
 
 from foundation.core.errors import UserError
 from foundation.teachers import TeacherPolicyWrapper
 
-PUBLISHED = Path(foundation_policy.__file__).parent / "blob" / "checkpoint.h5"
 GATES = ("weights_input", "weights_hidden", "biases_input", "biases_hidden")
 
 
-def test_published_policy_acts_as_its_own_package():
+@recorded_and_live
+def test_published_policy_acts_as_its_own_package(source):
     """Over 30 steps with resets of part of the envs, actions equal the package's own NumPy inference to 1e-5."""
-    teacher, policy, rng = TeacherPolicyWrapper(PUBLISHED), foundation_policy.Raptor(), np.random.default_rng(0)
-    policy.reset()
-    memory = policy.layers[1]
-    for step in range(30):
-        obs = rng.normal(size=(6, 22)).astype(np.float32) * 2
-        expected = policy.evaluate_step(obs)
+    teacher, flown = TeacherPolicyWrapper(PUBLISHED), flight("raptor_policy", source)
+    assert flown["obs"].shape == (30, 6, 22) and flown["dones"].any()
+    for step, (obs, expected, dones) in enumerate(zip(flown["obs"], flown["actions"], flown["dones"], strict=True)):
         assert np.abs(teacher.act(torch.from_numpy(obs)).numpy() - expected).max() <= 1e-5, step
-        dones = rng.random(6) < 0.2
-        memory.state = np.where(dones[:, None], memory.initial_hidden_state, memory.state)
         teacher.reset(torch.from_numpy(dones))
+
+
+@pytest.mark.l2f
+def test_the_shipped_file_is_the_published_one():
+    """What the tests read as the published policy is, byte for byte, the file of the package."""
+    foundation_policy = importlib.import_module("foundation_policy")
+    installed = Path(foundation_policy.__file__).parent / "blob" / "checkpoint.h5"
+    assert PUBLISHED.read_bytes() == installed.read_bytes()
 
 
 def test_published_policy_is_described():

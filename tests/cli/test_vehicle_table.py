@@ -62,7 +62,7 @@ def test_one_vehicle_needs_no_table():
     assert vehicle_of(SimpleNamespace()) is None
 
 
-@pytest.mark.parametrize("engine", ["torch", "l2f"])
+@pytest.mark.parametrize("engine", ["torch", pytest.param("l2f", marks=pytest.mark.l2f)])
 def test_play_shows_each_vehicle(engine, tmp_path, monkeypatch, capsys):
     """``play.py`` with a folder of vehicles flies each equally often, in either simulator, and lists them."""
     monkeypatch.chdir(tmp_path)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import foundation_policy
 import pytest
 import torch
+from l2f_flights import PUBLISHED
 
 from foundation.cli.command import run_command
 from foundation.core.files import atomic_torch_save
@@ -19,7 +19,6 @@ from foundation.tasks.quadrotor.env_cfg import QuadcopterPointCtrlEnvCfg
 from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
 from foundation.teachers import TeacherPolicyWrapper
 
-RAPTOR = Path(foundation_policy.__file__).parent / "blob" / "checkpoint.h5"
 TASK = "Isaac-Quadcopter-Point-Ctrl-v0"
 
 
@@ -34,7 +33,7 @@ def test_the_published_policy_hovers():
     cfg = QuadcopterPointCtrlEnvCfg()
     cfg.scene.num_envs = 256
     env = QuadcopterPointCtrlEnv(cfg)
-    obs, teacher = env.reset(seed=3), TeacherPolicyWrapper(RAPTOR)
+    obs, teacher = env.reset(seed=3), TeacherPolicyWrapper(PUBLISHED)
     actor = PolicyActor(teacher, teacher_selector(teacher, obs, teacher.obs_groups))
     alive, total = torch.ones(256, dtype=torch.bool), torch.zeros(256)
     late = torch.zeros(256, 3)
@@ -57,7 +56,7 @@ def test_play_measures_it(tmp_path):
         "--task",
         TASK,
         "--checkpoint",
-        str(RAPTOR),
+        str(PUBLISHED),
         "--num_episodes",
         "48",
         "--device",
@@ -76,7 +75,7 @@ def test_describe_prints_what_teacher_info_prints(capsys):
     student = StudentPolicy(26, 4)
     saved = {"model_state_dict": student.state_dict(), "student": student.describe(), "task": TASK}
     atomic_torch_save(saved, Path("best_student.pt"))
-    for path in (RAPTOR, Path("best_student.pt")):
+    for path in (PUBLISHED, Path("best_student.pt")):
         assert run_command(teacher_info.main, [str(path)]) == 0
         told = capsys.readouterr().out
         assert run_command(play.main, ["--checkpoint", str(path), "--describe"]) == 0
@@ -86,9 +85,9 @@ def test_describe_prints_what_teacher_info_prints(capsys):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--checkpoint", str(RAPTOR)], "does not say which task it was trained on: give --task"),
+        (["--checkpoint", str(PUBLISHED)], "does not say which task it was trained on: give --task"),
         (["--task", TASK, "--agent", "zero", "--describe"], "no checkpoint to --describe"),
-        (["--checkpoint", str(RAPTOR), "--descrieb"], "--describe"),
+        (["--checkpoint", str(PUBLISHED), "--descrieb"], "--describe"),
     ],
 )
 def test_bad_input_is_one_line(argv, words, capsys):

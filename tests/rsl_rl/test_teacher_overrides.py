@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import foundation_policy
 import pytest
 import torch
+from l2f_flights import PUBLISHED
 from many_teachers import write_set
 from small_teacher import TASK, write_teacher
 
@@ -57,7 +57,7 @@ def test_teachers_of_another_task_are_told(tmp_path, caplog, monkeypatch, task, 
 def write_fixed(folder: Path, kind: str) -> Path:
     """Write a policy in a format that says its activation itself."""
     if kind == "rl-tools HDF5":
-        return Path(foundation_policy.__file__).parent / "blob" / "checkpoint.h5"
+        return PUBLISHED
     policy = StudentPolicy(5, 2, (8,), "elu")
     if kind == "foundation student":
         path = folder / "student.pt"

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from l2f_flights import PUBLISHED, flight, recorded_and_live
 from many_teachers import write_set
+from task_flights import hover
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
@@ -24,7 +26,8 @@ from raptor.flights import Flight, fly, load_flyer, published_policy, summarise
 
 from foundation.core.errors import UserError
 from foundation.rollout.evaluate import EvaluationResult
-from foundation.tasks.quadrotor.sim.vehicles import crazyflie, load_vehicles, to_dict
+from foundation.tasks.quadrotor.sim import l2f_dynamics
+from foundation.tasks.quadrotor.sim.vehicles import load_vehicles
 
 
 @pytest.fixture
@@ -218,18 +221,32 @@ def test_episodes_are_sorted_by_vehicle():
     assert (flight.mean_return, flight.terminated, flight.episodes) == (25.0, 0.5, 4)
 
 
-def test_the_published_policy_hovers_beside_the_target(folder):
+@recorded_and_live
+def test_the_published_policy_hovers_beside_the_target(source):
     """On the Crazyflie it stays 5.3 cm off, as published for it, in our simulator and in rl-tools' own alike."""
+    flights = [hover("torch"), flight("hover", source)]
+    for flown in flights:
+        assert flown["error"] == pytest.approx(0.053, abs=0.001)
+        assert flown["terminated"] < 0.2
+    assert flights[0]["mean_return"] == pytest.approx(flights[1]["mean_return"], rel=1e-3)
+
+
+@pytest.mark.l2f
+def test_the_published_policy_is_found_in_its_package():
+    """The pipeline flies the file of the installed package."""
     path = published_policy()
     assert path is not None
-    policy, vehicles = load_flyer(path)
-    assert vehicles == []
-    (folder / "crazyflie.json").write_text(json.dumps(to_dict(crazyflie(), 0)))
-    flights = [fly(policy, engine, ["crazyflie.json"], 64, 77) for engine in ("torch", "l2f")]
-    for flight in flights:
-        assert flight.error == pytest.approx(0.053, abs=0.001)
-        assert flight.terminated < 0.2
-    assert flights[0].mean_return == pytest.approx(flights[1].mean_return, rel=1e-3)
+    assert path.read_bytes() == PUBLISHED.read_bytes()
+
+
+def test_without_l2f_the_pipeline_does_not_begin(folder, capsys, monkeypatch):
+    """What only the last stage needs is asked for before hours of training: one line that names the extra."""
+    monkeypatch.setattr(l2f_dynamics.importlib.util, "find_spec", lambda name: None)
+    assert raptor_pipeline.main(["2", "--folder", "made", "--quick"]) == 2
+    shown = capsys.readouterr().err
+    assert "'l2f' is not installed: pip install -e '.[raptor]'" in shown
+    assert len([line for line in shown.splitlines() if line.startswith("error")]) == 1
+    assert not list((folder / "made").rglob("*.json"))
 
 
 def test_teachers_fly_their_own_vehicles(folder):
@@ -243,6 +260,7 @@ def test_teachers_fly_their_own_vehicles(folder):
     assert flight.mean_return == pytest.approx(sum(flight.returns) / 3, rel=1e-5)
 
 
+@pytest.mark.l2f
 @pytest.mark.slow
 def test_the_pipeline_runs_and_goes_on(folder, capsys, monkeypatch):
     """With teachers that are there: held-out vehicles, distillation, flights, table and figure; then all is skipped."""

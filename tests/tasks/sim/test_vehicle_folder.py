@@ -1,79 +1,49 @@
-"""Folders of vehicles: sampled ones and the registry; the real ``l2f`` package flies each of them alike."""
+"""Folders of vehicles: sampled ones and the registry; the real ``l2f`` flies each alike (recorded and live)."""
 
 from __future__ import annotations
 
 import json
 
-import l2f
-import numpy as np
 import pytest
 import torch
+from l2f_flights import fleet, flight, recorded_and_live, steps, unpack_json
 
 from foundation.core.errors import UserError
 from foundation.tasks.quadrotor.sim.quadrotor import QuadrotorDynamics
 from foundation.tasks.quadrotor.sim.vehicle_folder import registry, write_registry, write_vehicles
-from foundation.tasks.quadrotor.sim.vehicles import VehicleParams, crazyflie, load_vehicles, sample_vehicles, to_dict
-
-FIELDS = ("position", "linear_velocity", "angular_velocity", "orientation", "rpm")
+from foundation.tasks.quadrotor.sim.vehicles import crazyflie, load_vehicles, sample_vehicles, to_dict
 
 
-class Reference:
-    """The l2f package, each of its environments with a vehicle of its own."""
-
-    def __init__(self, vehicles: VehicleParams, seed: int):
-        self.num = vehicles.num_vehicles
-        self.device, self.env, self.rng = l2f.Device(), l2f.Environment(), l2f.Rng()
-        l2f.initialize_environment(self.device, self.env)
-        l2f.initialize_rng(self.device, self.rng, seed)
-        self.params = [l2f.Parameters() for _ in range(self.num)]
-        self.states, self.next_states = [[l2f.State() for _ in range(self.num)] for _ in range(2)]
-        for i, (params, state) in enumerate(zip(self.params, self.states, strict=True)):
-            l2f.sample_initial_parameters(self.device, self.env, params, self.rng)
-            base = json.loads(l2f.parameters_to_json(self.device, self.env, params))
-            ours = to_dict(vehicles, i)
-            data = {**base, "dynamics": {**base["dynamics"], **ours["dynamics"]}}
-            l2f.parameters_from_json(self.device, self.env, json.dumps(data), params)
-            l2f.sample_initial_state(self.device, self.env, params, state, self.rng)
-
-    def packed(self) -> torch.Tensor:
-        """Read the states in our layout. Shape: (17, num)."""
-        rows = [np.concatenate([np.asarray(getattr(s, f)) for f in FIELDS]) for s in self.states]
-        return torch.from_numpy(np.stack(rows, axis=1).astype(np.float32))
-
-    def step(self, actions: torch.Tensor) -> None:
-        """Advance. Shape of ``actions``: (num, 4)."""
-        for i, action in enumerate(actions.numpy().astype(np.float32)):
-            l2f.step(self.device, self.env, self.params[i], self.states[i], action, self.next_states[i], self.rng)
-        self.states, self.next_states = self.next_states, self.states
-
-
-def _actions(num: int, steps: int, seed: int, bound: float) -> torch.Tensor:
-    return (torch.rand(steps, num, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1) * bound
-
-
+@recorded_and_live
 @pytest.mark.parametrize("which", ["sampled", "registry"])
-def test_l2f_flies_the_vehicles_alike(tmp_path, which):
+def test_l2f_flies_the_vehicles_alike(tmp_path, which, source):
     """100 sampled vehicles, and the real ones, from their files: one step to 2e-6, 100 steps to 2e-4 below 35 rad/s.
 
     Each of the 100 steps is also compared by itself, from l2f's own state, relative to the state's size.
     """
-    files = write_vehicles(tmp_path, sample_vehicles(100, seed=5)) if which == "sampled" else write_registry(tmp_path)
-    vehicles = load_vehicles(files)
-    vehicles.force_std.zero_()
-    reference = Reference(vehicles, seed=3)
+    flown = flight(which, source)
+    vehicles = fleet(flown, tmp_path / "flown")
+    if which == "registry":
+        named = load_vehicles(write_registry(tmp_path / "registry"))
+        named.force_std.zero_()
+        assert [to_dict(named, i) for i in range(named.num_vehicles)] == unpack_json(flown["vehicles"])
+    else:
+        assert vehicles.num_vehicles == 100
+        written = load_vehicles(write_vehicles(tmp_path / "written", vehicles))
+        torch.testing.assert_close(written.inertia, vehicles.inertia, rtol=1e-12, atol=0)
+        vehicles = written
     dynamics = QuadrotorDynamics(vehicles.to(dtype=torch.float32), 0.01)
-    state = reference.packed()
-    inside = torch.ones(reference.num, dtype=torch.bool)
-    for action in _actions(reference.num, 100, seed=1, bound=1.0):
+    state = torch.from_numpy(flown["states"][0])
+    inside = torch.ones(vehicles.num_vehicles, dtype=torch.bool)
+    assert len(flown["actions"]) == 100
+    for before, action, theirs in steps(flown):
         command = action.T.contiguous()
-        single = dynamics.step(reference.packed(), command)
+        single = dynamics.step(before, command)
         state = dynamics.step(state, command)
-        reference.step(action)
-        theirs = reference.packed()
         inside &= (theirs[6:9].abs() < 35).all(0)
         assert ((single - theirs).abs() / theirs.abs().amax(0).clamp(min=1.0)).max().item() < 2e-6
         assert (state - theirs).abs()[:, inside].max().item() < 2e-4
-    assert inside.sum() > reference.num / 4
+    assert inside.sum() > vehicles.num_vehicles / 4
 
 
 def test_a_folder_of_samples_is_seeded_and_exact(tmp_path):

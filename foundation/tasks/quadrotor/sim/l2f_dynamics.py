@@ -18,7 +18,7 @@ from foundation.core.errors import UserError
 from foundation.tasks.quadrotor.sim.vehicle_json import to_dict
 from foundation.tasks.quadrotor.sim.vehicle_params import VehicleParams
 
-MISSING = "the package 'l2f' is not installed: pip install l2f (extra raptor)"
+MISSING = "the package 'l2f' is not installed: pip install -e '.[raptor]' in the clone's folder"
 _FIELDS = (("position", 3), ("linear_velocity", 3), ("angular_velocity", 3), ("orientation", 4), ("rpm", 4))
 _SIZES = tuple(2**power for power in range(13, -1, -1))
 """Numbers of environments that the package was compiled for."""
