@@ -97,7 +97,7 @@ def check_needed() -> None:
     install = "pip install -e '.[raptor]'"
     obstacle = engine_class("l2f").why_not(TASK)
     if obstacle is not None:
-        raise UserError(f"the flights need the engine l2f: {obstacle}")
+        raise UserError(f"the flights need the engine l2f: {obstacle}; {install}")
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError(f"the figure needs the package 'matplotlib': {install}")
     if published_policy() is None:
