@@ -1,9 +1,8 @@
-"""Record the golden runs: run once, on the commit that they are of, ``python tests/golden/make_golden.py``."""
+"""Record the golden runs: run once, at the commit that they are of, ``python tests/golden/make_golden.py``."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -11,94 +10,109 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from golden_runs import (
     COMMANDS,
     FIXTURES,
+    HALF_WAY,
     HERE,
-    OFFLINE,
     ROOT,
     RUNS,
-    arguments,
+    SHORTEST,
+    STUDENTS,
+    actions_of,
     command,
+    config_of,
     flags_of,
     machine,
-    only_run,
-    result_of,
+    outcome,
+    platform_line,
+    played,
+    run_in,
+    start,
+    write_teachers,
 )
 
 
-def write_teacher(path: Path, seed: int) -> None:
-    """Write an RSL-RL checkpoint that hovers badly: a [24, 24] network around a constant thrust."""
-    generator = torch.Generator().manual_seed(seed)
-    sizes = [26, 24, 24, 4]
-    state: dict[str, torch.Tensor] = {"std": torch.full((4,), 0.2)}
-    for who, last in (("actor", 4), ("critic", 1)):
-        for layer, (rows, columns) in enumerate(zip([*sizes[1:-1], last], sizes[:-1], strict=True)):
-            state[f"{who}.{2 * layer}.weight"] = torch.randn(rows, columns, generator=generator) * 0.3 / columns**0.5
-            state[f"{who}.{2 * layer}.bias"] = torch.full((rows,), 0.6 if layer == 2 else 0.0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model_state_dict": state, "iter": 1, "infos": None}, path)
-    (path.parent / "params").mkdir(exist_ok=True)
-    (path.parent / "params" / "agent.yaml").write_text("policy:\n  activation: elu\n")
+def working_folder(stack: Path, name: str) -> Path:
+    """Make a working folder with the teachers in it."""
+    folder = stack / name
+    folder.mkdir()
+    write_teachers(folder)
+    return folder
 
 
-def run_and_record(name: str, folder: Path) -> dict:
-    """Run one and return its result."""
-    done = command("distillation", *arguments(name), folder=folder)
-    if done.returncode:
-        sys.exit(f"{name}: {done.stdout}{done.stderr}")
-    return result_of(only_run(folder))
+def record_runs(stack: Path) -> dict[str, Any]:
+    """Run every run to its end, and keep the students and the dataset that are fixtures."""
+    outcomes = {}
+    for name in ("save_dataset", *(run for run in RUNS if run != "save_dataset")):
+        folder = working_folder(stack, name)
+        if name == "offline":
+            shutil.copytree(FIXTURES / "dataset", folder / "dataset")
+        outcomes[name] = outcome_of(name, folder)
+        if name in ("mlp", "gru"):
+            shutil.copy(run_in(folder) / "best_student.pt", FIXTURES / f"student_{name}.pt")
+        if name == "save_dataset":
+            shutil.copytree(folder / "dataset", FIXTURES / "dataset")
+    return outcomes
 
 
-def kill_half_way(folder: Path) -> None:
-    """Start a run and kill it once its fourth epoch is saved."""
-    script = ROOT / "foundation" / "rsl_rl" / "distillation.py"
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "FOUNDATION_NATIVE": "0"}
-    process = subprocess.Popen(
-        [sys.executable, str(script), *arguments("half_way"), "--n_epochs", "6"], cwd=folder, env=env
-    )
-    while not list((folder / "logs").glob("*/*/*/checkpoint_epoch_4.pt")):
+def outcome_of(name: str, folder: Path) -> dict[str, Any]:
+    """Run one to its end."""
+    printed = command("distillation", *RUNS[name], folder=folder)
+    return outcome(run_in(folder), printed)
+
+
+def record_half_way(stack: Path) -> None:
+    """Kill a run while it saves its third epoch, before the checkpoint to resume from is replaced; keep its folder."""
+    folder = working_folder(stack, "killed")
+    process = start("distillation", *RUNS["half_way"], folder=folder, stdout=subprocess.DEVNULL)
+    while not list(folder.glob("logs/*/*/*/checkpoint_epoch_3.pt")):
+        if process.poll() is not None:
+            sys.exit("the run ended before it could be killed")
         time.sleep(0.0005)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    if torch.load(run_in(folder) / "checkpoint_latest.pt", weights_only=True)["epoch"] != 2:
+        sys.exit("the run went on before it was killed: try again")
+    kept = FIXTURES / HALF_WAY.name
+    shutil.copytree(run_in(folder), kept, ignore=shutil.ignore_patterns("*.tmp"))
+    (events,) = kept.glob("events.out.tfevents.*")
+    events.rename(kept / "events.out.tfevents.1.golden.1.0")  # its name holds that of the computer
+
+
+def record_flags(stack: Path) -> dict[str, Any]:
+    """Return the flags of every command, the keys of the config, and the keys of every student."""
+    argv = [sys.executable, str(HERE / "show_parser.py"), str(ROOT / "foundation" / "rsl_rl" / "distillation.py")]
+    keys = json.loads(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)["keys"]
+    students = {}
+    for name in STUDENTS:
+        folder = working_folder(stack, f"student_{name}")
+        command("distillation", *SHORTEST, f"student={name}", folder=folder)
+        students[name] = config_of(run_in(folder))["student"]
+    return {"flags": {name: flags_of(name, stack) for name in COMMANDS}, "keys": keys, "students": students}
 
 
 def main() -> None:
-    """Write ``golden.json`` and ``fixtures/``."""
+    """Write ``golden.json``, ``flags.json`` and ``fixtures/``."""
+    torch.set_num_threads(1)
     shutil.rmtree(FIXTURES, ignore_errors=True)
-    write_teacher(FIXTURES / "teacher" / "model.pt", 1)
-    for seed in (1, 2):
-        write_teacher(FIXTURES / "teachers" / f"quad_{seed}.pt", seed)
-    results = {}
-    for name in RUNS:
-        with tempfile.TemporaryDirectory() as text:
-            folder = Path(text)
-            shutil.copytree(FIXTURES, folder, dirs_exist_ok=True)
-            results[name] = run_and_record(name, folder)
-            if name in ("mlp", "gru"):
-                shutil.copy(only_run(folder) / "best_student.pt", FIXTURES / f"student_{name}.pt")
-            if name == "save_dataset":
-                shutil.copytree(folder / "dataset", FIXTURES / "dataset")
+    FIXTURES.mkdir()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     with tempfile.TemporaryDirectory() as text:
-        folder = Path(text)
-        shutil.copytree(FIXTURES, folder, dirs_exist_ok=True)
-        done = command("distillation", *OFFLINE, folder=folder)
-        if done.returncode:
-            sys.exit(f"offline: {done.stdout}{done.stderr}")
-        results["offline"] = result_of(only_run(folder))
-    with tempfile.TemporaryDirectory() as text:
-        folder = Path(text)
-        shutil.copytree(FIXTURES / "teacher", folder / "teacher")
-        kill_half_way(folder)
-        run = only_run(folder)
-        for file in run.glob("events*"):
-            file.unlink()
-        shutil.copytree(run, FIXTURES / "half_way")
-    flags = {name: flags_of(name, HERE) for name in COMMANDS}
-    text = json.dumps({"machine": machine(), "runs": results, "flags": flags}, indent=1)
-    (HERE / "golden.json").write_text(text + "\n")
+        stack = Path(text)
+        golden = {"commit": commit.strip(), "platform": platform_line(), "machine": machine()}
+        golden["runs"] = record_runs(stack)
+        record_half_way(stack)
+        golden["played"] = {name: played(name, FIXTURES) for name in ("mlp", "gru")}
+        golden["actions"] = {name: actions_of(FIXTURES / f"student_{name}.pt") for name in ("mlp", "gru")}
+        flags = record_flags(stack)
+    shutil.rmtree(FIXTURES / "logs", ignore_errors=True)
+    (FIXTURES / "played.json").unlink()
+    (HERE / "golden.json").write_text(json.dumps(golden, indent=1) + "\n")
+    (HERE / "flags.json").write_text(json.dumps(flags, indent=1) + "\n")
 
 
 if __name__ == "__main__":
