@@ -16,6 +16,8 @@ from foundation.core.files import check_finite
 from foundation.core.text import one_line
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_MOST_ATTRIBUTE = 1 << 20
+"""Largest attribute that is read [B]."""
 _FILTERS = {1, 2, 3}  # deflate, shuffle, Fletcher's checksum: those that HDF5 itself brings along
 
 
@@ -43,6 +45,10 @@ class Hdf5Group:
 
     def attribute(self, name: str) -> str | None:
         """Return an attribute as text, or None."""
+        if name in self._group.attrs:
+            found = self._group.attrs.get_id(name)
+            if math.prod(found.shape or ()) * found.dtype.itemsize > _MOST_ATTRIBUTE:
+                self._refuse(f"'{self.name}' has an attribute '{name}' of shape {found.shape}")
         value = self._group.attrs.get(name)
         return value.decode(errors="replace") if isinstance(value, bytes) else None if value is None else str(value)
 
