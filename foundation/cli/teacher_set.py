@@ -163,7 +163,7 @@ def _measure(engine: Engine, cfg: DistillationCfg, env_cfg: Any, agent_cfg: Any,
     from foundation.policies.actors import PolicyActor
     from foundation.policies.obs_groups import ObsSelector
     from foundation.rollout.evaluate import evaluate
-    from foundation.runs.runner import EVAL_SEED
+    from foundation.runs.base import EVAL_SEED
     from foundation.teachers.assignment import TeacherAssignment
     from foundation.teachers.teacher_board import TeacherBoard
 

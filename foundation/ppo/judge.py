@@ -9,11 +9,11 @@ from typing import Any
 from foundation.engines.base import Engine
 from foundation.ppo.library_runner import RslRlRunner
 from foundation.rollout.evaluate import evaluate
+from foundation.runs.base import EVAL_SEED, FINAL_SEED
 from foundation.runs.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 
-EVAL_SEED, FINAL_SEED = 1_000_003, 2_000_003
 FINAL_EPISODES = 1024
 """Fresh episodes on which the best policy is re-measured at the end."""
 

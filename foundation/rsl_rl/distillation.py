@@ -361,11 +361,10 @@ def start(
 ) -> None:
     """Put a resumed run back to where it was, and say whether it goes on exactly and with which other settings."""
     from foundation.runs.changed_settings import changed_settings
-    from foundation.runs.run_state import restore
 
     if job.resumed is None:
         return
-    inexact = "" if checkpoint is None else restore(runner, checkpoint)
+    inexact = "" if checkpoint is None else runner.restore(checkpoint)
     how = f"not exact: {inexact}" if inexact else "exact"
     changed = "" if checkpoint is None else changed_settings(run, checkpoint, runner.cfg, env_cfg, agent_cfg)
     if runner.epoch >= runner.cfg.n_epochs:

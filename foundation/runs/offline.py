@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from foundation.config.distillation_cfg import DistillationCfg
-from foundation.core.errors import RunInterrupted, UserError, reading
-from foundation.core.stopwatch import Stopwatch
+from foundation.core.errors import UserError, reading
 from foundation.dataset.build import load_offline
 from foundation.dataset.dataset import DistillationDataset
 from foundation.dataset.disk.reader import SavedDataset
 from foundation.learning.early_stopping import EarlyStopping
 from foundation.learning.held_out import held_out_loss
-from foundation.learning.learner import Learner, LearningStats
+from foundation.learning.learner import LearningStats
 from foundation.policies.obs_groups import ObsSelector
 from foundation.policies.output import PolicyOutput
-from foundation.runs.report import Reporter
-from foundation.runs.run_state import BEST, LATEST, latest_checkpoint, student_checkpoint
-from foundation.students import make_student
+from foundation.runs.base import Runner
+from foundation.runs.run_state import BEST, latest_checkpoint
 
 
-class OfflineRunner:
+class OfflineRunner(Runner):
     """Learns from a dataset on disk.
 
     Args:
@@ -45,45 +43,19 @@ class OfflineRunner:
         writer: Any = None,
         interrupted: Callable[[], Any] = lambda: None,
     ):
-        self.cfg, self.run_dir, self.writer, self.interrupted = cfg, run_dir, writer, interrupted
-        self.saved = open_for(cfg)
+        super().__init__(cfg, run_dir, writer, interrupted)
+        self.writer, self.saved = writer, open_for(cfg)
         layout = self.saved.layout
         self.student_obs = ObsSelector(layout.obs_groups, layout.obs_slice)
         self.label_bound = layout.clip_actions
-        self.best_return: float | None = None  # nothing flies here: no return is known
-        self.epoch, self.best_loss, self.best_epoch = 0, math.inf, -1
+        self.best_loss = math.inf
         self.best: dict[str, float] = {}
-        self.stopwatch, self.reporter = Stopwatch(), Reporter(cfg, writer)
         self.early_stopping = EarlyStopping(cfg.early_stopping)
-        device = torch.device(cfg.device)
-        torch.manual_seed(cfg.seed)
-        self.student = make_student(cfg.student, layout.num_obs, layout.targets["mean"]).to(device)
-        if cfg.student.init_checkpoint is not None:
-            from foundation.checkpoints.initialise import initialise_student
-
-            initialise_student(self.student, cfg.student.init_checkpoint)
-        self.sequence_length = cfg.sequence_length or (50 if self.student.state_size else 1)
-        self.learner = Learner(self.student, cfg, self.sequence_length)
+        self.make_learner(layout.num_obs, layout.targets["mean"], cfg.device)
         self.train, self.held_out = self._load()
         self._prepare()
 
     # -- the loop -----------------------------------------------------------------------------------------------
-
-    def run(self) -> dict[str, Any]:
-        """Run all epochs and write ``summary.json``.
-
-        Returns:
-            The summary.
-
-        Raises:
-            RunInterrupted: If the user asked to stop; everything up to the last finished epoch is saved.
-            UserError: If something became NaN.
-        """
-        self._begin()
-        with self.reporter.progress(self.epoch):
-            while self.epoch < self.cfg.n_epochs and not self.early_stopping.due():
-                self.run_epoch(self.epoch)
-        return self._finish()
 
     def run_epoch(self, epoch: int) -> None:
         """Learn, measure, log and save one epoch."""
@@ -96,15 +68,7 @@ class OfflineRunner:
             self._keep_best(measured, epoch)
         self.epoch = epoch + 1
         self._log(learned, measured)
-        if (epoch + 1) % self.cfg.save_interval == 0:
-            self.run_dir.save_checkpoint(f"checkpoint_epoch_{epoch + 1}.pt", self._resume_checkpoint())
-        self.run_dir.save_checkpoint(LATEST, self._resume_checkpoint())
-
-    def poll(self) -> None:
-        """Raise ``RunInterrupted`` if the user asked to stop."""
-        reason = self.interrupted()
-        if reason:
-            raise RunInterrupted(str(reason))
+        self.save()
 
     def resume(self, checkpoint: dict[str, Any] | None = None) -> None:
         """Go on, exactly, from a checkpoint of this run (None: the newest), or begin if there is none yet.
@@ -150,7 +114,7 @@ class OfflineRunner:
         teacher = PolicyOutput(**{name: row[:, part] for name, part in self.train.columns.items() if name != "obs"})
         student = self.student.step(row[:, self.train.columns["obs"]], None)[0]
         self.learner.prepare(student, teacher)
-        if self.cfg.student.obs_normalization and self.cfg.student.init_checkpoint is None:
+        if self.fits_normalizer:
             for slot in range(self.train.num_chunks):
                 self.learner.fit_normalizer(self.train.chunk_obs(slot))
             self.learner.watch_normalizer(self.train, [])
@@ -159,13 +123,15 @@ class OfflineRunner:
         self.early_stopping.see(epoch, -measured["held_out_loss"])
         if measured["held_out_loss"] >= self.best_loss:
             return
-        self.best_loss, self.best_epoch, self.best = measured["held_out_loss"], epoch, measured
-        self.run_dir.save_checkpoint(BEST, self._checkpoint(epoch, measured))
+        self.best_loss, self.best = measured["held_out_loss"], measured
+        self.save_best(epoch, measured)
 
-    def _checkpoint(self, epoch: int, measured: dict[str, float] | None = None) -> dict[str, Any]:
-        return student_checkpoint(cast(Any, self), epoch, measured) | {"best_loss": self.best_loss}
+    def student_checkpoint(self, epoch: int, evaluation: dict[str, float] | None = None) -> dict[str, Any]:
+        """Add the best loss to what rebuilds the student; no return is known, as nothing acts here."""
+        return super().student_checkpoint(epoch, evaluation) | {"best_return": None, "best_loss": self.best_loss}
 
-    def _resume_checkpoint(self) -> dict[str, Any]:
+    def resume_state(self) -> dict[str, Any]:
+        """Return the progress, the dataset's state and what it was made of."""
         state = {
             "epoch": self.epoch,
             "best_loss": self.best_loss,
@@ -176,16 +142,16 @@ class OfflineRunner:
             "dataset": self.train.state_dict(),
             "torch_rng": torch.get_rng_state(),
         }
-        return self._checkpoint(self.epoch - 1) | {"offline": state}
+        return {"offline": state}
 
     # -- what the user sees ---------------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Show what is about to run, and save, so that it can be resumed from here on."""
         layout, size = self.saved.layout, self.train.num_bytes + self.held_out.num_bytes
-        parameters = sum(p.numel() for p in self.student.parameters())
         self.reporter.line(
             f"Student: {self.cfg.student.name}, obs={layout.num_obs} ({', '.join(layout.obs_groups)}), "
-            f"actions={layout.targets['mean']}, {parameters} parameters"
+            f"actions={layout.targets['mean']}, {self.num_parameters} parameters"
         )
         self.reporter.line(
             f"Dataset: {self.saved.num_rows} rows of {layout.task} ({size / 1e6:.0f} MB) on {self.train.device}, "
@@ -193,7 +159,7 @@ class OfflineRunner:
             f"{len(self.held_out)} rows are held out"
         )
         if self.epoch == 0:
-            self.run_dir.save_checkpoint(LATEST, self._resume_checkpoint())
+            self.save_latest()
 
     def _log(self, learned: LearningStats, measured: dict[str, float] | None) -> None:
         seconds = self.stopwatch.lap().get("learning", 0.0)
@@ -212,8 +178,9 @@ class OfflineRunner:
             self.writer.flush()
         self.reporter.epoch_line(self.epoch, parts, measured is not None)
 
-    def _finish(self) -> dict[str, Any]:
-        self.run_dir.save_checkpoint("final_student.pt", self._checkpoint(self.epoch - 1))
+    def finish(self) -> dict[str, Any]:
+        """Write the last student and the summary."""
+        self.run_dir.save_checkpoint("final_student.pt", self.student_checkpoint(self.epoch - 1))
         summary = {
             "task": self.cfg.task,
             "offline": True,
@@ -231,7 +198,7 @@ class OfflineRunner:
                 **({} if self.filtered is None else {"episodes_unfinished": self.filtered.unfinished.episodes}),
                 "teacher": self.saved.teacher,
             },
-            "parameters": {"student": sum(p.numel() for p in self.student.parameters())},
+            "parameters": {"student": self.num_parameters},
             "wall_seconds": self.stopwatch.wall,
             "cpu_seconds": self.stopwatch.cpu,
         }

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -14,9 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.learning.learner import LearningStats
 from foundation.rollout.episodes import CollectionStats
-
-if TYPE_CHECKING:
-    from foundation.runs.runner import DistillationRunner
 
 Scalars = dict[str, float]
 FEW_UPDATES = 8
@@ -118,19 +115,17 @@ class Reporter:
             f"from the {episodes} episodes of the first epoch"
         )
 
-    def begin(self, runner: DistillationRunner) -> None:
-        """Show what is about to run."""
-        dataset, student = runner.dataset, runner.student
-        self._teacher = runner.baselines["teacher"]["mean_return"]
-        parameters = sum(p.numel() for p in student.parameters())
-        self.line(
-            f"Student: {self.cfg.student.name}, obs={runner.num_obs} ({', '.join(runner.student_obs.groups)}), "
-            f"actions={runner.env.num_actions}, {parameters} parameters"
-        )
-        self.line(
-            f"Dataset: room for {dataset.capacity} rows ({dataset.num_bytes / 1e6:.0f} MB) on {dataset.device}; "
-            f"collection by {runner.mode} in {runner.env.num_envs} environments"
-        )
+    def begin(self, *, teacher_return: float, student: str, dataset: str) -> None:
+        """Show what is about to run.
+
+        Args:
+            teacher_return: The teacher's mean return.
+            student: What the student takes, gives and has.
+            dataset: How large the dataset is, and how it is filled.
+        """
+        self._teacher = teacher_return
+        self.line(f"Student: {self.cfg.student.name}, {student}")
+        self.line(f"Dataset: {dataset}")
 
     def log_baselines(self, baselines: dict[str, Scalars]) -> None:
         """Log the baselines, once in the life of a run."""

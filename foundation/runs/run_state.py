@@ -10,77 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import foundation
-from foundation.config.plain import to_plain
 from foundation.config.typing_fit import read_fields
-from foundation.core.errors import UserError, reading
+from foundation.core.errors import UserError
 from foundation.core.files import atomic_torch_save, load_checkpoint
 from foundation.core.text import quoted
 from foundation.dataset.disk.chunks import check_chunks, export_chunks, import_chunks
 
 if TYPE_CHECKING:
     from foundation.dataset.dataset import DistillationDataset
-    from foundation.runs.runner import DistillationRunner
 
 logger = logging.getLogger(__name__)
 LATEST = "checkpoint_latest.pt"
 BEST = "best_student.pt"
-
-
-def student_checkpoint(runner: DistillationRunner, epoch: int, evaluation: dict | None = None) -> dict[str, Any]:
-    """Return what rebuilds the student, and its optimiser.
-
-    Args:
-        runner: The run.
-        epoch: The epoch that made these weights, counted from 0; stored counted from 1.
-        evaluation: What the student was measured at.
-
-    Returns:
-        Plain tensors and values, for ``torch.load(weights_only=True)``.
-    """
-    policy = runner.learner.policy
-    return {
-        "epoch": epoch + 1,
-        "model_state_dict": {name: tensor.detach().clone() for name, tensor in policy.state_dict().items()},
-        **runner.learner.state_dict(),
-        "best_return": runner.best_return,
-        "best_epoch": runner.best_epoch,
-        "student": policy.describe(),
-        "obs_groups": list(runner.student_obs.groups),
-        "obs_slice": None if runner.student_obs.obs_slice is None else list(runner.student_obs.obs_slice),
-        "clip_actions": runner.label_bound,
-        "task": runner.cfg.task,
-        "evaluation": evaluation or {},
-        "distillation": to_plain(runner.cfg),
-        "version": foundation.__version__,
-    }
-
-
-def save_latest(runner: DistillationRunner) -> None:
-    """Save everything that ``--resume`` needs, after each epoch."""
-    runner.run_dir.save_checkpoint(LATEST, resume_checkpoint(runner))
-
-
-def resume_checkpoint(runner: DistillationRunner) -> dict[str, Any]:
-    """Return the student and everything else that going on needs, but for the dataset's rows."""
-    payload = student_checkpoint(runner, runner.epoch - 1)
-    device = torch.device(runner.env.device)
-    payload["resume"] = {
-        "epoch": runner.epoch,
-        "env_steps": runner.env_steps,
-        "baselines": runner.baselines,
-        "teachers": runner.teachers.state_dict(),
-        "stopwatch": runner.stopwatch.state_dict(),
-        "early_stopping": runner.early_stopping.state_dict(),
-        "collector": runner.collector.state_dict(),
-        "dataset": runner.dataset.state_dict(),
-        "shards": runner.shards.state_dict(),
-        "dataset_rows": len(runner.dataset),
-        "torch_rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "num_envs": runner.env.num_envs,
-    }
-    return payload
 
 
 @dataclass
@@ -154,63 +95,17 @@ def steps_taken(checkpoint: dict[str, Any] | None) -> int:
     return state["env_steps"] // state["num_envs"] if state else 0
 
 
-def restore(runner: DistillationRunner, checkpoint: dict[str, Any]) -> str:
-    """Put a run back to where a checkpoint was written.
-
-    Returns:
-        "" if it goes on exactly, else why not.
-    """
-    state = checkpoint.get("resume")
-    if state is None:
-        raise UserError(
-            "This checkpoint holds a student but no state to resume from: leave --checkpoint out, or name a "
-            "checkpoint_epoch_*.pt. To start from a student's weights, set distill.student.init_checkpoint."
-        )
-    with reading(f"the state to resume from in {runner.run_dir.path}"):
-        return _restore(runner, checkpoint, state)
-
-
-def _restore(runner: DistillationRunner, checkpoint: dict[str, Any], state: dict[str, Any]) -> str:
-    runner.teachers.load_state_dict(state.get("teachers", {}))
-    if state["num_envs"] != runner.env.num_envs:
-        raise UserError(f"The run had --num_envs {state['num_envs']}, now {runner.env.num_envs}: resume with the same.")
-    if checkpoint["student"] != runner.student.describe():
-        raise UserError("The student's architecture differs from that of the run to resume: give the same settings.")
-    runner.learner.load_state_dict(checkpoint["model_state_dict"], checkpoint)
-    _restore_best(runner, checkpoint)
-    runner.epoch, runner.env_steps = state["epoch"], state["env_steps"]
-    runner.rows_before = state.get("dataset_rows", _rows_of(state["dataset"]))
-    runner.baselines = state["baselines"]
-    runner.stopwatch.load_state_dict(state["stopwatch"])
-    runner.early_stopping.load_state_dict(state.get("early_stopping", {}))
-    _restore_rng(state, torch.device(runner.env.device))
-    reasons = []
-    if not runner.collector.load_state_dict(state["collector"]):
-        reasons.append("this engine cannot restore its environments")
-    if not runner.shards.restore(state["dataset"], state["shards"]):
-        reasons.append("its dataset is not on disk (dataset.disk_gb was too small, or the run had ended)")
-    return " and ".join(reasons)
-
-
-def _rows_of(dataset: dict[str, Any]) -> int:
+def rows_of(dataset: dict[str, Any]) -> int:
     """Return how many rows a saved dataset held; states of earlier versions do not say it."""
     _, steps, num_envs, _ = dataset["shape"]
     return dataset["num_chunks"] * steps * num_envs
 
 
-def _restore_rng(state: dict[str, Any], device: torch.device) -> None:
+def restore_rng(state: dict[str, Any], device: torch.device) -> None:
+    """Put torch's random generators back to where a checkpoint was written."""
     torch.set_rng_state(state["torch_rng"].cpu())
     if device.type == "cuda" and state.get("cuda_rng") is not None:
         torch.cuda.set_rng_state(state["cuda_rng"].cpu(), device)
-
-
-def _restore_best(runner: DistillationRunner, checkpoint: dict[str, Any]) -> None:
-    """Take the best return so far: ``best_student.pt`` may be newer than the checkpoint, and is not to be lost."""
-    known = [checkpoint]
-    if (runner.run_dir.path / BEST).exists():
-        known.append(runner.run_dir.load_checkpoint(BEST))
-    best = max(known, key=lambda entry: entry["best_return"])
-    runner.best_return, runner.best_epoch = best["best_return"], best["best_epoch"]
 
 
 class DatasetShards:

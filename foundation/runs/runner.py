@@ -2,52 +2,38 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from foundation.checkpoints.initialise import initialise_student
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import RunInterrupted, UserError
-from foundation.core.stopwatch import Stopwatch
 from foundation.evaluation.divergence import DivergenceProbe
 from foundation.evaluation.teacher_check import check_teacher
 from foundation.learning.early_stopping import EarlyStopping
-from foundation.learning.learner import Learner, LearningStats
+from foundation.learning.learner import LearningStats
 from foundation.learning.schedules import teacher_share
 from foundation.policies.actors import PolicyActor
 from foundation.policies.obs_groups import ObsSelector, teacher_selector
-from foundation.rollout.baselines import measure_baselines, scores
+from foundation.rollout.baselines import measure_baselines, ratio_interval, scores
 from foundation.rollout.collector import Collector
 from foundation.rollout.episodes import CollectionStats
 from foundation.rollout.evaluate import EvaluationResult, evaluate, preserved_rng
-from foundation.runs.report import Reporter
+from foundation.runs.base import Runner
 from foundation.runs.run_dataset import make_run_dataset
-from foundation.runs.run_state import (
-    BEST,
-    DatasetShards,
-    latest_checkpoint,
-    restore,
-    resume_checkpoint,
-    save_latest,
-    student_checkpoint,
-)
-from foundation.runs.run_summary import final_summary
+from foundation.runs.run_state import BEST, DatasetShards, latest_checkpoint, restore_rng, rows_of
 from foundation.runs.run_teachers import RunTeachers
-from foundation.students import make_student
 
 MakeEvalEnv = Callable[[int], Any]
 """Builds an evaluation environment of the wanted number of environments."""
 
 MAX_EVAL_ENVS = 4096
-EVAL_SEED = 1_000_003
 FEWEST_BASELINE_EPISODES = 48
 """Of teacher, zero and random actions together, where all share a rollout: sixteen each tell a teacher from chance."""
 
 
-class DistillationRunner:
+class DistillationRunner(Runner):
     """Distils one teacher into one student.
 
     Args:
@@ -73,20 +59,15 @@ class DistillationRunner:
         interrupted: Callable[[], Any] = lambda: None,
         label_bound: float | None = None,
     ):
-        self.env, self.teacher, self.cfg, self.run_dir = env, teacher, cfg, run_dir
-        self.make_eval_env, self.interrupted, self.label_bound = make_eval_env, interrupted, label_bound
-        self.stopwatch = Stopwatch()
-        self.epoch, self.best_return, self.best_epoch, self.env_steps = 0, -math.inf, -1, 0
+        super().__init__(cfg, run_dir, writer, interrupted)
+        self.env, self.teacher = env, teacher
+        self.make_eval_env, self.label_bound = make_eval_env, label_bound
+        self.env_steps = 0
         self.baselines: dict[str, dict[str, float]] = {}
         self._baseline_episodes = 0
         self.mode = self._resolve_mode()
-        torch.manual_seed(cfg.seed)
         self._select_observations()
-        self.student = make_student(cfg.student, self.num_obs, env.num_actions).to(env.device)
-        if cfg.student.init_checkpoint is not None:
-            initialise_student(self.student, cfg.student.init_checkpoint)
-        self.sequence_length = cfg.sequence_length or (50 if self.student.state_size else 1)
-        self.learner = Learner(self.student, cfg, self.sequence_length)
+        self.make_learner(self.num_obs, env.num_actions, env.device)
         self.dataset, self.recorder = make_run_dataset(self)
         self.collector = Collector(
             env,
@@ -105,7 +86,6 @@ class DistillationRunner:
             recorder=self.recorder,
         )
         self.shards = DatasetShards(self.dataset, run_dir, cfg.dataset.disk_gb, keep=not cfg.on_policy)
-        self.reporter = Reporter(cfg, writer)
         acts = [epoch for epoch in range(cfg.n_epochs) if self.beta(epoch) < 1.0]
         self.forced_epochs = acts[0] if acts else cfg.n_epochs
         self.early_stopping = EarlyStopping(cfg.early_stopping, acts[0] if acts else 0)
@@ -115,23 +95,22 @@ class DistillationRunner:
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
-    def run(self) -> dict[str, Any]:
-        """Run all epochs, measure the best student on fresh seeds, and write ``summary.json``.
-
-        Returns:
-            The summary.
-
-        Raises:
-            RunInterrupted: If the user asked to stop; everything up to the last finished epoch is saved.
-            UserError: If the teacher is worse than asked for, or something became NaN.
-        """
+    def begin(self) -> None:
+        """Measure the baselines, unless they are known, and show what is about to run."""
         if not self.baselines:
             self._begin_run()
-        self.reporter.begin(self)
-        with self.reporter.progress(self.epoch):
-            while self.epoch < self.cfg.n_epochs and not self.early_stopping.due():
-                self.run_epoch(self.epoch)
-        return self._finish()
+        dataset = self.dataset
+        self.reporter.begin(
+            teacher_return=self.baselines["teacher"]["mean_return"],
+            student=(
+                f"obs={self.num_obs} ({', '.join(self.student_obs.groups)}), actions={self.env.num_actions}, "
+                f"{self.num_parameters} parameters"
+            ),
+            dataset=(
+                f"room for {dataset.capacity} rows ({dataset.num_bytes / 1e6:.0f} MB) on {dataset.device}; "
+                f"collection by {self.mode} in {self.env.num_envs} environments"
+            ),
+        )
 
     def resume(self) -> str:
         """Go on from the run folder's last finished epoch, or begin if it stopped before its first.
@@ -140,7 +119,7 @@ class DistillationRunner:
             "" if the run goes on exactly, else why it is not exact.
         """
         checkpoint = latest_checkpoint(self.run_dir)
-        return "" if checkpoint is None else restore(self, checkpoint)
+        return "" if checkpoint is None else self.restore(checkpoint)
 
     def run_epoch(self, epoch: int) -> None:
         """Collect, learn, evaluate, log and save one epoch."""
@@ -170,12 +149,6 @@ class DistillationRunner:
             self._log(epoch, beta, collected, learned, evaluation)
             self._save(epoch, collected)
 
-    def poll(self) -> None:
-        """Raise ``RunInterrupted`` if the user asked to stop."""
-        reason = self.interrupted()
-        if reason:
-            raise RunInterrupted(str(reason))
-
     def beta(self, epoch: int) -> float:
         """Return the probability that an episode of this epoch is driven by the teacher."""
         return teacher_share(self.cfg, epoch)
@@ -187,7 +160,7 @@ class DistillationRunner:
 
         A student that starts from trained weights keeps the normaliser that they were trained with.
         """
-        if not self.cfg.student.obs_normalization or self.cfg.student.init_checkpoint is not None:
+        if not self.fits_normalizer:
             return
         if epoch >= max(1, self.forced_epochs):
             self.learner.watch_normalizer(self.dataset, collected.slots)
@@ -234,7 +207,7 @@ class DistillationRunner:
             self.eval_env(),
             actor,
             self.cfg.num_eval_episodes,
-            self.cfg.seed + EVAL_SEED,
+            self.context.eval_seed,
             None if probe is None else probe.on_step,
             self.poll,
             teacher_of=self.teachers.teacher_of,
@@ -255,8 +228,8 @@ class DistillationRunner:
         self.early_stopping.see(epoch, evaluation["mean_return"])
         if evaluation["mean_return"] <= self.best_return:
             return
-        self.best_return, self.best_epoch = evaluation["mean_return"], made_by
-        self.run_dir.save_checkpoint(BEST, student_checkpoint(self, made_by, evaluation))
+        self.best_return = evaluation["mean_return"]
+        self.save_best(made_by, evaluation)
 
     def _log(
         self,
@@ -274,10 +247,78 @@ class DistillationRunner:
 
     def _save(self, epoch: int, collected: CollectionStats) -> None:
         self.shards.append(epoch, collected.slots)
-        if (epoch + 1) % self.cfg.save_interval == 0:
-            self.run_dir.save_checkpoint(f"checkpoint_epoch_{epoch + 1}.pt", resume_checkpoint(self))
-        save_latest(self)
+        self.save()
         self.shards.prune()
+
+    # -- saving and going on --------------------------------------------------------------------------------------
+
+    def resume_state(self) -> dict[str, Any]:
+        """Return everything but the student and the dataset's rows."""
+        device = torch.device(self.env.device)
+        state = {
+            "epoch": self.epoch,
+            "env_steps": self.env_steps,
+            "baselines": self.baselines,
+            "teachers": self.teachers.state_dict(),
+            "stopwatch": self.stopwatch.state_dict(),
+            "early_stopping": self.early_stopping.state_dict(),
+            "collector": self.collector.state_dict(),
+            "dataset": self.dataset.state_dict(),
+            "shards": self.shards.state_dict(),
+            "dataset_rows": len(self.dataset),
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "num_envs": self.env.num_envs,
+        }
+        return {"resume": state}
+
+    def restore(self, checkpoint: dict[str, Any]) -> str:
+        """Put a run back to where a checkpoint was written.
+
+        Returns:
+            "" if it goes on exactly, else why not.
+        """
+        state = checkpoint.get("resume")
+        if state is None:
+            raise UserError(
+                "This checkpoint holds a student but no state to resume from: leave --checkpoint out, or name a "
+                "checkpoint_epoch_*.pt. To start from a student's weights, set distill.student.init_checkpoint."
+            )
+        with reading(f"the state to resume from in {self.run_dir.path}"):
+            return self._restore(checkpoint, state)
+
+    def _restore(self, checkpoint: dict[str, Any], state: dict[str, Any]) -> str:
+        self.teachers.load_state_dict(state.get("teachers", {}))
+        if state["num_envs"] != self.env.num_envs:
+            raise UserError(
+                f"The run had --num_envs {state['num_envs']}, now {self.env.num_envs}: resume with the same."
+            )
+        if checkpoint["student"] != self.student.describe():
+            raise UserError(
+                "The student's architecture differs from that of the run to resume: give the same settings."
+            )
+        self.learner.load_state_dict(checkpoint["model_state_dict"], checkpoint)
+        self._restore_best(checkpoint)
+        self.epoch, self.env_steps = state["epoch"], state["env_steps"]
+        self.rows_before = state.get("dataset_rows", rows_of(state["dataset"]))
+        self.baselines = state["baselines"]
+        self.stopwatch.load_state_dict(state["stopwatch"])
+        self.early_stopping.load_state_dict(state.get("early_stopping", {}))
+        restore_rng(state, torch.device(self.env.device))
+        reasons = []
+        if not self.collector.load_state_dict(state["collector"]):
+            reasons.append("this engine cannot restore its environments")
+        if not self.shards.restore(state["dataset"], state["shards"]):
+            reasons.append("its dataset is not on disk (dataset.disk_gb was too small, or the run had ended)")
+        return " and ".join(reasons)
+
+    def _restore_best(self, checkpoint: dict[str, Any]) -> None:
+        """Take the best return so far: ``best_student.pt`` may be newer than the checkpoint, and is not to be lost."""
+        known = [checkpoint]
+        if (self.run_dir.path / BEST).exists():
+            known.append(self.run_dir.load_checkpoint(BEST))
+        best = max(known, key=lambda entry: entry["best_return"])
+        self.best_return, self.best_epoch = best["best_return"], best["best_epoch"]
 
     # -- the beginning and the end ------------------------------------------------------------------------------
 
@@ -298,11 +339,11 @@ class DistillationRunner:
         try:
             self._measure_baselines()
         except RunInterrupted:
-            save_latest(self)
+            self.save_latest()
             raise
         self.reporter.log_baselines(self.baselines)
         self.recorder.open()  # refused before anything is saved, so that no run is left that never began
-        save_latest(self)
+        self.save_latest()
 
     def _num_baseline_episodes(self) -> int:
         """Episodes of the baseline: with a single environment, one in each, but at least ``FEWEST_BASELINE_EPISODES``.
@@ -322,7 +363,7 @@ class DistillationRunner:
                 self.eval_env(),
                 PolicyActor(self.teacher, self.teacher_obs),
                 self._num_baseline_episodes(),
-                self.cfg.seed + EVAL_SEED,
+                self.context.eval_seed,
                 shared_rollout=self.make_eval_env is None,
                 poll=self.poll,
                 teacher_of=self.teachers.teacher_of,
@@ -339,16 +380,67 @@ class DistillationRunner:
             self.teachers.measure_offsets(self.eval_env(), actor, self.reporter, self.poll)
         self.baselines = baselines
 
-    def _finish(self) -> dict[str, Any]:
-        self.run_dir.save_checkpoint("final_student.pt", student_checkpoint(self, self.epoch - 1))
+    def finish(self) -> dict[str, Any]:
+        """Save the last student, measure the best one, write the summary and remove what only a resume needs."""
+        self.run_dir.save_checkpoint("final_student.pt", self.student_checkpoint(self.epoch - 1))
         with self.stopwatch.stage("final_evaluation"):
-            summary = final_summary(self)
+            summary = self._final_summary()
         summary |= {"wall_seconds": self.stopwatch.wall, "cpu_seconds": self.stopwatch.cpu}
         self.run_dir.write_summary(summary)
         self.shards.remove()
         self.recorder.close()
         self.reporter.end(summary)
         return summary
+
+    def _final_summary(self) -> dict[str, Any]:
+        """Measure the best student and the teacher on fresh seeds, the same for both.
+
+        The learner's policy holds the best student's weights afterwards.
+
+        Returns:
+            Plain values for ``summary.json``, the stages' seconds left out.
+        """
+        cfg, policy = self.cfg, self.learner.policy
+        best = self.run_dir.load_checkpoint(BEST, map_location=str(self.env.device))
+        policy.load_state_dict(best["model_state_dict"])
+        episodes = cfg.num_eval_episodes if self.make_eval_env is None else cfg.final_eval_episodes
+        self.reporter.last_measurement(episodes, cheap=self.make_eval_env is not None)
+        env, seed = self.eval_env(episodes), self.context.final_seed
+        teachers = self.teachers
+        actor = PolicyActor(policy, self.student_obs)
+        measured = evaluate(env, actor, episodes, seed, poll=self.poll, teacher_of=teachers.teacher_of)
+        teachers.evaluated(measured)
+        # The ratio that is quoted rests on as many episodes of the teacher, from the same initial states.
+        actor = PolicyActor(self.teacher, self.teacher_obs)
+        judged = evaluate(env, actor, episodes, seed, poll=self.poll, who="teacher", teacher_of=teachers.teacher_of)
+        teachers.record("teacher", judged)
+        student = measured.summary()
+        teacher = judged.summary()
+        ratio = scores(student["mean_return"], teacher["mean_return"], self.baselines["random"]["mean_return"])
+        if "return_ratio" in ratio:
+            ratio["return_ratio_interval_95"] = ratio_interval(measured.returns, judged.returns)
+        return {
+            "task": cfg.task,
+            "best_epoch": self.best_epoch + 1,
+            "teacher": teacher | {"return_interval_95": judged.return_interval},
+            "student": student | {"return_interval_95": measured.return_interval},
+            "teacher_return": teacher["mean_return"],
+            "best_student_return": student["mean_return"],
+            **ratio,
+            "success_rate": student.get("success_rate"),
+            "position_error": student.get("position_error"),
+            "final_eval_episodes": len(measured.returns),
+            "baselines": self.baselines,
+            **teachers.summary(),
+            "epochs": self.epoch,
+            "stopped_early": self.epoch < cfg.n_epochs,
+            "env_steps": self.env_steps,
+            "dataset_rows": len(self.dataset) if self.rows_before is None else self.rows_before,
+            "parameters": {
+                "student": sum(p.numel() for p in policy.parameters()),
+                "teacher": sum(p.numel() for p in self.teacher.parameters()),
+            },
+        }
 
     # -- construction -------------------------------------------------------------------------------------------
 
