@@ -45,7 +45,7 @@ def stop_after(monkeypatch, epochs: int) -> None:
     def stopping(self, number):
         epoch(self, number)
         if number + 1 == epochs:
-            self.interrupted = lambda: "the test"
+            self.context.interrupted = lambda: "the test"
 
     monkeypatch.setattr(DistillationRunner, "run_epoch", stopping)
 

@@ -68,7 +68,7 @@ def test_a_resumed_run_of_many_teachers_is_bit_identical(monkeypatch, tmp_path, 
     def stop_after_two(self, number):
         epoch(self, number)
         if number == 1:
-            self.interrupted = lambda: "the test"
+            self.context.interrupted = lambda: "the test"
 
     monkeypatch.setattr(DistillationRunner, "run_epoch", stop_after_two)
     main(argv)

@@ -135,7 +135,7 @@ def test_stopped_and_resumed_is_the_same_bit_for_bit(saved, tmp_path, student):
     stopped = offline(own, tmp_path / "stopped", student)
     calls = iter(range(10**6))
     per_epoch = stopped.learner.num_updates(len(stopped.train))
-    stopped.interrupted = lambda: "enough" if next(calls) == 2 * per_epoch + 3 else ""
+    stopped.context.interrupted = lambda: "enough" if next(calls) == 2 * per_epoch + 3 else ""
     with pytest.raises(RunInterrupted):
         stopped.run()
     collect(own, tmp_path, seed=5)
@@ -261,13 +261,13 @@ def test_a_run_with_a_dataset_resumes_exactly(saved, tmp_path):
             )
             if stop is not None:
                 assert runner.resume() == ""
-                runner.interrupted = lambda runner=runner, at=stop: "enough" if runner.epoch == at else ""
+                runner.context.interrupted = lambda runner=runner, at=stop: "enough" if runner.epoch == at else ""
                 if runner.epoch == 0:
                     with pytest.raises(RunInterrupted):
                         runner.run()
                     runner.recorder.close()
                     continue
-                runner.interrupted = lambda: ""
+                runner.context.interrupted = lambda: ""
             runner.run()
         finals.append(load_checkpoint(tmp_path / name / "final_student.pt")["model_state_dict"])
     assert all(torch.equal(finals[0][key], finals[1][key]) for key in finals[0])

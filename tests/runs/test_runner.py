@@ -191,7 +191,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, student, options
     expected = whole.run()
     for epoch, polls in ((0, 2), (1, 4), (3, 3)):
         runner = make(tmp_path / "cut", config(student, **options), two_envs=two_envs)
-        runner.interrupted = stop_after(runner, epoch, polls)
+        runner.context.interrupted = stop_after(runner, epoch, polls)
         if (tmp_path / "cut" / "checkpoint_latest.pt").exists():
             assert runner.resume() == ""
         with pytest.raises(RunInterrupted):
@@ -229,7 +229,7 @@ def test_a_run_that_gets_no_better_stops_early_and_says_so(tmp_path, capsys, two
 def test_a_run_resumed_while_it_waits_stops_at_the_same_epoch(tmp_path):
     """The count is part of the state; a run that was stopped early goes on when more patience is given."""
     runner = make(tmp_path, config(**STANDSTILL))
-    runner.interrupted = lambda: "SIGINT" if runner.epoch == 5 else ""
+    runner.context.interrupted = lambda: "SIGINT" if runner.epoch == 5 else ""
     with pytest.raises(RunInterrupted):
         runner.run()
     resumed = make(tmp_path, config(**STANDSTILL))
@@ -250,7 +250,7 @@ def test_a_run_stopped_before_its_first_epoch_resumes_exactly(tmp_path):
     """After the baselines and before any data, nothing is lost."""
     make(tmp_path / "whole", config(n_epochs=2)).run()
     first = make(tmp_path / "cut", config(n_epochs=2))
-    first.interrupted = lambda: "SIGINT" if first.baselines else ""
+    first.context.interrupted = lambda: "SIGINT" if first.baselines else ""
     with pytest.raises(RunInterrupted):
         first.run()
     second = make(tmp_path / "cut", config(n_epochs=2))
@@ -263,7 +263,7 @@ def test_without_shards_a_run_resumes_and_says_that_it_is_not_exact(tmp_path):
     """``dataset.disk_gb=0`` writes no shards: the data is gone, the student is not."""
     options = {"dataset": DatasetCfg(disk_gb=0.0)}
     runner = make(tmp_path, config(n_epochs=4, **options))
-    runner.interrupted = lambda: "SIGINT" if runner.epoch == 2 else ""
+    runner.context.interrupted = lambda: "SIGINT" if runner.epoch == 2 else ""
     with pytest.raises(RunInterrupted):
         runner.run()
     resumed = make(tmp_path, config(n_epochs=4, **options))
@@ -299,7 +299,7 @@ FILTERED = DatasetCfg(filter=EpisodeFilterCfg(min_length=1))
 def test_a_run_is_not_resumed_with_rows_that_lack_what_it_keeps(tmp_path, student, before, now, says):
     """Rows without an episode would be left out by a filter, sequences without a memory would begin with anything."""
     runner = make(tmp_path, config(student, **before))
-    runner.interrupted = lambda: "SIGINT" if runner.epoch == 2 else ""
+    runner.context.interrupted = lambda: "SIGINT" if runner.epoch == 2 else ""
     with pytest.raises(RunInterrupted):
         runner.run()
     with pytest.raises(UserError, match=says):
