@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from foundation.config.distillation_cfg import DistillationCfg
-from foundation.core.errors import RunInterrupted, UserError
+from foundation.core.errors import RunInterrupted, UserError, reading
 from foundation.evaluation.divergence import DivergenceProbe
 from foundation.evaluation.teacher_check import check_teacher
 from foundation.learning.early_stopping import EarlyStopping
