@@ -27,7 +27,9 @@ class OneLineParser(argparse.ArgumentParser):
         """Raise the complaint instead of printing the usage and exiting."""
         raise UserError(message.removeprefix("argument "))
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride] (the stubs have overloads by namespace)
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
         """Parse, and remember the modules that were typed: those of ``--import`` are imported at once."""
         words = sys.argv[1:] if args is None else list(args)
         note_typed(words)

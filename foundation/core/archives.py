@@ -73,7 +73,11 @@ def size_of(file: Path | io.BytesIO) -> int:
     return file.stat().st_size if isinstance(file, Path) else file.getbuffer().nbytes
 
 
-class PlainUnpickler(pickle._Unpickler):  # the one in Python: the one in C shows nothing before it is built
+_PYTHON_UNPICKLER: Any = pickle._Unpickler
+"""The one in Python: the one in C shows nothing before it is built. Its type stubs lack what is used of it."""
+
+
+class PlainUnpickler(_PYTHON_UNPICKLER):
     """An unpickler that counts what it makes, and hashes nothing but text and numbers.
 
     A subclass gives ``find_class`` and ``persistent_load``; without, every name is refused.
@@ -123,26 +127,26 @@ def _check_key(key: Any) -> None:
 
 def _set_item(self: Any) -> None:
     _check_key(self.stack[-2])
-    pickle._Unpickler.load_setitem(self)
+    _PYTHON_UNPICKLER.load_setitem(self)
 
 
 def _set_items(self: Any) -> None:
     for key in self.stack[::2]:
         _check_key(key)
-    pickle._Unpickler.load_setitems(self)
+    _PYTHON_UNPICKLER.load_setitems(self)
 
 
 def _make_dict(self: Any) -> None:
     for key in self.stack[::2]:
         _check_key(key)
-    pickle._Unpickler.load_dict(self)
+    _PYTHON_UNPICKLER.load_dict(self)
 
 
 def _refuse_set(self: Any) -> None:
     raise ForeignObjectError("it has a set")
 
 
-_DISPATCH: dict[int, Callable[[Any], None]] = pickle._Unpickler.dispatch | {
+_DISPATCH: dict[int, Callable[[Any], None]] = _PYTHON_UNPICKLER.dispatch | {
     pickle.SETITEM[0]: _set_item,
     pickle.SETITEMS[0]: _set_items,
     pickle.DICT[0]: _make_dict,

@@ -142,7 +142,7 @@ def _check_sizes(options: Mapping[str, Any], weights: Mapping[str, torch.Tensor]
         if key not in (*SIZES, "num_obs", "num_actions", "num_choices", "length", "kernel_size"):
             continue
         wrong = [size for size in sizes if isinstance(size, int) and size > max(widest, 1)]
-        layers = value if key == "num_layers" else len(sizes)
+        layers = int(value) if key == "num_layers" and isinstance(value, int) else len(sizes)
         if wrong or layers > len(weights):
             raise UserError(
                 f"its weights do not fit its description: student.{key} is {quoted(value)} and the weights are "
