@@ -9,12 +9,13 @@ import logging
 import os
 import signal
 import sys
+import sysconfig
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from foundation.core.errors import UserError
 from foundation.core.text import shorten
@@ -23,6 +24,9 @@ USER_ERROR = 2
 """Exit code of a mistake that is the user's to mend."""
 _DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM)
 _PATH_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # a file where a folder is to be, ...
+_PACKAGE = Path(__file__).resolve().parents[1]
+_BESIDE = (_PACKAGE.parent / "scripts", _PACKAGE.parent / "tests")
+"""The clone's other code; in an installation there is none."""
 _HANDLED = (signal.SIGINT, signal.SIGTERM)
 _WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
 """Variables in which torchrun and mpirun say how many processes they have started."""
@@ -105,7 +109,10 @@ def run_command(
         if _has_interrupt(error):  # a library that was being imported made another error of it
             return 128 + signal.SIGINT
         message = _users_line(error)
-        return _report_bug() if message is None else _fail(message)
+        if message is not None:
+            return _fail(message)
+        theirs = _users_frames(error)
+        return _report_users_bug(error, theirs) if theirs is not None else _report_bug()
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
@@ -224,6 +231,43 @@ def _fail(message: str) -> int:
     sys.stdout.flush()
     print(f"error: {shorten(' '.join(message.split()), 2000)}", file=sys.stderr)
     return USER_ERROR
+
+
+def _users_frames(error: Exception) -> traceback.StackSummary | None:
+    """Return the calls from the user's code on, if an error came from there, such as an environment's ``step``.
+
+    It did where the innermost frame that is not a library's is neither this package's nor of the clone around it.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    owners = [_owner(frame.filename) for frame in frames]
+    known = [owner for owner in owners if owner != "library"]
+    if not known or known[-1] != "user":
+        return None
+    last_of_ours = max((i for i, owner in enumerate(owners) if owner == "ours"), default=-1)
+    first = owners.index("user", last_of_ours + 1)
+    return traceback.StackSummary.from_list(frames[first:])
+
+
+def _owner(filename: str) -> Literal["ours", "library", "user"]:
+    if filename.startswith("<"):
+        return "library"
+    path = Path(filename).resolve()
+    if any(path.is_relative_to(folder) for folder in (_PACKAGE, *_BESIDE)):
+        return "ours"
+    installed = ("stdlib", "platstdlib", "purelib", "platlib")
+    if {"site-packages", "dist-packages"} & set(path.parts) or any(
+        path.is_relative_to(Path(sysconfig.get_path(name)).resolve()) for name in installed
+    ):
+        return "library"
+    return "user"
+
+
+def _report_users_bug(error: Exception, frames: traceback.StackSummary) -> int:
+    sys.stdout.flush()
+    print("Traceback (most recent call last):", *frames.format(), sep="\n", end="", file=sys.stderr)
+    user = [frame for frame in frames if _owner(frame.filename) == "user"][-1]
+    where = f"{user.filename}, line {user.lineno}, in {user.name}"
+    return _fail(f"{type(error).__name__} in your code ({where}): {error}")
 
 
 def _report_bug() -> int:

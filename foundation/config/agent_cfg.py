@@ -6,6 +6,7 @@ to what the installed release wants, and accepts Isaac Lab's own configs of eith
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -202,3 +203,30 @@ class DistillationRunnerCfg(RunnerCfg):
     """The network that is imitated: its architecture must be that of the checkpoint."""
     algorithm: DistillationAlgorithmCfg = field(default_factory=DistillationAlgorithmCfg)
     """The algorithm's settings."""
+
+
+class AgentDict(dict[str, Any]):
+    """An agent config that its task gives as a dictionary, read and written like the others.
+
+    What it leaves out is :class:`RunnerCfg`'s, but for the runner's class, which the rest of it tells.
+    """
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> AgentDict:
+        """Take over a task's dictionary; it is not changed."""
+        defaults = {name: value for name, value in asdict(RunnerCfg()).items() if name != "class_name"}
+        return cls({**defaults, **{name: _attributes(value) for name, value in values.items()}})
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the agent config has no '{name}'") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+
+def _attributes(value: Any) -> Any:
+    """Copy nested dictionaries as :class:`AgentDict`."""
+    return AgentDict({k: _attributes(v) for k, v in value.items()}) if isinstance(value, dict) else copy.copy(value)

@@ -118,6 +118,10 @@ class Engine(ABC):
     def set_common(self, env_cfg: Any, *, num_envs: int | None, seed: int | None, device: str | None) -> None:
         """Set what every command can ask for; None leaves the config's value."""
 
+    def num_envs(self, env_cfg: Any) -> int | None:
+        """Return how many environments the config asks for; None where it does not say."""
+        return int(env_cfg.scene.num_envs)
+
     def set_log_dir(self, env_cfg: Any, path: Path) -> None:
         """Tell the environment where the run writes, if its configuration has a place for it (``log_dir``)."""
         if hasattr(env_cfg, "log_dir"):

@@ -10,10 +10,12 @@ import gymnasium
 import torch
 from gymnasium.envs.registration import EnvSpec
 
+from foundation.config.agent_cfg import AgentDict
 from foundation.core.errors import UserError
 from foundation.core.memory import refuse_beyond_memory
 from foundation.core.registry import resolve_attribute
 from foundation.engines.base import Configure, Engine, LaunchRequest, VecEnv, VideoRequest
+from foundation.engines.checked_env import CheckedEnv
 from foundation.engines.video import ActionClip, VideoRecorder
 from foundation.tasks import launching, load_entry_point, resolve_task, why_not_registered
 
@@ -66,32 +68,42 @@ class TorchEngine(Engine):
         """Load the task's configurations."""
         spec = resolve_task(request.task)
         with launching(self.name):
-            return load_entry_point(spec, "env_cfg_entry_point"), load_entry_point(spec, request.agent_entry_point)
+            env_cfg = load_entry_point(spec, "env_cfg_entry_point")
+            agent_cfg = load_entry_point(spec, request.agent_entry_point)
+        return env_cfg, AgentDict.of(agent_cfg) if isinstance(agent_cfg, dict) else agent_cfg
 
     def set_common(self, env_cfg: Any, *, num_envs: int | None, seed: int | None, device: str | None) -> None:
         """Set number of environments, seed and device where given."""
         if num_envs is not None:
             if num_envs < 1:
                 raise UserError(f"--num_envs must be at least 1, it is {num_envs}")
-            env_cfg.scene.num_envs = num_envs
+            _write(env_cfg, "scene", "num_envs", num_envs)
         if seed is not None:
-            env_cfg.seed = seed
+            _write(env_cfg, None, "seed", seed)
         if device is not None:
             check_device(device)
-            env_cfg.sim.device = device
+            _write(env_cfg, "sim", "device", device)
+
+    def num_envs(self, env_cfg: Any) -> int | None:
+        """Return how many environments the config asks for, in ``scene.num_envs`` or ``num_envs``; None: neither."""
+        found = _find(env_cfg, "scene", "num_envs")
+        return None if found is None else int(found)
 
     def make_env(self, env_cfg: Any, agent_cfg: Any, *, video: VideoRequest | None = None) -> VecEnv:
         """Build an environment of the launched task, recording it where asked to."""
         if self._spec is None:
             raise RuntimeError("make_env is called inside 'with engine.launch(...)'")
-        check_device(str(env_cfg.sim.device))
+        device = _find(env_cfg, "sim", "device")
+        if device is not None:
+            check_device(str(device))
         target = self._spec.kwargs[self.entry_point]
         if isinstance(target, str):
             target = resolve_attribute(target, f"task '{self._spec.id}': its {self.entry_point}", trusted=True)
-        num_envs = int(env_cfg.scene.num_envs)
-        what = f"--num_envs {num_envs} ({ENV_BYTES} bytes each)"
-        refuse_beyond_memory(num_envs * ENV_BYTES, str(env_cfg.sim.device), what, "give fewer")
-        env: Any = target(env_cfg)
+        num_envs = self.num_envs(env_cfg)
+        if num_envs is not None:
+            what = f"--num_envs {num_envs} ({ENV_BYTES} bytes each)"
+            refuse_beyond_memory(num_envs * ENV_BYTES, str(device or "cpu"), what, "give fewer")
+        env: Any = CheckedEnv(target(env_cfg), env_cfg)
         if video is not None:
             env = VideoRecorder(env, video)
         clip = _read(agent_cfg, "clip_actions")
@@ -103,6 +115,33 @@ class TorchEngine(Engine):
 def _read(cfg: Any, name: str) -> Any:
     """Read a field of a config object or mapping; None where absent."""
     return cfg.get(name) if isinstance(cfg, dict) else getattr(cfg, name, None)
+
+
+def _place(env_cfg: Any, group: str | None, name: str) -> Any:
+    """Find the config that holds a setting: ``env_cfg.<group>``, else ``env_cfg`` itself; None where neither does."""
+    for holder in (_read(env_cfg, group) if group else None, env_cfg):
+        if holder is not None and (name in holder if isinstance(holder, dict) else hasattr(holder, name)):
+            return holder
+    return None
+
+
+def _find(env_cfg: Any, group: str, name: str) -> Any:
+    """Read ``env_cfg.<group>.<name>``, or ``env_cfg.<name>`` in a config without such a group; None where absent."""
+    holder = _place(env_cfg, group, name)
+    return None if holder is None else _read(holder, name)
+
+
+def _write(env_cfg: Any, group: str | None, name: str, value: Any) -> None:
+    """Set a value where :func:`_find` reads it; a seed or ``cpu`` has no effect on a config without a place for it."""
+    holder = _place(env_cfg, group, name)
+    if isinstance(holder, dict):
+        holder[name] = value
+    elif holder is not None:
+        setattr(holder, name, value)
+    elif name == "num_envs" or (name == "device" and value != "cpu"):
+        raise UserError(
+            f"--{name} {value}: the task's config, {type(env_cfg).__name__}, has neither {group}.{name} nor {name}"
+        )
 
 
 def check_device(device: str) -> None:

@@ -75,6 +75,8 @@ class VideoRecorder(EnvWrapper):
                 f"--video_length must be at least 1 and --video_interval not negative, they are {request.length} and "
                 f"{request.interval}"
             )
+        if not callable(getattr(env, "render", None)):
+            raise UserError(f"--video: {_class_name(env)} has no render(), which returns an image (height, width, 3)")
         self.request = request
         self._step = request.first_step
         self._steps_left = 0
@@ -96,17 +98,28 @@ class VideoRecorder(EnvWrapper):
         self._step += 1
         if self._writer is not None:
             if (self.request.length - self._steps_left) % self._stride == 0:
-                self._writer.send(np.ascontiguousarray(self.env.render()))
+                self._writer.send(self._frame())
             self._steps_left -= 1
             if self._steps_left == 0:
                 self._finish()
         return result
 
+    def _frame(self) -> np.ndarray:
+        """Return what ``env.render()`` shows. Shape: (height, width, 3), bytes."""
+        image = self.env.render()
+        if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise UserError(
+                f"--video: {_class_name(self.env)}.render() returned {got}; expected a numpy array of uint8, "
+                "(height, width, 3)"
+            )
+        return np.ascontiguousarray(image)
+
     def _start(self) -> None:
         """Open the hidden file of a new clip."""
         import imageio_ffmpeg
 
-        frame = np.ascontiguousarray(self.env.render())
+        frame = self._frame()
         final = Path(self.request.folder) / f"rl-video-step-{self._step}.mp4"
         partial = final.with_name(f".{final.stem}.{os.getpid()}.part.mp4")
         try:
@@ -142,3 +155,7 @@ class VideoRecorder(EnvWrapper):
         if self._writer is not None:
             self._finish()
         self.env.close()
+
+
+def _class_name(env: Any) -> str:
+    return type(getattr(env, "unwrapped", env)).__name__

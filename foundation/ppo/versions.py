@@ -110,6 +110,11 @@ def translate(agent_cfg: Any, layout: str | None = None) -> dict[str, Any]:
     else:
         source = models if set(names) <= set(models) else _models_from_policy(policy or {}, names, normalization)
         cfg |= {name: _model(source[name], layout) for name in names}
+        if distils and _noise(source["student"]) is None:
+            raise UserError(
+                "agent.student.distribution_cfg is null: RSL-RL's DistillationRunner needs a student with a "
+                "distribution; leave it as it is, or distil a deterministic student with distillation.py."
+            )
     cfg["algorithm"].setdefault("class_name", "Distillation" if distils else "PPO")
     if not distils:
         cfg["algorithm"].setdefault("rnd_cfg", None)

@@ -207,7 +207,8 @@ def launch(job: Job, engine: Engine) -> int:
         job.overrides.configure(env_cfg, agent_cfg)
         num_envs = args.num_envs
         if num_envs is None and not typed_num_envs:
-            num_envs = whole_fleets(env_cfg, min(args.num_episodes, int(env_cfg.scene.num_envs)))
+            configured = engine.num_envs(env_cfg) or args.num_episodes
+            num_envs = whole_fleets(env_cfg, min(args.num_episodes, configured))
         engine.set_common(env_cfg, num_envs=num_envs, seed=args.seed, device=job.device)
         bound = None if job.policy is None else job.policy.clip_actions
         if bound is not None and getattr(agent_cfg, "clip_actions", bound) is None:

@@ -264,3 +264,18 @@ def test_an_interrupt_that_a_library_made_another_error_of_is_still_one() -> Non
     )
     done = in_a_process(body)
     assert (done.returncode, done.stderr) == (130, b"")
+
+
+def test_an_error_of_the_users_own_code_shows_the_users_line(tmp_path, capsys):
+    """Whoever's code raises is named: the user's file and line without an apology; a bug of ours has one."""
+    path = tmp_path / "own_env.py"
+    path.write_text("import torch\n\n\ndef step():\n    return torch.ones(2, 3) @ torch.ones(2)\n")
+    theirs: dict[str, Any] = {}
+    exec(compile(path.read_text(), str(path), "exec"), theirs)
+    assert run_command(lambda argv: theirs["step"]()) == 2
+    err = capsys.readouterr().err
+    assert "return torch.ones(2, 3) @ torch.ones(2)" in err
+    assert err.splitlines()[-1].startswith(f"error: RuntimeError in your code ({path}, line 5, in step): ")
+    assert "bug in foundation" not in err
+    assert run_command(lambda argv: parse_command(None, ["--x"])) == 1  # type: ignore[arg-type]
+    assert "bug in foundation" in capsys.readouterr().err

@@ -168,7 +168,7 @@ def test_a_users_own_task_wins_over_ours(tmp_path, monkeypatch, typed):
     engine = TorchEngine()
     with engine.launch(LaunchRequest(f"their_package:{TASK}"), _few) as (env_cfg, agent_cfg):
         agent_cfg.clip_actions = None
-        assert type(engine.make_env(env_cfg, agent_cfg)).__name__ == "TheirEnv"
+        assert type(engine.make_env(env_cfg, agent_cfg).unwrapped).__name__ == "TheirEnv"
     sys.modules.pop("their_package")
 
 
@@ -229,7 +229,7 @@ def _fake(name: str, obstacle: str | None) -> type[Engine]:
     ],
 )
 def test_auto_prefers_isaac_lab_then_torch(monkeypatch, isaaclab, torch_obstacle, other, chosen):
-    """Auto takes Isaac Lab where it knows the task, else torch, else another, and says what was passed over."""
+    """Auto takes Isaac Lab where it knows the task, else torch, else another; one not installed is no news."""
     fakes = {
         "isaaclab": _fake("isaaclab", isaaclab),
         "torch": _fake("torch", torch_obstacle),
@@ -240,7 +240,8 @@ def test_auto_prefers_isaac_lab_then_torch(monkeypatch, isaaclab, torch_obstacle
     engine, reason = select_engine(TASK)
     assert engine.name == chosen
     assert chosen in reason
-    assert ("not installed" in reason) == (isaaclab is not None)
+    assert "not installed" not in reason
+    assert ("does not know it" in reason) == (torch_obstacle is not None)
 
 
 def test_a_task_that_no_engine_knows(monkeypatch):

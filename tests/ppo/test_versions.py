@@ -117,3 +117,13 @@ def test_config_without_networks_is_refused():
     """A config that has neither models nor a policy says what it lacks."""
     with pytest.raises(UserError, match="'actor' and 'critic'"):
         translate({"class_name": "OnPolicyRunner", "algorithm": {}}, "distribution")
+
+
+@pytest.mark.parametrize("layout", ["stochastic", "distribution"])
+def test_a_deterministic_student_is_refused_where_rsl_rls_runner_needs_noise(layout):
+    """agent.student.distribution_cfg=null is one line: RSL-RL's DistillationRunner reads the student's deviation."""
+    cfg = DistillationRunnerCfg()
+    assert translate(cfg, layout)
+    cfg.student.distribution_cfg = None
+    with pytest.raises(UserError, match="DistillationRunner needs a student with a distribution"):
+        translate(cfg, layout)

@@ -1,0 +1,238 @@
+"""A user's environment at the boundary: what it returns is checked once, what RSL-RL does not ask for is supplied."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import random
+from typing import Any, ClassVar, NoReturn
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+
+from foundation.core.errors import UserError
+from foundation.engines.video import EnvWrapper
+
+logger = logging.getLogger(__name__)
+
+ATTRIBUTES = ("num_envs", "num_actions", "max_episode_length", "episode_length_buf", "device")
+METHODS = ("get_observations", "step")
+OBSERVATIONS = "a TensorDict of observation groups with batch_size [num_envs]"
+STEP = "(TensorDict, rewards, dones, extras)"
+
+
+class CheckedEnv(EnvWrapper):
+    """Hold an environment to RSL-RL's ``VecEnv``, and add ``reset(seed)`` and ``close()`` where it has none.
+
+    Its attributes are checked when it is made, each method's result when it is called for the first time. From then on
+    ``step`` is the environment's own.
+
+    Args:
+        env: The user's environment.
+        env_cfg: What it was made from; its ``cfg`` where it has none.
+
+    Raises:
+        UserError: Names the class, the method, what it returned and what is expected.
+    """
+
+    _told: ClassVar[set[type]] = set()
+    """Classes whose missing ``reset(seed)`` has been told of; a run makes several environments."""
+
+    def __init__(self, env: Any, env_cfg: Any = None):
+        super().__init__(env)
+        self._name = type(env).__name__
+        self._check_attributes()
+        if not hasattr(env, "cfg"):
+            self.cfg = env_cfg
+        longest = env.max_episode_length
+        if isinstance(longest, torch.Tensor) and longest.numel() > 1:  # RSL-RL allows one for each environment
+            self.max_episode_length = int(longest.max())
+        self._observed = False
+        self._reset_takes_seed = self._find_reset()
+
+    # -- attributes ------------------------------------------------------------------------------------------------
+
+    def _check_attributes(self) -> None:
+        env = self.env
+        missing = [name for name in ATTRIBUTES if not hasattr(env, name)]
+        missing += [f"{name}()" for name in METHODS if not callable(getattr(env, name, None))]
+        if missing:
+            raise UserError(
+                f"{self._name} has no {', '.join(missing)}: an environment must have {', '.join(ATTRIBUTES)}, "
+                f"get_observations() and step(actions), as rsl_rl.env.VecEnv"
+            )
+        for name in ("num_envs", "num_actions"):
+            value = getattr(env, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise UserError(f"{self._name}.{name} must be a positive integer, got {_describe(value)}")
+        longest = env.max_episode_length
+        if not isinstance(longest, int | float | np.number | torch.Tensor):
+            raise UserError(f"{self._name}.max_episode_length must be an integer [env steps], got {_describe(longest)}")
+        lengths = env.episode_length_buf
+        if not isinstance(lengths, torch.Tensor) or lengths.shape != (env.num_envs,):
+            expected = f"a tensor of shape ({env.num_envs},) [env steps]"
+            raise UserError(f"{self._name}.episode_length_buf must be {expected}, got {_describe(lengths)}")
+
+    # -- stepping ---------------------------------------------------------------------------------------------------
+
+    def get_observations(self) -> TensorDict:
+        """Return the current observation groups, each (num_envs, ...)."""
+        obs = self.env.get_observations()
+        if not self._observed:
+            self._check_observations(obs, "get_observations()", OBSERVATIONS)
+            self._observed = True
+        return obs
+
+    def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict]:
+        """Advance every environment, and check what the first step returned.
+
+        Args:
+            actions: Shape: (num_envs, num_actions).
+
+        Returns:
+            Observation groups, rewards (num_envs,), dones (num_envs,), extras.
+        """
+        result = self.env.step(actions)
+        self._check_step(result)
+        self.step = self.env.step  # checked: the environment's own from here on
+        return result
+
+    def _check_step(self, result: Any) -> None:
+        if not isinstance(result, tuple | list) or len(result) != 4:
+            advice = ""
+            if isinstance(result, tuple) and len(result) == 5:
+                advice = ": dones = terminated | truncated, and truncated goes into extras['time_outs']"
+            self._refuse("step(actions)", _describe(result), STEP + advice)
+        obs, rewards, dones, extras = result
+        self._check_observations(obs, "step(actions)", f"{OBSERVATIONS} first")
+        for name, value in (("rewards", rewards), ("dones", dones)):
+            self._check_per_env(name, value)
+        if not isinstance(extras, dict):
+            self._refuse("step(actions)", f"extras of {_describe(extras)}", "a dictionary")
+        if extras.get("time_outs") is not None:
+            self._check_per_env("extras['time_outs']", extras["time_outs"])
+        metrics = extras.get("episode_metrics")
+        if metrics is not None and not isinstance(metrics, dict):
+            self._refuse("step(actions)", f"extras['episode_metrics'] of {_describe(metrics)}", "a dictionary")
+        for name, value in (metrics or {}).items():
+            self._check_per_env(f"extras['episode_metrics']['{name}']", value)
+
+    def _check_observations(self, given: Any, method: str, expected: str) -> None:
+        num_envs = self.env.num_envs
+        obs: Any = given
+        if not isinstance(given, TensorDict):
+            if isinstance(obs, torch.Tensor):
+                expected += ": TensorDict({'policy': obs}, batch_size=[self.num_envs])"
+            elif isinstance(obs, dict):
+                expected += ": TensorDict(obs, batch_size=[self.num_envs])"
+            self._refuse(method, _describe(obs), expected)
+        if tuple(obs.batch_size) != (num_envs,):
+            got = f"a TensorDict with batch_size {list(obs.batch_size)}"
+            self._refuse(method, got, f"batch_size [{num_envs}], as num_envs is {num_envs}")
+        for group, value in obs.items():
+            if isinstance(value, torch.Tensor) and value.device.type != torch.device(self.env.device).type:
+                got = f"group '{group}' on {value.device}"
+                self._refuse(method, got, f"it on the environment's device, {self.env.device}")
+
+    def _check_per_env(self, name: str, value: Any) -> None:
+        num_envs = self.env.num_envs
+        if not isinstance(value, torch.Tensor) or value.shape != (num_envs,):
+            expected = f"a tensor of shape ({num_envs},)"
+            if isinstance(value, torch.Tensor) and value.shape == (num_envs, 1):
+                expected += f": {name.partition('[')[0]}.squeeze(-1)" if "[" not in name else ""
+            self._refuse("step(actions)", f"{name} of {_describe(value)}", expected)
+
+    def _refuse(self, method: str, got: str, expected: str) -> NoReturn:
+        raise UserError(f"{self._name}.{method} returned {got}; expected {expected}")
+
+    # -- what RSL-RL does not ask for ----------------------------------------------------------------------------------
+
+    def _find_reset(self) -> bool | None:
+        """Return whether the environment's ``reset`` takes a seed, or None where there is none to call."""
+        reset = getattr(self.env, "reset", None)
+        if not callable(reset):
+            return None
+        try:
+            parameters = inspect.signature(reset).parameters.values()
+        except (TypeError, ValueError):  # a builtin has none
+            return True
+        if any(p.name == "seed" or p.kind is p.VAR_KEYWORD for p in parameters):
+            return True
+        needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        return None if needed else False
+
+    def reset(self, seed: int | None = None) -> TensorDict:
+        """Begin a new episode in every environment.
+
+        Where the environment cannot do it, its episodes are ended by their time limit, in one step of zero actions.
+        Where it takes no seed, the process's random numbers are seeded: it then repeats only what it draws from those.
+
+        Args:
+            seed: The same seed should give the same episodes; None goes on with the environment's random numbers.
+
+        Returns:
+            Observation groups.
+        """
+        if self._reset_takes_seed:
+            return self._observations_of(self.env.reset(seed=seed))
+        if type(self.env) not in self._told:
+            self._told.add(type(self.env))
+            how = "" if self._reset_takes_seed is not None else "its episodes are ended by episode_length_buf, and "
+            logger.warning(
+                "%s has no reset(seed): %sits random numbers are seeded through torch's, numpy's and Python's own "
+                "generators. Episodes are the same for teacher and student only if it draws from those.",
+                self._name,
+                how,
+            )
+        if seed is not None:
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+        if self._reset_takes_seed is not None:
+            return self._observations_of(self.env.reset())
+        return self._time_everyone_out()
+
+    def _observations_of(self, result: Any) -> TensorDict:
+        """Take the observations of what ``reset`` returned: them, ``(obs, info)`` as in gymnasium, or nothing."""
+        obs: Any = result
+        if isinstance(result, tuple) and len(result) == 2:
+            obs = result[0]
+        if obs is None:
+            return self.get_observations()
+        if not self._observed:
+            self._check_observations(obs, "reset(seed)", OBSERVATIONS)
+            self._observed = True
+        return obs
+
+    def _time_everyone_out(self) -> TensorDict:
+        env = self.env
+        longest = int(self.max_episode_length)
+        zero = torch.zeros(env.num_envs, env.num_actions, device=env.device)
+        for length in (longest, longest - 1):  # whether it asks for >, >= or ==
+            env.episode_length_buf = torch.full_like(env.episode_length_buf, length)
+            obs, _, dones, _ = self.step(zero)
+            if dones.bool().all():
+                return obs
+        raise UserError(
+            f"{self._name} has no reset(seed), and its episodes do not end where episode_length_buf is set to "
+            f"max_episode_length ({longest}): write reset(seed) -> TensorDict, which begins every episode anew"
+        )
+
+    def close(self) -> None:
+        """Close the environment, if it has anything to close."""
+        close = getattr(self.env, "close", None)
+        if callable(close):
+            close()
+
+
+def _describe(value: Any) -> str:
+    """Say what a value is, with the shapes of its tensors."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, tuple | list):
+        items = ", ".join(type(item).__name__ for item in list(value)[:8])
+        return f"a {type(value).__name__} of {len(value)} ({items})"
+    if value is None:
+        return "None"
+    return f"a {type(value).__name__}"

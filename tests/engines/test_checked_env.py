@@ -1,0 +1,266 @@
+"""A user's own environment at the boundary: RSL-RL's contract suffices, and what breaks it is named in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium.envs.registration import EnvSpec
+from rsl_rl.env import VecEnv
+from tensordict import TensorDict
+
+from foundation.config.agent_cfg import AgentDict
+from foundation.core.errors import UserError
+from foundation.engines.base import LaunchRequest, VideoRequest
+from foundation.engines.checked_env import CheckedEnv
+from foundation.engines.torch import TorchEngine
+from foundation.engines.video import VideoRecorder
+
+
+class BareEnv(VecEnv):
+    """RSL-RL's abstract methods and no more: a random walk of 5 steps, drawn from torch's own generator."""
+
+    def __init__(self, num_envs: int = 3):
+        self.num_envs = num_envs
+        self.num_actions = 2
+        self.max_episode_length = 5
+        self.episode_length_buf = torch.zeros(num_envs, dtype=torch.long)
+        self.device = "cpu"
+        self.cfg = {}
+        self.state = torch.rand(num_envs, 2)
+
+    def get_observations(self) -> TensorDict:
+        return TensorDict({"policy": self.state.clone()}, batch_size=[self.num_envs])
+
+    def step(self, actions):
+        self.state = self.state + actions
+        self.episode_length_buf = self.episode_length_buf + 1
+        dones = self.ended()
+        self.state = torch.where(dones[:, None], torch.rand(self.num_envs, 2), self.state)
+        self.episode_length_buf = self.episode_length_buf * ~dones
+        return self.get_observations(), self.state.sum(1), dones, {"time_outs": dones}
+
+    def ended(self):
+        return self.episode_length_buf >= self.max_episode_length
+
+
+class BeyondEnv(BareEnv):
+    """Ends where the count is above the limit."""
+
+    def ended(self):
+        return self.episode_length_buf > self.max_episode_length
+
+
+class EqualEnv(BareEnv):
+    """Ends where the count is the limit exactly."""
+
+    def ended(self):
+        return self.episode_length_buf == self.max_episode_length
+
+
+@pytest.mark.parametrize("cls", [BareEnv, BeyondEnv, EqualEnv])
+def test_an_environment_without_reset_is_reset_by_its_time_limit(cls, caplog):
+    """Every episode begins anew, the same seed gives the same states, another seed others; one line says how."""
+    CheckedEnv._told.clear()
+    env = CheckedEnv(cls())
+    with caplog.at_level(logging.WARNING, "foundation"):
+        env.step(torch.ones(3, 2))
+        first = env.reset(7)["policy"].clone()
+        assert (env.episode_length_buf == 0).all()
+        assert (first < 1.0).all()
+        env.step(torch.ones(3, 2))
+        again = env.reset(7)["policy"].clone()
+        other = env.reset(8)["policy"].clone()
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert len(caplog.records) == 1
+    assert f"{cls.__name__} has no reset(seed)" in caplog.text
+    env.close()
+
+
+def test_an_environment_that_cannot_be_reset_at_all_is_told_what_to_write():
+    """Where episode_length_buf ends nothing, reset(seed) is asked for."""
+
+    class EndlessEnv(BareEnv):
+        def ended(self):
+            return torch.zeros(self.num_envs, dtype=torch.bool)
+
+    with pytest.raises(UserError, match=r"EndlessEnv has no reset\(seed\).*write reset\(seed\) -> TensorDict"):
+        CheckedEnv(EndlessEnv()).reset(0)
+
+
+def _with_step(change):
+    class OddEnv(BareEnv):
+        def step(self, actions):
+            return change(*super().step(actions))
+
+    return OddEnv()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda o, r, d, e: (o, r, d, d, e), r"a tuple of 5 .*expected \(TensorDict, rewards, dones, extras\)"),
+        (lambda o, r, d, e: (o, r, d), "a tuple of 3"),
+        (lambda o, r, d, e: None, "returned None"),
+        (lambda o, r, d, e: (o, r[:, None], d, e), r"rewards of .*\(3, 1\); expected .*\(3,\): rewards.squeeze"),
+        (lambda o, r, d, e: (o, r.mean(), d, e), r"rewards of a tensor of shape \(\)"),
+        (lambda o, r, d, e: (o, r.numpy(), d, e), "rewards of a ndarray"),
+        (lambda o, r, d, e: (o, r, d[:2], e), r"dones of a tensor of shape \(2,\)"),
+        (lambda o, r, d, e: (o, r, d, [e]), "extras of a list of 1"),
+        (lambda o, r, d, e: (o, r, d, {"time_outs": d[:, None]}), r"extras\['time_outs'\] of .*\(3, 1\)"),
+        (lambda o, r, d, e: (o, r, d, {"episode_metrics": {"x": 1.0}}), r"episode_metrics'\]\['x'\] of a float"),
+        (lambda o, r, d, e: (dict(o), r, d, e), "returned a dict; expected a TensorDict"),
+        (lambda o, r, d, e: (o["policy"], r, d, e), r"expected a TensorDict.*TensorDict\(\{'policy': obs\}"),
+        (
+            lambda o, r, d, e: (TensorDict(dict(o), batch_size=[]), r, d, e),
+            r"batch_size \[\]; expected batch_size \[3\]",
+        ),
+    ],
+)
+def test_what_step_returns_is_checked_once_and_named(change, words):
+    """Class, method, what was returned and what is expected, in one line."""
+    with pytest.raises(UserError, match=words) as caught:
+        CheckedEnv(_with_step(change)).step(torch.zeros(3, 2))
+    assert str(caught.value).startswith("OddEnv.step(actions) returned ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("give", [lambda obs: dict(obs), lambda obs: (obs, {}), lambda obs: obs["policy"]])
+def test_what_get_observations_returns_is_checked(give):
+    """A dictionary, a pair of older RSL-RL releases, a tensor."""
+
+    class OddEnv(BareEnv):
+        def get_observations(self):
+            return give(super().get_observations())
+
+    with pytest.raises(UserError, match=r"^OddEnv.get_observations\(\) returned a .*; expected a TensorDict"):
+        CheckedEnv(OddEnv()).get_observations()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("num_actions", None, "num_actions must be a positive integer, got None"),
+        ("num_envs", 0, "num_envs must be a positive integer"),
+        ("max_episode_length", "long", "max_episode_length must be an integer"),
+        ("episode_length_buf", torch.zeros(4), r"episode_length_buf must be a tensor of shape \(3,\)"),
+    ],
+)
+def test_attributes_are_checked(name, value, words):
+    """An attribute of another kind is named with what it must be."""
+    env = BareEnv()
+    setattr(env, name, value)
+    with pytest.raises(UserError, match=words):
+        CheckedEnv(env)
+
+
+def test_missing_attributes_and_methods_are_named_together():
+    """An environment of another library is told all that it lacks in one line."""
+    with pytest.raises(UserError, match=r"^object has no num_envs, .*device, get_observations\(\), step\(\): an env"):
+        CheckedEnv(object())
+
+
+class GymnasiumResetEnv(BareEnv):
+    """Has gymnasium's reset."""
+
+    def reset(self, *, seed=None, options=None):
+        self.seed = seed
+        return self.get_observations(), {}
+
+
+class SeedlessResetEnv(BareEnv):
+    """Has a reset without a seed that returns nothing."""
+
+    def reset(self):
+        self.state = torch.rand(self.num_envs, 2)
+
+
+def test_a_reset_of_other_libraries_is_understood():
+    """``(obs, info)`` gives the observations; without a seed, torch's generator is seeded."""
+    gym = CheckedEnv(GymnasiumResetEnv())
+    assert torch.equal(gym.reset(4)["policy"], gym.env.state)
+    assert gym.env.seed == 4
+    seedless = CheckedEnv(SeedlessResetEnv())
+    assert torch.equal(seedless.reset(3)["policy"].clone(), seedless.reset(3)["policy"])
+
+
+def test_a_sound_environments_step_is_called_directly_after_the_first():
+    """The check costs nothing in a long run."""
+    env = CheckedEnv(BareEnv())
+    env.step(torch.zeros(3, 2))
+    assert env.step == env.env.step
+
+
+def test_episode_lengths_of_each_environment_are_bounded_by_the_longest():
+    """RSL-RL allows a tensor; whole episodes are waited for by the longest."""
+    bare = BareEnv()
+    bare.max_episode_length = torch.tensor([3, 5, 4])  # pyright: ignore[reportAttributeAccessIssue]
+    assert CheckedEnv(bare).max_episode_length == 5
+
+
+def test_a_video_needs_images(tmp_path):
+    """No render(), and a render() that returns None, are each one line."""
+    request = VideoRequest(tmp_path, length=2, interval=0)
+    with pytest.raises(UserError, match=r"--video: BareEnv has no render\(\)"):
+        VideoRecorder(CheckedEnv(BareEnv()), request)
+
+    class DarkEnv(BareEnv):
+        image: np.ndarray | None = None
+
+        def render(self):
+            return self.image
+
+    dark = DarkEnv()
+    for image, words in ((None, "returned NoneType"), (np.zeros((4, 4)), r"returned float64 \(4, 4\)")):
+        dark.image = image
+        with pytest.raises(UserError, match=words):
+            VideoRecorder(CheckedEnv(dark), request).step(torch.zeros(3, 2))
+
+
+@dataclasses.dataclass
+class FlatCfg:
+    """A config without ``sim`` and ``scene``."""
+
+    num_envs: int = 3
+
+
+def _register(monkeypatch, env_cfg, agent_cfg):
+    kwargs = {
+        "env_cfg_entry_point": env_cfg,
+        "rsl_rl_cfg_entry_point": agent_cfg,
+        "torch_env_entry_point": lambda cfg: BareEnv(cfg["num_envs"] if isinstance(cfg, dict) else cfg.num_envs),
+    }
+    spec = EnvSpec("Flat-v0", entry_point="x:y", kwargs=kwargs)
+    monkeypatch.setitem(gymnasium.registry, "Flat-v0", spec)
+
+
+@pytest.mark.parametrize("env_cfg", [FlatCfg, lambda: {"num_envs": 3}])
+def test_flat_configs_and_agents_that_are_dictionaries_work(monkeypatch, env_cfg):
+    """num_envs is set where the config has it; a dictionary is read and written as a config object is."""
+    agent = {"seed": 3, "clip_actions": 0.5, "algorithm": {"learning_rate": 0.1}}
+    _register(monkeypatch, env_cfg, lambda: agent)
+    engine = TorchEngine()
+    with engine.launch(LaunchRequest("Flat-v0"), lambda env_cfg, agent_cfg: None) as (cfg, agent_cfg):
+        assert isinstance(agent_cfg, AgentDict)
+        assert (agent_cfg.seed, agent_cfg.algorithm.learning_rate, agent_cfg.save_interval) == (3, 0.1, 50)
+        agent_cfg.seed = 4
+        assert agent_cfg["seed"] == 4 and agent["seed"] == 3
+        with pytest.raises(AttributeError, match="no 'sede'"):
+            _ = agent_cfg.sede
+        engine.set_common(cfg, num_envs=4, seed=1, device="cpu")
+        assert engine.num_envs(cfg) == 4
+        env = engine.make_env(cfg, agent_cfg)
+        assert env.num_envs == 4
+        obs, *_ = env.step(torch.ones(4, 2))
+        assert (obs["policy"] < 1.5).all()
+
+
+def test_a_config_without_a_place_for_the_number_of_environments(monkeypatch):
+    """--num_envs is answered with what the config lacks."""
+    with pytest.raises(UserError, match=r"--num_envs 4: .*dict, has neither scene.num_envs nor num_envs"):
+        TorchEngine().set_common({}, num_envs=4, seed=1, device="cpu")
