@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,20 +17,29 @@ from foundation.core.errors import UserError
 
 
 class VecEnv(Protocol):
-    """RSL-RL's vectorised environment, as this project relies on it. Resets are automatic inside :meth:`step`."""
+    """RSL-RL's vectorised environment, and what this project needs beside it.
+
+    Resets are automatic inside :meth:`step`. An environment of one's own needs the attributes and ``get_observations``
+    and ``step``; ``foundation.engines.checked_env`` supplies the rest where it is missing. What an environment may
+    have on top is in :class:`EnvCapabilities`, each field an attribute of the same name.
+    """
 
     num_envs: int
     num_actions: int
     max_episode_length: int
+    """Longest episode [env steps]."""
     episode_length_buf: torch.Tensor
+    """Steps into the current episodes; assigning moves their time limits. Shape: (num_envs,)."""
     device: str | torch.device
+    """Where observations, rewards and dones are."""
     cfg: Any
+    """The config that it was made from."""
 
     def get_observations(self) -> TensorDict:
-        """Return the current observation groups, each ``(num_envs, group_size)``."""
+        """Return the current observation groups, each ``(num_envs, group_size)``, without drawing noise again."""
         ...
 
-    def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict]:
+    def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Advance every environment.
 
         Args:
@@ -38,11 +47,65 @@ class VecEnv(Protocol):
 
         Returns:
             Observations (post-reset where done), rewards (num_envs,), dones (num_envs,), extras.
-            ``extras["time_outs"]``: bool (num_envs,). ``extras["log"]``: scalars for TensorBoard.
+            ``extras["time_outs"]`` (optional): bool (num_envs,); without it, success is unknown.
+            ``extras["log"]`` (optional): scalars for TensorBoard.
             ``extras["episode_metrics"]`` (optional): name -> (num_envs,), valid where done; ``success``, when there,
             replaces "ended by time-out".
         """
         ...
+
+    def reset(self, seed: int | None = None) -> TensorDict:
+        """Begin a new episode in every environment and return the observation groups.
+
+        Args:
+            seed: The same seed gives the same episodes; None goes on with the environment's random numbers.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release what the environment holds; a second call does nothing."""
+        ...
+
+
+@dataclass(frozen=True)
+class EnvCapabilities:
+    """What an environment declares beside :class:`VecEnv`, by attributes of the same names."""
+
+    step_dt: float | None = None
+    """Simulated time of one env step [s]; ``--real-time`` and videos need it."""
+    position_fields: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    """Observation group -> (first of three columns with the position error [m], its frame: ``world`` or ``body``)."""
+    rotation_fields: Mapping[str, int] = field(default_factory=dict)
+    """Observation group -> first of nine columns with the rotation matrix, body to world, row by row."""
+    metric_units: Mapping[str, tuple[float, str]] = field(default_factory=dict)
+    """Name in ``extras["episode_metrics"]`` -> (factor, unit) by which people are shown it, as ``(100.0, "cm")``."""
+    solved_return: float | None = None
+    """Mean return from which on the task counts as solved; the teacher's check measures by it."""
+    can_render: bool = False
+    """``render()`` returns an image, uint8 of shape (height, width, 3)."""
+    can_save_state: bool = False
+    """``state_dict()`` and ``load_state_dict(state)`` carry the episodes in progress over to a resumed run."""
+
+    @classmethod
+    def of(cls, env: VecEnv) -> EnvCapabilities:
+        """Read what an environment, or the one inside its wrappers, declares."""
+        inner = getattr(env, "unwrapped", env)
+
+        def declared(name: str) -> Any:
+            value = getattr(env, name, None)
+            return getattr(inner, name, None) if value is None else value
+
+        dt = declared("step_dt")
+        solved = declared("solved_return")
+        return cls(
+            step_dt=None if dt is None else float(dt),
+            position_fields=dict(declared("position_fields") or {}),
+            rotation_fields=dict(declared("rotation_fields") or {}),
+            metric_units=dict(declared("metric_units") or {}),
+            solved_return=None if solved is None else float(solved),
+            can_render=callable(declared("render")),
+            can_save_state=callable(declared("state_dict")) and callable(declared("load_state_dict")),
+        )
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,6 @@ from rich.text import Text
 
 from foundation.policies.actors import Policy
 from foundation.rollout.evaluate import EvaluationResult
-
-UNITS = {"position_error": (100.0, "cm")}
-"""Metrics that are shown in other than SI units: factor and unit."""
 
 
 def spread(values: torch.Tensor) -> dict[str, float]:
@@ -74,7 +71,12 @@ def inference_seconds(policy: Policy, obs: torch.Tensor, seconds: float = 0.2) -
     return sorted(times)[len(times) // 2]
 
 
-def evaluation_table(title: str, head: Sequence[tuple[str, str]], figures: dict[str, Any]) -> Table:
+def evaluation_table(
+    title: str,
+    head: Sequence[tuple[str, str]],
+    figures: dict[str, Any],
+    units: Mapping[str, tuple[float, str]] | None = None,
+) -> Table:
     """Lay the figures out.
 
     Args:
@@ -82,6 +84,7 @@ def evaluation_table(title: str, head: Sequence[tuple[str, str]], figures: dict[
         head: First rows: what was measured, and where.
         figures: What :func:`evaluation_figures` returned, with ``inference_us`` (batch size -> [µs]) and
             ``parameters`` where there is a network.
+        units: Metric -> (factor, unit) by which it is shown, as the task declares them.
     """
     table = Table(title=title, box=box.ROUNDED, show_header=False, title_justify="left")
     table.add_column(no_wrap=True)
@@ -94,7 +97,7 @@ def evaluation_table(title: str, head: Sequence[tuple[str, str]], figures: dict[
     unknown = "unknown (neither time_outs nor a success metric)"
     rows.append(("success", unknown if success is None else f"{100.0 * success:.1f} %"))
     for name, values in figures["metrics"].items():
-        factor, unit = UNITS.get(name, (1.0, ""))
+        factor, unit = (units or {}).get(name, (1.0, ""))
         scaled = {key: factor * value for key, value in values.items()}
         label = name.replace("_", " ")
         rows.append((f"{label} [{unit}]" if unit else label, _shown(scaled, digits=2 if unit else 4)))

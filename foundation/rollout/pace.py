@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from foundation.core.errors import UserError
+from foundation.engines.base import EnvCapabilities, VecEnv
 
 
-def real_time_pace(env: Any) -> Callable[[Any, Any], None]:
+def real_time_pace(env: VecEnv) -> Callable[[Any, Any], None]:
     """Return a callback for :func:`foundation.rollout.evaluate.evaluate` that waits until each step is due.
 
     Args:
@@ -18,10 +19,10 @@ def real_time_pace(env: Any) -> Callable[[Any, Any], None]:
     Raises:
         UserError: If it does not.
     """
-    dt = getattr(env, "step_dt", None) or getattr(getattr(env, "unwrapped", env), "step_dt", None)
-    if dt is None:
+    step = EnvCapabilities.of(env).step_dt
+    if not step:
         raise UserError("--real-time: this environment does not say how long its step is (step_dt)")
-    step, due = float(dt), time.perf_counter()
+    due = time.perf_counter()
 
     def wait(obs: Any, actions: Any) -> None:
         nonlocal due

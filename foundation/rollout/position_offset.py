@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDict
 
 from foundation.core.errors import UserError
+from foundation.engines.base import EnvCapabilities, VecEnv
 from foundation.policies.actors import Actor
 from foundation.policies.obs_groups import ObsSelector
 
@@ -41,12 +42,13 @@ class PositionCorrection:
         UserError: If the task declares no position, or none in what the student observes.
     """
 
-    def __init__(self, env: Any, student_obs: ObsSelector, num_teachers: int = 1):
-        self.positions: dict[str, tuple[int, str]] = dict(getattr(env, "position_fields", None) or {})
+    def __init__(self, env: VecEnv, student_obs: ObsSelector, num_teachers: int = 1):
+        declared = EnvCapabilities.of(env)
+        self.positions = declared.position_fields
         if not self.positions:
             raise UserError(f"{FLAG}: this task does not declare where its observations have the position.")
         obs = env.get_observations()
-        rotations: dict[str, int] = dict(getattr(env, "rotation_fields", None) or {})
+        rotations = declared.rotation_fields
         self._rotation = next(((name, first) for name, first in rotations.items() if name in obs.keys()), None)  # noqa: SIM118
         if self._rotation is None and any(frame == "body" for _, frame in self.positions.values()):
             raise UserError(f"{FLAG}: this task has positions in the body frame but declares no rotation_fields.")

@@ -257,6 +257,7 @@ def play(job: Job, engine: Engine, env: Any, interrupt: Interrupt) -> None:
     from rich.console import Console
 
     from foundation.cli.vehicle_table import vehicle_figures, vehicle_names, vehicle_of, vehicle_table
+    from foundation.engines.base import EnvCapabilities
     from foundation.evaluation.report_table import evaluation_figures, evaluation_table
     from foundation.rollout.evaluate import evaluate
     from foundation.rollout.pace import real_time_pace
@@ -275,7 +276,8 @@ def play(job: Job, engine: Engine, env: Any, interrupt: Interrupt) -> None:
     what = f"{args.agent} actions" if job.policy is None else describe(job.policy)
     head = [("policy", what), ("checkpoint", str(job.checkpoint))] if job.checkpoint else [("policy", what)]
     head.append(("episodes", f"{figures['num_episodes']} in {env.num_envs} environments, seed {seed}"))
-    Console(highlight=False).print(evaluation_table(f"{job.task} ({engine.name})", head, figures))
+    units = EnvCapabilities.of(env).metric_units
+    Console(highlight=False).print(evaluation_table(f"{job.task} ({engine.name})", head, figures, units))
     if vehicles:
         figures["vehicles"] = vehicles
         Console(highlight=False).print(vehicle_table(vehicles))

@@ -15,7 +15,7 @@ import torch
 from foundation import engines
 from foundation.core.errors import UserError
 from foundation.engines import engine_class, engine_names, isaaclab, select_engine
-from foundation.engines.base import Engine, LaunchRequest, VideoRequest
+from foundation.engines.base import Engine, EnvCapabilities, LaunchRequest, VideoRequest
 from foundation.engines.torch import TorchEngine
 from foundation.engines.video import VideoRecorder
 from foundation.tasks.quadrotor.env_cfg import QuadcopterPointCtrlEnvCfg, SceneCfg, ViewerCfg
@@ -74,6 +74,20 @@ def test_actions_are_clipped_to_the_agents_bound():
             results.append(obs["policy"])
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
+
+
+def test_capabilities_are_what_the_environment_declares():
+    """The quadrotor declares its step, fields and units, through wrappers too; a bare environment declares nothing."""
+    engine = TorchEngine()
+    with engine.launch(LaunchRequest(TASK), _few) as (env_cfg, agent_cfg):
+        env = engine.make_env(env_cfg, agent_cfg)
+    declared = EnvCapabilities.of(env)
+    assert declared.step_dt == pytest.approx(0.01)
+    assert declared.position_fields["l2f"] == (0, "world")
+    assert declared.metric_units == {"position_error": (100.0, "cm")}
+    assert declared.solved_return is not None and declared.solved_return > 0.0
+    assert declared.can_render and declared.can_save_state
+    assert EnvCapabilities.of(SimpleNamespace()) == EnvCapabilities()  # pyright: ignore[reportArgumentType]
 
 
 def test_wrappers_pass_assignments_through():

@@ -75,6 +75,16 @@ def test_how_an_episode_ended_is_unknown_without_time_outs_and_not_a_failure():
     assert "unknown" in shown.export_text() and "0.0 %" not in shown.export_text()
 
 
+def test_a_metric_is_shown_in_the_unit_that_its_task_declares():
+    """0.25 m are 25 cm where the task says so, and 0.25 without a unit where it does not."""
+    figures = evaluation_figures(evaluate(CountingEnv(LENGTHS, 7), ZeroActor(2), 8, 0))
+    figures["metrics"] = {"position_error": {"mean": 0.25, "std": 0.5}}
+    for units, text in (({"position_error": (100.0, "cm")}, "position error [cm] 25.00 ± 50.00"), (None, "0.2500")):
+        shown = Console(width=120, record=True, file=io.StringIO())
+        shown.print(evaluation_table("task", [], figures, units))
+        assert text in " ".join(shown.export_text().replace("│", " ").split())
+
+
 def test_the_interval_of_a_ratio_covers_it_as_often_as_it_says():
     """Pairs with a known ratio of means, 0.9: of 400 samples the 95 % interval holds it in 92 to 98 of a hundred."""
     generator = torch.Generator().manual_seed(3)

@@ -123,6 +123,8 @@ class QuadcopterPointCtrlIsaacEnv(DirectRLEnv):
     """Observation group -> (first column of the position error, its frame: ``body`` or ``world``)."""
     rotation_fields = mdp.ROTATION_FIELDS
     """Observation group -> first column of the rotation matrix, body to world, row by row."""
+    metric_units = mdp.METRIC_UNITS
+    """Metric of an episode -> (factor, unit) by which people are shown it."""
 
     def __init__(self, cfg: QuadcopterPointCtrlIsaacEnvCfg, render_mode: str | None = None, **kwargs: Any):
         """Build the scene and give every environment its vehicle."""

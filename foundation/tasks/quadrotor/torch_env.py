@@ -46,6 +46,8 @@ class QuadcopterPointCtrlEnv:
     """Observation group -> (first column of the position error, its frame: ``body`` or ``world``)."""
     rotation_fields = mdp.ROTATION_FIELDS
     """Observation group -> first column of the rotation matrix, body to world, row by row."""
+    metric_units = mdp.METRIC_UNITS
+    """Metric of an episode -> (factor, unit) by which people are shown it."""
     metadata = {"render_modes": ["rgb_array"], "render_fps": 100}  # noqa: RUF012 (gymnasium's convention)
 
     def __init__(self, cfg: QuadcopterPointCtrlEnvCfg | None = None, render_mode: str | None = None):
