@@ -182,7 +182,7 @@ def test_a_users_own_task_wins_over_ours(tmp_path, monkeypatch, typed):
     engine = TorchEngine()
     with engine.launch(LaunchRequest(f"their_package:{TASK}"), _few) as (env_cfg, agent_cfg):
         agent_cfg.clip_actions = None
-        assert type(engine.make_env(env_cfg, agent_cfg).unwrapped).__name__ == "TheirEnv"
+        assert type(engine.make_env(env_cfg, agent_cfg).unwrapped).__name__ == "TheirEnv"  # pyright: ignore
     sys.modules.pop("their_package")
 
 
