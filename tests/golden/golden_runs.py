@@ -166,7 +166,15 @@ def flags_of(name: str, folder: Path) -> dict[str, Any]:
 
 def machine() -> dict[str, str]:
     """Return what the bits depend on besides the code."""
-    return {"torch": torch.__version__, "cpu_capability": torch.backends.cpu.get_cpu_capability()}
+    processor = ""
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "processor": processor,  # a BLAS has kernels of its own for each
+    }
 
 
 def platform_line() -> str:

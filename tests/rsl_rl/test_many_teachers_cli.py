@@ -241,8 +241,8 @@ def broken_sets(folder: Path) -> dict[str, tuple[list, str]]:
             "chose teacher 9",
         ),
         "expert that fails": ([plain, "distill.teacher.expert=math:floor"], "floor failed: TypeError: must be real"),
-        "expert of no module": ([plain, "distill.teacher.expert=:ninth"], "=:ninth cannot be imported"),
-        "expert of a relative module": ([plain, "distill.teacher.expert=.a:ninth"], "=.a:ninth cannot be imported"),
+        "expert of no module": ([plain, "distill.teacher.expert=:ninth"], "':ninth' cannot be imported"),
+        "expert of a relative module": ([plain, "distill.teacher.expert=.a:ninth"], "'.a:ninth' cannot be imported"),
         "unknown expert": ([plain, "distill.teacher.expert=skill"], "no observation group 'skill'"),
         "mix and beta": ([plain, "--teacher_student_mix", "1", "collection.beta.kind=linear"], "both say who drives"),
     }
