@@ -10,6 +10,7 @@ from isaac_envs import TASK
 
 from foundation.config.overrides import parse_overrides
 from foundation.core.errors import UserError
+from foundation.core.registry import note_typed
 from foundation.engines.base import LaunchRequest
 from foundation.engines.isaaclab import IsaacLabEngine
 
@@ -96,6 +97,7 @@ def test_tasks_are_known_without_starting_anything():
     """Isaac Lab's own tasks, ours and those of an importable module are; others are answered with the nearest."""
     assert IsaacLabEngine.why_not(TASK) is None
     assert IsaacLabEngine.why_not("Isaac-Cartpole-Direct") is None
+    note_typed(["--task", "toy_tasks:Toy-Lift-Manager"])  # a module is imported once it was typed
     assert IsaacLabEngine.why_not("toy_tasks:Toy-Lift-Manager") is None
     assert {TASK, "Isaac-Cartpole"} <= set(IsaacLabEngine.task_names())
     assert "Isaac-Cartpole-Direct" in str(IsaacLabEngine.why_not("Isaac-Cartpole-Dirct"))
