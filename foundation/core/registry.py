@@ -10,6 +10,7 @@ import importlib
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -97,10 +98,22 @@ def resolve_module(name: str, what: str, *, trusted: bool = False, typed_as: str
     """
     if not trusted:
         refuse_untyped(name, what, typed_as)
+        _search_working_folder(name)
     try:
         return import_module(name.rpartition(":")[0])
     except ImportError as error:
         raise UserError(f"{what} '{shorten(name)}' cannot be imported: {one_line(error)}") from error
+
+
+def _search_working_folder(name: str) -> None:
+    """Let a typed module be imported from the working folder, after everything that is installed.
+
+    A script's ``sys.path`` begins at the script's own folder, so that a package beside the user would not be found.
+    """
+    top = name.partition(":")[0].partition(".")[0]
+    here = Path.cwd()
+    if str(here) not in sys.path and ((here / f"{top}.py").is_file() or (here / top).is_dir()):
+        sys.path.append(str(here))
 
 
 def resolve_attribute(name: str, what: str, *, trusted: bool = False, typed_as: str = "") -> Any:
