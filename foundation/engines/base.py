@@ -121,17 +121,23 @@ class VideoRequest:
     """Env steps that a resumed run has behind it: clips are named, and begin, by the steps of the whole run."""
 
 
+AGENT_ENTRY_POINT = "rsl_rl_cfg_entry_point"
+"""Where a task registers its agent's config, as Isaac Lab names it."""
+
+
 @dataclass
 class LaunchRequest:
     """What a command knows before a simulator is up."""
 
     task: str
-    agent_entry_point: str = "rsl_rl_cfg_entry_point"
+    agent_entry_point: str = AGENT_ENTRY_POINT
     device: str = "cpu"
     headless: bool = True
     video: bool = False
     args: argparse.Namespace = field(default_factory=argparse.Namespace)
     """The parsed command line, for the launcher's own flags."""
+    needs_agent: bool = False
+    """Whether the command trains by the agent's config; the others do without where a task registers none."""
 
 
 Configure = Callable[[Any, Any], None]

@@ -14,7 +14,7 @@ from foundation.config.agent_cfg import AgentDict
 from foundation.core.errors import UserError
 from foundation.core.memory import refuse_beyond_memory
 from foundation.core.registry import resolve_attribute
-from foundation.engines.base import Configure, Engine, LaunchRequest, VecEnv, VideoRequest
+from foundation.engines.base import AGENT_ENTRY_POINT, Configure, Engine, LaunchRequest, VecEnv, VideoRequest
 from foundation.engines.checked_env import CheckedEnv
 from foundation.engines.video import ActionClip, VideoRecorder
 from foundation.tasks import launching, load_entry_point, resolve_task, why_not_registered
@@ -69,7 +69,10 @@ class TorchEngine(Engine):
         spec = resolve_task(request.task)
         with launching(self.name):
             env_cfg = load_entry_point(spec, "env_cfg_entry_point")
-            agent_cfg = load_entry_point(spec, request.agent_entry_point)
+            if _does_without_agent(request, spec):
+                agent_cfg: Any = {"experiment_name": spec.id}
+            else:
+                agent_cfg = load_entry_point(spec, request.agent_entry_point)
         return env_cfg, AgentDict.of(agent_cfg) if isinstance(agent_cfg, dict) else agent_cfg
 
     def set_common(self, env_cfg: Any, *, num_envs: int | None, seed: int | None, device: str | None) -> None:
@@ -110,6 +113,12 @@ class TorchEngine(Engine):
         if clip is not None:
             env = ActionClip(env, float(clip))
         return cast(VecEnv, env)
+
+
+def _does_without_agent(request: LaunchRequest, spec: EnvSpec) -> bool:
+    """Whether a task without an agent's config is run by a command that trains nothing by it."""
+    asked = request.needs_agent or request.agent_entry_point != AGENT_ENTRY_POINT
+    return not asked and AGENT_ENTRY_POINT not in spec.kwargs
 
 
 def _read(cfg: Any, name: str) -> Any:

@@ -117,7 +117,7 @@ def prepare(argv: Sequence[str]) -> tuple[Engine, LaunchRequest, Configure, int]
     overrides = parse_overrides(tokens, scopes=("env", "agent"))
     args.presets = overrides.take(engine.selectors)
     device, rank = choose_device(args, overrides)
-    request = LaunchRequest(args.task, args.agent, device, args.headless, args.video, args)
+    request = LaunchRequest(args.task, args.agent, device, args.headless, args.video, args, needs_agent=True)
     return engine, request, _configurer(engine, args, overrides, device, rank), rank
 
 
