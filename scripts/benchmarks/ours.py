@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ class NoRunDir:
 
     def shard_path(self, epoch: int) -> None:
         """Return nowhere."""
+
+    def writing(self) -> AbstractContextManager[None]:
+        """Let everything be written; nothing is."""
+        return nullcontext()
 
 
 def settings(values: Mapping[str, Any]) -> Any:

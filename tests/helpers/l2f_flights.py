@@ -17,7 +17,7 @@ from foundation.tasks.quadrotor.sim.vehicles import VehicleParams, load_vehicles
 
 TESTS = Path(__file__).resolve().parents[1]
 FLIGHTS = TESTS / "tasks" / "sim" / "data" / "l2f-2.0.18"
-RAPTOR = TESTS / "checkpoints" / "data" / "foundation-policy-1.0.2"
+RAPTOR = TESTS / "checkpoints" / "published-raptor"
 PUBLISHED = RAPTOR / "checkpoint.h5"
 """The published RAPTOR policy, as it is in the package."""
 
