@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sets up, then lints, checks types and runs all tests. Arguments go to pytest: bash scripts/test.sh tests/config -x
+# Sets up, then lints, checks types and runs all tests but those that need Isaac Lab, l2f or a GPU.
+# Arguments go to pytest: bash scripts/test.sh tests/config -x
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh dev

@@ -110,11 +110,18 @@ def test_without_a_fitting_python_it_says_so(clone: Path, tmp_path: Path) -> Non
 
 
 def test_every_dependency_is_pinned() -> None:
-    """Each package that pyproject.toml names for use or development has a version in constraints.txt."""
+    """Each package that pyproject.toml names for use, development or rl-tools has a version in constraints.txt."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["dev"], *extras["raptor"]]
     names = {re.match(r"[A-Za-z0-9_.-]+", line)[0].lower() for line in wanted}
     pinned = {
         line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
     }
     assert names <= pinned
+
+
+def test_development_needs_no_compiler() -> None:
+    """What exists as source only, and takes a compiler and gigabytes of memory, is in extra raptor alone."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert [name for name, packages in extras.items() if {"l2f", "foundation-policy"} & set(packages)] == ["raptor"]
