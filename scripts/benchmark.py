@@ -4,18 +4,22 @@
     python scripts/benchmark.py --parts distill       # one part
     python scripts/benchmark.py --quick               # tiny sizes, to see that it runs
 
-Writes ``<out>.json`` and ``<out>.png`` (the learning curves) and prints tables.
+Writes ``<out>.json`` (after each seed and each part) and ``<out>.png`` (the learning curves) and prints tables.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchmarks.snapshots import Trace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -51,8 +55,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def measure_distillation(args: argparse.Namespace, teacher: Path, result: dict[str, Any], report: Any) -> None:
-    """Run the sweep and the race."""
+def measure_distillation(
+    args: argparse.Namespace, teacher: Path, result: dict[str, Any], report: Any, keep: Callable[[], None]
+) -> None:
+    """Run the sweep and the race; ``keep`` is called whenever there is more in ``result``."""
     from benchmarks import figure, race, stock, sweep
 
     budgets = dict.fromkeys(BUDGETS, 0.3) if args.quick else BUDGETS
@@ -65,24 +71,36 @@ def measure_distillation(args: argparse.Namespace, teacher: Path, result: dict[s
             sweep.our_axes = lambda: {"batch_size": [256]}
         both = dict.fromkeys(SWEEP_BUDGETS, 0.3) if args.quick else SWEEP_BUDGETS
         result["sweep"] = sweep.sweep_both(bench, range(100, 100 + args.sweep_seeds), both)
+        keep()
         tuned = stock.StockSettings(**result["sweep"]["rsl_rl"]["best"])
     if "distill" in args.parts:
         settings: dict[str, race.Setting] = {"ours": {}, "isaaclab_like": stock.ISAACLAB_LIKE, "tuned": tuned}
-        traces = race.race(bench, settings, range(args.seeds), budgets)
-        result["distill"] = race.summarise(bench, settings, traces)
+
+        def keep_seed(done: dict[str, list[Trace]]) -> None:
+            result["distill"] = race.summarise(bench, settings, done)
+            keep()
+
+        traces = race.race(bench, settings, range(args.seeds), budgets, keep_seed)
         is_cuda = args.device.startswith("cuda")
         figure.draw(traces, LABELS, args.out.with_suffix(".png"), wall=is_cuda)
 
 
-def measure_recurrent(args: argparse.Namespace, teacher: Path, report: Any) -> dict[str, Any]:
+def measure_recurrent(
+    args: argparse.Namespace, teacher: Path, result: dict[str, Any], report: Any, keep: Callable[[], None]
+) -> None:
     """Race students with memory, then train every kind of student."""
     from benchmarks import race, recurrent
 
     bench = race.Bench(teacher, args.device, args.episodes, report)
     budgets = dict.fromkeys(recurrent.BUDGETS, 0.3) if args.quick else recurrent.BUDGETS
-    result = recurrent.recurrent(bench, range(args.seeds), budgets)
-    kinds = recurrent.kinds(bench, range(1 if args.quick else 2), 2 if args.quick else 150)
-    return {"race": result, "kinds": kinds}
+    own = result["recurrent"] = {}
+
+    def keep_seed(done: dict[str, Any]) -> None:
+        own["race"] = done
+        keep()
+
+    recurrent.recurrent(bench, range(args.seeds), budgets, keep_seed)
+    own["kinds"] = recurrent.kinds(bench, range(1 if args.quick else 2), 2 if args.quick else 150)
 
 
 LABELS = {
@@ -93,11 +111,14 @@ LABELS = {
 MEMORY_LABELS = {"ours": "foundation, experiment=fast_gru", "tuned": "RSL-RL, GRU of 16 units, best found"}
 
 
-def measure(args: argparse.Namespace, report: Any) -> dict[str, Any]:
+def measure(args: argparse.Namespace, result: dict[str, Any], report: Any, keep: Callable[[], None]) -> None:
     """Measure the parts asked for.
 
-    Returns:
-        What goes into the JSON.
+    Args:
+        args: The command line.
+        result: What goes into the JSON; filled part by part.
+        report: Takes a line of progress.
+        keep: Called after each seed and each part: writes what there is.
     """
     import torch
 
@@ -105,17 +126,19 @@ def measure(args: argparse.Namespace, report: Any) -> dict[str, Any]:
     from benchmarks import breakdown, common, simulator
 
     teacher = args.teacher or common.shipped_teacher()
-    result: dict[str, Any] = {"machine": common.machine(args.device), "quick": args.quick}
+    result |= {"machine": common.machine(args.device), "quick": args.quick}
     if not args.quick:
         result["import_cpu_seconds"] = common.import_seconds()
     if {"sweep", "distill"} & set(args.parts):
-        measure_distillation(args, teacher, result, report)
+        measure_distillation(args, teacher, result, report, keep)
     if "recurrent" in args.parts:
-        result["recurrent"] = measure_recurrent(args, teacher, report)
+        measure_recurrent(args, teacher, result, report, keep)
+        keep()
     if "raptor" in args.parts:
         from benchmarks import raptor
 
         result["raptor"] = raptor.raptor(args.device, quick=args.quick, report=report)
+        keep()
     if "breakdown" in args.parts:
         small = {"num_envs": 32, "num_episodes": 2} if args.quick else {}
         result["breakdown"] = {
@@ -124,30 +147,63 @@ def measure(args: argparse.Namespace, report: Any) -> dict[str, Any]:
                 teacher, args.device, 32 if args.quick else 512, 20 if args.quick else 250, 1 if args.quick else 7
             ),
         }
+        keep()
     if "simulator" in args.parts:
         sizes = [64] if args.quick else [1024, 4096, 16384]
         if args.device.startswith("cuda") and not args.quick:
             sizes.append(65536)
         result["simulator"] = simulator.simulator(args.device, sizes, 0.05 if args.quick else 3.0)
+        keep()
     if "dataset" in args.parts:
         from benchmarks import dataset
 
         size = (40_000, 64, 0.05) if args.quick else (20_000_000, 4096, 5.0)
         result["dataset"] = dataset.dataset(*size)
-    return result
+        keep()
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse before the first measurement what would fail after the last: a missing package, a place to write.
+
+    Raises:
+        UserError: In one line.
+    """
+    from foundation.core.errors import UserError
+
+    if "distill" in args.parts and importlib.util.find_spec("matplotlib") is None:
+        raise UserError(
+            "--parts distill draws with the package matplotlib: pip install -e '.[bench]' in the clone's folder"
+        )
+    for suffix in (".json", ".png") if "distill" in args.parts else (".json",):
+        path = args.out.with_suffix(suffix)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = not path.exists()
+            path.open("a").close()  # what is there stays until there are figures to replace it
+            if fresh:
+                path.unlink()
+        except OSError as error:
+            raise UserError(f"--out {args.out}: cannot write {path} ({error.strerror}); choose another place") from None
+
+
+def write(result: dict[str, Any], path: Path) -> None:
+    """Write the JSON whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, show and write."""
+    check(args)
     from benchmarks import tables
     from rich.console import Console
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
-    result = measure(args, lambda line: console.print(line, markup=False))
-    tables.show(console, result, LABELS, MEMORY_LABELS)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     path = args.out.with_suffix(".json")
-    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    result: dict[str, Any] = {}
+    measure(args, result, lambda line: console.print(line, markup=False), lambda: write(result, path))
+    tables.show(console, result, LABELS, MEMORY_LABELS)
     console.print(f"Written: {path}" + (f" and {args.out.with_suffix('.png')}" if "distill" in result else ""))
 
 

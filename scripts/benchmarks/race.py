@@ -97,7 +97,11 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 
 def race(
-    bench: Bench, settings: Mapping[str, Setting], seeds: Sequence[int], budgets: Mapping[str, float]
+    bench: Bench,
+    settings: Mapping[str, Setting],
+    seeds: Sequence[int],
+    budgets: Mapping[str, float],
+    keep: Callable[[dict[str, list[Trace]]], None] = lambda traces: None,
 ) -> dict[str, list[Trace]]:
     """Run every setting with every seed, one after the other, so that the machine's moods hit all alike.
 
@@ -106,6 +110,7 @@ def race(
         settings: By name; the first is ours.
         seeds: Seeds.
         budgets: Training time of each setting [s].
+        keep: Takes what was measured so far, after each seed.
 
     Returns:
         Traces by setting.
@@ -114,6 +119,7 @@ def race(
     for seed in seeds:
         for name, setting in settings.items():
             traces[name].append(bench.run(name, setting, seed, budgets[name]))
+        keep(traces)
     return traces
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks import ours, stock
@@ -24,17 +24,21 @@ KINDS: dict[str, dict[str, Any]] = {
 """Students and what they change of ``experiment=fast``."""
 
 
-def recurrent(bench: Bench, seeds: Sequence[int], budgets: dict[str, float]) -> dict[str, Any]:
+def recurrent(
+    bench: Bench, seeds: Sequence[int], budgets: dict[str, float], keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """Race a student of 16 GRU units against RSL-RL's.
 
     Args:
         bench: Where.
         seeds: Seeds.
         budgets: Training time of ``ours`` and ``tuned`` [s].
+        keep: Takes the result so far, after each seed.
     """
     settings: dict[str, Setting] = {"ours": PRESET, "tuned": stock.TUNED_GRU}
     bench.warm_up(*settings.values())
-    return summarise(bench, settings, race(bench, settings, seeds, budgets))
+    traces = race(bench, settings, seeds, budgets, lambda done: keep(summarise(bench, settings, done)))
+    return summarise(bench, settings, traces)
 
 
 def kinds(bench: Bench, seeds: Sequence[int], epochs: int) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -210,6 +211,65 @@ def test_bad_numbers_are_refused(capsys):
     assert benchmark.main(["--seeds", "0"]) == 2
     error = capsys.readouterr().err
     assert "at least 1" in error and len(error.splitlines()) == 1
+
+
+def nothing_is_measured(*_: object) -> None:
+    pytest.fail("measured before everything was checked")
+
+
+def test_a_missing_matplotlib_is_said_first_with_its_extra(tmp_path, monkeypatch, capsys):
+    """Without matplotlib the part that draws is refused before it measures; the others run without it."""
+    find_spec = importlib.util.find_spec
+    hidden = lambda name, *rest: None if name == "matplotlib" else find_spec(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", hidden)
+    monkeypatch.setattr(benchmark, "measure", nothing_is_measured)
+    assert benchmark.main(["--parts", "distill", "--out", str(tmp_path / "x")]) == 2
+    error = capsys.readouterr().err
+    assert "matplotlib" in error and "pip install -e '.[bench]'" in error and len(error.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+    benchmark.check(benchmark.parse(["--parts", "simulator", "--out", str(tmp_path / "x")]))
+
+
+def test_a_place_that_cannot_be_written_is_said_first(tmp_path, monkeypatch, capsys):
+    """A file where the folder should be, or a folder where the figure should be: one line, exit code 2."""
+    monkeypatch.setattr(benchmark, "measure", nothing_is_measured)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "x.png").mkdir()
+    for out in (tmp_path / "file" / "x", tmp_path / "x"):
+        assert benchmark.main(["--parts", "distill", "--out", str(out)]) == 2
+        error = capsys.readouterr().err
+        assert str(out) in error and "cannot write" in error and len(error.splitlines()) == 1
+    assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "x.json").exists()
+
+
+def test_the_check_leaves_earlier_figures(tmp_path):
+    """What an earlier benchmark wrote is there until the first seed of the next one is measured."""
+    out = tmp_path / "x"
+    out.with_suffix(".json").write_text("{}")
+    benchmark.check(benchmark.parse(["--parts", "distill", "--out", str(out)]))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"] and out.with_suffix(".json").read_text() == "{}"
+
+
+def test_each_measured_seed_is_in_the_json(teacher, tmp_path, monkeypatch):
+    """When the second seed fails, the JSON has the first seed of every setting."""
+    run = race.Bench.run
+
+    def fail_in_the_second_seed(bench, name, setting, seed, budget, **options):
+        if seed == 1:
+            raise RuntimeError("the machine went away")
+        return run(bench, name, setting, seed, budget, **options)
+
+    monkeypatch.setattr(race.Bench, "run", fail_in_the_second_seed)
+    arguments = ["--quick", "--parts", "distill", "--seeds", "2", "--episodes", "8", "--teacher", str(teacher)]
+    with pytest.raises(RuntimeError, match="went away"):
+        benchmark.run(benchmark.parse([*arguments, "--out", str(tmp_path / "x")]))
+    runs = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["distill"]["runs"]
+    assert {name: [seed["seed"] for seed in one["seeds"]] for name, one in runs.items()} == {
+        "ours": [0],
+        "isaaclab_like": [0],
+        "tuned": [0],
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
 
 
 @pytest.mark.slow
