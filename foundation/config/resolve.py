@@ -17,9 +17,10 @@ from foundation.config.distillation_cfg import DistillationCfg, StudentCfg
 from foundation.config.interpolation import has_interpolation, interpolate
 from foundation.config.overrides import Assignment, Overrides
 from foundation.config.plain import to_plain
+from foundation.config.presets import is_path, own_preset, read_preset
 from foundation.config.validate import label, validate
 from foundation.config.values import apply_values, key_names
-from foundation.core.errors import UserError, suggest
+from foundation.core.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ _BY_NAME = ("student", "loss")
 CHOSEN = ("student", "loss", "schedule", "dataset")
 """Groups that every run has a choice of."""
 _DEFAULT, _TYPED, _RESUMED = "default", "typed", "the resumed run"
-_ONLY_CHOICES, _NOTHING = "foundation_only_choices", "foundation_nothing"
+_ONLY_CHOICES, _NOTHING, _OWN = "foundation_only_choices", "foundation_nothing", "foundation_own"
 _SCHEDULE_KEYS = ("collection.beta", "epoch_teacher_forcing", "collection.teacher_student_mix")
 
 
@@ -97,7 +98,8 @@ def compose(groups: Mapping[str, str | None], *, defaults: bool) -> tuple[dict[s
     """Let Hydra put files of ``configs/`` together. Writes nothing.
 
     Args:
-        groups: Group -> name of a file, or None for no file at all, whatever another file says.
+        groups: Group -> name of a file of ``configs/`` or of an own one (see :mod:`foundation.config.presets`), or None
+            for no file at all, whatever another file says.
         defaults: Begin with ``configs/distillation.yaml`` and the files that it chooses. Otherwise nothing is there but
             what the chosen files say.
 
@@ -117,7 +119,11 @@ def compose(groups: Mapping[str, str | None], *, defaults: bool) -> tuple[dict[s
     for group in every:  # an empty file: the one choice of nothing that also beats an experiment's own
         store.store(_NOTHING, {}, group=group, package="_global_")
     store.store(_ONLY_CHOICES, {"defaults": [{group: _NOTHING} for group in every]})
-    typed = [f"{group}={name or _NOTHING}" for group, name in groups.items()]
+    own = {group: name for group, name in groups.items() if name and name not in choices(group)}
+    for group, name in own.items():  # Hydra knows it by a name that any file can have
+        values, package = read_preset(group, own_preset(group, name, choices(group)))
+        store.store(_OWN, values, group=group, package=package)
+    typed = [f"{group}={_OWN if group in own else name or _NOTHING}" for group, name in groups.items()]
     application = GlobalHydra.instance().hydra  # the command itself is one, and there can be one at a time
     GlobalHydra.instance().clear()
     try:
@@ -134,6 +140,7 @@ def compose(groups: Mapping[str, str | None], *, defaults: bool) -> tuple[dict[s
         if application is not None:
             GlobalHydra.instance().initialize(application)
     assert isinstance(values, dict)
+    taken |= own
     in_force = {group: name for group, name in taken.items() if name not in ("None", _NOTHING)}
     return {str(key): value for key, value in values.items()}, in_force
 
@@ -358,15 +365,27 @@ def _split_groups(overrides: Overrides) -> tuple[dict[str, str | None], dict[str
     named: dict[str, str] = {}
     for group, name in typed.items():
         valid = choices(group)
-        if name in valid:
+        if name in valid or (group != "task" and _is_own(group, name)):
             groups[group] = name
         elif group == "task":
             named["task"] = name
         elif group in _BY_NAME:
             groups[group], named[group] = None, name
-        else:
-            raise UserError(f"unknown {group} '{name}'. {suggest(name, valid)}")
     return groups, named
+
+
+def _is_own(group: str, name: str) -> bool:
+    """Say whether a choice is a file of the user's own, and refuse one that is not there."""
+    if group in _BY_NAME and not is_path(name):
+        if ":" not in name:
+            return False
+        try:  # a package's YAML; otherwise it is a class or a function, which has its own errors
+            own_preset(group, name, ())
+        except UserError:
+            return False
+        return True
+    own_preset(group, name, choices(group))
+    return True
 
 
 def own_items(overrides: Overrides) -> list[Assignment]:

@@ -65,7 +65,9 @@ class ActionClip(EnvWrapper):
 class VideoRecorder(EnvWrapper):
     """Write ``rl-video-step-<N>.mp4`` clips of what ``env.render()`` shows.
 
-    A clip starts at every ``interval``-th step. Its frames go to a hidden file that gets its name when it is whole.
+    A clip starts at every ``interval``-th step, and is named as gymnasium's ``RecordVideo`` names one that a step
+    starts; like that one today (gymnasium 1.x), no ``.meta.json`` is written beside it. Its frames go to a hidden file
+    that gets its name when it is whole.
     """
 
     def __init__(self, env: Any, request: VideoRequest):

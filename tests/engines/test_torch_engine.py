@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
 import gymnasium
 import imageio_ffmpeg
@@ -119,6 +121,40 @@ def test_video_clips_are_whole_files(tmp_path):
     assert next(reader)["fps"] == 50
     pixels = np.stack([np.frombuffer(frame, dtype=np.uint8) for frame in reader])
     assert pixels[5].std() > 5
+
+
+def test_clips_are_named_as_gymnasium_names_them(tmp_path, monkeypatch):
+    """``RecordVideo`` with Isaac Lab's step trigger leaves the same file names, and nothing beside them."""
+
+    class Clip:
+        """Stands for moviepy's, which need not be installed: it only makes the file."""
+
+        def __init__(self, frames: list, fps: int):
+            assert frames
+
+        def write_videofile(self, path: str, **_: object) -> None:
+            Path(path).touch()
+
+    class OneStep(gymnasium.Env):
+        metadata: ClassVar = {"render_modes": ["rgb_array"]}
+        render_mode = "rgb_array"
+        step = lambda self, action: (0, 0.0, False, False, {})  # noqa: E731
+        render = lambda self: np.zeros((8, 8, 3), np.uint8)  # noqa: E731
+
+    for name in ("moviepy", "moviepy.video", "moviepy.video.io", "moviepy.video.io.ImageSequenceClip"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setattr(sys.modules["moviepy.video.io.ImageSequenceClip"], "ImageSequenceClip", Clip, raising=False)
+    theirs = gymnasium.wrappers.RecordVideo(
+        OneStep(), str(tmp_path / "theirs"), step_trigger=lambda step: step % 4 == 0, video_length=2
+    )
+    ours = VideoRecorder(QuadcopterPointCtrlEnv(_small()), VideoRequest(tmp_path / "ours", length=2, interval=4))
+    for _ in range(10):
+        theirs.step(0)
+        ours.step(torch.zeros(1, 4))
+    theirs.close()
+    ours.close()
+    expected = sorted(path.name for path in (tmp_path / "theirs").iterdir())
+    assert expected and sorted(path.name for path in (tmp_path / "ours").iterdir()) == expected
 
 
 def test_a_clip_cut_short_is_finished_on_close(tmp_path):

@@ -1,0 +1,74 @@
+"""Presets of the user's own: a YAML file by its path, or by the package that it lies in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from foundation.core.errors import UserError, suggest
+from foundation.core.registry import resolve_module
+
+_PACKAGE = re.compile(r"^#\s*@package\s+(\S+)\s*$", re.MULTILINE)
+_ENDINGS = (".yaml", ".yml")
+_GLOBAL = "_global_"
+
+
+def is_path(name: str) -> bool:
+    """Say whether a choice is written as the path of a file: ``./mine.yaml``, ``~/presets/mine``."""
+    return name.endswith(_ENDINGS) or "/" in name
+
+
+def own_preset(group: str, name: str, builtin: Iterable[str]) -> Path:
+    """Find the file of a choice that is no name of ``configs/``.
+
+    Args:
+        group: ``experiment``, ``student``, ...
+        name: A path, or ``pkg:name`` for ``<name>.yaml`` in that package or in its folder of the group's name. The
+            package is imported: the user has typed it.
+        builtin: Names of ``configs/``, to suggest.
+
+    Raises:
+        UserError: If there is no such file, with the nearest names.
+    """
+    if is_path(name):
+        path = Path(name).expanduser()
+        if path.is_file():
+            return path
+        near = [str(Path(name).parent / found) for found in _names([path.parent])]
+        raise UserError(f"{group}={name}: there is no such file. {suggest(name, near)}")
+    package, colon, own = name.partition(":")
+    if not colon:
+        raise UserError(f"unknown {group} '{name}'. {suggest(name, builtin)}")
+    module = resolve_module(name, group, typed_as=f"{group}=")
+    roots = [Path(folder) for folder in getattr(module, "__path__", [])]
+    folders = [folder for root in roots for folder in (root / group, root)]
+    for folder in folders:
+        path = folder / f"{own}.yaml"
+        if path.is_file():
+            return path
+    near = [f"{package}:{Path(found).stem}" for found in _names(folders)]
+    raise UserError(f"{group}={name}: the package {package} has no {own}.yaml. {suggest(name, near)}")
+
+
+def _names(folders: Iterable[Path]) -> list[str]:
+    return [path.name for folder in folders if folder.is_dir() for path in folder.iterdir() if path.suffix in _ENDINGS]
+
+
+def read_preset(group: str, path: Path) -> tuple[dict[str, Any], str]:
+    """Read an own file.
+
+    Returns:
+        Its values, and the part of the config that they are for: as its ``# @package`` says, otherwise the whole for an
+        experiment and the group for any other.
+    """
+    from foundation.core.files import load_yaml  # which loads torch: --help needs none
+
+    values = load_yaml(path)
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{group}={path}: expected keys with values, such as 'n_epochs: 50'")
+    header = _PACKAGE.search(path.read_text(encoding="utf-8"))
+    if header:
+        return values, header[1]
+    return values, _GLOBAL if group in ("experiment", "schedule", "task") else group

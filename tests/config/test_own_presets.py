@@ -1,0 +1,118 @@
+"""A preset of the user's own is chosen by its path or by its package, and ranks as one of ``configs/`` does."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foundation.config.overrides import parse_overrides
+from foundation.config.resolve import Resolved, resolve
+from foundation.core.errors import UserError
+from foundation.learning.losses import LOSSES
+from foundation.students import student_cfg_class
+
+
+def resolved(*tokens: str, **flags: Any) -> Resolved:
+    return resolve(parse_overrides(tokens), flags, student_cfg_class=student_cfg_class, loss_names=LOSSES)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return tmp_path
+
+
+@pytest.fixture
+def package(here: Path, monkeypatch: pytest.MonkeyPatch, typed: Any) -> Path:
+    """A package with presets, in the working folder; its name was typed."""
+    folder = here / "preset_pkg"
+    (folder / "student").mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    monkeypatch.delitem(sys.modules, "preset_pkg", raising=False)
+    typed("preset_pkg:fast")
+    return folder
+
+
+@pytest.mark.parametrize("header", ["", "# @package _global_\n"])
+def test_an_experiment_by_its_path(here: Path, header: str) -> None:
+    """Its values count, with the student that it chooses; keys that are typed beat it; its origin is the path."""
+    text = "defaults:\n  - override /student: gru\nn_epochs: 7\nbatch_size: 12\nloss: {name: huber}\n"
+    (here / "mine.yaml").write_text(header + text)
+    result = resolved("experiment=./mine.yaml", "n_epochs=8")
+    cfg = result.cfg
+    assert (cfg.n_epochs, cfg.batch_size, cfg.loss.name, cfg.student.name) == (8, 12, "huber", "gru")
+    assert result.choices["student"].chosen == "experiment=./mine.yaml"
+    assert resolved(f"experiment={here / 'mine.yaml'}", "loss=kl").cfg.loss.name == "kl"
+
+
+def test_a_file_named_as_a_built_in_one_is_not_it(here: Path) -> None:
+    """``./fast.yaml`` is the user's, ``fast`` ours; one after the other in one process."""
+    (here / "fast.yaml").write_text("n_epochs: 3\n")
+    assert resolved("experiment=./fast.yaml").cfg.n_epochs == 3
+    assert resolved("experiment=fast").cfg.n_epochs == 300
+    (here / "fast.yaml").write_text("batch_size: 5\n")
+    again = resolved("experiment=./fast.yaml").cfg
+    assert (again.n_epochs, again.batch_size) == (100, 5)
+
+
+def test_every_group_takes_a_file_and_beats_the_experiment(here: Path) -> None:
+    """Student, loss, schedule and dataset by their paths, beside ``experiment=fast``; the header may be left out."""
+    (here / "student.yaml").write_text("name: gru\nhidden_size: 9\n")
+    (here / "loss.yaml").write_text("name: huber\nhuber_delta: 0.5\n")
+    (here / "schedule.yaml").write_text("collection: {beta: {kind: cosine, start: 0.75, end: 0.0, epochs: 2}}\n")
+    (here / "dataset.yaml").write_text("dtype: float16\n")
+    groups = ("student", "loss", "schedule", "dataset")
+    cfg = resolved("experiment=fast", *[f"{group}=./{group}.yaml" for group in groups]).cfg
+    assert (cfg.student.name, cfg.student.hidden_size) == ("gru", 9)  # pyright: ignore[reportAttributeAccessIssue]
+    assert (cfg.loss.name, cfg.loss.huber_delta, cfg.dataset.dtype, cfg.n_epochs) == ("huber", 0.5, "float16", 300)
+    assert cfg.collection.beta is not None and (cfg.collection.beta.kind, cfg.collection.beta.start) == ("cosine", 0.75)
+
+
+def test_presets_of_a_package(package: Path) -> None:
+    """``pkg:name`` is ``<name>.yaml`` in the package, or in its folder of the group."""
+    (package / "fast.yaml").write_text("n_epochs: 4\n")
+    (package / "student" / "small.yaml").write_text("name: gru\nhidden_size: 3\n")
+    cfg = resolved("experiment=preset_pkg:fast", "student=preset_pkg:small").cfg
+    assert (cfg.n_epochs, cfg.student.name) == (4, "gru")
+    assert cfg.student.hidden_size == 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("token", "nearest"),
+    [
+        ("experiment=fsat", "'fast'"),
+        ("experiment=./mein.yaml", "'mine.yaml'"),
+        ("student=./nothing/mlp.yaml", "There are none"),
+        ("experiment=preset_pkg:fsat", "'preset_pkg:fast'"),
+        ("experiment=no_such_package:fast", "no_such_package"),
+    ],
+)
+def test_an_unknown_one_is_one_line_with_the_nearest(package: Path, typed: Any, token: str, nearest: str) -> None:
+    """A misspelt name, path or package's preset names what was meant."""
+    typed("no_such_package:fast")
+    (package / "fast.yaml").write_text("n_epochs: 4\n")
+    (package.parent / "mine.yaml").write_text("n_epochs: 4\n")
+    with pytest.raises(UserError) as error:
+        resolved(token)
+    assert nearest in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["- 1\n", "just words\n", "n_epoch: 3\n", "n_epochs: [\n", "defaults: [nothing]\n"])
+def test_a_file_that_is_no_preset_is_one_line(here: Path, text: str) -> None:
+    """No keys, an unknown key, no YAML, a choice that does not exist."""
+    (here / "mine.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        resolved("experiment=./mine.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_a_package_that_nobody_typed_is_not_imported(here: Path) -> None:
+    """A name that only a file could have brought here runs nothing."""
+    (here / "untyped_pkg").mkdir()
+    (here / "untyped_pkg" / "__init__.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(UserError):
+        resolved("experiment=untyped_pkg:fast")
