@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -107,6 +108,43 @@ def test_without_a_fitting_python_it_says_so(clone: Path, tmp_path: Path) -> Non
     found = set_up(clone, PATH=str(tools))
     assert found.returncode == 2 and found.stderr.count("error: ") == 1 and "Python 3.11 nor 3.12" in found.stderr
     assert not (clone / ".venv").exists()
+
+
+def demo(clone: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Run the demo with a Python that only takes notes of what it is to run; returns the notes too."""
+    shutil.copy(ROOT / "scripts" / "demo.sh", clone / "scripts" / "demo.sh")
+    notes = make_environment(clone)
+    python = clone / ".venv" / "bin" / "python"
+    python.write_text(python.read_text().replace('[ "$1" = -m ]', '[ "$1" != - ]'))
+    run = clone / "logs" / "distillation" / "demo" / "run"
+    run.mkdir(parents=True)
+    summary = {"return_ratio": 0.987, "success_rate": 1.0, "final_eval_episodes": 512}
+    (run / "summary.json").write_text(json.dumps(summary))
+    done = subprocess.run(["bash", str(clone / "scripts" / "demo.sh"), *arguments], capture_output=True, text=True)
+    commands = notes.read_text().splitlines() if notes.exists() else []
+    return done, [line for line in commands if line.startswith("foundation/")]
+
+
+@pytest.mark.parametrize("student", ["", "gru", "lstm"])
+def test_the_demo_hides_from_the_student_what_the_teacher_sees(clone: Path, student: str) -> None:
+    """The student reads ``deployable``, with memory on request; what is typed comes last; how long is said first."""
+    done, (distil, play) = demo(clone, *filter(None, [student]), "n_epochs=3")
+    assert done.returncode == 0, done.stderr
+    assert distil.endswith("distill.student.obs_groups=[deployable] n_epochs=3")
+    assert (f"experiment=fast_gru student={student} " in distil) == bool(student)
+    assert ("experiment=fast " in distil) == (not student)
+    assert "--video --video_length 250" in play
+    lines = done.stdout.splitlines()
+    said = next(index for index, line in enumerate(lines) if "this takes" in line)
+    assert "minute" in lines[said] and "distilling" in lines[said + 1]
+    assert "reached 98.7 % of the teacher's return" in done.stdout
+
+
+def test_the_demo_refuses_a_student_without_memory_before_it_installs(clone: Path) -> None:
+    """A misspelt kind is one line and exit code 2."""
+    done, commands = demo(clone, "grru")
+    assert done.returncode == 2 and not commands
+    assert "'grru'" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_every_dependency_is_pinned() -> None:

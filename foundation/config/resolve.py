@@ -200,6 +200,12 @@ class _Stack:
         names = [(layer.values.get("student") or {}).get("name") for layer in self.layers]
         return str(([StudentCfg().name] + [name for name in names if name])[-1])
 
+    @property
+    def loss(self) -> str | None:
+        """The name of the loss in force; None where no layer names one."""
+        names = [(layer.values.get("loss") or {}).get("name") for layer in self.layers]
+        return next((name for name in reversed(names) if name), None)
+
     def _experiment(self) -> list[Layer]:
         """What the experiment's file says, with the group files that it chooses in its turn."""
         self.chosen_by_experiment: dict[str, str] = {}
@@ -263,7 +269,7 @@ class _Stack:
                     del student[name]
                     self._say_left_out(layer, f"student.{name}", f"is no setting of student={self.student}")
             auxiliary = (layer.values.get("loss") or {}).get("auxiliary") or {}
-            loss = self.typed_groups.get("loss")
+            loss = self.loss if "loss" in self.typed_groups else None
             if loss in auxiliary:
                 del auxiliary[loss]
                 self._say_left_out(layer, f"loss.auxiliary.{loss}", "is the main loss that was typed")

@@ -72,6 +72,14 @@ def test_every_group_takes_a_file_and_beats_the_experiment(here: Path) -> None:
     assert cfg.collection.beta is not None and (cfg.collection.beta.kind, cfg.collection.beta.start) == ("cosine", 0.75)
 
 
+def test_a_loss_by_its_path_is_the_main_loss_too(here: Path) -> None:
+    """As with ``loss=kl``, a file's auxiliary kl gives way to the kl of the typed file."""
+    (here / "loss.yaml").write_text("name: kl\n")
+    (here / "mine.yaml").write_text("loss: {name: mse, auxiliary: {kl: 0.5, value: 0.25}}\n")
+    loss = resolved("experiment=./mine.yaml", "loss=./loss.yaml").cfg.loss
+    assert (loss.name, loss.auxiliary) == ("kl", {"value": 0.25})
+
+
 def test_presets_of_a_package(package: Path) -> None:
     """``pkg:name`` is ``<name>.yaml`` in the package, or in its folder of the group."""
     (package / "fast.yaml").write_text("n_epochs: 4\n")
