@@ -112,13 +112,13 @@ class Pipeline:
         """Run every stage that has not been run; what the last ones need is checked before the first."""
         from raptor.flights import check_needed
 
+        if self.args.teachers is not None:
+            self._names()  # refuses now what would fail after the distillation
         if "flights" not in self.stages.done:
             check_needed()
         if self.args.teachers is None:
             self.stages.run("vehicles", self.sample)
             self.stages.run("teachers", self.train)
-        else:
-            self._names()  # refuses now what would fail after the distillation
         self.stages.run("held-out vehicles", self.sample_held_out)
         run = Path(self.stages.run("distillation", self.distil)["run"])
         self.stages.run("flights", lambda: self.fly(run))
