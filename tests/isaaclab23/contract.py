@@ -6,6 +6,7 @@ import sys
 
 import torch
 
+from foundation.core.registry import note_typed
 from foundation.engines.base import LaunchRequest
 from foundation.engines.isaaclab import IsaacLabEngine
 
@@ -13,6 +14,7 @@ from foundation.engines.isaaclab import IsaacLabEngine
 def main(argv: list[str] | None = None) -> int:
     """Raise if a promise is broken."""
     task, num_actions = sys.argv[1], int(sys.argv[2])
+    note_typed(sys.argv[1:])  # a module is imported once it was typed
     engine = IsaacLabEngine()
 
     def configure(env_cfg, agent_cfg):
