@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from foundation.checkpoints.reading.assembler import Parts, assemble
 from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source, logger, optional
+from foundation.checkpoints.reading.rsl_rl_parts import Parts, assemble
 
 KEYS = {
     "model_state_dict",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from foundation.checkpoints.reading.assembler import Parts, assemble, merge
 from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source
+from foundation.checkpoints.reading.rsl_rl_parts import Parts, assemble, merge
 from foundation.checkpoints.rsl_rl_models import model_parts
 
 KEYS = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from foundation.checkpoints.reading.assembler import Parts, assemble, merge
 from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source, optional, report_unknown
+from foundation.checkpoints.reading.rsl_rl_parts import Parts, assemble, merge
 from foundation.checkpoints.rsl_rl_actor_critic import KEYS as OLDER_KEYS
 from foundation.checkpoints.rsl_rl_actor_critic import policy_parts
 from foundation.checkpoints.rsl_rl_actor_critic import recognise as is_older

@@ -12,8 +12,8 @@ from typing import NoReturn
 
 import torch
 
-from foundation.checkpoints.reading.assembler import Parts, assemble
 from foundation.checkpoints.reading.loading import RUN_IT, LoadedPolicy, Source, report_unknown
+from foundation.checkpoints.reading.rsl_rl_parts import Parts, assemble
 from foundation.checkpoints.reading.script_archive import Node, is_script, read_script
 from foundation.core.errors import UserError
 from foundation.policies.distribution import Beta, Deterministic, Heteroscedastic
