@@ -1,4 +1,4 @@
-"""A user's environment at the boundary: what it returns is checked once, what RSL-RL does not ask for is supplied."""
+"""A user's environment at the boundary: what it returns is read and checked, what RSL-RL does not ask for supplied."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from tensordict import TensorDict
 
 from foundation.core.errors import UserError
+from foundation.engines.other_forms import is_batch, read_observations, read_step
 from foundation.engines.video import EnvWrapper
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ class CheckedEnv(EnvWrapper):
     """Hold an environment to RSL-RL's ``VecEnv``, and add ``reset(seed)`` and ``close()`` where it has none.
 
     Its attributes are checked when it is made, each method's result when it is called for the first time. From then on
-    ``step`` is the environment's own.
+    ``step`` is the environment's own. What has another form but one meaning (a dictionary of groups, gymnasium's five
+    values, rewards of shape (num_envs, 1)) is read as ``VecEnv``, and said once.
 
     Args:
         env: The user's environment.
@@ -36,8 +38,8 @@ class CheckedEnv(EnvWrapper):
         UserError: Names the class, the method, what it returned and what is expected.
     """
 
-    _told: ClassVar[set[type]] = set()
-    """Classes whose missing ``reset(seed)`` has been told of; a run makes several environments."""
+    _told: ClassVar[set[tuple[type, str]]] = set()
+    """Classes and methods that have been told of; a run makes several environments."""
 
     def __init__(self, env: Any, env_cfg: Any = None):
         super().__init__(env)
@@ -48,7 +50,8 @@ class CheckedEnv(EnvWrapper):
         longest = env.max_episode_length
         if isinstance(longest, torch.Tensor) and longest.numel() > 1:  # RSL-RL allows one for each environment
             self.max_episode_length = int(longest.max())
-        self._observed = False
+        self._observed: set[str] = set()
+        """Methods whose observations have been checked."""
         self._reset_takes_seed = self._find_reset()
 
     # -- attributes ------------------------------------------------------------------------------------------------
@@ -78,10 +81,15 @@ class CheckedEnv(EnvWrapper):
 
     def get_observations(self) -> TensorDict:
         """Return the current observation groups, each (num_envs, ...)."""
-        obs = self.env.get_observations()
-        if not self._observed:
-            self._check_observations(obs, "get_observations()", OBSERVATIONS)
-            self._observed = True
+        return self._read_observations(self.env.get_observations(), "get_observations()", OBSERVATIONS)
+
+    def _read_observations(self, given: Any, method: str, expected: str) -> TensorDict:
+        num_envs = self.env.num_envs
+        obs, done = (given, []) if is_batch(given, num_envs) else read_observations(given, num_envs)
+        if method not in self._observed:
+            self._check_observations(obs, method, expected)
+            self._observed.add(method)
+            self._tell_read(method, done)
         return obs
 
     def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict]:
@@ -93,16 +101,29 @@ class CheckedEnv(EnvWrapper):
         Returns:
             Observation groups, rewards (num_envs,), dones (num_envs,), extras.
         """
-        result = self.env.step(actions)
+        result, done = read_step(self.env.step(actions), self.env.num_envs)
         self._check_step(result)
-        self.step = self.env.step  # checked: the environment's own from here on
+        self._tell_read("step(actions)", done)
+        self.step = self._read_step if done else self.env.step  # checked: the environment's own from here on
         return result
+
+    def _read_step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict]:
+        return read_step(self.env.step(actions), self.env.num_envs)[0]
+
+    def _tell_read(self, method: str, done: list[str]) -> None:
+        """Say once how what a method returns is read."""
+        if done and (type(self.env), method) not in self._told:
+            self._told.add((type(self.env), method))
+            logger.warning("%s.%s: reading %s.", self._name, method, "; ".join(done))
 
     def _check_step(self, result: Any) -> None:
         if not isinstance(result, tuple | list) or len(result) != 4:
             advice = ""
             if isinstance(result, tuple) and len(result) == 5:
-                advice = ": dones = terminated | truncated, and truncated goes into extras['time_outs']"
+                advice = (
+                    ", or (TensorDict, rewards, terminated, truncated, extras) with terminated and truncated of "
+                    f"shape ({self.env.num_envs},) and dtype bool"
+                )
             self._refuse("step(actions)", _describe(result), STEP + advice)
         obs, rewards, dones, extras = result
         self._check_observations(obs, "step(actions)", f"{OBSERVATIONS} first")
@@ -125,12 +146,14 @@ class CheckedEnv(EnvWrapper):
             if isinstance(obs, torch.Tensor):
                 expected += ": TensorDict({'policy': obs}, batch_size=[self.num_envs])"
             elif isinstance(obs, dict):
-                expected += ": TensorDict(obs, batch_size=[self.num_envs])"
+                expected += f" or a dictionary of tensors of shape ({num_envs}, size), got {_describe_groups(obs)}"
             self._refuse(method, _describe(obs), expected)
         if tuple(obs.batch_size) != (num_envs,):
             got = f"a TensorDict with batch_size {list(obs.batch_size)}"
             self._refuse(method, got, f"batch_size [{num_envs}], as num_envs is {num_envs}")
         for group, value in obs.items():
+            if isinstance(value, torch.Tensor) and value.ndim < 2:
+                self._refuse(method, f"group '{group}' of {_describe(value)}", f"({num_envs}, size), as for all groups")
             if isinstance(value, torch.Tensor) and value.device.type != torch.device(self.env.device).type:
                 got = f"group '{group}' on {value.device}"
                 self._refuse(method, got, f"it on the environment's device, {self.env.device}")
@@ -138,10 +161,7 @@ class CheckedEnv(EnvWrapper):
     def _check_per_env(self, name: str, value: Any) -> None:
         num_envs = self.env.num_envs
         if not isinstance(value, torch.Tensor) or value.shape != (num_envs,):
-            expected = f"a tensor of shape ({num_envs},)"
-            if isinstance(value, torch.Tensor) and value.shape == (num_envs, 1):
-                expected += f": {name.partition('[')[0]}.squeeze(-1)" if "[" not in name else ""
-            self._refuse("step(actions)", f"{name} of {_describe(value)}", expected)
+            self._refuse("step(actions)", f"{name} of {_describe(value)}", f"a tensor of shape ({num_envs},)")
 
     def _refuse(self, method: str, got: str, expected: str) -> NoReturn:
         raise UserError(f"{self._name}.{method} returned {got}; expected {expected}")
@@ -176,8 +196,8 @@ class CheckedEnv(EnvWrapper):
         """
         if self._reset_takes_seed:
             return self._observations_of(self.env.reset(seed=seed))
-        if type(self.env) not in self._told:
-            self._told.add(type(self.env))
+        if (type(self.env), "reset(seed)") not in self._told:
+            self._told.add((type(self.env), "reset(seed)"))
             how = "" if self._reset_takes_seed is not None else "its episodes are ended by episode_length_buf, and "
             logger.warning(
                 "%s has no reset(seed): %sits random numbers are seeded through torch's, numpy's and Python's own "
@@ -200,10 +220,7 @@ class CheckedEnv(EnvWrapper):
             obs = result[0]
         if obs is None:
             return self.get_observations()
-        if not self._observed:
-            self._check_observations(obs, "reset(seed)", OBSERVATIONS)
-            self._observed = True
-        return obs
+        return self._read_observations(obs if is_batch(obs, self.env.num_envs) else result, "reset(seed)", OBSERVATIONS)
 
     def _time_everyone_out(self) -> TensorDict:
         env = self.env
@@ -224,6 +241,10 @@ class CheckedEnv(EnvWrapper):
         close = getattr(self.env, "close", None)
         if callable(close):
             close()
+
+
+def _describe_groups(groups: dict[Any, Any]) -> str:
+    return ", ".join(f"'{name}': {_describe(value)}" for name, value in list(groups.items())[:8]) or "none"
 
 
 def _describe(value: Any) -> str:

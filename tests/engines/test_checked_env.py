@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 
 import gymnasium
 import numpy as np
@@ -104,20 +105,28 @@ def _with_step(change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda o, r, d, e: (o, r, d, d, e), r"a tuple of 5 .*expected \(TensorDict, rewards, dones, extras\)"),
+        (lambda o, r, d, e: (o, None, r, d, e), r"a tuple of 5 .*expected \(TensorDict, rewards, dones, extras\), or"),
+        (lambda o, r, d, e: (o, r, d.float(), d.float(), e), r"a tuple of 5 .*terminated and truncated of .*bool"),
+        (lambda o, r, d, e: (o, r, d, d, None), "a tuple of 5"),
         (lambda o, r, d, e: (o, r, d), "a tuple of 3"),
         (lambda o, r, d, e: None, "returned None"),
-        (lambda o, r, d, e: (o, r[:, None], d, e), r"rewards of .*\(3, 1\); expected .*\(3,\): rewards.squeeze"),
+        (lambda o, r, d, e: (o, r[:, None].expand(3, 2), d, e), r"rewards of .*\(3, 2\); expected .*\(3,\)"),
+        (lambda o, r, d, e: (o, r[None], d, e), r"rewards of a tensor of shape \(1, 3\)"),
         (lambda o, r, d, e: (o, r.mean(), d, e), r"rewards of a tensor of shape \(\)"),
         (lambda o, r, d, e: (o, r.numpy(), d, e), "rewards of a ndarray"),
         (lambda o, r, d, e: (o, r, d[:2], e), r"dones of a tensor of shape \(2,\)"),
         (lambda o, r, d, e: (o, r, d, [e]), "extras of a list of 1"),
-        (lambda o, r, d, e: (o, r, d, {"time_outs": d[:, None]}), r"extras\['time_outs'\] of .*\(3, 1\)"),
+        (lambda o, r, d, e: (o, r, d, {"time_outs": d[:2]}), r"extras\['time_outs'\] of .*\(2,\)"),
         (lambda o, r, d, e: (o, r, d, {"episode_metrics": {"x": 1.0}}), r"episode_metrics'\]\['x'\] of a float"),
-        (lambda o, r, d, e: (dict(o), r, d, e), "returned a dict; expected a TensorDict"),
+        (lambda o, r, d, e: ({"policy": None}, r, d, e), "a dict; expected a TensorDict .*got 'policy': None"),
+        (lambda o, r, d, e: ({"policy": o["policy"].numpy()}, r, d, e), "got 'policy': a ndarray"),
+        (lambda o, r, d, e: ({"policy": o["policy"][:2]}, r, d, e), r"got 'policy': a tensor of shape \(2, 2\)"),
+        (lambda o, r, d, e: ({}, r, d, e), "a dict; expected a TensorDict"),
+        (lambda o, r, d, e: (TensorDict({"policy": r}, batch_size=[3]), r, d, e), r"'policy' of .*shape \(3,\)"),
+        (lambda o, r, d, e: (o["policy"], r, d, {"observations": {"policy": o["policy"] + 1}}), "a tensor of shape"),
         (lambda o, r, d, e: (o["policy"], r, d, e), r"expected a TensorDict.*TensorDict\(\{'policy': obs\}"),
         (
-            lambda o, r, d, e: (TensorDict(dict(o), batch_size=[]), r, d, e),
+            lambda o, r, d, e: (TensorDict({"policy": o["policy"][:2]}, batch_size=[]), r, d, e),
             r"batch_size \[\]; expected batch_size \[3\]",
         ),
     ],
@@ -130,15 +139,77 @@ def test_what_step_returns_is_checked_once_and_named(change, words):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("give", [lambda obs: dict(obs), lambda obs: (obs, {}), lambda obs: obs["policy"]])
-def test_what_get_observations_returns_is_checked(give):
-    """A dictionary, a pair of older RSL-RL releases, a tensor."""
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda o, r, d, e: (dict(o), r, d, e), "a dictionary as a TensorDict"),
+        (lambda o, r, d, e: (TensorDict(dict(o), batch_size=[]), r, d, e), "a TensorDict without batch_size"),
+        (lambda o, r, d, e: (o["policy"], r, d, {**e, "observations": dict(o)}), r"obs and extras\['observations'\]"),
+        (lambda o, r, d, e: (o["policy"], r, d, {**e, "observations": {"critic": o["policy"]}}), "obs and extras"),
+        (lambda o, r, d, e: (o, r, ~d & False, d, e), r"terminated \| truncated as dones"),
+        (lambda o, r, d, e: (o, r, ~d & False, d, {}), r"truncated as extras\['time_outs'\]"),
+        (lambda o, r, d, e: (dict(o), r[:, None], (~d & False)[:, None], d[:, None].long(), {}), "dictionary.*rewards"),
+        (lambda o, r, d, e: (o, r[:, None], d, e), r"rewards of shape \(3, 1\) as \(3,\)"),
+        (lambda o, r, d, e: (o, r, d[:, None], {"time_outs": d[:, None]}), r"dones of .*; extras\['time_outs'\] of"),
+        (lambda o, r, d, e: (o, r, d, {**e, "episode_metrics": {"x": r[:, None]}}), r"\['episode_metrics'\]\['x'\]"),
+    ],
+)
+def test_what_has_one_meaning_is_read_as_the_contract_has_it(change, said, caplog):
+    """Every step is that of the environment without the change, and one line in all says how it is read."""
+    plain, env = CheckedEnv(BareEnv()), CheckedEnv(_with_step(change))
+    plain.reset(5)
+    with caplog.at_level(logging.WARNING, "foundation"):
+        env.reset(5)
+        again = CheckedEnv(type(env.env)())
+        again.reset(5)
+    assert len(re.findall(said, caplog.text)) == 1
+    assert len([record for record in caplog.records if "step(actions): reading" in record.message]) == 1
+    for _ in range(6):
+        torch.manual_seed(0)
+        expected, *values, more = plain.step(torch.ones(3, 2))
+        torch.manual_seed(0)
+        obs, *got, extras = env.step(torch.ones(3, 2))
+        assert isinstance(obs, TensorDict) and obs.batch_size == (3,)
+        assert torch.equal(obs["policy"], expected["policy"])
+        assert all(torch.equal(one, other) for one, other in zip(got, values, strict=True))
+        assert torch.equal(extras["time_outs"], more["time_outs"])
+
+
+@pytest.mark.parametrize(
+    "give",
+    [
+        lambda obs: dict(obs),
+        lambda obs: (obs, {}),
+        lambda obs: (dict(obs), None),
+        lambda obs: (obs["policy"], {"observations": {"policy": obs["policy"]}}),
+    ],
+)
+def test_observations_of_one_meaning_are_read(give, caplog):
+    """A dictionary, a pair, and the policy's tensor beside its groups are the TensorDict; one line says so."""
 
     class OddEnv(BareEnv):
         def get_observations(self):
             return give(super().get_observations())
 
-    with pytest.raises(UserError, match=r"^OddEnv.get_observations\(\) returned a .*; expected a TensorDict"):
+        def reset(self, seed=None):
+            return self.get_observations()
+
+    env = CheckedEnv(OddEnv())
+    with caplog.at_level(logging.WARNING, "foundation"):
+        results = [env.get_observations(), env.get_observations(), env.reset(0)]
+    assert all(torch.equal(obs["policy"], env.env.state) and obs.batch_size == (3,) for obs in results)
+    assert len([r for r in caplog.records if r.message.startswith("OddEnv.get_observations(): reading ")]) == 1
+
+
+@pytest.mark.parametrize("give", [lambda obs: obs["policy"], lambda obs: (obs["policy"], {}), lambda obs: None])
+def test_observations_of_no_single_meaning_are_refused(give):
+    """A tensor without the group's name, alone or in a pair."""
+
+    class OddEnv(BareEnv):
+        def get_observations(self):
+            return give(super().get_observations())
+
+    with pytest.raises(UserError, match=r"^OddEnv.get_observations\(\) returned .*; expected a TensorDict"):
         CheckedEnv(OddEnv()).get_observations()
 
 
