@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeGuard
 
 import torch
 from tensordict import TensorDict
@@ -65,6 +65,24 @@ class VecEnv(Protocol):
     def close(self) -> None:
         """Release what the environment holds; a second call does nothing."""
         ...
+
+
+class SavesState(VecEnv, Protocol):
+    """An environment whose episodes in progress a resumed run goes on with."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that decides what happens next."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        ...
+
+
+def saves_state(env: VecEnv) -> TypeGuard[SavesState]:
+    """Say whether an environment can save its episodes in progress; a wrapper's methods may be the inner one's."""
+    # isinstance() with a runtime-checkable protocol would not see what a wrapper delegates (Python 3.12).
+    return callable(getattr(env, "state_dict", None)) and callable(getattr(env, "load_state_dict", None))
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
-"""How far a student's actions are from its teacher's, on the states that the student visits."""
+"""Distance of a student's actions from its teacher's, on the states that the student visits."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from tensordict import TensorDict
@@ -33,7 +32,8 @@ def js_divergence(p: PolicyOutput, q: PolicyOutput, num_samples: int = 16) -> to
     total = torch.zeros(p.mean.shape[:-1], device=p.mean.device)
     for own, other in ((p, q), (q, p)):
         samples = own.mean + own.std * noise  # type: ignore[operator]  # std is there, asserted above
-        log_own, log_other = _log_prob(samples, own), _log_prob(samples, other)
+        log_own = _log_prob(samples, own)
+        log_other = _log_prob(samples, other)
         log_mixture = torch.logaddexp(log_own, log_other) - math.log(2.0)
         total += 0.5 * (log_own - log_mixture).mean(dim=0)
     return total.clamp(0.0, math.log(2.0))
@@ -46,9 +46,17 @@ def _log_prob(actions: torch.Tensor, output: PolicyOutput) -> torch.Tensor:
 
 
 class DivergenceProbe:
-    """Compares student and teacher on every ``interval``-th step of an evaluation (stateless policies only).
+    """Compare student and teacher on every ``interval``-th step of an evaluation.
 
     Pass :meth:`on_step` to :func:`foundation.rollout.evaluate.evaluate`.
+
+    Args:
+        teacher: A teacher without memory; it labels the compared states.
+        teacher_obs: Selects the teacher's observations.
+        student: The policy that acts; one with memory gives no divergence, only an error.
+        student_obs: Selects the student's observations.
+        bound: Actions and labels are clipped to it before they are compared; None: they are not.
+        interval: Env steps from one comparison to the next.
     """
 
     def __init__(
@@ -60,12 +68,12 @@ class DivergenceProbe:
         bound: float | None,
         interval: int = 10,
     ):
-        self.teacher, self.teacher_obs = teacher, teacher_obs
-        self.student, self.student_obs = student, student_obs
-        self.bound, self.interval = bound, interval
-        self._clip: Callable[[torch.Tensor], torch.Tensor] = (
-            (lambda actions: actions) if bound is None else (lambda actions: actions.clamp(-bound, bound))
-        )
+        self.teacher = teacher
+        self.teacher_obs = teacher_obs
+        self.student = student
+        self.student_obs = student_obs
+        self.bound = bound
+        self.interval = interval
         self._steps = 0
         self._squares: list[torch.Tensor] = []
         self._divergences: list[torch.Tensor] = []
@@ -76,11 +84,14 @@ class DivergenceProbe:
         if (self._steps - 1) % self.interval:
             return
         label = self.teacher.step(self.teacher_obs(obs), None)[0]
-        self._squares.append((self._clip(actions) - self._clip(label.mean)).square().mean())
+        self._squares.append((self._clipped(actions) - self._clipped(label.mean)).square().mean())
         if label.std is not None and self.student.state_size == 0:
             student = self.student.step(self.student_obs(obs), None)[0]
             if student.std is not None:
                 self._divergences.append(js_divergence(label, student).mean())
+
+    def _clipped(self, actions: torch.Tensor) -> torch.Tensor:
+        return actions if self.bound is None else actions.clamp(-self.bound, self.bound)
 
     def summary(self) -> dict[str, float]:
         """Return ``action_rmse`` and, for two distributions, ``js_divergence``; absent rather than zero otherwise."""

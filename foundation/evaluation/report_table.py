@@ -1,4 +1,4 @@
-"""What was measured of a policy, as plain values for JSON and as a table for people."""
+"""Figures of an evaluation, as plain values for JSON and as a table for the console."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the teacher worth learning from? Asked once, before it teaches, beside zero and random actions."""
+"""Check of the teacher before it teaches: is it better than zero and random actions?"""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def check_teacher(
         UserError: If the teacher is below ``min_return``, or, while ``check`` is on, no better than random actions or
             worse than zero actions.
     """
-    teacher, zero, random = results["teacher"], results["zero"], results["random"]
+    teacher = results["teacher"]
+    zero = results["zero"]
+    random = results["random"]
     score = teacher.mean_return
     if cfg.min_return is not None and score < cfg.min_return:
         raise UserError(

@@ -303,18 +303,13 @@ def collect_gate_rows(
         Observations, and the return of the acting teacher over the next steps.
 
     Raises:
-        UserError: If the environment cannot be reset, its episodes are too short, or something is not finite.
+        UserError: If its episodes are too short, or something is not finite.
     """
-    reset = getattr(env, "reset", None)
-    if not callable(reset):
-        raise UserError(
-            "distill.teacher.combine=gate collects episodes of its own: this environment has no reset(seed)."
-        )
     length = int(env.max_episode_length)
     horizon = gate_horizon(env, cfg.horizon)
     steps = -(-cfg.episodes // env.num_envs) * length
     with preserved_rng(env.device):
-        obs = reset(seed)
+        obs = env.reset(seed)
         state = None
         health = Health(env.device)
         shifts = TeacherShifts(env.num_envs, teachers.num_teachers, length - 1 - horizon, seed, env.device)

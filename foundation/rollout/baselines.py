@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 
+from foundation.engines.base import VecEnv
 from foundation.policies.actors import Actor, RandomActor, SplitActor, ZeroActor
 from foundation.rollout.evaluate import EvaluationResult, evaluate
 
 
 def measure_baselines(
-    env: Any,
+    env: VecEnv,
     teacher: Actor,
     num_episodes: int,
     seed: int,

@@ -13,6 +13,7 @@ from foundation.config.distillation_cfg import CollectionCfg
 from foundation.core.errors import UserError
 from foundation.dataset.dataset import DistillationDataset
 from foundation.dataset.episode_log import EpisodeLog
+from foundation.engines.base import VecEnv, saves_state
 from foundation.policies.actors import Policy, PolicyActor
 from foundation.policies.obs_groups import ObsSelector, teacher_selector
 from foundation.policies.output import PolicyOutput
@@ -46,7 +47,7 @@ class Collector:
 
     def __init__(
         self,
-        env: Any,
+        env: VecEnv,
         teacher: Policy,
         student: Policy,
         dataset: DistillationDataset,
@@ -253,7 +254,7 @@ class Collector:
         """Return what an exact resume needs, the environment's own state included where it can give it."""
         state: dict[str, Any] = {**self.driver.state_dict(), "beta": self._beta, "begun": self._obs is not None}
         state["recorder"] = self.recorder.state_dict()
-        if self.mode == "steps" and self._obs is not None and hasattr(self.env, "state_dict"):
+        if self.mode == "steps" and self._obs is not None and saves_state(self.env):
             state["env"] = self.env.state_dict()
             state["tracker"] = self.tracker.state_dict()
             state["resets"] = self.resets.clone()
@@ -272,7 +273,7 @@ class Collector:
         self._beta = state["beta"]
         if self.mode == "episodes" or not state["begun"]:
             return True
-        if "env" not in state or not hasattr(self.env, "load_state_dict"):
+        if "env" not in state or not saves_state(self.env):
             return False
         self.env.load_state_dict(state["env"])
         self.tracker.load_state_dict(state["tracker"])
@@ -285,7 +286,7 @@ class Collector:
 
 
 def collect_episodes(
-    env: Any,
+    env: VecEnv,
     teacher: Policy,
     dataset: DistillationDataset,
     num_episodes: int,

@@ -1,4 +1,4 @@
-"""Who drives which environment during a rollout, and with what noise."""
+"""Mixture of teacher and student that acts during a collection, with exploration noise."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from foundation.policies.output import PolicyOutput
 
 
 class Driver:
-    """Draws the driver of each environment and plays its action. Noise goes into the actions, never into labels.
+    """Draw which policy acts in each environment, and add noise to its actions. Labels never carry noise.
 
     Args:
-        teacher: Samples its own distribution where it can (``sample``).
-        cfg: Noise, and whether the driver is drawn per episode or per step.
-        num_envs: Environments.
-        num_actions: Actions.
+        teacher: Samples from its own distribution where it can (``sample``).
+        cfg: Noise, and whether the acting policy is drawn per episode or per step.
+        num_envs: Number of environments.
+        num_actions: Size of an action.
         seed: Seed of everything drawn here.
-        device: Where it is drawn.
-        teacher_deterministic: The acting teacher plays its mean.
+        device: Device of the draws.
+        teacher_deterministic: Whether the acting teacher returns its mean.
     """
 
     def __init__(
@@ -36,7 +36,9 @@ class Driver:
         device: torch.device | str = "cpu",
         teacher_deterministic: bool = True,
     ):
-        self.teacher, self.cfg, self.teacher_deterministic = teacher, cfg, teacher_deterministic
+        self.teacher = teacher
+        self.cfg = cfg
+        self.teacher_deterministic = teacher_deterministic
         self.generator = torch.Generator(device).manual_seed(seed)
         self.everywhere = torch.ones(num_envs, dtype=torch.bool, device=device)
         self.teacher_drives = self.everywhere.clone()
@@ -45,11 +47,11 @@ class Driver:
         self._noise_root = torch.zeros_like(self.error_moment)
 
     def all_by(self, teacher: bool) -> None:
-        """Give every environment to the teacher, or every one to the student."""
+        """Let the teacher act in every environment, or the student in every one."""
         self.teacher_drives.fill_(teacher)
 
     def begin_episodes(self, where: torch.Tensor, beta: float) -> None:
-        """Draw the drivers of the episodes that begin ``where`` (num_envs,)."""
+        """Draw the acting policy of the episodes that begin ``where``, bool of shape (num_envs,)."""
         if beta in (0.0, 1.0):
             self.all_by(beta == 1.0)
         elif self.cfg.beta_per == "episode":
@@ -60,12 +62,12 @@ class Driver:
         self.teacher_drives = torch.where(where, uniform < beta, self.teacher_drives)
 
     def actions(self, label: PolicyOutput | None, student: PolicyOutput | None, beta: float) -> torch.Tensor:
-        """Return what is executed. Shape: (num_envs, num_actions).
+        """Return the actions to execute. Shape: (num_envs, num_actions).
 
         Args:
-            label: The teacher's outputs; None where it drives nothing (``beta`` 0).
-            student: The student's; None where it drives nothing (``beta`` 1).
-            beta: Probability that the teacher drives.
+            label: The teacher's outputs; None where it acts nowhere (``beta`` 0).
+            student: The student's outputs; None where it acts nowhere (``beta`` 1).
+            beta: Probability that the teacher acts.
         """
         if 0.0 < beta < 1.0 and self.cfg.beta_per == "step":
             self._redraw(self.everywhere, beta)
@@ -78,9 +80,8 @@ class Driver:
         if self.cfg.noise_std > 0.0:
             actions = actions + self.cfg.noise_std * self._randn_like(actions)
         if self.cfg.epsilon > 0.0:
-            device, num_envs = actions.device, actions.shape[0]
-            uniform = torch.rand(actions.shape, generator=self.generator, device=device) * 2.0 - 1.0
-            explore = torch.rand(num_envs, 1, generator=self.generator, device=device) < self.cfg.epsilon
+            uniform = torch.rand(actions.shape, generator=self.generator, device=actions.device) * 2.0 - 1.0
+            explore = torch.rand(len(actions), 1, generator=self.generator, device=actions.device) < self.cfg.epsilon
             actions = torch.where(explore, uniform, actions)
         return actions
 
@@ -88,9 +89,10 @@ class Driver:
         actions = label.mean
         if not self.teacher_deterministic and label.std is not None:
             sample = getattr(self.teacher, "sample", None)
-            actions = (
-                label.mean + label.std * self._randn_like(actions) if sample is None else sample(label, self.generator)
-            )
+            if sample is None:
+                actions = label.mean + label.std * self._randn_like(actions)
+            else:
+                actions = sample(label, self.generator)
         if self.cfg.dart_alpha > 0.0:
             actions = actions + self._randn_like(actions) @ self._noise_root
         return actions
@@ -128,7 +130,7 @@ class Driver:
         self._noise_root.copy_(root)
 
     def log(self) -> dict[str, torch.Tensor]:
-        """Return what is worth a curve: the root mean square of DART's noise [action units]."""
+        """Return scalars for TensorBoard: the root mean square of DART's noise [action units]."""
         if self.cfg.dart_alpha == 0.0:
             return {}
         return {"data_collection/dart_std": self._noise_root.square().sum(dim=1).mean().sqrt()}
@@ -151,7 +153,7 @@ class Driver:
 
 
 def bound_of_labels(cfg: CollectionCfg, bound: float | None) -> float | None:
-    """Return what labels are clipped to, given the bound of the actions that the agent config defines, if any."""
+    """Return the bound that labels are clipped to; ``bound`` is that of the agent config, if it defines one."""
     if not cfg.clip_labels:
         return None
     return bound if cfg.label_bound is None else cfg.label_bound

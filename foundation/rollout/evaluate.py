@@ -12,6 +12,7 @@ import torch
 from tensordict import TensorDict
 
 from foundation.core.errors import UserError
+from foundation.engines.base import VecEnv
 from foundation.policies.actors import Actor
 from foundation.rollout.episodes import CollectionStats
 from foundation.teachers.assignment import TEACHER
@@ -137,7 +138,7 @@ class Health:
 
 @torch.no_grad()
 def evaluate(
-    env: Any,
+    env: VecEnv,
     actor: Actor,
     num_episodes: int,
     seed: int,

@@ -1,9 +1,9 @@
-"""A teacher's steady-state position offset: estimated where it flies, and taken out of what the student learns from."""
+"""Steady-state position offset of a teacher: its estimate, and its removal from the stored observations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -24,7 +24,7 @@ class _Field(NamedTuple):
 
 
 class PositionCorrection:
-    """Subtracts each teacher's offset, rotated into the group's frame, from the position that the student stores.
+    """Subtract each teacher's offset, rotated into the group's frame, from the student's stored position.
 
     A teacher that comes to rest at d instead of 0 does at d what the student is to do at 0: its label for a state at p
     is stored beside the position p - d. The teacher itself, and the student while it acts, see p.
@@ -57,7 +57,8 @@ class PositionCorrection:
         """World frame [m]. Shape: (num_teachers, 3)."""
 
     def _locate(self, obs: TensorDict, selector: ObsSelector) -> list[_Field]:
-        start, total = 0, sum(obs[name].shape[-1] for name in selector.groups)
+        start = 0
+        total = sum(obs[name].shape[-1] for name in selector.groups)
         low, high = selector.obs_slice or (0, total)
         fields = []
         for group in selector.groups:
@@ -74,10 +75,10 @@ class PositionCorrection:
         return fields
 
     def __call__(self, student_obs: torch.Tensor, obs: TensorDict, index: torch.Tensor | None) -> torch.Tensor:
-        """Return what is stored.
+        """Return the student's observation to store.
 
         Args:
-            student_obs: What the student sees. Shape: (num_envs, num_obs).
+            student_obs: The observation that the student acts on. Shape: (num_envs, num_obs).
             obs: The environment's observations at the same step.
             index: Each environment's teacher. Shape: (num_envs,). None: the only one.
         """
@@ -109,7 +110,7 @@ class PositionCorrection:
     @torch.no_grad()
     def measure(
         self,
-        env: Any,
+        env: VecEnv,
         teacher: Actor,
         index_of: Callable[[TensorDict], torch.Tensor] | None,
         seed: int,

@@ -7,15 +7,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from foundation.engines.base import VecEnv
 from foundation.tasks.quadrotor.training.bptt import PolicyStack
 
 Policy = Callable[[torch.Tensor], torch.Tensor]
-_LEAST_SCALE, _LEAST_SPREAD = 0.05, 1e-6
-"""Floors of the deviations that observations and returns are divided by: what hardly varies is not blown up."""
+_LEAST_SCALE = 0.05
+"""Least standard deviation that an observation is divided by: an input that hardly varies is not blown up."""
+_LEAST_SPREAD = 1e-6
+"""Least standard deviation that returns are divided by."""
 
 
 @torch.no_grad()
-def action_spread(env, policy: Policy, group: str, steps: int) -> torch.Tensor:
+def action_spread(env: VecEnv, policy: Policy, group: str, steps: int) -> torch.Tensor:
     """Measure each action's standard deviation along the policy's flights. Shape: (num_actions,)."""
     obs, actions = env.reset(), []
     for _ in range(steps):
@@ -25,10 +28,11 @@ def action_spread(env, policy: Policy, group: str, steps: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def mean_reward(env, policy: Policy, group: str, steps: int, std: torch.Tensor, seed: int) -> float:
+def mean_reward(env: VecEnv, policy: Policy, group: str, steps: int, std: torch.Tensor, seed: int) -> float:
     """Measure the reward per step under Gaussian noise of ``std`` (num_actions,), on episodes of a seed."""
     generator = torch.Generator(std.device).manual_seed(seed)
-    obs, total = env.reset(seed), torch.zeros((), device=std.device)
+    obs = env.reset(seed)
+    total = torch.zeros((), device=std.device)
     for _ in range(steps):
         mean = policy(obs[group])
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
@@ -37,7 +41,9 @@ def mean_reward(env, policy: Policy, group: str, steps: int, std: torch.Tensor, 
     return total.item() / steps
 
 
-def fit_std(env, policy: Policy, group: str, cost: float = 0.05, steps: int = 250, seed: int = 7) -> torch.Tensor:
+def fit_std(
+    env: VecEnv, policy: Policy, group: str, cost: float = 0.05, steps: int = 250, seed: int = 7
+) -> torch.Tensor:
     """Find the noise that the policy can afford: in proportion to each action's spread, costing a share of the reward.
 
     Args:
@@ -67,7 +73,7 @@ def fit_std(env, policy: Policy, group: str, cost: float = 0.05, steps: int = 25
 
 @torch.no_grad()
 def discounted_returns(
-    env, policy: Policy, group: str, std: torch.Tensor, gamma: float, steps: int, keep: int, seed: int
+    env: VecEnv, policy: Policy, group: str, std: torch.Tensor, gamma: float, steps: int, keep: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Roll out the noisy policy and sum its discounted rewards.
 
@@ -127,11 +133,15 @@ def fit_critics(
         rows, shape (num_policies,).
     """
     generator = torch.Generator().manual_seed(seed)
-    x, y = obs.view(-1, num_policies, obs.shape[1]), returns.view(-1, num_policies)
+    x = obs.view(-1, num_policies, obs.shape[1])
+    y = returns.view(-1, num_policies)
     order = torch.randperm(len(x), generator=generator).to(x.device)
-    held, used = order[: len(x) // 10], order[len(x) // 10 :]
-    center, scale = x[used].mean(0), x[used].std(0).clamp(min=_LEAST_SCALE)
-    level, spread = y[used].mean(0), y[used].std(0).clamp(min=_LEAST_SPREAD)
+    held = order[: len(x) // 10]
+    used = order[len(x) // 10 :]
+    center = x[used].mean(0)
+    scale = x[used].std(0).clamp(min=_LEAST_SCALE)
+    level = y[used].mean(0)
+    spread = y[used].std(0).clamp(min=_LEAST_SPREAD)
     critics = PolicyStack(num_policies, obs.shape[1], hidden_dims, 1, seed=seed).to(x.device)
     optimizer = torch.optim.Adam(critics.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
