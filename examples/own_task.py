@@ -1,4 +1,4 @@
-"""A task of your own, in one file: a point on a line that is pushed to the origin. See docs/own_task.md."""
+"""A task of your own, in one file: a point on a line that is pushed to the origin. See docs/howto/own_task.md."""
 
 from __future__ import annotations
 

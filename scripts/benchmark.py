@@ -44,14 +44,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--raptor", action="store_true", help="many teachers alone: the same as --parts raptor")
     parser.add_argument("--episodes", type=int, default=512, help="episodes in a snapshot's evaluation")
     parser.add_argument("--teacher", type=Path, default=None, help="RSL-RL checkpoint (default: the shipped one)")
-    parser.add_argument("--out", type=Path, help="files to write, without suffix (default: docs/benchmark)")
+    parser.add_argument("--out", type=Path, help="files to write, without suffix (default: docs/results/benchmark)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
     args = parser.read(argv)
     if args.raptor:
         args.parts = ["raptor"]
     if args.seeds < 1 or args.sweep_seeds < 1 or args.episodes < 1:
         parser.error("--seeds, --sweep_seeds and --episodes must be at least 1")
-    args.out = args.out or Path("logs/quick/benchmark" if args.quick else "docs/benchmark")
+    args.out = args.out or Path("logs/quick/benchmark" if args.quick else "docs/results/benchmark")
     return args
 
 

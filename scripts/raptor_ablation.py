@@ -90,7 +90,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=4, help="episodes on each vehicle (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each setting (default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("logs/raptor_ablation"), help="of the finished runs")
-    parser.add_argument("--out", type=Path, help="files to write, without suffix (default: docs/raptor)")
+    parser.add_argument("--out", type=Path, help="files to write, without suffix (default: docs/results/raptor)")
     parser.add_argument("--list", action="store_true", help="print the settings and run nothing")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
     args = parser.read(argv)
@@ -100,7 +100,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.quick:
         args.n_epochs, args.num_envs, args.held_out, args.episodes = 2, 16, 4, 1
         args.folder = args.folder / "quick"
-    args.out = args.out or (args.folder / "raptor" if args.quick else Path("docs/raptor"))
+    args.out = args.out or (args.folder / "raptor" if args.quick else Path("docs/results/raptor"))
     return args
 
 

@@ -1,9 +1,13 @@
-"""The README says what the code does: flags, keys, names and files in it are real, and none is left out."""
+"""README and docs/ say what the code does: the reference is generated, and names in what people wrote are real."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,78 +16,169 @@ from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.resolve import choices
 from foundation.learning.losses import LOSSES
 from foundation.learning.schedules import KINDS
-from foundation.rsl_rl import distillation, play, train
+from foundation.rsl_rl import distillation, play, teacher_info, train
 from foundation.students import student_cfg_class, student_names
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PARSERS = {"train.py": train.build_parser, "distillation.py": distillation.build_parser, "play.py": play.build_parser}
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import make_reference  # noqa: E402
+
+GENERATED = {f"docs/reference/{name}" for name in ("commands.md", "config.md", "registries.md")}
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
+PAGES = [page for page in PAGES if "_build" not in page]
+WRITTEN = [page for page in PAGES if page not in GENERATED]
+OTHER_FLAGS = {
+    "--logdir",
+    "--rl_library",
+    "--extra",
+    "--quick",
+    "--parts",
+    "--seeds",
+    "--raptor",
+    "--check",
+    "--enable_cameras",
+    "--viz",
+    "--no-real_vehicles",
+    "--observation_noise",
+}
+"""Flags of other programs, and of scripts/ that have parsers of their own."""
 
 
-def section(title: str) -> str:
-    """Return the text under a heading, up to the next heading of the same or a higher level."""
-    match = re.search(rf"^(#+) {re.escape(title)}$(.*?)(?=^#{{1,3}} |\Z)", README, re.MULTILINE | re.DOTALL)
-    assert match, f"README has no section '{title}'"
-    return match[2]
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
-def flags(text: str) -> set[str]:
-    return set(re.findall(r"`(--[\w-]+)", text))
+@pytest.mark.parametrize("name", ["commands.md", "config.md", "registries.md"])
+def test_the_reference_is_generated(name: str) -> None:
+    """Flags, keys and names in docs/reference/ are those of the code: python scripts/make_reference.py."""
+    committed = (make_reference.FOLDER / name).read_text(encoding="utf-8")
+    assert committed == make_reference.pages()[name], "out of date: python scripts/make_reference.py"
 
 
-@pytest.mark.parametrize("command", sorted(PARSERS))
-def test_every_flag_of_a_command_is_listed_and_no_other(command):
-    """The tables of a command are its ``--help``."""
-    common = section("All three commands").split("The simulator's own")[0]
-    listed = flags(common) | flags(section(command).split("Without `--")[0])
-    if command != "play.py":
-        listed |= flags(section("train.py and distillation.py"))
-    real = set(PARSERS[command]().flag_names()) - {"--help"}
-    assert listed == real
+def test_the_reference_leaves_nothing_out() -> None:
+    """Every flag of every command, every key of the config and of each student, every loss, student and preset."""
+    commands = text_of("docs/reference/commands.md")
+    for script, module in make_reference.COMMANDS.items():
+        section = re.search(rf"^## {re.escape(script)}$(.*?)(?=^## |\Z)", commands, re.MULTILINE | re.DOTALL)
+        assert section is not None
+        listed = set(re.findall(r"`(--[\w-]+)`", section[1]))
+        assert listed == set(module.build_parser().flag_names()) - {"--help"}
+    config = text_of("docs/reference/config.md")
+    assert {f"distill.{key}" for key in leaves(DistillationCfg())} <= set(
+        re.findall(r"\| `(distill[\w.]+)` \|", config)
+    )
+    names = text_of("docs/reference/registries.md")
+    for group in ("student", "loss", "schedule", "dataset", "experiment"):
+        assert {f"{group}={name}" for name in choices(group)} <= set(re.findall(r"\| `(\w+=\w+)` \|", names))
+    assert {*LOSSES, *KINDS, *student_names()} <= set(re.findall(r"\| `(\w+)` \|", names))
 
 
-def test_documented_defaults_are_the_real_ones():
-    """The column of defaults in the distillation table."""
-    cfg = DistillationCfg()
-    rows = re.findall(r"^\| `--(\w+)[^|]*\| ([^|]*) \|", section("distillation.py"), re.MULTILINE)
-    stated = {name: value.split(";")[0].strip() for name, value in rows if value.strip()}
-    assert stated.pop("eval_interval") == "1" and cfg.eval_interval is None
-    assert stated.pop("sequence_length") == "1" and cfg.sequence_length is None
-    for name, value in stated.items():
-        real = getattr(cfg, name)
-        assert value == {True: "on", False: "off"}.get(real, value) if isinstance(real, bool) else float(value) == real
-    assert f"| `--num_episodes N` | {play.NUM_EPISODES} |" in section("play.py")
-    assert f"| `--seed N` | {cfg.seed} |" in section("All three commands") and cfg.seed == play.SEED
+def leaves(cfg: object, prefix: str = "") -> list[str]:
+    """List the dotted names of a config's values."""
+    names = []
+    for field in dataclasses.fields(cfg):  # type: ignore[arg-type]
+        value = getattr(cfg, field.name)
+        inside = dataclasses.is_dataclass(value)
+        names += leaves(value, f"{prefix}{field.name}.") if inside else [f"{prefix}{field.name}"]
+    return names
 
 
-def test_every_distillation_key_exists():
-    """``distill.a.b`` is a field, of some student where it is a student's."""
-    for key in set(re.findall(r"distill\.([a-z_.]+[a-z])", README)):
+def test_the_readme_is_short() -> None:
+    """At most 150 lines, and its picture below 1 MB."""
+    assert len(text_of("README.md").splitlines()) <= 150
+    assert (ROOT / "docs" / "student.gif").stat().st_size < 1_000_000
+
+
+@pytest.mark.parametrize("page", WRITTEN)
+def test_flags_in_the_text_exist(page: str) -> None:
+    """``--flag`` belongs to a command, or to a program that is known here."""
+    known = {flag for m in (train, distillation, play, teacher_info) for flag in m.build_parser().flag_names()}
+    spans = re.findall(r"`[^`\n]+`|^```.*?^```", text_of(page), re.MULTILINE | re.DOTALL)
+    commands = [line for span in spans for line in span.splitlines() if not re.search(r"pip install|scripts/", line)]
+    written = {flag for line in commands for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", line)}
+    assert written <= known | OTHER_FLAGS
+
+
+@pytest.mark.parametrize("page", WRITTEN)
+def test_keys_in_the_text_exist(page: str) -> None:
+    """``distill.a.b`` is a field, of some student where it is a student's; ``experiment=`` has a file."""
+    for key in set(re.findall(r"distill\.([a-z_.]+[a-z])", text_of(page))):
+        if key == "teacher.weights.crazyflie":
+            continue
         cfg = DistillationCfg()
         if key.startswith("student."):
             known = {field.name for name in student_names() for field in dataclasses.fields(student_cfg_class(name))}
             assert key.split(".")[1] in known, key
             continue
         for name in key.split("."):
-            assert hasattr(cfg, name), key
+            if isinstance(cfg, dict):
+                break  # a name of the user's
+            assert hasattr(cfg, name) or (name in {"kind", "start", "end", "epochs"} and cfg is None), key
             cfg = getattr(cfg, name)
+    assert set(re.findall(r"experiment=(\w+)(?![\w:])", text_of(page))) <= set(choices("experiment"))
 
 
-def test_every_choice_is_listed_and_exists():
-    """Students, losses, schedules, files of configs/."""
-    options = section("Options")
-    row = {line.split("|")[1].split(",")[0].strip(): line for line in options.splitlines() if line.startswith("| ")}
-    names = {title: set(re.findall(r"`(\w+)`", line.split("|", 2)[2])) for title, line in row.items()}
-    assert names["Student"] == set(student_names()) == set(choices("student"))
-    assert names["Loss"] == set(LOSSES)
-    assert names["Who acts"] == set(choices("schedule"))
-    assert names["Dataset"] == set(choices("dataset"))
-    assert set(re.findall(r"experiment=(\w+)(?![\w:])", README)) <= set(choices("experiment"))
-    assert set(re.search(r"kind: ([\w\\|]+),", row["Schedules"])[1].split("\\|")) == set(KINDS)  # type: ignore[index]
+def test_the_guide_names_every_choice() -> None:
+    """Students, losses, schedules and datasets in the guide's tables and lists."""
+    for page, names in (
+        ("students", set(student_names())),
+        ("losses", set(LOSSES)),
+        ("schedules", {*choices("schedule"), *KINDS}),
+        ("data", set(choices("dataset"))),
+    ):
+        assert names <= set(re.findall(r"`(\w+)`", text_of(f"docs/guide/{page}.md"))), page
 
 
-def test_every_file_that_is_named_is_there():
-    """Paths of the repository in code spans, commands and links."""
-    pattern = r"(?:foundation|scripts|tests|configs)/[\w./-]+\.(?:py|sh|yaml|pt)|constraints\.txt"
-    missing = [path for path in set(re.findall(pattern, README)) if not (ROOT / path).exists()]
-    assert not missing
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_links_exist(page: str) -> None:
+    """Paths of the repository in code spans and commands, and relative links."""
+    pattern = r"(?:foundation|scripts|tests|configs|examples)/[\w./-]+\.(?:py|sh|yaml|pt)|constraints\.txt"
+    missing = [path for path in set(re.findall(pattern, text_of(page))) if not (ROOT / path).exists()]
+    missing += [
+        link
+        for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text_of(page))
+        if not ((ROOT / page).parent / link).exists()
+    ]
+    assert not [path for path in missing if "my_" not in path and "<name>" not in path]
+
+
+def test_examples_in_the_docs_are_the_files() -> None:
+    """The script that the guide shows is the one in examples/."""
+    assert text_of("examples/own_script.py") in text_of("docs/guide/configuration.md")
+
+
+@cache
+def texts_of_the_code() -> str:
+    """Every text in foundation/, those of an f-string joined by ``…``."""
+    texts = []
+    for file in (ROOT / "foundation").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                texts.append("".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values))
+    return re.sub(r"%\w", "…", "\n".join(texts))
+
+
+LINES = re.findall(
+    r"^\| `(.+?)` \|", (ROOT / "docs/howto/troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_lines_of_the_troubleshooting_are_said(line: str) -> None:
+    """A line that the page explains is in the code, piece by piece."""
+    code = texts_of_the_code()
+    pieces = [piece.strip() for piece in line.split("…") if len(piece.strip()) > 3]
+    assert pieces and not [piece for piece in pieces if piece not in code]
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """Sphinx, every warning an error."""
+    pytest.importorskip("myst_parser")
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", str(ROOT / "docs"), str(tmp_path / "html")]
+    done = subprocess.run([*command, "-d", str(tmp_path / "doctrees")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "html" / "reference" / "config.html").exists()

@@ -197,7 +197,8 @@ class DatasetCfg:
     disk_gb: float = 2.0
     """Disk budget [GB] of the shards that make ``--resume`` exact; 0 writes none."""
     save: str | None = None
-    """Write every collected row to this folder too, or append to it (``--save_dataset``; docs/dataset_format.md)."""
+    """Write every collected row to this folder too, or append to it (``--save_dataset``;
+    docs/reference/dataset_format.md)."""
     load: str | None = None
     """Begin with the rows of this folder (``--dataset``); with ``offline`` they are all there is."""
     load_files: int | None = None

@@ -145,7 +145,7 @@ class DistillationDataset:
             teacher_index: Each transition's teacher. Shape: (num_envs,).
             state: The student's memory before this step; kept where a training sequence begins. Shape: (num_envs,
                 state_size).
-            extra: Further columns by name. Shape of each: (num_envs, *column shape).
+            extra: Further columns by name. Shape of each: (num_envs,) and then the column's.
         """
         row = self.rows[self._chunk, step]
         if targets is None or self.dtype != obs.dtype or self.device != obs.device or self.typed:

@@ -11,18 +11,22 @@ from foundation.core.errors import UserError, suggest
 
 
 def _constant(cfg: ScheduleCfg, progress: float, epoch: int) -> float:
+    """``start``, throughout."""
     return cfg.start
 
 
 def _linear(cfg: ScheduleCfg, progress: float, epoch: int) -> float:
+    """A straight line from ``start`` to ``end``."""
     return cfg.start + (cfg.end - cfg.start) * progress
 
 
 def _cosine(cfg: ScheduleCfg, progress: float, epoch: int) -> float:
+    """Half a cosine from ``start`` to ``end``: flat at both ends."""
     return cfg.end + (cfg.start - cfg.end) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def _exponential(cfg: ScheduleCfg, progress: float, epoch: int) -> float:
+    """``start * (end / start) ** progress``: the same factor in every epoch; both must be above 0."""
     if cfg.start <= 0.0 or cfg.end <= 0.0:
         raise UserError(f"An exponential schedule needs start and end > 0, not {cfg.start} and {cfg.end}.")
     return cfg.start * (cfg.end / cfg.start) ** progress
@@ -35,11 +39,13 @@ def _points(cfg: ScheduleCfg) -> list[tuple[float, float]]:
 
 
 def _step(cfg: ScheduleCfg, progress: float, epoch: int) -> float:
+    """Of the last of ``points`` at or before this epoch."""
     points = _points(cfg)
     return next((value for at, value in reversed(points) if at <= epoch), points[0][1])
 
 
 def _piecewise(cfg: ScheduleCfg, progress: float, epoch: int) -> float:
+    """Straight lines from each of ``points`` to the next."""
     points = _points(cfg)
     if epoch <= points[0][0]:
         return points[0][1]

@@ -452,28 +452,28 @@ def test_a_finished_run_is_kept_and_drawn(folder, monkeypatch):
         return _figures(100.0 + setting.hidden_size, None) | {"sizes": raptor_ablation.sizes_of(self.args)}
 
     monkeypatch.setattr(raptor_ablation.Ablation, "measure", measure)
-    argv = ["--manifest", str(manifest), "--axes", "hidden_size", "observation_noise", "--out", "docs/raptor"]
+    argv = ["--manifest", str(manifest), "--axes", "hidden_size", "observation_noise", "--out", "docs/results/raptor"]
     assert raptor_ablation.main([*argv, "--list"]) == 0
     assert measured == []
     assert raptor_ablation.main(argv) == 0
     assert len(measured) == len(set(measured)) == 5
     assert raptor_ablation.main(argv) == 0
     assert len(measured) == 5
-    axes = json.loads((folder / "docs" / "raptor_ablation.json").read_text())["axes"]
+    axes = json.loads((folder / "docs" / "results" / "raptor_ablation.json").read_text())["axes"]
     assert list(axes) == ["hidden_size", "observation_noise"]
     assert [axes["hidden_size"][size]["held_out"]["mean_return"] for size in ("8", "64")] == [108.0, 164.0]
-    assert (folder / "docs" / "raptor_hidden_size.png").stat().st_size > 3000
+    assert (folder / "docs" / "results" / "raptor_hidden_size.png").stat().st_size > 3000
     assert raptor_ablation.main([*argv, "--n_epochs", "7"]) == 2
     argv[3:5] = ["offset_correction"]
     assert raptor_ablation.main(argv) == 0
-    axes = json.loads((folder / "docs" / "raptor_ablation.json").read_text())["axes"]
+    axes = json.loads((folder / "docs" / "results" / "raptor_ablation.json").read_text())["axes"]
     assert list(axes) == ["offset_correction", "hidden_size", "observation_noise"], "what was run before is kept"
 
 
 def test_quick_pictures_do_not_replace_the_published_ones():
     """Unless they are asked to."""
     argv = ["--manifest", "teachers.yaml"]
-    assert raptor_ablation.parse(argv).out == Path("docs/raptor")
+    assert raptor_ablation.parse(argv).out == Path("docs/results/raptor")
     assert raptor_ablation.parse([*argv, "--quick"]).out == Path("logs/raptor_ablation/quick/raptor")
 
 

@@ -1,4 +1,4 @@
-"""The index of a dataset on disk, ``dataset.json`` (docs/dataset_format.md)."""
+"""The index of a dataset on disk, ``dataset.json`` (docs/reference/dataset_format.md)."""
 
 from __future__ import annotations
 
