@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from foundation.policies.distribution import Deterministic
+from foundation.policies.layers import OBS, Layers
 from foundation.policies.normalizer import ObsNormalizer
 from foundation.policies.output import PolicyOutput
 from foundation.policies.policy_network import PolicyNetwork
@@ -85,6 +86,21 @@ class Trunk(nn.Module):
         features = self.body(x)
         return self.head(features), features, state
 
+    def list_layers(self, layers: Layers, x: str, name: str) -> tuple[str, str]:
+        """Append the layers; return the names of the raw output and of the last hidden layer."""
+        given = x if self.normalizer is None else layers.module(self.normalizer, x, f"{name}.normalizer")
+        x = layers.module(self.encoder, given, f"{name}.encoder")
+        if self.core is not None:
+            if self.skip_core_input:
+                x = layers.concatenate((x, given), f"{name}.core.input")
+            x = layers.module(self.core, x, f"{name}.core")
+            if self.core_norm is not None:
+                x = layers.module(self.core_norm, x, f"{name}.core_norm")
+            if self.skip_core_output:
+                x = layers.concatenate((x, given), f"{name}.core.output")
+        features = layers.module(self.body, x, f"{name}.body")
+        return layers.module(self.head, features, f"{name}.head"), features
+
 
 class Critic(nn.Module):
     """The value: layers of its own or a head on the actor's features, and what brings it back to returns."""
@@ -111,6 +127,15 @@ class Critic(nn.Module):
             assert self.head is not None
             value = self.head(features)
         return value if self.scaler is None else self.scaler(value), state
+
+    def list_layers(self, layers: Layers, x: str, features: str) -> str:
+        """Append the layers; return the name of the value."""
+        if self.trunk is not None:
+            value = self.trunk.list_layers(layers, x, "critic")[0]
+        else:
+            assert self.head is not None
+            value = layers.module(self.head, features, "critic.head")
+        return value if self.scaler is None else layers.module(self.scaler, value, "critic.scaler")
 
 
 class ActorCritic(PolicyNetwork):
@@ -168,3 +193,14 @@ class ActorCritic(PolicyNetwork):
         mean, std = self.distribution(raw)
         logits = raw if self.num_choices is not None else None
         return PolicyOutput(mean=mean, std=std, value=value, logits=logits, features=features), state
+
+    def list_layers(self, layers: Layers, x: str = OBS) -> None:
+        """Append the layers of actor and critic, which read the value ``x``."""
+        x = x if self.normalizer is None else layers.module(self.normalizer, x, "normalizer")
+        raw, features = self.actor.list_layers(layers, x, "actor")
+        layers.outputs["features"] = features
+        layers.set_moments(self.distribution.list_layers(layers, raw))
+        if self.num_choices is not None:
+            layers.outputs["logits"] = raw
+        if self.critic is not None:
+            layers.outputs["value"] = self.critic.list_layers(layers, x, features)

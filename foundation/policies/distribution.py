@@ -6,7 +6,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from foundation.policies.layers import BetaMoment, Constant, Layers, SquashedStd
+
 Moments = tuple[torch.Tensor, torch.Tensor | None]
+NamedMoments = tuple[str, str | None]
+"""Names of the values that are mean and std among a policy's typed layers."""
 
 
 class Deterministic(nn.Module):
@@ -17,6 +21,10 @@ class Deterministic(nn.Module):
 
     def forward(self, raw: torch.Tensor) -> Moments:
         """Return mean and std. Shape: (..., num_actions) each."""
+        return raw, None
+
+    def list_layers(self, layers: Layers, raw: str) -> NamedMoments:
+        """Append what makes mean and std of the raw output (see :mod:`foundation.policies.layers`)."""
         return raw, None
 
     def sample(self, mean: torch.Tensor, std: torch.Tensor | None, generator: torch.Generator | None) -> torch.Tensor:
@@ -38,6 +46,11 @@ class Gaussian(Deterministic):
     def forward(self, raw: torch.Tensor) -> Moments:
         """Return mean and std. Shape: (..., num_actions) each."""
         return raw, self.std.expand_as(raw)
+
+    def list_layers(self, layers: Layers, raw: str) -> NamedMoments:
+        """Append what makes mean and std of the raw output (see :mod:`foundation.policies.layers`)."""
+        std = Constant(name="std", inputs=(), shape=tuple(self.std.shape), value=self.std)
+        return raw, layers.add(std)
 
     def sample(self, mean: torch.Tensor, std: torch.Tensor | None, generator: torch.Generator | None) -> torch.Tensor:
         """Draw actions. Shape: (..., num_actions)."""
@@ -67,6 +80,14 @@ class Heteroscedastic(Deterministic):
             return mean, None
         return mean, (spread.exp() if self.log else spread).clamp(*self.std_range)
 
+    def list_layers(self, layers: Layers, raw: str) -> NamedMoments:
+        """Append what makes mean and std of the raw output (see :mod:`foundation.policies.layers`)."""
+        mean, spread = _halves(layers, raw)
+        if self.log is None:
+            return mean, None
+        spread = layers.activation(spread, "std.exp", "exp") if self.log else spread
+        return mean, layers.clamp(spread, "std", *self.std_range)
+
     def sample(self, mean: torch.Tensor, std: torch.Tensor | None, generator: torch.Generator | None) -> torch.Tensor:
         """Draw actions. Shape: (..., num_actions)."""
         return _sample_gaussian(mean, std, generator)
@@ -90,6 +111,13 @@ class Beta(Deterministic):
         share = alpha / total
         std = (share * (1.0 - share) / (total + 1.0)).sqrt()
         return share * self.scale + self.low, std * self.scale
+
+    def list_layers(self, layers: Layers, raw: str) -> NamedMoments:
+        """Append what makes mean and std of the raw output (see :mod:`foundation.policies.layers`)."""
+        shape = (layers.size(raw) // 2,)
+        mean = BetaMoment(name="mean", inputs=(raw,), shape=shape, moment="mean", low=self.low, width=self.scale)
+        std = BetaMoment(name="std", inputs=(raw,), shape=shape, moment="std", low=self.low, width=self.scale)
+        return layers.add(mean), layers.add(std)
 
     def sample(self, mean: torch.Tensor, std: torch.Tensor | None, generator: torch.Generator | None) -> torch.Tensor:
         """Draw actions by two gamma draws, from the parameters that mean and std determine."""
@@ -121,6 +149,13 @@ class SquashedGaussian(Deterministic):
         mean = mean.tanh()
         return mean, log_std.clamp(*self.log_std_range).exp() * self._slope(mean)
 
+    def list_layers(self, layers: Layers, raw: str) -> NamedMoments:
+        """Append what makes mean and std of the raw output (see :mod:`foundation.policies.layers`)."""
+        mean, log_std = _halves(layers, raw)
+        mean = layers.activation(mean, "mean", "tanh")
+        before = layers.activation(layers.clamp(log_std, "log_std", *self.log_std_range), "std.exp", "exp")
+        return mean, layers.add(SquashedStd(name="std", inputs=(before, mean), shape=layers.shape(mean)))
+
     def sample(self, mean: torch.Tensor, std: torch.Tensor | None, generator: torch.Generator | None) -> torch.Tensor:
         """Draw actions: a Gaussian draw before the squashing. Shape: (..., num_actions)."""
         assert std is not None
@@ -131,6 +166,12 @@ class SquashedGaussian(Deterministic):
     @staticmethod
     def _slope(mean: torch.Tensor) -> torch.Tensor:
         return (1.0 - mean.square()).clamp_min(1e-7)
+
+
+def _halves(layers: Layers, raw: str) -> tuple[str, str]:
+    """Append a cut of the raw output into means and what follows them."""
+    size = layers.size(raw) // 2
+    return layers.columns(raw, "means", 0, (size,)), layers.columns(raw, "spreads", size, (size,))
 
 
 def _sample_gaussian(mean: torch.Tensor, std: torch.Tensor | None, generator: torch.Generator | None) -> torch.Tensor:

@@ -11,6 +11,7 @@ from torch import nn
 
 from foundation.core.errors import UserError
 from foundation.policies.actor_critic import ActorCritic
+from foundation.policies.layers import OBS, Layers
 from foundation.policies.mlp import resolve_activation
 from foundation.policies.normalizer import ObsNormalizer
 from foundation.policies.output import PolicyOutput
@@ -138,18 +139,33 @@ class ImageNetwork(PolicyNetwork):
         encoded = self._encode(obs.flatten(0, -2)).unflatten(0, obs.shape[:-1])
         return self.body.run(encoded, state, resets, sequence)
 
-    def _encode(self, obs: torch.Tensor) -> torch.Tensor:
-        """Return what the dense layers read. Shape: (rows, num_obs) to (rows, num_features)."""
+    def _check_bound(self) -> None:
         if not self.shapes:
             raise UserError(
                 f"teacher '{self._path}' reads images whose size its checkpoint does not tell: give it the "
                 "environment's observations, or 'image_shapes', such as {camera: [3, 64, 64]}."
             )
+
+    def _encode(self, obs: torch.Tensor) -> torch.Tensor:
+        """Return what the dense layers read. Shape: (rows, num_obs) to (rows, num_features)."""
+        self._check_bound()
         flat, *images = obs.split([self.num_flat, *(math.prod(shape) for shape in self.shapes.values())], dim=-1)
         parts = [flat if self.normalizer is None else self.normalizer(flat)]
         for (group, shape), image in zip(self.shapes.items(), images, strict=True):
             parts.append(self.encoders[group](image.unflatten(-1, shape)))
         return torch.cat(parts, dim=-1)
+
+    def list_layers(self, layers: Layers) -> None:
+        """Append the encoders and the layers that read what they give."""
+        self._check_bound()
+        flat = layers.columns(OBS, "flat", 0, (self.num_flat,))
+        parts = [flat if self.normalizer is None else layers.module(self.normalizer, flat, "normalizer")]
+        start = self.num_flat
+        for group, shape in self.shapes.items():
+            image = layers.columns(OBS, f"images.{group}", start, shape)
+            parts.append(layers.module(self.encoders[group], image, f"encoders.{group}"))
+            start += math.prod(shape)
+        self.body.list_layers(layers, layers.concatenate(tuple(parts), "encoded"))
 
     @staticmethod
     def _listed(shapes: Mapping[str, Shape]) -> str:

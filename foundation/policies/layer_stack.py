@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from foundation.policies.distribution import Deterministic
+from foundation.policies.layers import OBS, Layers
 from foundation.policies.output import PolicyOutput
 from foundation.policies.policy_network import PolicyNetwork
 from foundation.policies.rnn import RecurrentCore
@@ -26,7 +27,7 @@ class LayerStack(PolicyNetwork):
             distribution: Turns the raw output into mean and standard deviation.
         """
         super().__init__()
-        self.layers, self.distribution = nn.ModuleList(layers), distribution
+        self.layers_in_order, self.distribution = nn.ModuleList(layers), distribution
         self.num_obs, self.num_actions = num_obs, num_actions
         self._sizes = [layer.state_size for layer in layers if isinstance(layer, RecurrentCore)]
         self.state_size = sum(self._sizes)
@@ -36,7 +37,7 @@ class LayerStack(PolicyNetwork):
 
     def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
         """Return the state at an episode's start. Shape: (num_envs, state_size), None without memory."""
-        cores = [layer for layer in self.layers if isinstance(layer, RecurrentCore)]
+        cores = [layer for layer in self.layers_in_order if isinstance(layer, RecurrentCore)]
         return torch.cat([core.initial_state(num_envs, device) for core in cores], dim=-1) if cores else None
 
     def run(
@@ -47,7 +48,7 @@ class LayerStack(PolicyNetwork):
         before = iter(() if state is None else state.split(self._sizes, dim=-1))
         after: list[torch.Tensor] = []
         features = None
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(self.layers_in_order):
             if index == self._head:
                 features = x
             if isinstance(layer, RecurrentCore):
@@ -61,6 +62,15 @@ class LayerStack(PolicyNetwork):
             state = after[0] if len(after) == 1 else torch.cat(after, dim=-1)
         return PolicyOutput(mean=mean, std=std, features=features), state
 
+    def list_layers(self, layers: Layers) -> None:
+        """Append the layers, in order."""
+        x = OBS
+        for index, layer in enumerate(self.layers_in_order):
+            if index == self._head:
+                layers.outputs["features"] = x
+            x = layers.module(layer, x, f"layers.{index}")
+        layers.set_moments(self.distribution.list_layers(layers, x))
+
 
 class FastTanh(nn.Module):
     """The rational approximation of tanh that rl-tools calls FAST_TANH."""
@@ -70,6 +80,10 @@ class FastTanh(nn.Module):
         x = x.clamp(-3.0, 3.0)
         square = x.square()
         return x * (27.0 + square) / (27.0 + 9.0 * square)
+
+    def list_layers(self, layers: Layers, x: str, name: str) -> str:
+        """Append what it computes (see :mod:`foundation.policies.layers`)."""
+        return layers.activation(x, name, "fast_tanh")
 
 
 class Standardize(nn.Module):
@@ -88,6 +102,10 @@ class Standardize(nn.Module):
         """Standardise. Shape: (..., num_obs)."""
         return (x - self.mean) * self.precision
 
+    def list_layers(self, layers: Layers, x: str, name: str) -> str:
+        """Append what it computes (see :mod:`foundation.policies.layers`)."""
+        return layers.normalize(x, name, self.mean, self.precision)
+
 
 class Clip(nn.Module):
     """Bounds every number."""
@@ -100,3 +118,7 @@ class Clip(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Clip. Shape: any."""
         return x.clamp(self.low, self.high)
+
+    def list_layers(self, layers: Layers, x: str, name: str) -> str:
+        """Append what it computes (see :mod:`foundation.policies.layers`)."""
+        return layers.clamp(x, name, self.low, self.high)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from foundation.policies.layers import Layers
+
 LEAST_DEVIATION = 0.1
 """Deviation [eps] below which an observation has not varied."""
 OUTLIER = 10.0
@@ -56,6 +58,10 @@ class ObsNormalizer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise observations. Shape: (..., num_obs) to (..., num_obs)."""
         return (x - self.mean) * self._scale
+
+    def list_layers(self, layers: Layers, x: str, name: str) -> str:
+        """Append what it computes (see :mod:`foundation.policies.layers`)."""
+        return layers.normalize(x, name, self.mean, self._scale)
 
     @torch.no_grad()
     def update(self, x: torch.Tensor) -> None:

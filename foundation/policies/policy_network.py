@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from foundation.policies.episode_state import EpisodeState
+from foundation.core.errors import UserError
+from foundation.policies.layers import Layers
+from foundation.policies.memory import EpisodeState
 from foundation.policies.output import PolicyOutput, map_output
 
 
@@ -31,6 +33,16 @@ class PolicyNetwork(EpisodeState):
             The output and the state after the last step.
         """
         raise TypeError(f"{type(self).__name__} does not define run")
+
+    def list_layers(self, layers: Layers) -> None:
+        """Append the policy's layers and say which values are its outputs; what :meth:`layers` returns."""
+        raise UserError(f"the layers of a {type(self).__name__} are not known, so that it can only be run.")
+
+    def layers(self) -> Layers:
+        """Return the policy as typed layers, with its weights, for exporters (:mod:`foundation.policies.layers`)."""
+        layers = Layers(self.num_obs)
+        self.list_layers(layers)
+        return layers
 
     def step(self, obs: torch.Tensor, state: torch.Tensor | None = None) -> tuple[PolicyOutput, torch.Tensor | None]:
         """Act for one step.

@@ -10,12 +10,14 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from foundation.core.errors import UserError, suggest
 from foundation.policies.gru_scan import gru_scan
+from foundation.policies.layers import Layers, Memory, Recurrent
+from foundation.policies.memory import MemoryLayer
 
 _WORTH_FUSING = 3
 _KINDS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 
-class RecurrentCore(nn.Module):
+class RecurrentCore(MemoryLayer):
     """GRU or LSTM layers; the state packs h (and for an LSTM then c) of every layer. Shape: (num_envs, state_size)."""
 
     def __init__(
@@ -45,12 +47,38 @@ class RecurrentCore(nn.Module):
         weight = next(self.rnn.parameters())
         return torch.zeros(num_envs, self.state_size, dtype=weight.dtype, device=device or weight.device)
 
-    def reset_state(self, state: torch.Tensor, dones: torch.Tensor) -> torch.Tensor:
+    def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> torch.Tensor | None:
         """Return the state with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
+        return None if state is None else self._begin(state, dones)
+
+    def _begin(self, state: torch.Tensor, dones: torch.Tensor) -> torch.Tensor:
         initial = self.initial if self.initial is not None else state.new_zeros(())
         return torch.where(dones.bool().unsqueeze(-1), initial, state)
 
-    def step(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def list_layers(self, layers: Layers, x: str, name: str) -> str:
+        """Append one typed layer for each of its own (see :mod:`foundation.policies.layers`)."""
+        first = layers.reserve(self.state_size)
+        initial = torch.zeros(self.state_size) if self.initial is None else self.initial.detach()
+        columns = enumerate(initial.split(self.hidden_size))
+        parts = [Memory(start=first + index * self.hidden_size, initial=part) for index, part in columns]
+        for index, weights in enumerate(self.rnn.all_weights):
+            weight_ih, weight_hh, bias_ih, bias_hh = (weight.detach() for weight in weights)
+            x = layers.add(
+                Recurrent(
+                    name=f"{name}.{index}",
+                    inputs=(x,),
+                    shape=(self.hidden_size,),
+                    memory=tuple(parts[index :: self.num_layers]),
+                    kind="lstm" if self.kind == "lstm" else "gru",
+                    weight_ih=weight_ih,
+                    weight_hh=weight_hh,
+                    bias_ih=bias_ih,
+                    bias_hh=bias_hh,
+                )
+            )
+        return x
+
+    def step(self, x: torch.Tensor, state: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Advance one step.
 
         Args:
@@ -60,6 +88,7 @@ class RecurrentCore(nn.Module):
         Returns:
             The output, shape (num_envs, hidden_size), and the next state.
         """
+        assert state is not None
         hidden = state.split(self.hidden_size, dim=-1)
         new_h: list[torch.Tensor] = []
         new_c: list[torch.Tensor] = []
@@ -74,7 +103,7 @@ class RecurrentCore(nn.Module):
         return x, parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def sequence(
-        self, x: torch.Tensor, state: torch.Tensor, resets: torch.Tensor | None
+        self, x: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Advance many steps with the fused kernels; the same as ``step`` repeated.
 
@@ -86,12 +115,13 @@ class RecurrentCore(nn.Module):
         Returns:
             The outputs, shape (num_steps, num_envs, hidden_size), and the state after the last step.
         """
+        assert state is not None
         if self.kind == "gru" and x.device.type == "cpu":
             return self._scan(x, state, None if resets is None else resets.bool())
         if resets is None:
             return self._fused(x, state)
         resets = resets.bool()
-        state = self.reset_state(state, resets[0])
+        state = self._begin(state, resets[0])
         if x.shape[0] == 1:
             return self._fused(x, state)
         begins = (resets[1:].any(dim=1).nonzero().squeeze(-1) + 1).tolist()
@@ -124,7 +154,7 @@ class RecurrentCore(nn.Module):
         outputs: list[torch.Tensor] = []
         for start, end in pairwise([0, *begins, x.shape[0]]):
             if start:
-                state = self.reset_state(state, resets[start])
+                state = self._begin(state, resets[start])
             if end - start >= _WORTH_FUSING:
                 out, state = self._fused(x[start:end], state)
                 outputs.append(out)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from foundation.policies.distribution import Deterministic, Moments
+from foundation.policies.distribution import Deterministic, Moments, NamedMoments
+from foundation.policies.layers import Layers
 
 
 class ShapedActions(Deterministic):
@@ -60,6 +61,16 @@ class ShapedActions(Deterministic):
             mean = mean.clamp(self.low, self.high)
         return mean * self.scale + self.shift, None if std is None else std * self.scale
 
+    def list_layers(self, layers: Layers, raw: str) -> NamedMoments:
+        """Append what makes mean and std of the raw output (see :mod:`foundation.policies.layers`)."""
+        mean, std = self.inner.list_layers(layers, raw)
+        if self.squash is not None:
+            mean = layers.module(self.squash, mean, "squash")
+        if self.low is not None and self.high is not None:
+            mean = layers.clamp(mean, "clip", self.low, self.high)
+        mean = layers.scale(mean, "range", self.scale, self.shift)
+        return mean, None if std is None else layers.scale(std, "std.range", self.scale)
+
     def sample(self, mean: torch.Tensor, std: torch.Tensor | None, generator: torch.Generator | None) -> torch.Tensor:
         """Draw actions around the action that ``forward`` gave, within its bounds. Shape: (..., num_actions)."""
         unit, spread = (mean - self.shift) / self.scale, None if std is None else std / self.scale
@@ -86,6 +97,10 @@ class Factor(nn.Module):
         """Multiply. Shape: any."""
         return x * self.factor
 
+    def list_layers(self, layers: Layers, x: str, name: str) -> str:
+        """Append what it computes (see :mod:`foundation.policies.layers`)."""
+        return layers.scale(x, name, self.factor)
+
     def extra_repr(self) -> str:
         """Say the number."""
         return f"{self.factor:g}"
@@ -106,6 +121,10 @@ class Choices(Deterministic):
     def forward(self, raw: torch.Tensor) -> Moments:
         """Return the best choice's index. Shape: (..., num_choices) to (..., 1)."""
         return raw.argmax(dim=-1, keepdim=True).to(raw.dtype), None
+
+    def list_layers(self, layers: Layers, raw: str) -> NamedMoments:
+        """Append the choice (see :mod:`foundation.policies.layers`)."""
+        return layers.choice(raw), None
 
     def draw(self, logits: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         """Draw a choice. Shape: (..., num_choices) to (..., 1)."""

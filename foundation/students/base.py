@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
@@ -11,6 +13,8 @@ from torch import nn
 
 from foundation.config.distillation_cfg import StudentCfg
 from foundation.core.errors import UserError
+from foundation.policies.layers import OBS, Constant, Layers
+from foundation.policies.memory import MemoryLayer, initial_state_of, run_layers
 from foundation.policies.normalizer import ObsNormalizer
 from foundation.policies.output import PolicyOutput
 from foundation.policies.policy_network import PolicyNetwork
@@ -35,7 +39,7 @@ class NetworkCfg(StudentCfg):
 
 
 class Student(PolicyNetwork):
-    """Base of the students. A subclass sets ``cfg_class`` and makes ``features_step`` and ``features_sequence``."""
+    """Base of the students. A subclass sets ``cfg_class``, creates its hidden layers and lists them in ``trunk``."""
 
     cfg_class: ClassVar[type[NetworkCfg]]
     """The config that :meth:`from_cfg` takes."""
@@ -81,23 +85,49 @@ class Student(PolicyNetwork):
         """Build a student from its config."""
         raise TypeError(f"{cls.__name__} does not define from_cfg")
 
-    def features_step(self, obs: torch.Tensor, state: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Map normalised observations to the last hidden layer, one step. Shape: (num_envs, num_features)."""
-        raise TypeError(f"{type(self).__name__} does not define features_step")
+    def trunk(self) -> Sequence[nn.Module]:
+        """Return the hidden layers, from normalised observations to the features that the heads read, in order.
 
-    def features_sequence(
-        self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Map normalised observations to the last hidden layer. Shape: (num_steps, num_envs, num_features)."""
-        raise TypeError(f"{type(self).__name__} does not define features_sequence")
+        Those that remember are of :class:`~foundation.policies.memory.MemoryLayer`.
+        """
+        raise TypeError(f"{type(self).__name__} does not define trunk")
+
+    @cached_property
+    def state_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]  # known from the layers
+        """Numbers that are remembered per env; 0 without memory."""
+        return sum(layer.state_size for layer in self.trunk() if isinstance(layer, MemoryLayer))
+
+    def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
+        """Return the state at an episode's start. Shape: (num_envs, state_size), None without memory."""
+        return initial_state_of(self.trunk(), num_envs, device)
 
     def run(
         self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
     ) -> tuple[PolicyOutput, torch.Tensor | None]:
         """Act for one step or for many."""
-        x = self.normalizer(obs)
-        features, state = self.features_sequence(x, state, resets) if sequence else self.features_step(x, state)
+        features, state = run_layers(self.trunk(), self.normalizer(obs), state, resets, sequence)
         return self._heads(features), state
+
+    def list_layers(self, layers: Layers) -> None:
+        """Append the normaliser, the hidden layers and the heads, by their names in the state_dict."""
+        x = layers.module(self.normalizer, OBS, "normalizer")
+        names = {module: name for name, module in self.named_modules()}
+        for layer in self.trunk():
+            x = layers.module(layer, x, names[layer])
+        layers.outputs["features"] = x
+        raw = layers.dense(x, "mean", self.mean)
+        layers.outputs["mean"] = raw
+        if self.num_choices is not None:
+            layers.outputs["logits"] = raw
+            layers.outputs["mean"] = layers.choice(raw)
+        if self.value is not None:
+            layers.outputs["value"] = layers.dense(x, "value", self.value)
+        if isinstance(self.log_std, nn.Linear):
+            log_std = layers.clamp(layers.dense(x, "log_std", self.log_std), "log_std.clamp", *LOG_STD_RANGE)
+            layers.outputs["std"] = layers.activation(log_std, "std", "exp")
+        elif self.log_std is not None:
+            std = self.log_std.detach().clamp(*LOG_STD_RANGE).exp()
+            layers.outputs["std"] = layers.add(Constant(name="std", inputs=(), shape=(self.num_actions,), value=std))
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         """Return mean actions, for a student with memory those of an episode's first step.
@@ -105,7 +135,7 @@ class Student(PolicyNetwork):
         Shape: (..., num_obs) to (..., num_actions).
         """
         if self.state_size == 0:
-            return self._actions(self.mean(self.features_step(self.normalizer(obs), None)[0]))
+            return self._actions(self.mean(run_layers(self.trunk(), self.normalizer(obs), None, None, False)[0]))
         flat = obs.reshape(-1, self.num_obs)
         return self.step(flat)[0].mean.reshape(*obs.shape[:-1], self.num_actions)
 

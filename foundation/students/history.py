@@ -1,20 +1,25 @@
-"""A student that reads its last observations side by side."""
+"""A student that reads its last observations side by side.
+
+It remembers them normalised; before an episode's start they are zero, the mean.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-import torch
+from torch import nn
 
 from foundation.config.distillation_cfg import StudentCfg
 from foundation.core.errors import UserError
+from foundation.policies.memory import SlidingWindow
 from foundation.policies.mlp import build_mlp
-from foundation.students.window import WindowCfg, WindowStudent
+from foundation.students.base import NetworkCfg, Student
 
 
 @dataclass
-class HistoryStudentCfg(WindowCfg):
+class HistoryStudentCfg(NetworkCfg):
     """A multi-layer perceptron over the last few observations."""
 
     name: str = "history"
@@ -27,7 +32,7 @@ class HistoryStudentCfg(WindowCfg):
     """Activation of the hidden layers, by RSL-RL's names."""
 
 
-class HistoryStudent(WindowStudent):
+class HistoryStudent(Student):
     """A multi-layer perceptron over the last few observations."""
 
     cfg_class = HistoryStudentCfg
@@ -37,7 +42,8 @@ class HistoryStudent(WindowStudent):
         if cfg.length < 1:
             raise UserError(f"student.length must be at least 1 step, not {cfg.length}.")
         num_in = cfg.length * num_obs
-        super().__init__(cfg, num_obs, num_actions, cfg.hidden_dims[-1] if cfg.hidden_dims else num_in, cfg.length)
+        super().__init__(cfg, num_obs, num_actions, cfg.hidden_dims[-1] if cfg.hidden_dims else num_in)
+        self.window = SlidingWindow(num_obs, cfg.length)
         self.body = build_mlp(num_in, cfg.hidden_dims, None, cfg.activation)
 
     @classmethod
@@ -46,6 +52,6 @@ class HistoryStudent(WindowStudent):
         assert isinstance(cfg, HistoryStudentCfg)
         return cls(cfg, num_obs, num_actions)
 
-    def window_features(self, window: torch.Tensor) -> torch.Tensor:
-        """Map observations, oldest first, to features. Shape: (..., length, num_obs) to (..., num_features)."""
-        return self.body(window.flatten(-2))
+    def trunk(self) -> Sequence[nn.Module]:
+        """Return the hidden layers in order."""
+        return self.window, self.body

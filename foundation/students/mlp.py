@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-import torch
+from torch import nn
 
 from foundation.config.distillation_cfg import StudentCfg
 from foundation.policies.mlp import build_mlp
@@ -89,12 +89,6 @@ class StudentPolicy(Student):
         student.cfg = cfg  # a class of another package keeps its own name and options
         return student
 
-    def features_step(self, obs: torch.Tensor, state: torch.Tensor | None) -> tuple[torch.Tensor, None]:
-        """Map normalised observations to the last hidden layer. Shape: (num_envs, num_features)."""
-        return self.body(obs), None
-
-    def features_sequence(
-        self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None
-    ) -> tuple[torch.Tensor, None]:
-        """Map normalised observations to the last hidden layer. Shape: (num_steps, num_envs, num_features)."""
-        return self.body(obs), None
+    def trunk(self) -> Sequence[nn.Module]:
+        """Return the hidden layers in order."""
+        return (self.body,)

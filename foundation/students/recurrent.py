@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
-import torch
+from torch import nn
 
 from foundation.config.distillation_cfg import StudentCfg
 from foundation.policies.mlp import build_mlp
@@ -44,7 +45,6 @@ class RecurrentStudent(Student):
         num_in = cfg.encoder_dims[-1] if cfg.encoder_dims else num_obs
         self.core = RecurrentCore(self.kind, num_in, cfg.hidden_size, cfg.num_layers, cfg.learn_initial_state)
         self.body = build_mlp(cfg.hidden_size, cfg.hidden_dims, None, cfg.activation)
-        self.state_size = self.core.state_size
 
     @classmethod
     def from_cfg(cls, cfg: StudentCfg, num_obs: int, num_actions: int) -> Self:
@@ -52,24 +52,6 @@ class RecurrentStudent(Student):
         assert isinstance(cfg, RecurrentCfg)
         return cls(cfg, num_obs, num_actions)
 
-    def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor:
-        """Return the state at an episode's start. Shape: (num_envs, state_size)."""
-        return self.core.initial_state(num_envs, device)
-
-    def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> torch.Tensor | None:
-        """Return the state with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
-        return None if state is None else self.core.reset_state(state, dones)
-
-    def features_step(self, obs: torch.Tensor, state: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map normalised observations to the last hidden layer, one step. Shape: (num_envs, num_features)."""
-        assert state is not None
-        out, state = self.core.step(self.encoder(obs), state)
-        return self.body(out), state
-
-    def features_sequence(
-        self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map normalised observations to the last hidden layer. Shape: (num_steps, num_envs, num_features)."""
-        assert state is not None
-        out, state = self.core.sequence(self.encoder(obs), state, resets)
-        return self.body(out), state
+    def trunk(self) -> Sequence[nn.Module]:
+        """Return the hidden layers in order."""
+        return self.encoder, self.core, self.body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -10,12 +11,14 @@ from torch import nn
 
 from foundation.config.distillation_cfg import StudentCfg
 from foundation.core.errors import UserError
+from foundation.policies.layers import Layers
+from foundation.policies.memory import SlidingWindow
 from foundation.policies.mlp import build_mlp, resolve_activation
-from foundation.students.window import WindowCfg, WindowStudent
+from foundation.students.base import NetworkCfg, Student
 
 
 @dataclass
-class TCNStudentCfg(WindowCfg):
+class TCNStudentCfg(NetworkCfg):
     """Causal convolutions whose reach grows by ``kernel_size`` with every layer, then dense layers."""
 
     name: str = "tcn"
@@ -30,7 +33,33 @@ class TCNStudentCfg(WindowCfg):
     """Activation of all hidden layers, by RSL-RL's names."""
 
 
-class TCNStudent(WindowStudent):
+class TimeConvolution(nn.Sequential):
+    """A convolution over time whose stride is its kernel: a linear layer over each ``kernel_size`` neighbours."""
+
+    def __init__(self, num_in: int, num_out: int, activation: str) -> None:
+        """Create the layer.
+
+        Args:
+            num_in: Numbers of ``kernel_size`` neighbours together.
+            num_out: Numbers that one of them becomes.
+            activation: By RSL-RL's names.
+        """
+        super().__init__(nn.Linear(num_in, num_out), resolve_activation(activation))
+        self.num_in = num_in
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Convolve. Shape: (..., steps * num_in / kernel_size) to (..., steps / kernel_size * num_out)."""
+        return super().forward(input.unflatten(-1, (-1, self.num_in))).flatten(-2)
+
+    def list_layers(self, layers: Layers, x: str, name: str) -> str:
+        """Append what it computes (see :mod:`foundation.policies.layers`)."""
+        linear, activation = self
+        assert isinstance(linear, nn.Linear)
+        x = layers.dense(x, f"{name}.0", linear, layers.size(x) // self.num_in)
+        return layers.module(activation, x, f"{name}.1")
+
+
+class TCNStudent(Student):
     """Dilated causal convolutions (Bai et al. 2018) over the last ``kernel_size ** layers`` observations.
 
     Only the newest output is wanted, and it depends on a tree of the dilated layers' outputs: convolutions whose
@@ -45,14 +74,13 @@ class TCNStudent(WindowStudent):
         if cfg.kernel_size < 2 or not cfg.channels:
             raise UserError("student.kernel_size must be at least 2 and student.channels must not be empty.")
         num_features = cfg.hidden_dims[-1] if cfg.hidden_dims else cfg.channels[-1]
-        super().__init__(cfg, num_obs, num_actions, num_features, cfg.kernel_size ** len(cfg.channels))
+        super().__init__(cfg, num_obs, num_actions, num_features)
+        self.window = SlidingWindow(num_obs, cfg.kernel_size ** len(cfg.channels))
         layers: list[nn.Module] = []
         size = num_obs
         for width in cfg.channels:
-            linear = nn.Linear(cfg.kernel_size * size, width)
-            layers.append(nn.Sequential(linear, resolve_activation(cfg.activation)))
+            layers.append(TimeConvolution(cfg.kernel_size * size, width, cfg.activation))
             size = width
-        self.kernel_size = cfg.kernel_size
         self.convolutions = nn.ModuleList(layers)
         self.body = build_mlp(size, cfg.hidden_dims, None, cfg.activation)
 
@@ -62,9 +90,6 @@ class TCNStudent(WindowStudent):
         assert isinstance(cfg, TCNStudentCfg)
         return cls(cfg, num_obs, num_actions)
 
-    def window_features(self, window: torch.Tensor) -> torch.Tensor:
-        """Map observations, oldest first, to features. Shape: (..., length, num_obs) to (..., num_features)."""
-        x = window.contiguous()
-        for convolution in self.convolutions:
-            x = convolution(x.unflatten(-2, (-1, self.kernel_size)).flatten(-2))
-        return self.body(x.squeeze(-2))
+    def trunk(self) -> Sequence[nn.Module]:
+        """Return the hidden layers in order."""
+        return self.window, *self.convolutions, self.body

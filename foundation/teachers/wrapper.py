@@ -13,6 +13,7 @@ from torch import nn
 from foundation.checkpoints import load_policy
 from foundation.checkpoints.reading.loading import Overrides
 from foundation.core.errors import UserError
+from foundation.policies.layers import Layers
 from foundation.policies.output import PolicyOutput
 from foundation.policies.teacher_outputs import Choices
 
@@ -123,6 +124,10 @@ class TeacherPolicyWrapper(nn.Module):
     ) -> tuple[PolicyOutput, torch.Tensor | None]:
         """Act for many steps. Shape of obs: (num_steps, num_envs, num_obs), of resets: (num_steps, num_envs)."""
         return self.policy.sequence(obs, state, resets)
+
+    def layers(self) -> Layers:
+        """Return the policy as typed layers, with its weights, for exporters (:mod:`foundation.policies.layers`)."""
+        return self.policy.layers()
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         """Return mean actions without touching the state that ``act`` keeps. Shape: (num_envs, num_actions)."""

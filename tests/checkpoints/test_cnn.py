@@ -22,6 +22,7 @@ from foundation.teachers import TeacherPolicyWrapper
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE)]
 
+from numpy_policy import check_layers  # noqa: E402
 from rsl_rl_versions import run_with  # noqa: E402
 from toy_env import CountingEnv  # noqa: E402
 from write_cnn_policies import CASES, NUM_ENVS, SHAPES  # noqa: E402
@@ -56,11 +57,12 @@ def steps(place):
 
 @each
 def test_same_actions_as_the_library(written, version, name):
-    """On the env's groups, actions equal the release's own inference policy to 1e-5."""
+    """On the env's groups, actions equal the release's inference policy to 1e-5, typed layers the policy's steps."""
     place = written(version) / name
     teacher = TeacherPolicyWrapper(place / "model_7.pt")
     for obs, wanted in steps(place):
         assert (teacher.act(obs) - wanted).abs().max() <= 1e-5
+    check_layers(teacher)
     groups, _, normalized, kind = CASES[name]
     told = teacher.describe()
     images = [group for group in groups if len(SHAPES[group]) == 3]

@@ -24,6 +24,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE)]
 
 from library_versions import LIBRARIES, run_with_library  # noqa: E402
+from numpy_policy import check_layers  # noqa: E402
 
 SHIPPED = HERE / "data"
 SCRIPTS = {
@@ -76,7 +77,7 @@ def written(tmp_path_factory):
 
 
 def compare(place: Path) -> TeacherPolicyWrapper:
-    """Assert that a teacher answers as its library did, over steps with resets, and return it."""
+    """Assert that a teacher answers as its library did, and its typed layers as it, and return it."""
     expected = torch.load(place / "expected.pt")
     teacher = TeacherPolicyWrapper(checkpoint_in(place))
     clip = teacher.clip_actions
@@ -96,6 +97,7 @@ def compare(place: Path) -> TeacherPolicyWrapper:
     whole = teacher.sequence(expected["obs"], None, resets)[0]
     mean = whole.mean if clip is None else whole.mean.clamp(-clip, clip)
     assert (mean - expected["actions"]).abs().max() <= 1e-5
+    check_layers(teacher)
     return teacher
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from l2f_flights import PUBLISHED, flight, recorded_and_live
+from numpy_policy import check_layers
 
 from foundation.core.errors import UserError
 from foundation.teachers import TeacherPolicyWrapper
@@ -47,6 +48,12 @@ def test_published_policy_is_described():
     assert teacher.hidden_dims == [16] and teacher.state_size == 16 and teacher.obs_groups == ["l2f"]
     assert told["format"] == "rl-tools HDF5" and told["recurrence"] == "gru 16 x 1" and told["activation"] == "relu"
     assert told["checked_against_example"] is True and told["distribution"] == "deterministic"
+
+
+def test_typed_layers_of_the_published_policy():
+    """Computed by NumPy from the typed layers, with its learned initial state, it acts as it does."""
+    layers = check_layers(TeacherPolicyWrapper(PUBLISHED))
+    assert [layer.size for layer in layers if layer.memory] == [16]
 
 
 def test_sequence_is_step_repeated():
@@ -212,6 +219,7 @@ def test_every_layer(name, example, tmp_path, caplog):
     teacher = TeacherPolicyWrapper(tmp_path / "checkpoint.h5")
     steps = torch.stack([teacher.act(obs) for obs in given])
     assert (steps - expected).abs().max() <= 1e-5 and teacher.num_actions == 2
+    check_layers(teacher)
     assert ("no example" in caplog.text) is not example
 
 

@@ -16,6 +16,7 @@ from foundation.teachers import TeacherPolicyWrapper
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE)]
 
+from numpy_policy import check_layers  # noqa: E402
 from rsl_rl_cases import GROUPS, NUM_ENVS, NUM_STEPS, VERSIONS, cases  # noqa: E402
 from rsl_rl_versions import run_with  # noqa: E402
 
@@ -87,6 +88,13 @@ def test_same_deviation_and_value_as_the_library(written, version, case):
         assert torch.allclose(output.value, expected["value"], rtol=1e-5, atol=1e-5)
     else:
         assert output.value is None
+
+
+@each([row for row in ALL if row[0][0] in "35"])
+def test_typed_layers_equal_the_steps(written, version, case):
+    """Actor, critic, memories and distribution, computed by NumPy from the typed layers, give the teacher's outputs."""
+    layers = check_layers(TeacherPolicyWrapper(written(version) / case.name / "model_7.pt"))
+    assert ("value" in layers.outputs) == (case.critic_groups == case.actor_groups and not case.distilled)
 
 
 @each([row for row in ALL if row[0][0] in "45"])

@@ -15,6 +15,7 @@ from foundation.checkpoints.reading.loading import Tensors
 from foundation.core.archives import check_members, size_of
 from foundation.core.errors import UserError
 from foundation.core.text import one_line
+from foundation.policies.layers import Layers
 
 
 class ClampedScaler(nn.Module):
@@ -46,6 +47,13 @@ class ClampedScaler(nn.Module):
         x = (x - self.mean) / self.std
         return x if self.after is None else x.clamp(-self.after, self.after)
 
+    def list_layers(self, layers: Layers, x: str, name: str) -> str:
+        """Append what it computes (see :mod:`foundation.policies.layers`)."""
+        if self.before is not None:
+            x = layers.clamp(x, f"{name}.before", -self.before, self.before)
+        x = layers.normalize(x, name, self.mean, self.std.reciprocal())
+        return x if self.after is None else layers.clamp(x, f"{name}.after", -self.after, self.after)
+
 
 class ValueScaler(nn.Module):
     """Brings a critic's output back to returns: ``std * clamp(x, ±bound) + mean``, after an activation."""
@@ -67,6 +75,13 @@ class ValueScaler(nn.Module):
         if self.activation is not None:
             x = self.activation(x)
         return self.std * x.clamp(-self.bound, self.bound) + self.mean
+
+    def list_layers(self, layers: Layers, x: str, name: str) -> str:
+        """Append what it computes (see :mod:`foundation.policies.layers`)."""
+        if self.activation is not None:
+            x = layers.module(self.activation, x, f"{name}.activation")
+        x = layers.clamp(x, f"{name}.clamp", -self.bound, self.bound)
+        return layers.scale(x, name, self.std, self.mean)
 
 
 def moments(entries: Tensors, var_name: str, count_name: str, size: int, where: str) -> tuple[torch.Tensor, ...]:
