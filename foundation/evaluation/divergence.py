@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from foundation.policies.actors import Policy
 from foundation.policies.obs_groups import ObsSelector
 from foundation.policies.output import PolicyOutput
+from foundation.rollout.stepper import Observer
 
 
 def js_divergence(p: PolicyOutput, q: PolicyOutput, num_samples: int = 16) -> torch.Tensor:
@@ -45,10 +46,8 @@ def _log_prob(actions: torch.Tensor, output: PolicyOutput) -> torch.Tensor:
     return (-0.5 * standardised.square() - output.std.log() - 0.5 * math.log(2.0 * math.pi)).sum(dim=-1)
 
 
-class DivergenceProbe:
+class DivergenceProbe(Observer):
     """Compare student and teacher on every ``interval``-th step of an evaluation.
-
-    Pass :meth:`on_step` to :func:`foundation.rollout.evaluate.evaluate`.
 
     Args:
         teacher: A teacher without memory; it labels the compared states.
@@ -78,8 +77,8 @@ class DivergenceProbe:
         self._squares: list[torch.Tensor] = []
         self._divergences: list[torch.Tensor] = []
 
-    def on_step(self, obs: TensorDict, actions: torch.Tensor) -> None:
-        """Compare on this step, if it is one of those."""
+    def before_step(self, obs: TensorDict, actions: torch.Tensor) -> None:
+        """See :class:`Observer`."""
         self._steps += 1
         if (self._steps - 1) % self.interval:
             return

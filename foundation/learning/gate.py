@@ -1,4 +1,4 @@
-"""The gate over several teachers: rollouts that try each of them, and a regression on the returns that follow."""
+"""Fit of the gate over several teachers: rollouts that try each of them, and a regression on their returns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tensordict import TensorDict
 from foundation.config.distillation_cfg import GateCfg
 from foundation.core.errors import UserError
 from foundation.engines.base import VecEnv
-from foundation.rollout.evaluate import SYNC_INTERVAL, Health, preserved_rng
+from foundation.rollout.evaluate import preserved_rng
+from foundation.rollout.stepper import FiniteCheck, Observer, Stepper
 from foundation.teachers.ensemble import TeacherEnsemble
 from foundation.teachers.gate import TeacherGate
 
@@ -230,33 +231,70 @@ def window_returns(
     return (total[:whole] - beyond).to(rewards.dtype), known
 
 
-class _Log:
-    """What a rollout leaves: rewards and drivers of every step, observations of every ``stride``-th one."""
+class _TeachersInTurn:
+    """Let the teacher act that the shifts say, in each environment."""
 
-    def __init__(self, env: VecEnv, num_obs: int, steps: int, rows: int):
+    def __init__(
+        self, teachers: TeacherEnsemble, selector: Callable[[TensorDict], torch.Tensor], shifts: TeacherShifts
+    ):
+        self.teachers = teachers
+        self.selector = selector
+        self.shifts = shifts
+        self.state: torch.Tensor | None = None
+        self.obs = torch.empty(0)
+        """The teachers' observations of the last step. Shape: (num_envs, num_obs)."""
+        self.acting = torch.empty(0)
+        """The teacher that acted in each environment. Shape: (num_envs,)."""
+        self._envs = torch.arange(len(shifts.age), device=shifts.age.device)
+
+    def act(self, obs: TensorDict) -> torch.Tensor:
+        """Return the acting teachers' mean actions. Shape: (num_envs, num_actions)."""
+        self.obs = self.selector(obs)
+        self.acting = self.shifts.driver()
+        output, self.state = self.teachers.step_each(self.obs, self.state)
+        return output.mean[self.acting, self._envs]
+
+    def reset(self, dones: torch.Tensor | None = None) -> None:
+        """Begin new episodes where ``dones`` (num_envs,), or everywhere."""
+        if dones is None:
+            self.state = None
+        else:
+            self.state = self.teachers.reset_state(self.state, dones)
+            self.shifts.step(dones)
+
+
+class _GateRecord(Observer):
+    """Rewards and acting teachers of every step, observations of every ``stride``-th one."""
+
+    def __init__(self, env: VecEnv, actor: _TeachersInTurn, steps: int, rows: int):
         kept = min(env.num_envs, KEPT_ENVS)
+        self.actor = actor
+        self.step = 0
         self.columns = torch.arange(kept, device=env.device) * env.num_envs // kept
         self.stride = -(-steps * kept // rows)
-        self.obs = torch.empty(-(-steps // self.stride), kept, num_obs, device=env.device)
+        self.obs = torch.empty(-(-steps // self.stride), kept, actor.teachers.num_obs, device=env.device)
         self.rewards = torch.empty(steps, kept, device=env.device)
         self.ended = torch.empty(steps, kept, dtype=torch.bool, device=env.device)
         self.timed_out = torch.empty_like(self.ended)
-        self.driver, self.age, self.change = (torch.empty_like(self.ended, dtype=torch.int64) for _ in range(3))
+        self.acting = torch.empty_like(self.ended, dtype=torch.int64)
+        self.age = torch.empty_like(self.acting)
+        self.change = torch.empty_like(self.acting)
 
-    def before(self, t: int, obs: torch.Tensor, shifts: TeacherShifts, driver: torch.Tensor) -> None:
-        """Take what is there before a step."""
-        if t % self.stride == 0:
-            self.obs[t // self.stride] = obs[self.columns]
-        self.driver[t] = driver[self.columns]
-        self.age[t] = shifts.age[self.columns]
-        self.change[t] = shifts.change[self.columns]
+    def before_step(self, obs: TensorDict, actions: torch.Tensor) -> None:
+        """See :class:`Observer`."""
+        if self.step % self.stride == 0:
+            self.obs[self.step // self.stride] = self.actor.obs[self.columns]
+        self.acting[self.step] = self.actor.acting[self.columns]
+        self.age[self.step] = self.actor.shifts.age[self.columns]
+        self.change[self.step] = self.actor.shifts.change[self.columns]
 
-    def after(self, t: int, rewards: torch.Tensor, ended: torch.Tensor, extras: dict[str, Any]) -> None:
-        """Take what a step gave."""
-        self.rewards[t] = rewards[self.columns]
-        self.ended[t] = ended[self.columns]
+    def after_step(self, rewards: torch.Tensor, dones: torch.Tensor, extras: dict[str, Any]) -> None:
+        """See :class:`Observer`."""
         time_outs = extras.get("time_outs")
-        self.timed_out[t] = False if time_outs is None else time_outs[self.columns].bool()
+        self.rewards[self.step] = rewards[self.columns]
+        self.ended[self.step] = dones[self.columns]
+        self.timed_out[self.step] = False if time_outs is None else time_outs[self.columns].bool()
+        self.step += 1
 
     def rows(self, horizon: int, length: int) -> GateRows:
         """Return the rows whose next ``horizon`` steps are one teacher's.
@@ -274,13 +312,12 @@ class _Log:
         ended_before = (self.ended.cumsum(0) - self.ended.long()) * self.ended.shape[1]
         episode = ended_before + torch.arange(self.ended.shape[1], device=ended_before.device)
         kept = slice(0, len(returns), self.stride)
-        driver = self.driver[kept]
+        acting = self.acting[kept]
         episode = episode[kept]
         obs = self.obs[: len(taken)]
-        return GateRows(obs[taken], returns[:: self.stride][taken], driver[taken], episode[taken])
+        return GateRows(obs[taken], returns[:: self.stride][taken], acting[taken], episode[taken])
 
 
-@torch.no_grad()
 def collect_gate_rows(
     env: VecEnv,
     teachers: TeacherEnsemble,
@@ -309,26 +346,12 @@ def collect_gate_rows(
     horizon = gate_horizon(env, cfg.horizon)
     steps = -(-cfg.episodes // env.num_envs) * length
     with preserved_rng(env.device):
-        obs = env.reset(seed)
-        state = None
-        health = Health(env.device)
         shifts = TeacherShifts(env.num_envs, teachers.num_teachers, length - 1 - horizon, seed, env.device)
-        every = torch.arange(env.num_envs, device=env.device)
-        log = _Log(env, teachers.num_obs, steps, KEPT_ROWS)
-        for t in range(steps):
-            if poll is not None and t % SYNC_INTERVAL == 0:
-                poll()
-            seen = obs
-            driver = shifts.driver()
-            selected = selector(seen)
-            log.before(t, selected, shifts, driver)
-            output, state = teachers.step_each(selected, state)
-            actions = output.mean[driver, every]
-            obs, rewards, dones, extras = env.step(actions)
-            health.add(seen, actions, rewards)
-            ended = dones.bool()
-            log.after(t, rewards, ended, extras)
-            state = teachers.reset_state(state, ended)
-            shifts.step(ended)
-        health.check("teacher")
-    return log.rows(horizon, length)
+        actor = _TeachersInTurn(teachers, selector, shifts)
+        record = _GateRecord(env, actor, steps, KEPT_ROWS)
+        finite = FiniteCheck(env.device)
+        stepper = Stepper(env, actor, [record, finite])
+        stepper.reset(seed)
+        stepper.run(steps, poll)
+    finite.check("teacher")
+    return record.rows(horizon, length)

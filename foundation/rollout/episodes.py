@@ -1,19 +1,25 @@
-"""Episodes of an epoch: adding up, and which of them count."""
+"""Episodes of a rollout: the ledger that adds them up, and their statistics."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from tensordict import TensorDict
 
+from foundation.rollout.stepper import Observer
 from foundation.teachers.assignment import TEACHER
+
+METRIC = "metric/"
+"""Prefix of the task's metrics among the columns of the ledger."""
 
 
 @dataclass
 class CollectionStats:
-    """What an epoch's collection saw. Statistics come from whole episodes alone."""
+    """Episodes and extent of a rollout. Statistics come from whole episodes alone."""
 
     returns: torch.Tensor
     """Return of each finished episode. Shape: (num_episodes,)."""
@@ -40,18 +46,30 @@ class CollectionStats:
         return values if self.settled is None else values[self.settled]
 
 
-class EpisodeTracker:
-    """Adds up returns per environment and records the episodes that end, without a host sync per step.
+class EpisodeTracker(Observer):
+    """The ledger of a rollout's episodes: add up returns, and keep what ended, without a host sync per env step.
 
     Args:
-        num_envs: Environments.
+        num_envs: Number of environments.
         chunk_steps: Most env steps between two calls of :meth:`drain`.
-        device: Where rewards are.
+        device: Device of the rewards.
         longest: Longest episode [env steps].
+        labels: Given the observations of an env step, returns further values that are kept for each episode that ends
+            with it, such as its teacher. Each (num_envs,).
     """
 
-    def __init__(self, num_envs: int, chunk_steps: int, device: torch.device | str, longest: int = 0):
-        self.longest, self.age = longest, 0
+    def __init__(
+        self,
+        num_envs: int,
+        chunk_steps: int,
+        device: torch.device | str,
+        longest: int = 0,
+        labels: Callable[[TensorDict], Mapping[str, torch.Tensor]] | None = None,
+    ):
+        self.longest = longest
+        self.labels = labels
+        self.age = 0
+        """Env steps since every environment's episodes can have begun whole."""
         self.returns = torch.zeros(num_envs, device=device)
         self.lengths = torch.zeros(num_envs, device=device)
         self.whole = torch.ones(num_envs, dtype=torch.bool, device=device)
@@ -59,19 +77,30 @@ class EpisodeTracker:
         self.quota = math.inf
         self.gives_time_outs = False
         """Whether a step has come with ``extras["time_outs"]``: without them, how an episode ended is unknown."""
-        shape = (chunk_steps, num_envs)
-        self._returns = torch.zeros(shape, device=device)
-        self._lengths = torch.zeros(shape, device=device)
-        self._ended = torch.zeros(shape, dtype=torch.bool, device=device)
-        self._whole = torch.zeros(shape, dtype=torch.bool, device=device)
-        self._time_outs = torch.zeros(shape, dtype=torch.bool, device=device)
-        self._ages: list[int] = []
-        self._metrics: list[dict[str, torch.Tensor]] = []
+        self._shape = (chunk_steps, num_envs)
+        self._device = device
+        self._returns = torch.zeros(self._shape, device=device)
+        self._lengths = torch.zeros(self._shape, device=device)
+        self._ended = torch.zeros(self._shape, dtype=torch.bool, device=device)
+        self._whole = torch.zeros(self._shape, dtype=torch.bool, device=device)
+        self._time_outs = torch.zeros(self._shape, dtype=torch.bool, device=device)
+        self._metrics: dict[str, torch.Tensor] = {}
+        self._labels: Mapping[str, torch.Tensor] = {}
+        self._step = 0
+        self._drained: list[dict[str, torch.Tensor]] = []
+        self._num_ended = 0
+        self._env_steps = 0
 
-    def add(self, step: int, rewards: torch.Tensor, dones: torch.Tensor, extras: dict[str, Any]) -> None:
-        """Count one env step. Shapes: (num_envs,)."""
+    def before_step(self, obs: TensorDict, actions: torch.Tensor) -> None:
+        """See :class:`Observer`."""
+        if self.labels is not None:
+            self._labels = self.labels(obs)
+
+    def after_step(self, rewards: torch.Tensor, dones: torch.Tensor, extras: dict[str, Any]) -> None:
+        """See :class:`Observer`."""
+        step = self._step
+        self._step += 1
         self.age += 1
-        self._ages.append(self.age)
         self.returns.add_(rewards)
         self.lengths.add_(1.0)
         self._returns[step].copy_(self.returns)
@@ -82,21 +111,32 @@ class EpisodeTracker:
         if time_outs is not None:
             self.gives_time_outs = True
             self._time_outs[step].copy_(time_outs)
-        metrics = extras.get("episode_metrics") or {}
-        self._metrics.append({name: value.clone() for name, value in metrics.items()})
+        for values in (extras.get("episode_metrics") or {}, self._labels):
+            for name, value in values.items():
+                if name not in self._metrics:
+                    self._metrics[name] = torch.zeros(self._shape, dtype=value.dtype, device=self._device)
+                self._metrics[name][step].copy_(value)
         self.counts.add_(dones)
         self.returns.masked_fill_(dones, 0.0)
         self.lengths.masked_fill_(dones, 0.0)
         self.whole.logical_or_(dones)
 
+    def begin(self) -> None:
+        """Forget the episodes that have ended: an epoch's statistics begin."""
+        self._drained = []
+        self._num_ended = 0
+        self._env_steps = 0
+
     def cut(self) -> None:
-        """A phase begins. Episodes in progress are not whole: they never enter a statistic."""
+        """Exclude the episodes in progress from all statistics: their beginning was another policy's."""
         self.age = -1  # nothing whole can begin before the next step's end
         self.whole.fill_(False)
 
     def restart(self, quota: float = math.inf) -> None:
         """Every environment was reset: all episodes begin now, and each environment's first ``quota`` count."""
-        self.quota, self.age = quota, 0
+        self.quota = quota
+        self.age = 0
+        self._step = 0
         self.counts.zero_()
         self.returns.zero_()
         self.lengths.zero_()
@@ -108,33 +148,68 @@ class EpisodeTracker:
         ``success`` is left out where the environment gives neither a success metric nor time-outs.
         """
         success = self._time_outs if self.gives_time_outs else None
-        if self._metrics and "success" in self._metrics[0]:
-            success = torch.stack([metrics["success"] for metrics in self._metrics]).bool()
+        if "success" in self._metrics:
+            success = self._metrics["success"].bool()
         # In whole rollouts from a reset on, those beyond the quota are whole too.
         whole = self._whole if self.quota == math.inf else torch.ones_like(self._whole)
         out = {"ended": self._ended, "returns": self._returns, "lengths": self._lengths, "whole": whole}
         return out if success is None else {**out, "success": success}
 
-    def drain(self) -> tuple[int, dict[str, torch.Tensor]]:
-        """Return how many episodes ended since the last call, and the whole ones among them; waits for the device.
+    def drain(self) -> int:
+        """Take the episodes that ended since the last call (a host sync) and return how many have since :meth:`begin`.
 
         With a quota, only the episodes within it are counted: counting whichever end first would favour short ones.
         """
-        mask = self._ended & self._whole
-        ended = int((mask if self.quota < math.inf else self._ended).sum())
-        out = {"returns": self._returns[mask], "lengths": self._lengths[mask]}
+        steps = self._step
+        counted = (self._ended[:steps] & self._whole[:steps]).flatten().nonzero().squeeze(1)
+        self._num_ended += len(counted) if self.quota < math.inf else int(self._ended[:steps].sum())
+        self._env_steps += steps * self._shape[1]
+        step_of = counted // self._shape[1]
+        columns = {"returns": self._returns, "lengths": self._lengths}
         if self.gives_time_outs:
-            out["time_outs"] = self._time_outs[mask]
+            columns["time_outs"] = self._time_outs
+        columns |= {METRIC + name: values for name, values in self._metrics.items()}
+        out = {name: values.flatten()[counted] for name, values in columns.items()}
+        out["env"] = counted % self._shape[1]
         if self.quota == math.inf:
-            settled = torch.tensor([age >= self.longest for age in self._ages], device=mask.device)
-            out["settled"] = settled.unsqueeze(1).expand_as(mask[: len(settled)])[mask[: len(settled)]]
-        if self._metrics and self._metrics[0]:
-            for name in self._metrics[0]:
-                out["metric/" + name] = torch.stack([m[name] for m in self._metrics])[mask]
-        self._metrics, self._ages = [], []
-        self._ended.zero_()
-        self._time_outs.zero_()  # a step may come without any
-        return ended, out
+            out["settled"] = step_of + (self.age - steps + 1) >= self.longest
+        self._drained.append(out)
+        self._step = 0
+        for values in (self._time_outs, *self._metrics.values()):
+            values.zero_()  # a step may come without any
+        return self._num_ended
+
+    def stats(
+        self, slots: Sequence[int] = (), logs: Sequence[Mapping[str, Any]] = (), *, by_env: bool = False
+    ) -> CollectionStats:
+        """Return the episodes drained since :meth:`begin`, in the order of time.
+
+        Args:
+            slots: Chunks written.
+            logs: ``extras["log"]`` dictionaries to average.
+            by_env: Order the episodes by environment, and those of one environment by time.
+        """
+        # A name may come late: time-outs only with the first episode that ends. Those before it have zeros there.
+        like = {name: values for drained in self._drained for name, values in drained.items()}
+        merged = {
+            name: torch.cat([part.get(name, values.new_zeros(len(part["returns"]))) for part in self._drained])
+            for name, values in like.items()
+        }
+        if by_env:
+            order = merged["env"].argsort(stable=True)
+            merged = {name: values[order] for name, values in merged.items()}
+        metrics = {name.removeprefix(METRIC): merged[name] for name in merged if name.startswith(METRIC)}
+        return CollectionStats(
+            merged["returns"],
+            merged["lengths"],
+            merged.get("time_outs"),
+            self._env_steps,
+            list(slots),
+            mean_log(logs),
+            metrics,
+            metrics.pop(TEACHER, None),
+            merged.get("settled"),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a chunk's end carries over."""
@@ -148,30 +223,7 @@ class EpisodeTracker:
             getattr(self, name).copy_(state[name])
 
 
-def merge_stats(
-    drained: list[dict[str, torch.Tensor]], env_steps: int, slots: list[int], logs: list[dict]
-) -> CollectionStats:
-    """Put the chunks of an epoch together; ``drained`` is what :meth:`EpisodeTracker.drain` returned for each."""
-    # The last chunk has every name: time-outs may come only with the first episode that ends.
-    merged = {name: torch.cat([d[name] for d in drained if name in d]) for name in drained[-1]}
-    if "time_outs" in merged and len(merged["time_outs"]) < len(merged["returns"]):
-        early = torch.zeros(len(merged["returns"]) - len(merged["time_outs"]), dtype=torch.bool)
-        merged["time_outs"] = torch.cat([early.to(merged["time_outs"].device), merged["time_outs"]])
-    metrics = {name.removeprefix("metric/"): merged[name] for name in merged if name.startswith("metric/")}
-    return CollectionStats(
-        merged["returns"],
-        merged["lengths"],
-        merged.get("time_outs"),
-        env_steps,
-        slots,
-        mean_log(logs),
-        metrics,
-        metrics.pop(TEACHER, None),
-        merged.get("settled"),
-    )
-
-
-def mean_log(logs: list[dict]) -> dict[str, float]:
+def mean_log(logs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Average ``extras["log"]`` dictionaries; entries are numbers or one-element tensors."""
     values: dict[str, list[float]] = {}
     for log in logs:

@@ -1,24 +1,23 @@
-"""Deterministic episodes: every environment is reset, the first ``n`` episodes of each count and no other."""
+"""Evaluation: every environment is reset, the first ``n`` episodes of each count and no other."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
+import numpy as np
 import torch
 from tensordict import TensorDict
 
 from foundation.core.errors import UserError
 from foundation.engines.base import VecEnv
 from foundation.policies.actors import Actor
-from foundation.rollout.episodes import CollectionStats
+from foundation.rollout.episodes import CollectionStats, EpisodeTracker
+from foundation.rollout.stepper import SYNC_INTERVAL, FiniteCheck, Observer, Stepper
 from foundation.teachers.assignment import TEACHER
-
-SYNC_INTERVAL = 25
-"""Env steps between two looks at whether every episode has ended (one host sync each)."""
 
 
 @dataclass
@@ -39,15 +38,16 @@ class EvaluationResult:
     """With many teachers, the one that each episode's environment followed at its end. Shape: (num_episodes,)."""
 
     @classmethod
-    def of(cls, collected: CollectionStats) -> EvaluationResult:
-        """Take the episodes of a collection in which the student acted alone."""
-        metrics = dict(collected.metrics)
-        success, teacher = metrics.pop("success", collected.time_outs), collected.teacher
+    def of(cls, episodes: CollectionStats) -> EvaluationResult:
+        """Take the episodes of a rollout in which one actor acted alone."""
+        metrics = dict(episodes.metrics)
+        success = metrics.pop("success", episodes.time_outs)
         success = None if success is None else success.bool()
-        return cls(collected.returns, collected.lengths, success, metrics, collected.env_steps, teacher)
+        teacher = None if episodes.teacher is None else episodes.teacher.long()
+        return cls(episodes.returns, episodes.lengths, success, metrics, episodes.env_steps, teacher)
 
     def part(self, block: slice) -> EvaluationResult:
-        """Return some of the episodes."""
+        """Return the episodes of a slice."""
         metrics = {name: values[block] for name, values in self.metrics.items()}
         teacher = None if self.teacher is None else self.teacher[block]
         success = None if self.success is None else self.success[block]
@@ -78,71 +78,12 @@ class EvaluationResult:
         return out
 
 
-class _Recorder:
-    """Keeps what ended, per environment and round, in preallocated tensors."""
-
-    def __init__(self, num_envs: int, rounds: int, device: torch.device | str):
-        self.rounds = rounds
-        self.count = torch.zeros(num_envs, dtype=torch.int64, device=device)
-        self.running = torch.zeros(2, num_envs, device=device)
-        self.fields: dict[str, torch.Tensor] = {}
-        self.shape, self.device = (num_envs, rounds), device
-
-    def add(self, rewards: torch.Tensor, dones: torch.Tensor, extras: dict[str, Any]) -> None:
-        self.running[0] += rewards
-        self.running[1] += 1.0
-        metrics = dict(extras.get("episode_metrics") or {})
-        time_outs = extras.get("time_outs")
-        success = metrics.pop("success", time_outs)
-        column = self.count.clamp_max(self.rounds - 1).unsqueeze(1)
-        counts = dones & (self.count < self.rounds)
-        values = {"returns": self.running[0], "lengths": self.running[1], **metrics}
-        if success is not None:
-            values["success"] = success
-        for name, value in values.items():
-            store = self.fields.get(name)
-            if store is None:
-                store = self.fields[name] = torch.zeros(self.shape, device=self.device)
-            old = store.gather(1, column)
-            store.scatter_(1, column, torch.where(counts.unsqueeze(1), value.unsqueeze(1).to(store.dtype), old))
-        self.count += dones
-        self.running.masked_fill_(dones, 0.0)
-
-    def done(self) -> bool:
-        return bool((self.count >= self.rounds).all())
-
-
-class Health:
-    """Counts the steps before the first NaN or infinity in observations, actions and rewards, without a host sync."""
-
-    def __init__(self, device: torch.device | str):
-        self.sound = torch.ones(3, dtype=torch.bool, device=device)
-        self.steps = torch.zeros(3, dtype=torch.int64, device=device)
-
-    def add(self, obs: TensorDict, actions: torch.Tensor, rewards: torch.Tensor) -> None:
-        """Take what an actor saw and did, and what it got."""
-        leaves: list[Any] = list(obs.values(include_nested=True, leaves_only=True))
-        groups = torch.stack([torch.isfinite(group).all() for group in leaves])
-        now = [groups.all(), torch.isfinite(actions).all(), torch.isfinite(rewards).all()]
-        self.sound &= torch.stack(now)
-        self.steps += self.sound
-
-    def check(self, who: str) -> None:
-        """NaN spreads from observations to actions to rewards and on: what was spoiled first began it."""
-        if bool(self.sound.all()):
-            return
-        culprit = ("environment returned NaN or infinite observations", f"{who} returned NaN or infinite actions")
-        culprit += ("environment returned NaN or infinite rewards",)
-        raise UserError(f"The {culprit[int(self.steps.argmin())]} during evaluation (step {int(self.steps.min())}).")
-
-
-@torch.no_grad()
 def evaluate(
     env: VecEnv,
     actor: Actor,
     num_episodes: int,
     seed: int,
-    on_step: Callable[[TensorDict, torch.Tensor], None] | None = None,
+    observers: Sequence[Observer] = (),
     poll: Callable[[], None] | None = None,
     who: str = "policy",
     teacher_of: Callable[[TensorDict], torch.Tensor] | None = None,
@@ -154,13 +95,13 @@ def evaluate(
 
     Args:
         env: The environment; it is reset with ``seed``.
-        actor: Who acts.
-        num_episodes: Episodes wanted; rounded up to a multiple of ``env.num_envs``.
+        actor: The policy to measure.
+        num_episodes: Episodes to run; rounded up to a multiple of ``env.num_envs``.
         seed: Seed of the resets: the same seed gives every actor the same initial states.
-        on_step: Called with the observations and the actions of every step.
-        poll: Called now and then; may raise to stop.
-        who: What to call the actor if its actions are not finite.
-        teacher_of: With many teachers, says which one each environment follows.
+        observers: Called at every env step.
+        poll: Called every ``SYNC_INTERVAL`` env steps; may raise to stop.
+        who: Name of the actor in the message if its actions are not finite.
+        teacher_of: With many teachers, maps observations to the teacher that each environment follows.
 
     Returns:
         The episodes.
@@ -170,60 +111,41 @@ def evaluate(
     """
     rounds = math.ceil(num_episodes / env.num_envs)
     limit = rounds * (int(env.max_episode_length) + 1)
+    labels = None if teacher_of is None else lambda obs: {TEACHER: teacher_of(obs)}
+    episodes = EpisodeTracker(env.num_envs, SYNC_INTERVAL, env.device, labels=labels)
+    episodes.restart(rounds)
+    finite = FiniteCheck(env.device)
+    stepper = Stepper(env, actor, [*observers, finite, episodes])
+    ended = 0
     with preserved_rng(env.device):
-        obs = env.reset(seed)
-        actor.reset()
-        recorder, health = _Recorder(env.num_envs, rounds, env.device), Health(env.device)
-        steps = 0
-        while steps < limit:
-            actions = actor.act(obs)
-            if on_step is not None:
-                on_step(obs, actions)
-            seen = obs
-            obs, rewards, dones, extras = env.step(actions)
-            dones = dones.bool()
-            health.add(seen, actions, rewards)
-            if teacher_of is not None:
-                extras = {
-                    **extras,
-                    "episode_metrics": {**(extras.get("episode_metrics") or {}), TEACHER: teacher_of(seen)},
-                }
-            recorder.add(rewards, dones, extras)
-            actor.reset(dones)
-            steps += 1
-            if steps % SYNC_INTERVAL == 0:
-                if poll is not None:
-                    poll()
-                if recorder.done():
-                    break
-        health.check(who)
-        if not recorder.done():
-            raise UserError(
-                f"An episode did not end within max_episode_length={env.max_episode_length} env steps during "
-                "evaluation: check the environment's time-outs."
-            )
-    fields = {name: values.flatten() for name, values in recorder.fields.items()}
-    teacher = fields.pop(TEACHER, None)
-    success = fields.pop("success", None)
-    return EvaluationResult(
-        fields.pop("returns"),
-        fields.pop("lengths"),
-        None if success is None else success.bool(),
-        fields,
-        steps * env.num_envs,
-        None if teacher is None else teacher.long(),
-    )
+        stepper.reset(seed)
+        for start in range(0, limit, SYNC_INTERVAL):
+            stepper.run(min(SYNC_INTERVAL, limit - start), poll)
+            ended = episodes.drain()
+            if ended == rounds * env.num_envs:
+                break
+    finite.check(who)
+    if ended < rounds * env.num_envs:
+        raise UserError(
+            f"An episode did not end within max_episode_length={env.max_episode_length} env steps during "
+            "evaluation: check the environment's time-outs."
+        )
+    return EvaluationResult.of(episodes.stats(by_env=True))
 
 
 @contextmanager
 def preserved_rng(device: torch.device | str) -> Iterator[None]:
-    """Restore the global random states of torch on exit, whatever happens inside."""
+    """Restore the global random states of torch, NumPy and Python on exit: environments may seed all of them."""
     cpu = torch.get_rng_state()
     is_cuda = torch.device(device).type == "cuda"
     cuda = torch.cuda.get_rng_state(device) if is_cuda else None
+    numpy = np.random.get_state()
+    python = random.getstate()
     try:
         yield
     finally:
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state(cuda, device)
+        np.random.set_state(numpy)
+        random.setstate(python)

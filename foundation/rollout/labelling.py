@@ -1,26 +1,131 @@
-"""The teacher's outputs for many steps at once, where nobody waits for them."""
+"""Act in an environment and store each step with the teacher's label, step by step or for many steps at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
+from tensordict import TensorDict
 
 from foundation.dataset.dataset import DistillationDataset
 from foundation.policies.actors import PolicyActor
 from foundation.policies.output import PolicyOutput
+from foundation.rollout.driver import Driver
+from foundation.rollout.position_offset import PositionCorrection
+from foundation.teachers.assignment import BY_TEACHER, TEACHER, TeacherAssignment
 
 BLOCK_ROWS = 4096
-"""Rows that are labelled at once, about: enough for the products to be fast, few enough for the cache."""
+"""Transitions that are labelled at once, about: enough for the products to be fast, few enough for the cache."""
 WORTH_ROWS = 256
 """Environments per teacher from which on a CPU's products are fast enough step by step."""
 
 
-class LateLabels:
-    """Labels what the student visited after it went there: one large product instead of one per step.
+class LabellingActor:
+    """Act with teacher or student, and write each step into the dataset's current chunk before it is executed.
 
-    Only the student acts (``beta`` 0), so that no action waits for a label. The labels are those of step-by-step
-    labelling to rounding.
+    Args:
+        teacher: Labels every step; its memory is carried from chunk to chunk.
+        student: Acts where the driver says so.
+        driver: Mixes the two and adds noise.
+        dataset: Takes the transitions.
+        label_bound: Labels are clipped to [-bound, bound]; None: they are not.
+        assignment: Tells the teachers of the environments apart; None where all have the same.
+        correction: Takes the teachers' position offsets out of the stored observations; None leaves them.
+    """
+
+    def __init__(
+        self,
+        teacher: PolicyActor,
+        student: PolicyActor,
+        driver: Driver,
+        dataset: DistillationDataset,
+        *,
+        label_bound: float | None = None,
+        assignment: TeacherAssignment | None = None,
+        correction: PositionCorrection | None = None,
+    ):
+        self.teacher = teacher
+        self.student = student
+        self.driver = driver
+        self.dataset = dataset
+        self.label_bound = label_bound
+        self.assignment = assignment
+        self.correction = correction
+        self.late = LateLabels(teacher, dataset, self._clip)
+        self.resets = torch.ones_like(driver.everywhere)
+        """Whether the next step begins an episode. Shape: (num_envs,)."""
+        self.beta = 1.0
+        self._index: torch.Tensor | None = None
+        self._step = 0
+        self._is_late = False
+
+    def begin_chunk(self, beta: float) -> int:
+        """Begin the dataset's next chunk and return its place.
+
+        Args:
+            beta: Probability that the teacher acts in an episode.
+        """
+        self.beta = beta
+        self._step = 0
+        self._is_late = beta == 0.0 and self.late.possible
+        self.late.begin()
+        return self.dataset.begin_chunk()
+
+    def finish_chunk(self) -> None:
+        """Label the steps that wait for their labels, and check the teachers' indices (one host sync).
+
+        Raises:
+            UserError: If an index was not one of a teacher.
+        """
+        if self._is_late:
+            self.late.finish(self.resets)
+        if self.assignment is not None:
+            self.assignment.check()
+
+    def act(self, obs: TensorDict) -> torch.Tensor:
+        """Label and store the step, and return the actions to execute. Shape: (num_envs, num_actions)."""
+        student_obs = self.student.selector(obs)
+        teacher_obs = self.teacher.selector(obs)
+        keeps_state = self.dataset.states is not None
+        label = None if self._is_late else self.teacher.output(teacher_obs)
+        state = self.student.current_state(student_obs) if keeps_state else None
+        # The student's memory is stored: it runs along where the teacher acts.
+        student = self.student.output(student_obs) if self.beta < 1.0 or keeps_state else None
+        self._index = None if self.assignment is None else self.assignment.index(obs)
+        stored = student_obs if self.correction is None else self.correction(student_obs, obs, self._index)
+        targets = None if label is None else self._clip(label)
+        self.dataset.write(self._step, stored, targets, self.resets, self._index, state)
+        if label is None:
+            self.late.add(teacher_obs, self.resets)
+        self._step += 1
+        return self.driver.actions(label, student, self.beta)
+
+    def reset(self, dones: torch.Tensor | None = None) -> None:
+        """Begin new episodes where ``dones`` (num_envs,), or everywhere."""
+        self.student.reset(dones)
+        if dones is None or not self._is_late:
+            self.teacher.reset(dones)
+        if dones is None:
+            self.resets.fill_(True)
+            return
+        self.resets.copy_(dones)
+        if 0.0 < self.beta < 1.0:
+            self.driver.begin_episodes(dones, self.beta)
+
+    def episode_labels(self, obs: TensorDict) -> Mapping[str, torch.Tensor]:
+        """Return each environment's teacher, and whether it acted in this step. Each (num_envs,)."""
+        return {} if self._index is None else {TEACHER: self._index, BY_TEACHER: self.driver.teacher_drives}
+
+    def _clip(self, label: PolicyOutput) -> PolicyOutput:
+        if self.label_bound is None:
+            return label
+        return label._replace(mean=label.mean.clamp(-self.label_bound, self.label_bound))
+
+
+class LateLabels:
+    """Deferred labelling: when the student acts alone, run the teacher on many steps in one batch.
+
+    No action waits for a label then (``beta`` 0). The labels are those of step-by-step labelling to rounding.
 
     Args:
         teacher: Labels; its memory is carried on.
@@ -31,11 +136,14 @@ class LateLabels:
     def __init__(
         self, teacher: PolicyActor, dataset: DistillationDataset, clip: Callable[[PolicyOutput], PolicyOutput]
     ):
-        self.teacher, self.dataset, self.clip = teacher, dataset, clip
+        self.teacher = teacher
+        self.dataset = dataset
+        self.clip = clip
         self.block_steps = max(1, min(dataset.chunk_steps, BLOCK_ROWS // dataset.num_envs))
         self._obs: torch.Tensor | None = None
         self._resets: torch.Tensor | None = None
-        self._first = self._count = 0
+        self._first = 0
+        self._count = 0
 
     @property
     def possible(self) -> bool:
@@ -44,8 +152,9 @@ class LateLabels:
         return hasattr(self.teacher.policy, "sequence") and (few or self.dataset.compute_device.type != "cpu")
 
     def begin(self) -> None:
-        """A chunk begins."""
-        self._first = self._count = 0
+        """Begin a chunk."""
+        self._first = 0
+        self._count = 0
 
     def add(self, obs: torch.Tensor, resets: torch.Tensor) -> None:
         """Take the observations of the chunk's next step and label the block if it is full.
@@ -64,7 +173,7 @@ class LateLabels:
             self.label()
 
     def finish(self, dones: torch.Tensor) -> None:
-        """Label what is left of the chunk; episodes that ended with it, (num_envs,), are forgotten."""
+        """Label the rest of the chunk, and forget the episodes that ended with it. Shape: (num_envs,)."""
         if self._count:
             self.label()
         self.teacher.reset(dones)
@@ -72,6 +181,7 @@ class LateLabels:
     def label(self) -> None:
         """Label the steps that wait."""
         assert self._obs is not None and self._resets is not None
-        obs, resets = self._obs[: self._count], self._resets[: self._count]
-        self.dataset.write_targets(self._first, self.clip(self.teacher.outputs(obs, resets)))
-        self._first, self._count = self._first + self._count, 0
+        outputs = self.teacher.outputs(self._obs[: self._count], self._resets[: self._count])
+        self.dataset.write_targets(self._first, self.clip(outputs))
+        self._first += self._count
+        self._count = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -12,6 +12,7 @@ from foundation.core.errors import UserError
 from foundation.engines.base import EnvCapabilities, VecEnv
 from foundation.policies.actors import Actor
 from foundation.policies.obs_groups import ObsSelector
+from foundation.rollout.stepper import Observer, Stepper
 
 FLAG = "--position_offset_correction"
 
@@ -107,7 +108,6 @@ class PositionCorrection:
         rotation = obs[group][:, first : first + 9].unflatten(-1, (3, 3))
         return torch.einsum(how, rotation, vectors)
 
-    @torch.no_grad()
     def measure(
         self,
         env: VecEnv,
@@ -131,28 +131,46 @@ class PositionCorrection:
         Returns:
             How many episodes each teacher's estimate rests on. Shape: (num_teachers,).
         """
-        length = int(env.max_episode_length)
-        obs = env.reset(seed)
-        teacher.reset()
+        rest = _RestPosition(env, self.world_position)
+        stepper = Stepper(env, teacher, [rest])
+        obs = stepper.reset(seed)
         index = torch.zeros(env.num_envs, dtype=torch.int64, device=env.device) if index_of is None else index_of(obs)
-        flying = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
-        whole = torch.zeros_like(flying)
-        total, steps = torch.zeros(env.num_envs, 3, device=env.device), torch.zeros(env.num_envs, device=env.device)
-        for step in range(length):
-            if step % 25 == 0 and poll is not None:
-                poll()
-            if step >= length // 2:
-                total += torch.where(flying.unsqueeze(-1), self.world_position(obs), 0.0)
-                steps += flying
-            obs, _, dones, extras = env.step(teacher.act(obs))
-            # Some environments let an episode end by time-out one step before ``max_episode_length``.
-            in_time = extras.get("time_outs")
-            whole |= flying & (step == length - 1 if in_time is None else in_time.bool())
-            flying &= ~dones.bool()
-            teacher.reset(dones.bool())
-        whole &= steps > 0
+        stepper.run(rest.length, poll)
+        whole, means = rest.means()
         counts = torch.zeros(len(self.offsets), device=env.device).index_add_(0, index, whole.float())
-        means = torch.where(whole.unsqueeze(-1), total / steps.clamp_min(1.0).unsqueeze(-1), 0.0)
         sums = torch.zeros_like(self.offsets).index_add_(0, index, means)
         self.offsets.copy_(sums / counts.clamp_min(1.0).unsqueeze(-1))
         return counts
+
+
+class _RestPosition(Observer):
+    """Mean position over the second half of each environment's first episode."""
+
+    def __init__(self, env: VecEnv, position: Callable[[TensorDict], torch.Tensor]):
+        self.position = position
+        self.length = int(env.max_episode_length)
+        self.step = 0
+        self.first = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
+        """Whether the first episode goes on. Shape: (num_envs,)."""
+        self.timed_out = torch.zeros_like(self.first)
+        self.total = torch.zeros(env.num_envs, 3, device=env.device)
+        self.steps = torch.zeros(env.num_envs, device=env.device)
+
+    def before_step(self, obs: TensorDict, actions: torch.Tensor) -> None:
+        """See :class:`Observer`."""
+        if self.step >= self.length // 2:
+            self.total += torch.where(self.first.unsqueeze(-1), self.position(obs), 0.0)
+            self.steps += self.first
+
+    def after_step(self, rewards: torch.Tensor, dones: torch.Tensor, extras: dict[str, Any]) -> None:
+        """See :class:`Observer`."""
+        # Some environments let an episode end by time-out one step before ``max_episode_length``.
+        time_outs = extras.get("time_outs")
+        self.timed_out |= self.first & (self.step == self.length - 1 if time_outs is None else time_outs.bool())
+        self.first &= ~dones
+        self.step += 1
+
+    def means(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return which first episodes ended by time-out, (num_envs,), and their positions [m], (num_envs, 3)."""
+        whole = self.timed_out & (self.steps > 0)
+        return whole, torch.where(whole.unsqueeze(-1), self.total / self.steps.clamp_min(1.0).unsqueeze(-1), 0.0)

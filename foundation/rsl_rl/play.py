@@ -260,7 +260,7 @@ def play(job: Job, engine: Engine, env: Any, interrupt: Interrupt) -> None:
     from foundation.engines.base import EnvCapabilities
     from foundation.evaluation.report_table import evaluation_figures, evaluation_table
     from foundation.rollout.evaluate import evaluate
-    from foundation.rollout.pace import real_time_pace
+    from foundation.rollout.stepper import RealTimePace
 
     def poll() -> None:
         if interrupt.interrupted():
@@ -268,7 +268,7 @@ def play(job: Job, engine: Engine, env: Any, interrupt: Interrupt) -> None:
 
     args = job.args
     actor, selector = make_actor(job, env)
-    pace = real_time_pace(env) if args.real_time else None
+    pace = [RealTimePace(env)] if args.real_time else []
     seed = SEED if args.seed is None else args.seed
     result = evaluate(env, actor, args.num_episodes, seed, pace, poll, teacher_of=vehicle_of(env))
     figures = evaluation_figures(result) | network_figures(job, env, selector)

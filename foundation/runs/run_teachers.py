@@ -15,7 +15,6 @@ from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.episodes import CollectionStats
 from foundation.rollout.evaluate import EvaluationResult
 from foundation.rollout.position_offset import PositionCorrection
-from foundation.rollout.row_keeper import RowKeeper
 from foundation.runs.report import Reporter
 from foundation.teachers.assignment import BY_TEACHER, ExpertSelector, TeacherAssignment, make_choice
 from foundation.teachers.gate import TeacherGate
@@ -59,7 +58,6 @@ class RunTeachers:
         self.correction = None
         if cfg.teacher.position_offset_correction:
             self.correction = PositionCorrection(env, student_obs, self.num_assigned)
-        self.keeper = RowKeeper(self.assignment, self.correction)
         self.gate: TeacherGate | None = getattr(teacher, "gate", None)
         self.gate_figures: dict[str, Any] = {}
 
@@ -169,7 +167,8 @@ class RunTeachers:
 
     def evaluated(self, result: EvaluationResult) -> None:
         """Take the episodes of an evaluation of the student."""
-        self.keeper.check()
+        if self.assignment is not None:
+            self.assignment.check()
         self.record("student", result)
 
     def record(self, what: str, result: EvaluationResult) -> None:

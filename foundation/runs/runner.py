@@ -82,7 +82,8 @@ class DistillationRunner(Runner):
             seed=cfg.seed,
             label_bound=label_bound,
             teacher_deterministic=cfg.teacher_deterministic,
-            keeper=self.teachers.keeper,
+            assignment=self.teachers.assignment,
+            correction=self.teachers.correction,
             recorder=self.recorder,
         )
         self.shards = DatasetShards(self.dataset, run_dir, cfg.dataset.disk_gb, keep=not cfg.on_policy)
@@ -208,7 +209,7 @@ class DistillationRunner(Runner):
             actor,
             self.cfg.num_eval_episodes,
             self.context.eval_seed,
-            None if probe is None else probe.on_step,
+            [] if probe is None else [probe],
             self.poll,
             teacher_of=self.teachers.teacher_of,
         )

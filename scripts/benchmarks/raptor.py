@@ -114,7 +114,7 @@ def epoch_rate(
     first = time.process_time() - begin
     meter = Meter(device)
     meter.wrap(runner.collector, "collect", "collection")
-    meter.wrap(runner.collector.late, "label", "labelling")
+    meter.wrap(runner.collector.actor.late, "label", "labelling")
     meter.wrap(runner.learner, "learn", "training")
     best: dict[str, float] = {}
     for epoch in range(1, 1 + epochs):

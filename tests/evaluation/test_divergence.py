@@ -58,7 +58,7 @@ def probe(student: ConstantStudent, std: float | None, bound: float | None, inte
     measured = DivergenceProbe(teacher, selector, student, selector, bound, interval)
     obs = TensorDict({"policy": torch.zeros(4, 3)}, batch_size=[4])
     for offset in (0.0, 100.0, 0.0):
-        measured.on_step(obs, torch.full((4, 2), 0.5 + offset))
+        measured.before_step(obs, torch.full((4, 2), 0.5 + offset))
     return measured.summary()
 
 

@@ -345,8 +345,10 @@ def test_a_step_that_says_nothing_of_time_outs_has_none():
     tracker, nothing, everywhere = EpisodeTracker(1, 1, "cpu"), torch.zeros(1), torch.ones(1, dtype=torch.bool)
     seen = []
     for extras in ({"time_outs": everywhere}, {}):
-        tracker.add(0, nothing, everywhere, extras)
-        seen.append(tracker.drain()[1]["time_outs"].tolist())
+        tracker.begin()
+        tracker.after_step(nothing, everywhere, extras)
+        tracker.drain()
+        seen.append(tracker.stats().time_outs.tolist())
     assert seen == [[True], [False]]
 
 

@@ -18,6 +18,7 @@ from foundation.policies.actors import PolicyActor, RandomActor, SplitActor, Zer
 from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.baselines import measure_baselines, ratio_interval, scores
 from foundation.rollout.evaluate import EvaluationResult, evaluate
+from foundation.rollout.stepper import Observer
 from foundation.teachers.assignment import TeacherAssignment
 
 LENGTHS = [[2, 7, 4], [7, 3, 3], [5, 5, 6], [1, 2, 7]]
@@ -101,15 +102,25 @@ def test_the_interval_of_a_ratio_covers_it_as_often_as_it_says():
     assert ratio_interval(same[:1], same[:1]) == math.inf
 
 
+class StepsAndActions(Observer):
+    """The step of each episode and the action, both (num_envs,), of every env step."""
+
+    def __init__(self):
+        self.pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def before_step(self, obs, actions):
+        self.pairs.append((obs["policy"][:, 2], actions[:, 0]))
+
+
 def test_a_policy_with_memory_begins_each_episode_afresh():
     """A counting policy plays the number of steps since its episode began, after resets in mid-rollout too."""
     env = CountingEnv(LENGTHS, 7)
-    seen = []
     actor = PolicyActor(CountingPolicy(3), POLICY)
-    evaluate(env, actor, 12, 0, on_step=lambda obs, actions: seen.append((obs["policy"][:, 2], actions[:, 0])))
-    assert all(torch.equal(step, played) for step, played in seen)
-    evaluate(env, actor, 4, 0, on_step=lambda obs, actions: seen.append((obs["policy"][:, 2], actions[:, 0])))
-    assert all(torch.equal(step, played) for step, played in seen), "a second evaluation starts without memory"
+    seen = StepsAndActions()
+    evaluate(env, actor, 12, 0, [seen])
+    assert all(torch.equal(step, played) for step, played in seen.pairs)
+    evaluate(env, actor, 4, 0, [seen])
+    assert all(torch.equal(step, played) for step, played in seen.pairs), "a second evaluation starts without memory"
 
 
 def test_the_same_seed_gives_the_same_episodes_and_another_does_not():
@@ -144,9 +155,9 @@ def test_every_global_random_state_is_as_before_afterwards(broken):
 
     if broken:
         with pytest.raises(RunInterrupted):
-            evaluate(env, ZeroActor(2), 40, 0, poll=stop)
+            evaluate(env, ZeroActor(2), 40, 5, poll=stop)
     else:
-        evaluate(env, ZeroActor(2), 40, 0, poll=stop)
+        evaluate(env, ZeroActor(2), 40, 5, poll=stop)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
     assert random.getstate() == before[2]

@@ -19,7 +19,6 @@ from foundation.policies.obs_groups import ObsSelector
 from foundation.policies.output import PolicyOutput
 from foundation.rollout.collector import Collector
 from foundation.rollout.position_offset import PositionCorrection
-from foundation.rollout.row_keeper import RowKeeper
 from foundation.runs.run_dir import RunDir
 from foundation.runs.runner import DistillationRunner
 from foundation.students import student_cfg_class
@@ -44,9 +43,9 @@ class EnvNumberTeacher(Stateless):
 def collect(assignment: TeacherAssignment, selector: ObsSelector, mode: str) -> tuple[DistillationDataset, Any]:
     env = CountingEnv([[4, 6]] * 4, 6)
     dataset = DistillationDataset(BufferSpec(3, 4, 400, {"mean": 2}, chunk_steps=10, num_teachers=2))
-    teacher, keeper = EnvNumberTeacher(mode), RowKeeper(assignment)
+    teacher = EnvNumberTeacher(mode)
     collector = Collector(
-        env, teacher, teacher, dataset, selector, POLICY, mode="episodes", num_episodes=8, keeper=keeper
+        env, teacher, teacher, dataset, selector, POLICY, mode="episodes", num_episodes=8, assignment=assignment
     )
     return dataset, collector.collect(0, 1.0)
 
