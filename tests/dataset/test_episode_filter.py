@@ -230,7 +230,9 @@ def test_an_exact_resume_goes_on_numbering():
     stopped, some_rows = collect("episodes", epochs=1)
     again, _ = collect("episodes", epochs=0)
     again.load_state_dict(stopped.state_dict())
-    again.dataset = again.recorder.dataset = some_rows
+    again.dataset = some_rows
+    again.actor.dataset = some_rows
+    again.recorder.dataset = some_rows
     again.collect(1, 1.0)
     assert all(torch.equal(a, b) for a, b in zip(whole.recorder.table, again.recorder.table, strict=True))
     assert all_rows.episode is not None and some_rows.episode is not None
