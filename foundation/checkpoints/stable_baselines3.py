@@ -8,7 +8,6 @@ tensors. Statistics of a ``VecNormalize`` lie in a file of their own.
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from pathlib import Path
@@ -40,9 +39,9 @@ from foundation.checkpoints.reading.loading import (
 )
 from foundation.checkpoints.reading.scaling import ClampedScaler
 from foundation.checkpoints.reading.vecnormalize import VecNormalizeStatistics, find_statistics, says_normalized
-from foundation.core.archives import check_members, check_tree, size_of
+from foundation.core.archives import check_members, size_of
 from foundation.core.errors import UserError
-from foundation.core.files import archive_names, load_checkpoint_bytes
+from foundation.core.files import archive_names, load_checkpoint_bytes, parse_json
 from foundation.policies.actor_critic import ActorCritic, Critic, Trunk
 from foundation.policies.distribution import Deterministic, SquashedGaussian
 from foundation.policies.mlp import activation_class_names, resolve_activation
@@ -118,8 +117,7 @@ def _members(path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
             text = archive.read("data")
             content = archive.read("policy.pth")
             version = archive.read("_stable_baselines3_version") if "_stable_baselines3_version" in sizes else b"?"
-        data = json.loads(text)
-        check_tree(data)
+        data = parse_json(text.decode("utf-8"))
         version = version.decode("ascii").strip()
     except Exception as error:  # zipfile, struct, zlib, JSON and Unicode errors all mean the same
         line = " ".join(str(error).split())[:160] or type(error).__name__

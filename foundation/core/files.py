@@ -35,6 +35,7 @@ _LFS_POINTER = b"version https://git-lfs"
 _MOST_YAML, _MOST_JSON = 2 << 20, 16 << 20
 """Largest files of text [B]."""
 _MOST_YAML_NODES, _DEEPEST_YAML = 50_000, 64
+_MOST_JSON_VALUES = 500_000
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -321,10 +322,24 @@ def load_json(path: str | os.PathLike[str], most: int = _MOST_JSON) -> Any:
     refuse_lfs_pointer(file)
     text = read_text(file, most)
     try:
-        values = json.loads(text)
-        check_tree(values, len(text) + 1, _DEEPEST_YAML)
+        return parse_json(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"'{file}' is not readable JSON: {one_line(error)}.") from error
+
+
+def parse_json(text: str) -> Any:
+    """Return the plain values of JSON, once it is known that there are not too many.
+
+    Args:
+        text: The whole of it.
+
+    Raises:
+        ValueError: If it is no JSON, or holds too much; RecursionError where it is nested deeper than Python goes.
+    """
+    if sum(text.count(sign) for sign in ",[{") > _MOST_JSON_VALUES:
+        raise ArchiveError(f"it has more than {_MOST_JSON_VALUES} values")
+    values = json.loads(text)
+    check_tree(values, len(text) + 1, _DEEPEST_YAML)
     return values
 
 

@@ -369,6 +369,69 @@ def test_graphs_that_grow(name, tmp_path):
     refused(policy, tmp_path / "policy.onnx", "operators" if name == "nodes" else "too large")
 
 
+def wire_number(value: int) -> bytes:
+    """A number as protobuf writes it."""
+    return bytes([value & 127 | 128]) + wire_number(value >> 7) if value > 127 else bytes([value])
+
+
+def wire_field(number: int, content: bytes) -> bytes:
+    return wire_number(number << 3 | 2) + wire_number(len(content)) + content
+
+
+MANY = 4_000_000
+WIRE = {  # numbers of ModelProto (7: graph), GraphProto (1: node, 5: initializer), NodeProto (1: input, 5: attribute)
+    "empty nodes": (wire_field(7, wire_field(1, b"") * MANY), "fields"),
+    "empty weights": (wire_field(7, wire_field(5, b"") * MANY), "fields"),
+    "empty inputs of a node": (wire_field(7, wire_field(1, wire_field(1, b"") * MANY)), "fields"),
+    "empty attributes": (wire_field(7, wire_field(1, wire_field(5, b"") * MANY)), "fields"),
+    "empty properties": (wire_field(14, b"") * MANY, "fields"),
+    "unknown fields": (wire_field(99, b"") * MANY, "fields"),
+    "small integers": (wire_field(7, wire_field(5, wire_field(7, b"\1" * 3 * MANY))), "MiB of integers"),
+    "groups": ((b"\x0b" * 1000), "kind 3"),
+    "longer than the file": (wire_number(7 << 3 | 2) + wire_number(1 << 40), "longer"),
+    "longer than its message": (wire_field(7, wire_number(1 << 3 | 2) + wire_number(50)) + bytes(60), "longer"),
+    "number without end": (b"\x08" + b"\xff" * 50, "cut off"),
+    "cut number": (b"\x08\xff", "cut off"),
+    "cut float": (b"\x0d\0\0", "longer"),
+}
+
+
+@pytest.mark.parametrize("name", WIRE)
+def test_models_of_many_small_messages(name, tmp_path):
+    """Millions of empty messages, which protobuf makes a hundred bytes each of, and fields that end nowhere."""
+    pytest.importorskip("onnx")
+    sound = onnx_model([("MatMul", ["obs", "w"], ["actions"])], 4, {"w": numpy.ones((4, 2), "float32")})
+    more, words = WIRE[name]
+    (tmp_path / "policy.onnx").write_bytes(sound + more)
+    refused(policy, tmp_path / "policy.onnx", words)
+    (tmp_path / "policy.onnx").write_bytes(sound)
+    assert policy(tmp_path / "policy.onnx").network.num_obs == 4
+
+
+def test_json_of_many_small_values(tmp_path):
+    """Sixteen MiB of empty lists would be a gigabyte: counted first. A hundred thousand numbers are read."""
+    path = tmp_path / "x.json"
+    for text in ("[" + "[]," * 5_000_000 + "1]", "[" + "{}," * 5_000_000 + "1]", "[" + "0.1," * 4_000_000 + "1]"):
+        path.write_text(text)
+        refused(load_json, path, "more than 500000 values")
+    path.write_text("[" + "0.5," * 100_000 + "1]")
+    assert len(load_json(path)) == 100_001
+    model = tmp_path / "model.zip"
+    with zipfile.ZipFile(model, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data", '{"policy_class": [' + "[]," * 5_000_000 + "1]}")
+        archive.writestr("policy.pth", b"")
+        archive.writestr("_stable_baselines3_version", "2.9.2")
+    refused(policy, model, "more than 500000 values")
+
+
+@pytest.mark.parametrize("piece", [b"}", b"]", b"K\x01\x85", b"h\x01)R", b"\x8a\x04\1\1\1\1", b"N", b"(t"])
+def test_pickles_of_many_small_objects(piece, tmp_path):
+    """Three million objects in a pickle that deflates to a few KiB are refused after the first million steps."""
+    head = b"\x80\x02}q\x00X\x01\x00\x00\x00accollections\nOrderedDict\nq\x010("
+    path = write_pt(tmp_path / "x.pt", head + piece * (3_000_000 // len(piece)) + b"ts.", {}, zipfile.ZIP_DEFLATED)
+    refused(load_checkpoint, path)
+
+
 def test_deflate_is_what_it_claims() -> None:
     """The bombs above are bombs: a megabyte of zeros deflates to a kilobyte."""
     assert len(zlib.compress(bytes(1 << 20), 9)) < 2000

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import torch
 
 from foundation.checkpoints.onnx.ops import OPERATORS
+from foundation.checkpoints.onnx.wire import check_wire
 from foundation.checkpoints.reading.loading import RUN_IT
 from foundation.core.archives import ROOM
 from foundation.core.errors import UserError
@@ -17,6 +18,7 @@ from foundation.core.text import one_line
 
 _DTYPES = {1: torch.float32, 10: torch.float16, 11: torch.float64}
 _MAX_BYTES = 1 << 30
+_MAX_MODEL = 2 << 30  # protobuf's own limit
 _MOST_NODES = 2000
 
 
@@ -92,7 +94,13 @@ def load_model(path: Path) -> Any:
             f"'{path}' is an ONNX file, which needs the package onnx: pip install -e '.[export]' in the clone's folder"
         ) from error
     try:
-        model = onnx.load_model(str(path), load_external_data=False)
+        size = path.stat().st_size
+        if size > _MAX_MODEL:
+            _refuse(path, f"has {size >> 20} MiB, more than an ONNX file can have")
+        content = path.read_bytes()
+        check_wire(content, onnx.ModelProto.DESCRIPTOR)
+        model = onnx.ModelProto.FromString(content)
+        del content
         if len(model.graph.node) > _MOST_NODES:
             _refuse(path, f"has {len(model.graph.node)} operators, more than a policy")
         beside: dict[Path, int] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -312,6 +313,19 @@ def test_rows_that_are_not_finite_are_refused(tmp_path, number):
     writer.add(spoiled, episodes(0, made), 1)
     writer.flush(1)
     with pytest.raises(UserError, match=r"chunk_000000\.safetensors' has NaN or infinite numbers"):
+        load(tmp_path, 3, 4)
+
+
+def test_a_header_of_a_hundred_thousand_tensors_is_refused(tmp_path):
+    """Empty tensors take sixty bytes of a file and a kilobyte of memory each: refused by the header's length."""
+    save(tmp_path, layout(), 4).close()
+    header = json.dumps({str(i): {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(100_000)})
+    data = len(header).to_bytes(8, "little") + header.encode()
+    (tmp_path / "chunk_000001.safetensors").write_bytes(data)
+    index = json.loads((tmp_path / "dataset.json").read_text())
+    index["files"][1] |= {"bytes": len(data), "crc32": f"{zlib.crc32(data):08x}"}
+    (tmp_path / "dataset.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"chunk_000001\.safetensors' is corrupt: its header"):
         load(tmp_path, 3, 4)
 
 
