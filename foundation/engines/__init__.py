@@ -8,7 +8,7 @@ from pathlib import Path
 
 from foundation.core.errors import UserError, suggest
 from foundation.core.registry import refuse_untyped, resolve_attribute
-from foundation.engines.base import Engine
+from foundation.engines.base import Engine, MissingPackage
 
 _ENGINE_CLASS = re.compile(r"^class \w+\((?:\w*\.)?\w*Engine\):", re.MULTILINE)
 
@@ -64,6 +64,8 @@ def select_engine(task: str, requested: str = "auto") -> tuple[type[Engine], str
     if requested != "auto":
         engine = engine_class(requested)
         obstacle = engine.why_not(task)
+        if isinstance(obstacle, MissingPackage):
+            raise UserError(f"--task {task}: {obstacle}")
         if obstacle is not None:
             near = suggest(task.rpartition(":")[2], engine.task_names())
             raise UserError(f"--engine {requested} cannot run --task {task}: {obstacle}. {near}")
@@ -81,6 +83,9 @@ def select_engine(task: str, requested: str = "auto") -> tuple[type[Engine], str
             skipped = f" ({'; '.join(told)})" if told else ""
             return engine, f"engine '{name}' can run {task}{skipped}"
         obstacles[name] = obstacle
+    missing = [reason for reason in obstacles.values() if isinstance(reason, MissingPackage)]
+    if missing:
+        raise UserError(f"--task {task}: {missing[0]}")
     known = {task_name for name in order for task_name in engine_class(name).task_names()}
     reasons = "; ".join(f"{name}: {reason}" for name, reason in obstacles.items())
     raise UserError(f"--task {task}: no engine can run it ({reasons}). {suggest(task.rpartition(':')[2], known)}")

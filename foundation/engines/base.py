@@ -99,6 +99,10 @@ class EnvCapabilities:
     """Name in ``extras["episode_metrics"]`` -> (factor, unit) by which people are shown it, as ``(100.0, "cm")``."""
     solved_return: float | None = None
     """Mean return from which on the task counts as solved; the teacher's check measures by it."""
+    action_choices: tuple[int, ...] | None = None
+    """Choices of each action where they are indices, from 0 on, as floats; None where actions are continuous."""
+    action_range: tuple[tuple[float, float], ...] | None = None
+    """Lowest and highest of each continuous action; None where nobody says, and random ones are from [-1, 1]."""
     can_render: bool = False
     """``render()`` returns an image, uint8 of shape (height, width, 3)."""
     can_save_state: bool = False
@@ -115,12 +119,15 @@ class EnvCapabilities:
 
         dt = declared("step_dt")
         solved = declared("solved_return")
+        choices, bounds = declared("action_choices"), declared("action_range")
         return cls(
             step_dt=None if dt is None else float(dt),
             position_fields=dict(declared("position_fields") or {}),
             rotation_fields=dict(declared("rotation_fields") or {}),
             metric_units=dict(declared("metric_units") or {}),
             solved_return=None if solved is None else float(solved),
+            action_choices=None if choices is None else tuple(int(count) for count in choices),
+            action_range=None if bounds is None else tuple((float(low), float(high)) for low, high in bounds),
             can_render=callable(declared("render")),
             can_save_state=callable(declared("state_dict")) and callable(declared("load_state_dict")),
         )
@@ -160,6 +167,10 @@ class LaunchRequest:
 
 Configure = Callable[[Any, Any], None]
 """Applies overrides and flags to ``(env_cfg, agent_cfg)`` in place."""
+
+
+class MissingPackage(str):
+    """Why an engine cannot run a task that it knows: a package is missing. Nothing but this is then told."""
 
 
 class Engine(ABC):

@@ -1,0 +1,828 @@
+"""Gymnasium: any registered id, vectorised, as the ``VecEnv`` that everything else relies on.
+
+``ALE/`` and ``MinAtar/`` ids are registered when they are asked for. Where a package has a vector environment of its
+own that can reset in the same step (``AtariVectorEnv``), that one is taken, otherwise one environment after the other.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple, cast
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import error, spaces
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import concatenate, create_empty_array
+from gymnasium.wrappers import TimeLimit
+from tensordict import TensorDict
+
+from foundation.config.agent_cfg import DistributionCfg, ModelCfg, OnPolicyRunnerCfg, PPOAlgorithmCfg
+from foundation.core.errors import UserError, suggest
+from foundation.core.memory import refuse_beyond_memory
+from foundation.core.registry import refuse_untyped, resolve_module
+from foundation.core.text import one_line
+from foundation.engines.base import (
+    AGENT_ENTRY_POINT,
+    Configure,
+    Engine,
+    LaunchRequest,
+    MissingPackage,
+    VecEnv,
+    VideoRequest,
+)
+from foundation.engines.torch import check_device
+from foundation.engines.video import ActionClip, VideoRecorder
+
+INSTALL = "pip install -e .[gymnasium]"
+LONGEST_EPISODE = 10_000
+"""Time limit of a task that registers none [env steps]: an episode that can go on for ever cannot be measured."""
+ENV_BYTES = 50_000
+"""What a small environment of Python objects takes."""
+
+_NAMESPACES = {"ALE": "ale_py", "MinAtar": "minatar.gym"}
+"""Namespace of ids -> the module that registers them."""
+_PACKAGES = {
+    "gymnasium.envs.mujoco": "mujoco",
+    "gymnasium.envs.box2d": "Box2D",
+    "gymnasium.envs.phys2d": "jax",
+    "gymnasium.envs.tabular": "jax",
+    "gymnasium_robotics": "mujoco",
+    "minatar": "minatar",
+    "ale_py": "ale_py",
+}
+"""Beginning of an entry point -> the package that its environments need."""
+_PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
+"""Types of the constructor's arguments that an override can set."""
+_NOT_THEIRS = {"self", "render_mode", "num_envs", "autoreset_mode", "batch_size", "max_episode_steps"}
+"""Arguments of constructors that this engine sets itself."""
+_OWN_DEFAULTS = {"reward_clipping": False}
+"""Where the default of a constructor would hide something: returns are those of the game."""
+
+AutoresetName = Literal["same_step", "next_step", "disabled"]
+Vectorization = Literal["auto", "sync", "async", "vector_entry_point"]
+
+
+@dataclass
+class SceneCfg:
+    """How many environments there are."""
+
+    num_envs: int = 16
+    """Number of environments."""
+
+
+@dataclass
+class SimCfg:
+    """Where tensors are; gymnasium's environments themselves compute on the CPU."""
+
+    device: str = "cpu"
+    """Device of observations, rewards and dones."""
+
+
+@dataclass
+class GymnasiumEnvCfg:
+    """What every gymnasium task can be asked for; the arguments of its own constructor are fields beside these."""
+
+    scene: SceneCfg = field(default_factory=SceneCfg)
+    """How many environments there are."""
+    sim: SimCfg = field(default_factory=SimCfg)
+    """Where tensors are."""
+    seed: int = 0
+    """Seed of the first episodes."""
+    vectorization: Vectorization = "auto"
+    """sync | async | vector_entry_point: one after the other, a process each, or the vector environment that the task
+    registers. auto: the last where it can reset in the same step (Atari), else the first."""
+    autoreset_mode: AutoresetName = "same_step"
+    """same_step | next_step | disabled: when gymnasium begins a new episode. Transitions are the same with each."""
+    actions: Literal["clip", "scale"] = "clip"
+    """Continuous actions: ``clip`` takes them in the task's units and clips them to its bounds; ``scale`` takes
+    [-1, 1], clipped, and maps it to the bounds."""
+    max_episode_steps: int | None = None
+    """Time limit [env steps]. None: the registered one, or 10000 where there is none."""
+    make_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments for ``gymnasium.make`` that no signature names (those swallowed by ``**kwargs``)."""
+
+
+class GymnasiumEngine(Engine):
+    """Run any gymnasium id."""
+
+    name: ClassVar[str] = "gymnasium"
+    envs_per_process: ClassVar[int | None] = None
+
+    def __init__(self) -> None:
+        self._spec: EnvSpec | None = None
+        self._trains = False
+
+    @classmethod
+    def task_names(cls) -> list[str]:
+        """List the registered ids that are plain gymnasium environments."""
+        return sorted(name for name, spec in gymnasium.registry.items() if _is_plain(spec))
+
+    @classmethod
+    def why_not(cls, task: str) -> str | None:
+        """Say why the task cannot run here, or None. Imports the module of ``module:Id``, and what registers its id."""
+        try:
+            spec = find_spec(task)
+        except MissingError as reason:
+            return MissingPackage(reason)
+        except UserError as reason:
+            return str(reason)
+        if not _is_plain(spec):
+            return f"'{spec.id}' is registered for other engines"
+        package = _PACKAGES.get(next((name for name in _PACKAGES if _entry_point(spec).startswith(name)), ""))
+        return None if package is None or _is_installed(package) else MissingPackage(_missing(package))
+
+    def launch(self, request: LaunchRequest, configure: Configure) -> AbstractContextManager[tuple[Any, Any]]:
+        """Make the task's configurations, let ``configure`` change them, and yield them."""
+        return self._session(request, configure)
+
+    @contextmanager
+    def _session(self, request: LaunchRequest, configure: Configure) -> Iterator[tuple[Any, Any]]:
+        check_device(request.device)
+        env_cfg, agent_cfg = self.load_configs(request)
+        self.set_common(env_cfg, num_envs=None, seed=None, device=request.device)
+        configure(env_cfg, agent_cfg)
+        self._spec, self._trains = find_spec(request.task), request.needs_agent
+        try:
+            yield env_cfg, agent_cfg
+        finally:
+            self._spec = None
+
+    def load_configs(self, request: LaunchRequest) -> tuple[Any, Any]:
+        """Make the task's configurations: no gymnasium task brings an agent's, so that it is one of ours."""
+        reason = self.why_not(request.task)
+        if reason is not None:
+            raise UserError(f"--task {request.task}: {reason}")
+        if request.agent_entry_point != AGENT_ENTRY_POINT:
+            raise UserError(
+                f"--agent {request.agent_entry_point}: gymnasium's tasks have no agent configs; leave it out"
+            )
+        spec = find_spec(request.task)
+        return make_env_cfg(spec), make_agent_cfg(spec)
+
+    def set_common(self, env_cfg: Any, *, num_envs: int | None, seed: int | None, device: str | None) -> None:
+        """Set number of environments, seed and device where given."""
+        if num_envs is not None:
+            if num_envs < 1:
+                raise UserError(f"--num_envs must be at least 1, it is {num_envs}")
+            env_cfg.scene.num_envs = num_envs
+        if seed is not None:
+            env_cfg.seed = seed
+        if device is not None:
+            check_device(device)
+            env_cfg.sim.device = device
+
+    def make_env(self, env_cfg: Any, agent_cfg: Any, *, video: VideoRequest | None = None) -> VecEnv:
+        """Build environments of the launched task, recording the first of them where asked to."""
+        if self._spec is None:
+            raise RuntimeError("make_env is called inside 'with engine.launch(...)'")
+        inner = make_vec_env(self._spec, env_cfg, rendered=video is not None)
+        if self._trains and inner.action_choices is not None:
+            inner.close()
+            raise UserError(
+                f"{self._spec.id} takes one of {inner.action_choices[0]} actions, and RSL-RL's PPO has only Gaussian "
+                f"policies: train its teacher by scripts/train_dqn.py --task {self._spec.id}, or by any program that "
+                "writes a zip of Stable-Baselines3; distillation.py reads it"
+            )
+        fill_obs_groups(agent_cfg, inner)
+        env: Any = inner
+        if video is not None:
+            env = VideoRecorder(env, video)
+        clip = getattr(agent_cfg, "clip_actions", None)
+        if clip is not None:
+            env = ActionClip(env, float(clip))
+        return cast(VecEnv, env)
+
+
+# -- tasks and their configurations ----------------------------------------------------------------------------------
+
+
+class MissingError(UserError):
+    """The package that registers an id is not installed."""
+
+
+def find_spec(task: str) -> EnvSpec:
+    """Find a registered id; those of ``ALE/`` and ``MinAtar/`` are registered first.
+
+    Args:
+        task: A gym id, or ``module:Id``, whose module is imported first so that it can register the id.
+
+    Raises:
+        UserError: If it is not registered, naming the package that would register it.
+    """
+    refuse_untyped(task, "task", "--task")
+    module, _, name = task.rpartition(":")
+    if module:
+        try:
+            resolve_module(task, "task", typed_as="--task")
+        except UserError as failure:
+            raise UserError(f"cannot import its module ({failure.__cause__ or failure})") from failure
+    namespace = name.rpartition("/")[0]
+    if namespace in _NAMESPACES and name not in gymnasium.registry:
+        package = _NAMESPACES[namespace].partition(".")[0]
+        if not _is_installed(package):
+            raise MissingError(_missing(package))
+        registering = importlib.import_module(_NAMESPACES[namespace])
+        getattr(registering, "register_envs", lambda: None)()
+    spec = gymnasium.registry.get(name)
+    if spec is None:
+        near = f". {suggest(name, GymnasiumEngine.task_names())}" if namespace in _NAMESPACES else ""
+        raise UserError(f"does not know it{near}")
+    return spec
+
+
+def _is_plain(spec: EnvSpec) -> bool:
+    return not any(key.endswith("_entry_point") for key in spec.kwargs)
+
+
+def _entry_point(spec: EnvSpec) -> str:
+    return spec.entry_point if isinstance(spec.entry_point, str) else ""
+
+
+def _is_installed(package: str) -> bool:
+    return package in sys.modules or importlib.util.find_spec(package) is not None
+
+
+def _missing(package: str) -> str:
+    if package == "jax":
+        return "the Python package 'jax' is not installed: pip install 'gymnasium[jax]'"
+    return f"the Python package '{package.replace('_', '-')}' is not installed: {INSTALL} in the clone's folder"
+
+
+def make_env_cfg(spec: EnvSpec) -> GymnasiumEnvCfg:
+    """Make a task's config: :class:`GymnasiumEnvCfg` and the arguments of its constructors, with their annotations."""
+    reserved = {item.name for item in dataclasses.fields(GymnasiumEnvCfg)}
+    arguments: dict[str, Argument] = {}
+    for creator in _creators(spec).values():
+        arguments = arguments_of(creator, spec) | arguments
+    own = [
+        (name, argument.hint, field(default_factory=lambda value=argument.default: _copy(value)))
+        for name, argument in arguments.items()
+        if name not in reserved
+    ]
+    kind = dataclasses.make_dataclass("GymnasiumEnvCfg", own, bases=(GymnasiumEnvCfg,))
+    return kind(**{name: value for name, value in _OWN_DEFAULTS.items() if name in arguments})
+
+
+def _copy(value: Any) -> Any:
+    return value.copy() if isinstance(value, list | dict) else value
+
+
+class Argument(NamedTuple):
+    """An argument of a constructor that an override can set."""
+
+    default: Any
+    hint: Any
+
+
+def arguments_of(creator: Callable[..., Any], spec: EnvSpec) -> dict[str, Argument]:
+    """List what a constructor can be given, those of its base classes included where it passes ``**kwargs`` on."""
+    found: dict[str, Argument] = {}
+    for function in _constructors(creator):
+        hints = _hints(function)
+        parameters = inspect.signature(function).parameters.values()
+        for parameter in parameters:
+            default = spec.kwargs.get(parameter.name, parameter.default)
+            if parameter.name in _NOT_THEIRS | found.keys() or not isinstance(default, _PLAIN):
+                continue
+            found[parameter.name] = Argument(default, hints.get(parameter.name, Any))
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return found
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function)
+    except Exception:  # an annotation imported only for type checkers: the defaults' types then count
+        return {}
+
+
+def _constructors(creator: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """Return a function, or the ``__init__`` of a class and of its bases."""
+    if not isinstance(creator, type):
+        return [creator]
+    return [vars(base)["__init__"] for base in creator.__mro__ if "__init__" in vars(base) and base is not object]
+
+
+def _creators(spec: EnvSpec) -> dict[str, Callable[..., Any]]:
+    """Import what makes one environment (``sync``) and what makes many (``vector_entry_point``), where registered."""
+    creators: dict[str, Callable[..., Any]] = {}
+    for name, entry in (("sync", spec.entry_point), ("vector_entry_point", spec.vector_entry_point)):
+        if entry is None:
+            continue
+        try:
+            creators[name] = cast(Callable[..., Any], load_env_creator(entry) if isinstance(entry, str) else entry)
+        except (ImportError, AttributeError, error.Error) as failure:
+            if name == "sync":
+                raise UserError(f"--task {spec.id}: cannot import {entry}: {one_line(failure)}; {INSTALL}") from failure
+    if not creators:
+        raise UserError(f"--task {spec.id} is registered without an entry point")
+    return creators
+
+
+def make_agent_cfg(spec: EnvSpec) -> OnPolicyRunnerCfg:
+    """Return the settings of PPO for a task that brings none: usual ones for continuous control, normalised inputs."""
+    return OnPolicyRunnerCfg(
+        experiment_name=re.sub(r"[^\w.-]+", "-", spec.id),
+        num_steps_per_env=128,
+        max_iterations=500,
+        actor=ModelCfg(hidden_dims=[256, 256], obs_normalization=True, distribution_cfg=DistributionCfg()),
+        critic=ModelCfg(hidden_dims=[256, 256], obs_normalization=True),
+        algorithm=PPOAlgorithmCfg(learning_rate=3e-4),
+    )
+
+
+def fill_obs_groups(agent_cfg: Any, env: GymnasiumVecEnv) -> None:
+    """Let actor and critic read every flat group, where the environment has no ``policy`` and nothing else was said."""
+    obs = env.get_observations()
+    flat = [str(name) for name, group in obs.items() if group.ndim == 2]
+    if "policy" in obs.keys() or not flat:  # noqa: SIM118  # a TensorDict wants keys()
+        return
+    if getattr(agent_cfg, "obs_groups", None) == OnPolicyRunnerCfg().obs_groups:
+        agent_cfg.obs_groups = {"actor": flat, "critic": flat}
+
+
+# -- making environments ---------------------------------------------------------------------------------------------
+
+
+def make_vec_env(spec: EnvSpec, cfg: GymnasiumEnvCfg, rendered: bool = False) -> GymnasiumVecEnv:
+    """Make the environments of a task.
+
+    Args:
+        spec: The task.
+        cfg: Its config.
+        rendered: Whether ``render()`` is to give images, without a display.
+
+    Raises:
+        UserError: If a package is missing, or the constructor refuses an argument.
+    """
+    if cfg.max_episode_steps is not None and cfg.max_episode_steps < 1:
+        raise UserError(f"env.max_episode_steps is {cfg.max_episode_steps}: it must be at least 1")
+    num_envs = cfg.scene.num_envs
+    what = f"--num_envs {num_envs} ({ENV_BYTES} bytes each)"
+    refuse_beyond_memory(num_envs * ENV_BYTES, "cpu", what, "give fewer")
+    creators = _creators(spec)
+    how = _choose_vectorization(spec, cfg, creators)
+    kwargs: dict[str, Any] = _changed_arguments(spec, cfg, creators, how) | cfg.make_kwargs
+    options: dict[str, Any] = {}
+    longest = cfg.max_episode_steps or spec.max_episode_steps
+    mode = AutoresetMode[cfg.autoreset_mode.upper()]
+    if how == "vector_entry_point":
+        longest = cfg.max_episode_steps or longest or _frame_limit(spec, cfg) or LONGEST_EPISODE
+        if "autoreset_mode" in inspect.signature(creators[how]).parameters:
+            kwargs["autoreset_mode"] = mode
+        if cfg.max_episode_steps is not None:
+            _limit_frames(spec, cfg, creators[how], kwargs)
+    else:
+        longest = longest or LONGEST_EPISODE
+        kwargs |= {"max_episode_steps": longest, "disable_env_checker": True}
+        options = {"vector_kwargs": {"autoreset_mode": mode, "copy": False}}
+    if rendered:
+        _prepare_rendering()
+        kwargs["render_mode"] = "rgb_array"
+    try:
+        vector = gymnasium.make_vec(spec.id, num_envs=num_envs, vectorization_mode=how, **options, **kwargs)
+    except error.DependencyNotInstalled as failure:
+        raise UserError(
+            f"--task {spec.id}: {one_line(failure)}; {INSTALL} has what gymnasium's tasks need"
+        ) from failure
+    except ImportError as failure:
+        raise UserError(f"--task {spec.id}: cannot be imported: {one_line(failure)}; {INSTALL}") from failure
+    except (TypeError, error.Error) as failure:
+        raise UserError(f"--task {spec.id} cannot be made: {one_line(failure, 300)}") from failure
+    return GymnasiumVecEnv(vector, spec, cfg, longest)
+
+
+def _choose_vectorization(spec: EnvSpec, cfg: GymnasiumEnvCfg, creators: Mapping[str, Callable[..., Any]]) -> str:
+    vector = creators.get("vector_entry_point")
+    resets = vector is not None and "autoreset_mode" in inspect.signature(vector).parameters
+    if cfg.vectorization == "auto":
+        return "vector_entry_point" if resets else "sync"
+    if cfg.vectorization == "vector_entry_point" and vector is None:
+        raise UserError(f"env.vectorization=vector_entry_point: {spec.id} registers none; use sync or async")
+    return cfg.vectorization
+
+
+def _changed_arguments(
+    spec: EnvSpec, cfg: GymnasiumEnvCfg, creators: Mapping[str, Callable[..., Any]], how: str
+) -> dict[str, Any]:
+    """Return the constructor's arguments that differ from its own defaults.
+
+    Raises:
+        UserError: For one that this way of making the task does not take.
+    """
+    reserved = {item.name for item in dataclasses.fields(GymnasiumEnvCfg)}
+    used = "vector_entry_point" if how == "vector_entry_point" else "sync"
+    taken = arguments_of(creators[used], spec)
+    changed: dict[str, Any] = {}
+    for name, argument in {**arguments_of(creators.get("vector_entry_point", creators[used]), spec), **taken}.items():
+        value = getattr(cfg, name, argument.default)
+        if name in reserved or value == argument.default:
+            continue
+        if name in taken:
+            changed[name] = value
+        elif value != _OWN_DEFAULTS.get(name, argument.default):
+            raise UserError(f"env.{name}: {spec.id} takes it with env.vectorization=vector_entry_point only")
+    return changed
+
+
+def _frame_limit(spec: EnvSpec, cfg: GymnasiumEnvCfg) -> int | None:
+    """Return Atari's time limit, which is given in frames [env steps]."""
+    frames = getattr(cfg, "max_num_frames_per_episode", None)
+    skip = getattr(cfg, "frameskip", None)
+    return max(1, frames // skip) if isinstance(frames, int) and isinstance(skip, int) and frames > 0 else None
+
+
+def _limit_frames(spec: EnvSpec, cfg: GymnasiumEnvCfg, creator: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+    """Pass a time limit on to a vector environment, by the name that it has for it."""
+    assert cfg.max_episode_steps is not None
+    names = inspect.signature(creator).parameters
+    if "max_num_frames_per_episode" in names:
+        kwargs["max_num_frames_per_episode"] = cfg.max_episode_steps * getattr(cfg, "frameskip", 1)
+    elif "max_episode_steps" in names:
+        kwargs["max_episode_steps"] = cfg.max_episode_steps
+    else:
+        raise UserError(f"env.max_episode_steps: the vector environment of {spec.id} takes no time limit; use sync")
+
+
+def _prepare_rendering() -> None:
+    """Let pygame and MuJoCo draw without a display, unless the user has chosen how."""
+    if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        return
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+    os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "osmesa")
+
+
+# -- the environment -------------------------------------------------------------------------------------------------
+
+
+class GymnasiumVecEnv:
+    """A gymnasium ``VectorEnv`` with the promises of :class:`foundation.engines.base.VecEnv`.
+
+    Whatever the autoreset mode, a step returns the observations of the new episodes where one has ended, and
+    ``extras["final_observations"]`` has the last ones of the old (valid where done; absent where no episode ended).
+    ``time_outs`` are truncations that are no terminations. ``success`` is the task's ``is_success``, else a return of
+    at least the registered ``reward_threshold``, else a time-out.
+
+    Args:
+        vector: The vector environment, just made.
+        spec: The task.
+        cfg: What it was made from.
+        max_episode_length: Time limit [env steps].
+    """
+
+    def __init__(self, vector: VectorEnv, spec: EnvSpec, cfg: GymnasiumEnvCfg, max_episode_length: int):
+        self._vector, self._spec, self.cfg = vector, spec, cfg
+        self.num_envs = int(vector.num_envs)
+        self.device = torch.device(cfg.sim.device)
+        self.max_episode_length = int(max_episode_length)
+        self._closed = False
+        self._mode = _autoreset_mode(vector, spec)
+        self._observations = Observations(vector.single_observation_space, spec.id)
+        self._actions = make_actions(vector.single_action_space, spec.id, cfg.actions)
+        self.num_actions = self._actions.size
+        self.action_choices = self._actions.choices
+        self.action_range = self._actions.range
+        self.solved_return = None if spec.reward_threshold is None else float(spec.reward_threshold)
+        rate = vector.metadata.get("render_fps")
+        self.step_dt = 1.0 / rate if rate else None
+        self.metadata = dict(vector.metadata)
+        self._limits = [_time_limit(env) for env in vector.envs] if isinstance(vector, SyncVectorEnv) else []
+        self._lengths = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
+        self._returns = np.zeros(self.num_envs)
+        self._obs: TensorDict
+        self.reset(cfg.seed)
+
+    @property
+    def episode_length_buf(self) -> torch.Tensor:
+        """Steps into the current episodes. Shape: (num_envs,).
+
+        Assigning moves the time limits where gymnasium keeps them (``TimeLimit``). A simulator's own limit, as Atari's,
+        stays, and the assignment does nothing.
+        """
+        return self._lengths
+
+    @episode_length_buf.setter
+    def episode_length_buf(self, value: torch.Tensor) -> None:
+        steps = value.tolist()
+        if isinstance(self._vector, AsyncVectorEnv):
+            self._vector.set_attr("_elapsed_steps", [int(step) for step in steps])
+        elif self._limits and all(limit is not None for limit in self._limits):
+            for limit, step in zip(self._limits, steps, strict=True):
+                cast(TimeLimit, limit)._elapsed_steps = int(step)
+        else:
+            return
+        self._lengths = value.to(self.device, torch.long, copy=True)
+
+    def get_observations(self) -> TensorDict:
+        """Return the observation groups of the last step or reset."""
+        return self._obs
+
+    def reset(self, seed: int | None = None) -> TensorDict:
+        """Begin a new episode in every environment.
+
+        Args:
+            seed: Environment i is seeded by the i-th number that ``numpy.random.SeedSequence(seed)`` generates, so that
+                neighbouring seeds share no episodes. None goes on with the environments' random numbers.
+
+        Returns:
+            Observation groups.
+        """
+        obs, _ = self._vector.reset(seed=None if seed is None else self._seeds(seed))
+        self._lengths = torch.zeros_like(self._lengths)
+        self._returns[:] = 0.0
+        return self._keep(self._observations(obs))
+
+    def _seeds(self, seed: int) -> Any:
+        """Return one seed for each environment, in the form that the vector environment takes."""
+        if not isinstance(self._vector, SyncVectorEnv | AsyncVectorEnv) and not _is_atari(self._vector):
+            return seed
+        numbers = seeds_of(seed, self.num_envs)
+        return np.array(numbers) if _is_atari(self._vector) else numbers
+
+    @torch.no_grad()
+    def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """Advance every environment; those that end begin a new episode at once.
+
+        Args:
+            actions: Indices of choices, or continuous actions (see ``env.actions``). Shape: (num_envs, num_actions).
+
+        Returns:
+            Observation groups, rewards (num_envs,), dones (num_envs,), extras.
+        """
+        obs, rewards, terminated, truncated, infos = self._vector.step(self._actions(actions))
+        ended = np.asarray(terminated | truncated, dtype=bool)
+        time_outs = np.asarray(truncated & ~terminated, dtype=bool)
+        self._returns += rewards
+        success = self._success(infos, time_outs)
+        groups = self._observations(obs)
+        extras: dict[str, Any] = {
+            "time_outs": self._tensor(time_outs),
+            "episode_metrics": {"success": self._tensor(success)},
+        }
+        if ended.any():
+            if self._mode is AutoresetMode.SAME_STEP:
+                final = self._final_of(infos["final_obs"], groups, ended)
+            else:
+                final = groups
+                reset_obs, _ = self._vector.reset(options={"reset_mask": ended.copy()})
+                groups = self._observations(reset_obs)
+            extras["final_observations"] = self._tensors(final)
+            self._returns[ended] = 0.0
+        dones = self._tensor(ended)
+        self._lengths = (self._lengths + 1) * ~dones
+        return self._keep(groups), self._tensor(np.asarray(rewards, dtype=np.float32)), dones, extras
+
+    def _success(self, infos: Mapping[str, Any], time_outs: np.ndarray) -> np.ndarray:
+        """Return whether an episode that ends now has succeeded. Shape: (num_envs,)."""
+        last = infos.get("final_info") if self._mode is AutoresetMode.SAME_STEP else infos
+        flags = last.get("is_success") if isinstance(last, Mapping) else None
+        if isinstance(flags, np.ndarray) and flags.shape == (self.num_envs,):
+            return flags.astype(bool)
+        if self.solved_return is not None:
+            return self._returns >= self.solved_return - 1e-6
+        return time_outs
+
+    def _final_of(self, final_obs: Any, groups: dict[str, np.ndarray], ended: np.ndarray) -> dict[str, np.ndarray]:
+        """Put the last observations of the episodes that ended beside those of the others."""
+        last = final_obs[ended]
+        if last.dtype == object:
+            space = self._vector.single_observation_space
+            last = concatenate(space, tuple(last), create_empty_array(space, n=len(last), fn=np.zeros))
+        final = {name: group.copy() for name, group in groups.items()}
+        for name, group in self._observations(last).items():
+            final[name][ended] = group
+        return final
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def _tensors(self, groups: Mapping[str, np.ndarray]) -> TensorDict:
+        tensors = {name: self._tensor(group) for name, group in groups.items()}
+        return TensorDict(tensors, batch_size=[self.num_envs], device=self.device)
+
+    def _keep(self, groups: Mapping[str, np.ndarray]) -> TensorDict:
+        self._obs = self._tensors(groups)
+        return self._obs
+
+    def render(self) -> np.ndarray:
+        """Return the image of the first environment, uint8 of shape (height, width, 3)."""
+        if self._vector.render_mode is None:
+            raise UserError(f"{self._spec.id} was made without rendering: give --video")
+        try:
+            if isinstance(self._vector, SyncVectorEnv):
+                image = self._vector.envs[0].render()
+            else:
+                frames = self._vector.render()
+                image = None if frames is None else frames[0]
+        except error.DependencyNotInstalled as failure:
+            raise UserError(f"--video: {one_line(failure)}; {INSTALL} has what drawing needs") from failure
+        except (NotImplementedError, AttributeError) as failure:
+            other = "; env.vectorization=sync draws" if not isinstance(self._vector, SyncVectorEnv) else ""
+            raise UserError(f"--video: {self._spec.id} cannot be drawn ({one_line(failure)}){other}") from failure
+        image = np.asarray(image)
+        if image.dtype != np.uint8 and image.dtype.kind == "f":  # colours from 0 to 1
+            image = (image.clip(0.0, 1.0) * 255).astype(np.uint8)
+        return image
+
+    def close(self) -> None:
+        """Close the environments; a second time does nothing."""
+        if not self._closed:
+            self._closed = True
+            self._vector.close()
+
+
+def seeds_of(seed: int, num_envs: int) -> list[int]:
+    """Return independent seeds for environments; the first of them are the same for any number of environments."""
+    return [int(word) >> 1 for word in np.random.SeedSequence(seed).generate_state(num_envs)]
+
+
+def _is_atari(vector: VectorEnv) -> bool:
+    return type(vector).__module__.partition(".")[0] == "ale_py"
+
+
+def _autoreset_mode(vector: VectorEnv, spec: EnvSpec) -> AutoresetMode:
+    """Return how a vector environment begins new episodes.
+
+    Raises:
+        UserError: If it does so in a step of its own, and cannot be asked to reset some of its environments instead.
+    """
+    mode = vector.metadata.get("autoreset_mode")
+    if not isinstance(mode, AutoresetMode):
+        raise UserError(
+            f"the vector environment of {spec.id} does not say its autoreset mode: use env.vectorization=sync"
+        )
+    knows_masks = isinstance(vector, SyncVectorEnv | AsyncVectorEnv) or _is_atari(vector)
+    if mode is not AutoresetMode.SAME_STEP and not knows_masks:
+        raise UserError(
+            f"the vector environment of {spec.id} begins a new episode in a step whose action it ignores, and which "
+            "would be learned from: use env.vectorization=sync"
+        )
+    return mode
+
+
+def _time_limit(env: gymnasium.Env) -> TimeLimit | None:
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, TimeLimit):
+            return env
+        env = env.env
+    return None
+
+
+# -- spaces ----------------------------------------------------------------------------------------------------------
+
+
+class Leaf(NamedTuple):
+    """A part of the observation, a group of its own."""
+
+    name: str
+    path: tuple[Any, ...]
+    convert: Callable[[np.ndarray], np.ndarray]
+    """From (num_envs, *shape) to the group, a copy."""
+
+
+class Observations:
+    """From batches of a space's observations to named groups.
+
+    One part alone is the group ``policy``; those of a ``Dict`` have its keys, dots between nested ones. Images (uint8,
+    0 to 255, of two or three dimensions) stay uint8, channels first. All else is flat: bool and other uint8 as uint8,
+    ``Discrete`` and ``MultiDiscrete`` one-hot, and numbers as float32.
+    """
+
+    def __init__(self, space: spaces.Space, task: str):
+        self.leaves = list(_leaves(space, (), task))
+
+    def __call__(self, obs: Any) -> dict[str, np.ndarray]:
+        """Convert a batch. Shape of each group: (num_envs, ...)."""
+        groups: dict[str, np.ndarray] = {}
+        for leaf in self.leaves:
+            part = obs
+            for key in leaf.path:
+                part = part[key]
+            groups[leaf.name] = leaf.convert(np.asarray(part))
+        return groups
+
+
+def _leaves(space: spaces.Space, path: tuple[Any, ...], task: str) -> Iterator[Leaf]:
+    if isinstance(space, spaces.Dict):
+        for key, part in space.spaces.items():
+            yield from _leaves(part, (*path, key), task)
+        return
+    if isinstance(space, spaces.Tuple):
+        for index, part in enumerate(space.spaces):
+            yield from _leaves(part, (*path, index), task)
+        return
+    name = ".".join(map(str, path)) or "policy"
+    if isinstance(space, spaces.Box):
+        yield Leaf(name, path, _convert_box(space))
+    elif isinstance(space, spaces.Discrete):
+        yield Leaf(name, path, lambda x: _one_hot(x[:, None] - space.start, [int(space.n)]))
+    elif isinstance(space, spaces.MultiDiscrete):
+        start = space.start.reshape(-1)
+        counts = [int(n) for n in space.nvec.reshape(-1)]
+        yield Leaf(name, path, lambda x: _one_hot(x.reshape(len(x), -1) - start, counts))
+    elif isinstance(space, spaces.MultiBinary):
+        yield Leaf(name, path, lambda x: x.reshape(len(x), -1).astype(np.uint8))
+    else:
+        where = f" ('{name}')" if path else ""
+        raise UserError(
+            f"--task {task}: observations{where} of {type(space).__name__} have no fixed size: not supported"
+        )
+
+
+def _convert_box(space: spaces.Box) -> Callable[[np.ndarray], np.ndarray]:
+    kind = np.uint8 if space.dtype in (np.uint8, np.bool_) else np.float32
+    is_image = (
+        space.dtype == np.uint8 and len(space.shape) in (2, 3) and space.low.min() == 0 and space.high.max() == 255
+    )
+    if not is_image:
+        return lambda x: x.reshape(len(x), -1).astype(kind)
+    if len(space.shape) == 2:
+        return lambda x: x[:, None].astype(np.uint8)
+    if space.shape[-1] < space.shape[0]:
+        return lambda x: x.transpose(0, 3, 1, 2).copy()
+    return lambda x: x.astype(np.uint8)
+
+
+def _one_hot(indices: np.ndarray, counts: list[int]) -> np.ndarray:
+    """Shape: (num_envs, len(counts)) to (num_envs, sum(counts))."""
+    parts = [np.eye(count, dtype=np.float32)[indices[:, i]] for i, count in enumerate(counts)]
+    return np.concatenate(parts, axis=1)
+
+
+class Actions(NamedTuple):
+    """From this project's actions to a batch of a space's."""
+
+    size: int
+    """Numbers of an action."""
+    choices: tuple[int, ...] | None
+    """Choices of each number that is an index; None where actions are continuous."""
+    range: tuple[tuple[float, float], ...] | None
+    """Lowest and highest of each continuous action; None where they are indices."""
+    convert: Callable[[torch.Tensor], np.ndarray]
+
+    def __call__(self, actions: torch.Tensor) -> np.ndarray:
+        """Convert. Shape: (num_envs, size) to (num_envs, *shape of the space)."""
+        return self.convert(actions)
+
+
+def make_actions(space: spaces.Space, task: str, how: str) -> Actions:
+    """Return what converts actions for a space.
+
+    Indices are rounded, and those beyond the choices are the nearest choice; what is NaN is 0. Continuous actions are
+    clipped to the bounds, after they are mapped from [-1, 1] to them where ``how`` is ``scale``.
+
+    Raises:
+        UserError: If the space is of another kind, or ``scale`` meets an action without bounds.
+    """
+    if isinstance(space, spaces.Discrete):
+        counts, start, shape = np.array([space.n]), np.array([space.start]), ()
+    elif isinstance(space, spaces.MultiDiscrete):
+        counts, start, shape = space.nvec.reshape(-1), space.start.reshape(-1), space.shape
+    elif isinstance(space, spaces.MultiBinary):
+        counts, start, shape = np.full(int(np.prod(space.shape)), 2), np.zeros(1, dtype=int), space.shape
+    elif isinstance(space, spaces.Box):
+        return _continuous(space, task, how)
+    else:
+        raise UserError(
+            f"--task {task}: actions of {type(space).__name__} are not supported; flatten them in a wrapper"
+        )
+
+    def indices(actions: torch.Tensor) -> np.ndarray:
+        chosen = np.nan_to_num(actions.detach().cpu().double().numpy()).round().clip(0, counts - 1)
+        return (chosen.astype(np.int64) + start).reshape(len(chosen), *shape)
+
+    return Actions(len(counts), tuple(int(n) for n in counts), None, indices)
+
+
+def _continuous(space: spaces.Box, task: str, how: str) -> Actions:
+    low, high = (bound.reshape(-1).astype(np.float64) for bound in (space.low, space.high))
+    scaled = how == "scale"
+    if scaled and not np.isfinite(high - low).all():
+        raise UserError(f"env.actions=scale: an action of {task} has no bounds; use env.actions=clip")
+    is_whole = np.issubdtype(space.dtype, np.integer)
+
+    def bounded(actions: torch.Tensor) -> np.ndarray:
+        values = actions.detach().cpu().double().numpy()
+        if scaled:
+            values = low + (values.clip(-1.0, 1.0) + 1.0) * 0.5 * (high - low)
+        values = values.clip(low, high)
+        return (values.round() if is_whole else values).astype(space.dtype).reshape(len(values), *space.shape)
+
+    ends = [(-1.0, 1.0)] * len(low) if scaled else [(float(a), float(b)) for a, b in zip(low, high, strict=True)]
+    return Actions(len(low), None, tuple(ends), bounded)
