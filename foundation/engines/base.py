@@ -165,8 +165,23 @@ class LaunchRequest:
     """Whether the command trains by the agent's config; the others do without where a task registers none."""
 
 
-Configure = Callable[[Any, Any], None]
+class EnvCfg(Protocol):
+    """The config of an environment: an object or a mapping of the task's own, whose fields its engine knows.
+
+    Everything else sets it by :meth:`Engine.set_common` and by overrides, and reads it by name
+    (``foundation.config.validate.read``).
+    """
+
+
+class AgentCfg(Protocol):
+    """The config of an agent: an object or a mapping, as the task registered it."""
+
+
+Configure = Callable[[EnvCfg, AgentCfg], None]
 """Applies overrides and flags to ``(env_cfg, agent_cfg)`` in place."""
+
+MakeEvalEnv = Callable[[int], VecEnv]
+"""Builds an evaluation environment of the wanted number of environments."""
 
 
 class MissingPackage(str):
@@ -213,18 +228,19 @@ class Engine(ABC):
         raise UserError(f"engine '{self.name}' knows its tasks' configurations only once its simulator runs")
 
     @abstractmethod
-    def set_common(self, env_cfg: Any, *, num_envs: int | None, seed: int | None, device: str | None) -> None:
+    def set_common(self, env_cfg: EnvCfg, *, num_envs: int | None, seed: int | None, device: str | None) -> None:
         """Set what every command can ask for; None leaves the config's value."""
 
-    def num_envs(self, env_cfg: Any) -> int | None:
+    def num_envs(self, env_cfg: EnvCfg) -> int | None:
         """Return how many environments the config asks for; None where it does not say."""
-        return int(env_cfg.scene.num_envs)
+        found = getattr(getattr(env_cfg, "scene", None), "num_envs", None)
+        return None if found is None else int(found)
 
-    def set_log_dir(self, env_cfg: Any, path: Path) -> None:
+    def set_log_dir(self, env_cfg: EnvCfg, path: Path) -> None:
         """Tell the environment where the run writes, if its configuration has a place for it (``log_dir``)."""
         if hasattr(env_cfg, "log_dir"):
-            env_cfg.log_dir = str(path)
+            setattr(env_cfg, "log_dir", str(path))  # noqa: B010  # a protocol without fields has none to assign
 
     @abstractmethod
-    def make_env(self, env_cfg: Any, agent_cfg: Any, *, video: VideoRequest | None = None) -> VecEnv:
+    def make_env(self, env_cfg: EnvCfg, agent_cfg: AgentCfg, *, video: VideoRequest | None = None) -> VecEnv:
         """Build the environment of the launched task. Actions are clipped to ``agent_cfg.clip_actions`` if set."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from typing import Any
 
-from foundation.engines.base import Engine
+from foundation.engines.base import AgentCfg, MakeEvalEnv
 from foundation.ppo.library_runner import RslRlRunner
 from foundation.rollout.evaluate import evaluate
 from foundation.runs.base import EVAL_SEED, FINAL_SEED
@@ -25,14 +24,25 @@ class Judge:
     from the same initial states; elsewhere it is the mean return of the last training episodes.
     """
 
-    def __init__(self, engine: Engine, env_cfg: Any, agent_cfg: Any, runner: RslRlRunner, run: RunDir):
-        """Build the second environment where that is possible."""
-        self.runner, self.run, self.iteration = runner, run, -1
+    def __init__(self, make_eval_env: MakeEvalEnv | None, agent_cfg: AgentCfg, runner: RslRlRunner, run: RunDir):
+        """Build the second environment where that is possible.
+
+        Args:
+            make_eval_env: Builds it, and closes it in the end; None where a process can hold only one.
+            agent_cfg: With ``eval_interval`` and ``num_eval_episodes``, which RSL-RL's own configs do without.
+            runner: Trains the policy.
+            run: Where ``best_model.pt`` goes.
+        """
+        self.runner = runner
+        self.run = run
+        self.iteration = -1
         self.interval = int(getattr(agent_cfg, "eval_interval", 10))
         self.episodes = int(getattr(agent_cfg, "num_eval_episodes", 128))
         self.best: dict[str, float] = {}
-        self._make = lambda n: _second_env(engine, env_cfg, agent_cfg, n)
-        self.env = self._make(self.episodes) if engine.envs_per_process is None and self.interval > 0 else None
+        self._make = make_eval_env
+        self.env = None
+        if make_eval_env is not None and self.interval > 0:
+            self.env = make_eval_env(self.episodes)
 
     def __call__(self, iteration: int, last: bool = False) -> None:
         """Measure after ``iteration`` if it is due."""
@@ -67,24 +77,12 @@ class Judge:
         figures: dict[str, Any] = {"best": self.best, "wall_seconds": wall, "cpu_seconds": cpu}
         path = self.run.path / "best_model.pt"
         text = f"mean return {self.best['mean_return']:.2f}"
-        if self.env is not None:
+        if self.env is not None and self._make is not None:
             env = self._make(FINAL_EPISODES)
             policy = self.runner.inference_policy(path)
             fresh = figures["fresh"] = evaluate(env, policy, FINAL_EPISODES, FINAL_SEED).summary()
-            getattr(env, "close", lambda: None)()
             survival = f", success {fresh['success_rate']:.2%}" if "success_rate" in fresh else ""
             text = f"mean return {fresh['mean_return']:.2f}{survival} on {FINAL_EPISODES} fresh episodes"
         self.run.write_summary(figures)
         print(f"Best policy, of iteration {self.best['iteration']:.0f}: {text}\n{path}")
         print(f"Trained in {wall:.0f} s ({cpu:.0f} CPU s)", flush=True)
-
-    def close(self) -> None:
-        """Close the second environment."""
-        if self.env is not None:
-            getattr(self.env, "close", lambda: None)()
-
-
-def _second_env(engine: Engine, env_cfg: Any, agent_cfg: Any, num_envs: int) -> Any:
-    cfg = copy.deepcopy(env_cfg)
-    engine.set_common(cfg, num_envs=num_envs, seed=EVAL_SEED, device=None)
-    return engine.make_env(cfg, agent_cfg)

@@ -7,21 +7,15 @@ import signal
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while modules are imported: an end without a traceback
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if __package__ in (None, ""):  # run as a script: this folder's name must not hide the library rsl_rl
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
+if not __package__:  # run as a file of a clone: take this clone's packages
+    sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 
 from foundation.cli.cli_args import CommandParser, add_import_arg, parse_command
 from foundation.cli.command import run_command, set_up_logging
-from foundation.cli.find_policy import said_of_teacher
-
-if TYPE_CHECKING:
-    from foundation.teachers import TeacherPolicyWrapper
 
 
 def build_parser() -> CommandParser:
@@ -46,30 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Read the checkpoint and print its description."""
     args, tokens = parse_command(build_parser(), argv)
     set_up_logging()
+    # torch: --help does without it
+    from foundation.cli.policy_table import show_policy
+    from foundation.cli.teacher_tokens import said_of_teacher
     from foundation.teachers import TeacherPolicyWrapper
 
     flags = {name: getattr(args, name) for name in ("activation", "distribution", "agent_config")}
     said = said_of_teacher(tokens) | {name: value for name, value in flags.items() if value is not None}
-    teacher = TeacherPolicyWrapper(args.checkpoint, **said)
-    show(teacher, args.json)
+    show_policy(TeacherPolicyWrapper(args.checkpoint, **said), args.json)
     return 0
-
-
-def show(teacher: TeacherPolicyWrapper, as_json: bool = False) -> None:
-    """Print what was understood about a policy."""
-    described = {**teacher.describe(), "num_parameters": teacher.num_parameters}
-    if as_json:
-        print(json.dumps(described, indent=2))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=teacher.architecture_line(), show_header=False, title_justify="left")
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")  # a long path is shown whole
-    for name, value in described.items():
-        table.add_row(name.replace("_", " "), "-" if value is None else str(value))
-    Console().print(table)
 
 
 if __name__ == "__main__":

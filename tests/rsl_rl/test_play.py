@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from foundation.cli.command import run_command
+from foundation.cli.command import Interrupt, run_command
+from foundation.cli.played_policy import PlayedPolicy
 from foundation.engines.base import Engine
 from foundation.rsl_rl import play
 from foundation.students import make_student, student_cfg_class
@@ -172,10 +173,7 @@ def test_a_video_of_a_policy_without_a_run_goes_under_logs():
         "env.viewer.resolution=[64,64]")  # fmt: skip
     assert Path("logs/play/videos/play/rl-video-step-0.mp4").is_file()
     shipped = Path(play.__file__).resolve().parents[1] / "assets" / "teachers" / "point_ctrl" / "model.pt"
-    args = play.build_parser().parse_args(["--video"])
-    job = play.Job(args, play.parse_overrides([]), TASK, "cpu", shipped, None)
-    request = play.video_request(job)
-    assert request is not None and request.folder == Path("logs/play/videos/play")
+    assert PlayedPolicy(TASK, "cpu", checkpoint=shipped).folder == Path("logs/play")
 
 
 def test_real_time_takes_as_long_as_the_flight():
@@ -245,7 +243,7 @@ def test_bad_input_is_one_line_and_exit_code_2(argv, message, capsys):
 
 def test_an_interrupted_play_says_so_and_keeps_no_figures(monkeypatch, capsys):
     """SIGINT while it flies: exit code 130, no JSON."""
-    monkeypatch.setattr(play.Interrupt, "interrupted", lambda self: setattr(self, "signal", 2) or "SIGINT")
+    monkeypatch.setattr(Interrupt, "interrupted", lambda self: setattr(self, "signal", 2) or "SIGINT")
     assert run("--task", TASK, "--agent", "zero", "--num_episodes", "2", code=130) == {}
     assert "nothing was measured" in capsys.readouterr().out
 

@@ -12,7 +12,7 @@ from many_teachers import write_set
 from small_teacher import TASK, write_teacher
 
 from foundation.cli.cli_args import distillation_flags, parse_command
-from foundation.cli.teacher_set import load_teacher
+from foundation.cli.load_teachers import load_teacher
 from foundation.config.overrides import Overrides
 from foundation.config.resolve import resolve_distillation_cfg
 from foundation.core.errors import UserError

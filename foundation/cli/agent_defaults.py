@@ -7,24 +7,32 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from tensordict import TensorDict
+
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.overrides import Overrides
 from foundation.config.validate import read
 from foundation.config.values import apply_values, key_names
 from foundation.core.errors import UserError
+from foundation.engines.base import AgentCfg, EnvCfg
+from foundation.tasks import load_entry_point, resolve_task
+from foundation.teachers import TeacherPolicyWrapper
+from foundation.teachers.ensemble import TeacherEnsemble
 
 logger = logging.getLogger(__name__)
 
 _DISTILLATION_ENTRY_POINT = "rsl_rl_distillation_cfg_entry_point"
 
 
-def name_experiment(cfg: DistillationCfg, agent_cfg: Any) -> None:
+def name_experiment(cfg: DistillationCfg, agent_cfg: AgentCfg) -> None:
     """Fill in the experiment's name: the agent config's, or else the task's."""
     if cfg.experiment_name is None:
         cfg.experiment_name = str(read(agent_cfg, "experiment_name") or (cfg.task or "").rpartition(":")[2])
 
 
-def choose_groups(cfg: DistillationCfg, agent_cfg: Any, teacher: Any, obs: Any) -> None:
+def choose_groups(
+    cfg: DistillationCfg, agent_cfg: AgentCfg, teacher: TeacherPolicyWrapper | TeacherEnsemble, obs: TensorDict
+) -> None:
     """Fill in the observation groups that were not given.
 
     The student's are those of the agent's config. The teacher's are too, or else those it was trained on, or else what
@@ -50,7 +58,7 @@ def choose_groups(cfg: DistillationCfg, agent_cfg: Any, teacher: Any, obs: Any) 
         cfg.student.obs_groups = list(groups.get("student") or actor)
 
 
-def groups_line(cfg: DistillationCfg, obs: Any) -> str:
+def groups_line(cfg: DistillationCfg, obs: TensorDict) -> str:
     """Return the line that the console shows for what the teacher reads, such as ``policy 26 + privileged 9``.
 
     Args:
@@ -64,7 +72,7 @@ def groups_line(cfg: DistillationCfg, obs: Any) -> str:
     return f"Teacher observation groups: {' + '.join(sizes)}{of_these}"
 
 
-def _warn_of_other_groups(own: list[str], taken: list[str], size: int, obs: Any) -> None:
+def _warn_of_other_groups(own: list[str], taken: list[str], size: int, obs: TensorDict) -> None:
     missing = [group for group in own if group not in obs.keys()]  # noqa: SIM118  # a TensorDict wants keys()
     names = ", ".join(missing)
     why = f"the environment has no '{names}'" if missing else "the task's config names others"
@@ -78,7 +86,7 @@ def _warn_of_other_groups(own: list[str], taken: list[str], size: int, obs: Any)
     )
 
 
-def _size(groups: list[str], columns: list[int] | None, obs: Any) -> int | None:
+def _size(groups: list[str], columns: list[int] | None, obs: TensorDict) -> int | None:
     """Return how many columns some groups have together; None where one of them is not there."""
     if any(group not in obs.keys() for group in groups):  # noqa: SIM118  # a TensorDict wants keys()
         return None
@@ -90,7 +98,7 @@ READ_KEYS = ("clip_actions", "experiment_name", "obs_groups")
 """Keys of the agent's config that a distillation run reads."""
 
 
-def warn_without_effect(overrides: Overrides, cfg: DistillationCfg, env_cfg: Any) -> None:
+def warn_without_effect(overrides: Overrides, cfg: DistillationCfg, env_cfg: EnvCfg) -> None:
     """Name what was typed for the agent's config and has no effect: distillation has a learner of its own.
 
     Args:
@@ -142,11 +150,14 @@ def size_student(cfg: DistillationCfg, overrides: Overrides) -> bool:
     return differs
 
 
-def _student_sizes(agent_cfg: Any) -> dict[str, Any]:
+def _student_sizes(agent_cfg: AgentCfg | None) -> dict[str, Any]:
     """Read layers and activation of a feed-forward student, of RSL-RL's new layout or of its old one."""
-    model, old = read(agent_cfg, "student"), read(agent_cfg, "policy")
-    source, prefix = (model, "") if isinstance(read(model, "hidden_dims"), Sequence) else (old, "student_")
-    hidden_dims, activation = read(source, f"{prefix}hidden_dims"), read(source, "activation")
+    source = read(agent_cfg, "student")
+    hidden_dims = read(source, "hidden_dims")
+    if not isinstance(hidden_dims, Sequence):  # before rsl-rl-lib 4
+        source = read(agent_cfg, "policy")
+        hidden_dims = read(source, "student_hidden_dims")
+    activation = read(source, "activation")
     if not isinstance(hidden_dims, Sequence):
         return {}
     if isinstance(read(source, "rnn_type"), str):
@@ -165,10 +176,8 @@ def distillation_groups(task: str) -> dict[str, Any]:
     return {name: found for name, found in (("teacher", groups.get("teacher")), ("student", student)) if found}
 
 
-def _distillation_cfg(task: str) -> Any:
+def _distillation_cfg(task: str) -> AgentCfg | None:
     """Load the task's own config for RSL-RL's distillation; None where it has none."""
-    from foundation.tasks import load_entry_point, resolve_task
-
     try:
         spec = resolve_task(task)
     except UserError:

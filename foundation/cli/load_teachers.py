@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from foundation.cli.agent_values import choose_groups
+from foundation.cli.agent_defaults import choose_groups
+from foundation.cli.session import Session
 from foundation.config.distillation_cfg import DistillationCfg
+from foundation.config.validate import read
 from foundation.core.errors import UserError, suggest
-
-if TYPE_CHECKING:
-    from foundation.engines.base import Engine
-    from foundation.teachers.ensemble import TeacherEnsemble
-    from foundation.teachers.manifest import TeacherEntry
+from foundation.engines.base import Engine, EnvCfg
+from foundation.policies.actors import PolicyActor
+from foundation.policies.obs_groups import ObsSelector
+from foundation.rollout.evaluate import evaluate
+from foundation.runs.base import EVAL_SEED
+from foundation.teachers import TeacherPolicyWrapper
+from foundation.teachers.assignment import TeacherAssignment
+from foundation.teachers.ensemble import TeacherEnsemble, load_ensemble
+from foundation.teachers.manifest import FAILED, TeacherEntry, find_teachers, is_one_file
+from foundation.teachers.teacher_board import TeacherBoard
 
 logger = logging.getLogger("foundation.distillation")
 
+Teacher = TeacherPolicyWrapper | TeacherEnsemble
+"""One teacher, or several with the interface of one."""
 
-def load_teacher(cfg: DistillationCfg) -> Any:
+
+def load_teacher(cfg: DistillationCfg) -> Teacher:
     """Read the teacher, or the teachers; a path of one checkpoint is one teacher, in any environment."""
     spec = cfg.teacher.checkpoint
     if spec is None:
         raise UserError("no teacher was given: --teacher_checkpoint PATH")
-    from foundation.teachers import TeacherPolicyWrapper
-    from foundation.teachers.manifest import find_teachers, is_one_file
-
     if not is_one_file(spec):
         return _load_many(cfg, find_teachers(spec))
     if cfg.teacher.combine != "per_env" or cfg.teacher.expert is not None or cfg.teacher.num_active is not None:
@@ -44,9 +51,6 @@ def _overrides(cfg: DistillationCfg) -> dict[str, Any]:
 
 
 def _load_many(cfg: DistillationCfg, entries: list[TeacherEntry]) -> TeacherEnsemble:
-    from foundation.teachers.ensemble import load_ensemble
-    from foundation.teachers.manifest import FAILED
-
     failed = [entry.name for entry in entries if entry.status == FAILED]
     if failed:
         logger.info(
@@ -88,7 +92,7 @@ def _few(names: list[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def fit_environments(engine: Engine, env_cfg: Any, teacher: Any) -> None:
+def fit_environments(engine: Engine, env_cfg: EnvCfg, teacher: Teacher) -> None:
     """Give each of many teachers the same number of environments, and its vehicle.
 
     Args:
@@ -99,11 +103,10 @@ def fit_environments(engine: Engine, env_cfg: Any, teacher: Any) -> None:
     Raises:
         UserError: If the teachers have vehicles and the task has no place for them.
     """
-    number = getattr(teacher, "num_teachers", 1)
-    if getattr(teacher, "mode", "") != "per_env":
+    if not isinstance(teacher, TeacherEnsemble) or teacher.mode != "per_env":
         return
-    scene = getattr(env_cfg, "scene", None)
-    num_envs = getattr(scene, "num_envs", None) or number
+    number = teacher.num_teachers
+    num_envs = engine.num_envs(env_cfg) or number
     rounded = -(-num_envs // number) * number
     if rounded != num_envs:
         logger.info("--num_envs %d is rounded up to %d, a multiple of the %d teachers", num_envs, rounded, number)
@@ -115,35 +118,35 @@ def fit_environments(engine: Engine, env_cfg: Any, teacher: Any) -> None:
             "the manifest gives each teacher a vehicle, but this task has no env.vehicles: leave 'vehicle' out of it, "
             "or use a task that flies them."
         )
-    if env_cfg.vehicles is not None:
+    if read(env_cfg, "vehicles") is not None:
         logger.warning("env.vehicles was given: the vehicles of the teachers' manifest are not used")
         return
-    env_cfg.vehicles = list(teacher.vehicles)
+    setattr(env_cfg, "vehicles", list(teacher.vehicles))  # noqa: B010  # a protocol without fields has none to assign
 
 
-def drop_weak_teachers(engine: Engine, cfg: DistillationCfg, env_cfg: Any, agent_cfg: Any, teacher: Any) -> Any:
+def drop_weak_teachers(session: Session, cfg: DistillationCfg, teacher: Teacher) -> Teacher:
     """Measure many teachers, each on its vehicle, and leave out those below ``--teacher_min_return``.
 
     Does nothing unless ``--teacher_below_min drop`` says so.
 
     Args:
-        engine: Makes the environment to measure in.
+        session: Makes the environment to measure in; the config of its environments is fitted to those that are left.
         cfg: The run's configuration; ``teacher.dropped`` gets the names.
-        env_cfg: The environment's configuration; it is fitted to those that are left.
-        agent_cfg: The agent's configuration.
         teacher: The teachers.
 
     Returns:
         Those that are left.
     """
     floor = cfg.teacher.min_return
-    if floor is None or cfg.teacher.below_min != "drop" or getattr(teacher, "mode", "") != "per_env":
+    if floor is None or cfg.teacher.below_min != "drop":
         return teacher
-    if engine.envs_per_process == 1:
+    if not isinstance(teacher, TeacherEnsemble) or teacher.mode != "per_env":
+        return teacher
+    if not session.holds_many:
         raise UserError(
             "--teacher_below_min drop measures the teachers in an environment of their own: use refuse here."
         )
-    board = _measure(engine, cfg, env_cfg, agent_cfg, teacher)
+    board = _measure(session, cfg, teacher)
     below = board.below(floor)
     if not below:
         return teacher
@@ -152,33 +155,24 @@ def drop_weak_teachers(engine: Engine, cfg: DistillationCfg, env_cfg: Any, agent
         raise UserError(f"all {len(names)} teachers are below --teacher_min_return {floor:g}: {board.line('teacher')}.")
     logger.info("%d of %d teachers are dropped, below %g: %s", len(names), teacher.num_teachers, floor, _few(names))
     cfg.teacher.dropped = [*cfg.teacher.dropped, *names]
-    if teacher.vehicles and env_cfg.vehicles == teacher.vehicles:
-        env_cfg.vehicles = None
+    if teacher.vehicles and read(session.env_cfg, "vehicles") == teacher.vehicles:
+        setattr(session.env_cfg, "vehicles", None)  # noqa: B010
     teacher = load_teacher(cfg)
-    fit_environments(engine, env_cfg, teacher)
+    fit_environments(session.engine, session.env_cfg, teacher)
     return teacher
 
 
-def _measure(engine: Engine, cfg: DistillationCfg, env_cfg: Any, agent_cfg: Any, teacher: Any) -> Any:
-    from foundation.policies.actors import PolicyActor
-    from foundation.policies.obs_groups import ObsSelector
-    from foundation.rollout.evaluate import evaluate
-    from foundation.runs.base import EVAL_SEED
-    from foundation.teachers.assignment import TeacherAssignment
-    from foundation.teachers.teacher_board import TeacherBoard
-
-    own_cfg, own = copy.deepcopy(env_cfg), copy.deepcopy(cfg)
+def _measure(session: Session, cfg: DistillationCfg, teacher: TeacherEnsemble) -> TeacherBoard:
+    own = copy.deepcopy(cfg)
     each = -(-(cfg.num_eval_episodes or 1) // teacher.num_teachers)
-    engine.set_common(own_cfg, num_envs=each * teacher.num_teachers, seed=None, device=None)
-    env: Any = engine.make_env(own_cfg, agent_cfg)
-    choose_groups(own, agent_cfg, teacher, env.get_observations())
-    selector = ObsSelector(own.teacher.obs_groups or ["policy"], own.teacher.obs_slice)
-    selector.check(env.get_observations(), "teacher", teacher.num_obs)
-    assignment, board = TeacherAssignment(teacher.names), TeacherBoard(teacher.names)
-    result = evaluate(
-        env, PolicyActor(teacher, selector), env.num_envs, cfg.seed + EVAL_SEED, teacher_of=assignment.index
-    )
+    assignment = TeacherAssignment(teacher.names)
+    board = TeacherBoard(teacher.names)
+    with session.passing_env(each * teacher.num_teachers) as env:
+        choose_groups(own, session.agent_cfg, teacher, env.get_observations())
+        selector = ObsSelector(own.teacher.obs_groups or ["policy"], own.teacher.obs_slice)
+        selector.check(env.get_observations(), "teacher", teacher.num_obs)
+        actor = PolicyActor(teacher, selector)
+        result = evaluate(env, actor, env.num_envs, cfg.seed + EVAL_SEED, teacher_of=assignment.index)
     assert result.teacher is not None
     board.record("teacher", result.returns, result.teacher)
-    getattr(env, "close", lambda: None)()
     return board

@@ -14,7 +14,7 @@ import pytest
 import torch
 from small_teacher import SMALL, TASK, write_teacher
 
-from foundation.cli.agent_values import choose_groups, groups_line, name_experiment, size_student
+from foundation.cli.agent_defaults import choose_groups, groups_line, name_experiment, size_student
 from foundation.config.agent_cfg import DistillationRunnerCfg, ModelCfg
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.overrides import parse_overrides

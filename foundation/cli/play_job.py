@@ -1,0 +1,235 @@
+"""One job of ``play.py``: its command line checked, then carried out in a session, measured and shown."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from foundation.cli.cli_args import CommandParser, Interrupt, parse_command, say_beaten
+from foundation.cli.played_policy import PlayedPolicy
+from foundation.cli.session import Session
+from foundation.cli.teacher_tokens import TEACHER
+from foundation.cli.vehicle_table import vehicle_figures, vehicle_names, vehicle_of, vehicle_table, whole_fleets
+from foundation.config.overrides import Overrides, parse_overrides
+from foundation.config.plain import finite, to_plain
+from foundation.config.validate import read
+from foundation.core.errors import RunInterrupted, UserError, suggest
+from foundation.core.files import atomic_write_bytes
+from foundation.engines import select_engine
+from foundation.engines.base import (
+    AGENT_ENTRY_POINT,
+    AgentCfg,
+    Engine,
+    EnvCapabilities,
+    EnvCfg,
+    LaunchRequest,
+    VecEnv,
+    VideoRequest,
+)
+from foundation.evaluation.report_table import evaluation_figures, evaluation_table, inference_seconds
+from foundation.policies.obs_groups import ObsSelector
+from foundation.rollout.evaluate import evaluate
+from foundation.rollout.stepper import RealTimePace
+
+logger = logging.getLogger("foundation.play")
+AGENTS = ("trained", "zero", "random")
+
+
+@dataclass
+class Job:
+    """What the command line asks for, before a simulator is up."""
+
+    args: argparse.Namespace
+    overrides: Overrides
+    played: PlayedPolicy
+    engine: Engine
+    seed: int
+    """Seed of the episodes."""
+
+    @classmethod
+    def choose_engine(cls, parser: CommandParser, argv: Sequence[str], played: PlayedPolicy, seed: int) -> Job:
+        """Choose the engine; its own flags are known only then.
+
+        Args:
+            parser: Knows the flags that need no engine.
+            argv: Arguments without the program's name.
+            played: What acts.
+            seed: Seed of the episodes where ``--seed`` is not given.
+        """
+        args, _ = parse_command(parser, argv, strict=False)
+        engine, why = select_engine(played.task, args.engine or "auto")
+        engine.add_args(parser)
+        args, tokens = parse_command(parser, argv)
+        logger.info("%s", why)
+        overrides = parse_overrides(of_env_and_agent(tokens), scopes=("env", "agent"))
+        refuse_bare_seed(overrides)
+        args.presets = overrides.take(engine.selectors)
+        return cls(args, overrides, played, engine(), seed if args.seed is None else args.seed)
+
+    def load_configs(self) -> dict[str, Any]:
+        """Return the configs of environment and agent as plain values, starting nothing."""
+        args = self.args
+        device = self.played.device
+        request = LaunchRequest(self.played.task, AGENT_ENTRY_POINT, device, args=args)
+        env_cfg, agent_cfg = self.engine.load_configs(request)
+        self.overrides.configure(env_cfg, agent_cfg)
+        self.engine.set_common(env_cfg, num_envs=args.num_envs, seed=args.seed, device=device)
+        return {"env": to_plain(env_cfg), "agent": to_plain(agent_cfg)}
+
+    @contextlib.contextmanager
+    def launch(self) -> Iterator[Session]:
+        """Start the simulator."""
+        args = self.args
+        entry_point = args.agent if args.agent.endswith("_entry_point") else AGENT_ENTRY_POINT
+        request = LaunchRequest(self.played.task, entry_point, self.played.device, args.headless, args.video, args)
+        with Session.launch(self.engine, request, self.configure) as session:
+            session.set_log_dir(self.played.folder)
+            yield session
+
+    def configure(self, env_cfg: EnvCfg, agent_cfg: AgentCfg) -> None:
+        """Apply overrides and flags; without either there are as many environments as episodes, or fewer."""
+        args, engine = self.args, self.engine
+        say_beaten(args, self.overrides)
+        self.overrides.configure(env_cfg, agent_cfg)
+        num_envs = args.num_envs
+        if num_envs is None and not any(key.endswith("scene.num_envs") for key in typed_keys(self.overrides)):
+            configured = engine.num_envs(env_cfg) or args.num_episodes
+            num_envs = whole_fleets(env_cfg, min(args.num_episodes, configured))
+        engine.set_common(env_cfg, num_envs=num_envs, seed=args.seed, device=self.played.device)
+        bound = None if self.played.policy is None else self.played.policy.clip_actions
+        if bound is not None and getattr(agent_cfg, "clip_actions", bound) is None:
+            setattr(agent_cfg, "clip_actions", bound)  # noqa: B010  # a protocol without fields has none to assign
+
+    def run(self, session: Session) -> int:
+        """Run the episodes and show what was measured; return the exit code."""
+        args = self.args
+        video = None
+        if args.video:  # one clip, from the first step on
+            video = VideoRequest(self.played.folder / "videos" / "play", args.video_length, 0)
+        env = session.make_env(video=video)
+        with Interrupt() as interrupt:
+            try:
+                self.measure(env, interrupt)
+            except RunInterrupted:
+                print("Stopped before the episodes had ended: nothing was measured")
+            finally:
+                session.close_env(env)
+        return interrupt.exit_code
+
+    def measure(self, env: VecEnv, interrupt: Interrupt) -> None:
+        """Run the episodes in an environment, and show and write their figures."""
+
+        def poll() -> None:
+            if interrupt.interrupted():
+                raise RunInterrupted
+
+        args, played = self.args, self.played
+        actor, selector = played.make_actor(env, self.seed)
+        pace = [RealTimePace(env)] if args.real_time else []
+        result = evaluate(env, actor, args.num_episodes, self.seed, pace, poll, teacher_of=vehicle_of(env))
+        figures = evaluation_figures(result) | network_figures(played, env, selector)
+        vehicles = vehicle_figures(result, vehicle_names(read(env.cfg, "vehicles")))
+        head = [("policy", played.describe())]
+        if played.checkpoint is not None:
+            head.append(("checkpoint", str(played.checkpoint)))
+        head.append(("episodes", f"{figures['num_episodes']} in {env.num_envs} environments, seed {self.seed}"))
+        units = EnvCapabilities.of(env).metric_units
+        console = Console(highlight=False)
+        console.print(evaluation_table(f"{played.task} ({self.engine.name})", head, figures, units))
+        if vehicles:
+            figures["vehicles"] = vehicles
+            console.print(vehicle_table(vehicles))
+        if args.json:
+            write_json(Path(args.json), self.origin(env) | figures)
+
+    def origin(self, env: VecEnv) -> dict[str, Any]:
+        """Return what the figures are of."""
+        played = self.played
+        return {
+            "task": played.task,
+            "engine": self.engine.name,
+            "device": played.device,
+            "agent": self.args.agent,
+            "policy": played.describe(),
+            "checkpoint": None if played.checkpoint is None else str(played.checkpoint),
+            "num_envs": env.num_envs,
+            "seed": self.seed,
+        }
+
+
+def network_figures(played: PlayedPolicy, env: VecEnv, selector: ObsSelector | None) -> dict[str, Any]:
+    """Time the network's step, and count its parameters; nothing without a network."""
+    policy = played.policy
+    if policy is None or selector is None:
+        return {}
+    obs = selector(env.get_observations())
+    timed = {len(batch): 1e6 * inference_seconds(policy, batch) for batch in (obs, obs[:1])}
+    network = getattr(policy.policy, "actor", policy.policy)
+    return {"inference_us": timed, "parameters": sum(p.numel() for p in network.parameters())}
+
+
+def write_json(path: Path, figures: dict[str, Any]) -> None:
+    """Write the figures, whole or not at all; what is not finite becomes null."""
+    atomic_write_bytes(path, (json.dumps(finite(to_plain(figures)), indent=2) + "\n").encode())
+
+
+def of_env_and_agent(tokens: list[str]) -> list[str]:
+    """Leave out the overrides that are about the policy and not about the simulation."""
+    return [token for token in tokens if not token.startswith(("student=", TEACHER))]
+
+
+def typed_keys(overrides: Overrides) -> list[str]:
+    """List the keys of the overrides as they were typed."""
+    items = [item for items in (*overrides.scoped.values(), overrides.bare) for item in items]
+    return [item.token.partition("=")[0] for item in items]
+
+
+def refuse_bare_seed(overrides: Overrides) -> None:
+    """Say which flag seeds the episodes: a seed of the configs would change nothing here."""
+    for item in overrides.bare:
+        if item.path == "seed":
+            raise UserError(f"override '{item.token}': the episodes are seeded by --seed {item.value}")
+
+
+def typed_device(tokens: list[str]) -> str | None:
+    """Return the device that ``env.sim.device`` or ``sim.device`` names, if it was typed."""
+    found = [token.partition("=")[2] for token in tokens if token.partition("=")[0] in ("env.sim.device", "sim.device")]
+    return found[-1] if found else None
+
+
+def refuse_near_misses(parser: CommandParser, argv: Sequence[str]) -> None:
+    """Complain of a flag that is nearly one of ours; others may be the engine's own."""
+    try:
+        parse_command(parser, argv)
+    except UserError as error:
+        if "Did you mean" in str(error):
+            raise
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Refuse what cannot be, before anything is loaded."""
+    if args.agent not in AGENTS and not args.agent.endswith("_entry_point"):
+        raise UserError(f"--agent is '{args.agent}'. {suggest(args.agent, AGENTS)}")
+    if args.agent in ("zero", "random") and (args.checkpoint or args.load_run):
+        raise UserError(f"--agent {args.agent} needs no policy: leave --checkpoint and --load_run out")
+    if args.agent in ("zero", "random") and args.describe:
+        raise UserError(f"--agent {args.agent} has no checkpoint to --describe: leave one of them out")
+    if args.json and (Path(args.json).is_dir() or not _can_hold(_existing_parent(Path(args.json)))):
+        raise UserError(f"--json {args.json}: cannot be written; give the path of a file")
+
+
+def _can_hold(folder: Path) -> bool:
+    return folder.is_dir() and os.access(folder, os.W_OK)
+
+
+def _existing_parent(path: Path) -> Path:
+    return next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))

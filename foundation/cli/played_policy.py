@@ -1,0 +1,132 @@
+"""The policy that ``play.py`` plays: the file that the flags mean, read, and the task that it was trained on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import foundation
+from foundation.cli.cli_args import resolve_device
+from foundation.cli.teacher_tokens import TEACHER, said_of_teacher
+from foundation.core.errors import UserError
+from foundation.core.files import load_checkpoint
+from foundation.core.registry import refuse_untyped
+from foundation.engines.base import VecEnv
+from foundation.policies.actors import Actor, PolicyActor, RandomActor, ZeroActor
+from foundation.policies.obs_groups import ObsSelector, teacher_selector
+from foundation.runs.run_dir import RunDir
+from foundation.teachers import TeacherPolicyWrapper
+
+LOG_ROOT = Path("logs")
+BEST = "best_student.pt"
+
+
+@dataclass
+class PlayedPolicy:
+    """What acts, and the task that it acts in."""
+
+    task: str
+    device: str
+    agent: str = "trained"
+    """What acts where there is no policy: ``zero`` or ``random``."""
+    checkpoint: Path | None = None
+    policy: TeacherPolicyWrapper | None = None
+
+    @classmethod
+    def find(cls, args: argparse.Namespace, tokens: Sequence[str] = ()) -> PlayedPolicy:
+        """Find and read the policy; it also says which task it was trained on.
+
+        Args:
+            args: Flags.
+            tokens: Overrides that were typed; those of ``distill.teacher`` are about the policy's checkpoint.
+        """
+        device = resolve_device(args.device or "auto")
+        if args.agent in ("zero", "random"):
+            if args.task is None:
+                raise UserError(f"--agent {args.agent} needs a task: --task ID, such as Isaac-Quadcopter-Point-Ctrl-v0")
+            return cls(args.task, device, args.agent)
+        checkpoint = find_checkpoint(args)
+        overrides = said_of_teacher([token for token in tokens if token.startswith(TEACHER)])
+        if args.obs_groups:
+            overrides["obs_groups"] = args.obs_groups
+        policy = TeacherPolicyWrapper(checkpoint, device, **overrides)
+        task = args.task or ("" if args.describe else own_task(checkpoint))
+        return cls(task, device, args.agent, checkpoint, policy)
+
+    @property
+    def folder(self) -> Path:
+        """The policy's run; a folder for all others where there is no policy, or one that is shipped."""
+        package = Path(foundation.__file__).resolve().parent
+        run = None if self.checkpoint is None else self.checkpoint.resolve().parent
+        return LOG_ROOT / "play" if run is None or package in run.parents else run
+
+    def describe(self) -> str:
+        """Say in one line what acts."""
+        policy = self.policy
+        if policy is None:
+            return f"{self.agent} actions"
+        memory = policy.info.recurrence
+        kind = policy.info.format if memory == "none" else f"{policy.info.format}, {memory}"
+        groups = ", ".join(policy.obs_groups or ["policy"])
+        return f"{kind}: {policy.num_obs} ({groups}) -> {policy.hidden_dims} -> {policy.num_actions}"
+
+    def make_actor(self, env: VecEnv, seed: int) -> tuple[Actor, ObsSelector | None]:
+        """Return what acts, and how a policy's observations are selected.
+
+        Args:
+            env: The environment that it acts in.
+            seed: Seed of random actions.
+        """
+        policy = self.policy
+        if policy is None:
+            if self.agent == "zero":
+                return ZeroActor(env.num_actions), None
+            return RandomActor(env.num_actions, seed, env.device), None
+        obs = env.get_observations()
+        selector = teacher_selector(policy, obs, policy.obs_groups, policy.obs_slice)
+        selector.check(obs, "policy", policy.num_obs, key="--obs_groups")
+        if policy.num_actions != env.num_actions:
+            raise UserError(
+                f"the policy has {policy.num_actions} actions but the task '{self.task}' takes {env.num_actions}: "
+                "it was trained on another task"
+            )
+        return PolicyActor(policy, selector), selector
+
+
+def find_checkpoint(args: argparse.Namespace) -> Path:
+    """Return the file that the flags mean; by default the best student of the newest distillation run."""
+    named = args.checkpoint
+    if named and (Path(named).exists() or os.sep in named):
+        return Path(named)
+    try:
+        wanted = named or BEST  # a run that was stopped before its first evaluation has no student yet
+        run = RunDir.find(LOG_ROOT / "distillation", args.experiment_name, args.load_run, with_file=wanted)
+    except UserError as error:  # it may be a run of train.py, but only if the user names one
+        if args.experiment_name is None and args.load_run is None:
+            missing = f"'{named}' does not exist, and " if named else ""
+            raise UserError(
+                f"{missing}no run found in {LOG_ROOT / 'distillation'}: give --checkpoint PATH, or distil a student "
+                "first"
+            ) from None
+        try:
+            run = RunDir.find(LOG_ROOT / "rsl_rl", args.experiment_name, args.load_run)
+        except UserError:
+            raise error from None
+        best = run.path / "best_model.pt"
+        return best if named is None and best.exists() else run.checkpoint_path(named or r"model_.*\.pt")
+    return run.checkpoint_path(named or BEST)
+
+
+def own_task(checkpoint: Path) -> str:
+    """Return the task that a checkpoint says it was trained on."""
+    try:
+        task = load_checkpoint(checkpoint).get("task")
+    except UserError:  # the policy could be read: its file is of another kind, which names no task
+        task = None
+    if not isinstance(task, str):
+        raise UserError(f"'{checkpoint}' does not say which task it was trained on: give --task ID")
+    refuse_untyped(task, f"'{checkpoint}': its task", "--task")
+    return task

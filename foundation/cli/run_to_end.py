@@ -1,0 +1,66 @@
+"""Carry a run out: its folder, its scalars, and what is said when a signal or a closed pipe ends it early."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from foundation.cli.command import Interrupt, reader_has_gone
+from foundation.config.distillation_cfg import DistillationCfg
+from foundation.core.errors import RunInterrupted
+from foundation.core.registry import import_flags
+from foundation.runs.base import Runner
+from foundation.runs.metrics_writer import MetricsWriter, make_writer
+from foundation.runs.run_dir import RunDir
+
+LOG_ROOT = Path("logs/distillation")
+
+BuildRunner = Callable[[MetricsWriter, Callable[[], str]], Runner]
+"""Builds the runner from the writer of its scalars and what names the signal that asks it to stop, "" without one."""
+
+
+@contextlib.contextmanager
+def run_folder(resumed: RunDir | None, experiment_name: str, run_name: str) -> Iterator[RunDir]:
+    """Lock the folder of a run; a new one in which nothing was saved is removed afterwards.
+
+    Args:
+        resumed: The run to go on with, or None for a new one.
+        experiment_name: Folder of a new run under ``logs/distillation``.
+        run_name: Suffix of its own folder.
+    """
+    run = resumed or RunDir.create(LOG_ROOT, experiment_name, run_name)
+    run.lock()
+    try:
+        yield run
+    finally:
+        if resumed is None:
+            run.discard_if_empty()
+
+
+def run_to_end(run: RunDir, cfg: DistillationCfg, first_step: int | None, build: BuildRunner) -> int:
+    """Build a runner and let it run until its end or a signal.
+
+    Args:
+        run: The run's folder.
+        cfg: The run's configuration.
+        first_step: First step that a resumed run logs again; None for a new run.
+        build: Builds the runner.
+
+    Returns:
+        The exit code.
+    """
+    writer = make_writer(cfg.logger, run.path, cfg.log_project_name, cfg, purge_step=first_step)
+    go_on = f"Go on with: --resume --load_run {run.name}{import_flags()}"
+    with Interrupt() as interrupt:
+        try:
+            runner = build(writer, interrupt.interrupted)
+            print(f"Logging to {run.path}")
+            runner.run()
+        except RunInterrupted as reason:
+            print(f"Stopped ({reason}). {go_on}")
+        except BrokenPipeError:
+            return reader_has_gone(f"Stopped: nobody reads the output. {go_on}")
+        finally:
+            writer.close()
+    return interrupt.exit_code

@@ -1,0 +1,112 @@
+"""A session: an engine at work on one task, its two configs, and the environments that are made and closed there."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+from foundation.core.errors import UserError
+from foundation.engines.base import (
+    AgentCfg,
+    Configure,
+    Engine,
+    EnvCfg,
+    LaunchRequest,
+    MakeEvalEnv,
+    VecEnv,
+    VideoRequest,
+)
+
+
+class Session:
+    """A launched engine. Every environment that is still open is closed when the session ends.
+
+    Args:
+        engine: Runs the task; its simulator is up.
+        env_cfg: The environment's config, everything that was typed applied.
+        agent_cfg: The agent's config, likewise.
+    """
+
+    def __init__(self, engine: Engine, env_cfg: EnvCfg, agent_cfg: AgentCfg):
+        self.engine = engine
+        self.env_cfg = env_cfg
+        self.agent_cfg = agent_cfg
+        self._open: list[VecEnv] = []
+
+    @classmethod
+    @contextlib.contextmanager
+    def launch(cls, engine: Engine, request: LaunchRequest, configure: Configure) -> Iterator[Session]:
+        """Start the simulator, and end it with the session.
+
+        Args:
+            engine: Starts it.
+            request: The task, the device and the launcher's own flags.
+            configure: Applies what was typed to the configs of environment and agent.
+        """
+        with engine.launch(request, configure) as (env_cfg, agent_cfg):
+            session = cls(engine, env_cfg, agent_cfg)
+            try:
+                yield session
+            finally:
+                session.close()
+
+    @property
+    def holds_many(self) -> bool:
+        """Whether a second environment can be made beside the first."""
+        return self.engine.envs_per_process != 1
+
+    @property
+    def make_eval_env(self) -> MakeEvalEnv | None:
+        """What makes evaluation environments; None where the process can hold only one environment."""
+        return self.make_env if self.holds_many else None
+
+    def make_env(
+        self, num_envs: int | None = None, *, seed: int | None = None, video: VideoRequest | None = None
+    ) -> VecEnv:
+        """Make an environment of the task.
+
+        Args:
+            num_envs: How many it steps at once. None: as many as the config says; the config itself is then used.
+            seed: Seed of its random numbers, in a config of its own. None: the config's.
+            video: Clips to record.
+
+        Raises:
+            UserError: If the engine can hold only one, and there is one.
+        """
+        if self._open and not self.holds_many:
+            raise UserError(f"engine '{self.engine.name}' can hold only one environment in a process")
+        env_cfg = self.env_cfg
+        if num_envs is not None or seed is not None:
+            env_cfg = copy.deepcopy(self.env_cfg)
+            self.engine.set_common(env_cfg, num_envs=num_envs, seed=seed, device=None)
+        env = self.engine.make_env(env_cfg, self.agent_cfg, video=video)
+        self._open.append(env)
+        return env
+
+    @contextlib.contextmanager
+    def passing_env(self, num_envs: int) -> Iterator[VecEnv]:
+        """Make an environment for one measurement, and close it afterwards."""
+        env = self.make_env(num_envs)
+        try:
+            yield env
+        finally:
+            self.close_env(env)
+
+    def close_env(self, env: VecEnv) -> None:
+        """Close one environment before the session ends."""
+        self._open = [other for other in self._open if other is not env]
+        close = getattr(env, "close", None)
+        if close is not None:  # a user's own engine may return an environment that has nothing to close
+            close()
+
+    def set_log_dir(self, path: Path) -> None:
+        """Tell the environments to come where the run writes."""
+        self.engine.set_log_dir(self.env_cfg, path)
+
+    def close(self) -> None:
+        """Close the environments, the newest first; a second call does nothing."""
+        with contextlib.ExitStack() as stack:  # one that fails to close keeps no other open
+            for env in self._open:
+                stack.callback(self.close_env, env)

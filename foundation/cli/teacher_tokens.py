@@ -1,0 +1,32 @@
+"""What is said of a teacher's checkpoint on a command line: ``distill.teacher.<key>=<value>``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from foundation.core.errors import UserError
+
+TEACHER = "distill.teacher."
+"""What overrides that are about the policy's checkpoint begin with."""
+
+
+def said_of_teacher(tokens: Sequence[str]) -> dict[str, Any]:
+    """Return what ``distill.teacher.<key>=<value>`` says about the checkpoint.
+
+    Args:
+        tokens: As they were typed.
+    """
+    said = {}
+    for token in tokens:
+        key, found, value = token.partition("=")
+        name = key.removeprefix("distill.").removeprefix("teacher.")
+        if not found or not name.isidentifier():
+            raise UserError(f"'{token}' is not understood: write distill.teacher.<key>=<value>, such as strict=false")
+        try:
+            said[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"'{token}': its value cannot be read; put text in quotes") from error
+    return said
