@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "foundation"
 DIRECTLY_BELOW: dict[str, set[str]] = {
     "core": set(),
     "accel": {"core"},
+    "deploy": {"core"},  # runs on a robot: NumPy and nothing else
     "config": {"core"},
     "policies": {"config", "accel"},
     "students": {"policies"},
@@ -24,8 +25,8 @@ DIRECTLY_BELOW: dict[str, set[str]] = {
     "rollout": {"dataset", "engines"},
     "learning": {"rollout"},
     "evaluation": {"learning"},
-    "export": {"learning"},
-    "tasks": {"config"},
+    "export": {"learning", "deploy"},
+    "tasks": {"config", "deploy"},
     "tasks.quadrotor.training": {"tasks", "learning"},
     "engines": {"tasks"},
     "runs": {"evaluation", "export"},

@@ -59,6 +59,7 @@ for _id, _cfg in (
             "env_cfg_entry_point": f"{__name__}:{_cfg}",
             "torch_env_entry_point": f"{__name__}.torch_env:QuadcopterPointCtrlEnv",
             "l2f_env_entry_point": f"{__name__}.l2f_env:QuadcopterPointCtrlL2fEnv",
+            "layout_entry_point": f"{__name__}.layout:make_layout",
             "isaaclab_env_entry_point": f"{__name__}.isaaclab_env:make_env",
             "rsl_rl_cfg_entry_point": f"{_AGENTS}.rsl_rl_ppo_cfg:QuadcopterPointCtrlPPORunnerCfg",
             "rsl_rl_distillation_cfg_entry_point": (

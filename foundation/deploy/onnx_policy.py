@@ -1,0 +1,76 @@
+"""ONNX models that this project has exported, run by onnxruntime."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+
+from foundation.core.errors import UserError
+from foundation.core.text import one_line
+from foundation.deploy.description import Description
+from foundation.deploy.golden import FloatArray
+
+METADATA = "foundation"
+"""Key of the model's metadata under which description and memory are, as JSON."""
+
+
+@dataclass(frozen=True)
+class OnnxMemory:
+    """An input that remembers, the output that is its next value, and the columns of the state that it holds."""
+
+    name: str
+    after: str
+    columns: tuple[tuple[int, int], ...]
+    """Start and size of each of its layers; its shape is (layers, num_envs, size)."""
+
+
+class OnnxRuntime:
+    """A session of onnxruntime on one thread: a policy's step is too short for more."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the model.
+
+        Args:
+            path: The file.
+        """
+        try:
+            import onnxruntime  # an optional package
+        except ImportError:
+            raise UserError(f"'{path}' is run by the package onnxruntime: pip install onnxruntime") from None
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            texts = self._session.get_modelmeta().custom_metadata_map
+        except Exception as error:  # onnxruntime raises an error type of its own for each kind
+            raise UserError(f"'{path}' cannot be run by onnxruntime: {one_line(error)}. Export it again.") from error
+        if METADATA not in texts:
+            raise UserError(f"'{path}' has no description of its policy: it was not written by foundation's export.py")
+        try:
+            values = json.loads(texts[METADATA])
+            self.description = Description.from_dict(values["description"], f"'{path}'")
+            self.initial_state: FloatArray = numpy.array(values["initial_state"], numpy.float32).reshape(-1)
+            self._memories = [
+                OnnxMemory(part["input"], part["output"], tuple((start, size) for start, size in part["columns"]))
+                for part in values["memory"]
+            ]
+        except (LookupError, TypeError, ValueError) as error:
+            raise UserError(f"'{path}' has corrupt metadata: {one_line(error)}. Export it again.") from error
+        self._outputs = ["actions", *(memory.after for memory in self._memories)]
+
+    def run(self, obs: FloatArray, state: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return actions and the next state. Shapes: (num_envs, num_obs) and (num_envs, state_size)."""
+        feed = {"obs": obs}
+        for memory in self._memories:
+            feed[memory.name] = numpy.stack([state[:, start : start + size] for start, size in memory.columns])
+        actions, *kept = self._session.run(self._outputs, feed)
+        after = numpy.empty_like(state)
+        for memory, layers in zip(self._memories, kept, strict=True):
+            for (start, size), layer in zip(memory.columns, layers, strict=True):
+                after[:, start : start + size] = layer
+        return actions, after

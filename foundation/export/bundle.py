@@ -1,0 +1,222 @@
+"""Everything that is known about a policy that is to be exported, made from its checkpoint and its task."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+
+from foundation.checkpoints.reading.loading import LoadedPolicy
+from foundation.core.errors import UserError
+from foundation.core.files import load_checkpoint, load_yaml
+from foundation.deploy.description import Description, Field
+from foundation.deploy.golden import Golden
+from foundation.deploy.program import OBS, Program
+from foundation.export.program import program_of
+from foundation.policies.info import PolicyInfo
+from foundation.policies.policy_network import PolicyNetwork
+from foundation.tasks import load_entry_point, resolve_task
+
+logger = logging.getLogger(__name__)
+
+GOLDEN_STEPS, GOLDEN_ENVS = 120, 4
+_MOST_NUMBERS = 1 << 17
+"""Observations of a golden sequence: one of images is shorter."""
+_LAYOUT = "layout_entry_point"
+"""Where a task registers what its observations and actions are: a function that returns group -> fields."""
+
+Layout = Mapping[str, Sequence[Field]]
+"""Observation group -> its fields in order; ``actions`` -> those of the action."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A policy, ready to be written in any format."""
+
+    network: PolicyNetwork
+    """The policy itself."""
+    info: PolicyInfo
+    """What was read about it."""
+    program: Program
+    """Its operations, the bound of its actions included."""
+    description: Description
+    """What a user of the exported file has to know."""
+    golden: Golden
+    """What it gives."""
+
+
+def make_bundle(policy: LoadedPolicy, name: str = "policy", task: str | None = None) -> Bundle:
+    """Gather what is known about a policy.
+
+    Args:
+        policy: As :func:`foundation.checkpoints.load_policy` read it.
+        name: Of the exported files.
+        task: The task that it acts in. None: the one that its checkpoint names, if any.
+    """
+    info, network = policy.info, policy.network
+    path = Path(info.path)
+    try:
+        program = program_of(network, info.clip_actions)
+    except UserError as error:
+        raise UserError(f"'{path}' cannot be exported: {error}") from error
+    task = task or _own_task(path)
+    layout = _layout(task)
+    groups = tuple(info.obs_groups or ())
+    description = Description(
+        name=name,
+        num_obs=program.num_obs,
+        num_actions=program.num_actions,
+        num_choices=info.num_choices,
+        state_size=program.state_size,
+        observations=_observations(layout, groups, info.obs_slice, program.num_obs, path),
+        actions=_actions(layout, info, program.num_actions),
+        obs_groups=groups,
+        obs_slice=None if info.obs_slice is None else (info.obs_slice[0], info.obs_slice[1]),
+        normalized=any(operation.kind == "normalize" for operation in program.operations),
+        action_clip=info.clip_actions,
+        control_interval=_control_interval(path, task),
+        task=task,
+        format=info.format,
+        architecture=_architecture(info),
+        source_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+    golden = record(network, info.clip_actions, program)
+    return Bundle(network=network, info=info, program=program, description=description, golden=golden)
+
+
+@torch.no_grad()
+def record(network: PolicyNetwork, clip: float | None, program: Program, seed: int = 0) -> Golden:
+    """Return what a policy gives for observations drawn as its normaliser expects them, with resets of some envs.
+
+    Args:
+        network: The policy.
+        clip: Bound of its actions.
+        program: Its operations, for the moments of its normaliser.
+        seed: Of the observations.
+    """
+    generator = numpy.random.default_rng(seed)
+    steps = max(4, min(GOLDEN_STEPS, _MOST_NUMBERS // (GOLDEN_ENVS * program.num_obs)))
+    obs = generator.standard_normal((steps, GOLDEN_ENVS, program.num_obs)).astype(numpy.float32)
+    for operation in program.operations:
+        if operation.kind == "normalize" and operation.inputs == (OBS,):
+            obs = obs / numpy.where(operation.arrays["scale"] == 0, 1, operation.arrays["scale"])
+            obs = obs + operation.arrays["mean"]
+    resets = generator.random((steps, GOLDEN_ENVS)) < 0.05
+    resets[0] = True
+    if steps > 3:
+        resets[2, 0], resets[3, 1:3] = True, True
+    obs = obs.astype(numpy.float32)
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    actions: list[torch.Tensor] = []
+    state = network.initial_state(GOLDEN_ENVS, device)
+    for given, begins in zip(torch.from_numpy(obs), torch.from_numpy(resets), strict=True):
+        state = network.reset_state(state, begins.to(device))
+        output, state = network.step(given.to(device), state)
+        actions.append(output.mean if clip is None else output.mean.clamp(-clip, clip))
+    return Golden(obs=obs, resets=resets, actions=torch.stack(actions).float().cpu().numpy())
+
+
+def _own_task(path: Path) -> str | None:
+    """Return the task that a checkpoint names, None where it is of a kind that names none."""
+    try:
+        task = load_checkpoint(path).get("task")
+    except UserError:
+        return None
+    return task if isinstance(task, str) else None
+
+
+def _layout(task: str | None) -> Layout:
+    """Return what a task says about its observations and actions; nothing where it is not known here."""
+    if task is None:
+        return {}
+    try:
+        spec = resolve_task(task)
+        return load_entry_point(spec, _LAYOUT) if _LAYOUT in spec.kwargs else {}
+    except UserError as error:
+        logger.info("The names of the observations are not known: %s", error)
+        return {}
+
+
+def _observations(
+    layout: Layout, groups: tuple[str, ...], columns: list[int] | None, num_obs: int, path: Path
+) -> tuple[Field, ...]:
+    known = groups and all(group in layout for group in groups)
+    if not known:
+        name = groups[0] if len(groups) == 1 and columns is None else "observation"
+        return (Field(name=name, size=num_obs),)
+    fields = [field for group in groups for field in layout[group]]
+    if columns is not None:
+        fields = _cut(fields, columns[0], columns[1])
+    total = sum(field.size for field in fields)
+    if total != num_obs:
+        raise UserError(
+            f"'{path}' reads {num_obs} observations, and its groups {list(groups)} have {total} in its task: give the "
+            "task that it acts in (--task), or its groups (distill.teacher.obs_groups=[...])"
+        )
+    return tuple(fields)
+
+
+def _cut(fields: Sequence[Field], start: int, stop: int) -> list[Field]:
+    """Return the fields of the columns from start to stop; one that is cut is named after the columns that are left."""
+    kept: list[Field] = []
+    first = 0
+    for field in fields:
+        low, high = max(start, first), min(stop, first + field.size)
+        if low < high:
+            whole = high - low == field.size
+            name = field.name if whole else f"{field.name}[{low - first}:{high - first}]"
+            kept.append(Field(name=name, size=high - low, unit=field.unit, frame=field.frame))
+        first += field.size
+    return kept
+
+
+def _actions(layout: Layout, info: PolicyInfo, num_actions: int) -> tuple[Field, ...]:
+    if info.num_choices is not None:
+        return (Field(name="choice", size=1, frame=f"index of one of {info.num_choices} choices"),)
+    fields = tuple(layout.get("actions", ()))
+    return fields if sum(field.size for field in fields) == num_actions else (Field(name="action", size=num_actions),)
+
+
+def run_config(path: Path, name: str) -> dict[str, object]:
+    """Return a config of the run that a checkpoint belongs to; empty where there is none.
+
+    Args:
+        path: The checkpoint.
+        name: Such as ``env.yaml``.
+    """
+    for folder in (path.absolute().parent, path.resolve().parent, path.resolve().parent.parent):
+        config = folder / "params" / name
+        if config.is_file():
+            values = load_yaml(config)
+            return values if isinstance(values, dict) else {}
+    return {}
+
+
+def _control_interval(path: Path, task: str | None) -> float | None:
+    """Return the time between two actions [s]: of the run's own config, else of the task's."""
+    env = run_config(path, "env.yaml")
+    sim = env.get("sim")
+    interval = _product(sim.get("dt") if isinstance(sim, dict) else None, env.get("decimation"))
+    if interval is not None or task is None:
+        return interval
+    try:
+        cfg = load_entry_point(resolve_task(task), "env_cfg_entry_point")
+    except (UserError, ImportError):  # a task of an engine that is not installed here
+        return None
+    return _product(getattr(getattr(cfg, "sim", None), "dt", None), getattr(cfg, "decimation", None))
+
+
+def _product(dt: object, decimation: object) -> float | None:
+    numbers = [value for value in (dt, decimation) if isinstance(value, int | float) and not isinstance(value, bool)]
+    return float(f"{numbers[0] * numbers[1]:.9g}") if len(numbers) == 2 and min(numbers) > 0 else None
+
+
+def _architecture(info: PolicyInfo) -> str:
+    sizes = " -> ".join(str(size) for size in (info.num_obs, *info.hidden_dims, info.num_choices or info.num_actions))
+    memory = "" if info.recurrence == "none" else f", memory: {info.recurrence}"
+    return f"{info.format}: {sizes}, {info.activation}{memory}"

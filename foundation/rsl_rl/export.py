@@ -1,0 +1,83 @@
+"""Write a trained policy in formats for robots: ``python foundation/rsl_rl/export.py --help``.
+
+Reads any checkpoint that ``distillation.py`` can take as a teacher, or the student that it made. Each file is loaded
+back by its own runtime and compared with the policy before the command says that it is done.
+"""
+
+from __future__ import annotations
+
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while modules are imported: an end without a traceback
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a script: this folder's name must not hide the library rsl_rl
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from foundation.cli.cli_args import CommandParser, add_import_arg, parse_command
+from foundation.cli.command import run_command, set_up_logging
+from foundation.cli.find_policy import said_of_teacher
+from foundation.core.errors import UserError
+
+logger = logging.getLogger("foundation.export")
+
+
+def build_parser() -> CommandParser:
+    """Return the command's parser."""
+    parser = CommandParser(prog="export.py", description="Write a trained policy in formats for robots, checked.")
+    parser.epilog = (
+        "Formats: onnx, torchscript, npz (NumPy), c (C99), so (shared library), yaml (deploy.yaml), rsl_rl, rl_tools "
+        "(HDF5). Further arguments are those that distillation.py takes about its teacher, such as "
+        "distill.teacher.activation=relu."
+    )
+    flag = parser.add_argument
+    flag("--checkpoint", metavar="FILE", help="a checkpoint or an exported policy, of any known format")
+    flag("--formats", nargs="+", metavar="NAME", help="separated by commas or spaces (onnx,torchscript,npz,c,yaml)")
+    flag("--output", metavar="FOLDER", help="where to (exported/ beside the checkpoint)")
+    flag("--name", metavar="NAME", help="name of the files and of the C functions (policy)")
+    flag("--task", metavar="ID", help="task that it acts in, for names and units (the checkpoint's own)")
+    add_import_arg(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export the policy and say what was written."""
+    args, tokens = parse_command(build_parser(), argv)
+    set_up_logging()
+    from foundation.export.formats import DEFAULT_FORMATS, check_formats
+
+    if args.checkpoint is None:
+        raise UserError("--checkpoint is missing: give the file of the policy, such as best_student.pt")
+    name = args.name or "policy"
+    if not name.replace("-", "_").replace(".", "_").isidentifier():
+        raise UserError(f"--name '{name[:60]}': letters, digits, '_', '-' and '.' make a name, such as student")
+    formats = check_formats(args.formats or DEFAULT_FORMATS)
+    checkpoint = Path(args.checkpoint)
+    folder = checkpoint.parent / "exported" if args.output is None else Path(args.output)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"'{folder}' is a file: name a folder to export to (--output)")
+
+    from foundation.checkpoints import load_policy
+    from foundation.checkpoints.reading.loading import Overrides
+    from foundation.export.bundle import make_bundle
+    from foundation.export.formats import export
+
+    policy = load_policy(checkpoint, Overrides.parse(said_of_teacher(tokens)))
+    bundle = make_bundle(policy, name, args.task)
+    print(f"{bundle.description.architecture}: {bundle.program.num_weights} weights, state {bundle.program.state_size}")
+    unchecked = 0
+    for written in export(bundle, folder, formats):
+        print(written.line())
+        unchecked += written.check is None
+    if unchecked:
+        logger.warning("%d of %d formats could not be checked: see above", unchecked, len(formats))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
