@@ -1,7 +1,7 @@
 """Run an exported policy in a program of your own, without PyTorch.
 
-``Policy("student.npz")`` needs NumPy alone, ``Policy("student.onnx")`` onnxruntime, and ``Policy("student.so")`` nothing
-but the compiled library::
+``Policy("student.npz")`` needs NumPy alone, ``Policy("student.onnx")`` onnxruntime too, and ``Policy("student.so")``
+the compiled library::
 
     from foundation.deploy import Policy
 

@@ -1,10 +1,12 @@
-"""Policies that were exported as C and compiled into a shared library. Loading one runs its code: load your own alone."""
+"""Policies that were exported as C and compiled into a shared library.
+
+Loading a library runs its code: load those alone that you have compiled.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy
@@ -31,8 +33,8 @@ class SharedLibrary:
             library = ctypes.CDLL(str(path.resolve()))
         except OSError as error:
             raise UserError(f"'{path}' cannot be loaded: {one_line(error)}. Compile it on this machine.") from error
-        self._step: Callable[..., int] = _function(library, path, "step", ctypes.c_int)
-        reset: Callable[..., None] = _function(library, path, "reset", None)
+        self._step = _function(library, path, "step", ctypes.c_int)
+        reset = _function(library, path, "reset", None)
         version = _function(library, path, "abi", ctypes.c_int)()
         if version != ABI:
             raise UserError(f"'{path}' was exported by another version of foundation. Export it again.")
@@ -61,11 +63,13 @@ class SharedLibrary:
         return actions, after
 
 
-def _function(library: ctypes.CDLL, path: Path, name: str, result: type | None) -> Callable[..., int]:
+def _function(library: ctypes.CDLL, path: Path, name: str, result: type | None) -> ctypes._NamedFuncPointer:
     try:
         function = library[f"foundation_policy_{name}"]
     except AttributeError:
-        raise UserError(f"'{path}' is no policy that foundation exported: it lacks 'foundation_policy_{name}'") from None
+        raise UserError(
+            f"'{path}' is no policy that foundation exported: it lacks 'foundation_policy_{name}'"
+        ) from None
     function.restype = result
     return function
 

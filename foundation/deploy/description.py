@@ -58,7 +58,7 @@ class Description:
     action_clip: float | None = None
     """The policy gives actions within plus or minus this, as in its training. None: without a bound."""
     action_scale: tuple[float, ...] | None = None
-    """The task's target is ``offset + scale * action``; the caller's to apply. None: not known, or the action itself."""
+    """The task's target is ``offset + scale * action``, which is the caller's to apply. None: not known."""
     action_offset: tuple[float, ...] | None = None
     """See ``action_scale``."""
     control_interval: float | None = None

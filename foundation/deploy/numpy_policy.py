@@ -13,9 +13,11 @@ from foundation.core.errors import UserError, suggest
 from foundation.deploy.golden import FloatArray
 from foundation.deploy.program import OBS, Operation, Program
 
-Compute = Callable[[list[FloatArray]], FloatArray]
+Numbers = NDArray[numpy.floating]
+"""Values on the way; weights and observations are float32, and so is what comes of them."""
+Compute = Callable[[list[Numbers]], Numbers]
 """Makes a value of those that an operation reads. Shape: (num_envs, ...) each."""
-Remember = Callable[[FloatArray, list[FloatArray]], tuple[FloatArray, list[FloatArray]]]
+Remember = Callable[[Numbers, list[Numbers]], tuple[Numbers, list[Numbers]]]
 """The same with the operation's memories, (num_envs, size) each, passed in and returned."""
 
 
@@ -61,7 +63,7 @@ class NumpyProgram:
         Returns:
             Actions, shape (num_envs, num_actions), and the next state.
         """
-        values = {OBS: obs}
+        values: dict[str, Numbers] = {OBS: obs}
         after = state.copy() if state.size else state
         for step in self._steps:
             inputs = [values[name] for name in step.inputs]
@@ -71,7 +73,7 @@ class NumpyProgram:
                 values[step.name], kept = step.remember(inputs[0], [state[:, span] for span in step.spans])
                 for span, memory in zip(step.spans, kept, strict=True):
                     after[:, span] = memory
-        return values[self._output].reshape(len(obs), -1), after
+        return values[self._output].reshape(len(obs), -1).astype(numpy.float32, copy=False), after
 
 
 def _dense(operation: Operation) -> Compute:
@@ -84,16 +86,16 @@ def _dense(operation: Operation) -> Compute:
     return lambda x: (x[0].reshape(-1, num_in) @ weight + bias).reshape(-1, blocks * num_out)
 
 
-def _sigmoid(x: FloatArray) -> FloatArray:
+def _sigmoid(x: Numbers) -> Numbers:
     return 0.5 * numpy.tanh(0.5 * x) + numpy.float32(0.5)
 
 
-def _softplus(x: FloatArray, beta: float = 1.0, threshold: float = 20.0) -> FloatArray:
+def _softplus(x: Numbers, beta: float = 1.0, threshold: float = 20.0) -> Numbers:
     scaled = beta * x
     return numpy.where(scaled > threshold, x, numpy.logaddexp(0, numpy.minimum(scaled, threshold)) / beta)
 
 
-def _expm1_below_zero(x: FloatArray) -> FloatArray:
+def _expm1_below_zero(x: Numbers) -> Numbers:
     return numpy.expm1(numpy.minimum(x, 0))
 
 
@@ -102,13 +104,13 @@ _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 _ERF = numpy.vectorize(math.erf, otypes=[numpy.float32])
 
 
-def _fast_tanh(x: FloatArray) -> FloatArray:
+def _fast_tanh(x: Numbers) -> Numbers:
     x = numpy.clip(x, -3.0, 3.0)
     square = x * x
     return x * (27 + square) / (27 + 9 * square)
 
 
-_FUNCTIONS: dict[str, Callable[..., FloatArray]] = {
+_FUNCTIONS: dict[str, Callable[..., Numbers]] = {
     "celu": lambda x, alpha: numpy.maximum(x, 0) + alpha * _expm1_below_zero(x / alpha),
     "elu": lambda x, alpha: numpy.maximum(x, 0) + alpha * _expm1_below_zero(x),
     "exp": lambda x: numpy.exp(x),
@@ -153,7 +155,7 @@ def _layer_norm(operation: Operation) -> Compute:
     weight, bias = operation.arrays["weight"], operation.arrays["bias"]
     eps, axes = operation.number("eps"), tuple(range(1, 1 + len(operation.shape)))
 
-    def compute(x: list[FloatArray]) -> FloatArray:
+    def compute(x: list[Numbers]) -> Numbers:
         centred = x[0] - x[0].mean(axes, keepdims=True)
         variance = numpy.square(centred).mean(axes, keepdims=True)
         return centred / numpy.sqrt(variance + eps) * weight + bias
@@ -179,7 +181,7 @@ def _beta_moment(operation: Operation) -> Compute:
         raise UserError("the deviation of a Beta distribution is no action")
     low, width = operation.number("low"), operation.number("width")
 
-    def compute(x: list[FloatArray]) -> FloatArray:
+    def compute(x: list[Numbers]) -> Numbers:
         alpha, beta = numpy.split(_softplus(x[0]) + 1, 2, axis=1)
         return alpha / (alpha + beta) * width + low
 
@@ -189,9 +191,7 @@ def _beta_moment(operation: Operation) -> Compute:
 _PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
-def _windows(
-    x: FloatArray, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
-) -> NDArray[numpy.float32]:
+def _windows(x: Numbers, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> Numbers:
     """Return a view of an image's windows. Shape: (num_envs, channels, rows, columns, *kernel)."""
     reach = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
     views = numpy.lib.stride_tricks.sliding_window_view(x, reach, axis=(2, 3))
@@ -205,7 +205,7 @@ def _convolution(operation: Operation) -> Compute:
     pads = [(0, 0), (0, 0), (padding[0], padding[0]), (padding[1], padding[1])]
     mode = _PAD_MODES[operation.text("padding_mode")]
 
-    def compute(x: list[FloatArray]) -> FloatArray:
+    def compute(x: list[Numbers]) -> Numbers:
         padded = numpy.pad(x[0], pads, mode=mode) if any(padding) else x[0]  # type: ignore[call-overload]
         windows = _windows(padded, kernel, stride, dilation)
         product = numpy.tensordot(windows, weight, axes=([1, 4, 5], [1, 2, 3]))
@@ -223,7 +223,7 @@ def _max_pool(operation: Operation) -> Compute:
     kernel, stride, padding = (int(operation.number(name)) for name in ("kernel", "stride", "padding"))
     pads = [(0, 0), (0, 0), (padding, padding), (padding, padding)]
 
-    def compute(x: list[FloatArray]) -> FloatArray:
+    def compute(x: list[Numbers]) -> Numbers:
         padded = numpy.pad(x[0], pads, constant_values=-numpy.inf)
         return _windows(padded, (kernel, kernel), (stride, stride), (1, 1)).max(axis=(4, 5))
 
@@ -241,7 +241,7 @@ def _recurrent(operation: Operation) -> Remember:
     biases = [operation.arrays[name] for name in ("bias_ih", "bias_hh")]
     size = operation.size
 
-    def gru(x: FloatArray, memory: list[FloatArray]) -> tuple[FloatArray, list[FloatArray]]:
+    def gru(x: Numbers, memory: list[Numbers]) -> tuple[Numbers, list[Numbers]]:
         given, kept = x @ weights[0] + biases[0], memory[0] @ weights[1] + biases[1]
         switches = _sigmoid(given[:, : 2 * size] + kept[:, : 2 * size])
         reset, update = switches[:, :size], switches[:, size:]
@@ -249,7 +249,7 @@ def _recurrent(operation: Operation) -> Remember:
         hidden = new + update * (memory[0] - new)
         return hidden, [hidden]
 
-    def lstm(x: FloatArray, memory: list[FloatArray]) -> tuple[FloatArray, list[FloatArray]]:
+    def lstm(x: Numbers, memory: list[Numbers]) -> tuple[Numbers, list[Numbers]]:
         gates = x @ weights[0] + biases[0] + (memory[0] @ weights[1] + biases[1])
         enter, forget = _sigmoid(gates[:, :size]), _sigmoid(gates[:, size : 2 * size])
         candidate, leave = numpy.tanh(gates[:, 2 * size : 3 * size]), _sigmoid(gates[:, 3 * size :])
@@ -261,7 +261,7 @@ def _recurrent(operation: Operation) -> Remember:
 
 
 def _window(operation: Operation) -> Remember:
-    def remember(x: FloatArray, memory: list[FloatArray]) -> tuple[FloatArray, list[FloatArray]]:
+    def remember(x: Numbers, memory: list[Numbers]) -> tuple[Numbers, list[Numbers]]:
         window = numpy.concatenate([*memory, x], axis=1)
         return window, [window[:, x.shape[1] :] for _ in memory]
 

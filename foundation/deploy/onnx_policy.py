@@ -68,7 +68,7 @@ class OnnxRuntime:
         feed = {"obs": obs}
         for memory in self._memories:
             feed[memory.name] = numpy.stack([state[:, start : start + size] for start, size in memory.columns])
-        actions, *kept = self._session.run(self._outputs, feed)
+        actions, *kept = (numpy.asarray(value) for value in self._session.run(self._outputs, feed))
         after = numpy.empty_like(state)
         for memory, layers in zip(self._memories, kept, strict=True):
             for (start, size), layer in zip(memory.columns, layers, strict=True):

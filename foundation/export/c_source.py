@@ -59,10 +59,9 @@ def c_name(name: str) -> str:
     return plain if plain[0].isalpha() else f"policy_{plain.lstrip('_')}"
 
 
-def _float(value: float) -> str:
+def _float(value: float | numpy.float32) -> str:
     """Return a literal that is read as the same float32."""
-    text = f"{numpy.float32(value):.9g}"
-    return f"{text}f" if any(mark in text for mark in ".e") else f"{text}.0f"
+    return f"{numpy.float32(value)!s}f"  # NumPy writes the shortest text that is read as the same number
 
 
 def _array(name: str, values: FloatArray) -> str:
@@ -113,18 +112,18 @@ class _Header:
     @staticmethod
     def memory(operation: Operation, place: int) -> str:
         """Return where one of an operation's memories is."""
-        return f"policy->memory + {operation.memory[place].start}"
+        return f"state->memory + {operation.memory[place].start}"
 
     def text(self) -> str:
         """Return the header."""
         name, upper, description = self.name, self.name.upper(), self.description
         functions = [text.replace("POLICY", name) for text in self.functions.values()]
-        state = self.program.initial_state
-        if state.size:
-            self.weights.append(_array(f"{name}_initial", state))
-            begin = f"    memcpy(policy->memory, {name}_initial, sizeof({name}_initial));"
+        initial = self.program.initial_state
+        if initial.size:
+            self.weights.append(_array(f"{name}_initial", initial))
+            begin = f"    memcpy(state->memory, {name}_initial, sizeof({name}_initial));"
         else:
-            begin = "    policy->memory[0] = 0.0f; /* this policy remembers nothing */"
+            begin = "    state->memory[0] = 0.0f; /* this policy remembers nothing */"
         interval = description.control_interval
         guard = f"FOUNDATION_{upper}_H"
         action = self.value(self.program.output)
@@ -139,32 +138,32 @@ class _Header:
             "",
             f"#define {upper}_NUM_OBS {description.num_obs}",
             f"#define {upper}_NUM_ACTIONS {description.num_actions}",
-            f"#define {upper}_STATE_SIZE {state.size}",
+            f"#define {upper}_STATE_SIZE {initial.size}",
             f"#define {upper}_WORK_SIZE {self.work_size}",
             *([f"#define {upper}_CONTROL_INTERVAL {_float(interval)} /* [s] */"] if interval is not None else []),
             "",
-            "/* One robot's policy: its memory, and room to compute in. Reset it before the first step. */",
+            "/* What one robot's policy remembers, and room to compute in. Reset it before the first step. */",
             "typedef struct {",
-            f"    float memory[{max(1, state.size)}];",
+            f"    float memory[{max(1, initial.size)}];",
             f"    float work[{max(1, self.work_size)}];",
-            f"}} {name}_policy;",
+            f"}} {name}_state;",
             "",
             *self.weights,
             *functions,
             "/* Begin an episode. */",
-            f"static inline void {name}_reset({name}_policy *policy) {{",
+            f"static inline void {name}_reset({name}_state *state) {{",
             begin,
             "}",
             "",
             "/* Act for one step. Returns 0; 1 where an observation is not finite, and nothing has changed; 2 where an",
-            "   action is not finite: do not use it, and reset the policy. */",
-            f"static inline int {name}_step({name}_policy *policy, const float *obs, float *actions) {{",
+            "   action is not finite: do not use it, and reset the state. */",
+            f"static inline int {name}_step({name}_state *state, const float *obs, float *actions) {{",
             f"    for (int i = 0; i < {upper}_NUM_OBS; i++) {{",
             "        if (!isfinite(obs[i])) {",
             "            return 1;",
             "        }",
             "    }",
-            *(["    float *work = policy->work;"] if self.places else ["    (void)policy;"]),
+            *(["    float *work = state->work;"] if self.places else ["    (void)state;"]),
             *self.calls,
             f"    memcpy(actions, {action}, sizeof(float) * {upper}_NUM_ACTIONS);",
             f"    for (int i = 0; i < {upper}_NUM_ACTIONS; i++) {{",
@@ -192,9 +191,7 @@ def _layout(program: Program) -> tuple[dict[str, int], int]:
         if operation.kind in _IN_PLACE and first in places and last[first] == index:
             places[operation.name] = places[first]
             continue
-        taken = sorted(
-            (places[name], places[name] + sizes[name]) for name in places if last.get(name, -1) >= index
-        )
+        taken = sorted((places[name], places[name] + sizes[name]) for name in places if last.get(name, -1) >= index)
         start = 0
         for begin, end in taken:
             if start + operation.size <= begin:
@@ -227,10 +224,10 @@ def _head_comment(description: Description, name: str) -> list[str]:
         f"/* {_comment(description.name)}: {_comment(description.architecture)}",
         "   Exported by foundation. C99 (and C++11): no allocation, no dependency but the C library; link with -lm.",
         "",
-        f"       {name}_policy policy;",
-        f"       {name}_reset(&policy);                     an episode begins",
+        f"       {name}_state state;",
+        f"       {name}_reset(&state);                      an episode begins",
         f"       float obs[{upper}_NUM_OBS], actions[{upper}_NUM_ACTIONS];",
-        f"       if ({name}_step(&policy, obs, actions)) {{ ... }}   not 0: not finite, act safely instead",
+        f"       if ({name}_step(&state, obs, actions)) {{ ... }}   not 0: not finite, act safely instead",
         "",
         "   Observations, raw (the normaliser is inside):",
         *table(of(description.observations)),
@@ -278,9 +275,7 @@ def _normalize(header: _Header, op: Operation, index: int) -> list[str]:
 
 def _pairwise(function: str, first: str, second: str) -> Callable[[_Header, Operation, int], list[str]]:
     def write(header: _Header, op: Operation, index: int) -> list[str]:
-        given = [
-            f"{header.weight(index, op, key)}, {int(op.arrays[key].size > 1)}" for key in (first, second)
-        ]
+        given = [f"{header.weight(index, op, key)}, {int(op.arrays[key].size > 1)}" for key in (first, second)]
         x, out = header.value(op.inputs[0]), header.value(op.name)
         return [f"{header.use(function)}({', '.join(given)}, {op.size}, {x}, {out});"]
 
@@ -433,14 +428,14 @@ static const char {name}_description[] = {{
 int foundation_policy_abi(void) {{ return {ABI}; }}
 
 /* Size of one policy [B]; its memory comes first. */
-size_t foundation_policy_bytes(void) {{ return sizeof({name}_policy); }}
+size_t foundation_policy_bytes(void) {{ return sizeof({name}_state); }}
 
 const char *foundation_policy_description(void) {{ return {name}_description; }}
 
-void foundation_policy_reset(void *policy) {{ {name}_reset(({name}_policy *)policy); }}
+void foundation_policy_reset(void *policy) {{ {name}_reset(({name}_state *)policy); }}
 
 int foundation_policy_step(void *policy, const float *obs, float *actions) {{
-    return {name}_step(({name}_policy *)policy, obs, actions);
+    return {name}_step(({name}_state *)policy, obs, actions);
 }}
 """
 
@@ -470,20 +465,20 @@ def _test(golden: Golden, name: str) -> str:
 /* Whether an episode begins: (NUM_STEPS, NUM_ENVS). */
 static const unsigned char resets[{golden.resets.size}] = {{{resets}}};
 
-static {name}_policy policies[NUM_ENVS];
+static {name}_state states[NUM_ENVS];
 
 int main(void) {{
     float worst = 0.0f;
     for (int env = 0; env < NUM_ENVS; env++) {{
-        {name}_reset(&policies[env]);
+        {name}_reset(&states[env]);
     }}
     for (int row = 0; row < NUM_STEPS * NUM_ENVS; row++) {{
         float actions[{upper}_NUM_ACTIONS];
-        {name}_policy *policy = &policies[row % NUM_ENVS];
+        {name}_state *state = &states[row % NUM_ENVS];
         if (resets[row]) {{
-            {name}_reset(policy);
+            {name}_reset(state);
         }}
-        if ({name}_step(policy, observations + (size_t)row * {upper}_NUM_OBS, actions)) {{
+        if ({name}_step(state, observations + (size_t)row * {upper}_NUM_OBS, actions)) {{
             printf("FAIL step %d is not finite\\n", row / NUM_ENVS);
             return 1;
         }}

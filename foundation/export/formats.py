@@ -183,9 +183,7 @@ def _check_so(bundle: Bundle, folder: Path, files: list[str]) -> Check:
 
 
 def _write_yaml(bundle: Bundle, folder: Path) -> list[str]:
-    (folder / "deploy.yaml").write_text(
-        to_deploy_yaml(bundle.description, Path(bundle.info.path)), encoding="utf-8"
-    )
+    (folder / "deploy.yaml").write_text(to_deploy_yaml(bundle.description, Path(bundle.info.path)), encoding="utf-8")
     return ["deploy.yaml"]
 
 
@@ -322,7 +320,10 @@ def export(bundle: Bundle, folder: Path, formats: Sequence[str] = DEFAULT_FORMAT
         folder: Where to; made if need be.
         formats: Names of :data:`FORMATS`.
     """
+    golden = f"{bundle.description.name}_golden.npz"
     with _staging(folder) as stage:
+        with (stage / golden).open("wb") as stream:
+            write_golden(stream, bundle.golden)
         for name in formats:
             files = FORMATS[name].write(bundle, stage)
             check, why = None, ""
@@ -330,11 +331,9 @@ def export(bundle: Bundle, folder: Path, formats: Sequence[str] = DEFAULT_FORMAT
                 check = FORMATS[name].check(bundle, stage, files)
             except _NotCheckedError as error:
                 why = str(error)
+            if (stage / golden).exists():
+                _moved(stage, folder, golden)
             yield Written(name, tuple(_moved(stage, folder, file) for file in files), check, why)
-        golden = f"{bundle.description.name}_golden.npz"
-        with (stage / golden).open("wb") as stream:
-            write_golden(stream, bundle.golden)
-        _moved(stage, folder, golden)
 
 
 def _moved(stage: Path, folder: Path, file: str) -> Path:
@@ -358,3 +357,5 @@ def _staging(folder: Path) -> Iterator[Path]:
         yield Path(stage)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()

@@ -17,6 +17,8 @@ from foundation.deploy.program import OBS, Operation, Program
 if TYPE_CHECKING:
     import onnx
 
+Attribute = int | float | str | Sequence[int]
+"""A setting of an ONNX operator."""
 OPSET = 20
 """Operator set: the first with Gelu; onnxruntime reads it since 1.17."""
 _IR_VERSION = 9
@@ -117,15 +119,19 @@ class _Graph:
         self.node("Identity", [self.flat(program.output)], output="actions")
         self._write_memories()
 
-    def node(self, kind: str, inputs: Sequence[str], output: str | None = None, **attributes: object) -> str:
+    def node(self, kind: str, inputs: Sequence[str], output: str | None = None, **attributes: Attribute) -> str:
         """Append a node of one output and return the output's name."""
         return self.nodes_of(kind, inputs, [output or self._fresh(kind)], **attributes)[0]
 
-    def nodes_of(self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: object) -> Sequence[str]:
+    def nodes_of(
+        self, kind: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Attribute
+    ) -> Sequence[str]:
         """Append a node and return the names of its outputs."""
         import onnx
 
-        self.nodes.append(onnx.helper.make_node(kind, list(inputs), list(outputs), **attributes))
+        node = onnx.helper.make_node(kind, list(inputs), list(outputs))
+        node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in attributes.items())
+        self.nodes.append(node)
         return outputs
 
     def constant(self, value: FloatArray | float | Sequence[int]) -> str:
@@ -340,7 +346,7 @@ def _recurrent(graph: _Graph, op: Operation, before: list[str]) -> list[str]:
         "",
         *(graph.node("Unsqueeze", [name, axis]) for name in before),
     ]
-    settings: dict[str, object] = {"hidden_size": size}
+    settings: dict[str, Attribute] = {"hidden_size": size}
     if cell == "gru":
         settings["linear_before_reset"] = 1
     raw = [f"{op.name}.{part}" for part in ("h", "c")[: len(before)]]

@@ -67,10 +67,7 @@ def _chain(program: Program) -> list[tuple[Operation, str]]:
             continue
         if operation.kind == "normalize" and before is None and not layers:
             before = operation
-        elif operation.kind == "dense" and operation.number("blocks") == 1:
-            layers.append((_folded(operation, before), "IDENTITY"))
-            before = None
-        elif operation.kind == "recurrent" and operation.text("cell") == "gru":
+        elif operation.options.get("blocks") == 1 or operation.options.get("cell") == "gru":
             layers.append((_folded(operation, before), "IDENTITY"))
             before = None
         elif operation.kind == "activation" and layers and layers[-1][1] == "IDENTITY":

@@ -44,6 +44,7 @@ def to_torchscript(program: Program) -> torch.jit.ScriptModule:
     core = _Core(program).eval()
     obs, state = torch.zeros(3, program.num_obs), core.initial.repeat(3, 1)
     traced = torch.jit.trace(core, (obs, state), check_trace=False)
+    assert isinstance(traced, nn.Module)
     return torch.jit.script(_Exported(traced, core.initial.clone()).eval())
 
 
