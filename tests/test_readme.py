@@ -16,7 +16,7 @@ from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.resolve import choices
 from foundation.learning.losses import LOSSES
 from foundation.learning.schedules import KINDS
-from foundation.rsl_rl import distillation, play, teacher_info, train
+from foundation.rsl_rl import distillation, export, play, teacher_info, train
 from foundation.students import student_cfg_class, student_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,7 +93,7 @@ def test_the_readme_is_short() -> None:
 @pytest.mark.parametrize("page", WRITTEN)
 def test_flags_in_the_text_exist(page: str) -> None:
     """``--flag`` belongs to a command, or to a program that is known here."""
-    known = {flag for m in (train, distillation, play, teacher_info) for flag in m.build_parser().flag_names()}
+    known = {flag for m in (train, distillation, export, play, teacher_info) for flag in m.build_parser().flag_names()}
     spans = re.findall(r"`[^`\n]+`|^```.*?^```", text_of(page), re.MULTILINE | re.DOTALL)
     commands = [line for span in spans for line in span.splitlines() if not re.search(r"pip install|scripts/", line)]
     written = {flag for line in commands for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", line)}

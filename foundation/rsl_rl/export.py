@@ -37,10 +37,11 @@ def build_parser() -> CommandParser:
     )
     flag = parser.add_argument
     flag("--checkpoint", metavar="FILE", help="a checkpoint or an exported policy, of any known format")
-    flag("--formats", nargs="+", metavar="NAME", help="separated by commas or spaces (onnx,torchscript,npz,c,yaml)")
-    flag("--output", metavar="FOLDER", help="where to (exported/ beside the checkpoint)")
-    flag("--name", metavar="NAME", help="name of the files and of the C functions (policy)")
-    flag("--task", metavar="ID", help="task that it acts in, for names and units (the checkpoint's own)")
+    listed = "separated by commas or spaces (default: onnx,torchscript,npz,c,yaml)"
+    flag("--formats", nargs="+", metavar="NAME", help=listed)
+    flag("--output", metavar="FOLDER", help="where to (default: exported/ beside the checkpoint)")
+    flag("--name", metavar="NAME", help="name of the files and of the C functions (default: policy)")
+    flag("--task", metavar="ID", help="task that it acts in, for names and units (default: that of the checkpoint)")
     add_import_arg(parser)
     return parser
 
@@ -56,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = args.name or "policy"
     if not name.replace("-", "_").replace(".", "_").isidentifier():
         raise UserError(f"--name '{name[:60]}': letters, digits, '_', '-' and '.' make a name, such as student")
-    formats = check_formats(args.formats or DEFAULT_FORMATS)
+    named = [part for part in args.formats or DEFAULT_FORMATS if "=" not in part]
+    tokens += [part for part in args.formats or () if "=" in part]  # overrides behind the formats
+    formats = check_formats(named)
     checkpoint = Path(args.checkpoint)
     folder = checkpoint.parent / "exported" if args.output is None else Path(args.output)
     if folder.exists() and not folder.is_dir():
