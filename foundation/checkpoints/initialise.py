@@ -11,6 +11,7 @@ from torch import nn
 from foundation.checkpoints import load_policy
 from foundation.checkpoints.reading.loading import Overrides
 from foundation.core.errors import UserError
+from foundation.core.program import command_name
 from foundation.policies.actor_critic import ActorCritic
 from foundation.policies.distribution import Gaussian
 from foundation.students import Student, StudentPolicy
@@ -41,7 +42,7 @@ def initialise_student(student: Student, path: str | Path, **overrides: Any) -> 
         wanted, found = (list(part[key].shape) if key in part else "nothing" for part in (own, source))
         raise UserError(
             f"'{path}' does not fit the student: '{key}' wants {wanted} and the file has {found}. "
-            "Give the student the file's architecture (teacher_info.py shows it)."
+            f"Give the student the file's architecture ({command_name('teacher_info.py')} shows it)."
         )
     student.load_state_dict({**own, **{key: value for key, value in source.items() if key in own}})
 

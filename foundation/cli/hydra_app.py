@@ -337,8 +337,8 @@ def _hydra_main(function: Callable, node: Mapping[str, Any], arguments: Sequence
     from omegaconf.errors import OmegaConfBaseException
 
     ConfigStore.instance().store(_NODE, _with_text_keys(node))
-    # No colon and no dot: the job's name may become a part of a file's name.
-    settings = [*_SETTINGS, f"hydra.job.name={Path(name).stem}"]
+    # No colon, no dot and no blank: the job's name may become a part of a file's name.
+    settings = [*_SETTINGS, f"hydra.job.name={Path(name).stem.replace(' ', '_')}"]
     typed = {key_of(token) for token in arguments if not token.startswith("-")}
     settings = [token for token in settings if key_of(token) not in typed]
     flags = [token for token in arguments if token.startswith("-") or token in _values_of(arguments)]

@@ -21,6 +21,7 @@ from foundation.config.interpolation import interpolate
 from foundation.config.overrides import Overrides, parse_overrides
 from foundation.config.plain import to_plain
 from foundation.core.errors import UserError
+from foundation.core.program import command_name
 from foundation.engines import select_engine
 from foundation.engines.base import AgentCfg, Engine, EnvCfg, LaunchRequest, VideoRequest
 from foundation.ppo.judge import Judge
@@ -62,7 +63,9 @@ class Job:
         """
         args, _ = parse_command(parser, argv, strict=False)
         if not args.distributed:
-            refuse_many_processes("train.py runs in one process unless it is given --distributed: add it")
+            refuse_many_processes(
+                f"{command_name('train.py')} runs in one process unless it is given --distributed: add it"
+            )
         if args.task is None:
             raise UserError("--task is missing, e.g. --task Isaac-Quadcopter-Point-Ctrl-v0")
         engine, why = select_engine(args.task, args.engine or "auto")
@@ -164,7 +167,9 @@ def choose_device(args: argparse.Namespace, overrides: Overrides) -> tuple[str, 
     """Return the compute device and this process's rank: as asked for, else a GPU where there is one."""
     if args.distributed:
         if "WORLD_SIZE" not in os.environ or not torch.cuda.is_available():
-            raise UserError("--distributed needs GPUs and 'torchrun --nproc_per_node=N train.py ... --distributed'")
+            started = command_name("train.py")
+            what = started if started == "train.py" else f"--no-python {started}"
+            raise UserError(f"--distributed needs GPUs and 'torchrun --nproc_per_node=N {what} ... --distributed'")
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}", int(os.environ.get("RANK", "0"))
     asked = args.device or typed_value(overrides, "agent", "device") or typed_value(overrides, "env", "sim.device")
     return str(asked or ("cuda:0" if torch.cuda.is_available() else "cpu")), 0

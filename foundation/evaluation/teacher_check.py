@@ -6,6 +6,7 @@ import math
 
 from foundation.config.distillation_cfg import TeacherCfg
 from foundation.core.errors import UserError
+from foundation.core.program import command_name
 from foundation.rollout.evaluate import EvaluationResult
 from foundation.teachers.manifest import is_one_file
 
@@ -116,5 +117,5 @@ def _causes(cfg: TeacherCfg) -> str:
     return (
         f"check its observation groups distill.teacher.obs_groups{groups} and their order, its normaliser, its "
         "activation (distill.teacher.activation) and the scale and clipping of its actions; "
-        f"teacher_info.py{path} prints what was understood of it."
+        f"{command_name('teacher_info.py')}{path} prints what was understood of it."
     )

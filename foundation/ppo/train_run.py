@@ -17,6 +17,7 @@ import torch
 from foundation.config.distillation_cfg import LoggerName
 from foundation.core.errors import RunInterrupted, UserError, suggest
 from foundation.core.files import load_checkpoint
+from foundation.core.program import command_name
 from foundation.ppo.judge import Judge
 from foundation.ppo.library_runner import RslRlRunner
 from foundation.runs.run_dir import RunDir
@@ -98,10 +99,11 @@ def refuse_student(path: Path) -> None:
         checkpoint = load_checkpoint(path)
     except UserError:
         return  # whatever it is, the runner says so
+    distil = command_name("distillation.py")
     if isinstance(checkpoint, dict) and {"student", "model_state_dict"} <= set(checkpoint):
         raise UserError(
-            f"{path} is a student of distillation.py, which RSL-RL's runners cannot go on with. Distil further from "
-            f"its weights: distillation.py ... distill.student.init_checkpoint={path}; or write it in RSL-RL's layout "
+            f"{path} is a student of {distil}, which RSL-RL's runners cannot go on with. Distil further from "
+            f"its weights: {distil} ... distill.student.init_checkpoint={path}; or write it in RSL-RL's layout "
             "with foundation.export.rsl_rl.write_rsl_rl and --resume from that file"
         )
 

@@ -19,6 +19,7 @@ import re
 from typing import Any
 
 from foundation.core.errors import UserError, suggest
+from foundation.core.program import command_name
 from foundation.core.registry import resolve_attribute
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,8 @@ def translate(agent_cfg: Any, layout: str | None = None) -> dict[str, Any]:
         if distils and _noise(source["student"]) is None:
             raise UserError(
                 "agent.student.distribution_cfg is null: RSL-RL's DistillationRunner needs a student with a "
-                "distribution; leave it as it is, or distil a deterministic student with distillation.py."
+                "distribution; leave it as it is, or distil a deterministic student with "
+                f"{command_name('distillation.py')}."
             )
     cfg["algorithm"].setdefault("class_name", "Distillation" if distils else "PPO")
     if not distils:

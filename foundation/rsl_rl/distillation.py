@@ -29,6 +29,7 @@ from foundation.cli.cli_args import (
     set_up_logging,
 )
 from foundation.cli.hydra_app import run_application
+from foundation.core.program import command_name
 
 
 def __getattr__(name: str) -> Any:
@@ -40,7 +41,9 @@ def __getattr__(name: str) -> Any:
 
 def build_parser() -> CommandParser:
     """Return the parser of every flag that needs no simulator."""
-    parser = CommandParser(prog="distillation.py", description="Distil a trained teacher into a small student.")
+    parser = CommandParser(
+        prog=command_name("distillation.py"), description="Distil a trained teacher into a small student."
+    )
     add_launch_args(parser)
     add_rsl_rl_args(parser)
     add_distillation_args(parser)

@@ -30,6 +30,7 @@ from foundation.cli.cli_args import (
 )
 from foundation.cli.hydra_app import run_application
 from foundation.core.errors import UserError
+from foundation.core.program import command_name
 
 NUM_EPISODES = 64
 SEED = 42
@@ -37,7 +38,7 @@ SEED = 42
 
 def build_parser() -> CommandParser:
     """Return the parser of every flag that needs no simulator."""
-    parser = CommandParser(prog="play.py", description="Play a trained policy and measure it.")
+    parser = CommandParser(prog=command_name("play.py"), description="Play a trained policy and measure it.")
     add_launch_args(parser)
     group = parser.add_argument_group("policy")
     flag = group.add_argument

@@ -16,13 +16,17 @@ if not __package__:  # run as a file of a clone: take this clone's packages
 
 from foundation.cli.cli_args import CommandParser, add_import_arg, parse_command
 from foundation.cli.command import run_command, set_up_logging
+from foundation.core.program import command_name
 
 
 def build_parser() -> CommandParser:
     """Return the command's parser."""
-    parser = CommandParser(prog="teacher_info.py", description="Say what is understood about a policy's checkpoint.")
+    parser = CommandParser(
+        prog=command_name("teacher_info.py"), description="Say what is understood about a policy's checkpoint."
+    )
     parser.epilog = (
-        "Further arguments are those that distillation.py takes about its teacher: distill.teacher.strict=false, "
+        f"Further arguments are those that {command_name('distillation.py')} takes about its teacher: "
+        "distill.teacher.strict=false, "
         "distill.teacher.run_as_is=true, distill.teacher.action_range=[-1,1], ..."
     )
     parser.add_argument("checkpoint", metavar="PATH", help="a checkpoint or an exported policy, of any known format")

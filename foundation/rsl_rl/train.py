@@ -29,11 +29,12 @@ from foundation.cli.cli_args import (
     set_up_logging,
 )
 from foundation.cli.hydra_app import run_application
+from foundation.core.program import command_name
 
 
 def build_parser() -> CommandParser:
     """Return the flags that are known before an engine adds its own."""
-    parser = CommandParser(prog="train.py", description="Train a policy with RSL-RL.")
+    parser = CommandParser(prog=command_name("train.py"), description="Train a policy with RSL-RL.")
     add_launch_args(parser)
     add_rsl_rl_args(parser)
     group = parser.add_argument_group("training")

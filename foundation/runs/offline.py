@@ -10,6 +10,7 @@ import torch
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import UserError, reading
+from foundation.core.program import command_name
 from foundation.dataset.build import load_offline
 from foundation.dataset.dataset import DistillationDataset
 from foundation.dataset.disk.reader import SavedDataset
@@ -205,8 +206,8 @@ class OfflineRunner(Runner):
         self.run_dir.write_summary(summary)
         self.reporter.line(
             f"Best student (epoch {self.best_epoch + 1}): held-out loss {self.best_loss:.6f}, action RMSE "
-            f"{self.best.get('action_rmse', math.nan):.4f}. How it flies: play.py --task {self.cfg.task} --checkpoint "
-            f"{self.run_dir.path / BEST}"
+            f"{self.best.get('action_rmse', math.nan):.4f}. Measure it: {command_name('play.py')} "
+            f"--task {self.cfg.task} --checkpoint {self.run_dir.path / BEST}"
         )
         return summary
 
