@@ -16,12 +16,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a script: this folder's name must not hide the library rsl_rl
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
+if not __package__:  # run as a file of a clone: take this clone's packages
+    sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 
 from foundation.cli.cli_args import CommandParser, add_import_arg, parse_command
 from foundation.cli.command import run_command, set_up_logging
-from foundation.cli.find_policy import said_of_teacher
+from foundation.cli.teacher_tokens import said_of_teacher
 from foundation.core.errors import UserError
 
 logger = logging.getLogger("foundation.export")
