@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from foundation.core.errors import UserError
+from foundation.core.import_errors import explain
 from foundation.core.text import shorten
 
 USER_ERROR = 2
@@ -193,6 +194,8 @@ def _users_line(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS + _PATH_ERRORS:
         return f"{error.strerror}: {error.filename}" if error.filename else str(error)
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != "foundation":
+        if _users_frames(error) is not None:
+            return explain(error)
         return f"the Python package '{error.name}' is not installed: pip install -e . in the clone's folder"
     if _is_out_of_memory(error):
         return f"out of memory ({_first_line(error)}): fewer --num_envs or a smaller distill.dataset.size"

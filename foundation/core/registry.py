@@ -15,7 +15,8 @@ from types import ModuleType
 from typing import Any
 
 from foundation.core.errors import UserError
-from foundation.core.text import one_line, shorten
+from foundation.core.import_errors import explain
+from foundation.core.text import shorten
 
 _OWN = __name__.partition(".")[0]
 _NAME = re.compile(r"([^\W\d]\w*(?:\.[^\W\d]\w*)*):[^\W\d][\w.-]*")
@@ -57,8 +58,8 @@ def import_typed(name: str) -> ModuleType:
     """
     try:
         module = import_module(name)
-    except ImportError as error:
-        raise UserError(f"--import {name}: cannot be imported ({one_line(error)})") from error
+    except (ImportError, SyntaxError) as error:
+        raise UserError(f"--import {name}: cannot be imported ({explain(error, name)})") from error
     _typed.add(name)
     return module
 
@@ -94,15 +95,16 @@ def resolve_module(name: str, what: str, *, trusted: bool = False, typed_as: str
 
     Raises:
         UntypedNameError: If only a file has named the module.
-        UserError: If it cannot be imported; the cause is the ``ImportError``.
+        UserError: If it cannot be imported; the cause is the ``ImportError`` or ``SyntaxError``.
     """
     if not trusted:
         refuse_untyped(name, what, typed_as)
         _search_working_folder(name)
+    module = name.rpartition(":")[0]
     try:
-        return import_module(name.rpartition(":")[0])
-    except ImportError as error:
-        raise UserError(f"{what} '{shorten(name)}' cannot be imported: {one_line(error)}") from error
+        return import_module(module)
+    except (ImportError, SyntaxError) as error:
+        raise UserError(f"{what} '{shorten(name)}' cannot be imported: {explain(error, module)}") from error
 
 
 def _search_working_folder(name: str) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from foundation.core.errors import UserError, suggest
 from foundation.core.registry import refuse_untyped, resolve_attribute
 from foundation.engines.base import Engine, MissingPackage
+from foundation.tasks import CANNOT_IMPORT, resolve_task
 
 _ENGINE_CLASS = re.compile(r"^class \w+\((?:\w*\.)?\w*Engine\):", re.MULTILINE)
 
@@ -67,6 +69,7 @@ def select_engine(task: str, requested: str = "auto") -> tuple[type[Engine], str
         if isinstance(obstacle, MissingPackage):
             raise UserError(f"--task {task}: {obstacle}")
         if obstacle is not None:
+            _refuse_broken_module(task, [obstacle])
             near = suggest(task.rpartition(":")[2], engine.task_names())
             raise UserError(f"--engine {requested} cannot run --task {task}: {obstacle}. {near}")
         return engine, f"engine '{requested}' was asked for"
@@ -86,6 +89,13 @@ def select_engine(task: str, requested: str = "auto") -> tuple[type[Engine], str
     missing = [reason for reason in obstacles.values() if isinstance(reason, MissingPackage)]
     if missing:
         raise UserError(f"--task {task}: {missing[0]}")
+    _refuse_broken_module(task, obstacles.values())
     known = {task_name for name in order for task_name in engine_class(name).task_names()}
     reasons = "; ".join(f"{name}: {reason}" for name, reason in obstacles.items())
     raise UserError(f"--task {task}: no engine can run it ({reasons}). {suggest(task.rpartition(':')[2], known)}")
+
+
+def _refuse_broken_module(task: str, obstacles: Iterable[str]) -> None:
+    """Say why the task's module cannot be imported, where an engine could not: the other reasons follow from it."""
+    if CANNOT_IMPORT in obstacles:
+        resolve_task(task)

@@ -21,6 +21,7 @@ from gymnasium.envs.registration import EnvSpec
 from foundation.core.errors import UserError, suggest
 from foundation.core.registry import resolve_attribute, resolve_module
 
+CANNOT_IMPORT = "cannot import its module"
 _LAUNCHING: ContextVar[str | None] = ContextVar("launching_engine", default=None)
 
 
@@ -53,8 +54,8 @@ def why_not_registered(task: str, entry_point: str) -> str | None:
     try:
         spec = resolve_task(task)
     except UserError as error:
-        cause = error.__cause__
-        return f"cannot import its module ({cause})" if isinstance(cause, ImportError) else "does not know it"
+        broken = isinstance(error.__cause__, ImportError | SyntaxError)
+        return CANNOT_IMPORT if broken else "does not know it"
     return None if entry_point in spec.kwargs else f"'{spec.id}' has no '{entry_point}'"
 
 

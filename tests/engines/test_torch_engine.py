@@ -310,7 +310,7 @@ def test_isaac_lab_says_why_a_module_cannot_be_imported(monkeypatch, typed):
     monkeypatch.setattr(isaaclab, "_register_tasks", lambda: None)
     typed(f"no_such_package:{TASK}")
     reason = isaaclab.IsaacLabEngine.why_not(f"no_such_package:{TASK}")
-    assert reason is not None and "No module named 'no_such_package'" in reason
+    assert reason == "cannot import its module"
     assert "does not know 'Nothing-v0'" in str(isaaclab.IsaacLabEngine.why_not("Nothing-v0"))
 
 
