@@ -20,7 +20,7 @@ import gymnasium
 
 from foundation.core.errors import UserError, suggest
 from foundation.engines.base import Configure, Engine, LaunchRequest, VecEnv, VideoRequest
-from foundation.tasks import launching, resolve_task
+from foundation.tasks import CANNOT_IMPORT, launching, resolve_task
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +55,8 @@ class IsaacLabEngine(Engine):
             _register_tasks()
             spec = resolve_task(task)
         except UserError as error:
-            if isinstance(error.__cause__, ImportError):
-                return f"cannot import the task's module ({error.__cause__})"
+            if isinstance(error.__cause__, ImportError | SyntaxError):
+                return CANNOT_IMPORT
             return f"it does not know '{task}'. {suggest(task.rpartition(':')[2], cls.task_names())}"
         if not _has_isaaclab_env(spec):
             return f"task '{spec.id}' has no environment for Isaac Lab"
@@ -188,11 +188,12 @@ def build_env(task: str, env_cfg: Any, agent_cfg: Any, args: argparse.Namespace,
     from isaaclab.envs import DirectMARLEnvCfg, multi_agent_to_single_agent
     from isaaclab_rl.rsl_rl import RslRlVecEnvWrapper
 
+    from foundation.engines.isaaclab_assets import naming_assets
     from foundation.engines.isaaclab_vec_env import IsaacLabVecEnv, RandomState
 
     clip = agent_cfg.get("clip_actions") if isinstance(agent_cfg, dict) else getattr(agent_cfg, "clip_actions", None)
     random_state = RandomState()
-    with random_state.active():
+    with random_state.active(), naming_assets(task, env_cfg, major=_major_version()):
         env = _make_gym_env(task, env_cfg, args, video)
         if isinstance(env_cfg, DirectMARLEnvCfg):
             env = multi_agent_to_single_agent(env)
