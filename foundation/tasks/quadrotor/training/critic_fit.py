@@ -1,8 +1,9 @@
-"""Give a deterministic policy what PPO would have: a standard deviation and a value function, fitted on rollouts."""
+"""Fit, on rollouts, what PPO would give a deterministic policy: a standard deviation and a value function."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -17,28 +18,41 @@ _LEAST_SPREAD = 1e-6
 """Least standard deviation that returns are divided by."""
 
 
+class _Step(NamedTuple):
+    """One env step of every environment."""
+
+    obs: torch.Tensor
+    actions: torch.Tensor
+    rewards: torch.Tensor
+    dones: torch.Tensor
+
+
 @torch.no_grad()
+def _roll_out(
+    env: VecEnv, policy: Policy, group: str, steps: int, std: torch.Tensor | None = None, seed: int | None = None
+) -> list[_Step]:
+    """Reset the environment and let the policy act, under Gaussian noise of ``std`` (num_actions,) if it is given."""
+    generator = None if std is None or seed is None else torch.Generator(std.device).manual_seed(seed)
+    out: list[_Step] = []
+    groups = env.reset(seed)
+    for _ in range(steps):
+        obs = groups[group]
+        actions = policy(obs)
+        if std is not None:
+            actions = actions + std * torch.randn(actions.shape, generator=generator, device=actions.device)
+        groups, rewards, dones, _ = env.step(actions)
+        out.append(_Step(obs, actions, rewards, dones))
+    return out
+
+
 def action_spread(env: VecEnv, policy: Policy, group: str, steps: int) -> torch.Tensor:
     """Measure each action's standard deviation along the policy's flights. Shape: (num_actions,)."""
-    obs, actions = env.reset(), []
-    for _ in range(steps):
-        actions.append(policy(obs[group]))
-        obs, *_ = env.step(actions[-1])
-    return torch.stack(actions).std((0, 1))
+    return torch.stack([step.actions for step in _roll_out(env, policy, group, steps)]).std((0, 1))
 
 
-@torch.no_grad()
 def mean_reward(env: VecEnv, policy: Policy, group: str, steps: int, std: torch.Tensor, seed: int) -> float:
     """Measure the reward per step under Gaussian noise of ``std`` (num_actions,), on episodes of a seed."""
-    generator = torch.Generator(std.device).manual_seed(seed)
-    obs = env.reset(seed)
-    total = torch.zeros((), device=std.device)
-    for _ in range(steps):
-        mean = policy(obs[group])
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        obs, reward, *_ = env.step(mean + std * noise)
-        total += reward.mean()
-    return total.item() / steps
+    return float(sum(step.rewards.mean() for step in _roll_out(env, policy, group, steps, std, seed))) / steps
 
 
 def fit_std(
@@ -47,7 +61,7 @@ def fit_std(
     """Find the noise that the policy can afford: in proportion to each action's spread, costing a share of the reward.
 
     Args:
-        env: A VecEnv with ``reset(seed)``.
+        env: The environment.
         policy: Maps the group's observations to mean actions.
         group: Observation group.
         cost: Share of the mean reward's size that the noise may cost.
@@ -61,7 +75,8 @@ def fit_std(
     spread = spread / spread.mean()
     undisturbed = mean_reward(env, policy, group, steps, 0.0 * spread, seed)
     target = undisturbed - cost * abs(undisturbed)
-    low, high = 0.0, 0.5
+    low = 0.0
+    high = 0.5
     for _ in range(8):
         middle = 0.5 * (low + high)
         if mean_reward(env, policy, group, steps, middle * spread, seed) > target:
@@ -71,14 +86,13 @@ def fit_std(
     return low * spread
 
 
-@torch.no_grad()
 def discounted_returns(
     env: VecEnv, policy: Policy, group: str, std: torch.Tensor, gamma: float, steps: int, keep: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Roll out the noisy policy and sum its discounted rewards.
 
     Args:
-        env: A VecEnv whose episodes are longer than ``steps``, so that only failures end them.
+        env: An environment whose episodes are longer than ``steps``, so that only failures end them.
         policy: Maps the group's observations to mean actions.
         group: Observation group.
         std: Of the actions. Shape: (num_actions,).
@@ -90,22 +104,14 @@ def discounted_returns(
     Returns:
         Observations (keep * num_envs, num_obs) and returns (keep * num_envs,).
     """
-    generator = torch.Generator(std.device).manual_seed(seed)
-    obs, observations, rewards, ends = env.reset(seed), [], [], []
-    for _ in range(steps):
-        x = obs[group]
-        mean = policy(x)
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        obs, reward, dones, _ = env.step(mean + std * noise)
-        observations.append(x)
-        rewards.append(reward)
-        ends.append(dones)
-    returns, value = [], torch.zeros_like(rewards[0])
-    for reward, done in zip(reversed(rewards), reversed(ends), strict=True):
-        value = reward + gamma * value * (1 - done.to(value.dtype))
+    rollout = _roll_out(env, policy, group, steps, std, seed)
+    returns: list[torch.Tensor] = []
+    value = torch.zeros_like(rollout[0].rewards)
+    for step in reversed(rollout):
+        value = step.rewards + gamma * value * (1 - step.dones.to(value.dtype))
         returns.append(value)
     returns.reverse()
-    return torch.cat(observations[:keep]), torch.cat(returns[:keep])
+    return torch.cat([step.obs for step in rollout[:keep]]), torch.cat(returns[:keep])
 
 
 def fit_critics(
