@@ -129,7 +129,7 @@ class EnvCapabilities:
             action_choices=None if choices is None else tuple(int(count) for count in choices),
             action_range=None if bounds is None else tuple((float(low), float(high)) for low, high in bounds),
             can_render=callable(declared("render")),
-            can_save_state=callable(declared("state_dict")) and callable(declared("load_state_dict")),
+            can_save_state=saves_state(env),
         )
 
 

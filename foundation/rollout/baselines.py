@@ -1,10 +1,9 @@
-"""The floor and the ceiling of a task: zero actions, random actions, the teacher."""
+"""Baselines of a task, zero actions, random actions and the teacher, and a student's return in proportion."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -32,12 +31,12 @@ def measure_baselines(
         teacher: The teacher's actor.
         num_episodes: Episodes of each; in a shared rollout, of all three together.
         seed: Seed of the resets, the same for all three.
-        shared_rollout: One rollout for all three, the environments split in three blocks; where an environment is
-            slow to step, this is three times faster. The blocks then have different initial states. Not done where
-            a block would not have every teacher.
-        poll: Called now and then; may raise to stop.
-        teacher_of: With many teachers, says which one each environment follows.
-        num_teachers: How many those are.
+        shared_rollout: Run all three in one rollout, each in a third of the environments: three times faster where an
+            environment is slow to step, but from different initial states. Not done where a third of the environments
+            would not have every teacher.
+        poll: Called every ``SYNC_INTERVAL`` env steps; may raise to stop.
+        teacher_of: With many teachers, maps observations to the teacher that each environment follows.
+        num_teachers: Number of those teachers.
 
     Returns:
         ``teacher``, ``zero`` and ``random``.
@@ -48,8 +47,10 @@ def measure_baselines(
         "random": RandomActor(env.num_actions, seed, env.device),
     }
     if not shared_rollout or env.num_envs < len(actors) * num_teachers:
-        options: dict[str, Any] = {"poll": poll, "teacher_of": teacher_of}
-        return {name: evaluate(env, actor, num_episodes, seed, who=name, **options) for name, actor in actors.items()}
+        return {
+            name: evaluate(env, actor, num_episodes, seed, poll=poll, who=name, teacher_of=teacher_of)
+            for name, actor in actors.items()
+        }
     split = SplitActor(list(actors.values()), env.num_envs)
     result = evaluate(env, split, num_episodes, seed, poll=poll, who="teacher", teacher_of=teacher_of)
     each = len(result.returns) // env.num_envs

@@ -18,25 +18,62 @@ METRIC = "metric/"
 
 
 @dataclass
-class CollectionStats:
-    """Episodes and extent of a rollout. Statistics come from whole episodes alone."""
+class EvaluationResult:
+    """Whole episodes of a rollout, one entry each; those of an evaluation are ordered by environment."""
 
     returns: torch.Tensor
-    """Return of each finished episode. Shape: (num_episodes,)."""
+    """Sum of rewards. Shape: (num_episodes,)."""
     lengths: torch.Tensor
-    """Length of each finished episode [env steps]. Shape: (num_episodes,)."""
-    time_outs: torch.Tensor | None
-    """Whether it ended by time-out; None where the environment does not say. Shape: (num_episodes,)."""
-    env_steps: int
-    """Transitions collected, over all environments."""
+    """Length [env steps]. Shape: (num_episodes,)."""
+    success: torch.Tensor | None
+    """The task's own hook, else "ended by time-out"; None where neither is known. Shape: (num_episodes,)."""
+    metrics: dict[str, torch.Tensor] = field(default_factory=dict)
+    """The task's ``extras["episode_metrics"]``. Each (num_episodes,)."""
+    env_steps: int = 0
+    """Transitions simulated, over all environments."""
+    teacher: torch.Tensor | None = None
+    """With many teachers, the one that each episode's environment followed at its end. Shape: (num_episodes,)."""
+
+    def part(self, block: slice) -> EvaluationResult:
+        """Return the episodes of a slice."""
+        metrics = {name: values[block] for name, values in self.metrics.items()}
+        teacher = None if self.teacher is None else self.teacher[block]
+        success = None if self.success is None else self.success[block]
+        return EvaluationResult(self.returns[block], self.lengths[block], success, metrics, self.env_steps, teacher)
+
+    @property
+    def mean_return(self) -> float:
+        """Mean return."""
+        return float(self.returns.double().mean())
+
+    @property
+    def return_interval(self) -> float:
+        """Half-width of the 95 % confidence interval of the mean return (normal approximation)."""
+        if len(self.returns) < 2:
+            return math.inf
+        return 1.96 * float(self.returns.double().std()) / math.sqrt(len(self.returns))
+
+    def summary(self) -> dict[str, float]:
+        """Return plain numbers for logs and reports; ``success_rate`` only where success is known."""
+        out = {
+            "mean_return": self.mean_return,
+            "std_return": float(self.returns.double().std(correction=0)),
+            "mean_length": float(self.lengths.double().mean()),
+        }
+        if self.success is not None:
+            out["success_rate"] = float(self.success.double().mean())
+        out.update({name: float(values.double().mean()) for name, values in self.metrics.items()})
+        return out
+
+
+@dataclass
+class CollectionStats(EvaluationResult):
+    """Whole episodes of an epoch's collection, in the order of time."""
+
     slots: list[int] = field(default_factory=list)
     """Chunks written."""
     log: dict[str, float] = field(default_factory=dict)
     """Means of ``extras["log"]`` at the last step of each chunk."""
-    metrics: dict[str, torch.Tensor] = field(default_factory=dict)
-    """``extras["episode_metrics"]`` of the finished episodes, each (num_episodes,)."""
-    teacher: torch.Tensor | None = None
-    """With many teachers, the one that each episode's environment followed at its end. Shape: (num_episodes,)."""
     settled: torch.Tensor | None = None
     """Whether it ended when an episode of any length could have: soon after a phase's beginning only short ones can,
     and their mean return is biased. None: all did. Shape: (num_episodes,)."""
@@ -199,15 +236,17 @@ class EpisodeTracker(Observer):
             order = merged["env"].argsort(stable=True)
             merged = {name: values[order] for name, values in merged.items()}
         metrics = {name.removeprefix(METRIC): merged[name] for name in merged if name.startswith(METRIC)}
+        success = metrics.pop("success", merged.get("time_outs"))
+        teacher = metrics.pop(TEACHER, None)
         return CollectionStats(
             merged["returns"],
             merged["lengths"],
-            merged.get("time_outs"),
+            None if success is None else success.bool(),
+            metrics,
             self._env_steps,
+            None if teacher is None else teacher.long(),
             list(slots),
             mean_log(logs),
-            metrics,
-            metrics.pop(TEACHER, None),
             merged.get("settled"),
         )
 

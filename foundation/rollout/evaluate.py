@@ -6,7 +6,6 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,67 +14,9 @@ from tensordict import TensorDict
 from foundation.core.errors import UserError
 from foundation.engines.base import VecEnv
 from foundation.policies.actors import Actor
-from foundation.rollout.episodes import CollectionStats, EpisodeTracker
+from foundation.rollout.episodes import EpisodeTracker, EvaluationResult
 from foundation.rollout.stepper import SYNC_INTERVAL, FiniteCheck, Observer, Stepper
 from foundation.teachers.assignment import TEACHER
-
-
-@dataclass
-class EvaluationResult:
-    """Episodes, one entry each, ordered by environment."""
-
-    returns: torch.Tensor
-    """Sum of rewards. Shape: (num_episodes,)."""
-    lengths: torch.Tensor
-    """Length [env steps]. Shape: (num_episodes,)."""
-    success: torch.Tensor | None
-    """The task's own hook, else "ended by time-out"; None where neither is known. Shape: (num_episodes,)."""
-    metrics: dict[str, torch.Tensor] = field(default_factory=dict)
-    """The task's ``extras["episode_metrics"]``. Each (num_episodes,)."""
-    env_steps: int = 0
-    """Transitions simulated."""
-    teacher: torch.Tensor | None = None
-    """With many teachers, the one that each episode's environment followed at its end. Shape: (num_episodes,)."""
-
-    @classmethod
-    def of(cls, episodes: CollectionStats) -> EvaluationResult:
-        """Take the episodes of a rollout in which one actor acted alone."""
-        metrics = dict(episodes.metrics)
-        success = metrics.pop("success", episodes.time_outs)
-        success = None if success is None else success.bool()
-        teacher = None if episodes.teacher is None else episodes.teacher.long()
-        return cls(episodes.returns, episodes.lengths, success, metrics, episodes.env_steps, teacher)
-
-    def part(self, block: slice) -> EvaluationResult:
-        """Return the episodes of a slice."""
-        metrics = {name: values[block] for name, values in self.metrics.items()}
-        teacher = None if self.teacher is None else self.teacher[block]
-        success = None if self.success is None else self.success[block]
-        return EvaluationResult(self.returns[block], self.lengths[block], success, metrics, self.env_steps, teacher)
-
-    @property
-    def mean_return(self) -> float:
-        """Mean return."""
-        return float(self.returns.double().mean())
-
-    @property
-    def return_interval(self) -> float:
-        """Half-width of the 95 % confidence interval of the mean return (normal approximation)."""
-        if len(self.returns) < 2:
-            return math.inf
-        return 1.96 * float(self.returns.double().std()) / math.sqrt(len(self.returns))
-
-    def summary(self) -> dict[str, float]:
-        """Return plain numbers for logs and reports; ``success_rate`` only where success is known."""
-        out = {
-            "mean_return": self.mean_return,
-            "std_return": float(self.returns.double().std(correction=0)),
-            "mean_length": float(self.lengths.double().mean()),
-        }
-        if self.success is not None:
-            out["success_rate"] = float(self.success.double().mean())
-        out.update({name: float(values.double().mean()) for name, values in self.metrics.items()})
-        return out
 
 
 def evaluate(
@@ -130,7 +71,7 @@ def evaluate(
             f"An episode did not end within max_episode_length={env.max_episode_length} env steps during "
             "evaluation: check the environment's time-outs."
         )
-    return EvaluationResult.of(episodes.stats(by_env=True))
+    return episodes.stats(by_env=True)
 
 
 @contextmanager

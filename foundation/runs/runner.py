@@ -135,7 +135,7 @@ class DistillationRunner(Runner):
         evaluation: dict[str, float] | None = None
         self._refine_teacher(epoch, beta, collected)
         if self._collection_is_evaluation(beta):
-            evaluation = self._summarise(EvaluationResult.of(collected))
+            evaluation = self._summarise(collected)
             self._keep_best(evaluation, epoch, made_by=epoch - 1)
         self._fit_normalizer(epoch, collected)
         with self.stopwatch.stage("learning"):
@@ -189,7 +189,7 @@ class DistillationRunner(Runner):
         alone = epoch == 0 and beta == 1.0 and self.cfg.teacher_deterministic and self._whole_episodes_undisturbed()
         if not alone or len(collected.returns) <= self._baseline_episodes:
             return
-        self.baselines["teacher"] = EvaluationResult.of(collected).summary()
+        self.baselines["teacher"] = collected.summary()
         self.reporter.teacher_refined(self.baselines["teacher"], len(collected.returns))
 
     def _evaluation_due(self, epoch: int) -> bool:

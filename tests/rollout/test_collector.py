@@ -107,7 +107,7 @@ def test_episodes_mode_counts_the_first_episodes_of_each_environment():
     expected = [length for lengths in LENGTHS for length in lengths[:2]]
     assert sorted(stats.lengths.tolist()) == sorted(float(length) for length in expected)
     assert sorted(stats.returns.tolist()) == sorted(triangle(length) for length in expected)
-    assert int(stats.time_outs.sum()) == expected.count(7)
+    assert int(stats.success.sum()) == expected.count(7)
     assert sorted(stats.metrics["last_step"].tolist()) == sorted(stats.lengths.tolist())
     assert env.seeds[-1] == (3 * 1_000_003 + 2) % 2**31, "each epoch's resets are seeded by (seed, epoch)"
 
@@ -348,7 +348,7 @@ def test_a_step_that_says_nothing_of_time_outs_has_none():
         tracker.begin()
         tracker.after_step(nothing, everywhere, extras)
         tracker.drain()
-        seen.append(tracker.stats().time_outs.tolist())
+        seen.append(tracker.stats().success.tolist())
     assert seen == [[True], [False]]
 
 

@@ -54,7 +54,7 @@ def learned() -> LearningStats:
 
 def collected() -> CollectionStats:
     returns = torch.tensor([33.0, 57.0])
-    return CollectionStats(returns=returns, lengths=torch.full((2,), 5.0), time_outs=torch.ones(2), env_steps=10)
+    return CollectionStats(returns=returns, lengths=torch.full((2,), 5.0), success=torch.ones(2).bool(), env_steps=10)
 
 
 def lines(evaluations: list[bool], cfg: DistillationCfg, seconds: float, monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -39,7 +39,9 @@ def drawn(beta: float, **settings) -> tuple[list[int] | None, int]:
     env = SimpleNamespace(num_envs=6, get_observations=lambda: TensorDict({"policy": torch.zeros(6, 1)}, [6]))
     select = ObsSelector(["policy"])
     teachers = RunTeachers(teacher, cfg, env, select, select)
-    stats = CollectionStats(RETURNS, torch.ones(3), torch.ones(3), 12, [0, 1], teacher=torch.arange(3))
+    stats = CollectionStats(
+        RETURNS, torch.ones(3), torch.ones(3).bool(), env_steps=12, slots=[0, 1], teacher=torch.arange(3)
+    )
     stats.metrics[BY_TEACHER] = torch.full((3,), beta)
     dataset = Dataset()
     rows = teachers.collected(0, beta, stats, dataset)  # type: ignore[arg-type]
