@@ -146,6 +146,9 @@ class LossCfg:
     auxiliary: dict[str, float] = field(default_factory=dict)
     """Further terms by name with their weights, e.g. ``{value: 0.5}``. Values are in units of the teacher's own spread,
     features in units of each dimension's, so that weights mean the same in every task."""
+    params: dict[str, float] = field(default_factory=dict)
+    """Parameters that a loss has of its own, by name: ``distill.loss.params.level=0.9`` for a loss that is
+    ``def quantile(student, target, params, *, level: float = 0.5)``."""
     temperature: float | ScheduleCfg = 1.0
     """Softmax temperature of a discrete teacher's targets (Rusu et al. 2015, eq. 3)."""
     student_temperature: StudentTemperature = "1"

@@ -65,7 +65,7 @@ def read_preset(group: str, path: Path) -> tuple[dict[str, Any], str]:
     """
     from foundation.core.files import load_yaml  # which loads torch: --help needs none
 
-    values = load_yaml(path)
+    values = load_yaml(path, as_hydra=True)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{group}={path}: expected keys with values, such as 'n_epochs: 50'")
     header = _PACKAGE.search(path.read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pickle
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -295,16 +296,20 @@ def check_finite(values: Mapping[str, Any], where: str) -> None:
             )
 
 
-def load_yaml(path: str | os.PathLike[str]) -> Any:
+def load_yaml(path: str | os.PathLike[str], *, as_hydra: bool = False) -> Any:
     """Read YAML that may carry Python tags, as Isaac Lab's ``params/*.yaml`` do, without making any object.
 
     ``!!python/tuple`` becomes a list; any other tag's scalar a string, its sequence a list, its mapping a dict.
+
+    Args:
+        path: The file.
+        as_hydra: Read ``1e-3`` as a number, as Hydra does in a file that people write; YAML 1.1 has text there.
     """
     file = Path(path)
     refuse_lfs_pointer(file)
     text = read_text(file, _MOST_YAML)
     try:
-        values = _construct(text)
+        values = _construct(_HydraLoader(text) if as_hydra else _PlainLoader(text))
         check_tree(values, _MOST_YAML_NODES, _DEEPEST_YAML)
     except Exception as error:  # besides YAML's own errors: KeyError, AttributeError and others of a tag's scalar
         raise UserError(f"'{file}' is not readable YAML: {one_line(error)}.") from error
@@ -364,9 +369,8 @@ def read_text(path: str | os.PathLike[str], most: int) -> str:
         raise UserError(f"cannot read '{file}': {one_line(error)}.") from error
 
 
-def _construct(text: str) -> Any:
+def _construct(loader: _PlainLoader) -> Any:
     """Make plain values of YAML, once it is known how many there will be."""
-    loader = _PlainLoader(text)
     try:
         node = loader.get_single_node()
         if node is None:
@@ -429,6 +433,15 @@ def _construct_plain(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> A
 
 
 _PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _construct_plain)
+
+
+class _HydraLoader(_PlainLoader):
+    """Knows numbers with an exponent and no point."""
+
+
+_HydraLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 _PlainLoader.add_multi_constructor("!", _construct_plain)
 
 

@@ -56,6 +56,7 @@ def import_typed(name: str) -> ModuleType:
     Raises:
         UserError: If there is no such module.
     """
+    _search_working_folder(name)
     try:
         module = import_module(name)
     except (ImportError, SyntaxError) as error:

@@ -17,7 +17,7 @@ from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import UserError, suggest
 from foundation.core.memory import refuse_beyond_memory
 from foundation.dataset.dataset import Batch, DistillationDataset
-from foundation.learning.losses import LossParams, LossSpec, check_choices, check_main_loss, loss_spec
+from foundation.learning.losses import LossParams, LossSpec, check_choices, check_main_loss, loss_spec, with_own_params
 from foundation.learning.no_effect import without_effect
 from foundation.learning.precision import Precision, compiled
 from foundation.learning.schedules import value_at
@@ -68,7 +68,8 @@ class Learner:
         self.sequence_length = sequence_length
         self._check_batch()
         names = {cfg.loss.name: 1.0, **cfg.loss.auxiliary}
-        self.terms: list[tuple[LossSpec, float]] = [(loss_spec(name), weight) for name, weight in names.items()]
+        specs = with_own_params([loss_spec(name) for name in names], cfg.loss.params)
+        self.terms: list[tuple[LossSpec, float]] = list(zip(specs, names.values(), strict=True))
         check_main_loss(self.terms[0][0])
         self.optimizer = _make_optimizer(student, cfg)
         self.adapter: nn.Linear | None = None

@@ -6,9 +6,11 @@ function of a user's own package by ``"pkg.module:function"``.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,8 @@ class LossParams:
 
 
 LossFunction = Callable[[PolicyOutput, PolicyOutput, LossParams], torch.Tensor]
+"""Takes the student's output, the teacher's targets and :class:`LossParams`; keyword-only arguments are parameters of
+its own (``distill.loss.params``). Returns one value per sample."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,42 @@ def loss_spec(name: str) -> LossSpec:
     function = resolve_attribute(name, "loss", typed_as="loss=")
     known = next((spec for spec in LOSSES.values() if spec.function is function), None)
     return known or LossSpec(name, function, continuous=None, discrete=None)
+
+
+def with_own_params(specs: Sequence[LossSpec], values: Mapping[str, float]) -> list[LossSpec]:
+    """Set the parameters that losses have of their own: the keyword-only arguments of their functions.
+
+    Args:
+        specs: All terms.
+        values: ``distill.loss.params``; each goes to every loss that has a parameter of its name.
+
+    Raises:
+        UserError: If no loss has such a parameter, or one without a default is not given.
+    """
+    own = {spec.name: _own_params(spec.function) for spec in specs}
+    known = {name for params in own.values() for name in params}
+    for name in values:
+        if name not in known:
+            losses = " and ".join(spec.name for spec in specs)
+            raise UserError(f"distill.loss.params.{name}: loss={losses} has no such parameter. {suggest(name, known)}")
+    bound = []
+    for spec in specs:
+        params = own[spec.name]
+        missing = [name for name, has_default in params.items() if not has_default and name not in values]
+        if missing:
+            raise UserError(f"loss={spec.name} needs distill.loss.params.{missing[0]}=NUMBER")
+        given = {name: values[name] for name in params if name in values}
+        bound.append(replace(spec, function=functools.partial(spec.function, **given)) if given else spec)
+    return bound
+
+
+def _own_params(function: LossFunction) -> dict[str, bool]:
+    """Return the names of a function's keyword-only arguments, and whether each has a default."""
+    try:
+        params = inspect.signature(function).parameters.values()
+    except ValueError:  # a function written in C may have no signature
+        return {}
+    return {p.name: p.default is not p.empty for p in params if p.kind is p.KEYWORD_ONLY}
 
 
 def check_main_loss(spec: LossSpec) -> None:

@@ -49,6 +49,13 @@ def test_an_experiment_by_its_path(here: Path, header: str) -> None:
     assert resolved(f"experiment={here / 'mine.yaml'}", "loss=kl").cfg.loss.name == "kl"
 
 
+def test_numbers_are_written_as_in_configs(here: Path) -> None:
+    """``1e-3`` is a number, as it is in a file of Hydra's; in quotes it is text."""
+    (here / "mine.yaml").write_text("learning_rate: 1e-3\nrun_name: '1e-3'\noptimizer: {weight_decay: 2.5E+1}\n")
+    cfg = resolved("experiment=./mine.yaml").cfg
+    assert (cfg.learning_rate, cfg.run_name, cfg.optimizer.weight_decay) == (0.001, "1e-3", 25.0)
+
+
 def test_a_file_named_as_a_built_in_one_is_not_it(here: Path) -> None:
     """``./fast.yaml`` is the user's, ``fast`` ours; one after the other in one process."""
     (here / "fast.yaml").write_text("n_epochs: 3\n")

@@ -1,0 +1,172 @@
+"""The examples of CONTRIBUTING.md and examples/ work as they stand, each a file that nothing else knows of."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from foundation.core.errors import UserError
+from foundation.learning.losses import LossParams, loss_spec, with_own_params
+from foundation.policies.output import PolicyOutput
+from foundation.students import make_student, student_cfg_class
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+TEACHER = ROOT / "foundation" / "assets" / "teachers" / "point_ctrl" / "model.pt"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SMALL = ["--device", "cpu", "--num_envs", "8"]
+SHORT = ["--n_epochs", "1", "--num_episodes", "8", "--num_eval_episodes", "8", "--final_eval_episodes", "8"]
+
+
+def blocks(title: str) -> list[tuple[str, str]]:
+    """Return language and text of each code block of a section."""
+    section = re.search(rf"^### {re.escape(title)}$(.*?)(?=^##+ |\Z)", TEXT, re.MULTILINE | re.DOTALL)
+    assert section is not None, title
+    return [(match[1], match[2]) for match in BLOCK.finditer(section[1])]
+
+
+def lay_out(title: str, folder: Path, clone: Path) -> list[list[str]]:
+    """Write a section's files, and return its commands as lists of words."""
+    commands = []
+    for language, text in blocks(title):
+        if language == "bash":
+            commands += [shlex.split(line) for line in text.replace("\\\n", " ").splitlines()]
+        else:
+            name = text.splitlines()[0].removeprefix("# ")
+            (clone / name if name.startswith("foundation/") else folder / name).write_text(text, encoding="utf-8")
+    assert commands, title
+    return commands
+
+
+def run(words: list[str], folder: Path, clone: Path, *more: str) -> str:
+    """Run one command of the page in a folder, with more arguments that make it short."""
+    assert words[0] == "python"
+    words = [word.replace("CLONE", str(clone)).replace("TEACHER", str(TEACHER)) for word in words[1:]]
+    words = [str(path) for word in words for path in (sorted(folder.glob(word)) if "*" in word else [word])]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, *words, *more], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def summary(folder: Path) -> dict:
+    return json.loads(next(folder.rglob("summary.json")).read_text())
+
+
+def test_a_loss_with_a_parameter(tmp_path: Path) -> None:
+    """``loss=own_loss:pinball distill.loss.params.level=0.9`` trains."""
+    (command,) = lay_out("A loss, with a parameter", tmp_path, ROOT)
+    run(command, tmp_path, ROOT, *SMALL, *SHORT)
+    assert summary(tmp_path)["best_epoch"] == 1
+
+
+def test_a_student(tmp_path: Path) -> None:
+    """``student=own_student:SkipStudent distill.student.width=64`` trains, and plays once its module is typed."""
+    distil, play = lay_out("A student", tmp_path, ROOT)
+    run(distil, tmp_path, ROOT, *SMALL, *SHORT)
+    run(play, tmp_path, ROOT, "--device", "cpu", "--json", "played.json")
+    assert json.loads((tmp_path / "played.json").read_text())["num_episodes"] == 8
+    checkpoint = torch.load(next(tmp_path.rglob("best_student.pt")), weights_only=True)
+    assert checkpoint["model_state_dict"]["hidden.weight"].shape == (64, 26)
+
+
+@pytest.mark.slow
+def test_a_task_with_its_own_groups(tmp_path: Path) -> None:
+    """A teacher of two numbers is distilled into a student of one, from a group that the built-in tasks lack."""
+    shutil.copy(ROOT / "examples" / "own_task.py", tmp_path)
+    train, distil = lay_out("A task, with its own observation groups", tmp_path, ROOT)
+    run(train, tmp_path, ROOT, "--device", "cpu", "--max_iterations", "1")
+    run(distil, tmp_path, ROOT, *SMALL, *SHORT, "distill.teacher.check=false")
+    assert summary(tmp_path)["final_eval_episodes"] == 8
+    checkpoint = torch.load(next(tmp_path.rglob("best_student.pt")), weights_only=True)
+    assert checkpoint["student"]["num_obs"] == 1
+
+
+def test_an_engine(tmp_path: Path) -> None:
+    """``--engine own_engine:PointEngine`` runs a task that no gym id has."""
+    shutil.copy(ROOT / "examples" / "own_task.py", tmp_path)
+    (play,) = lay_out("An engine", tmp_path, ROOT)
+    run(play, tmp_path, ROOT, *SMALL, "--json", "played.json")
+    played = json.loads((tmp_path / "played.json").read_text())
+    assert played["num_episodes"] == 8 and played["engine"] == "point"
+
+
+def test_a_checkpoint_format(tmp_path: Path) -> None:
+    """A file in foundation/checkpoints/ is enough for a format to be read, and acts as the arrays say."""
+    clone = tmp_path / "clone"
+    shutil.copytree(ROOT / "foundation", clone / "foundation", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "configs", clone / "configs")
+    (command,) = lay_out("A checkpoint format", tmp_path, clone)
+    random = np.random.default_rng(0)
+    arrays = {"weight_0": random.normal(size=(5, 3)), "bias_0": random.normal(size=5)}
+    arrays |= {"weight_1": random.normal(size=(2, 5)), "bias_1": random.normal(size=2)}
+    np.savez(tmp_path / "policy.npz", **arrays)
+    described = json.loads(run(command, tmp_path, clone, "--json"))
+    assert described["format"] == "NumPy MLP" and described["activation"] == "tanh"
+    assert (described["num_obs"], described["hidden_dims"], described["num_actions"]) == (3, [5], 2)
+    act = (
+        "import sys, json; sys.path.insert(0, 'clone'); from foundation import TeacherPolicyWrapper as T; import torch;"
+        "print(T('policy.npz').act(torch.tensor([[0.1, -0.2, 0.3]])).tolist())"
+    )
+    acted = json.loads(run(["python", "-c", act], tmp_path, clone))
+    hidden = np.tanh(arrays["weight_0"] @ [0.1, -0.2, 0.3] + arrays["bias_0"])
+    assert acted[0] == pytest.approx(list(arrays["weight_1"] @ hidden + arrays["bias_1"]), abs=1e-5)
+
+
+def test_a_preset(tmp_path: Path) -> None:
+    """``experiment=./mine.yaml`` sets what it says."""
+    (command,) = lay_out("A preset", tmp_path, ROOT)
+    assert "ema_decay: 0.98" in run(command, tmp_path, ROOT)
+
+
+def test_a_script_with_the_decorator(tmp_path: Path) -> None:
+    """examples/own_script.py gets the configs with what was typed, once for each job of a sweep."""
+    script = ["python", str(ROOT / "examples" / "own_script.py")]
+    printed = run(script, tmp_path, ROOT, "scene.num_envs=8", "student=gru", "-m", "seed=1,2")
+    assert [line for line in printed.splitlines() if line.startswith("8 ")] == ["8 250 gru 1", "8 250 gru 2"]
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("name", ["own_loss", "own_student"])
+def test_examples_are_those_of_the_page(name: str) -> None:
+    """The code of examples/ is the code that CONTRIBUTING.md shows."""
+    code = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8").partition('"""\n\n')[2]
+    assert f"# {name}.py\n{code}" in TEXT
+
+
+def test_the_example_loss_by_hand(monkeypatch: pytest.MonkeyPatch, typed) -> None:
+    """Errors 1 and -2 at level 0.9 cost 0.9 and 0.2; without a level, half of each."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    typed("own_loss:pinball")
+    student, target = PolicyOutput(torch.tensor([[0.0, 2.0]])), PolicyOutput(torch.tensor([[1.0, 0.0]]))
+    spec = loss_spec("own_loss:pinball")
+    (tilted,) = with_own_params([spec], {"level": 0.9})
+    assert tilted.function(student, target, LossParams()).item() == pytest.approx((0.9 + 0.2) / 2)
+    assert spec.function(student, target, LossParams()).item() == pytest.approx((0.5 + 1.0) / 2)
+    with pytest.raises(UserError, match=r"params\.levl: loss=own_loss:pinball has no such .* Did you mean 'level'"):
+        with_own_params([spec], {"levl": 0.9})
+
+
+def test_the_example_student_by_hand(monkeypatch: pytest.MonkeyPatch, typed) -> None:
+    """Its action is the head's of [x, tanh(W x + b)], and a sequence is its steps."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    typed("own_student:SkipStudent")
+    name = "own_student:SkipStudent"
+    student = make_student(student_cfg_class(name)(name=name, width=5), 3, 2)  # type: ignore[call-arg]
+    obs = torch.randn(4, 7, 3)
+    features = torch.cat([obs, torch.tanh(obs @ student.hidden.weight.T + student.hidden.bias)], dim=-1)
+    expected = features @ student.mean.weight.T + student.mean.bias
+    torch.testing.assert_close(student.sequence(obs)[0].mean, expected)
+    torch.testing.assert_close(torch.stack([student.step(x)[0].mean for x in obs]), expected)
