@@ -1,39 +1,35 @@
-"""A student of your own: ``student=own_student:SkipStudent distill.student.width=64``, run in this folder."""
+"""A student of your own: ``student=own_student:NormedStudent distill.student.width=64``, run in this folder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from foundation.students.base import NetworkCfg, Student
 
 
 @dataclass
-class SkipStudentCfg(NetworkCfg):
-    """One hidden layer beside the observations."""
+class NormedStudentCfg(NetworkCfg):
+    """One hidden layer with layer normalisation."""
 
     width: int = 32
     """Units of the hidden layer."""
 
 
-class SkipStudent(Student):
-    """Reads its observations twice: as they are, and through one hidden layer."""
+class NormedStudent(Student):
+    """A perceptron whose hidden layer is normalised (Ba, Kiros, Hinton 2016)."""
 
-    cfg_class = SkipStudentCfg
+    cfg_class = NormedStudentCfg
 
-    def __init__(self, cfg: SkipStudentCfg, num_obs: int, num_actions: int):
-        super().__init__(cfg, num_obs, num_actions, num_features=num_obs + cfg.width)
-        self.hidden = nn.Linear(num_obs, cfg.width)
+    def __init__(self, cfg: NormedStudentCfg, num_obs: int, num_actions: int):
+        super().__init__(cfg, num_obs, num_actions, num_features=cfg.width)
+        self.body = nn.Sequential(nn.Linear(num_obs, cfg.width), nn.LayerNorm(cfg.width), nn.Tanh())
 
     @classmethod
-    def from_cfg(cls, cfg: SkipStudentCfg, num_obs: int, num_actions: int) -> "SkipStudent":
+    def from_cfg(cls, cfg: NormedStudentCfg, num_obs: int, num_actions: int) -> "NormedStudent":
         """Build a student from its config."""
         return cls(cfg, num_obs, num_actions)
 
-    def features_step(self, obs: torch.Tensor, state: None) -> tuple[torch.Tensor, None]:
-        """Map normalised observations to features. Shape: (..., num_obs) -> (..., num_obs + width)."""
-        return torch.cat([obs, torch.tanh(self.hidden(obs))], dim=-1), None
-
-    def features_sequence(self, obs: torch.Tensor, state: None, resets: torch.Tensor | None):
-        """Map a sequence of them; without memory this is the same."""
-        return self.features_step(obs, state)
+    def trunk(self) -> Sequence[nn.Module]:
+        """Return the hidden layers in order."""
+        return (self.body,)

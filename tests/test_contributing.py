@@ -68,18 +68,18 @@ def summary(folder: Path) -> dict:
 def test_a_loss_with_a_parameter(tmp_path: Path) -> None:
     """``loss=own_loss:pinball distill.loss.params.level=0.9`` trains."""
     (command,) = lay_out("A loss, with a parameter", tmp_path, ROOT)
-    run(command, tmp_path, ROOT, *SMALL, *SHORT)
+    run(command, tmp_path, ROOT, *SMALL, *SHORT, "env.episode_length_s=0.5")
     assert summary(tmp_path)["best_epoch"] == 1
 
 
 def test_a_student(tmp_path: Path) -> None:
-    """``student=own_student:SkipStudent distill.student.width=64`` trains, and plays once its module is typed."""
+    """``student=own_student:NormedStudent distill.student.width=64`` trains, and plays once its module is typed."""
     distil, play = lay_out("A student", tmp_path, ROOT)
-    run(distil, tmp_path, ROOT, *SMALL, *SHORT)
+    run(distil, tmp_path, ROOT, *SMALL, *SHORT, "env.episode_length_s=0.5")
     run(play, tmp_path, ROOT, "--device", "cpu", "--json", "played.json")
     assert json.loads((tmp_path / "played.json").read_text())["num_episodes"] == 8
     checkpoint = torch.load(next(tmp_path.rglob("best_student.pt")), weights_only=True)
-    assert checkpoint["model_state_dict"]["hidden.weight"].shape == (64, 26)
+    assert checkpoint["model_state_dict"]["body.0.weight"].shape == (64, 26)
 
 
 @pytest.mark.slow
@@ -160,13 +160,14 @@ def test_the_example_loss_by_hand(monkeypatch: pytest.MonkeyPatch, typed) -> Non
 
 
 def test_the_example_student_by_hand(monkeypatch: pytest.MonkeyPatch, typed) -> None:
-    """Its action is the head's of [x, tanh(W x + b)], and a sequence is its steps."""
+    """Its action is the head's of tanh((z - mean) / std) with z = W x + b, and a sequence is its steps."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    typed("own_student:SkipStudent")
-    name = "own_student:SkipStudent"
+    typed("own_student:NormedStudent")
+    name = "own_student:NormedStudent"
     student = make_student(student_cfg_class(name)(name=name, width=5), 3, 2)  # type: ignore[call-arg]
     obs = torch.randn(4, 7, 3)
-    features = torch.cat([obs, torch.tanh(obs @ student.hidden.weight.T + student.hidden.bias)], dim=-1)
-    expected = features @ student.mean.weight.T + student.mean.bias
+    z = obs @ student.body[0].weight.T + student.body[0].bias  # type: ignore[index]
+    z = (z - z.mean(-1, keepdim=True)) / (z.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+    expected = torch.tanh(z) @ student.mean.weight.T + student.mean.bias
     torch.testing.assert_close(student.sequence(obs)[0].mean, expected)
     torch.testing.assert_close(torch.stack([student.step(x)[0].mean for x in obs]), expected)
