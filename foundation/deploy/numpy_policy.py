@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy
 from numpy.typing import NDArray
 
-from foundation.core.errors import UserError, suggest
+from foundation.core.errors import suggest
 from foundation.deploy.golden import FloatArray
 from foundation.deploy.program import OBS, Operation, Program
 
@@ -50,7 +50,7 @@ class NumpyProgram:
             remember = _WITH_MEMORY[operation.kind](operation)
             return _Step(operation.name, operation.inputs, None, remember, spans)
         if operation.kind not in _KINDS:
-            raise UserError(f"operation '{operation.kind}' is not known. {suggest(operation.kind, _KINDS)}")
+            raise ValueError(f"operation '{operation.kind}' is not known. {suggest(operation.kind, _KINDS)}")
         return _Step(operation.name, operation.inputs, _KINDS[operation.kind](operation), None, spans)
 
     def run(self, obs: FloatArray, state: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -130,7 +130,7 @@ _FUNCTIONS: dict[str, Callable[..., Numbers]] = {
 def _activation(operation: Operation) -> Compute:
     name = operation.text("function")
     if name not in _FUNCTIONS:
-        raise UserError(f"activation '{name}' is not known. {suggest(name, _FUNCTIONS)}")
+        raise ValueError(f"activation '{name}' is not known. {suggest(name, _FUNCTIONS)}")
     function = _FUNCTIONS[name]
     constants = {key: operation.number(key) for key in operation.options if key != "function"}
     return lambda x: function(x[0], **constants)
@@ -178,7 +178,7 @@ def _arg_max(operation: Operation) -> Compute:
 
 def _beta_moment(operation: Operation) -> Compute:
     if operation.text("moment") != "mean":
-        raise UserError("the deviation of a Beta distribution is no action")
+        raise ValueError("the deviation of a Beta distribution is no action")
     low, width = operation.number("low"), operation.number("width")
 
     def compute(x: list[Numbers]) -> Numbers:

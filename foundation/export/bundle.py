@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy
 import torch
+from gymnasium.envs.registration import EnvSpec
 
 from foundation.checkpoints.reading.loading import LoadedPolicy
 from foundation.core.errors import UserError
@@ -64,8 +65,9 @@ def make_bundle(policy: LoadedPolicy, name: str = "policy", task: str | None = N
         program = program_of(network, info.clip_actions)
     except UserError as error:
         raise UserError(f"'{path}' cannot be exported: {error}") from error
-    task = task or _own_task(path)
-    layout = _layout(task)
+    stated = None if task is not None else _own_task(path)
+    layout = _layout(resolve_task(task)) if task is not None else _layout_of(stated)
+    task = task or stated
     groups = tuple(info.obs_groups or ())
     description = Description(
         name=name,
@@ -130,13 +132,17 @@ def _own_task(path: Path) -> str | None:
     return task if isinstance(task, str) else None
 
 
-def _layout(task: str | None) -> Layout:
-    """Return what a task says about its observations and actions; nothing where it is not known here."""
+def _layout(spec: EnvSpec) -> Layout:
+    """Return what a task says about its observations and actions; nothing where it says nothing."""
+    return load_entry_point(spec, _LAYOUT) if _LAYOUT in spec.kwargs else {}
+
+
+def _layout_of(task: str | None) -> Layout:
+    """Return the same of a task that a checkpoint names: it need not be known here."""
     if task is None:
         return {}
     try:
-        spec = resolve_task(task)
-        return load_entry_point(spec, _LAYOUT) if _LAYOUT in spec.kwargs else {}
+        return _layout(resolve_task(task))
     except UserError as error:
         logger.info("The names of the observations are not known: %s", error)
         return {}

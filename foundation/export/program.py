@@ -42,9 +42,14 @@ def program_of(policy: PolicyNetwork, clip: float | None = None) -> Program:
     return Program(num_obs=policy.num_obs, operations=tuple(operations), output=output)
 
 
+def kind_of(layer: type[Layer]) -> str:
+    """Return the name of a layer's operation: ``layer_norm`` for ``LayerNorm``."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", layer.__name__).lower()
+
+
 def _operation(layer: Layer, first_column: int) -> Operation:
     """Return a layer's operation; its memory begins at a column, as the critic's is left out."""
-    kind = re.sub(r"(?<!^)(?=[A-Z])", "_", type(layer).__name__).lower()
+    kind = kind_of(type(layer))
     arrays: dict[str, FloatArray] = {}
     options: dict[str, Option] = {}
     for field in dataclasses.fields(layer):

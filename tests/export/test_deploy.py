@@ -1,0 +1,246 @@
+"""``foundation.deploy``: a user's program without PyTorch, its memory, and one clear line for what cannot be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from foundation.core.errors import UserError
+from foundation.deploy import Description, Field, Golden, Policy
+from foundation.export.formats import export
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE)]
+
+from exported import ENVS, NUM_ACTIONS, NUM_OBS, STUDENTS, bundle_of_student, fly, student  # noqa: E402
+
+FILES = ("policy.npz", "policy.onnx", "policy.so")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder with a GRU student in every format that ``Policy`` runs."""
+    place = tmp_path_factory.mktemp("exported")
+    list(export(bundle_of_student("gru-2-layers", place), place, ["npz", "onnx", "so"]))
+    return place
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_torch_is_imported(file, folder):
+    """A program that steps a policy imports neither PyTorch nor anything else of this project's requirements."""
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'tensordict', 'hydra', 'omegaconf', 'gymnasium', 'yaml'):\n"
+        "    sys.modules[name] = None\n"  # importing it is an ImportError
+        "from foundation.deploy import Policy\n"
+        f"policy = Policy({str(folder / file)!r})\n"
+        f"print(policy.step([0.5] * {NUM_OBS}).shape, policy.check() < 1e-5)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=HERE.parents[1], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split("\n")[0] == f"({NUM_ACTIONS},) True", done.stderr
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_one_robot_and_many(file, folder):
+    """One observation gives one action; a batch is as many robots, each with a memory of its own."""
+    flight = fly(student("gru-2-layers"), steps=20)
+    many, one = Policy(folder / file), Policy(folder / file)
+    for step, (obs, resets) in enumerate(zip(flight.obs, flight.resets, strict=True)):
+        many.reset(resets)
+        if resets[2]:
+            one.reset()
+        actions, alone = many.step(obs), one.step(obs[2])
+        assert alone.shape == (NUM_ACTIONS,)
+        assert actions.dtype == numpy.float32
+        assert numpy.abs(actions - flight.actions[step]).max() <= 1e-5
+        assert numpy.abs(alone - actions[2]).max() <= 1e-6
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_observations_that_are_wrong(file, folder):
+    """Sizes and NaN are named, with the observation's name and column; the memory stays what it was."""
+    policy, untouched = Policy(folder / file), Policy(folder / file)
+    obs = numpy.full((ENVS, NUM_OBS), 0.3, numpy.float32)
+    assert numpy.array_equal(policy.step(obs), untouched.step(obs))
+    wrong = obs.copy()
+    wrong[1, 4] = numpy.nan
+    with pytest.raises(UserError, match=r"observation 'policy\[4\]' \(column 4\) is nan"):
+        policy.step(wrong)
+    with pytest.raises(UserError, match=rf"reads {NUM_OBS} observations and was given an array of shape \(2, 3\)"):
+        policy.step(numpy.zeros((2, 3)))
+    with pytest.raises(UserError, match=f"remembers {ENVS} environments and was given 1"):
+        policy.step(obs[0])
+    with pytest.raises(UserError, match="mask of 2 entries"):
+        policy.reset([True, False])
+    assert numpy.array_equal(policy.step(obs), untouched.step(obs))
+
+
+def test_a_step_does_not_touch_what_it_is_given(folder):
+    """Observations and actions of earlier steps stay as they are."""
+    policy = Policy(folder / "policy.npz")
+    obs = numpy.ones((2, NUM_OBS), numpy.float32)
+    first = policy.step(obs)
+    kept = first.copy()
+    policy.step(obs)
+    assert (obs == 1).all()
+    assert numpy.array_equal(first, kept)
+
+
+def test_files_that_are_wrong(folder, tmp_path):
+    """A file of another kind, a missing one, a folder and another's library are each one line."""
+    (tmp_path / "policy.txt").write_text("")
+    (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "empty.npz").write_bytes(b"")
+    numpy.savez(tmp_path / "other.npz", weights=numpy.zeros(3))
+    (tmp_path / "bad.so").write_bytes(b"no library")
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    source = tmp_path / "other.c"
+    source.write_text("int nothing(void) { return 0; }\n")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(tmp_path / "other.so"), str(source)], check=True)
+    for name, said in (
+        ("policy.txt", "ends in .npz, .onnx, .so"),
+        ("missing.npz", "does not exist"),
+        ("folder.npz", "is no file"),
+        ("empty.npz", "is corrupt or no NumPy archive"),
+        ("other.npz", "is no exported policy: it lacks 'description'"),
+        ("bad.so", "cannot be loaded"),
+        ("other.so", "no policy that foundation exported"),
+        ("bad.onnx", "cannot be run by onnxruntime"),
+    ):
+        with pytest.raises(UserError, match=said):
+            Policy(tmp_path / name)
+
+
+def _rewritten(source: Path, target: Path, change) -> Path:
+    """Write an archive again with ``change(name, array)`` in place of each array; None leaves it out."""
+    with numpy.load(source) as archive:
+        arrays = {name: change(name, archive[name]) for name in archive.files}
+    numpy.savez(target, **{name: array for name, array in arrays.items() if array is not None})
+    return target
+
+
+def _edited(array, old: str, new: str):
+    return numpy.frombuffer(array.tobytes().replace(old.encode(), new.encode()), numpy.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("program", lambda a: _edited(a, '"dense"', '"dence"')),
+        ("program", lambda a: _edited(a, '"cell": "gru"', '"cell": "gnu"')),
+        ("program", lambda a: _edited(a, '"inputs": ["obs"]', '"inputs": ["abs"]')),
+        ("program", lambda a: a[:-20]),
+        ("program", lambda a: _edited(a, '"memory": [0]', '"memory": [5]')),
+        ("description", lambda a: _edited(a, f'"num_obs": {NUM_OBS}', '"num_obs": 8')),
+        ("description", lambda a: _edited(a, '"description_version": 1', '"description_version": 2')),
+        ("description", lambda a: _edited(a, '"state_size"', '"state_sized"')),
+        ("1.weight", lambda a: None),
+        ("1.weight_ih", lambda a: a.T.copy()),
+        ("1.weight_ih", lambda a: a.astype(numpy.float64)),
+        ("1.bias_ih", lambda a: numpy.where(a == a[0], numpy.nan, a)),
+        ("golden_obs", lambda a: a[0]),
+        ("golden_actions", lambda a: None),
+    ],
+)
+def test_a_damaged_archive_is_one_line(folder, tmp_path, name, change):
+    """Whatever is changed in an archive, reading it or checking it is one line that names the file."""
+    with numpy.load(folder / "policy.npz") as archive:
+        if name not in archive.files:
+            pytest.skip("this policy has no such array")
+    path = _rewritten(folder / "policy.npz", tmp_path / "policy.npz", lambda n, a: change(a) if n == name else a)
+    with pytest.raises(UserError, match=r"policy\.npz'") as caught:
+        Policy(path).check()
+    assert "\n" not in str(caught.value)
+
+
+def test_cut_files_are_one_line(folder, tmp_path):
+    """An archive or a model that ends early, anywhere, is one line."""
+    for file in ("policy.npz", "policy.onnx"):
+        content = (folder / file).read_bytes()
+        for share in range(1, 10):
+            (tmp_path / file).write_bytes(content[: len(content) * share // 10])
+            with pytest.raises(UserError, match=file):
+                Policy(tmp_path / file)
+
+
+def test_pickles_are_not_read(folder, tmp_path):
+    """An archive with an array of objects, which would run code, is refused."""
+    path = tmp_path / "policy.npz"
+    with zipfile.ZipFile(folder / "policy.npz") as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+        numpy.save(tmp_path / "objects.npy", numpy.array([{}], dtype=object), allow_pickle=True)
+        new.write(tmp_path / "objects.npy", "objects.npy")
+    with pytest.raises(UserError, match="corrupt or no NumPy archive"):
+        Policy(path)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_check_finds_another_policys_weights(file, folder, tmp_path):
+    """The golden sequence beside a file fails for a file of other weights."""
+    list(export(bundle_of_student("gru", tmp_path), tmp_path, ["npz", "onnx", "so"]))
+    assert Policy(tmp_path / file).check() <= 1e-5
+    with pytest.raises(UserError, match="differs from its golden sequence by"):
+        Policy(tmp_path / file).check(folder / "policy_golden.npz")
+    (tmp_path / "policy_golden.npz").unlink()
+    if file != "policy.npz":
+        with pytest.raises(UserError, match="does not exist"):
+            Policy(tmp_path / file).check()
+
+
+def test_check_sees_what_is_not_finite():
+    """An action that is NaN is an infinite difference, not none."""
+
+    class Nan:
+        def step(self, obs):
+            return numpy.full((len(obs), 1), numpy.nan, numpy.float32)
+
+        def reset(self, mask=None):
+            pass
+
+    golden = Golden(
+        obs=numpy.zeros((1, 1, 1), numpy.float32),
+        resets=numpy.ones((1, 1), numpy.bool_),
+        actions=numpy.zeros((1, 1, 1), numpy.float32),
+    )
+    assert golden.difference(Nan()) == numpy.inf
+
+
+def test_a_description_survives_json():
+    """Every field of a description is the same after JSON."""
+    made = Description(
+        name="a", num_obs=3, num_actions=2, num_choices=None, state_size=4,
+        observations=(Field(name="x", size=2, unit="m", frame="body"), Field(name="y", size=1)),
+        actions=(Field(name="u", size=2),), obs_groups=("policy", "extra"), obs_slice=(1, 4), normalized=True,
+        action_clip=1.5, action_scale=(0.25, 0.5), action_offset=(0.1, -0.2), control_interval=0.02, task="T",
+        format="f", architecture="b", source_sha256="00",
+    )  # fmt: skip
+    assert Description.from_dict(json.loads(json.dumps(made.as_dict())), "here") == made
+    assert [made.column_name(column) for column in range(3)] == ["x[0]", "x[1]", "y[0]"]
+
+
+@pytest.mark.l2f
+@pytest.mark.parametrize("options", [{"activation": "tanh"}, {"activation": "relu", "hidden_dims": [7]}])
+def test_foundation_policy_flies_our_hdf5(options, tmp_path, monkeypatch):
+    """The package foundation-policy, whose reader checks the file's own example, gives the student's actions."""
+    foundation_policy = pytest.importorskip("foundation_policy")
+    monkeypatch.setitem(STUDENTS, "raptor", ("gru", options))
+    bundle = bundle_of_student("raptor", tmp_path)
+    (written,) = export(bundle, tmp_path / "exported", ["rl_tools"])
+    policy = foundation_policy.load(str(written.files[0]))
+    network = student("raptor")
+    obs = torch.randn(50, 3, NUM_OBS)
+    with torch.no_grad():
+        expected = network.sequence(obs)[0].mean.numpy()
+    policy.reset()
+    steps = [policy.evaluate_step(row.numpy()) for row in obs]
+    assert numpy.abs(numpy.stack(steps) - expected).max() <= 1e-5
