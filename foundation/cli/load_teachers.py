@@ -46,7 +46,7 @@ def load_teacher(cfg: DistillationCfg) -> Teacher:
 
 def _overrides(cfg: DistillationCfg) -> dict[str, Any]:
     """Return what the user says about the checkpoint, and its config may not."""
-    names = ("activation", "distribution", "action_range", "strict", "run_as_is", "num_obs")
+    names = ("activation", "distribution", "action_range", "strict", "run_as_is", "num_obs", "input_sizes")
     return {name: getattr(cfg.teacher, name) for name in names}
 
 

@@ -81,6 +81,9 @@ class TeacherCfg:
     for networks of any kind. What it remembers is found out and reset with the episodes; a line says how it is run."""
     num_obs: int | None = None
     """Number of observations of a teacher that is run as it is, where its file does not tell."""
+    input_sizes: list[int] | None = None
+    """Sizes of the observation inputs, in order, of a teacher that is run as it is and has several of them, where its
+    file does not tell."""
     min_return: float | None = None
     """Stop at once if the teacher's own mean return is lower (``--teacher_min_return``)."""
     below_min: BelowMin = "refuse"

@@ -173,12 +173,40 @@ class Timed(nn.Module):
         return {"joint_pos": obs[:, :2], "actions": self.net(torch.cat([obs, 0.1 * time_step], dim=-1))}
 
 
+class Adapted(nn.Module):
+    """RMA's export: the newest observation and a history are two arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.actor = mlp(6, 8, 4), mlp(7, 8, 2)
+
+    def forward(self, obs: torch.Tensor, obs_hist: torch.Tensor) -> torch.Tensor:
+        """Act."""
+        return self.actor(torch.cat([obs, self.encoder(obs_hist)], dim=-1))
+
+
+class Everything(nn.Module):
+    """Two arguments of observations, a counter between them, and the state of a GRU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.GRU(9, 6), nn.Linear(7, 2)
+
+    def forward(
+        self, obs: torch.Tensor, time_step: torch.Tensor, command: torch.Tensor, hidden: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Act."""
+        out, hidden = self.rnn(torch.cat([command, obs], dim=-1).unsqueeze(0), hidden)
+        return self.head(torch.cat([out.squeeze(0), 0.1 * time_step], dim=-1)), hidden
+
+
 class Own:
     """The archive itself, for one environment at a time."""
 
     def __init__(self, path: Path, module: nn.Module):
-        self.path, self.outside = path, isinstance(module, OutsideGru | OutsideLstm)
-        self.timed, self.row = isinstance(module, Timed), isinstance(module, OneRow)
+        self.path, self.outside = path, isinstance(module, OutsideGru | OutsideLstm | Everything)
+        self.timed, self.row = isinstance(module, Timed | Everything), isinstance(module, OneRow)
+        self.split = SPLIT.get(type(module), 9)
         self.reset()
 
     def reset(self) -> None:
@@ -192,9 +220,11 @@ class Own:
 
     @torch.no_grad()
     def __call__(self, obs: torch.Tensor) -> torch.Tensor:
-        given = [obs] if self.row else [obs[None]]
+        given = (
+            [obs] if self.row else [part for part in (obs[None, : self.split], obs[None, self.split :]) if len(part[0])]
+        )
         if self.timed:
-            given.append(torch.full((1, 1), float(self.step)))
+            given.insert(1, torch.full((1, 1), float(self.step)))
             self.step += 1
         answer = self.script(*given, *self.state)
         if self.outside:
@@ -234,11 +264,13 @@ def scripted(module: nn.Module, path: Path) -> Path:
     return path
 
 
+SPLIT: dict[type, int] = {Adapted: 3, Everything: 4}
 MODULES = {
     Him: (True, 0), Scaled: (True, 0), Inside: (True, 12), DeepInside: (True, 24), Cell: (True, 5),
     History: (True, 28), OneRow: (False, 2), OutsideGru: (True, 12), OutsideLstm: (True, 12), Timed: (True, 1),
+    Adapted: (True, 0), Everything: (True, 7),
 }  # fmt: skip
-WITHOUT_SIZE = (History, OneRow, Timed)
+WITHOUT_SIZE = (History, OneRow)
 
 
 @pytest.mark.parametrize("kind", MODULES)
@@ -248,7 +280,8 @@ def test_torchscript(kind, tmp_path, caplog):
     batched, state_size = MODULES[kind]
     module = kind()
     path = scripted(module, tmp_path / "policy.pt")
-    teacher = TeacherPolicyWrapper(path, run_as_is=True, num_obs=9 if kind in WITHOUT_SIZE else None)
+    sizes = [SPLIT[kind], 9 - SPLIT[kind]] if kind in SPLIT else None
+    teacher = TeacherPolicyWrapper(path, run_as_is=True, num_obs=9 if kind in WITHOUT_SIZE else None, input_sizes=sizes)
     assert (teacher.num_obs, teacher.state_size, teacher.policy.batched) == (9, state_size, batched)
     assert teacher.num_parameters == sum(parameter.numel() for parameter in module.parameters())
     compare(teacher, rolled([Own(path, module) for _ in range(ENVS)]))
@@ -345,7 +378,10 @@ class Unknown(nn.Module):
     ("module", "says"),
     [
         (Draws, "other actions for the same observations"), (Counts, "remembers where it cannot be seen"),
-        (Sliced, r"distill\.teacher\.num_obs=N"), (Unknown, "'command'"), (History, r"distill\.teacher\.num_obs=N"),
+        (Sliced, r"distill\.teacher\.num_obs=N"), (History, r"distill\.teacher\.num_obs=N"),
+        (Unknown, r"takes 'x', 'command', .*'distill\.teacher\.input_sizes=\[N_x,N_command\]'"),
+        (Adapted, r"takes 'obs', 'obs_hist', .*input_sizes=\[N_obs,N_obs_hist\]"),
+        (Everything, r"takes 'obs', 'command', 'hidden', .*input_sizes=\[N_obs,N_command\]"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_run_is_one_line(module, says, tmp_path):
@@ -365,6 +401,43 @@ def test_a_size_that_is_given_is_checked(tmp_path):
         TeacherPolicyWrapper(path, num_obs=9)
     with pytest.raises(UserError, match="true or false"):
         TeacherPolicyWrapper(path, run_as_is="yes")
+
+
+def test_arguments_are_groups_of_the_environment(tmp_path):
+    """Arguments whose names are observation groups are read from them; typed groups go before; a line says all."""
+    path = scripted(Adapted(), tmp_path / "policy.pt")
+    teacher = TeacherPolicyWrapper(path, run_as_is=True, input_sizes=[3, 6])
+    assert teacher.obs_groups == ["obs", "obs_hist"] and "it reads obs 3 + obs_hist 6" in teacher.policy.how()
+    own = torch.jit.load(str(path))(OBS[0, :, 6:], OBS[0, :, :6])
+    groups = {"obs_hist": OBS[0, :, :6], "policy": OBS[0, :, :3], "obs": OBS[0, :, 6:]}
+    assert torch.allclose(teacher.act(groups), own, atol=1e-6)
+    typed = TeacherPolicyWrapper(path, run_as_is=True, input_sizes=[3, 6], obs_groups=["policy", "obs_hist"])
+    own = torch.jit.load(str(path))(OBS[0, :, :3], OBS[0, :, :6])
+    assert torch.allclose(typed.act(groups), own, atol=1e-6)
+    with pytest.raises(UserError, match="observation group 'obs', which the environment does not have"):
+        teacher.act({"policy": OBS[0]})
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"input_sizes": [4, 6]}, r"does not run with 4 \+ 6 observations"),
+        ({"input_sizes": [9]}, r"takes 'obs', 'obs_hist', not 1 of"),
+        ({"num_obs": 9}, r"takes 'obs', 'obs_hist', not 1 of"),
+        ({"input_sizes": [3, 3, 3]}, r"takes 'obs', 'obs_hist', not 3 of"),
+        ({"input_sizes": [3, 6], "num_obs": 8}, r"are 9 observations and distill\.teacher\.num_obs is 8"),
+        ({"input_sizes": [3, "6"]}, r"input_sizes must be \[size,\.\.\.\]"),
+        ({"input_sizes": []}, r"input_sizes must be \[size,\.\.\.\]"),
+        ({"input_sizes": [3, 6], "run_as_is": False}, r"input_sizes goes with distill\.teacher\.run_as_is"),
+    ],
+)
+def test_sizes_of_arguments_are_checked(given, says, tmp_path):
+    """Sizes that do not go with the file, with each other or with being read are one line."""
+    path = scripted(Adapted(), tmp_path / "policy.pt")
+    with pytest.raises(UserError, match=says) as refusal:
+        TeacherPolicyWrapper(path, **{"run_as_is": True, **given})
+    assert "\n" not in str(refusal.value)
+    assert TeacherPolicyWrapper(path, run_as_is=True, input_sizes=[3, 6], num_obs=9).num_obs == 9
 
 
 def test_other_files_cannot_be_run(tmp_path):
@@ -502,6 +575,29 @@ def test_onnx(name, tmp_path):
     assert (teacher.num_obs, teacher.num_actions, teacher.state_size) == (9, 2, state_size)
     assert teacher.policy.batched
     compare(teacher, rolled([Rule(rule) for _ in range(ENVS)]))
+
+
+def test_onnx_whose_sizes_are_left_open(tmp_path):
+    """Inputs of open sizes are asked for by name, taken when they are said, and refused where they do not fit."""
+    nodes = [
+        node("MatMul", "proprio x", "a"), node("MatMul", "history y", "b"), node("Mul", "a b", "c"),
+        node("MatMul", "c v", "output"),
+    ]  # fmt: skip
+    shapes = {"proprio": ["N", "K"], "history": ["N", "L"]}
+    path = graph(tmp_path / "policy.onnx", nodes, shapes, {"output": ["N", 2]})
+    with pytest.raises(
+        UserError, match=r"'proprio' \[-1\], 'history' \[-1\].*'distill\.teacher\.input_sizes=\[N1,N2\]'"
+    ):
+        TeacherPolicyWrapper(path, run_as_is=True)
+    teacher = TeacherPolicyWrapper(path, run_as_is=True, input_sizes=[4, 5])
+    assert teacher.obs_groups == ["proprio", "history"]
+    compare(teacher, rolled([Rule(two_rule) for _ in range(ENVS)]))
+    for sizes, says in (([5, 4], "cannot be run"), ([4, 3, 2], "3 sizes are said"), ([9], "input_sizes")):
+        with pytest.raises(UserError, match=says):
+            TeacherPolicyWrapper(path, run_as_is=True, input_sizes=sizes)
+    fixed = two_inputs(tmp_path / "fixed.onnx")
+    with pytest.raises(UserError, match="does not go with the sizes"):
+        TeacherPolicyWrapper(fixed, run_as_is=True, input_sizes=[5, 4])
 
 
 def test_onnx_that_takes_one_row(tmp_path):

@@ -22,10 +22,17 @@ def load_as_is(source: Source, head: bytes) -> LoadedPolicy:
         source: Where it is.
         head: How the file begins.
     """
+    said = source.overrides
+    sizes = [said.num_obs] if said.input_sizes is None and said.num_obs is not None else list(said.input_sizes or [])
+    if said.num_obs is not None and sum(sizes) != said.num_obs:
+        raise UserError(
+            f"distill.teacher.input_sizes={sizes} are {sum(sizes)} observations and distill.teacher.num_obs is "
+            f"{said.num_obs}: leave one of them out."
+        )
     if is_script(source.path, head):
-        runtime, network = "TorchScript", load_script(source.path, source.overrides.num_obs)
+        runtime, network = "TorchScript", load_script(source.path, sizes)
     elif is_onnx(source.path, head):
-        runtime, network = "onnxruntime, on the CPU", load_onnx(source.path, source.overrides.num_obs)
+        runtime, network = "onnxruntime, on the CPU", load_onnx(source.path, sizes)
     else:
         raise UserError(
             f"'{source.path}' is neither TorchScript nor ONNX, and nothing else can be run as it is: leave out "
@@ -38,7 +45,7 @@ def load_as_is(source: Source, head: bytes) -> LoadedPolicy:
         network,
         ("its own", CHECKPOINT),
         hidden_dims=[],
-        obs_groups=source.agent.obs_groups(source.agent.role()),
+        obs_groups=source.agent.obs_groups(source.agent.role()) or network.groups(),
         clip_actions=source.agent.clip_actions(),
         recurrence=f"{network.state_size} numbers" if network.state_size else "none",
         more={"how": network.how()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -46,15 +46,16 @@ class Memory:
 class ForeignNetwork(PolicyNetwork):
     """Base of the runtimes: a subclass gives ``call``, which acts for some rows."""
 
-    def __init__(self, num_obs: int, memories: Sequence[Memory]) -> None:
+    def __init__(self, inputs: Mapping[str, int], memories: Sequence[Memory]) -> None:
         """Keep the sizes; ``prepare`` finds out the rest.
 
         Args:
-            num_obs: Number of observations.
+            inputs: Number of observations of each input that is observed, by name, in the order in which they lie.
             memories: What is remembered from step to step.
         """
         super().__init__()
-        self.num_obs, self.memories = num_obs, list(memories)
+        self.inputs, self.memories = dict(inputs), list(memories)
+        self.num_obs = sum(self.inputs.values())
         self.num_parameters = 0
         """Numbers in its weights."""
         self.batched = False
@@ -80,7 +81,13 @@ class ForeignNetwork(PolicyNetwork):
         kept = [memory.name for memory in self.memories if not memory.counts]
         fed = [memory.name for memory in self.memories if memory.counts]
         memory = f"its memory is {', '.join(kept)}" if kept else "it has no memory"
+        if len(self.inputs) > 1:
+            memory = f"it reads {' + '.join(f'{name} {size}' for name, size in self.inputs.items())}; {memory}"
         return f"{rows}; {memory}" + (f"; {', '.join(fed)} is fed the step of the episode" if fed else "")
+
+    def groups(self) -> list[str] | None:
+        """Return the names of its inputs where there are several: an environment may name its groups so."""
+        return list(self.inputs) if len(self.inputs) > 1 else None
 
     def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
         """Return the state at an episode's start. Shape: (num_envs, state_size), None without memory."""

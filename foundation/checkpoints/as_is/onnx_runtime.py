@@ -35,7 +35,7 @@ class OnnxRuntimeNetwork(ForeignNetwork):
             memories: Inputs that remember or count.
             states: The output that is the next value of each memory that does not count, in order.
         """
-        super().__init__(sum(math.prod(shape) for shape in observations.values()), memories)
+        super().__init__({name: math.prod(shape) for name, shape in observations.items()}, memories)
         self.session = session
         self._observations, self._outputs = observations, [action, *states]
         self._types = {given.name: _TYPES[given.type] for given in session.get_inputs()}
@@ -58,12 +58,12 @@ class OnnxRuntimeNetwork(ForeignNetwork):
         return rows_of(action, obs.shape[0]), after
 
 
-def load_onnx(path: Path, num_obs: int | None) -> OnnxRuntimeNetwork:
+def load_onnx(path: Path, said: list[int]) -> OnnxRuntimeNetwork:
     """Find out what an ONNX policy reads and remembers.
 
     Args:
         path: The model.
-        num_obs: Number of observations, where the user says it and the model leaves it open.
+        said: Number of observations of each input, where the user says it; empty where not.
     """
     try:
         import onnxruntime
@@ -81,7 +81,7 @@ def load_onnx(path: Path, num_obs: int | None) -> OnnxRuntimeNetwork:
 
     def prepared(proto: Any) -> tuple[OnnxRuntimeNetwork, str | None]:
         session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        network = _network(path, session, num_obs)
+        network = _network(path, session, said)
         network.num_parameters = sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.dims)
         return network, network.prepare()
 
@@ -119,7 +119,7 @@ def _together(model: Any, alone: OnnxRuntimeNetwork, prepared: Any) -> OnnxRunti
     return network if wrong is None and network.batched else alone
 
 
-def _network(path: Path, session: Any, num_obs: int | None) -> OnnxRuntimeNetwork:
+def _network(path: Path, session: Any, said: list[int]) -> OnnxRuntimeNetwork:
     inputs = {given.name: _shape(given.shape) for given in session.get_inputs()}
     types = {given.name: given.type for given in session.get_inputs()}
     for name, kind in types.items():
@@ -135,20 +135,30 @@ def _network(path: Path, session: Any, num_obs: int | None) -> OnnxRuntimeNetwor
     memories = [_counter(name, inputs[name], _TYPES[types[name]]) for name in counters]
     memories += [_memory(path, name, inputs[name], _TYPES[types[name]]) for name in states]
     observed = {name: shape for name, shape in inputs.items() if name not in counters and name not in states}
-    return OnnxRuntimeNetwork(session, _sizes(path, observed, num_obs), action, memories, list(states.values()))
+    return OnnxRuntimeNetwork(session, _sizes(path, observed, said), action, memories, list(states.values()))
 
 
-def _sizes(path: Path, observed: dict[str, list[int]], num_obs: int | None) -> dict[str, list[int]]:
+def _sizes(path: Path, observed: dict[str, list[int]], said: list[int]) -> dict[str, list[int]]:
     """Return the shape of each input that is observed, without the dimension of environments."""
     if not observed or not all(observed.values()):
         _refuse(path, "has no input that could be the observation")
-    sizes = {name: shape[1:] if len(shape) > 1 else shape for name, shape in observed.items()}
-    unknown = [name for name, shape in sizes.items() if -1 in shape]
-    if unknown and (num_obs is None or len(sizes) > 1 or len(sizes[unknown[0]]) != 1):
-        _refuse(path, f"leaves open how much it reads of '{unknown[0]}'. Say it: distill.teacher.num_obs=N")
-    if unknown and num_obs is not None:
-        sizes[unknown[0]] = [num_obs]
-    return sizes
+    shapes = {name: shape[1:] if len(shape) > 1 else shape for name, shape in observed.items()}
+    names = ", ".join(f"'{name}' {shape}" for name, shape in shapes.items())
+    if said and len(said) == len(shapes):
+        for (name, shape), size in zip(shapes.items(), said, strict=True):
+            if shape == [-1]:
+                shapes[name] = [size]
+            elif math.prod(shape) != size:
+                _refuse(path, f"reads {names}, which does not go with the sizes {said} that are said")
+    elif len(said) > 1:
+        _refuse(path, f"reads {names}, and {len(said)} sizes are said: {said}")
+    open_ones = [name for name, shape in shapes.items() if -1 in shape]
+    if open_ones and len(shapes) == 1:
+        _refuse(path, f"leaves open how much it reads of '{open_ones[0]}'. Say it: distill.teacher.num_obs=N")
+    if open_ones:
+        sizes = ",".join(f"N{index + 1}" for index in range(len(shapes)))
+        _refuse(path, f"reads {names}, -1 for sizes left open. Say them: 'distill.teacher.input_sizes=[{sizes}]'")
+    return shapes
 
 
 def _counter(name: str, shape: list[int], dtype: torch.dtype) -> Memory:

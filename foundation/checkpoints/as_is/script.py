@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,18 +29,20 @@ _MOST_SIZES = 64
 class ScriptNetwork(ForeignNetwork):
     """A TorchScript module. What it remembers is inside of it, or passed in and returned, or both."""
 
-    def __init__(self, content: bytes, num_obs: int, form: str, inside: list[Memory], outside: list[Memory]) -> None:
+    def __init__(
+        self, content: bytes, sizes: list[int], form: str, inside: list[Memory], signature: _Signature
+    ) -> None:
         """Keep the archive: it is loaded onto the device of the observations.
 
         Args:
             content: The archive.
-            num_obs: Number of observations.
+            sizes: Number of observations of each argument that is observed.
             form: How it wants them.
             inside: Tensors in it that change as it acts, by ``path.name``.
-            outside: Its further arguments, in order.
+            signature: Its arguments.
         """
-        super().__init__(num_obs, [*inside, *outside])
-        self._content, self._form, self._num_inside = content, form, len(inside)
+        super().__init__(dict(zip(signature.observed, sizes, strict=True)), [*inside, *signature.memories])
+        self._content, self._form, self._num_inside, self._signature = content, form, len(inside), signature
         self._module: Any = None
         self._device: torch.device | None = None
         self.num_parameters = sum(parameter.numel() for parameter in _load(content, torch.device("cpu")).parameters())
@@ -61,7 +64,8 @@ class ScriptNetwork(ForeignNetwork):
         for memory, value in zip(inside, given, strict=False):
             holder, name = _place(module, memory.name)
             setattr(holder, name, value.clone())
-        action, left = _outputs(module(_FORMS[self._form](obs), *given[self._num_inside :]))
+        parts = obs.split(list(self.inputs.values()), dim=-1)
+        action, left = _outputs(module(*self._signature.arguments(self._form, parts, given[self._num_inside :])))
         after = [getattr(*_place(module, memory.name)).clone() for memory in inside]
         answers = iter(left)
         for memory, rows in zip(self.memories[self._num_inside :], before[self._num_inside :], strict=True):
@@ -72,16 +76,46 @@ class ScriptNetwork(ForeignNetwork):
         return rows_of(action, obs.shape[0]), flat
 
 
-def load_script(path: Path, num_obs: int | None) -> ScriptNetwork:
+@dataclass(frozen=True)
+class _Signature:
+    """The arguments of ``forward``."""
+
+    names: list[str]
+    """All of them, in order."""
+    observed: list[str]
+    """Those that are observations."""
+    memories: list[Memory]
+    """The others, in order."""
+
+    def arguments(self, form: str, parts: Sequence[torch.Tensor], given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return what to call it with.
+
+        Args:
+            form: How it wants observations.
+            parts: Observations of each argument that is observed. Shape: (num_rows, number of its observations).
+            given: The others, as it takes them.
+        """
+        values = dict(zip(self.observed, map(_FORMS[form], parts), strict=True))
+        values |= {memory.name: value for memory, value in zip(self.memories, given, strict=True)}
+        return [values[name] for name in self.names]
+
+    def say(self) -> str:
+        """Return what to type where the sizes of what is observed are not known."""
+        if len(self.observed) == 1:
+            return "distill.teacher.num_obs=N"
+        return f"'distill.teacher.input_sizes=[{','.join(f'N_{name}' for name in self.observed)}]'"
+
+
+def load_script(path: Path, said: list[int]) -> ScriptNetwork:
     """Find out what a TorchScript policy reads and remembers.
 
     Args:
         path: The archive.
-        num_obs: Number of observations, where the user says it.
+        said: Number of observations of each of its arguments, where the user says it; empty where not.
     """
     content = path.read_bytes()
     try:
-        return _find(path, content, _named_tensors(path, content), num_obs)
+        return _find(path, content, _named_tensors(path, content), said)
     except UserError:
         raise
     except Exception as error:  # TorchScript raises whatever the file's own code runs into
@@ -99,33 +133,35 @@ def _named_tensors(path: Path, content: bytes) -> dict[str, torch.Tensor]:
         return dict(module.named_parameters()) | dict(module.named_buffers())
 
 
-def _find(path: Path, content: bytes, tensors: dict[str, torch.Tensor], num_obs: int | None) -> ScriptNetwork:
-    outside = _arguments(path, content)
-    sizes = [num_obs] if num_obs is not None else _sizes(tensors)
-    fitting = [(form, size) for form in _FORMS for size in sizes if _runs(content, form, size, outside)]
+def _find(path: Path, content: bytes, tensors: dict[str, torch.Tensor], said: list[int]) -> ScriptNetwork:
+    signature = _signature(path, content, said)
+    counted = sum(memory.counts for memory in signature.memories)  # may lie beside the observations in a layer
+    sizes = dict.fromkeys(size - less for less in {0, counted} for size in _sizes(tensors) if size > less)
+    choices = [said] if said else [[size] for size in sizes]
+    fitting = [(form, sizes) for form in _FORMS for sizes in choices if _runs(content, form, sizes, signature)]
     form = fitting[0][0] if fitting else ""
-    found = sorted({size for name, size in fitting if name == form})
+    found = sorted(sizes for name, sizes in fitting if name == form)
     if not found:
-        tried = f"{num_obs} observations" if num_obs is not None else f"any of {sizes[:8]} observations"
-        _refuse(path, f"does not run with {tried}. Say their number: distill.teacher.num_obs=N")
+        shown = [size for sizes in choices for size in sizes]
+        tried = f"{' + '.join(map(str, said))} observations" if said else f"any of {shown[:8]} observations"
+        _refuse(path, f"does not run with {tried}. Say their number: {signature.say()}")
     if len(found) > 1:
-        _refuse(
-            path, f"runs with {' or '.join(map(str, found))} observations. Say their number: distill.teacher.num_obs=N"
-        )
-    inside = _changing(content, tensors, form, found[0], outside)
+        numbers = " or ".join(str(sizes[0]) for sizes in found)
+        _refuse(path, f"runs with {numbers} observations. Say their number: {signature.say()}")
+    inside = _changing(content, tensors, form, found[0], signature)
     wrong: str | None = None
     for axes in _axes(inside):
         for memory, axis in zip(inside, axes, strict=True):
             memory.initial = memory.initial if axis is None else _without(memory, axis)
             memory.axis = axis
-        network = ScriptNetwork(content, found[0], form, inside, outside)
+        network = ScriptNetwork(content, found[0], form, inside, signature)
         wrong = network.prepare()
         if wrong is None and (network.batched or not inside):
             return network
-        inside = _changing(content, tensors, form, found[0], outside)
+        inside = _changing(content, tensors, form, found[0], signature)
     for memory in inside:
         memory.axis = None
-    network = ScriptNetwork(content, found[0], form, inside, outside)
+    network = ScriptNetwork(content, found[0], form, inside, signature)
     wrong = network.prepare()
     if wrong is not None:
         _refuse(path, wrong)
@@ -152,31 +188,46 @@ def _load(content: bytes, device: torch.device) -> Any:
     return module
 
 
-def _arguments(path: Path, content: bytes) -> list[Memory]:
-    """Return the arguments of ``forward`` after the first: counters, and the memory of its recurrent layers."""
+def _signature(path: Path, content: bytes, said: list[int]) -> _Signature:
+    """Tell the arguments of ``forward``: observations first, then the memory of its recurrent layers; and counters.
+
+    Args:
+        path: The archive, for errors.
+        content: Its bytes.
+        said: As many numbers as there are arguments that are observed; empty where the user does not say it.
+    """
     module = _load(content, torch.device("cpu"))
-    rest = [argument for argument in module.forward.schema.arguments[2:] if not argument.has_default_value()]
-    layers = [part for part in module.modules() if hasattr(part, "weight_hh_l0")]
+    given = [argument for argument in module.forward.schema.arguments[1:] if not argument.has_default_value()]
+    for argument in given:
+        if str(argument.type) != "Tensor":
+            _refuse(path, f"takes '{argument.name}' of type {argument.type}. Export it with tensors alone")
+    names = [argument.name for argument in given]
+    own = [name for index, name in enumerate(names) if index == 0 or name.lower() not in COUNTERS]
+    shapes = _memory_shapes(module)
+    count = len(said) if said else 1
+    signature = _Signature(names, own[: max(1, len(own) - len(shapes))], [])
+    if len(own) not in (count, count + len(shapes)):
+        listed = ", ".join(f"'{name}'" for name in own)
+        _refuse(path, f"takes {listed}, not {count} of observations. Say how many numbers each has: {signature.say()}")
+    remembered = dict(zip(own[count:], shapes, strict=False))
+    memories = [
+        Memory(name, torch.zeros(remembered[name]), 1)
+        if name in remembered
+        else Memory(name, torch.zeros(1), 0, counts=True)
+        for name in names
+        if name not in own[:count]
+    ]
+    return _Signature(names, own[:count], memories)
+
+
+def _memory_shapes(module: Any) -> list[tuple[int, int]]:
+    """Return the shape of each state of a module's recurrent layers: (layers, units), an LSTM's twice."""
     shapes: list[tuple[int, int]] = []
-    for layer in layers:
+    for layer in (part for part in module.modules() if hasattr(part, "weight_hh_l0")):
         gates, size = layer.weight_hh_l0.shape
         count = sum(1 for name, _ in layer.named_parameters() if name.startswith("weight_hh_l"))
         shapes += [(count, size)] * (2 if gates == 4 * size else 1)
-    kept = [argument for argument in rest if argument.name.lower() not in COUNTERS]
-    if len(kept) != len(shapes) and kept:
-        names = ", ".join(f"'{argument.name}'" for argument in kept)
-        _refuse(path, f"takes {names} beside the observations, whose shapes are not known. Export it with these inside")
-    given = iter(shapes)
-    memories = []
-    for argument in rest:
-        if str(argument.type) != "Tensor":
-            _refuse(path, f"takes '{argument.name}' of type {argument.type}. Export it with tensors alone")
-        if argument.name.lower() in COUNTERS:
-            memories.append(Memory(argument.name, torch.zeros(1), 0, counts=True))
-        else:
-            layer_count, size = next(given)
-            memories.append(Memory(argument.name, torch.zeros(layer_count, size), 1))
-    return memories
+    return shapes
 
 
 def _sizes(tensors: dict[str, torch.Tensor]) -> list[int]:
@@ -196,17 +247,17 @@ def _tensors(node: Node, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]
             yield f"{prefix}{name}", value
 
 
-def _example(size: int, outside: list[Memory]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    obs = 0.5 * torch.randn(1, size, generator=torch.Generator().manual_seed(0))
-    return obs, [memory.outward(memory.initial.unsqueeze(0)) for memory in outside]
+def _example(form: str, sizes: list[int], signature: _Signature) -> list[torch.Tensor]:
+    obs = 0.5 * torch.randn(1, sum(sizes), generator=torch.Generator().manual_seed(0))
+    given = [memory.outward(memory.initial.unsqueeze(0)) for memory in signature.memories]
+    return signature.arguments(form, obs.split(sizes, dim=-1), given)
 
 
 @torch.no_grad()
-def _runs(content: bytes, form: str, size: int, outside: list[Memory]) -> bool:
-    """Return whether a module takes observations of a size, in a form."""
-    obs, rest = _example(size, outside)
+def _runs(content: bytes, form: str, sizes: list[int], signature: _Signature) -> bool:
+    """Return whether a module takes observations of some sizes, in a form."""
     try:
-        _outputs(_load(content, torch.device("cpu"))(_FORMS[form](obs), *rest))
+        _outputs(_load(content, torch.device("cpu"))(*_example(form, sizes, signature)))
     except Exception:  # TorchScript raises whatever the file's own code runs into
         return False
     return True
@@ -214,15 +265,14 @@ def _runs(content: bytes, form: str, size: int, outside: list[Memory]) -> bool:
 
 @torch.no_grad()
 def _changing(
-    content: bytes, tensors: dict[str, torch.Tensor], form: str, size: int, outside: list[Memory]
+    content: bytes, tensors: dict[str, torch.Tensor], form: str, sizes: list[int], signature: _Signature
 ) -> list[Memory]:
     """Return the tensors of a module that are others after it has acted."""
     module = _load(content, torch.device("cpu"))
     _reset(module)
     names = [name for name in tensors if hasattr(*_place(module, name))]
     before = {name: getattr(*_place(module, name)).clone() for name in names}
-    obs, rest = _example(size, outside)
-    module(_FORMS[form](obs), *rest)
+    module(*_example(form, sizes, signature))
     after = {name: getattr(*_place(module, name)) for name in names}
     changed = [name for name in names if not _same(before[name], after[name])]
     return [Memory(name, before[name], dtype=before[name].dtype) for name in changed]

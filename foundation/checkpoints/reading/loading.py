@@ -62,9 +62,14 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "agent_config": ("a path", lambda value: isinstance(value, str | Path)),
     "strict": ("true or false", lambda value: isinstance(value, bool)),
     "run_as_is": ("true or false", lambda value: isinstance(value, bool)),
-    "num_obs": ("a positive whole number", lambda value: type(value) is int and value > 0),
+    "num_obs": ("a positive whole number", lambda value: _is_count(value)),
+    "input_sizes": ("[size,...]", lambda value: _is_list(value) and bool(value) and all(map(_is_count, value))),
 }
 """What each override must be, for the message, and the check."""
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def _is_list(value: Any) -> bool:
@@ -95,6 +100,8 @@ class Overrides:
     """Run a TorchScript or ONNX policy by its own runtime, whatever its code does, instead of reading its layers."""
     num_obs: int | None = None
     """Number of observations of a policy that is run as it is, where its file does not tell."""
+    input_sizes: list[int] | None = None
+    """Sizes of its observation inputs, in order, where it has several and its file does not tell."""
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Overrides:
@@ -108,8 +115,11 @@ class Overrides:
             expected, fits = _EXPECTED[name]
             if value is not None and not fits(value):
                 raise UserError(f"distill.teacher.{name} must be {expected}, got {str(value)[:80]!r}")
-        if overrides.num_obs is not None and not overrides.run_as_is:
-            raise UserError("distill.teacher.num_obs goes with distill.teacher.run_as_is=true: other files tell it.")
+        for name in ("num_obs", "input_sizes"):
+            if getattr(overrides, name) is not None and not overrides.run_as_is:
+                raise UserError(
+                    f"distill.teacher.{name} goes with distill.teacher.run_as_is=true: other files tell it."
+                )
         if overrides.activation is not None and overrides.activation.lower() not in activation_names():
             near = suggest(overrides.activation, activation_names())
             raise UserError(f"unknown teacher activation '{overrides.activation}'. {near}")
