@@ -1,4 +1,4 @@
-"""The console command: ``foundation train|distill|play|info``, each the script of ``foundation/rsl_rl`` behind it."""
+"""The console command: ``foundation train|distill|play|export|info``, each a script of ``foundation/rsl_rl``."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ COMMANDS = {
     "train": Command("foundation.rsl_rl.train", "train a teacher, or any policy, with RSL-RL", many_processes=True),
     "distill": Command("foundation.rsl_rl.distillation", "distil one or many trained teachers into a small student"),
     "play": Command("foundation.rsl_rl.play", "play a trained policy, measure it, record it"),
+    "export": Command("foundation.rsl_rl.export", "write a policy for a robot: ONNX, TorchScript, NumPy, C, checked"),
     "info": Command("foundation.rsl_rl.teacher_info", "say what is understood about a policy's checkpoint"),
 }
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from foundation.checkpoints.reading.loading import LoadedPolicy
 from foundation.cli.cli_args import CommandParser, Interrupt, parse_command, say_beaten
 from foundation.cli.played_policy import PlayedPolicy
 from foundation.cli.session import Session
@@ -36,6 +37,7 @@ from foundation.engines.base import (
     VideoRequest,
 )
 from foundation.evaluation.report_table import evaluation_figures, evaluation_table, inference_seconds
+from foundation.export.on_play import export_played
 from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.evaluate import evaluate
 from foundation.rollout.stepper import RealTimePace
@@ -150,6 +152,9 @@ class Job:
             console.print(vehicle_table(vehicles))
         if args.json:
             write_json(Path(args.json), self.origin(env) | figures)
+        if played.policy is not None and not args.no_export:
+            loaded = LoadedPolicy(played.policy.policy, played.policy.info)
+            export_played(loaded, played.folder / "exported", played.task)
 
     def origin(self, env: VecEnv) -> dict[str, Any]:
         """Return what the figures are of."""

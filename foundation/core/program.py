@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-_CONSOLE_NAMES = {"train.py": "train", "distillation.py": "distill", "play.py": "play", "teacher_info.py": "info"}
+_CONSOLE_NAMES = {
+    "train.py": "train",
+    "distillation.py": "distill",
+    "play.py": "play",
+    "teacher_info.py": "info",
+    "export.py": "export",
+}
 _started = {"by_console": False}
 
 
@@ -15,6 +21,6 @@ def command_name(script: str) -> str:
     """Return what to type for a script: its own name, or ``foundation distill`` where that was typed.
 
     Args:
-        script: ``train.py``, ``distillation.py``, ``play.py`` or ``teacher_info.py``.
+        script: ``train.py``, ``distillation.py``, ``play.py``, ``teacher_info.py`` or ``export.py``.
     """
     return f"foundation {_CONSOLE_NAMES[script]}" if _started["by_console"] else script

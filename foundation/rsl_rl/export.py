@@ -23,16 +23,19 @@ from foundation.cli.cli_args import CommandParser, add_import_arg, parse_command
 from foundation.cli.command import run_command, set_up_logging
 from foundation.cli.teacher_tokens import said_of_teacher
 from foundation.core.errors import UserError
+from foundation.core.program import command_name
 
 logger = logging.getLogger("foundation.export")
 
 
 def build_parser() -> CommandParser:
     """Return the command's parser."""
-    parser = CommandParser(prog="export.py", description="Write a trained policy in formats for robots, checked.")
+    parser = CommandParser(
+        prog=command_name("export.py"), description="Write a trained policy in formats for robots, checked."
+    )
     parser.epilog = (
         "Formats: onnx, torchscript, npz (NumPy), c (C99), so (shared library), yaml (deploy.yaml), rsl_rl, rl_tools "
-        "(HDF5). Further arguments are those that distillation.py takes about its teacher, such as "
+        f"(HDF5). Further arguments are those that {command_name('distillation.py')} takes about its teacher, such as "
         "distill.teacher.activation=relu."
     )
     flag = parser.add_argument

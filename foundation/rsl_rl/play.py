@@ -50,6 +50,7 @@ def build_parser() -> CommandParser:
     flag(
         "--describe", action="store_true", help="say what is understood about the policy's checkpoint, and play nothing"
     )
+    flag("--no-export", action="store_true", help="do not write exported/policy.pt and policy.onnx beside the policy")
     group = parser.add_argument_group("measurement")
     flag = group.add_argument
     flag("--num_episodes", type=positive_int, default=NUM_EPISODES, metavar="N", help=f"episodes ({NUM_EPISODES})")

@@ -15,7 +15,13 @@ from foundation.cli.command import run_command
 from foundation.core import program
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = {"train": "train.py", "distill": "distillation.py", "play": "play.py", "info": "teacher_info.py"}
+SCRIPTS = {
+    "train": "train.py",
+    "distill": "distillation.py",
+    "play": "play.py",
+    "export": "export.py",
+    "info": "teacher_info.py",
+}
 
 
 def console(*argv: str) -> subprocess.CompletedProcess[str]:
@@ -65,8 +71,8 @@ def test_a_command_has_the_flags_of_its_script(name):
     ("argv", "line"),
     [
         (["distil"], "error: unknown command 'distil'. Did you mean 'distill'?"),
-        (["evaluate"], "error: unknown command 'evaluate'. Valid are: distill, info, play, train."),
-        (["--task", "X"], "error: unknown command '--task'. Valid are: distill, info, play, train."),
+        (["evaluate"], "error: unknown command 'evaluate'. Valid are: distill, export, info, play, train."),
+        (["--task", "X"], "error: unknown command '--task'. Valid are: distill, export, info, play, train."),
         (["play", "--chekpoint", "x"], "error: unknown flag '--chekpoint'. Did you mean '--checkpoint'?"),
     ],
 )

@@ -30,6 +30,7 @@ TASK = "Isaac-Quadcopter-Point-Ctrl-v0"
 
 def quadrotor_student(path: Path, num_obs: int = 22, **more) -> Path:
     """Write a GRU student of the built-in task."""
+    path.parent.mkdir(exist_ok=True)
     torch.manual_seed(0)
     network = make_student(student_cfg_class("gru")(encoder_dims=[], hidden_dims=[12]), num_obs, 4)
     randomise(network)

@@ -1,0 +1,39 @@
+"""Exports beside a policy that was played, as Isaac Lab's ``play.py`` has them: ``policy.pt`` and ``policy.onnx``."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+
+from foundation.checkpoints.reading.loading import LoadedPolicy
+from foundation.core.errors import UserError
+from foundation.export.bundle import make_bundle
+from foundation.export.formats import export
+
+logger = logging.getLogger(__name__)
+
+_EXPORTS = ("ONNX export", "TorchScript export")
+"""Formats of files that need no export: they are one."""
+
+
+def export_played(policy: LoadedPolicy, folder: Path, task: str) -> None:
+    """Write what a robot's runner loads, each file checked; what cannot be written is said and stops nothing.
+
+    Args:
+        policy: The policy.
+        folder: Where to.
+        task: The task that it acts in.
+    """
+    if policy.info.format in _EXPORTS:
+        return
+    formats = ["torchscript", "onnx"]
+    if find_spec("onnx") is None:
+        logger.info("policy.onnx is not written: it needs the package onnx (pip install -e '.[export]')")
+        formats.remove("onnx")
+    try:
+        bundle = make_bundle(policy, task=task)
+        for written in export(bundle, folder, formats):
+            print(f"Exported {written.line()}")
+    except UserError as error:
+        logger.info("Not exported (--no-export does without): %s", error)
