@@ -31,6 +31,7 @@ from foundation.cli.parser import ScriptParser
 from foundation.config.distillation_cfg import DistillationCfg, StudentCfg
 from foundation.config.typing_fit import describe, field_hints
 from foundation.engines import engine_class, engine_names
+from foundation.export.formats import FORMATS
 from foundation.learning.losses import LOSSES
 from foundation.learning.schedules import KINDS
 from foundation.rsl_rl import distillation, export, play, teacher_info, train
@@ -155,9 +156,11 @@ def _field_table(cls: type, chosen: Iterable[Field[Any]], prefix: str) -> list[s
     hints, texts = field_hints(cls), field_docstrings(cls)
     rows = []
     for field in chosen:
-        kind = describe(hints[field.name]).replace("ScheduleCfg", "a schedule {kind, start, end, epochs, points}")
-        rows.append([f"`{prefix}.{field.name}`", _plain(kind), _code(_default(field)), texts[field.name]])
-    return _table(["key", "type", "default", "meaning"], rows)
+        kind = describe(hints[field.name]).replace("'", "")
+        kind = kind.replace("ScheduleCfg", "a schedule {kind, start, end, epochs, points}")
+        fact = f"{_plain(kind)}; default {_code(_default(field))}"
+        rows.append([f"`{prefix}.{field.name}`", f"{texts[field.name]} *{fact}*"])
+    return _table(["key", "meaning, *type and default*"], rows)
 
 
 def field_docstrings(cls: type) -> dict[str, str]:
@@ -226,6 +229,11 @@ def registries_page() -> str:
             "Checkpoint formats",
             "Recognised by content, in this order.",
             _table(["module", "what it reads"], list(_formats())),
+        ),
+        (
+            "Export formats",
+            "`export.py --formats NAME,NAME`. Each file is read back by its own runtime and compared with the policy.",
+            _table(["name", "what reads it"], [[f"`{name}`", _plain(f.about)] for name, f in FORMATS.items()]),
         ),
         ("Engines", "`--engine NAME`, or `--engine pkg.module:Class`.", _table(["name", "what it is"], engines)),
         ("Tasks", "`--task ID`, or `--task module:ID` for one of your own.", _table(["gym id", "what it is"], tasks)),

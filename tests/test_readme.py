@@ -14,6 +14,7 @@ import pytest
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.resolve import choices
+from foundation.engines import engine_names
 from foundation.learning.losses import LOSSES
 from foundation.learning.schedules import KINDS
 from foundation.rsl_rl import distillation, export, play, teacher_info, train
@@ -150,6 +151,19 @@ def test_files_and_links_exist(page: str) -> None:
         if not ((ROOT / page).parent / link).exists()
     ]
     assert not set(missing) - OF_EXAMPLES
+
+
+def test_contributing_names_every_room() -> None:
+    """The table of CONTRIBUTING.md has one line for each folder of the package."""
+    table = text_of("CONTRIBUTING.md").partition("## Layout")[2].partition("## ")[0]
+    rooms = {path.parent.name for path in (ROOT / "foundation").glob("*/__init__.py")}
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == rooms
+
+
+def test_the_guide_names_every_engine() -> None:
+    """Those that can be chosen by name, and no other."""
+    named = set(re.findall(r"^\| `(\w+)` \|", text_of("docs/guide/engines.md"), re.MULTILINE))
+    assert named == set(engine_names())
 
 
 def test_examples_in_the_docs_are_the_files() -> None:
