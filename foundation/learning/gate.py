@@ -171,7 +171,7 @@ class TeacherShifts:
         size = (number, len(self.age))
         return torch.randint(below, size, generator=self.generator, device=self.age.device)
 
-    def driver(self) -> torch.Tensor:
+    def acting(self) -> torch.Tensor:
         """Return the teacher that acts now. Shape: (num_envs,)."""
         return torch.where(self.age < self.change, self.teachers[0], self.teachers[1])
 
@@ -250,7 +250,7 @@ class _TeachersInTurn:
     def act(self, obs: TensorDict) -> torch.Tensor:
         """Return the acting teachers' mean actions. Shape: (num_envs, num_actions)."""
         self.obs = self.selector(obs)
-        self.acting = self.shifts.driver()
+        self.acting = self.shifts.acting()
         output, self.state = self.teachers.step_each(self.obs, self.state)
         return output.mean[self.acting, self._envs]
 

@@ -66,7 +66,7 @@ KINDS: dict[str, Callable[[ScheduleCfg, float, int], float]] = {
 
 
 def teacher_share(cfg: DistillationCfg, epoch: int) -> float:
-    """Return the probability that an episode of this epoch is driven by the teacher (``beta``).
+    """Return the probability that the teacher acts in an episode of this epoch (``beta``).
 
     Args:
         cfg: The run's configuration.

@@ -15,9 +15,9 @@ from foundation.dataset.episode_log import EpisodeLog
 from foundation.engines.base import VecEnv, saves_state
 from foundation.policies.actors import Policy, PolicyActor
 from foundation.policies.obs_groups import ObsSelector, teacher_selector
-from foundation.rollout.driver import Driver, bound_of_labels
 from foundation.rollout.episodes import CollectionStats, EpisodeTracker
 from foundation.rollout.labelling import LabellingActor
+from foundation.rollout.mixture import PolicyMixture, bound_of_labels
 from foundation.rollout.position_offset import PositionCorrection
 from foundation.rollout.stepper import Stepper
 from foundation.teachers.assignment import TeacherAssignment
@@ -73,7 +73,7 @@ class Collector:
         self.num_episodes = num_episodes
         self.seed = seed
         self.rounds = math.ceil(num_episodes / env.num_envs)
-        self.driver = Driver(
+        self.mixture = PolicyMixture(
             teacher,
             self.cfg,
             env.num_envs,
@@ -87,7 +87,7 @@ class Collector:
         self.actor = LabellingActor(
             self.teacher,
             self.student,
-            self.driver,
+            self.mixture,
             dataset,
             label_bound=bound_of_labels(self.cfg, label_bound),
             assignment=assignment,
@@ -132,7 +132,7 @@ class Collector:
             logs.append(self.stepper.extras.get("log") or {})
             if ended >= wanted:
                 self.recorder.end(epoch)
-                return self.tracker.stats(slots, [*logs, self.driver.log()])
+                return self.tracker.stats(slots, [*logs, self.mixture.log()])
         raise UserError(
             f"Only {ended} of {wanted} episodes ended within {self.env.max_episode_length} env steps each: check the "
             "environment's time-outs."
@@ -148,10 +148,10 @@ class Collector:
             self.tracker.restart(self.rounds if self.mode == "episodes" else math.inf)
             if self.mode == "steps" and self.cfg.staggered:
                 self._stagger()
-            self.driver.begin_episodes(self.driver.everywhere, beta)
+            self.mixture.begin_episodes(self.mixture.everywhere, beta)
         elif beta != self._beta and beta in (0.0, 1.0):
             # A phase begins for every environment at once; episodes begun by another policy count for none.
-            self.driver.all_by(beta == 1.0)
+            self.mixture.all_by(beta == 1.0)
             self.tracker.cut()
         self._beta = beta
 
@@ -160,7 +160,7 @@ class Collector:
         lengths = torch.randint(
             int(self.env.max_episode_length),
             (self.env.num_envs,),
-            generator=self.driver.generator,
+            generator=self.mixture.generator,
             device=self.env.device,
         )
         self.env.episode_length_buf = lengths.to(self.env.episode_length_buf.dtype)
@@ -180,7 +180,7 @@ class Collector:
         """Fit DART's noise to the errors that the student, having learned, still makes on some chunks' states."""
         if self.cfg.dart_alpha == 0.0 or not slots:
             return
-        self.driver.fit_noise(torch.cat([self._student_errors(slot) for slot in slots]))
+        self.mixture.fit_noise(torch.cat([self._student_errors(slot) for slot in slots]))
 
     def _student_errors(self, slot: int) -> torch.Tensor:
         """Return student less teacher on a chunk. Shape: (chunk_steps, num_envs, num_actions)."""
@@ -230,7 +230,7 @@ class Collector:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what an exact resume needs, the environment's own state included where it can give it."""
-        state: dict[str, Any] = {**self.driver.state_dict(), "beta": self._beta, "begun": self.stepper.obs is not None}
+        state: dict[str, Any] = {**self.mixture.state_dict(), "beta": self._beta, "begun": self.stepper.obs is not None}
         state["recorder"] = self.recorder.state_dict()
         if self.mode == "steps" and self.stepper.obs is not None and saves_state(self.env):
             state["env"] = self.env.state_dict()
@@ -246,7 +246,7 @@ class Collector:
         Returns:
             Whether the rollouts go on exactly where they stopped.
         """
-        self.driver.load_state_dict(state)
+        self.mixture.load_state_dict(state)
         self.recorder.load_state_dict(state.get("recorder", {}))
         self._beta = state["beta"]
         if self.mode == "episodes" or not state["begun"]:

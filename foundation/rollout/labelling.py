@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from foundation.dataset.dataset import DistillationDataset
 from foundation.policies.actors import PolicyActor
 from foundation.policies.output import PolicyOutput
-from foundation.rollout.driver import Driver
+from foundation.rollout.mixture import PolicyMixture
 from foundation.rollout.position_offset import PositionCorrection
 from foundation.teachers.assignment import BY_TEACHER, TEACHER, TeacherAssignment
 
@@ -25,8 +25,8 @@ class LabellingActor:
 
     Args:
         teacher: Labels every step; its memory is carried from chunk to chunk.
-        student: Acts where the driver says so.
-        driver: Mixes the two and adds noise.
+        student: Acts where the mixture says so.
+        mixture: Draws which of the two acts, and adds noise.
         dataset: Takes the transitions.
         label_bound: Labels are clipped to [-bound, bound]; None: they are not.
         assignment: Tells the teachers of the environments apart; None where all have the same.
@@ -37,7 +37,7 @@ class LabellingActor:
         self,
         teacher: PolicyActor,
         student: PolicyActor,
-        driver: Driver,
+        mixture: PolicyMixture,
         dataset: DistillationDataset,
         *,
         label_bound: float | None = None,
@@ -46,13 +46,13 @@ class LabellingActor:
     ):
         self.teacher = teacher
         self.student = student
-        self.driver = driver
+        self.mixture = mixture
         self.dataset = dataset
         self.label_bound = label_bound
         self.assignment = assignment
         self.correction = correction
         self.late = LateLabels(teacher, dataset, self._clip)
-        self.resets = torch.ones_like(driver.everywhere)
+        self.resets = torch.ones_like(mixture.everywhere)
         """Whether the next step begins an episode. Shape: (num_envs,)."""
         self.beta = 1.0
         self._index: torch.Tensor | None = None
@@ -98,7 +98,7 @@ class LabellingActor:
         if label is None:
             self.late.add(teacher_obs, self.resets)
         self._step += 1
-        return self.driver.actions(label, student, self.beta)
+        return self.mixture.actions(label, student, self.beta)
 
     def reset(self, dones: torch.Tensor | None = None) -> None:
         """Begin new episodes where ``dones`` (num_envs,), or everywhere."""
@@ -110,11 +110,11 @@ class LabellingActor:
             return
         self.resets.copy_(dones)
         if 0.0 < self.beta < 1.0:
-            self.driver.begin_episodes(dones, self.beta)
+            self.mixture.begin_episodes(dones, self.beta)
 
     def episode_labels(self, obs: TensorDict) -> Mapping[str, torch.Tensor]:
         """Return each environment's teacher, and whether it acted in this step. Each (num_envs,)."""
-        return {} if self._index is None else {TEACHER: self._index, BY_TEACHER: self.driver.teacher_drives}
+        return {} if self._index is None else {TEACHER: self._index, BY_TEACHER: self.mixture.teacher_acts}
 
     def _clip(self, label: PolicyOutput) -> PolicyOutput:
         if self.label_bound is None:

@@ -118,12 +118,12 @@ class PositionCorrection:
     ) -> torch.Tensor:
         """Estimate the offsets: the mean position over the second half of episodes that end by time-out.
 
-        Every environment runs one episode, driven by its teacher; one that ends before its time is left out. A
+        Every environment runs one episode, in which its teacher acts; one that ends before its time is left out. A
         teacher without any whole episode keeps an offset of zero.
 
         Args:
             env: The environment; it is reset with ``seed``.
-            teacher: Drives.
+            teacher: Acts.
             index_of: Each environment's teacher; None: the only one.
             seed: Seed of the reset.
             poll: Called now and then; may raise to stop.

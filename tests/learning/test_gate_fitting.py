@@ -205,7 +205,7 @@ def test_shifts_change_once_and_start_anew_with_each_episode():
     change = shifts.change
     assert set(change.tolist()) == set(range(7)) and set(first.tolist()) == set(range(4))
     for age in range(7):
-        assert torch.equal(shifts.driver(), torch.where(age < change, first, second))
+        assert torch.equal(shifts.acting(), torch.where(age < change, first, second))
         shifts.step(torch.zeros(500, dtype=torch.bool))
     shifts.step(torch.arange(500) < 250)
     assert torch.equal(shifts.teachers[:, 250:], torch.stack([first, second])[:, 250:])

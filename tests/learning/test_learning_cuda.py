@@ -12,7 +12,7 @@ from foundation.config.distillation_cfg import CollectionCfg, DistillationCfg, O
 from foundation.dataset.dataset import BufferSpec, DistillationDataset
 from foundation.learning.learner import Learner
 from foundation.policies.output import PolicyOutput
-from foundation.rollout.driver import Driver
+from foundation.rollout.mixture import PolicyMixture
 from foundation.students import StudentPolicy
 
 pytestmark = pytest.mark.cuda
@@ -49,18 +49,18 @@ def test_half_precision_learns_and_is_restored(precision):
     assert other.precision.state_dict() == made.precision.state_dict()
 
 
-def test_a_drivers_actions_do_not_wait_for_the_device():
-    """Mixed drivers per step, DART noise, an exploring student and random actions, under torch's own check."""
+def test_a_mixtures_actions_do_not_wait_for_the_device():
+    """Policies mixed per step, DART noise, an exploring student and random actions, under torch's own check."""
     cfg = CollectionCfg(beta_per="step", dart_alpha=1.0, epsilon=0.1, noise_std=0.1, student_deterministic=False)
-    driver = Driver(LinearTeacher(torch.zeros(1, 2)), cfg, 256, 2, device="cuda")
-    driver.fit_noise(torch.randn(100, 2, device="cuda"))
+    mixture = PolicyMixture(LinearTeacher(torch.zeros(1, 2)), cfg, 256, 2, device="cuda")
+    mixture.fit_noise(torch.randn(100, 2, device="cuda"))
     label = PolicyOutput(torch.zeros(256, 2, device="cuda"))
     student = PolicyOutput(torch.ones(256, 2, device="cuda"), torch.ones(256, 2, device="cuda"))
-    driver.actions(label, student, 0.5)
+    mixture.actions(label, student, 0.5)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(10):
-            driver.actions(label, student, 0.5)
-            driver.begin_episodes(driver.everywhere, 0.5)
+            mixture.actions(label, student, 0.5)
+            mixture.begin_episodes(mixture.everywhere, 0.5)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -86,8 +86,8 @@ def test_stored_observations_and_episode_starts_are_the_visited_ones():
         assert torch.equal(obs[:, env, 0], torch.full((obs.shape[0],), float(env)))
 
 
-def test_one_driver_per_episode_drawn_with_probability_beta():
-    """With beta 0.3, each episode is driven by one policy from start to end, by the teacher in 30 % of them."""
+def test_one_policy_per_episode_drawn_with_probability_beta():
+    """With beta 0.3, one policy acts in each episode from start to end, the teacher in 30 % of them."""
     env = CountingEnv([[3]] * 200, 3)
     collector, env, dataset, _ = make(env, num_episodes=2000, mode="steps")
     collector.collect(0, 0.3)
@@ -140,7 +140,7 @@ def test_cut_episodes_never_enter_a_statistic():
     assert len(stats.returns) == int(ended) - 40
 
 
-def test_episodes_begun_by_another_driver_are_not_counted():
+def test_episodes_begun_by_another_policy_are_not_counted():
     """Where teacher forcing ends, the episodes in progress belong to nobody."""
     collector, env, _, _ = make(CountingEnv([[6], [6]], 6), num_episodes=2, chunk=4)
     first = collector.collect(0, 1.0)

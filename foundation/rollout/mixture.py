@@ -12,7 +12,7 @@ from foundation.policies.actors import Policy
 from foundation.policies.output import PolicyOutput
 
 
-class Driver:
+class PolicyMixture:
     """Draw which policy acts in each environment, and add noise to its actions. Labels never carry noise.
 
     Args:
@@ -41,14 +41,14 @@ class Driver:
         self.teacher_deterministic = teacher_deterministic
         self.generator = torch.Generator(device).manual_seed(seed)
         self.everywhere = torch.ones(num_envs, dtype=torch.bool, device=device)
-        self.teacher_drives = self.everywhere.clone()
+        self.teacher_acts = self.everywhere.clone()
         self.error_moment = torch.zeros(num_actions, num_actions, device=device)
         """Second moment of the student's action error, fitted by :meth:`fit_noise`. Shape: (num_actions,) * 2."""
         self._noise_root = torch.zeros_like(self.error_moment)
 
     def all_by(self, teacher: bool) -> None:
         """Let the teacher act in every environment, or the student in every one."""
-        self.teacher_drives.fill_(teacher)
+        self.teacher_acts.fill_(teacher)
 
     def begin_episodes(self, where: torch.Tensor, beta: float) -> None:
         """Draw the acting policy of the episodes that begin ``where``, bool of shape (num_envs,)."""
@@ -59,7 +59,7 @@ class Driver:
 
     def _redraw(self, where: torch.Tensor, beta: float) -> None:
         uniform = torch.rand(where.shape, generator=self.generator, device=where.device)
-        self.teacher_drives = torch.where(where, uniform < beta, self.teacher_drives)
+        self.teacher_acts = torch.where(where, uniform < beta, self.teacher_acts)
 
     def actions(self, label: PolicyOutput | None, student: PolicyOutput | None, beta: float) -> torch.Tensor:
         """Return the actions to execute. Shape: (num_envs, num_actions).
@@ -76,7 +76,7 @@ class Driver:
             parts.append(self._teacher_actions(label))
         if student is not None and beta < 1.0:
             parts.append(self._student_actions(student))
-        actions = parts[0] if len(parts) == 1 else torch.where(self.teacher_drives.unsqueeze(-1), *parts)
+        actions = parts[0] if len(parts) == 1 else torch.where(self.teacher_acts.unsqueeze(-1), *parts)
         if self.cfg.noise_std > 0.0:
             actions = actions + self.cfg.noise_std * self._randn_like(actions)
         if self.cfg.epsilon > 0.0:
@@ -139,7 +139,7 @@ class Driver:
         """Return what an exact resume needs."""
         return {
             "generator": self.generator.get_state(),
-            "teacher_drives": self.teacher_drives.clone(),
+            "teacher_drives": self.teacher_acts.clone(),  # the name in runs that were saved before
             "error_moment": self.error_moment.clone(),
         }
 
@@ -147,7 +147,7 @@ class Driver:
         """Restore what :meth:`state_dict` returned."""
         self.generator.set_state(state["generator"])
         if "teacher_drives" in state:
-            self.teacher_drives.copy_(state["teacher_drives"])
+            self.teacher_acts.copy_(state["teacher_drives"])
         if "error_moment" in state:
             self._set_moment(state["error_moment"])
 

@@ -1,4 +1,4 @@
-"""Who drives, with which noise; and what of it reaches the labels (nothing)."""
+"""Which policy acts, with which noise; and how much of it reaches the labels (nothing)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from foundation.dataset.dataset import BufferSpec, DistillationDataset
 from foundation.policies.obs_groups import ObsSelector
 from foundation.policies.output import PolicyOutput
 from foundation.rollout.collector import Collector
-from foundation.rollout.driver import Driver, bound_of_labels
+from foundation.rollout.mixture import PolicyMixture, bound_of_labels
 from foundation.students import make_student, student_cfg_class
 
 POLICY = ObsSelector(["policy"])
@@ -36,10 +36,10 @@ def regulator(cfg: CollectionCfg, student: str = "mlp", num_envs: int = 16, **op
 
 def drive(cfg: CollectionCfg, beta: float, steps: int = 200, num_envs: int = 500) -> torch.Tensor:
     """Return who played: 1 the teacher, 0 the student. Shape: (steps, num_envs)."""
-    driver = Driver(LinearTeacher(torch.zeros(1, 1)), cfg, num_envs, 1)
+    mixture = PolicyMixture(LinearTeacher(torch.zeros(1, 1)), cfg, num_envs, 1)
     ones, zeros = PolicyOutput(torch.ones(num_envs, 1)), PolicyOutput(torch.zeros(num_envs, 1))
-    driver.begin_episodes(driver.everywhere, beta)
-    return torch.stack([driver.actions(ones, zeros, beta).squeeze(-1) for _ in range(steps)])
+    mixture.begin_episodes(mixture.everywhere, beta)
+    return torch.stack([mixture.actions(ones, zeros, beta).squeeze(-1) for _ in range(steps)])
 
 
 @pytest.mark.parametrize("beta", [0.2, 0.7])
@@ -53,7 +53,7 @@ def test_per_step_every_step_is_the_teachers_with_probability_beta(beta):
     assert ((played.mean(0) - beta).abs() < 6 * (beta * (1 - beta) / 200) ** 0.5).all(), "every environment alike"
 
 
-def test_per_episode_the_driver_stays():
+def test_per_episode_the_acting_policy_stays():
     """Without an episode's end nobody is replaced."""
     played = drive(CollectionCfg(), 0.5)
     assert torch.equal(played, played[:1].expand_as(played))
@@ -68,7 +68,7 @@ def test_at_the_ends_both_kinds_are_the_same(beta_per):
 
 
 def test_in_an_environment_labels_are_the_teachers_at_every_step_whoever_played():
-    """The two drivers alternate within episodes, and each step's label is the teacher's output there."""
+    """The two policies alternate within episodes, and each step's label is the teacher's output there."""
     cfg = CollectionCfg(beta_per="step", staggered=False)
     env = CountingEnv([[9]] * 50, 9)
     dataset = DistillationDataset(BufferSpec(3, 50, 10_000, {"mean": 2}, chunk_steps=9))
@@ -101,24 +101,24 @@ def test_the_fitted_covariance_is_numpys_on_the_same_errors(student):
     flat = np.concatenate(errors).astype(np.float64)
     expected = np.einsum("ni,nj->ij", flat, flat) / len(flat)
     assert np.abs(expected).max() > 0.01
-    np.testing.assert_allclose(collector.driver.error_moment.numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(collector.mixture.error_moment.numpy(), expected, rtol=1e-5)
 
 
 def test_the_noise_has_alpha_times_the_fitted_covariance_and_only_the_teacher_plays_it():
     """Measured over 200,000 draws; a singular covariance (errors on one line) is one too."""
-    driver = Driver(LinearTeacher(torch.zeros(1, 2)), CollectionCfg(dart_alpha=0.5), 1000, 2)
+    mixture = PolicyMixture(LinearTeacher(torch.zeros(1, 2)), CollectionCfg(dart_alpha=0.5), 1000, 2)
     errors = torch.randn(64, 100, 1, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.3, -0.6])
     label, student = PolicyOutput(torch.full((1000, 2), 2.0)), PolicyOutput(torch.full((1000, 2), -2.0))
-    assert torch.equal(driver.actions(label, student, 1.0), label.mean), "nothing is fitted yet"
-    driver.fit_noise(errors)
+    assert torch.equal(mixture.actions(label, student, 1.0), label.mean), "nothing is fitted yet"
+    mixture.fit_noise(errors)
     flat = errors.reshape(-1, 2).numpy()
-    played = torch.cat([driver.actions(label, student, 1.0) for _ in range(200)]) - 2.0
+    played = torch.cat([mixture.actions(label, student, 1.0) for _ in range(200)]) - 2.0
     np.testing.assert_allclose(np.cov(played.numpy().T), 0.5 * flat.T @ flat / len(flat), rtol=0.03)
     np.testing.assert_allclose(played[:, 1].numpy(), -2.0 * played[:, 0].numpy(), atol=1e-5)
-    driver.begin_episodes(driver.everywhere, 0.5)
-    mixed = driver.actions(label, student, 0.5)
-    assert torch.equal(mixed[~driver.teacher_drives], student.mean[~driver.teacher_drives])
-    assert bool((mixed[driver.teacher_drives] != label.mean[driver.teacher_drives]).all())
+    mixture.begin_episodes(mixture.everywhere, 0.5)
+    mixed = mixture.actions(label, student, 0.5)
+    assert torch.equal(mixed[~mixture.teacher_acts], student.mean[~mixture.teacher_acts])
+    assert bool((mixed[mixture.teacher_acts] != label.mean[mixture.teacher_acts]).all())
 
 
 def test_the_stored_labels_know_nothing_of_the_noise():
@@ -128,14 +128,14 @@ def test_the_stored_labels_know_nothing_of_the_noise():
     slots = collector.collect(1, 1.0).slots
     rows = collector.dataset.rows[slots]
     assert torch.equal(rows[..., 2:], rows[..., :2] @ REGULATOR_GAIN)
-    noise = float(collector.driver.log()["data_collection/dart_std"])
-    assert noise == pytest.approx(float((4.0 * collector.driver.error_moment.diagonal().mean()).sqrt()), rel=1e-4)
+    noise = float(collector.mixture.log()["data_collection/dart_std"])
+    assert noise == pytest.approx(float((4.0 * collector.mixture.error_moment.diagonal().mean()).sqrt()), rel=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["steps", "episodes"])
 @pytest.mark.parametrize("beta_per", ["episode", "step"])
 def test_a_restored_collector_goes_on_exactly_with_its_fitted_noise(mode, beta_per):
-    """Noise, drivers and the state of the random numbers come back: the next rollouts are the same bits."""
+    """Noise, acting policies and the state of the random numbers come back: the next rollouts are the same bits."""
     cfg = CollectionCfg(dart_alpha=1.0, beta_per=beta_per, student_deterministic=False)
     options = {"num_episodes": 40, "mode": mode, "num_envs": 8}
 
@@ -161,15 +161,15 @@ def test_a_restored_collector_goes_on_exactly_with_its_fitted_noise(mode, beta_p
 
 def test_a_stochastic_student_explores_with_its_own_deviation():
     """Its actions scatter around its mean with its std; the label stays the teacher's. Without a std: one line."""
-    driver = Driver(LinearTeacher(torch.zeros(1, 2)), CollectionCfg(student_deterministic=False), 50_000, 2)
+    mixture = PolicyMixture(LinearTeacher(torch.zeros(1, 2)), CollectionCfg(student_deterministic=False), 50_000, 2)
     label = PolicyOutput(torch.zeros(50_000, 2))
     student = PolicyOutput(torch.ones(50_000, 2), torch.tensor([0.1, 0.5]).expand(50_000, 2))
-    driver.begin_episodes(driver.everywhere, 0.0)
-    played = driver.actions(label, student, 0.0)
+    mixture.begin_episodes(mixture.everywhere, 0.0)
+    played = mixture.actions(label, student, 0.0)
     assert played.mean(0).tolist() == pytest.approx([1.0, 1.0], abs=0.01)
     assert played.std(0).tolist() == pytest.approx([0.1, 0.5], rel=0.02)
     with pytest.raises(UserError, match=r"distill\.student\.stochastic=true"):
-        driver.actions(label, PolicyOutput(student.mean), 0.0)
+        mixture.actions(label, PolicyOutput(student.mean), 0.0)
 
 
 @pytest.mark.parametrize(
