@@ -45,7 +45,7 @@ class GateCfg:
     episodes: int = 256
     """Episodes that the teachers fly in turns for it, rounded up to a multiple of the environments."""
     horizon: int | None = None
-    """How far it looks ahead: a teacher counts by its return in so many steps [env steps]. None: a quarter of an
+    """How far it looks ahead [env steps]: a teacher counts by its return in so many steps. None: a quarter of an
     episode."""
     temperature: float = 0.1
     """Of the softmax over what the teachers are expected to earn [standard deviations of the returns seen]: how much
@@ -53,7 +53,7 @@ class GateCfg:
     hidden_dims: list[int] = field(default_factory=lambda: [64, 64])
     """Hidden layers of the gate's network (ELU)."""
     updates: int = 1000
-    """Optimiser steps of 512 rows."""
+    """Optimiser steps of 512 transitions."""
 
 
 @dataclass
@@ -107,11 +107,11 @@ class TeacherCfg:
     """all | best | worst | random: which those are, by how far the student's return with each of them in the last
     epochs is from the teacher's own (``--teacher_selection``)."""
     emphasis: int = 0
-    """What the chosen teachers' rows of that epoch are worth. 0: nobody else's are learned from (as in rl-tools). n:
-    everybody's are, and theirs are drawn n times as often: with ``worst``, the vehicles that the student crashes."""
+    """Oversampling factor for the selected teachers. 0: train on their transitions only (as in rl-tools). n: train on
+    all transitions and sample theirs n times as often; with ``worst``, those of vehicles that the student crashes."""
     weights: dict[str, int] = field(default_factory=dict)
-    """Many teachers, by name: whose rows are drawn how many times as often, e.g. the vehicle that the student is to be
-    deployed on (``distill.teacher.weights.crazyflie=16``). Where ``emphasis`` says more for an epoch, that counts."""
+    """Sampling weight per teacher, by its name (1 to 255), such as that of the vehicle that the student is to be
+    deployed on: ``distill.teacher.weights.crazyflie=16``. Where ``emphasis`` is larger in an epoch, that counts."""
     position_offset_correction: bool = False
     """Take each teacher's steady-state position offset out of the student's stored observations."""
     check: bool = True
@@ -182,22 +182,19 @@ class DatasetCfg:
     """Where labelled transitions live."""
 
     size: int | None = None
-    """Most rows kept. None: what ``memory_gb`` holds, but no more than the run can collect."""
+    """Most transitions kept. None: what ``memory_gb`` holds, but no more than the run can collect."""
     memory_gb: float = 4.0
     """Memory budget [GB], used when ``size`` is None and as a ceiling for it."""
     eviction: Eviction = "oldest"
-    """Which rows make room when full: oldest | reservoir."""
+    """Which transitions make room when full: the oldest, or random ones (``reservoir``)."""
     device: str | None = None
-    """Device of the storage. None: the compute device, or pinned host memory where the rows do not fit it."""
+    """Device of the storage. None: the compute device, or pinned host memory where the transitions do not fit it."""
     dtype: StorageType = "float32"
     """Storage type of observations and targets: float32 | float16 | bfloat16."""
     chunk_steps: int | None = None
     """Env steps per chunk, rounded up to whole training sequences. None: 32."""
     sequence_start: SequenceStart = "stored"
-    """A student's memory at the start of a training sequence: stored (as it was when collected) | zero.
-
-    A GRU of 16 units reached 98 % of the teacher in 1.3 CPU s from stored memory, in 2.0 from zero, in 1.5 from zero
-    with 4 steps of burn-in (sequences of 16 steps, two to three seeds)."""
+    """A student's memory at the start of a training sequence: stored (as it was when collected) | zero."""
     burn_in: int = 0
     """Steps at the start of a training sequence that only warm the memory up and carry no loss."""
     disk_gb: float = 2.0
@@ -206,7 +203,7 @@ class DatasetCfg:
     """Write every collected row to this folder too, or append to it (``--save_dataset``;
     docs/reference/dataset_format.md)."""
     load: str | None = None
-    """Begin with the rows of this folder (``--dataset``); with ``offline`` they are all there is."""
+    """Begin with the transitions of this folder (``--dataset``); with ``offline`` there are no others."""
     load_files: int | None = None
     """How many of its files, from the first on. None: all that are there when the run begins."""
     held_out: float = 0.1
@@ -222,11 +219,12 @@ class CollectionCfg:
     mode: CollectionMode = "auto"
     """auto | steps | episodes. ``auto``: ``steps`` where a second environment can be made, else ``episodes``."""
     beta: ScheduleCfg | None = None
-    """Probability that the teacher drives. None: 1 for ``epoch_teacher_forcing`` epochs, then 0."""
+    """Probability that the teacher acts. None: 1 for ``epoch_teacher_forcing`` epochs, then 0."""
     teacher_student_mix: int = 0
-    """Teacher-driven episodes for each student-driven one in the on-policy epochs: N is a ``beta`` of N / (N + 1)."""
+    """Episodes of the acting teacher for each of the acting student in the on-policy epochs: N is a ``beta`` of
+    N / (N + 1)."""
     beta_per: DrawnPer = "episode"
-    """episode | step: whether the driver is drawn at each episode's start or anew at every step."""
+    """When it is drawn who acts: at each episode's start, or at every step."""
     epsilon: float = 0.0
     """Probability per step of a uniformly random action (Rusu et al. 2015 use 0.05); labels are untouched."""
     noise_std: float = 0.0
@@ -259,21 +257,19 @@ class OptimizerCfg:
     lr_schedule: ScheduleCfg | None = None
     """Multiplier of ``learning_rate`` over the epochs. None: constant."""
     update_ratio: float = 2.0
-    """Updates per epoch = ceil(new rows / batch_size) * update_ratio."""
+    """Updates per epoch = ceil(new transitions / batch_size) * update_ratio."""
     updates_per_epoch: int | None = None
-    """Updates per epoch, however many rows are new. None: by ``update_ratio``."""
+    """Updates per epoch, however many transitions are new. None: by ``update_ratio``."""
     ema_decay: float | None = None
     """Average the student's weights with this decay for evaluation and the checkpoints. None: off."""
     precision: Precision = "float32"
     """float32 | bfloat16 | float16: what the student's products are computed in while it learns; weights, losses and
-    optimiser stay float32. float16 needs CUDA; its gradients are scaled. CPU time per update seen on one core with
-    bfloat16 instructions, bfloat16 against float32: [64, 64] student and 256 rows 0.72 against 0.57 ms, [256, 256, 256]
-    and 4096 rows 18 against 45 ms, GRU student and 16 sequences of 50 steps 2.9 against 2.2 ms."""
+    optimiser stay float32. float16 needs CUDA; its gradients are scaled. It pays for wide layers only
+    (docs/results/performance.md)."""
     compile: bool = False
     """Compile the student's forward pass and the losses (``torch.compile``; the CPU needs a C++ compiler). Where that
-    fails, one warning, and the run goes on without. CPU time per update seen, compiled against not: [64, 64] student
-    and 256 rows 0.69 against 0.57 ms, [256, 256, 256] and 4096 rows 42 against 45 ms, GRU student and 16 sequences of
-    50 steps 3.3 against 2.2 ms; compiling took 16 s of CPU time once, 1 to 3 s when its cache was warm."""
+    fails, one warning, and the run goes on without. It pays for none of the sizes
+    measured in docs/results/performance.md."""
 
 
 @dataclass
@@ -314,8 +310,8 @@ class DistillationCfg:
     num_episodes: int = 100
     """Episodes collected in an epoch."""
     batch_size: int | None = None
-    """Rows in a minibatch; sequences when ``sequence_length`` > 1. None: 256 rows, and of sequences as many as hold
-    256 rows, but at least 8."""
+    """Transitions in a minibatch; sequences when ``sequence_length`` > 1. None: 256 transitions, and of sequences as
+    many as hold 256, but at least 8."""
     sequence_length: int | None = None
     """Steps in a training sequence. None: 1, or 50 for a student with memory."""
     learning_rate: float = 1e-4
