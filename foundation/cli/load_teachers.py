@@ -15,7 +15,8 @@ from foundation.engines.base import Engine, EnvCfg
 from foundation.policies.actors import PolicyActor
 from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.evaluate import evaluate
-from foundation.runs.base import EVAL_SEED
+from foundation.runs.context import EVAL_SEED
+from foundation.runs.run_teachers import Teacher
 from foundation.teachers import TeacherPolicyWrapper
 from foundation.teachers.assignment import TeacherAssignment
 from foundation.teachers.ensemble import TeacherEnsemble, load_ensemble
@@ -23,9 +24,6 @@ from foundation.teachers.manifest import FAILED, TeacherEntry, find_teachers, is
 from foundation.teachers.teacher_board import TeacherBoard
 
 logger = logging.getLogger("foundation.distillation")
-
-Teacher = TeacherPolicyWrapper | TeacherEnsemble
-"""One teacher, or several with the interface of one."""
 
 
 def load_teacher(cfg: DistillationCfg) -> Teacher:

@@ -36,7 +36,7 @@ from foundation.ppo.train_run import (
     seed_everything,
 )
 from foundation.ppo.versions import installed_version, translate
-from foundation.runs.base import EVAL_SEED
+from foundation.runs.context import EVAL_SEED
 from foundation.runs.run_dir import RunDir
 
 logger = logging.getLogger("foundation.train")

@@ -8,7 +8,7 @@ from typing import Any
 from foundation.engines.base import AgentCfg, MakeEvalEnv
 from foundation.ppo.library_runner import RslRlRunner
 from foundation.rollout.evaluate import evaluate
-from foundation.runs.base import EVAL_SEED, FINAL_SEED
+from foundation.runs.context import EVAL_SEED, FINAL_SEED
 from foundation.runs.run_dir import RunDir
 
 log = logging.getLogger(__name__)

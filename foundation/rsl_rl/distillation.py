@@ -29,6 +29,7 @@ from foundation.cli.cli_args import (
     set_up_logging,
 )
 from foundation.cli.hydra_app import run_application
+from foundation.config.plain import to_plain
 from foundation.core.program import command_name
 
 
@@ -59,13 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str]) -> int:
     """Run one job and return its exit code."""
-    # torch: --help does without it
-    from foundation.cli.distillation_job import Job, Request, run_offline
-    from foundation.cli.load_teachers import load_teacher
+    from foundation.cli.distillation_request import Request  # torch: --help does without it
 
     request = Request.read(build_parser(), argv)
     if request.cfg.offline:
+        from foundation.cli.offline_job import run_offline  # whoever needs no dataset on disk does without it
+
         return run_offline(request)
+    # simulators and tasks: an offline run does without them
+    from foundation.cli.distillation_job import Job
+    from foundation.cli.load_teachers import load_teacher
+
     job = Job.choose_engine(request)
     teacher = load_teacher(job.cfg)
     print(teacher.architecture_line())
@@ -75,9 +80,14 @@ def run(argv: Sequence[str]) -> int:
 
 def compose_configs(argv: Sequence[str]) -> dict[str, Any]:
     """Return the configs that a command line gives, starting nothing."""
-    from foundation.cli import distillation_job  # torch: --help does without it
+    from foundation.cli.distillation_request import Request  # torch: --help does without it
 
-    return distillation_job.compose_configs(build_parser(), argv)
+    request = Request.read(build_parser(), argv)
+    if request.cfg.offline:
+        return {"distill": to_plain(request.cfg)}
+    from foundation.cli.distillation_job import Job  # simulators and tasks: an offline run does without them
+
+    return Job.choose_engine(request).load_configs()
 
 
 if __name__ == "__main__":

@@ -1,75 +1,41 @@
-"""The base of every kind of run: its context, its loop, its best checkpoint, saving and resuming."""
+"""The base of every kind of run: its loop, its best checkpoint, saving and resuming."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
 import foundation
 from foundation.checkpoints.initialise import initialise_student
-from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.plain import to_plain
-from foundation.core.errors import RunInterrupted
+from foundation.core.errors import UserError
 from foundation.core.stopwatch import Stopwatch
 from foundation.learning.early_stopping import EarlyStopping
-from foundation.learning.learner import Learner
+from foundation.learning.learner import Learner, LearningStats
 from foundation.policies.obs_groups import ObsSelector
-from foundation.runs.metrics_writer import MetricsWriter
-from foundation.runs.report import Reporter
-from foundation.runs.run_dir import RunDir
-from foundation.runs.run_state import BEST, LATEST
+from foundation.runs.context import RunContext
+from foundation.runs.run_state import BEST, LATEST, SavedState, write_state
 from foundation.students import make_student
 from foundation.students.base import Student
 
-EVAL_SEED, FINAL_SEED = 1_000_003, 2_000_003
-"""Added to a run's seed: evaluations while it runs, and the measurement that it is quoted by."""
 RECURRENT_SEQUENCE = 50
 """Steps in a training sequence of a student with memory, where nothing else is asked for."""
 
-
-@dataclass
-class RunContext:
-    """What a run gets from the process that it runs in."""
-
-    cfg: DistillationCfg
-    """The run's configuration, observation groups resolved."""
-    run_dir: RunDir
-    """Where checkpoints and the summary go."""
-    reporter: Reporter
-    """Takes lines for the console, and scalars."""
-    interrupted: Callable[[], str | None]
-    """Returns the reason to stop, or a false value."""
-
-    @property
-    def eval_seed(self) -> int:
-        """Seed of the evaluations while the run goes on; the same each time, so that they can be compared."""
-        return self.cfg.seed + EVAL_SEED
-
-    @property
-    def final_seed(self) -> int:
-        """Seed of the last measurement, on which no choice was made."""
-        return self.cfg.seed + FINAL_SEED
-
-    def poll(self) -> None:
-        """Raise ``RunInterrupted`` if the user asked to stop."""
-        reason = self.interrupted()
-        if reason:
-            raise RunInterrupted(str(reason))
+Collected = TypeVar("Collected")
+"""What a kind of run knows of an epoch's collection; None where nothing is collected."""
 
 
-class Runner(ABC):
-    """The loop over epochs. A subclass says what an epoch is, and what comes before the first and after the last.
+class Runner(ABC, Generic[Collected]):
+    """The loop over epochs: collect, learn, evaluate, log, save.
+
+    A subclass says what each of these is, what comes before the first epoch and after the last, and what going on
+    needs. One that trains by another algorithm overrides :meth:`learn`, and the learner it makes.
 
     Args:
-        cfg: The run's configuration.
-        run_dir: Where checkpoints and the summary go.
-        writer: Takes scalars; None writes none.
-        interrupted: Returns the reason to stop, or a false value.
+        context: What the run gets from its process.
     """
 
     student: Student
@@ -79,20 +45,17 @@ class Runner(ABC):
     label_bound: float | None
     """Labels are clipped to [-bound, bound]; None where nothing defines a bound."""
 
-    def __init__(
-        self,
-        cfg: DistillationCfg,
-        run_dir: RunDir,
-        writer: MetricsWriter | None,
-        interrupted: Callable[[], str | None],
-    ):
-        self.context = RunContext(cfg, run_dir, Reporter(cfg, writer), interrupted)
-        self.cfg, self.run_dir, self.reporter = cfg, run_dir, self.context.reporter
+    def __init__(self, context: RunContext):
+        self.context = context
+        self.cfg = context.cfg
+        self.run_dir = context.run_dir
+        self.reporter = context.reporter
         self.stopwatch = Stopwatch()
-        self.epoch, self.best_epoch = 0, -1
+        self.epoch = 0
+        self.best_epoch = -1
         self.best_return = -math.inf
         """Best mean return of an evaluation."""
-        torch.manual_seed(cfg.seed)
+        torch.manual_seed(context.seed)
 
     # -- hooks ------------------------------------------------------------------------------------------------------
 
@@ -101,16 +64,30 @@ class Runner(ABC):
         """Do what comes before the first epoch of this process."""
 
     @abstractmethod
-    def run_epoch(self, epoch: int) -> None:
-        """Run an epoch (counted from 0): collect, learn, evaluate, and :meth:`save` it."""
+    def collect(self, epoch: int) -> Collected:
+        """Collect what the epoch (counted from 0) learns from."""
+
+    @abstractmethod
+    def learn(self, epoch: int, collected: Collected) -> LearningStats:
+        """Update the student."""
+
+    @abstractmethod
+    def evaluate(self, epoch: int, collected: Collected) -> dict[str, float] | None:
+        """Measure the student and keep it if it is the best so far; None where no evaluation is due."""
+
+    @abstractmethod
+    def log(
+        self, epoch: int, collected: Collected, learned: LearningStats, evaluation: dict[str, float] | None
+    ) -> None:
+        """Show and log the epoch, which has just ended."""
 
     @abstractmethod
     def finish(self) -> dict[str, Any]:
         """Do what comes after the last epoch; return the summary."""
 
     @abstractmethod
-    def resume_state(self) -> dict[str, Any]:
-        """Return what going on needs beside the student and its optimiser, by the checkpoint's key."""
+    def state(self) -> SavedState:
+        """Return what going on needs beside the student, its optimiser and the dataset's rows."""
 
     # -- what all runs share ------------------------------------------------------------------------------------------
 
@@ -130,14 +107,24 @@ class Runner(ABC):
                 self.run_epoch(self.epoch)
         return self.finish()
 
+    def run_epoch(self, epoch: int) -> None:
+        """Run and save one epoch, counted from 0."""
+        collected = self.collect(epoch)
+        learned = self.learn(epoch, collected)
+        evaluation = self.evaluate(epoch, collected)
+        self.epoch = epoch + 1
+        with self.stopwatch.stage("saving"):
+            self.log(epoch, collected, learned, evaluation)
+            self.save(collected)
+
     def poll(self) -> None:
         """Raise ``RunInterrupted`` if the user asked to stop."""
         self.context.poll()
 
-    def make_learner(self, num_obs: int, num_actions: int, device: torch.device | str) -> None:
+    def make_learner(self, num_obs: int, num_actions: int) -> None:
         """Make the student, its weights drawn or read, and what fits it."""
         cfg = self.cfg
-        self.student = make_student(cfg.student, num_obs, num_actions).to(device)
+        self.student = make_student(cfg.student, num_obs, num_actions).to(self.context.device)
         if cfg.student.init_checkpoint is not None:
             initialise_student(self.student, cfg.student.init_checkpoint)
         default = RECURRENT_SEQUENCE if self.student.state_size else 1
@@ -183,7 +170,7 @@ class Runner(ABC):
 
     def resume_checkpoint(self) -> dict[str, Any]:
         """Return the student and everything else that going on needs, but for the dataset's rows."""
-        return self.student_checkpoint(self.epoch - 1) | self.resume_state()
+        return self.student_checkpoint(self.epoch - 1) | write_state(self.state())
 
     def save_latest(self) -> None:
         """Save everything that ``--resume`` needs."""
@@ -199,8 +186,27 @@ class Runner(ABC):
         self.best_epoch = epoch
         self.run_dir.save_checkpoint(BEST, self.student_checkpoint(epoch, evaluation))
 
-    def save(self) -> None:
-        """Save the epoch that has just ended, under its own name every ``save_interval`` epochs."""
+    def save(self, collected: Collected) -> None:
+        """Save the epoch that has just ended, under its own name every ``save_interval`` epochs.
+
+        Args:
+            collected: What the epoch collected.
+        """
         if self.epoch % self.cfg.save_interval == 0:
             self.run_dir.save_checkpoint(f"checkpoint_epoch_{self.epoch}.pt", self.resume_checkpoint())
         self.save_latest()
+
+    def restore_student(self, values: dict[str, Any]) -> None:
+        """Put the student and its optimiser back to where a checkpoint was written.
+
+        Args:
+            values: The checkpoint's.
+
+        Raises:
+            UserError: If the student has another architecture now.
+        """
+        if values["student"] != self.student.describe():
+            raise UserError(
+                "The student's architecture differs from that of the run to resume: give the same settings."
+            )
+        self.learner.load_state_dict(values["model_state_dict"], values)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,10 +19,13 @@ from foundation.learning.learner import LearningStats
 from foundation.policies.obs_groups import ObsSelector
 from foundation.policies.output import PolicyOutput
 from foundation.runs.base import Runner
-from foundation.runs.run_state import BEST, latest_checkpoint
+from foundation.runs.context import Interrupted, RunContext
+from foundation.runs.metrics_writer import MetricsWriter
+from foundation.runs.run_dir import RunDir
+from foundation.runs.run_state import BEST, OfflineState, RunCheckpoint, load_latest
 
 
-class OfflineRunner(Runner):
+class OfflineRunner(Runner[None]):
     """Learns from a dataset on disk.
 
     Args:
@@ -39,64 +41,66 @@ class OfflineRunner(Runner):
     def __init__(
         self,
         cfg: DistillationCfg,
-        run_dir: Any,
+        run_dir: RunDir,
         *,
-        writer: Any = None,
-        interrupted: Callable[[], Any] = lambda: None,
+        writer: MetricsWriter | None = None,
+        interrupted: Interrupted = lambda: None,
     ):
-        super().__init__(cfg, run_dir, writer, interrupted)
-        self.writer, self.saved = writer, open_for(cfg)
+        super().__init__(RunContext.make(cfg, run_dir, cfg.device, writer, interrupted))
+        self.saved = open_for(cfg)
         layout = self.saved.layout
         self.student_obs = ObsSelector(layout.obs_groups, layout.obs_slice)
         self.label_bound = layout.clip_actions
         self.best_loss = math.inf
         self.best: dict[str, float] = {}
         self.early_stopping = EarlyStopping(cfg.early_stopping)
-        self.make_learner(layout.num_obs, layout.targets["mean"], cfg.device)
+        self.make_learner(layout.num_obs, layout.targets["mean"])
         self.train, self.held_out = self._load()
         self._prepare()
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
-    def run_epoch(self, epoch: int) -> None:
-        """Learn, measure, log and save one epoch."""
-        with self.stopwatch.stage("learning"):
-            learned = self.learner.learn(self.train, len(self.train), epoch, self.poll)
-        measured: dict[str, float] | None = None
-        if (epoch + 1) % (self.cfg.eval_interval or 1) == 0 or epoch + 1 == self.cfg.n_epochs:
-            with self.stopwatch.stage("evaluation"):
-                measured = held_out_loss(self.learner, self.held_out, epoch)
-            self._keep_best(measured, epoch)
-        self.epoch = epoch + 1
-        self._log(learned, measured)
-        self.save()
+    def collect(self, epoch: int) -> None:
+        """Collect nothing: the dataset is all there is."""
 
-    def resume(self, checkpoint: dict[str, Any] | None = None) -> None:
+    def learn(self, epoch: int, collected: None) -> LearningStats:
+        """Fit the student to the dataset."""
+        with self.stopwatch.stage("learning"):
+            return self.learner.learn(self.train, len(self.train), epoch, self.poll)
+
+    def evaluate(self, epoch: int, collected: None) -> dict[str, float] | None:
+        """Measure the student on the rows that are held out, where that is due."""
+        if (epoch + 1) % (self.cfg.eval_interval or 1) and epoch + 1 != self.cfg.n_epochs:
+            return None
+        with self.stopwatch.stage("evaluation"):
+            measured = held_out_loss(self.learner, self.held_out, epoch)
+        self._keep_best(measured, epoch)
+        return measured
+
+    def resume(self, checkpoint: RunCheckpoint[OfflineState] | None = None) -> None:
         """Go on, exactly, from a checkpoint of this run (None: the newest), or begin if there is none yet.
 
         Raises:
             UserError: If the dataset, or the student, is not what it was.
         """
-        checkpoint = latest_checkpoint(self.run_dir) if checkpoint is None else checkpoint
+        checkpoint = load_latest(self.run_dir, OfflineState) if checkpoint is None else checkpoint
         if checkpoint is None:
             return
-        state = checkpoint.get("offline")
+        state = checkpoint.state
         if state is None:
             raise UserError("this checkpoint is not of an --offline run, or holds a student alone: name another one")
         with reading(f"the state to resume from in {self.run_dir.path}"):
-            if state["files"] != [entry.crc32 for entry in self.saved.files]:
+            if state.files != [entry.crc32 for entry in self.saved.files]:
                 raise UserError(f"the dataset '{self.saved.path}' is not the one that this run began with: restore it")
-            if checkpoint["student"] != self.student.describe():
-                raise UserError(
-                    "The student's architecture differs from that of the run to resume: give the same settings."
-                )
-            self.learner.load_state_dict(checkpoint["model_state_dict"], checkpoint)
-            self.epoch, self.best_loss, self.best_epoch = state["epoch"], state["best_loss"], checkpoint["best_epoch"]
-            self.best = state["best"]
-            self.stopwatch.load_state_dict(state["stopwatch"])
-            self.early_stopping.load_state_dict(state["early_stopping"])
-            self.train.load_state_dict(state["dataset"])
-            torch.set_rng_state(state["torch_rng"].cpu())
+            self.restore_student(checkpoint.values)
+            self.epoch = state.epoch
+            self.best_loss = state.best_loss
+            self.best_epoch = checkpoint.values["best_epoch"]
+            self.best = state.best
+            self.stopwatch.load_state_dict(state.stopwatch)
+            self.early_stopping.load_state_dict(state.early_stopping)
+            self.train.load_state_dict(state.dataset)
+            torch.set_rng_state(state.torch_rng.cpu())
 
     # -- parts ----------------------------------------------------------------------------------------------------
 
@@ -131,19 +135,18 @@ class OfflineRunner(Runner):
         """Add the best loss to what rebuilds the student; no return is known, as nothing acts here."""
         return super().student_checkpoint(epoch, evaluation) | {"best_return": None, "best_loss": self.best_loss}
 
-    def resume_state(self) -> dict[str, Any]:
+    def state(self) -> OfflineState:
         """Return the progress, the dataset's state and what it was made of."""
-        state = {
-            "epoch": self.epoch,
-            "best_loss": self.best_loss,
-            "best": self.best,
-            "files": [entry.crc32 for entry in self.saved.files],
-            "stopwatch": self.stopwatch.state_dict(),
-            "early_stopping": self.early_stopping.state_dict(),
-            "dataset": self.train.state_dict(),
-            "torch_rng": torch.get_rng_state(),
-        }
-        return {"offline": state}
+        return OfflineState(
+            epoch=self.epoch,
+            best_loss=self.best_loss,
+            best=self.best,
+            files=[entry.crc32 for entry in self.saved.files],
+            stopwatch=self.stopwatch.state_dict(),
+            early_stopping=self.early_stopping.state_dict(),
+            dataset=self.train.state_dict(),
+            torch_rng=torch.get_rng_state(),
+        )
 
     # -- what the user sees ---------------------------------------------------------------------------------------
 
@@ -162,22 +165,21 @@ class OfflineRunner(Runner):
         if self.epoch == 0:
             self.save_latest()
 
-    def _log(self, learned: LearningStats, measured: dict[str, float] | None) -> None:
+    def log(self, epoch: int, collected: None, learned: LearningStats, evaluation: dict[str, float] | None) -> None:
+        """Show and log the epoch."""
         seconds = self.stopwatch.lap().get("learning", 0.0)
         rate = learned.num_updates * self.learner.batch_size * self.sequence_length / max(1e-9, seconds)
         parts = [f"Epoch {self.epoch}/{self.cfg.n_epochs} (offline)", f"Training - Mean loss: {learned.mean_loss:.6f}"]
         scalars = {"training/loss": learned.mean_loss, "training/learning_rate": learned.learning_rate}
         scalars |= {"training/updates": float(learned.num_updates), "performance/rows_per_second": rate}
-        if measured is not None:
+        if evaluation is not None:
             parts.append(
-                f"Evaluation - Held-out loss: {measured['held_out_loss']:.6f}, "
-                f"action RMSE {measured['action_rmse']:.4f}"
+                f"Evaluation - Held-out loss: {evaluation['held_out_loss']:.6f}, "
+                f"action RMSE {evaluation['action_rmse']:.4f}"
             )
-            scalars |= {f"evaluation/{name}": value for name, value in measured.items()}
-        if self.writer is not None:
-            self.writer.add_scalars(scalars, self.epoch)
-            self.writer.flush()
-        self.reporter.epoch_line(self.epoch, parts, measured is not None)
+            scalars |= {f"evaluation/{name}": value for name, value in evaluation.items()}
+        self.reporter.scalars(scalars, self.epoch)
+        self.reporter.epoch_line(self.epoch, parts, evaluation is not None)
 
     def finish(self) -> dict[str, Any]:
         """Write the last student and the summary."""

@@ -6,14 +6,16 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.learning.learner import LearningStats
-from foundation.rollout.episodes import CollectionStats
+
+if TYPE_CHECKING:  # a run from a dataset alone needs no environments
+    from foundation.rollout.episodes import CollectionStats
 
 Scalars = dict[str, float]
 FEW_UPDATES = 8

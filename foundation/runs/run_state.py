@@ -1,32 +1,27 @@
-"""What a run leaves behind to be loaded or resumed: checkpoints of plain tensors, and shards of its dataset."""
+"""What a run goes on from: the entries of its checkpoints, read by their types and written as plain values."""
 
 from __future__ import annotations
 
-import logging
-import shutil
+import dataclasses
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
 from foundation.config.typing_fit import read_fields
 from foundation.core.errors import UserError
-from foundation.core.files import atomic_torch_save, load_checkpoint
 from foundation.core.text import quoted
-from foundation.dataset.disk.chunks import check_chunks, export_chunks, import_chunks
+from foundation.runs.run_dir import RunDir
 
-if TYPE_CHECKING:
-    from foundation.dataset.dataset import DistillationDataset
-
-logger = logging.getLogger(__name__)
 LATEST = "checkpoint_latest.pt"
 BEST = "best_student.pt"
 
 
 @dataclass
 class _Student:
-    """What a checkpoint of a run holds, read by its types."""
+    """What every checkpoint of a run holds."""
 
     epoch: int
     model_state_dict: dict[str, Any]
@@ -37,168 +32,156 @@ class _Student:
 
 
 @dataclass
-class _Resume:
-    """What a run is put back to."""
+class SavedState(ABC):
+    """What a kind of run goes on from; its fields are the values that a checkpoint holds."""
 
+    key: ClassVar[str]
+    """The checkpoint's entry."""
+
+    @abstractmethod
+    def check(self, where: str) -> None:
+        """Raise :class:`UserError` for numbers that no run has."""
+
+
+@dataclass
+class RunState(SavedState):
+    """Everything that a distillation run goes on from, but for the student and the dataset's rows."""
+
+    key: ClassVar[str] = "resume"
     epoch: int
+    """Epochs that have ended."""
     env_steps: int
+    """Transitions that were collected."""
     num_envs: int
     baselines: dict[str, Any]
+    """Teacher, zero and random actions -> figures; empty until they are measured."""
     stopwatch: dict[str, Any]
     collector: dict[str, Any]
     dataset: dict[str, Any]
     shards: dict[str, Any]
+    """Which files hold the dataset's rows."""
     torch_rng: torch.Tensor
     teachers: dict[str, Any] = field(default_factory=dict)
     early_stopping: dict[str, Any] = field(default_factory=dict)
+    dataset_rows: int | None = None
+    """Transitions in the dataset; None in states of earlier versions (see :attr:`num_rows`)."""
     cuda_rng: torch.Tensor | None = None
 
+    def check(self, where: str) -> None:
+        """Raise :class:`UserError` for numbers that no run has."""
+        if self.epoch < 0 or self.env_steps < 0 or self.num_envs < 1:
+            steps = f"{self.env_steps} steps of {self.num_envs} envs"
+            raise UserError(f"{where} is corrupt: epoch {self.epoch}, {steps}.")
 
-def _check(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Refuse a checkpoint to resume from that lacks something, or has it of another type."""
-    state = checkpoint.get("resume")
-    if state is None:  # a student alone, or an offline run: whoever resumes from it says so
-        return checkpoint
-    read_fields(_Student, checkpoint, f"'{path}'")
-    if not isinstance(state, dict):
-        raise UserError(f"'{path}' is corrupt: 'resume' is {quoted(state)}, it must be a mapping.")
-    read = _Resume(**read_fields(_Resume, state, f"'{path}' (resume)"))
-    if read.epoch < 0 or read.env_steps < 0 or read.num_envs < 1 or checkpoint["epoch"] < 0:
-        raise UserError(f"'{path}' is corrupt: epoch {read.epoch}, {read.env_steps} steps of {read.num_envs} envs.")
-    return checkpoint
+    @property
+    def num_rows(self) -> int:
+        """Transitions in the dataset when the run was saved."""
+        if self.dataset_rows is not None:
+            return self.dataset_rows
+        _, steps, num_envs, _ = self.dataset["shape"]
+        return self.dataset["num_chunks"] * steps * num_envs
 
+    @property
+    def steps_taken(self) -> int:
+        """How often the environment was stepped that the run collects in."""
+        return self.env_steps // self.num_envs
 
-def latest_checkpoint(run_dir: Any) -> dict[str, Any] | None:
-    """Load the checkpoint that a run is resumed from; None where it stopped before it saved any."""
-    path = run_dir.path / LATEST
-    return _check(run_dir.load_checkpoint(LATEST), path) if path.exists() else None
-
-
-def checkpoint_to_resume(run_dir: Any, named: str | None) -> dict[str, Any] | None:
-    """Load the checkpoint that ``--checkpoint`` names, or else the newest; None where there is none."""
-    if named:
-        path = run_dir.checkpoint_path(Path(named).name)
-        return _check(run_dir.load_checkpoint(path.name), path)
-    return latest_checkpoint(run_dir)
+    def restore_rng(self, device: torch.device) -> None:
+        """Put torch's random generators back to where they were."""
+        torch.set_rng_state(self.torch_rng.cpu())
+        if device.type == "cuda" and self.cuda_rng is not None:
+            torch.cuda.set_rng_state(self.cuda_rng.cpu(), device)
 
 
-def first_step(checkpoint: dict[str, Any] | None) -> int:
-    """Return the first step that a run resumed from this checkpoint logs (again). The baselines are at step 0."""
-    if checkpoint is None or not checkpoint.get("resume", {}).get("baselines"):
-        return 0
-    return checkpoint["epoch"] + 1
+@dataclass
+class OfflineState(SavedState):
+    """Everything that an offline run goes on from, but for the student."""
+
+    key: ClassVar[str] = "offline"
+    epoch: int
+    """Epochs that have ended."""
+    best_loss: float
+    """Lowest loss on the rows that are held out."""
+    best: dict[str, Any]
+    """Figures of the best student."""
+    files: list[str]
+    """Checksums of the dataset's files."""
+    stopwatch: dict[str, Any]
+    early_stopping: dict[str, Any]
+    dataset: dict[str, Any]
+    torch_rng: torch.Tensor
+
+    def check(self, where: str) -> None:
+        """Raise :class:`UserError` for numbers that no run has."""
+        if self.epoch < 0:
+            raise UserError(f"{where} is corrupt: epoch {self.epoch}.")
 
 
-def steps_taken(checkpoint: dict[str, Any] | None) -> int:
-    """Return how often the run to resume has stepped the environment that it collects in."""
-    state = (checkpoint or {}).get("resume")
-    return state["env_steps"] // state["num_envs"] if state else 0
+State = TypeVar("State", bound=SavedState)
 
 
-def rows_of(dataset: dict[str, Any]) -> int:
-    """Return how many rows a saved dataset held; states of earlier versions do not say it."""
-    _, steps, num_envs, _ = dataset["shape"]
-    return dataset["num_chunks"] * steps * num_envs
+@dataclass
+class RunCheckpoint(Generic[State]):
+    """A checkpoint of a run, its types checked."""
+
+    values: dict[str, Any]
+    """The whole file: the student, its optimiser and what describes them."""
+    state: State | None
+    """What the run goes on from; None where the file holds a student alone."""
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that had ended."""
+        return int(self.values["epoch"])
 
 
-def restore_rng(state: dict[str, Any], device: torch.device) -> None:
-    """Put torch's random generators back to where a checkpoint was written."""
-    torch.set_rng_state(state["torch_rng"].cpu())
-    if device.type == "cuda" and state.get("cuda_rng") is not None:
-        torch.cuda.set_rng_state(state["cuda_rng"].cpu(), device)
-
-
-class DatasetShards:
-    """One file per epoch with the chunks that the epoch wrote, within a disk budget.
+def read_checkpoint(values: dict[str, Any], path: Path, kind: type[State]) -> RunCheckpoint[State]:
+    """Check the types of what a checkpoint holds.
 
     Args:
-        dataset: Whose chunks.
-        run_dir: The run's folder; shards go to ``dataset/``.
-        disk_gb: Budget [GB]; 0 writes none.
-        keep: False when the dataset is emptied every epoch: nothing has to survive then.
+        values: The file's values.
+        path: The file, for messages.
+        kind: The state of the run that is to go on.
+
+    Raises:
+        UserError: Naming the first value that is missing or of another type.
     """
+    saved = values.get(kind.key)
+    if saved is None:
+        return RunCheckpoint(values, None)
+    where = f"'{path}'"
+    student = _Student(**read_fields(_Student, values, where))
+    if student.epoch < 0:
+        raise UserError(f"{where} is corrupt: epoch {student.epoch}.")
+    if not isinstance(saved, dict):
+        raise UserError(f"{where} is corrupt: '{kind.key}' is {quoted(saved)}, it must be a mapping.")
+    state = kind(**read_fields(kind, saved, f"{where} ({kind.key})"))
+    state.check(where)
+    return RunCheckpoint(values, state)
 
-    def __init__(self, dataset: DistillationDataset, run_dir: Any, disk_gb: float, keep: bool = True):
-        self.dataset, self.keep = dataset, keep
-        self.folder, self._path, self._writing = run_dir.dataset_dir, run_dir.shard_path, run_dir.writing
-        self.budget = disk_gb * 1e9
-        self.over_budget = disk_gb <= 0.0
-        self.epochs: dict[int, list[int]] = {}
-        self._obsolete: list[Any] = []
 
-    def append(self, epoch: int, slots: list[int]) -> None:
-        """Write the epoch's chunks."""
-        if not self.keep or self.over_budget:
-            return
-        shard_bytes = len(slots) * self.dataset.num_bytes / self.dataset.max_chunks
-        paths = [self._path(kept) for kept in self.epochs]
-        used = sum(path.stat().st_size for path in paths if path.exists())
-        if used + shard_bytes > self.budget:
-            logger.warning(
-                "The dataset's shards reached distill.dataset.disk_gb=%g: from epoch %d on, --resume is not exact.",
-                self.budget / 1e9,
-                epoch + 1,
-            )
-            self.over_budget = True
-            self._obsolete += [self._path(kept) for kept in self.epochs]
-            self.epochs = {}
-            return
-        with self._writing():
-            atomic_torch_save(export_chunks(self.dataset, slots), self._path(epoch))
-        self.epochs[epoch] = list(slots)
-        self._forget_overwritten()
+def write_state(state: SavedState) -> dict[str, Any]:
+    """Return a state as the entry of a checkpoint, by its key: plain values and tensors."""
+    values = {entry.name: getattr(state, entry.name) for entry in dataclasses.fields(state)}
+    return {state.key: values}
 
-    def _forget_overwritten(self) -> None:
-        """Leave out shards that hold nothing current. Their files stay until the state that needs them is replaced."""
-        newest: dict[int, int] = {}
-        for epoch in sorted(self.epochs):
-            for slot in self.epochs[epoch]:
-                newest[slot] = epoch
-        current = set(newest.values())
-        for epoch in [epoch for epoch in self.epochs if epoch not in current]:
-            self._obsolete.append(self._path(epoch))
-            del self.epochs[epoch]
 
-    def prune(self) -> None:
-        """Delete what no saved state needs any more; call after the state was saved."""
-        for path in self._obsolete:
-            path.unlink(missing_ok=True)
-        self._obsolete = []
+def load_latest(run_dir: RunDir, kind: type[State]) -> RunCheckpoint[State] | None:
+    """Load the checkpoint that a run is resumed from; None where it stopped before it saved any."""
+    path = run_dir.path / LATEST
+    return read_checkpoint(run_dir.load_checkpoint(LATEST), path, kind) if path.exists() else None
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return which shards make up the dataset."""
-        return {"epochs": self.epochs, "complete": not self.over_budget, "keep": self.keep}
 
-    def restore(self, dataset_state: dict, state: dict[str, Any]) -> bool:
-        """Read the shards back.
+def load_named(run_dir: RunDir, named: str | None, kind: type[State]) -> RunCheckpoint[State] | None:
+    """Load the checkpoint that ``--checkpoint`` names, or else the newest; None where there is none."""
+    if not named:
+        return load_latest(run_dir, kind)
+    path = run_dir.checkpoint_path(Path(named).name)
+    return read_checkpoint(run_dir.load_checkpoint(path.name), path, kind)
 
-        Returns:
-            Whether the dataset is exactly as it was.
-        """
-        if not self.keep:
-            self.dataset.load_state_dict(dataset_state)
-            return True
-        epochs = {int(epoch): list(slots) for epoch, slots in state["epochs"].items()}
-        paths = {epoch: self._path(epoch) for epoch in sorted(epochs)}
-        whole = state["keep"] and state["complete"] and all(path.exists() for path in paths.values())
-        if whole:
-            self.dataset.load_state_dict(dataset_state)
-            for path in paths.values():
-                shard = load_checkpoint(path)
-                check_chunks(self.dataset, shard)
-                import_chunks(self.dataset, shard)
-            self.epochs = epochs
-        # Else the dataset begins anew, empty: shards written from here on make it up again.
-        self._delete_but(set(paths.values()) if whole else set())
-        return whole or dataset_state["num_chunks"] == 0
 
-    def _delete_but(self, kept: set[Any]) -> None:
-        """Delete the shards that the restored state does not know: of epochs that were not finished, or given up."""
-        for path in self.folder.glob("*.pt"):
-            if path not in kept:
-                path.unlink(missing_ok=True)
-
-    def remove(self) -> None:
-        """Delete the shards: the run is over, or over its budget."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.epochs = {}
+def first_step(checkpoint: RunCheckpoint[RunState] | None) -> int:
+    """Return the first step that a run resumed from this checkpoint logs (again). The baselines are at step 0."""
+    if checkpoint is None or checkpoint.state is None or not checkpoint.state.baselines:
+        return 0
+    return checkpoint.epoch + 1

@@ -15,12 +15,16 @@ from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.episodes import CollectionStats
 from foundation.rollout.evaluate import EvaluationResult
 from foundation.rollout.position_offset import PositionCorrection
+from foundation.runs.context import GATE_SEED, OFFSET_SEED
 from foundation.runs.report import Reporter
+from foundation.teachers import TeacherPolicyWrapper
 from foundation.teachers.assignment import BY_TEACHER, ExpertSelector, TeacherAssignment, make_choice
+from foundation.teachers.ensemble import TeacherEnsemble
 from foundation.teachers.gate import TeacherGate
 from foundation.teachers.teacher_board import TeacherBoard
 
-OFFSET_SEED, GATE_SEED = 3_000_003, 4_000_003
+Teacher = TeacherPolicyWrapper | TeacherEnsemble
+"""One teacher, or several with the interface of one."""
 
 
 class RunTeachers:

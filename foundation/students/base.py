@@ -92,10 +92,11 @@ class Student(PolicyNetwork):
         """
         raise TypeError(f"{type(self).__name__} does not define trunk")
 
-    @cached_property
-    def state_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]  # known from the layers
-        """Numbers that are remembered per env; 0 without memory."""
+    def _count_state(self) -> int:
         return sum(layer.state_size for layer in self.trunk() if isinstance(layer, MemoryLayer))
+
+    state_size: int = cached_property(_count_state)  # pyright: ignore[reportAssignmentType]  # an int to its readers
+    """Numbers that are remembered per env; 0 without memory."""
 
     def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
         """Return the state at an episode's start. Shape: (num_envs, state_size), None without memory."""

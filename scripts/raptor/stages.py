@@ -258,7 +258,7 @@ def write_json(path: Path, data: Any) -> None:
 def checked_tokens(tokens: Sequence[str]) -> list[str]:
     """Refuse, before anything is trained, arguments that ``distillation.py`` would refuse or gets from the pipeline."""
     from foundation.cli.cli_args import parse_command
-    from foundation.cli.distillation_job import settle
+    from foundation.cli.distillation_request import settle
     from foundation.engines.base import LaunchRequest
     from foundation.engines.torch import TorchEngine
     from foundation.rsl_rl.distillation import build_parser

@@ -78,7 +78,8 @@ def read_student(folder: Path, values: Any) -> None:
 
 def read_state(folder: Path, values: Any) -> None:
     torch.save(values, folder / "checkpoint_latest.pt")
-    run_state._check(load_checkpoint(folder / "checkpoint_latest.pt"), folder / "checkpoint_latest.pt")
+    path = folder / "checkpoint_latest.pt"
+    run_state.read_checkpoint(load_checkpoint(path), path, run_state.RunState)
 
 
 AGENT = {

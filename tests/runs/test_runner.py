@@ -24,7 +24,7 @@ from foundation.core.errors import RunInterrupted, UserError
 from foundation.core.files import load_checkpoint
 from foundation.policies.actors import PolicyActor
 from foundation.rollout.evaluate import evaluate
-from foundation.runs.base import FINAL_SEED
+from foundation.runs.context import FINAL_SEED
 from foundation.runs.run_dir import RunDir
 from foundation.runs.runner import DistillationRunner
 from foundation.students import student_cfg_class, student_from_description

@@ -1,0 +1,92 @@
+"""What a run gets from the process that it runs in, and the seeds that are made of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from foundation.config.distillation_cfg import DistillationCfg
+from foundation.core.errors import RunInterrupted
+from foundation.runs.metrics_writer import MetricsWriter
+from foundation.runs.report import Reporter
+from foundation.runs.run_dir import RunDir
+
+EVAL_SEED = 1_000_003
+"""Added to a run's seed for the evaluations while it goes on; each purpose has seeds that no other has."""
+FINAL_SEED = 2_000_003
+"""Added for the last measurement."""
+OFFSET_SEED = 3_000_003
+"""Added for the episodes that position offsets are estimated from."""
+GATE_SEED = 4_000_003
+"""Added for the episodes that the gate of many teachers is fitted to."""
+
+Interrupted = Callable[[], str | None]
+"""Returns the reason to stop, or a false value."""
+
+
+@dataclass
+class RunContext:
+    """Configuration, folder, device, rank, seeds, console and stop signal of a run in this process."""
+
+    cfg: DistillationCfg
+    """The run's configuration, observation groups resolved."""
+    run_dir: RunDir
+    """Where checkpoints and the summary go."""
+    reporter: Reporter
+    """Takes lines for the console, and scalars."""
+    interrupted: Interrupted
+    """Returns the reason to stop, or a false value."""
+    device: torch.device
+    """Where the student and its observations are."""
+    rank: int = 0
+    """Of this process among those that share the run."""
+    world_size: int = 1
+    """Processes that share the run."""
+
+    @classmethod
+    def make(
+        cls,
+        cfg: DistillationCfg,
+        run_dir: RunDir,
+        device: torch.device | str,
+        writer: MetricsWriter | None = None,
+        interrupted: Interrupted = lambda: None,
+    ) -> RunContext:
+        """Make the context of a run in one process.
+
+        Args:
+            cfg: The run's configuration.
+            run_dir: Where checkpoints and the summary go.
+            device: Where the student is.
+            writer: Takes scalars; None writes none.
+            interrupted: Returns the reason to stop, or a false value.
+        """
+        return cls(cfg, run_dir, Reporter(cfg, writer), interrupted, torch.device(device))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the files: of several, one does."""
+        return self.rank == 0
+
+    @property
+    def seed(self) -> int:
+        """Seed of this process: another one in each, so that no two collect the same."""
+        return self.cfg.seed + self.rank
+
+    @property
+    def eval_seed(self) -> int:
+        """Seed of the evaluations while the run goes on; the same each time, so that they can be compared."""
+        return self.cfg.seed + EVAL_SEED
+
+    @property
+    def final_seed(self) -> int:
+        """Seed of the last measurement, on which no choice was made."""
+        return self.cfg.seed + FINAL_SEED
+
+    def poll(self) -> None:
+        """Raise ``RunInterrupted`` if the user asked to stop."""
+        reason = self.interrupted()
+        if reason:
+            raise RunInterrupted(str(reason))

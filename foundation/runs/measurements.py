@@ -1,0 +1,201 @@
+"""The measurements of a run: teacher, baselines and student, in which environment and on which seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foundation.config.distillation_cfg import DistillationCfg
+from foundation.core.stopwatch import Stopwatch
+from foundation.engines.base import EnvCapabilities, MakeEvalEnv, VecEnv
+from foundation.evaluation.divergence import DivergenceProbe
+from foundation.evaluation.teacher_check import check_teacher
+from foundation.policies.actors import Policy, PolicyActor
+from foundation.policies.obs_groups import ObsSelector
+from foundation.rollout.baselines import measure_baselines, ratio_interval, scores
+from foundation.rollout.episodes import CollectionStats, EvaluationResult
+from foundation.rollout.evaluate import evaluate, preserved_rng
+from foundation.runs.context import RunContext
+from foundation.runs.run_teachers import RunTeachers
+
+MAX_EVAL_ENVS = 4096
+FEWEST_BASELINE_EPISODES = 48
+"""Of teacher, zero and random actions together, where all share a rollout: sixteen each tell a teacher from chance."""
+
+
+class Measurements:
+    """Measures teacher and student in an environment of their own, or in the only one that the process can hold.
+
+    Args:
+        env: The environment that the run collects in.
+        make_eval_env: Builds a second one; None where there can be only one.
+        teacher: The teacher.
+        teachers: Knows which teacher each environment has, and selects what it reads.
+        student_obs: Selects the student's observations.
+        context: The run's configuration, seeds and console.
+        label_bound: Actions and labels are clipped to it before they are compared [action units].
+    """
+
+    def __init__(
+        self,
+        env: VecEnv,
+        make_eval_env: MakeEvalEnv | None,
+        teacher: Policy,
+        teachers: RunTeachers,
+        student_obs: ObsSelector,
+        context: RunContext,
+        label_bound: float | None,
+    ):
+        self.collecting_env = env
+        self.make_eval_env = make_eval_env
+        self.teacher = teacher
+        self.teachers = teachers
+        self.teacher_obs = teachers.selector
+        self.student_obs = student_obs
+        self.context = context
+        self.label_bound = label_bound
+        self.baselines: dict[str, dict[str, float]] = {}
+        """Teacher, zero and random actions -> figures; empty until they are measured."""
+        self._baseline_episodes = 0
+        self._eval_env: VecEnv | None = None
+
+    @property
+    def cfg(self) -> DistillationCfg:
+        """The run's configuration."""
+        return self.context.cfg
+
+    @property
+    def has_own_env(self) -> bool:
+        """Whether measuring leaves the collection undisturbed."""
+        return self.make_eval_env is not None
+
+    def env(self, num_envs: int | None = None) -> VecEnv:
+        """Return the evaluation environment, or the only one.
+
+        Args:
+            num_envs: Make one of about this size. None: the one of all evaluations, made when it is first asked for.
+        """
+        if self.make_eval_env is None:
+            return self.collecting_env
+        with preserved_rng(self.context.device):
+            if num_envs is not None:
+                return self.make_eval_env(self.teachers.round_envs(num_envs, MAX_EVAL_ENVS))
+            if self._eval_env is None:
+                num_envs = self.teachers.round_envs(self.cfg.num_eval_episodes, MAX_EVAL_ENVS)
+                self._eval_env = self.make_eval_env(num_envs)
+            return self._eval_env
+
+    def measure_baselines(self, stopwatch: Stopwatch) -> None:
+        """Measure the teacher beside zero and random actions, and what many teachers need before the first epoch."""
+        context, teachers = self.context, self.teachers
+        actor = PolicyActor(self.teacher, self.teacher_obs)
+        with stopwatch.stage("baselines"):
+            teachers.fit_gate(self.env(), context.reporter, context.poll)
+            results = measure_baselines(
+                self.env(),
+                actor,
+                self._num_baseline_episodes(),
+                context.eval_seed,
+                shared_rollout=not self.has_own_env,
+                poll=context.poll,
+                teacher_of=teachers.teacher_of,
+                num_teachers=teachers.num_assigned,
+            )
+        teachers.measured(results["teacher"], context.reporter)
+        self._baseline_episodes = len(results["teacher"].returns)
+        baselines = {name: result.summary() for name, result in results.items()}
+        context.reporter.baselines(baselines)
+        solved = EnvCapabilities.of(self.collecting_env).solved_return
+        for warning in check_teacher(results, self.cfg.teacher, solved):
+            context.reporter.line(f"WARNING: {warning}")
+        with stopwatch.stage("baselines"):
+            actor = PolicyActor(self.teacher, self.teacher_obs)
+            teachers.measure_offsets(self.env(), actor, context.reporter, context.poll)
+        self.baselines = baselines  # last: a run that is stopped before measures them again
+
+    def _num_baseline_episodes(self) -> int:
+        """Episodes of the baseline: with a single environment, one in each, but at least ``FEWEST_BASELINE_EPISODES``.
+
+        That is enough to check the teacher with. The baseline is the wait before the first collected step, and the
+        figures that are quoted are measured at the end.
+        """
+        wanted = self.cfg.num_eval_episodes
+        if self.has_own_env:
+            return wanted
+        return min(wanted, max(self.collecting_env.num_envs, FEWEST_BASELINE_EPISODES))
+
+    def refine_teacher(self, collected: CollectionStats) -> None:
+        """Take episodes of the teacher alone as its figure where they are more than the baseline had."""
+        if len(collected.returns) > self._baseline_episodes:
+            self.baselines["teacher"] = collected.summary()
+            self.context.reporter.teacher_refined(self.baselines["teacher"], len(collected.returns))
+
+    def student(self, policy: Policy) -> dict[str, float]:
+        """Measure the student, and how far its actions are from the teacher's."""
+        probe = None
+        if self.teacher.state_size == 0:
+            probe = DivergenceProbe(self.teacher, self.teacher_obs, policy, self.student_obs, self.label_bound)
+        result = evaluate(
+            self.env(),
+            PolicyActor(policy, self.student_obs),
+            self.cfg.num_eval_episodes,
+            self.context.eval_seed,
+            [] if probe is None else [probe],
+            self.context.poll,
+            teacher_of=self.teachers.teacher_of,
+        )
+        return self.summarise(result) | (probe.summary() if probe else {})
+
+    def summarise(self, result: EvaluationResult) -> dict[str, float]:
+        """Return the figures of the student's episodes, beside the teacher's."""
+        self.teachers.evaluated(result)
+        summary = result.summary()
+        baselines = self.baselines
+        return summary | scores(
+            summary["mean_return"], baselines["teacher"]["mean_return"], baselines["random"]["mean_return"]
+        )
+
+    def final(self, policy: Policy) -> dict[str, Any]:
+        """Measure the student and the teacher on fresh seeds, the same for both.
+
+        Args:
+            policy: The best student.
+
+        Returns:
+            Plain values for ``summary.json``.
+        """
+        cfg, context, teachers = self.cfg, self.context, self.teachers
+        episodes = cfg.final_eval_episodes if self.has_own_env else cfg.num_eval_episodes
+        context.reporter.last_measurement(episodes, cheap=self.has_own_env)
+        env = self.env(episodes)
+        actor = PolicyActor(policy, self.student_obs)
+        measured = evaluate(env, actor, episodes, context.final_seed, poll=context.poll, teacher_of=teachers.teacher_of)
+        teachers.evaluated(measured)
+        # The ratio that is quoted rests on as many episodes of the teacher, from the same initial states.
+        judged = evaluate(
+            env,
+            PolicyActor(self.teacher, self.teacher_obs),
+            episodes,
+            context.final_seed,
+            poll=context.poll,
+            who="teacher",
+            teacher_of=teachers.teacher_of,
+        )
+        teachers.record("teacher", judged)
+        student = measured.summary()
+        teacher = judged.summary()
+        ratio = scores(student["mean_return"], teacher["mean_return"], self.baselines["random"]["mean_return"])
+        if "return_ratio" in ratio:
+            ratio["return_ratio_interval_95"] = ratio_interval(measured.returns, judged.returns)
+        declared = EnvCapabilities.of(self.collecting_env).metric_units
+        return {
+            "teacher": teacher | {"return_interval_95": judged.return_interval},
+            "student": student | {"return_interval_95": measured.return_interval},
+            "teacher_return": teacher["mean_return"],
+            "best_student_return": student["mean_return"],
+            **ratio,
+            "success_rate": student.get("success_rate"),
+            **{name: student.get(name) for name in declared},
+            "final_eval_episodes": len(measured.returns),
+            "baselines": self.baselines,
+            **teachers.summary(),
+        }
