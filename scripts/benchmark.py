@@ -4,7 +4,8 @@
     python scripts/benchmark.py --parts distill       # one part
     python scripts/benchmark.py --quick               # tiny sizes, to see that it runs
 
-Writes ``<out>.json`` (after each seed and each part) and ``<out>.png`` (the learning curves) and prints tables.
+Writes ``<out>.json`` (after each setting of the sweep, each seed and each part) and ``<out>.png`` (the learning curves)
+and prints tables.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=512, help="episodes in a snapshot's evaluation")
     parser.add_argument("--teacher", type=Path, default=None, help="RSL-RL checkpoint (default: the shipped one)")
     parser.add_argument("--out", type=Path, help="files to write, without suffix (default: docs/results/benchmark)")
+    parser.add_argument("--resume", action="store_true", help="go on with the sweep that --out's JSON has a part of")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
     args = parser.read(argv)
     if args.raptor:
@@ -70,8 +72,14 @@ def measure_distillation(
             sweep.STOCK_AXES = {"learning_rate": [2e-3]}
             sweep.our_axes = lambda: {"batch_size": [256]}
         both = dict.fromkeys(SWEEP_BUDGETS, 0.3) if args.quick else SWEEP_BUDGETS
-        result["sweep"] = sweep.sweep_both(bench, range(100, 100 + args.sweep_seeds), both)
-        keep()
+        known = earlier_sweep(args, result, report) if args.resume else None
+
+        def keep_rows(rows: dict[str, Any]) -> None:
+            result["sweep"] = rows
+            keep()
+
+        seeds = range(100, 100 + args.sweep_seeds)
+        keep_rows(sweep.sweep_both(bench, seeds, both, known, keep_rows))
         tuned = stock.StockSettings(**result["sweep"]["rsl_rl"]["best"])
     if "distill" in args.parts:
         settings: dict[str, race.Setting] = {"ours": {}, "isaaclab_like": stock.ISAACLAB_LIKE, "tuned": tuned}
@@ -83,6 +91,25 @@ def measure_distillation(
         traces = race.race(bench, settings, range(args.seeds), budgets, keep_seed)
         is_cuda = args.device.startswith("cuda")
         figure.draw(traces, LABELS, args.out.with_suffix(".png"), wall=is_cuda)
+
+
+def earlier_sweep(args: argparse.Namespace, result: dict[str, Any], report: Any) -> dict[str, Any] | None:
+    """Read the settings of a sweep that was cut off, if it was this machine's and of these sizes."""
+    from foundation.core.files import load_json
+
+    path = args.out.with_suffix(".json")
+    if not path.is_file():
+        report(f"--resume: there is no {path} yet, the sweep begins")
+        return None
+    earlier = load_json(path)
+    about = json.loads(json.dumps({name: result[name] for name in ("machine", "quick")}))
+    known = earlier.get("sweep") if isinstance(earlier, dict) else None
+    if known is None or {name: earlier.get(name) for name in about} != about:
+        report(f"--resume: {path} has no sweep of this machine, the sweep begins")
+        return None
+    done = {name: len(known.get(name, {}).get("rows", [])) for name in ("ours", "rsl_rl")}
+    report(f"--resume: {path} has {done['ours']} settings of ours and {done['rsl_rl']} of RSL-RL's")
+    return known
 
 
 def measure_recurrent(

@@ -103,6 +103,8 @@ class EnvCapabilities:
     """Choices of each action where they are indices, from 0 on, as floats; None where actions are continuous."""
     action_range: tuple[tuple[float, float], ...] | None = None
     """Lowest and highest of each continuous action; None where nobody says, and random ones are from [-1, 1]."""
+    one_per_process: bool = False
+    """No second environment may exist beside it in this process, as with Isaac Lab."""
     can_render: bool = False
     """``render()`` returns an image, uint8 of shape (height, width, 3)."""
     can_save_state: bool = False
@@ -128,6 +130,7 @@ class EnvCapabilities:
             solved_return=None if solved is None else float(solved),
             action_choices=None if choices is None else tuple(int(count) for count in choices),
             action_range=None if bounds is None else tuple((float(low), float(high)) for low, high in bounds),
+            one_per_process=bool(declared("one_per_process")),
             can_render=callable(declared("render")),
             can_save_state=saves_state(env),
         )

@@ -59,6 +59,8 @@ class IsaacLabVecEnv:
     * Gradients are off around the simulator, and no tensor is made under inference mode.
     """
 
+    one_per_process = True
+
     def __init__(self, wrapper: Any, random_state: RandomState):
         """Take over an ``RslRlVecEnvWrapper`` that has just been made."""
         self._wrapper, self._random = wrapper, random_state

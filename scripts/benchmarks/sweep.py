@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks import ours, stock
@@ -52,9 +53,19 @@ def badness(traces: Sequence[Trace]) -> float:
     return math.exp(statistics.fmean(logs))
 
 
+Rows = list[dict[str, Any]]
+
+
 def sweep(
-    bench: Bench, name: str, base: Setting, axes: Axes, seeds: Sequence[int], budget: float
-) -> tuple[list[dict[str, Any]], Setting]:
+    bench: Bench,
+    name: str,
+    base: Setting,
+    axes: Axes,
+    seeds: Sequence[int],
+    budget: float,
+    known: Sequence[Mapping[str, Any]] = (),
+    keep: Callable[[Rows], None] = lambda rows: None,
+) -> tuple[Rows, Setting]:
     """Run base, single changes and their combination.
 
     Args:
@@ -64,21 +75,24 @@ def sweep(
         axes: Values to try, by axis.
         seeds: Seeds of every setting.
         budget: Training time of a run [s].
+        known: Rows of an earlier sweep that was cut off: their settings are not run again.
+        keep: Takes the rows so far, after each setting.
 
     Returns:
         The table, and the best setting.
     """
-    rows: list[dict[str, Any]] = []
-    tried: list[tuple[float, Setting]] = []
+    rows: Rows = []
 
     def measure(changes: Mapping[str, Any]) -> float:
-        setting = _with(base, changes)
-        label = f"{name} " + (", ".join(f"{k}={v:g}" for k, v in changes.items()) or "base")
-        traces = [bench.run(label, setting, seed, budget, stop_at_top=True) for seed in seeds]
-        score = badness(traces)
-        tried.append((score, setting))
-        rows.append({"changes": dict(changes), "score": score, "median": median_reached(traces)})
-        return score
+        row = next((dict(row) for row in known if row["changes"] == dict(changes)), None)
+        if row is None:
+            label = f"{name} " + (", ".join(f"{k}={v:g}" for k, v in changes.items()) or "base")
+            setting = _with(base, changes)
+            traces = [bench.run(label, setting, seed, budget, stop_at_top=True) for seed in seeds]
+            row = {"changes": dict(changes), "score": badness(traces), "median": median_reached(traces)}
+        rows.append(row)
+        keep(rows)
+        return row["score"]
 
     centre = measure({})
     combined: dict[str, Any] = {}
@@ -89,20 +103,38 @@ def sweep(
             combined[axis] = value
     if len(combined) > 1:
         measure(combined)
-    return rows, min(tried, key=lambda item: item[0])[1]
+    best = min(rows, key=lambda row: row["score"])
+    return rows, _with(base, best["changes"])
 
 
-def sweep_both(bench: Bench, seeds: Sequence[int], budgets: Mapping[str, float]) -> dict[str, Any]:
+def sweep_both(
+    bench: Bench,
+    seeds: Sequence[int],
+    budgets: Mapping[str, float],
+    known: Mapping[str, Any] | None = None,
+    keep: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
     """Run both sides' sweeps.
 
     Args:
         bench: Where.
         seeds: Seeds of every setting.
         budgets: Training time of a run [s] of ``ours`` and ``rsl_rl``.
+        known: What an earlier call gave to ``keep``. Rows of the same base, seeds and budget are not run again.
+        keep: Takes the result so far, after each setting.
     """
     sides: dict[str, tuple[Setting, Axes]] = {"ours": ({}, our_axes()), "rsl_rl": (stock.TUNED, STOCK_AXES)}
     out: dict[str, Any] = {"score": badness.__doc__, "seeds": len(seeds)}
+    earlier = known or {}
     for name, (base, axes) in sides.items():
-        rows, best = sweep(bench, name, base, axes, seeds, budgets[name])
-        out[name] = {"base": describe(base), "rows": rows, "best": describe(best)}
+        what = json.loads(json.dumps({"base": describe(base), "budget": budgets[name]}))
+        side = earlier.get(name, {})
+        same = earlier.get("seeds") == len(seeds) and {key: side.get(key) for key in what} == what
+
+        def keep_rows(rows: Rows, name: str = name, what: Mapping[str, Any] = what) -> None:
+            out[name] = {**what, "rows": rows}
+            keep(out)
+
+        rows, best = sweep(bench, name, base, axes, seeds, budgets[name], side["rows"] if same else (), keep_rows)
+        out[name] = {**what, "rows": rows, "best": describe(best)}
     return out
