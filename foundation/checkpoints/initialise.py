@@ -13,9 +13,14 @@ from foundation.checkpoints.reading.loading import Overrides
 from foundation.core.errors import UserError
 from foundation.core.program import command_name
 from foundation.policies.actor_critic import ActorCritic
-from foundation.policies.distribution import Gaussian
+from foundation.policies.distribution import Deterministic, Gaussian, Heteroscedastic
+from foundation.policies.layers import Activation
+from foundation.policies.policy_network import PolicyNetwork
 from foundation.students import Student, StudentPolicy
 from foundation.students.recurrent import RecurrentStudent
+
+_OF_MEANS = (Deterministic, Gaussian, Heteroscedastic)
+"""Distributions whose first outputs are the mean actions, as a student's are."""
 
 
 def initialise_student(student: Student, path: str | Path, **overrides: Any) -> None:
@@ -27,13 +32,14 @@ def initialise_student(student: Student, path: str | Path, **overrides: Any) -> 
         overrides: Fields of :class:`foundation.checkpoints.reading.loading.Overrides`.
     """
     loaded = load_policy(path, Overrides.parse(overrides)).network
-    _compare(student, loaded, str(path))
+    _compare_sizes(student, loaded, str(path))
     if isinstance(loaded, Student):
         source = loaded.state_dict()
-    else:
-        if not isinstance(loaded, ActorCritic) or not loaded.is_plain:
-            raise UserError(f"'{path}' cannot start a student: only checkpoints of students and of RSL-RL can.")
+    elif isinstance(loaded, ActorCritic) and loaded.is_plain and type(loaded.distribution) in _OF_MEANS:
         source = _student_names(loaded, student, str(path))
+    else:
+        raise UserError(f"'{path}' cannot start a student: only checkpoints of students and of RSL-RL can.")
+    _compare_activations(student, loaded, str(path))
     own = student.state_dict()
     wrong = [key for key in source if key in own and own[key].shape != source[key].shape]
     odd = [key for key in (own.keys() ^ source.keys()) if not key.startswith(("log_std", "value"))]
@@ -47,15 +53,20 @@ def initialise_student(student: Student, path: str | Path, **overrides: Any) -> 
     student.load_state_dict({**own, **{key: value for key, value in source.items() if key in own}})
 
 
-def _compare(student: Student, loaded: nn.Module, path: str) -> None:
-    """Refuse other sizes and another activation, which the shapes of the weights do not show."""
+def _compare_sizes(student: Student, loaded: PolicyNetwork, path: str) -> None:
+    """Refuse other observations and actions."""
     for name in ("num_obs", "num_actions"):
         if getattr(student, name) != getattr(loaded, name):
             raise UserError(
                 f"'{path}' has {name}={getattr(loaded, name)} and the student {getattr(student, name)}. "
                 "Give the student the file's observation groups, or another file."
             )
-    theirs, ours = _activations(loaded), _activations(student)
+
+
+def _compare_activations(student: Student, loaded: PolicyNetwork, path: str) -> None:
+    """Refuse another activation, which the shapes of the weights do not show."""
+    theirs = _activations(loaded)
+    ours = _activations(student)
     if theirs and ours and theirs != ours:
         raise UserError(
             f"'{path}' has {'/'.join(sorted(theirs))} activations and the student {'/'.join(sorted(ours))}. "
@@ -63,10 +74,8 @@ def _compare(student: Student, loaded: nn.Module, path: str) -> None:
         )
 
 
-def _activations(network: nn.Module) -> set[str]:
-    part = network.actor.body if isinstance(network, ActorCritic) else network
-    kinds = {type(module).__name__ for module in part.modules() if type(module).__module__.endswith("activation")}
-    return kinds
+def _activations(network: PolicyNetwork) -> set[str]:
+    return {layer.function for layer in network.layers().needed_for("features") if isinstance(layer, Activation)}
 
 
 def _student_names(teacher: ActorCritic, student: Student, path: str) -> dict[str, torch.Tensor]:
@@ -79,7 +88,8 @@ def _student_names(teacher: ActorCritic, student: Student, path: str) -> dict[st
             f"{'recurrent layers' if actor.core is not None else 'dense layers only'}."
         )
     actions = student.num_actions
-    named = {f"body.{key}": value for key, value in actor.body.state_dict().items()}
+    hidden = nn.Sequential(*(layer for layer in actor.layers if layer not in (actor.core, actor.head)))
+    named = {f"body.{key}": value for key, value in hidden.state_dict().items()}
     named |= {"mean.weight": actor.head.weight[:actions], "mean.bias": actor.head.bias[:actions]}
     if actor.core is not None:
         named |= {f"core.{key}": value for key, value in actor.core.state_dict().items()}

@@ -27,13 +27,14 @@ from foundation.checkpoints.reading.loading import (
     optional,
     recurrent_core,
 )
-from foundation.checkpoints.reading.scaling import ClampedScaler, ValueScaler, moments
+from foundation.checkpoints.reading.scaling import moments
 from foundation.core.errors import UserError, suggest
 from foundation.policies.actor_critic import ActorCritic, Critic, Trunk
-from foundation.policies.distribution import Deterministic, Heteroscedastic
+from foundation.policies.distribution import Choices, Deterministic, Heteroscedastic, ShapedActions
+from foundation.policies.memory import Skip
 from foundation.policies.mlp import activation_names, resolve_activation
 from foundation.policies.rnn import RecurrentCore
-from foundation.policies.teacher_outputs import Choices, ShapedActions
+from foundation.policies.scaling import ClampedScaler, ValueScaler
 
 KEYS = {
     "model", "running_mean_std", "reward_mean_std", "optimizer", "assymetric_vf_nets", "assymetric_vf_optimizer",
@@ -192,27 +193,20 @@ def _trunk(
     where = f"'{source.path}' (actor_mlp)"
     linears = linear_layers(body, where) if body else []
     core, norm = recurrent
-    layers, none = dense(linears, activation), nn.Sequential()
+    layers = dense(linears, activation)
     first = linears[0].in_features if linears else head.in_features
     last = linears[-1].out_features if linears else first
     if core is None:
         num_obs = first if num_obs is None else num_obs
         if first != num_obs or last != head.in_features:
             raise UserError(f"{where}: its layers do not fit together ({num_obs}, {first}, {last}). It is damaged.")
-        return Trunk(layers, head), num_obs
+        return Trunk([*layers, head]), num_obs
     order = _order(source, config, core, first if linears else None, last, head.in_features, num_obs)
     before, skip_in, skip_out, num_obs = order
-    encoder, rest = (none, layers) if before else (layers, none)
-    trunk = Trunk(
-        rest,
-        head,
-        encoder=encoder,
-        core=core,
-        core_norm=norm,
-        skip_core_input=skip_in,
-        skip_core_output=skip_out,
-    )
-    return trunk, num_obs
+    memory: list[nn.Module] = [Skip(), core] if skip_in else [core]
+    memory += [] if norm is None else [norm]
+    memory += [Skip()] if skip_out else []
+    return Trunk([*memory, *layers, head] if before else [*layers, *memory, head]), num_obs
 
 
 def _order(

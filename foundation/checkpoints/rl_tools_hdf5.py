@@ -14,9 +14,10 @@ from foundation.checkpoints.reading.hdf5_file import HDF5_MAGIC, Hdf5Group, open
 from foundation.checkpoints.reading.loading import LoadedPolicy, Source, logger, report_unknown
 from foundation.core.errors import UserError
 from foundation.core.text import shorten
+from foundation.policies.actor_critic import ActorCritic, Trunk
 from foundation.policies.distribution import Deterministic, Gaussian, SquashedGaussian
-from foundation.policies.layer_stack import Clip, FastTanh, LayerStack, Standardize
 from foundation.policies.rnn import RecurrentCore
+from foundation.policies.scaling import Clip, FastTanh, Standardize
 
 EXAMPLE_TOLERANCE = 1e-4
 """Largest difference from the file's own example, absolute and of the example's largest number."""
@@ -216,12 +217,11 @@ class _Reader:
     def _refuse(self, group: Hdf5Group, what: str) -> NoReturn:
         raise UserError(f"'{self.source.path}': '{group.name}' {what}. Is the file of another version, or damaged?")
 
-    def network(self) -> LayerStack:
+    def network(self) -> ActorCritic:
         """Return the policy."""
         if not self.dense:
             raise UserError(f"'{self.source.path}' has no dense layer, so that it is no policy. Is it damaged?")
-        num_actions = self.width // self.distribution.outputs_per_action
-        return LayerStack(self.layers, self.num_obs, num_actions, self.distribution)
+        return ActorCritic(Trunk(self.layers), self.distribution)
 
     @property
     def recurrence(self) -> str:
@@ -230,7 +230,7 @@ class _Reader:
         return ", ".join(f"gru {core.hidden_size} x 1" for core in cores) or "none"
 
 
-def _check_example(network: LayerStack, root: Hdf5Group, path: str) -> bool:
+def _check_example(network: ActorCritic, root: Hdf5Group, path: str) -> bool:
     """Refuse a policy that does not give the file's example output for its example input."""
     if "example" not in root.names():
         logger.warning("'%s' carries no example to check its policy against.", path)
@@ -251,7 +251,7 @@ def _check_example(network: LayerStack, root: Hdf5Group, path: str) -> bool:
     return True
 
 
-def _compare(network: LayerStack, given: torch.Tensor, expected: torch.Tensor, path: str) -> None:
+def _compare(network: ActorCritic, given: torch.Tensor, expected: torch.Tensor, path: str) -> None:
     if given.dim() == 2:
         given, expected = given.unsqueeze(0), expected.unsqueeze(0)
     if given.dim() != 3 or expected.shape != (*given.shape[:2], network.num_actions) or 0 in given.shape:

@@ -19,12 +19,12 @@ from foundation.checkpoints.reading.assembler import (
     single_linear,
 )
 from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source, linear_layers, logger, optional
-from foundation.checkpoints.reading.scaling import ClampedScaler, ValueScaler, moments
+from foundation.checkpoints.reading.scaling import moments
 from foundation.core.errors import UserError
 from foundation.policies.actor_critic import ActorCritic, Critic, Trunk
-from foundation.policies.distribution import Deterministic
+from foundation.policies.distribution import Choices, Deterministic, ShapedActions
 from foundation.policies.mlp import activation_names, resolve_activation
-from foundation.policies.teacher_outputs import Choices, Factor, ShapedActions
+from foundation.policies.scaling import ClampedScaler, Factor, ValueScaler
 
 KEYS = {
     "policy", "value", "q_network", "target_q_network", "observation_preprocessor", "state_preprocessor",
@@ -90,8 +90,8 @@ def _trunk(entries: Entries, role: str, activation: str) -> Trunk:
         head = entries.take(f"{name}.")
         if head:
             last = single_linear(head, f"{entries.where}: {name}", layers[-1].out_features)
-            return Trunk(dense(layers, activation), last)
-    return Trunk(dense(layers[:-1], activation), layers[-1])
+            return Trunk([*dense(layers, activation), last])
+    return Trunk([*dense(layers[:-1], activation), layers[-1]])
 
 
 def _preprocessor(checkpoint: dict[str, Any], source: Source, config: dict[str, Any]) -> tuple[bool, str]:

@@ -37,15 +37,14 @@ from foundation.checkpoints.reading.loading import (
     optional,
     recurrent_core,
 )
-from foundation.checkpoints.reading.scaling import ClampedScaler
 from foundation.checkpoints.reading.vecnormalize import VecNormalizeStatistics, find_statistics, says_normalized
 from foundation.core.archives import check_members, size_of
 from foundation.core.errors import UserError
 from foundation.core.files import archive_names, load_checkpoint_bytes, parse_json
 from foundation.policies.actor_critic import ActorCritic, Critic, Trunk
-from foundation.policies.distribution import Deterministic, SquashedGaussian
+from foundation.policies.distribution import Choices, Deterministic, ShapedActions, SquashedGaussian
 from foundation.policies.mlp import activation_class_names, resolve_activation
-from foundation.policies.teacher_outputs import Choices, ShapedActions
+from foundation.policies.scaling import ClampedScaler
 
 _MOST_JSON = 16 << 20
 _TYPE = re.compile(r"<class '(?:[\w.]*\.)?(\w+)'>")
@@ -70,7 +69,7 @@ def load_file(source: Source) -> LoadedPolicy:
     elif kind == "q_net":
         entries.take("q_net_target.")
         layers = linear_layers(entries.take("q_net.q_net."), where)
-        trunk = Trunk(dense(layers[:-1], activation[0]), layers[-1])
+        trunk = Trunk([*dense(layers[:-1], activation[0]), layers[-1]])
         distribution = Choices(q_values=True)
     elif kind == "quantile_net":
         trunk, distribution = _quantiles(entries, data, activation[0], where), Choices(q_values=True)
@@ -165,7 +164,8 @@ def _tower(core: Tensors, body: Tensors, head: Tensors, activation: str, where: 
         raise UserError(
             f"{where}: its memory gives {memory.hidden_size} numbers, its layers want others. It is damaged."
         )
-    return Trunk(dense(layers, activation), single_linear(head, where, size), core=memory)
+    before: list[nn.Module] = [] if memory is None else [memory]
+    return Trunk([*before, *dense(layers, activation), single_linear(head, where, size)])
 
 
 def _quantiles(entries: Entries, data: dict[str, Any], activation: str, where: str) -> Trunk:
@@ -180,7 +180,7 @@ def _quantiles(entries: Entries, data: dict[str, Any], activation: str, where: s
     with torch.no_grad():
         head.weight.copy_(last.weight.double().unflatten(0, (-1, int(count))).mean(dim=0))
         head.bias.copy_(last.bias.double().unflatten(0, (-1, int(count))).mean(dim=0))
-    return Trunk(dense(layers[:-1], activation), head)
+    return Trunk([*dense(layers[:-1], activation), head])
 
 
 def _random_search(
@@ -193,7 +193,7 @@ def _random_search(
     if without_bias:
         body |= {name.replace(".weight", ".bias"): value.new_zeros(value.shape[:1]) for name, value in body.items()}
     layers = linear_layers(body, where)
-    trunk = Trunk(dense(layers[:-1], activation), layers[-1])
+    trunk = Trunk([*dense(layers[:-1], activation), layers[-1]])
     if _space(data, "action_space") == "Discrete":
         return trunk, Choices(q_values=False)
     bounds = _bounds(source, data, layers[-1].out_features)
@@ -248,7 +248,7 @@ def _off_policy_actor(
             layers, inner, squash = [*layers, both], SquashedGaussian(), None
     bounds = _bounds(source, data, layers[-1].out_features // inner.outputs_per_action)
     distribution = _squashed(inner, squash, bounds, where)
-    return Trunk(dense(layers[:-1], activation), layers[-1]), distribution
+    return Trunk([*dense(layers[:-1], activation), layers[-1]]), distribution
 
 
 def _bound_of_mean(source: Source, data: dict[str, Any]) -> nn.Module:

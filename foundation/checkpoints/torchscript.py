@@ -16,9 +16,8 @@ from foundation.checkpoints.reading.loading import RUN_IT, LoadedPolicy, Source,
 from foundation.checkpoints.reading.rsl_rl_parts import Parts, assemble
 from foundation.checkpoints.reading.script_archive import Node, is_script, read_script
 from foundation.core.errors import UserError
-from foundation.policies.distribution import Beta, Deterministic, Heteroscedastic
+from foundation.policies.distribution import Beta, Deterministic, Heteroscedastic, ShapedActions
 from foundation.policies.mlp import activation_class_names, resolve_activation
-from foundation.policies.teacher_outputs import ShapedActions
 
 _KNOWN = {
     "mlp", "actor", "obs_normalizer", "normalizer", "rnn", "memory", "deterministic_output",

@@ -1,105 +1,110 @@
-"""A trained policy: normaliser, dense and recurrent layers in either order, any distribution, and perhaps a value."""
+"""A trained policy: layers in a row, dense, recurrent or for images, any distribution, and perhaps a value."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
 
-from foundation.policies.distribution import Deterministic
+from foundation.policies.distribution import Choices, Deterministic, ShapedActions
+from foundation.policies.image_encoders import ImageEncoders
 from foundation.policies.layers import OBS, Layers
+from foundation.policies.memory import MemoryLayer, Skip, initial_state_of, run_layers
 from foundation.policies.normalizer import ObsNormalizer
 from foundation.policies.output import PolicyOutput
 from foundation.policies.policy_network import PolicyNetwork
 from foundation.policies.rnn import RecurrentCore
-from foundation.policies.teacher_outputs import Choices, ShapedActions
 
 
 class Trunk(nn.Module):
-    """The layers of an actor or a critic, by name; all but the last may be missing."""
+    """The layers of an actor or a critic in order; the last linear one is its head."""
 
-    def __init__(
-        self,
-        body: nn.Sequential,
-        head: nn.Linear,
-        *,
-        normalizer: nn.Module | None = None,
-        encoder: nn.Sequential | None = None,
-        core: RecurrentCore | None = None,
-        core_norm: nn.LayerNorm | None = None,
-        skip_core_input: bool = False,
-        skip_core_output: bool = False,
-    ) -> None:
+    def __init__(self, layers: Iterable[nn.Module], normalizer: nn.Module | None = None) -> None:
         """Register the layers.
 
         Args:
-            body: Dense layers after the recurrent ones; all of them where there are none.
-            head: The last layer.
-            normalizer: Of the observations, before everything else.
-            encoder: Dense layers before the recurrent ones.
-            core: The recurrent layers.
-            core_norm: Applied to what they give.
-            skip_core_input: Whether the observations are appended to what they read.
-            skip_core_output: Whether the observations are appended to what they give.
+            layers: Linear layers, activations, layers with memory, :class:`Skip`, encoders of images.
+            normalizer: Of the observations, before all of them.
         """
         super().__init__()
-        self.normalizer, self.core, self.body, self.head = normalizer, core, body, head
-        self.encoder = nn.Sequential() if encoder is None else encoder
-        self.core_norm = core_norm
-        self.skip_core_input, self.skip_core_output = skip_core_input, skip_core_output
-        self.state_size = 0 if core is None else core.state_size
+        self.normalizer = normalizer
+        self.layers = nn.ModuleList(layers)
+        self._head = max(index for index, layer in enumerate(self.layers) if isinstance(layer, nn.Linear))
+        self.state_size = sum(layer.state_size for layer in self.layers if isinstance(layer, MemoryLayer))
+
+    @property
+    def head(self) -> nn.Linear:
+        """The last linear layer."""
+        head = self.layers[self._head]
+        assert isinstance(head, nn.Linear)
+        return head
+
+    @property
+    def core(self) -> RecurrentCore | None:
+        """The first recurrent layers, if there are any."""
+        return next((layer for layer in self.layers if isinstance(layer, RecurrentCore)), None)
+
+    @property
+    def encodes_before_core(self) -> bool:
+        """Whether there are dense layers before the recurrent ones."""
+        kinds = [type(layer) for layer in self.layers if isinstance(layer, RecurrentCore | nn.Linear)]
+        return self.core is not None and kinds[0] is nn.Linear
 
     @property
     def hidden_dims(self) -> list[int]:
         """Sizes of the dense hidden layers."""
-        return [layer.out_features for layer in (*self.encoder, *self.body) if isinstance(layer, nn.Linear)]
+        dense = [layer.out_features for layer in self.layers if isinstance(layer, nn.Linear)]
+        return dense[:-1]
 
     @property
     def num_obs(self) -> int:
         """Size of the observation: of what the first layer reads."""
-        if self.core is not None and not len(self.encoder):
-            return self.core.rnn.input_size
-        first = next(layer for layer in (*self.encoder, *self.body, self.head) if isinstance(layer, nn.Linear))
-        return first.in_features
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                return layer.in_features
+            if isinstance(layer, RecurrentCore):
+                return layer.rnn.input_size
+            if isinstance(layer, ImageEncoders):
+                return layer.num_obs
+        raise TypeError("a policy has at least one linear layer")
+
+    @property
+    def num_out(self) -> int:
+        """Size of the raw output."""
+        sized = [layer for layer in self.layers if isinstance(layer, nn.Linear | RecurrentCore)]
+        return sized[-1].out_features if isinstance(sized[-1], nn.Linear) else sized[-1].hidden_size
 
     @property
     def is_plain(self) -> bool:
         """Whether it is RSL-RL's: its normaliser, then recurrent layers, then dense ones, and nothing else."""
-        known = self.normalizer is None or isinstance(self.normalizer, ObsNormalizer)
-        skips = self.skip_core_input or self.skip_core_output
-        return known and not len(self.encoder) and self.core_norm is None and not skips
+        layers = list(self.layers)
+        if isinstance(layers[0], RecurrentCore) and layers[0].initial is None:
+            layers = layers[1:]
+        dense = len(layers) % 2 == 1 and all(isinstance(layer, nn.Linear) for layer in layers[::2])
+        others = (nn.Linear, MemoryLayer, Skip, nn.LayerNorm)
+        between = not any(isinstance(layer, others) for layer in layers[1::2])
+        return dense and between and (self.normalizer is None or isinstance(self.normalizer, ObsNormalizer))
 
     def run(
         self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Return the raw output, the last hidden layer and the next state."""
-        given = obs if self.normalizer is None else self.normalizer(obs)
-        x = self.encoder(given)
-        if self.core is not None:
-            assert state is not None
-            if self.skip_core_input:
-                x = torch.cat([x, given], dim=-1)
-            x, state = self.core.sequence(x, state, resets) if sequence else self.core.step(x, state)
-            if self.core_norm is not None:
-                x = self.core_norm(x)
-            if self.skip_core_output:
-                x = torch.cat([x, given], dim=-1)
-        features = self.body(x)
-        return self.head(features), features, state
+        x = obs if self.normalizer is None else self.normalizer(obs)
+        return run_layers(self.layers, x, state, resets, sequence, self._head)
 
     def list_layers(self, layers: Layers, x: str, name: str) -> tuple[str, str]:
         """Append the layers; return the names of the raw output and of the last hidden layer."""
         given = x if self.normalizer is None else layers.module(self.normalizer, x, f"{name}.normalizer")
-        x = layers.module(self.encoder, given, f"{name}.encoder")
-        if self.core is not None:
-            if self.skip_core_input:
-                x = layers.concatenate((x, given), f"{name}.core.input")
-            x = layers.module(self.core, x, f"{name}.core")
-            if self.core_norm is not None:
-                x = layers.module(self.core_norm, x, f"{name}.core_norm")
-            if self.skip_core_output:
-                x = layers.concatenate((x, given), f"{name}.core.output")
-        features = layers.module(self.body, x, f"{name}.body")
-        return layers.module(self.head, features, f"{name}.head"), features
+        x = features = given
+        for index, layer in enumerate(self.layers):
+            if index == self._head:
+                features = x
+            if isinstance(layer, Skip):
+                x = layers.concatenate((x, given), f"{name}.{index}")
+            else:
+                x = layers.module(layer, x, f"{name}.{index}")
+        return x, features
 
 
 class Critic(nn.Module):
@@ -108,7 +113,8 @@ class Critic(nn.Module):
     def __init__(self, layers: Trunk | nn.Linear, scaler: nn.Module | None = None) -> None:
         """Register the layers; a linear layer reads the actor's features."""
         super().__init__()
-        self.trunk, self.head = (layers, None) if isinstance(layers, Trunk) else (None, layers)
+        self.trunk = layers if isinstance(layers, Trunk) else None
+        self.head = None if isinstance(layers, Trunk) else layers
         self.scaler = scaler
         self.state_size = 0 if self.trunk is None else self.trunk.state_size
 
@@ -157,11 +163,14 @@ class ActorCritic(PolicyNetwork):
             normalizer: Of the observations of both.
         """
         super().__init__()
-        self.num_obs, self.normalizer, self.actor = actor.num_obs, normalizer, actor
-        self.distribution, self.critic = distribution, critic
+        self.num_obs = actor.num_obs
+        self.normalizer = normalizer
+        self.actor = actor
+        self.distribution = distribution
+        self.critic = critic
         discrete = isinstance(distribution, Choices)
-        self.num_choices: int | None = actor.head.out_features if discrete else None
-        self.num_actions = 1 if discrete else actor.head.out_features // distribution.outputs_per_action
+        self.num_choices: int | None = actor.num_out if discrete else None
+        self.num_actions = 1 if discrete else actor.num_out // distribution.outputs_per_action
         self.with_value = critic is not None
         """Whether the critic is asked."""
         self._sizes = (actor.state_size, 0 if critic is None else critic.state_size)
@@ -172,9 +181,29 @@ class ActorCritic(PolicyNetwork):
     def is_plain(self) -> bool:
         """Whether actor and critic are of RSL-RL's kind, each with its own normaliser, and the actions as they are."""
         own_value = self.critic is None or (self.critic.trunk is not None and self.critic.scaler is None)
-        trunks = [self.actor] + ([] if self.critic is None or self.critic.trunk is None else [self.critic.trunk])
         shaped = isinstance(self.distribution, Choices | ShapedActions)
-        return self.normalizer is None and own_value and not shaped and all(trunk.is_plain for trunk in trunks)
+        return self.normalizer is None and own_value and not shaped and all(part.is_plain for part in self._trunks())
+
+    @property
+    def images(self) -> ImageEncoders | None:
+        """The encoders of the images that the actor reads, if it reads any."""
+        first = self.actor.layers[0]
+        return first if isinstance(first, ImageEncoders) else None
+
+    def bind(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Learn the sizes of the images, which are not in a checkpoint.
+
+        Args:
+            shapes: Channels, height and width of each image group.
+        """
+        if self.images is not None:
+            self.images.bind(shapes, self.actor.head.weight.device)
+            self.num_obs = self.images.num_obs
+
+    def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
+        """Return the state at an episode's start. Shape: (num_envs, state_size), None without memory."""
+        layers = [layer for trunk in self._trunks() for layer in trunk.layers]
+        return initial_state_of(layers, num_envs, device)
 
     def run(
         self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
@@ -194,13 +223,16 @@ class ActorCritic(PolicyNetwork):
         logits = raw if self.num_choices is not None else None
         return PolicyOutput(mean=mean, std=std, value=value, logits=logits, features=features), state
 
-    def list_layers(self, layers: Layers, x: str = OBS) -> None:
-        """Append the layers of actor and critic, which read the value ``x``."""
-        x = x if self.normalizer is None else layers.module(self.normalizer, x, "normalizer")
-        raw, features = self.actor.list_layers(layers, x, "actor")
-        layers.outputs["features"] = features
+    def list_layers(self, layers: Layers) -> None:
+        """Append the layers of actor and critic."""
+        x = OBS if self.normalizer is None else layers.module(self.normalizer, OBS, "normalizer")
+        raw, layers.outputs["features"] = self.actor.list_layers(layers, x, "actor")
         layers.set_moments(self.distribution.list_layers(layers, raw))
         if self.num_choices is not None:
             layers.outputs["logits"] = raw
         if self.critic is not None:
-            layers.outputs["value"] = self.critic.list_layers(layers, x, features)
+            layers.outputs["value"] = self.critic.list_layers(layers, x, layers.outputs["features"])
+
+    def _trunks(self) -> list[Trunk]:
+        critic = None if self.critic is None else self.critic.trunk
+        return [self.actor] if critic is None else [self.actor, critic]

@@ -27,7 +27,7 @@ class EpisodeState(nn.Module):
         """Return the state with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
         if state is None:
             return None
-        initial = self.initial_state(state.shape[0], state.device)
+        initial = self.initial_state(1, state.device)  # the same for every env
         assert initial is not None
         return torch.where(dones.bool().unsqueeze(-1), initial, state)
 
@@ -123,7 +123,8 @@ def run_layers(
     state: torch.Tensor | None,
     resets: torch.Tensor | None,
     sequence: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    head: int = -1,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Run layers in order, for one step or for many; each that remembers has its columns of the state.
 
     Args:
@@ -132,14 +133,18 @@ def run_layers(
         state: State before the first step. Shape: (num_envs, state_size). None: there is no memory.
         resets: True where a step begins an episode. Shape: (num_steps, num_envs). None: nowhere.
         sequence: Whether there is a dimension of steps.
+        head: The layer whose input is the last hidden layer. -1: the last layer's output is.
 
     Returns:
-        The last layer's output and the state after the last step.
+        The last layer's output, the last hidden layer, and the state after the last step.
     """
     given = x
+    features = None
     start = 0
     after: list[torch.Tensor] = []
-    for layer in layers:
+    for index, layer in enumerate(layers):
+        if index == head:
+            features = x
         if isinstance(layer, MemoryLayer):
             own = state
             if state is not None and layer.state_size != state.shape[-1]:
@@ -152,9 +157,9 @@ def run_layers(
             x = torch.cat([x, given], dim=-1)
         else:
             x = layer(x)
-    if not after:
-        return x, state
-    return x, after[0] if len(after) == 1 else torch.cat(after, dim=-1)
+    if after:
+        state = after[0] if len(after) == 1 else torch.cat(after, dim=-1)
+    return x, x if features is None else features, state
 
 
 def initial_state_of(

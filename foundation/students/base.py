@@ -106,7 +106,7 @@ class Student(PolicyNetwork):
         self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
     ) -> tuple[PolicyOutput, torch.Tensor | None]:
         """Act for one step or for many."""
-        features, state = run_layers(self.trunk(), self.normalizer(obs), state, resets, sequence)
+        features, _, state = run_layers(self.trunk(), self.normalizer(obs), state, resets, sequence)
         return self._heads(features), state
 
     def list_layers(self, layers: Layers) -> None:

@@ -94,6 +94,13 @@ class TeacherEnsemble(PolicyNetwork):
             return states.repeat(-(-num_envs // self.num_teachers), 1)[:num_envs]
         return states.flatten().expand(num_envs, -1)
 
+    def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> torch.Tensor | None:
+        """Return the state with the envs in ``dones`` at an episode's start, which may differ from env to env."""
+        initial = None if state is None else self.initial_state(state.shape[0], state.device)
+        if state is None or initial is None:
+            return None
+        return torch.where(dones.bool().unsqueeze(-1), initial, state)
+
     def run(
         self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
     ) -> tuple[PolicyOutput, torch.Tensor | None]:

@@ -57,8 +57,8 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 def _tower_shape(tower: Trunk) -> tuple[Any, ...]:
     core = tower.core
     memory = None if core is None else (core.kind, core.hidden_size, core.num_layers, core.initial is None)
-    layers = [(type(layer), getattr(layer, "out_features", None), str(layer)) for layer in tower.body]
-    return memory, layers, str(tower.head)
+    layers = [str(layer) for layer in tower.layers if not isinstance(layer, RecurrentCore)]
+    return memory, layers
 
 
 def _stack(tensors: Sequence[torch.Tensor]) -> nn.Parameter:
@@ -123,13 +123,14 @@ class StackedTower(nn.Module):
         cores = [tower.core for tower in towers if tower.core is not None]
         self.core = StackedCore(cores) if cores else None
         self.state_size = towers[0].state_size
-        layers = [[m for m in (*tower.body, tower.head) if isinstance(m, nn.Linear)] for tower in towers]
+        layers = [[m for m in tower.layers if isinstance(m, nn.Linear)] for tower in towers]
         levels = list(zip(*layers, strict=True))
         self.weights = nn.ParameterList(
             _stack_transposed([m.weight for m in level]) for level in zip(*layers, strict=True)
         )
         self.biases = nn.ParameterList(_stack_rows([m.bias for m in level]) for level in levels)
-        self.activations = nn.ModuleList(m for m in towers[0].body if not isinstance(m, nn.Linear))
+        between = (m for m in towers[0].layers if not isinstance(m, nn.Linear | RecurrentCore))
+        self.activations = nn.ModuleList(between)
         kinds = {native_dense.fused(activation) for activation in self.activations} or {0}
         self._activation = kinds.pop() if len(kinds) == 1 else -1
         self._laid_out: tuple[int, native_dense.StackedMlp] | None = None

@@ -13,9 +13,10 @@ from torch import nn
 from foundation.checkpoints import load_policy
 from foundation.checkpoints.reading.loading import Overrides
 from foundation.core.errors import UserError
+from foundation.policies.actor_critic import ActorCritic
+from foundation.policies.distribution import Choices
 from foundation.policies.layers import Layers
 from foundation.policies.output import PolicyOutput
-from foundation.policies.teacher_outputs import Choices
 
 
 class TeacherPolicyWrapper(nn.Module):
@@ -168,7 +169,7 @@ class TeacherPolicyWrapper(nn.Module):
         images = self.image_groups
         if not images:
             return groups
-        if hasattr(self.policy, "bind"):
+        if isinstance(self.policy, ActorCritic):
             shapes = {name: tuple(obs[name].shape[1:]) for name in images if name in groups and name in obs.keys()}  # noqa: SIM118
             self.policy.bind(shapes)
             self.num_obs = self.policy.num_obs

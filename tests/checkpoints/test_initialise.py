@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
         (StudentPolicy(9, 3, (16, 9)), r"\[9, 16\].*\[8, 16\]"),
         (StudentPolicy(9, 3, (16,)), "does not fit"),
         (StudentPolicy(9, 3, (16, 8, 8)), "does not fit"),
-        (StudentPolicy(9, 3, (16, 8), "tanh"), "ELU activations and the student Tanh"),
+        (StudentPolicy(9, 3, (16, 8), "tanh"), "elu activations and the student tanh"),
         (gru(), "dense layers only"),
     ):
         before = {key: value.clone() for key, value in student.state_dict().items()}

@@ -15,8 +15,7 @@ import yaml
 
 from foundation.checkpoints.initialise import initialise_student
 from foundation.core.errors import UserError
-from foundation.policies.distribution import Gaussian, SquashedGaussian
-from foundation.policies.teacher_outputs import ShapedActions
+from foundation.policies.distribution import Gaussian, ShapedActions, SquashedGaussian
 from foundation.students import StudentPolicy
 from foundation.teachers import TeacherPolicyWrapper
 

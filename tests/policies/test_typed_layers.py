@@ -12,11 +12,11 @@ from torch import nn
 
 from foundation.core.errors import UserError
 from foundation.policies import layers as kinds
-from foundation.policies.distribution import Beta, Gaussian, Heteroscedastic, SquashedGaussian
+from foundation.policies.distribution import Beta, Choices, Gaussian, Heteroscedastic, ShapedActions, SquashedGaussian
 from foundation.policies.layers import OBS, Dense, Layers, Recurrent, Window
 from foundation.policies.mlp import activation_names, resolve_activation
 from foundation.policies.policy_network import PolicyNetwork
-from foundation.policies.teacher_outputs import Choices, Factor, ShapedActions
+from foundation.policies.scaling import Factor
 from foundation.students import make_student, student_cfg_class, student_names
 
 OBS_SIZE, ACTIONS = 7, 3

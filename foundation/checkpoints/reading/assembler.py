@@ -21,12 +21,11 @@ from foundation.checkpoints.reading.loading import (
 )
 from foundation.core.errors import UserError, suggest
 from foundation.policies.actor_critic import ActorCritic
-from foundation.policies.distribution import Beta, Deterministic, Gaussian, Heteroscedastic
+from foundation.policies.distribution import Beta, Deterministic, Gaussian, Heteroscedastic, ShapedActions
 from foundation.policies.info import PolicyInfo
 from foundation.policies.mlp import activation_names, resolve_activation
 from foundation.policies.policy_network import PolicyNetwork
 from foundation.policies.rnn import RecurrentCore
-from foundation.policies.teacher_outputs import ShapedActions
 
 logger = logging.getLogger(__name__)
 
@@ -155,12 +154,12 @@ def gaussian(spread: torch.Tensor, num_actions: int, where: str) -> Gaussian:
 # -- layers ---------------------------------------------------------------------------------------------------------
 
 
-def dense(layers: list[nn.Linear], activation: str) -> nn.Sequential:
+def dense(layers: list[nn.Linear], activation: str) -> list[nn.Module]:
     """Return the layers with the activation after each."""
     modules: list[nn.Module] = []
     for layer in layers:
         modules += [layer, resolve_activation(activation)]
-    return nn.Sequential(*modules)
+    return modules
 
 
 def single_linear(entries: Tensors, where: str, num_in: int | None = None) -> nn.Linear:
@@ -276,7 +275,7 @@ def finish_actor_critic(
         clip_actions: Bound of the actions outside of the policy, where the config says it.
     """
     trunk, distribution = network.actor, network.distribution
-    place = "after the dense layers" if len(trunk.encoder) else "before the dense layers"
+    place = "after the dense layers" if trunk.encodes_before_core else "before the dense layers"
     return finish(
         source,
         layout,

@@ -286,11 +286,10 @@ def build_trunk(body: Tensors, rnn: Tensors, normalizer: Tensors, activation: st
             f"{where}: the recurrent layers give {core.hidden_size} numbers and the first dense layer wants "
             f"{linears[0].in_features}. The file is damaged."
         )
-    layers: list[nn.Module] = []
+    layers: list[nn.Module] = [] if core is None else [core]
     for linear in linears[:-1]:
         layers += [linear, resolve_activation(activation)]
-    own = build_normalizer(normalizer, num_obs, where)
-    return Trunk(nn.Sequential(*layers), linears[-1], normalizer=own, core=core)
+    return Trunk([*layers, linears[-1]], build_normalizer(normalizer, num_obs, where))
 
 
 def linear_layers(body: Tensors, where: str) -> list[nn.Linear]:

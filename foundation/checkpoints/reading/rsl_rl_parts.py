@@ -29,7 +29,7 @@ from foundation.checkpoints.reading.loading import (
 from foundation.core.errors import UserError
 from foundation.policies.actor_critic import ActorCritic, Critic, Trunk
 from foundation.policies.distribution import Deterministic
-from foundation.policies.image_network import ImageNetwork, Shape, build_encoder
+from foundation.policies.image_encoders import ImageEncoders, Shape, build_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,8 @@ def _assemble_with_images(source: Source, layout: str, role: str, parts: Parts) 
     _compare_with_config(source, role, trunk, normalizer is not None or parts.normalizer != {})
     images = _image_groups(parts, stated, where)
     makers = {group: _maker(source, role, group, images, parts.cnns) for group in images}
-    network = ImageNetwork(ActorCritic(trunk, distribution), normalizer, makers, str(source.path))
+    encoders = ImageEncoders(normalizer, makers, trunk.num_obs, str(source.path))
+    network = ActorCritic(Trunk([encoders, *trunk.layers]), distribution)
     if source.overrides.image_shapes is not None:
         network.bind(source.overrides.image_shapes)
     policy = finish(
@@ -188,7 +189,7 @@ def _assemble_with_images(source: Source, layout: str, role: str, parts: Parts) 
         clip_actions=source.agent.clip_actions(),
         obs_normalization=normalizer is not None,
         image_groups=images,
-        image_shapes={group: list(shape) for group, shape in network.shapes.items()} or None,
+        image_shapes={group: list(shape) for group, shape in encoders.shapes.items()} or None,
     )
     return policy.with_groups(None if stated is None else [name for name in stated if name not in images] + images)
 

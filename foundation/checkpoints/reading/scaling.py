@@ -9,79 +9,11 @@ from pathlib import Path
 
 import numpy
 import torch
-from torch import nn
 
 from foundation.checkpoints.reading.loading import Tensors
 from foundation.core.archives import check_members, size_of
 from foundation.core.errors import UserError
 from foundation.core.text import one_line
-from foundation.policies.layers import Layers
-
-
-class ClampedScaler(nn.Module):
-    """``clamp((clamp(x, ±before) - mean) / std, ±after)``."""
-
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(
-        self, mean: torch.Tensor, std: torch.Tensor, after: float | None = None, before: float | None = None
-    ) -> None:
-        """Keep the moments.
-
-        Args:
-            mean: Shape: (num_obs,).
-            std: Whatever is divided by, the library's epsilon included. Shape: (num_obs,).
-            after: Bound of the result. None: none.
-            before: Bound of the observations. None: none.
-        """
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-        self.after, self.before = after, before
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise observations. Shape: (..., num_obs)."""
-        if self.before is not None:
-            x = x.clamp(-self.before, self.before)
-        x = (x - self.mean) / self.std
-        return x if self.after is None else x.clamp(-self.after, self.after)
-
-    def list_layers(self, layers: Layers, x: str, name: str) -> str:
-        """Append what it computes (see :mod:`foundation.policies.layers`)."""
-        if self.before is not None:
-            x = layers.clamp(x, f"{name}.before", -self.before, self.before)
-        x = layers.normalize(x, name, self.mean, self.std.reciprocal())
-        return x if self.after is None else layers.clamp(x, f"{name}.after", -self.after, self.after)
-
-
-class ValueScaler(nn.Module):
-    """Brings a critic's output back to returns: ``std * clamp(x, ±bound) + mean``, after an activation."""
-
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def __init__(
-        self, mean: torch.Tensor, std: torch.Tensor, bound: float, activation: nn.Module | None = None
-    ) -> None:
-        """Keep the moments. Shape of both: (1,)."""
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-        self.bound, self.activation = bound, activation
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Scale back. Shape: (..., 1)."""
-        if self.activation is not None:
-            x = self.activation(x)
-        return self.std * x.clamp(-self.bound, self.bound) + self.mean
-
-    def list_layers(self, layers: Layers, x: str, name: str) -> str:
-        """Append what it computes (see :mod:`foundation.policies.layers`)."""
-        if self.activation is not None:
-            x = layers.module(self.activation, x, f"{name}.activation")
-        x = layers.clamp(x, f"{name}.clamp", -self.bound, self.bound)
-        return layers.scale(x, name, self.std, self.mean)
 
 
 def moments(entries: Tensors, var_name: str, count_name: str, size: int, where: str) -> tuple[torch.Tensor, ...]:

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from foundation.checkpoints.reading.inert_pickle import Inert, as_array, read_inert
-from foundation.checkpoints.reading.scaling import ClampedScaler, load_moments
+from foundation.checkpoints.reading.scaling import load_moments
 from foundation.core.errors import UserError
 from foundation.core.files import load_yaml
 from foundation.core.text import one_line
+from foundation.policies.scaling import ClampedScaler
 
 _SUFFIXES = (".npz", ".pkl")
 """In this order: an ``.npz`` is what the user has made of the pickle."""

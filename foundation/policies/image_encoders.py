@@ -1,4 +1,4 @@
-"""Policies that read images: RSL-RL's CNN models, whose observation here is flat numbers and then flattened images."""
+"""Encoders of images, as RSL-RL's CNN models have them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ import torch
 from torch import nn
 
 from foundation.core.errors import UserError
-from foundation.policies.actor_critic import ActorCritic
-from foundation.policies.layers import OBS, Layers
+from foundation.core.text import one_line
+from foundation.policies.layers import Layers
 from foundation.policies.mlp import resolve_activation
 from foundation.policies.normalizer import ObsNormalizer
-from foundation.policies.output import PolicyOutput
-from foundation.policies.policy_network import PolicyNetwork
 
 Shape = tuple[int, int, int]
 """Channels, height, width of an image."""
@@ -60,46 +58,45 @@ def build_encoder(shape: Shape, options: Mapping[str, Any]) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(start_dim=1))
 
 
-class ImageNetwork(PolicyNetwork):
-    """Encoders of images before a dense policy. Their sizes are not in a checkpoint: :meth:`bind` gives them."""
+class ImageEncoders(nn.Module):
+    """First layer of a policy that reads images: flat numbers, normalised, and then what each image's encoder gives.
+
+    An observation is the flat numbers and then the flattened images. The sizes of the images are not in a checkpoint:
+    :meth:`bind` gives them.
+    """
 
     def __init__(
         self,
-        body: ActorCritic,
         normalizer: ObsNormalizer | None,
         encoders: Mapping[str, Callable[[Shape], nn.Sequential]],
+        num_features: int,
         path: str,
     ) -> None:
         """Keep the parts.
 
         Args:
-            body: Reads the normalised flat numbers, then every encoder's output.
             normalizer: Of the flat numbers.
             encoders: For each image group, in order: makes its encoder, with its weights, from the image's shape.
+            num_features: Number of the flat numbers and all encoders' outputs together.
             path: The checkpoint, for errors.
         """
         super().__init__()
-        self.body, self.normalizer = body, normalizer
-        self.distribution = body.distribution
+        self.normalizer = normalizer
         self.encoders = nn.ModuleDict()
         self.shapes: dict[str, Shape] = {}
-        self.num_obs, self.num_flat = 0, 0
-        self.num_actions, self.state_size = body.num_actions, body.state_size
-        self._makers, self._path = dict(encoders), path
-        self.requires_grad_(False).eval()
+        self.num_obs = 0
+        self.num_flat = 0
+        self.num_features = num_features
+        self._makers = dict(encoders)
+        self._path = path
 
-    @property
-    def image_groups(self) -> list[str]:
-        """The observation groups that are images, in order."""
-        return list(self._makers)
-
-    def bind(self, shapes: Mapping[str, Sequence[int]]) -> None:
-        """Learn the sizes of the images.
+    def bind(self, shapes: Mapping[str, Sequence[int]], device: torch.device) -> None:
+        """Learn the sizes of the images and make the encoders.
 
         Args:
             shapes: Channels, height and width of each image group.
+            device: Where the encoders are to be.
         """
-        device = self.body.actor.head.weight.device
         wanted: dict[str, Shape] = {}
         for group in self._makers:
             shape = shapes.get(group)
@@ -113,31 +110,48 @@ class ImageNetwork(PolicyNetwork):
             return
         encoders = {group: self._makers[group](shape).to(device) for group, shape in wanted.items()}
         with torch.no_grad():
-            sizes = [self._encoded(encoders[group], shape, group) for group, shape in wanted.items()]
-        flat = self.body.num_obs - sum(sizes)
+            sizes = [self._size_after(encoders[group], shape, group) for group, shape in wanted.items()]
+        flat = self.num_features - sum(sizes)
         if flat < 0 or (self.normalizer is not None and flat != self.normalizer.mean.numel()):
+            listed = ", ".join(f"{group} {list(shape)}" for group, shape in wanted.items())
             raise UserError(
-                f"teacher '{self._path}': images of {self._listed(wanted)} give {sum(sizes)} of the "
-                f"{self.body.num_obs} numbers that its dense layers want; it was trained on images of another size."
+                f"teacher '{self._path}': images of {listed} give {sum(sizes)} of the {self.num_features} numbers that "
+                "its dense layers want; it was trained on images of another size."
             )
         self.encoders = nn.ModuleDict(encoders).requires_grad_(False).eval()
-        self.shapes, self.num_flat = wanted, flat
+        self.shapes = wanted
+        self.num_flat = flat
         self.num_obs = flat + sum(math.prod(shape) for shape in wanted.values())
 
-    def _encoded(self, encoder: nn.Sequential, shape: Shape, group: str) -> int:
+    def _size_after(self, encoder: nn.Sequential, shape: Shape, group: str) -> int:
         try:
             weight = next(encoder.parameters())
             return encoder.eval()(weight.new_zeros(1, *shape)).numel()
         except (RuntimeError, ValueError) as error:
-            text = " ".join(str(error).split())[:160]
+            text = one_line(error)
             raise UserError(f"teacher '{self._path}' cannot read images {shape} of '{group}': {text}") from error
 
-    def run(
-        self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
-    ) -> tuple[PolicyOutput, torch.Tensor | None]:
-        """Act for one step or for many."""
-        encoded = self._encode(obs.flatten(0, -2)).unflatten(0, obs.shape[:-1])
-        return self.body.run(encoded, state, resets, sequence)
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        """Return what the next layer reads. Shape: (..., num_obs) to (..., num_features)."""
+        self._check_bound()
+        rows = obs.flatten(0, -2)
+        flat, *images = rows.split([self.num_flat, *(math.prod(shape) for shape in self.shapes.values())], dim=-1)
+        parts = [flat if self.normalizer is None else self.normalizer(flat)]
+        for (group, shape), image in zip(self.shapes.items(), images, strict=True):
+            parts.append(self.encoders[group](image.unflatten(-1, shape)))
+        return torch.cat(parts, dim=-1).unflatten(0, obs.shape[:-1])
+
+    def list_layers(self, layers: Layers, x: str, name: str) -> str:
+        """Append the encoders (see :mod:`foundation.policies.layers`)."""
+        self._check_bound()
+        flat = layers.columns(x, f"{name}.flat", 0, (self.num_flat,))
+        parts = [flat if self.normalizer is None else layers.module(self.normalizer, flat, f"{name}.normalizer")]
+        start = self.num_flat
+        for group, shape in self.shapes.items():
+            image = layers.columns(x, f"{name}.images.{group}", start, shape)
+            parts.append(layers.module(self.encoders[group], image, f"{name}.encoders.{group}"))
+            start += math.prod(shape)
+        return layers.concatenate(tuple(parts), name)
 
     def _check_bound(self) -> None:
         if not self.shapes:
@@ -145,31 +159,6 @@ class ImageNetwork(PolicyNetwork):
                 f"teacher '{self._path}' reads images whose size its checkpoint does not tell: give it the "
                 "environment's observations, or 'image_shapes', such as {camera: [3, 64, 64]}."
             )
-
-    def _encode(self, obs: torch.Tensor) -> torch.Tensor:
-        """Return what the dense layers read. Shape: (rows, num_obs) to (rows, num_features)."""
-        self._check_bound()
-        flat, *images = obs.split([self.num_flat, *(math.prod(shape) for shape in self.shapes.values())], dim=-1)
-        parts = [flat if self.normalizer is None else self.normalizer(flat)]
-        for (group, shape), image in zip(self.shapes.items(), images, strict=True):
-            parts.append(self.encoders[group](image.unflatten(-1, shape)))
-        return torch.cat(parts, dim=-1)
-
-    def list_layers(self, layers: Layers) -> None:
-        """Append the encoders and the layers that read what they give."""
-        self._check_bound()
-        flat = layers.columns(OBS, "flat", 0, (self.num_flat,))
-        parts = [flat if self.normalizer is None else layers.module(self.normalizer, flat, "normalizer")]
-        start = self.num_flat
-        for group, shape in self.shapes.items():
-            image = layers.columns(OBS, f"images.{group}", start, shape)
-            parts.append(layers.module(self.encoders[group], image, f"encoders.{group}"))
-            start += math.prod(shape)
-        self.body.list_layers(layers, layers.concatenate(tuple(parts), "encoded"))
-
-    @staticmethod
-    def _listed(shapes: Mapping[str, Shape]) -> str:
-        return ", ".join(f"{group} {list(shape)}" for group, shape in shapes.items())
 
 
 def _of_layer(value: Any, index: int) -> Any:
