@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -222,6 +223,17 @@ class ActorCritic(PolicyNetwork):
         mean, std = self.distribution(raw)
         logits = raw if self.num_choices is not None else None
         return PolicyOutput(mean=mean, std=std, value=value, logits=logits, features=features), state
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """Numbers in the actor's weights."""
+        return sum(parameter.numel() for parameter in self.actor.parameters())
+
+    def sample(self, output: PolicyOutput, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Draw actions from an output's distribution. Shape: (..., num_actions)."""
+        if output.logits is not None and isinstance(self.distribution, Choices):
+            return self.distribution.draw(output.logits, generator)
+        return self.distribution.sample(output.mean, output.std, generator)
 
     def list_layers(self, layers: Layers) -> None:
         """Append the layers of actor and critic."""

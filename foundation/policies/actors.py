@@ -54,7 +54,8 @@ class PolicyActor:
     """A deterministic policy, teacher or student. Its memory, if any, is held here and never inside the module."""
 
     def __init__(self, policy: Policy, selector: ObsSelector):
-        self.policy, self.selector = policy, selector
+        self.policy = policy
+        self.selector = selector
         self.state: torch.Tensor | None = None
 
     def reset(self, dones: torch.Tensor | None = None) -> None:

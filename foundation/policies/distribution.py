@@ -54,7 +54,7 @@ class Gaussian(Deterministic):
 
     def sample(self, mean: torch.Tensor, std: torch.Tensor | None, generator: torch.Generator | None) -> torch.Tensor:
         """Draw actions. Shape: (..., num_actions)."""
-        return _sample_gaussian(mean, std, generator)
+        return sample_gaussian(mean, std, generator)
 
 
 class Heteroscedastic(Deterministic):
@@ -71,7 +71,8 @@ class Heteroscedastic(Deterministic):
             std_range: Bounds of the deviation.
         """
         super().__init__()
-        self.log, self.std_range = log, std_range
+        self.log = log
+        self.std_range = std_range
 
     def forward(self, raw: torch.Tensor) -> Moments:
         """Return mean and std. Shape: (..., 2 * num_actions) to (..., num_actions) each."""
@@ -90,7 +91,7 @@ class Heteroscedastic(Deterministic):
 
     def sample(self, mean: torch.Tensor, std: torch.Tensor | None, generator: torch.Generator | None) -> torch.Tensor:
         """Draw actions. Shape: (..., num_actions)."""
-        return _sample_gaussian(mean, std, generator)
+        return sample_gaussian(mean, std, generator)
 
 
 class Beta(Deterministic):
@@ -102,7 +103,8 @@ class Beta(Deterministic):
     def __init__(self, action_range: tuple[float, float] = (-1.0, 1.0)) -> None:
         """Keep the range of the actions."""
         super().__init__()
-        self.low, self.scale = action_range[0], action_range[1] - action_range[0]
+        self.low = action_range[0]
+        self.scale = action_range[1] - action_range[0]
 
     def forward(self, raw: torch.Tensor) -> Moments:
         """Return mean and std. Shape: (..., 2 * num_actions) to (..., num_actions) each."""
@@ -161,7 +163,7 @@ class SquashedGaussian(Deterministic):
         assert std is not None
         slope = self._slope(mean)
         raw = mean.clamp(-1.0 + 1e-7, 1.0 - 1e-7).atanh()
-        return _sample_gaussian(raw, std / slope, generator).tanh()
+        return sample_gaussian(raw, std / slope, generator).tanh()
 
     @staticmethod
     def _slope(mean: torch.Tensor) -> torch.Tensor:
@@ -194,7 +196,9 @@ class ShapedActions(Deterministic):
             shift: Added to the action. Shape: () or (num_actions,).
         """
         super().__init__()
-        self.inner, self.name, self.outputs_per_action = inner, inner.name, inner.outputs_per_action
+        self.inner = inner
+        self.name = inner.name
+        self.outputs_per_action = inner.outputs_per_action
         self.squash = squash
         low, high = clip if clip is not None else (None, None)
         self.register_buffer("low", low)
@@ -232,7 +236,8 @@ class ShapedActions(Deterministic):
 
     def sample(self, mean: torch.Tensor, std: torch.Tensor | None, generator: torch.Generator | None) -> torch.Tensor:
         """Draw actions around the action that ``forward`` gave, within its bounds. Shape: (..., num_actions)."""
-        unit, spread = (mean - self.shift) / self.scale, None if std is None else std / self.scale
+        unit = (mean - self.shift) / self.scale
+        spread = None if std is None else std / self.scale
         drawn = self.inner.sample(unit, spread, generator) * self.scale + self.shift
         if self.low is None or self.high is None:
             return drawn
@@ -279,7 +284,8 @@ def _halves(layers: Layers, raw: str) -> tuple[str, str]:
     return layers.columns(raw, "means", 0, (size,)), layers.columns(raw, "spreads", size, (size,))
 
 
-def _sample_gaussian(mean: torch.Tensor, std: torch.Tensor | None, generator: torch.Generator | None) -> torch.Tensor:
+def sample_gaussian(mean: torch.Tensor, std: torch.Tensor | None, generator: torch.Generator | None) -> torch.Tensor:
+    """Draw from independent Gaussians; the mean where there is no deviation. Shape: (..., num_actions)."""
     if std is None:
         return mean
     noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)

@@ -100,7 +100,8 @@ class _GRUScan(torch.autograd.Function):
         out = buffers.hidden[1:].transpose(1, 2).contiguous()
         if wants_grad:
             ctx.save_for_backward(x, into, w_hidden, resets, initial)
-            ctx.buffers, ctx.begins = buffers, begins
+            ctx.buffers = buffers
+            ctx.begins = begins
         else:
             buffers.give_back()
         return out
@@ -112,7 +113,8 @@ class _GRUScan(torch.autograd.Function):
         ctx: Any, *grads: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         x, into, w_hidden, resets, initial = ctx.saved_tensors
-        buffers, ctx.buffers = ctx.buffers, None
+        buffers = ctx.buffers
+        ctx.buffers = None
         if buffers is None:
             raise RuntimeError("the gradient of gru_scan can be taken once: it overwrites what forward has kept")
         before = buffers.hidden[:-1]
@@ -122,7 +124,9 @@ class _GRUScan(torch.autograd.Function):
         buffers.grads.copy_(grads[0].transpose(1, 2))
         state_grad, initial_grad = _sweep(buffers, ctx.begins, resets, initial, w_hidden)
         torch.mul(factor_n, buffers.grads, out=buffers.gates[:, 3])
-        num_in, two, three = x.shape[-1], 2 * w_hidden.shape[1], 3 * w_hidden.shape[1]
+        num_in = x.shape[-1]
+        two = 2 * w_hidden.shape[1]
+        three = 3 * w_hidden.shape[1]
         products = torch.bmm(buffers.block, torch.cat([x, before.transpose(1, 2)], dim=-1)).sum(0)
         sums = buffers.block.sum((0, 2))
         x_grad = None

@@ -32,7 +32,8 @@ def build_encoder(shape: Shape, options: Mapping[str, Any]) -> nn.Sequential:
         options: RSL-RL's ``cnn_cfg``; a value that is a list has one entry per layer.
     """
     options = {**_DEFAULTS, **options}
-    channels, size = shape[0], (shape[1], shape[2])
+    channels = shape[0]
+    size = (shape[1], shape[2])
     layers: list[nn.Module] = []
     for index, width in enumerate(options["output_channels"]):
         kernel, stride, dilation, norm, pooled = (

@@ -384,7 +384,8 @@ class Layers:
             )
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
             scale = module.weight.detach() * (module.running_var + module.eps).rsqrt()
-            mean, shift = module.running_mean, module.bias.detach()
+            mean = module.running_mean
+            shift = module.bias.detach()
             return ChannelNorm(name=name, inputs=(x,), shape=shape, mean=mean, scale=scale, shift=shift)
         if isinstance(module, nn.Conv2d) and module.groups == 1 and module.bias is not None:
             return Convolution(

@@ -87,7 +87,8 @@ class SlidingWindow(MemoryLayer):
         self, x: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the window of every step. Shape: (num_steps, num_envs, num_in) to (..., length * num_in)."""
-        steps, back = x.shape[0], self.length - 1
+        steps = x.shape[0]
+        back = self.length - 1
         if state is not None:
             past = state.unflatten(-1, (back, self.num_in)).transpose(0, 1)
             x = torch.cat([past, x])

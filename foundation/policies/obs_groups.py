@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 from tensordict import TensorDict
@@ -24,7 +24,8 @@ class ObsSelector:
     def __init__(self, groups: Sequence[str], obs_slice: Sequence[int] | None = None, images: Sequence[str] = ()):
         if not groups:
             raise UserError("obs_groups is empty: name at least one observation group of the environment.")
-        self.groups, self.images = tuple(groups), frozenset(images)
+        self.groups = tuple(groups)
+        self.images = frozenset(images)
         self.obs_slice = None if obs_slice is None else (int(obs_slice[0]), int(obs_slice[1]))
 
     def __call__(self, obs: TensorDict) -> torch.Tensor:
@@ -80,8 +81,20 @@ class ObsSelector:
         return total
 
 
+@runtime_checkable
+class ReadsImages(Protocol):
+    """A teacher that may read images, whose sizes and order it learns from the observations."""
+
+    image_groups: list[str]
+    """The groups that are images."""
+
+    def fit_groups(self, obs: TensorDict, groups: list[str]) -> list[str]:
+        """Return the order in which groups are concatenated: as given, but images after what is flat."""
+        ...
+
+
 def teacher_selector(
-    teacher: Any, obs: TensorDict, groups: Sequence[str] | None, obs_slice: Sequence[int] | None = None
+    teacher: object, obs: TensorDict, groups: Sequence[str] | None, obs_slice: Sequence[int] | None = None
 ) -> ObsSelector:
     """Return what selects a teacher's observations; one that reads images learns their sizes and order.
 
@@ -91,7 +104,9 @@ def teacher_selector(
         groups: The groups that it reads. None: ``["policy"]``.
         obs_slice: As of :class:`ObsSelector`.
     """
-    names, images = list(groups or ["policy"]), list(getattr(teacher, "image_groups", []))
-    if images:
+    names = list(groups or ["policy"])
+    images: list[str] = []
+    if isinstance(teacher, ReadsImages) and teacher.image_groups:
+        images = list(teacher.image_groups)
         names = teacher.fit_groups(obs, names)
     return ObsSelector(names, obs_slice, images)

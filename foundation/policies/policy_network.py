@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 
 from foundation.core.errors import UserError
+from foundation.policies.distribution import sample_gaussian
 from foundation.policies.layers import Layers
 from foundation.policies.memory import EpisodeState
 from foundation.policies.output import PolicyOutput, map_output
@@ -17,6 +20,8 @@ class PolicyNetwork(EpisodeState):
     """Number of observations."""
     num_actions: int
     """Number of actions."""
+    with_value: bool = True
+    """Whether the value is computed, where there is one."""
 
     def run(
         self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
@@ -33,6 +38,15 @@ class PolicyNetwork(EpisodeState):
             The output and the state after the last step.
         """
         raise TypeError(f"{type(self).__name__} does not define run")
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """Numbers in the weights that actions depend on."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def sample(self, output: PolicyOutput, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Draw actions from an output's distribution: Gaussian, or the mean alone. Shape: (..., num_actions)."""
+        return sample_gaussian(output.mean, output.std, generator)
 
     def list_layers(self, layers: Layers) -> None:
         """Append the policy's layers and say which values are its outputs; what :meth:`layers` returns."""

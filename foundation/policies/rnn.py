@@ -35,7 +35,9 @@ class RecurrentCore(MemoryLayer):
         super().__init__()
         if kind not in _KINDS:
             raise UserError(f"unknown recurrent layer '{kind}'. {suggest(kind, _KINDS)}")
-        self.kind, self.hidden_size, self.num_layers = kind, hidden_size, num_layers
+        self.kind = kind
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
         self.rnn = _KINDS[kind](num_in, hidden_size, num_layers)
         self.state_size = hidden_size * num_layers * (2 if kind == "lstm" else 1)
         self.initial = nn.Parameter(torch.zeros(self.state_size)) if learn_initial_state else None

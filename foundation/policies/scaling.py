@@ -35,7 +35,8 @@ class Clip(nn.Module):
     def __init__(self, low: float, high: float) -> None:
         """Keep the bounds."""
         super().__init__()
-        self.low, self.high = low, high
+        self.low = low
+        self.high = high
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Clip. Shape: any."""
@@ -101,7 +102,8 @@ class ClampedScaler(nn.Module):
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
-        self.after, self.before = after, before
+        self.after = after
+        self.before = before
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise observations. Shape: (..., num_obs)."""
@@ -131,7 +133,8 @@ class ValueScaler(nn.Module):
         super().__init__()
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
-        self.bound, self.activation = bound, activation
+        self.bound = bound
+        self.activation = activation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Scale back. Shape: (..., 1)."""

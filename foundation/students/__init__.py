@@ -88,7 +88,8 @@ def student_from_description(description: dict[str, Any], weights: Mapping[str, 
             which is looked at before anything of these sizes is made. None: fresh weights.
     """
     numbers, options = _read_description(description)
-    name, cfg_class = options["name"], student_cfg_class(options["name"])
+    name = options["name"]
+    cfg_class = student_cfg_class(options["name"])
     if weights is not None:
         _check_sizes(numbers | options, weights)
     try:

@@ -68,7 +68,10 @@ class Student(PolicyNetwork):
         low, high = (math.exp(bound) for bound in LOG_STD_RANGE)
         if cfg.stochastic and not low <= cfg.init_std <= high:
             raise UserError(f"student.init_std is {cfg.init_std:g}: it must be from {low:.2g} to {high:.3g}.")
-        self.cfg, self.num_obs, self.num_actions, self.num_choices = cfg, num_obs, num_actions, cfg.num_choices
+        self.cfg = cfg
+        self.num_obs = num_obs
+        self.num_actions = num_actions
+        self.num_choices = cfg.num_choices
         self.normalizer = ObsNormalizer(num_obs)
         self.mean = nn.Linear(num_features, cfg.num_choices or num_actions)
         self.log_std: nn.Parameter | nn.Linear | None = None
@@ -157,7 +160,8 @@ class Student(PolicyNetwork):
 
     def _heads(self, features: torch.Tensor) -> PolicyOutput:
         raw_mean = self.mean(features)
-        mean, std = self._actions(raw_mean), None
+        mean = self._actions(raw_mean)
+        std = None
         if self.log_std is not None:
             raw = self.log_std if isinstance(self.log_std, nn.Parameter) else self.log_std(features)
             std = raw.clamp(*LOG_STD_RANGE).exp().expand_as(mean)

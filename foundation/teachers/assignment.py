@@ -12,7 +12,8 @@ from foundation.core.errors import UserError, suggest
 from foundation.core.registry import resolve_attribute
 from foundation.policies.obs_groups import ObsSelector
 
-TEACHER, BY_TEACHER = "teacher", "teacher_drove"
+TEACHER = "teacher"
+BY_TEACHER = "teacher_drove"
 """Names under which an episode's teacher, and whether it drove, travel with the episode's metrics."""
 Choose = Callable[[TensorDict], torch.Tensor]
 """Maps observations to the index of each environment's teacher. Shape: (num_envs,)."""
@@ -28,7 +29,9 @@ class TeacherAssignment:
     """
 
     def __init__(self, names: Sequence[str], choose: Choose | None = None, where: str = ""):
-        self.names, self.choose, self.where = list(names), choose, where
+        self.names = list(names)
+        self.choose = choose
+        self.where = where
         self.num_teachers = len(self.names)
         self._fixed: torch.Tensor | None = None
         self._range: torch.Tensor | None = None

@@ -31,7 +31,9 @@ def combine(output: PolicyOutput, how: str, temperature: float = 1.0, gate: torc
         Fields of shape (rows, size).
     """
     refuse_discrete(output, how)
-    mean, std, value = output.mean, output.std, output.value
+    mean = output.mean
+    std = output.std
+    value = output.value
     if how == "uncertainty":
         assert std is not None
         precision = std.square().reciprocal()

@@ -12,6 +12,7 @@ import torch
 
 from foundation.config.distillation_cfg import GateCfg
 from foundation.core.errors import UserError, suggest
+from foundation.policies.distribution import sample_gaussian
 from foundation.policies.output import PolicyOutput, map_output
 from foundation.policies.policy_network import PolicyNetwork
 from foundation.teachers.combine import COMBINATIONS, combine, refuse_discrete
@@ -53,12 +54,17 @@ class TeacherEnsemble(PolicyNetwork):
             raise UserError(f"distill.teacher.combine is {mode!r}. {suggest(mode, ('per_env', *COMBINATIONS))}")
         _check_alike(teachers, names)
         first = teachers[0]
-        self.mode, self.temperature = mode, temperature
-        self.names, self.num_teachers = list(names), len(teachers)
+        self.mode = mode
+        self.temperature = temperature
+        self.names = list(names)
+        self.num_teachers = len(teachers)
         self.vehicles: list[str] = []
         """Files of the vehicles that they fly, one each, where they have any."""
-        self.num_obs, self.num_actions = first.num_obs, first.num_actions
-        self.hidden_dims, self.obs_groups, self.obs_slice = first.hidden_dims, first.obs_groups, first.obs_slice
+        self.num_obs = first.num_obs
+        self.num_actions = first.num_actions
+        self.hidden_dims = first.hidden_dims
+        self.obs_groups = first.obs_groups
+        self.obs_slice = first.obs_slice
         self.clip_actions = first.clip_actions
         self.has_std = all(teacher.has_std for teacher in teachers)
         self.has_value = all(teacher.has_value for teacher in teachers)
@@ -77,7 +83,7 @@ class TeacherEnsemble(PolicyNetwork):
         self.info = replace(first.info, more=first.info.more | {"num_teachers": len(teachers), "combine": mode})
         """What was understood about the first of them, which differs from the others in its weights alone."""
         networks = stack_networks([teacher.policy for teacher in teachers])
-        self.networks: Any = networks.requires_grad_(False).eval()
+        self.networks = networks.requires_grad_(False).eval()
         self.device = first.device
         self._wants_value = self.networks.with_value
         self._size = self.networks.state_size
@@ -117,16 +123,17 @@ class TeacherEnsemble(PolicyNetwork):
         """Draw actions from an output's distribution. Shape: (num_envs, num_actions)."""
         if self.mode == "per_env" and isinstance(self.networks, LoopedNetworks):
             actions = torch.empty_like(output.mean)
-            for index, network in enumerate(self.networks.networks):  # their distributions may differ in their ranges
+            for index, policy in enumerate(self.networks.policies):  # their distributions may differ in their ranges
                 rows = slice(index, None, self.num_teachers)
                 own = map_output(lambda field, rows=rows: field[rows], output)
-                actions[rows] = _draw(getattr(network, "distribution", None), own, generator)
+                actions[rows] = policy.sample(own, generator)
             return actions
-        known = self.networks.distribution if self.mode in ("per_env", "expert") else None
-        return _draw(known, output, generator)
+        if self.mode in ("per_env", "expert"):
+            return self.networks.sample(output, generator)
+        return sample_gaussian(output.mean, output.std, generator)
 
     @property
-    def with_value(self) -> bool:
+    def with_value(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  # passed on to the teachers
         """Whether outputs carry the value; set it to False where nobody needs it, and the critics are not run."""
         return self.has_value and self._wants_value
 
@@ -147,8 +154,10 @@ class TeacherEnsemble(PolicyNetwork):
 
     def _step_own(self, obs: torch.Tensor, state: torch.Tensor | None) -> tuple[PolicyOutput, torch.Tensor | None]:
         """Give each environment its own teacher: rows i, i + K, i + 2 K, ... are teacher i's."""
-        envs, missing = obs.shape[0], -obs.shape[0] % self.num_teachers
-        x, memory = self._deal(obs, missing), None if state is None else self._deal(state, missing)
+        envs = obs.shape[0]
+        missing = -obs.shape[0] % self.num_teachers
+        x = self._deal(obs, missing)
+        memory = None if state is None else self._deal(state, missing)
         output, memory = self.networks.step(x, memory)
 
         def undeal(rows: torch.Tensor) -> torch.Tensor:
@@ -208,15 +217,6 @@ class TeacherEnsemble(PolicyNetwork):
             f"Teacher architecture: obs={self.num_obs}, actions={self.num_actions}, hidden={self.hidden_dims}; "
             f"{self.num_teachers} teachers, {what.get(self.mode, f'combined by {self.mode}')}"
         )
-
-
-def _draw(distribution: Any, output: PolicyOutput, generator: torch.Generator | None) -> torch.Tensor:
-    """Draw actions; without a distribution, Gaussian ones. Shape: (rows, num_actions)."""
-    if distribution is not None:
-        return distribution.sample(output.mean, output.std, generator)
-    if output.std is None:
-        return output.mean
-    return output.mean + output.std * torch.randn(output.mean.shape, device=output.mean.device, generator=generator)
 
 
 _SAME = {

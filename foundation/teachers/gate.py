@@ -28,7 +28,8 @@ class TeacherGate(nn.Module):
 
     def __init__(self, num_obs: int, num_teachers: int, cfg: GateCfg):
         super().__init__()
-        self.num_teachers, self.temperature = num_teachers, cfg.temperature
+        self.num_teachers = num_teachers
+        self.temperature = cfg.temperature
         self.normalizer = ObsNormalizer(num_obs)
         self.network = build_mlp(num_obs, cfg.hidden_dims, num_teachers)
         last = self.network[-1]

@@ -18,7 +18,8 @@ from foundation.core.text import quoted, shorten
 
 FORMAT = "foundation-teachers-1"
 MANIFEST = "teachers.yaml"
-OK, FAILED = "ok", "failed"
+OK = "ok"
+FAILED = "failed"
 
 _CHECKPOINTS = ("*.pt", "*.pth", "*.h5", "*.zip")
 _OF_ONE_RUN = re.compile(
@@ -72,7 +73,8 @@ def _read_manifest(path: str | Path) -> list[TeacherEntry]:
     for key in data:
         if key not in _KEYS:
             raise UserError(f"'{path}' has '{shorten(str(key))}'. {suggest(shorten(str(key)), _KEYS)}")
-    teachers, task = data.get("teachers"), data.get("task")
+    teachers = data.get("teachers")
+    task = data.get("task")
     if not isinstance(teachers, list) or not teachers:
         raise UserError(f"'{path}': 'teachers' must be a list with at least one teacher.")
     if task is not None and not isinstance(task, str):
@@ -99,7 +101,9 @@ def _entry(item: Any, number: int, path: Path) -> TeacherEntry:
         raise UserError(
             f"{where} has '{shorten(str(unknown[0]))}'; what a teacher may have is {', '.join(_ENTRY_KEYS)}."
         )
-    name, vehicle, status = item.get("name"), item.get("vehicle"), item.get("status", OK)
+    name = item.get("name")
+    vehicle = item.get("vehicle")
+    status = item.get("status", OK)
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
         raise UserError(f"{where}: 'name' must be text, it is {quoted(name)}.")
     if status not in (OK, FAILED):

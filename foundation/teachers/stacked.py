@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,18 +13,19 @@ from foundation.policies.actor_critic import ActorCritic, Trunk
 from foundation.policies.distribution import Deterministic, Gaussian
 from foundation.policies.normalizer import ObsNormalizer
 from foundation.policies.output import PolicyOutput, map_output
+from foundation.policies.policy_network import PolicyNetwork
 from foundation.policies.rnn import RecurrentCore
 
 Stack = Callable[[Sequence[torch.Tensor]], nn.Parameter]
 
 
-def stack_networks(networks: Sequence[nn.Module]) -> StackedNetworks | LoopedNetworks:
+def stack_networks(networks: Sequence[PolicyNetwork]) -> StackedNetworks | LoopedNetworks:
     """Put networks side by side: in batched products where their kind allows it, else one after the other.
 
     Args:
         networks: Policies with the same sizes.
     """
-    teachers = [network for network in networks if type(network) is ActorCritic and network.is_plain]
+    teachers = [network for network in networks if isinstance(network, ActorCritic) and network.is_plain]
     if len(teachers) < len(networks) or not all(_alike(teachers[0], other) for other in teachers):
         return LoopedNetworks(networks)
     return StackedNetworks(teachers)
@@ -38,7 +38,8 @@ def _alike(one: ActorCritic, other: ActorCritic) -> bool:
     towers = [(one.actor, other.actor)]
     if one.critic is not None and other.critic is not None:
         towers.append((_value_of(one), _value_of(other)))
-    a, b = one.distribution, other.distribution
+    a = one.distribution
+    b = other.distribution
     plain = Gaussian if isinstance(a, Gaussian) else None
     same_kind = type(a) is type(b) and (plain is not None or (_settings(a) == _settings(b) and not list(a.buffers())))
     return same_kind and all(_tower_shape(left) == _tower_shape(right) for left, right in towers)
@@ -50,11 +51,11 @@ def _value_of(network: ActorCritic) -> Trunk:
     return network.critic.trunk
 
 
-def _settings(module: nn.Module) -> dict[str, Any]:
+def _settings(module: nn.Module) -> dict[str, object]:
     return {name: value for name, value in vars(module).items() if not name.startswith("_") and name != "training"}
 
 
-def _tower_shape(tower: Trunk) -> tuple[Any, ...]:
+def _tower_shape(tower: Trunk) -> tuple[object, ...]:
     core = tower.core
     memory = None if core is None else (core.kind, core.hidden_size, core.num_layers, core.initial is None)
     layers = [str(layer) for layer in tower.layers if not isinstance(layer, RecurrentCore)]
@@ -82,7 +83,9 @@ class StackedCore(nn.Module):
         """Stack the layers' weights."""
         super().__init__()
         first = cores[0]
-        self.kind, self.hidden_size, self.num_layers = first.kind, first.hidden_size, first.num_layers
+        self.kind = first.kind
+        self.hidden_size = first.hidden_size
+        self.num_layers = first.num_layers
         self.layers = nn.ModuleList()
         for layer in range(self.num_layers):
             weights = [core.rnn.all_weights[layer] for core in cores]
@@ -96,9 +99,11 @@ class StackedCore(nn.Module):
         new_c: list[torch.Tensor] = []
         for index, layer in enumerate(self.layers):
             w_ih, w_hh, b_ih, b_hh = layer  # type: ignore[misc]  # a ParameterList of four
-            inner, outer = torch.baddbmm(b_ih, x, w_ih), torch.baddbmm(b_hh, hidden[index], w_hh)
+            inner = torch.baddbmm(b_ih, x, w_ih)
+            outer = torch.baddbmm(b_hh, hidden[index], w_hh)
             if self.kind == "gru":
-                (i_r, i_z, i_n), (h_r, h_z, h_n) = inner.chunk(3, -1), outer.chunk(3, -1)
+                (i_r, i_z, i_n) = inner.chunk(3, -1)
+                (h_r, h_z, h_n) = outer.chunk(3, -1)
                 update = (i_z + h_z).sigmoid()
                 x = torch.lerp(torch.tanh(i_n + (i_r + h_r).sigmoid() * h_n), hidden[index], update)
             else:
@@ -119,7 +124,8 @@ class StackedTower(nn.Module):
         self.mean = self.scale = None
         if any(tower.normalizer is not None for tower in towers):
             moments = [_moments(tower) for tower in towers]
-            self.mean, self.scale = _stack_rows([m for m, _ in moments]), _stack_rows([s for _, s in moments])
+            self.mean = _stack_rows([m for m, _ in moments])
+            self.scale = _stack_rows([s for _, s in moments])
         cores = [tower.core for tower in towers if tower.core is not None]
         self.core = StackedCore(cores) if cores else None
         self.state_size = towers[0].state_size
@@ -205,6 +211,10 @@ class StackedNetworks(nn.Module):
             state = torch.cat([part for part in (actor_state, critic_state) if part is not None], dim=-1)
         return PolicyOutput(mean=mean, std=std, value=value, features=features if self.with_features else None), state
 
+    def sample(self, output: PolicyOutput, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Draw actions from an output's distribution. Shape: (rows, num_actions)."""
+        return self.distribution.sample(output.mean, output.std, generator)
+
     def initial_states(self, device: torch.device | str | None) -> torch.Tensor | None:
         """Return each teacher's state at an episode's start. Shape: (num_teachers, state_size)."""
         return torch.zeros(self.num_teachers, self.state_size, device=device) if self.state_size else None
@@ -213,41 +223,44 @@ class StackedNetworks(nn.Module):
 class LoopedNetworks(nn.Module):
     """K policies of kinds that cannot be stacked, one after the other: K times the calls of one, and no more."""
 
-    def __init__(self, networks: Sequence[nn.Module]) -> None:
+    def __init__(self, networks: Sequence[PolicyNetwork]) -> None:
         """Keep the policies."""
         super().__init__()
         self.networks = nn.ModuleList(networks)
-        first: Any = networks[0]
-        self.state_size: int = first.state_size
-        self.distribution: Any = getattr(first, "distribution", None)
+        self.policies = list(networks)
+        """The same, typed."""
+        self.state_size = networks[0].state_size
         self.with_features: bool = True
 
     @property
     def with_value(self) -> bool:
         """Whether outputs carry the value."""
-        return all(getattr(network, "with_value", True) for network in self.networks)
+        return all(policy.with_value for policy in self.policies)
 
     @with_value.setter
     def with_value(self, wanted: bool) -> None:
-        for network in self.networks:
-            network.with_value = wanted  # type: ignore[assignment]
+        for policy in self.policies:
+            policy.with_value = wanted
 
     def step(self, x: torch.Tensor, state: torch.Tensor | None) -> tuple[PolicyOutput, torch.Tensor | None]:
         """Advance every row of every teacher. Shapes: (num_teachers, rows, num_obs or state_size)."""
         outputs: list[PolicyOutput] = []
         states: list[torch.Tensor] = []
-        for index, network in enumerate(self.networks):
-            policy: Any = network
+        for index, policy in enumerate(self.policies):
             output, new_state = policy.step(x[index], None if state is None else state[index])
             outputs.append(output)
-            states.append(new_state)
+            if new_state is not None:
+                states.append(new_state)
         output = map_output(lambda *parts: torch.stack(parts), *outputs)
         output = output if self.with_features else output._replace(features=None)
         return output, torch.stack(states) if self.state_size else None
 
     def initial_states(self, device: torch.device | str | None) -> torch.Tensor | None:
         """Return each teacher's state at an episode's start. Shape: (num_teachers, state_size)."""
-        if not self.state_size:
-            return None
-        policies: list[Any] = list(self.networks)
-        return torch.cat([policy.initial_state(1, device) for policy in policies])
+        states = [policy.initial_state(1, device) for policy in self.policies]
+        known = [state for state in states if state is not None]
+        return torch.cat(known) if known else None
+
+    def sample(self, output: PolicyOutput, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Draw actions from the first policy's distribution. Shape: (rows, num_actions)."""
+        return self.policies[0].sample(output, generator)

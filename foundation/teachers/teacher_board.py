@@ -126,7 +126,8 @@ class TeacherBoard:
 
     def line(self, what: str) -> str:
         """Return worst, median and best with the names of the extremes, for the console."""
-        returns, spread = self.returns[what], self.spread(what)
+        returns = self.returns[what]
+        spread = self.spread(what)
         if not spread:
             return "no episode has ended"
         low, high = (self.names[int(r)] for r in (returns.nan_to_num(math.inf).argmin(), _highest(returns)))
@@ -134,7 +135,8 @@ class TeacherBoard:
 
     def summary(self) -> dict[str, Any]:
         """Return plain values for ``summary.json``."""
-        teacher, student = self.returns["teacher"], self.returns["student"]
+        teacher = self.returns["teacher"]
+        student = self.returns["student"]
         each = {
             name: {"teacher_return": _plain(teacher[i]), "student_return": _plain(student[i])}
             for i, name in enumerate(self.names)
@@ -167,7 +169,8 @@ class TeacherBoard:
 
 def by_teacher(values: torch.Tensor, teacher: torch.Tensor, num_teachers: int) -> torch.Tensor:
     """Average episodes by teacher; NaN for a teacher without any. Shape: (num_episodes,) to (num_teachers,)."""
-    values, teacher = values.double().cpu(), teacher.long().cpu()
+    values = values.double().cpu()
+    teacher = teacher.long().cpu()
     sums = torch.zeros(num_teachers, dtype=torch.float64).index_add_(0, teacher, values)
     return sums / torch.bincount(teacher, minlength=num_teachers)
 

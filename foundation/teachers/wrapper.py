@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensordict import TensorDict
 from torch import nn
 
 from foundation.checkpoints import load_policy
 from foundation.checkpoints.reading.loading import Overrides
 from foundation.core.errors import UserError
 from foundation.policies.actor_critic import ActorCritic
-from foundation.policies.distribution import Choices
 from foundation.policies.layers import Layers
 from foundation.policies.output import PolicyOutput
+from foundation.policies.policy_network import PolicyNetwork
 
 
 class TeacherPolicyWrapper(nn.Module):
@@ -37,7 +38,7 @@ class TeacherPolicyWrapper(nn.Module):
         """
         super().__init__()
         loaded = load_policy(checkpoint_path, Overrides.parse({k: v for k, v in overrides.items() if v is not None}))
-        self.policy: Any = loaded.network.to(device).requires_grad_(False).eval()
+        self.policy: PolicyNetwork = loaded.network.to(device).requires_grad_(False).eval()
         self.device = torch.device(device)
         self.num_obs: int = self.policy.num_obs
         self.num_actions: int = self.policy.num_actions
@@ -50,15 +51,15 @@ class TeacherPolicyWrapper(nn.Module):
         self.image_groups = loaded.info.image_groups
         self.obs_slice = loaded.info.obs_slice
         self.clip_actions = loaded.info.clip_actions
-        acting = getattr(self.policy, "actor", self.policy)  # a critic is not counted
-        counted = sum(parameter.numel() for parameter in acting.parameters())
-        self.num_parameters: int = getattr(self.policy, "num_parameters", counted)
+        self.num_parameters: int = self.policy.num_parameters
         self.has_std = loaded.info.has_std
         self.has_value = loaded.info.has_value
         self._state: torch.Tensor | None = None
 
     @torch.no_grad()
-    def act(self, obs: Any, deterministic: bool = True, generator: torch.Generator | None = None) -> torch.Tensor:
+    def act(
+        self, obs: torch.Tensor | TensorDict, deterministic: bool = True, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
         """Choose actions.
 
         Args:
@@ -85,15 +86,7 @@ class TeacherPolicyWrapper(nn.Module):
 
     def sample(self, output: PolicyOutput, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw actions from an output's distribution. Shape: (num_envs, num_actions)."""
-        distribution = getattr(self.policy, "distribution", None)
-        if output.logits is not None and isinstance(distribution, Choices):
-            return distribution.draw(output.logits, generator)
-        if distribution is not None:
-            return distribution.sample(output.mean, output.std, generator)
-        if output.std is None:
-            return output.mean
-        noise = torch.randn(output.mean.shape, device=output.mean.device, generator=generator)
-        return output.mean + output.std * noise
+        return self.policy.sample(output, generator)
 
     def reset(self, dones: torch.Tensor | None = None) -> None:
         """Forget the past of the envs in ``dones``, or of all of them. Shape: (num_envs,)."""
@@ -102,7 +95,7 @@ class TeacherPolicyWrapper(nn.Module):
     @property
     def with_value(self) -> bool:
         """Whether outputs carry the value; set it to False where nobody needs it, and the critic is not run."""
-        return self.has_value and getattr(self.policy, "with_value", True)
+        return self.has_value and self.policy.with_value
 
     @with_value.setter
     def with_value(self, wanted: bool) -> None:
@@ -134,7 +127,7 @@ class TeacherPolicyWrapper(nn.Module):
         """Return mean actions without touching the state that ``act`` keeps. Shape: (num_envs, num_actions)."""
         return self.policy(obs)
 
-    def select(self, obs: Any) -> torch.Tensor:
+    def select(self, obs: torch.Tensor | TensorDict) -> torch.Tensor:
         """Concatenate the teacher's observation groups and take its columns of them; a tensor is returned as it is.
 
         Shape: (num_envs, num_obs).
@@ -157,7 +150,7 @@ class TeacherPolicyWrapper(nn.Module):
             raise UserError(self._size_message(f"the groups give {selected.shape[-1]} ({sizes})"))
         return selected
 
-    def fit_groups(self, obs: Any, groups: list[str]) -> list[str]:
+    def fit_groups(self, obs: TensorDict, groups: list[str]) -> list[str]:
         """Return the order in which groups are concatenated: as given, but images, flattened, after what is flat.
 
         A policy that reads images learns their sizes here.

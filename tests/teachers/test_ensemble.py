@@ -8,12 +8,18 @@ import many_teachers
 import pytest
 import torch
 from small_teacher import write_teacher
+from torch import nn
 
 from foundation.core.errors import UserError
+from foundation.policies.actor_critic import ActorCritic, Trunk
+from foundation.policies.distribution import Choices, SquashedGaussian
+from foundation.policies.output import PolicyOutput
+from foundation.policies.rnn import RecurrentCore
+from foundation.policies.scaling import FastTanh
 from foundation.teachers import TeacherPolicyWrapper
 from foundation.teachers.ensemble import TeacherEnsemble, load_ensemble
 from foundation.teachers.manifest import find_teachers
-from foundation.teachers.stacked import LoopedNetworks, StackedNetworks
+from foundation.teachers.stacked import LoopedNetworks, StackedNetworks, stack_networks
 
 NUM_TEACHERS, ROWS = 5, 4
 
@@ -224,3 +230,45 @@ def test_two_teachers_of_any_library_answer_as_each_alone(expected):
         one, other = getattr(alone, name), getattr(together, name)
         assert (one is None) == (other is None), name
         assert one is None or torch.allclose(one, other, atol=1e-5), name
+
+
+def chain(seed, *, recurrent=False):
+    """Return a policy as rl-tools writes them: FAST_TANH between dense layers, actions squashed after sampling."""
+    torch.manual_seed(seed)
+    layers = [RecurrentCore("gru", 7, 6, learn_initial_state=True)] if recurrent else [nn.Linear(7, 6)]
+    policy = ActorCritic(Trunk([*layers, FastTanh(), nn.Linear(6, 8)]), SquashedGaussian())
+    for parameter in policy.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.4)
+    return policy
+
+
+def test_dense_chains_of_rl_tools_are_stacked():
+    """Dense policies of any activation and a squashed Gaussian are one batched product, with each one's outputs."""
+    policies = [chain(seed) for seed in range(3)]
+    stacked = stack_networks(policies)
+    obs = observations(3, 5)[..., :7]
+    output, _ = stacked.step(obs, None)
+    assert isinstance(stacked, StackedNetworks)
+    for index, policy in enumerate(policies):
+        alone, _ = policy.step(obs[index])
+        torch.testing.assert_close(output.mean[index], alone.mean)
+        torch.testing.assert_close(output.std[index], alone.std)
+
+
+def test_a_learned_initial_state_is_each_teachers_own():
+    """Policies whose episodes begin with a learned state are not stacked, and begin with their own."""
+    policies = [chain(seed, recurrent=True) for seed in range(2)]
+    looped = stack_networks(policies)
+    assert isinstance(looped, LoopedNetworks)
+    states = looped.initial_states(None)
+    assert torch.equal(states, torch.stack([policy.actor.core.initial for policy in policies]))
+    assert not torch.equal(states[0], states[1])
+
+
+def test_discrete_teachers_draw_their_choices():
+    """Each of several discrete teachers draws from its own logits: both choices come where both are as likely."""
+    policies = [ActorCritic(Trunk([nn.Linear(7, 2)]), Choices(q_values=False)) for _ in range(2)]
+    looped = stack_networks(policies)
+    output = PolicyOutput(mean=torch.zeros(200, 1), logits=torch.zeros(200, 2))
+    drawn = looped.sample(output, torch.Generator().manual_seed(0))
+    assert set(drawn.flatten().tolist()) == {0.0, 1.0}
