@@ -11,7 +11,7 @@ from torch import nn
 from foundation.policies.distribution import Choices, Deterministic, ShapedActions
 from foundation.policies.image_encoders import ImageEncoders
 from foundation.policies.layers import OBS, Layers
-from foundation.policies.memory import MemoryLayer, Skip, initial_state_of, run_layers
+from foundation.policies.memory import MemoryLayer, Skip, initial_state_of, reset_state_of, run_layers
 from foundation.policies.normalizer import ObsNormalizer
 from foundation.policies.output import PolicyOutput
 from foundation.policies.policy_network import PolicyNetwork
@@ -176,6 +176,9 @@ class ActorCritic(PolicyNetwork):
         """Whether the critic is asked."""
         self._sizes = (actor.state_size, 0 if critic is None else critic.state_size)
         self.state_size = sum(self._sizes)
+        self._remembering = [
+            layer for trunk in self._trunks() for layer in trunk.layers if isinstance(layer, MemoryLayer)
+        ]
         self.requires_grad_(False).eval()
 
     @property
@@ -203,8 +206,11 @@ class ActorCritic(PolicyNetwork):
 
     def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
         """Return the state at an episode's start. Shape: (num_envs, state_size), None without memory."""
-        layers = [layer for trunk in self._trunks() for layer in trunk.layers]
-        return initial_state_of(layers, num_envs, device)
+        return initial_state_of(self._remembering, num_envs, device)
+
+    def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> torch.Tensor | None:
+        """Return the state with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
+        return None if state is None else reset_state_of(self._remembering, state, dones)
 
     def run(
         self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool

@@ -27,8 +27,10 @@ class EpisodeState(nn.Module):
         """Return the state with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
         if state is None:
             return None
-        initial = self.initial_state(1, state.device)  # the same for every env
-        assert initial is not None
+        initial: torch.Tensor | None = state.new_zeros(())
+        if type(self).initial_state is not EpisodeState.initial_state:
+            initial = self.initial_state(1, state.device)  # the same for every env
+            assert initial is not None
         return torch.where(dones.bool().unsqueeze(-1), initial, state)
 
 
@@ -178,3 +180,13 @@ def initial_state_of(
     if not known:
         return None
     return known[0] if len(known) == 1 else torch.cat(known, dim=-1)
+
+
+def reset_state_of(layers: Iterable[nn.Module], state: torch.Tensor, dones: torch.Tensor) -> torch.Tensor | None:
+    """Return the memory of layers with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
+    own = [layer for layer in layers if isinstance(layer, MemoryLayer) and layer.state_size]
+    if len(own) == 1:
+        return own[0].reset_state(state, dones)
+    parts = state.split([layer.state_size for layer in own], dim=-1)
+    fresh = [layer.reset_state(part, dones) for layer, part in zip(own, parts, strict=True)]
+    return torch.cat([part for part in fresh if part is not None], dim=-1)

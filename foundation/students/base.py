@@ -14,7 +14,7 @@ from torch import nn
 from foundation.config.distillation_cfg import StudentCfg
 from foundation.core.errors import UserError
 from foundation.policies.layers import OBS, Constant, Layers
-from foundation.policies.memory import MemoryLayer, initial_state_of, run_layers
+from foundation.policies.memory import MemoryLayer, initial_state_of, reset_state_of, run_layers
 from foundation.policies.normalizer import ObsNormalizer
 from foundation.policies.output import PolicyOutput
 from foundation.policies.policy_network import PolicyNetwork
@@ -104,6 +104,10 @@ class Student(PolicyNetwork):
     def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
         """Return the state at an episode's start. Shape: (num_envs, state_size), None without memory."""
         return initial_state_of(self.trunk(), num_envs, device)
+
+    def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> torch.Tensor | None:
+        """Return the state with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
+        return None if state is None else reset_state_of(self.trunk(), state, dones)
 
     def run(
         self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool

@@ -133,12 +133,12 @@ class TeacherEnsemble(PolicyNetwork):
         return sample_gaussian(output.mean, output.std, generator)
 
     @property
-    def with_value(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  # passed on to the teachers
+    def with_value(self) -> bool:
         """Whether outputs carry the value; set it to False where nobody needs it, and the critics are not run."""
         return self.has_value and self._wants_value
 
     @with_value.setter
-    def with_value(self, wanted: bool) -> None:
+    def with_value(self, wanted: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]  # passed on
         self._wants_value = wanted
         self.networks.with_value = wanted or self._needs_value
 

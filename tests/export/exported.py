@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy
 import torch
+from foundation.policies.image_network import ImageNetwork, build_encoder
+from foundation.policies.teacher_outputs import Choices, ShapedActions
 from torch import nn
 
 from foundation.checkpoints import load_policy
@@ -14,13 +16,11 @@ from foundation.checkpoints.reading.loading import LoadedPolicy, Overrides
 from foundation.export.bundle import Bundle, make_bundle
 from foundation.policies.actor_critic import ActorCritic, Critic, Trunk
 from foundation.policies.distribution import Beta, Deterministic, SquashedGaussian
-from foundation.policies.image_network import ImageNetwork, build_encoder
 from foundation.policies.info import PolicyInfo
 from foundation.policies.mlp import build_mlp
 from foundation.policies.normalizer import ObsNormalizer
 from foundation.policies.policy_network import PolicyNetwork
 from foundation.policies.rnn import RecurrentCore
-from foundation.policies.teacher_outputs import Choices, ShapedActions
 from foundation.students import make_student, student_cfg_class
 
 NUM_OBS, NUM_ACTIONS = 9, 3

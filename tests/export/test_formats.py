@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from foundation.policies.layer_stack import LayerStack
 
 from foundation.checkpoints import load_policy
 from foundation.checkpoints.reading.loading import Overrides
@@ -24,7 +25,6 @@ from foundation.export.formats import FORMATS, check_formats, compile_c, export,
 from foundation.export.program import kind_of
 from foundation.policies import layers
 from foundation.policies.distribution import Deterministic
-from foundation.policies.layer_stack import LayerStack
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE)]
