@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy
 import torch
-from foundation.policies.image_network import ImageNetwork, build_encoder
-from foundation.policies.teacher_outputs import Choices, ShapedActions
 from torch import nn
 
 from foundation.checkpoints import load_policy
 from foundation.checkpoints.reading.loading import LoadedPolicy, Overrides
 from foundation.export.bundle import Bundle, make_bundle
 from foundation.policies.actor_critic import ActorCritic, Critic, Trunk
-from foundation.policies.distribution import Beta, Deterministic, SquashedGaussian
+from foundation.policies.distribution import Beta, Choices, Deterministic, ShapedActions, SquashedGaussian
+from foundation.policies.image_encoders import ImageEncoders, build_encoder
 from foundation.policies.info import PolicyInfo
+from foundation.policies.memory import Skip
 from foundation.policies.mlp import build_mlp
 from foundation.policies.normalizer import ObsNormalizer
 from foundation.policies.policy_network import PolicyNetwork
@@ -80,8 +80,8 @@ def _fitted(size: int) -> ObsNormalizer:
     return normalizer
 
 
-def _teacher(distribution: Deterministic, num_out: int, **trunk) -> ActorCritic:
-    return ActorCritic(Trunk(build_mlp(16, [8], None, "elu"), nn.Linear(8, num_out), **trunk), distribution)
+def _teacher(distribution: Deterministic, num_out: int, encoder: nn.Sequential) -> ActorCritic:
+    return ActorCritic(Trunk([*encoder, *build_mlp(16, [8], num_out, "elu")]), distribution)
 
 
 def _recurrent(skips: bool) -> ActorCritic:
@@ -89,19 +89,13 @@ def _recurrent(skips: bool) -> ActorCritic:
     parts = {}
     for role, num_out in (("actor", NUM_ACTIONS), ("critic", 1)):
         core = RecurrentCore("lstm" if skips else "gru", 12 + NUM_OBS * skips, 16)
-        parts[role] = Trunk(
-            build_mlp(16 + NUM_OBS * skips, [8], None, "relu"),
-            nn.Linear(8, num_out),
-            encoder=build_mlp(NUM_OBS, [12], None, "relu"),
-            core=core,
-            core_norm=nn.LayerNorm(16) if skips else None,
-            skip_core_input=skips,
-            skip_core_output=skips,
-        )
+        memory = [Skip(), core, nn.LayerNorm(16), Skip()] if skips else [core]
+        encoder = build_mlp(NUM_OBS, [12], None, "relu")
+        parts[role] = Trunk([*encoder, *memory, *build_mlp(16 + NUM_OBS * skips, [8], num_out, "relu")])
     return ActorCritic(parts["actor"], Deterministic(), Critic(parts["critic"]), _fitted(NUM_OBS))
 
 
-def _images() -> ImageNetwork:
+def _images() -> ActorCritic:
     """Return a policy that reads 2 flat numbers and two images, with every kind of layer that encoders have."""
     shapes = {"left": (2, 10, 8), "right": (1, 9, 9)}
     options = {
@@ -119,11 +113,11 @@ def _images() -> ImageNetwork:
                 layer.running_var.uniform_(0.5, 2.0)
     with torch.no_grad():
         sizes = [encoders[name](torch.zeros(1, *shapes[name])).numel() for name in shapes]
-    body = ActorCritic(Trunk(build_mlp(2 + sum(sizes), [8], None, "elu"), nn.Linear(8, NUM_ACTIONS)), Deterministic())
+    body = build_mlp(2 + sum(sizes), [8], NUM_ACTIONS, "elu")
     randomise(body)
-    network = ImageNetwork(
-        body, _fitted(2), {name: lambda shape, name=name: encoders[name] for name in shapes}, "images.pt"
-    )
+    makers = {name: lambda shape, name=name: encoders[name] for name in shapes}
+    images = ImageEncoders(_fitted(2), makers, 2 + sum(sizes), "images.pt")
+    network = ActorCritic(Trunk([images, *body]), Deterministic())
     network.bind(shapes)
     return network
 

@@ -12,7 +12,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from foundation.policies.layer_stack import LayerStack
 
 from foundation.checkpoints import load_policy
 from foundation.checkpoints.reading.loading import Overrides
@@ -24,6 +23,7 @@ from foundation.export.bundle import make_bundle
 from foundation.export.formats import FORMATS, check_formats, compile_c, export, find_compiler
 from foundation.export.program import kind_of
 from foundation.policies import layers
+from foundation.policies.actor_critic import ActorCritic, Trunk
 from foundation.policies.distribution import Deterministic
 
 HERE = Path(__file__).resolve().parent
@@ -266,8 +266,8 @@ def test_an_unknown_format_names_the_nearest():
 
 def test_an_unsupported_layer_is_named(tmp_path):
     """A layer that no writer knows is named, with the file."""
-    network = LayerStack([torch.nn.Linear(NUM_OBS, 3), torch.nn.Softsign()], NUM_OBS, 3, Deterministic())
-    with pytest.raises(UserError, match=r"made.pt' cannot be exported: .*'layers.1' is a Softsign"):
+    network = ActorCritic(Trunk([torch.nn.Linear(NUM_OBS, 3), torch.nn.Softsign()]), Deterministic())
+    with pytest.raises(UserError, match=r"made.pt' cannot be exported: .*'actor.1' is a Softsign"):
         bundle_of(network, tmp_path)
 
 
