@@ -17,6 +17,7 @@ from foundation.cli.agent_defaults import (
     warn_without_effect,
 )
 from foundation.cli.cli_args import parse_command, say_beaten
+from foundation.cli.discrete_actions import choose_discrete
 from foundation.cli.distillation_request import Request, settle
 from foundation.cli.load_teachers import drop_weak_teachers, fit_environments
 from foundation.cli.run_to_end import run_folder, run_to_end
@@ -151,6 +152,9 @@ class Job:
         obs = env.get_observations()
         choose_groups(cfg, session.agent_cfg, teacher, obs)
         print(groups_line(cfg, obs))
+        discrete = choose_discrete(cfg, self.resolved.choices, teacher, env)
+        if discrete:
+            print(discrete)
         clip = read(session.agent_cfg, "clip_actions")
 
         def build(writer: MetricsWriter, interrupted: Callable[[], str]) -> DistillationRunner:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import foundation
 from foundation.cli.cli_args import resolve_device
+from foundation.cli.discrete_actions import check_choices
 from foundation.cli.teacher_tokens import TEACHER, said_of_teacher
 from foundation.core.errors import UserError
 from foundation.core.files import load_checkpoint
 from foundation.core.registry import refuse_untyped
-from foundation.engines.base import VecEnv
+from foundation.engines.base import EnvCapabilities, VecEnv
 from foundation.policies.actors import Actor, PolicyActor, RandomActor, ZeroActor
 from foundation.policies.obs_groups import ObsSelector, teacher_selector
 from foundation.runs.run_dir import RunDir
@@ -84,7 +85,8 @@ class PlayedPolicy:
         if policy is None:
             if self.agent == "zero":
                 return ZeroActor(env.num_actions), None
-            return RandomActor(env.num_actions, seed, env.device), None
+            declared = EnvCapabilities.of(env)
+            return RandomActor(env.num_actions, seed, env.device, declared.action_choices, declared.action_range), None
         obs = env.get_observations()
         selector = teacher_selector(policy, obs, policy.obs_groups, policy.obs_slice)
         selector.check(obs, "policy", policy.num_obs, key="--obs_groups")
@@ -93,6 +95,7 @@ class PlayedPolicy:
                 f"the policy has {policy.num_actions} actions but the task '{self.task}' takes {env.num_actions}: "
                 "it was trained on another task"
             )
+        check_choices(policy.num_choices, env, f"the task '{self.task}'", "policy")
         return PolicyActor(policy, selector), selector
 
 

@@ -31,7 +31,7 @@ _BY_NAME = ("student", "loss")
 """Groups whose choices need no file: any student and any loss may be chosen by its own name."""
 CHOSEN = ("student", "loss", "schedule", "dataset")
 """Groups that every run has a choice of."""
-_DEFAULT, _TYPED, _RESUMED = "default", "typed", "the resumed run"
+DEFAULT, _TYPED, _RESUMED = "default", "typed", "the resumed run"
 _ONLY_CHOICES, _NOTHING, _OWN = "foundation_only_choices", "foundation_nothing", "foundation_own"
 _SCHEDULE_KEYS = ("collection.beta", "epoch_teacher_forcing", "collection.teacher_student_mix")
 
@@ -235,7 +235,7 @@ class _Stack:
         """What the defaults say, or a resumed run, of what is not chosen anew."""
         if base is None:
             values, _ = compose(dict.fromkeys([*self.typed_groups, *self.chosen_by_experiment]), defaults=True)
-            return Layer(_DEFAULT, values)
+            return Layer(DEFAULT, values)
         values = copy.deepcopy(dict(base))
         self.saved_choices = values.pop("choices", None) or {}
         student = self.typed_groups.get("student", self.chosen_by_experiment.get("student"))
@@ -286,7 +286,7 @@ class _Stack:
         if not collection.teacher_student_mix or collection.beta is None:
             return
         origins = self.origins()
-        mix, beta = (origins.get(f"collection.{name}", _DEFAULT) for name in ("teacher_student_mix", "beta"))
+        mix, beta = (origins.get(f"collection.{name}", DEFAULT) for name in ("teacher_student_mix", "beta"))
         if mix == _TYPED != beta:
             logger.info("--teacher_student_mix beats the collection.beta of %s", beta)
             collection.beta = None
@@ -329,8 +329,8 @@ class _Stack:
             leaves = [path for path in inside if not any(other.startswith(f"{path}.") for other in inside)]
             changed: dict[str, list[str]] = {}
             for path in _SCHEDULE_KEYS if group == "schedule" else leaves:
-                origin = origins.get(path, _DEFAULT)
-                if origin not in (_DEFAULT, _RESUMED) and origin not in chosen:
+                origin = origins.get(path, DEFAULT)
+                if origin not in (DEFAULT, _RESUMED) and origin not in chosen:
                     changed.setdefault(origin, []).append(path.removeprefix(f"{group}.").removeprefix("collection."))
             notes = [f"{' and '.join(names)} {_by(origin)}" for origin, names in changed.items()]
             found[group] = Choice(name, ", ".join([chosen, *notes]))
@@ -339,7 +339,7 @@ class _Stack:
     def _choice(self, group: str, cfg: DistillationCfg, origins: Mapping[str, str]) -> tuple[str, str]:
         """Return what is in force of a group, and who chose it."""
         beta = cfg.collection.beta
-        beta_origin = origins.get("collection.beta", _DEFAULT)
+        beta_origin = origins.get("collection.beta", DEFAULT)
         if group in self.agreed:
             return self.typed_groups[group], f"{_TYPED}, and in {self._experiment_origin()}"
         if group in self.typed_groups:
@@ -348,12 +348,12 @@ class _Stack:
             return str(getattr(cfg, group).name), _TYPED
         if group in self.chosen_by_experiment:
             return self.chosen_by_experiment[group], self._experiment_origin()
-        if group == "schedule" and beta is not None and beta_origin not in (_DEFAULT, _RESUMED):
+        if group == "schedule" and beta is not None and beta_origin not in (DEFAULT, _RESUMED):
             return beta.kind, beta_origin
         own_name = getattr(getattr(cfg, group, None), "name", None)
         if self.layers[0].origin == _RESUMED:
             return str(own_name or (self.saved_choices.get(group) or {}).get("name", "as it was")), _RESUMED
-        return str(own_name or _default_choice(group)), _DEFAULT
+        return str(own_name or _default_choice(group)), DEFAULT
 
 
 def resolve_distillation_cfg(overrides: Overrides, flags: Mapping[str, Any], **options: Any) -> DistillationCfg:

@@ -202,7 +202,7 @@ class GymnasiumEngine(Engine):
         if video is not None:
             env = VideoRecorder(env, video)
         clip = getattr(agent_cfg, "clip_actions", None)
-        if clip is not None:
+        if clip is not None and inner.action_choices is None:
             env = ActionClip(env, float(clip))
         return cast(VecEnv, env)
 

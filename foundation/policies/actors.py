@@ -101,11 +101,31 @@ class ZeroActor:
 
 
 class RandomActor:
-    """Uniform actions in [-1, 1], from a generator of its own."""
+    """Uniform actions from a generator of its own: indices, or numbers within their bounds.
 
-    def __init__(self, num_actions: int, seed: int, device: str | torch.device = "cpu"):
+    Args:
+        num_actions: Size of an action.
+        seed: Seed of the generator.
+        device: Where it draws.
+        choices: Choices of each action that is an index. None: they are numbers.
+        bounds: Lowest and highest of each number; what is not finite is [-1, 1], and so are all where it is None.
+    """
+
+    def __init__(
+        self,
+        num_actions: int,
+        seed: int,
+        device: str | torch.device = "cpu",
+        choices: Sequence[int] | None = None,
+        bounds: Sequence[tuple[float, float]] | None = None,
+    ):
         self.num_actions = num_actions
         self.generator = torch.Generator(device).manual_seed(seed)
+        self.choices = None if choices is None else torch.tensor(choices, dtype=torch.float32, device=device)
+        ends = torch.tensor([(-1.0, 1.0)] * num_actions if bounds is None else list(bounds), device=device)
+        finite = ends.isfinite().all(dim=-1)
+        self.low = torch.where(finite, ends[:, 0], -1.0)
+        self.width = torch.where(finite, ends[:, 1] - ends[:, 0], 2.0)
 
     def reset(self, dones: torch.Tensor | None = None) -> None:
         """Nothing to forget."""
@@ -113,7 +133,10 @@ class RandomActor:
     def act(self, obs: TensorDict) -> torch.Tensor:
         """Return uniform actions. Shape: (num_envs, num_actions)."""
         shape = (obs.batch_size[0], self.num_actions)
-        return torch.rand(shape, generator=self.generator, device=self.generator.device) * 2.0 - 1.0
+        uniform = torch.rand(shape, generator=self.generator, device=self.generator.device)
+        if self.choices is not None:
+            return (uniform * self.choices).floor().minimum(self.choices - 1.0)
+        return uniform * self.width + self.low
 
 
 class SplitActor:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from tensordict import TensorDict
 
-from foundation.engines.base import VecEnv
+from foundation.engines.base import EnvCapabilities, VecEnv
 from foundation.policies.actors import Actor, RandomActor, SplitActor, ZeroActor
 from foundation.rollout.evaluate import EvaluationResult, evaluate
 
@@ -41,10 +41,11 @@ def measure_baselines(
     Returns:
         ``teacher``, ``zero`` and ``random``.
     """
+    declared = EnvCapabilities.of(env)
     actors: dict[str, Actor] = {
         "teacher": teacher,
         "zero": ZeroActor(env.num_actions),
-        "random": RandomActor(env.num_actions, seed, env.device),
+        "random": RandomActor(env.num_actions, seed, env.device, declared.action_choices, declared.action_range),
     }
     if not shared_rollout or env.num_envs < len(actors) * num_teachers:
         return {

@@ -117,7 +117,7 @@ class LabellingActor:
         return {} if self._index is None else {TEACHER: self._index, BY_TEACHER: self.mixture.teacher_acts}
 
     def _clip(self, label: PolicyOutput) -> PolicyOutput:
-        if self.label_bound is None:
+        if self.label_bound is None or label.logits is not None:  # an index has no bound
             return label
         return label._replace(mean=label.mean.clamp(-self.label_bound, self.label_bound))
 

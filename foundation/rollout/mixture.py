@@ -77,29 +77,39 @@ class PolicyMixture:
         if student is not None and beta < 1.0:
             parts.append(self._student_actions(student))
         actions = parts[0] if len(parts) == 1 else torch.where(self.teacher_acts.unsqueeze(-1), *parts)
+        logits = next((out.logits for out in (label, student) if out is not None and out.logits is not None), None)
         if self.cfg.noise_std > 0.0:
+            _refuse_noise(logits, "noise_std")
             actions = actions + self.cfg.noise_std * self._randn_like(actions)
         if self.cfg.epsilon > 0.0:
-            uniform = torch.rand(actions.shape, generator=self.generator, device=actions.device) * 2.0 - 1.0
+            uniform = torch.rand(actions.shape, generator=self.generator, device=actions.device)
+            if logits is None:
+                uniform = uniform * 2.0 - 1.0
+            else:
+                uniform = (uniform * logits.shape[-1]).floor().clamp_max(logits.shape[-1] - 1)
             explore = torch.rand(len(actions), 1, generator=self.generator, device=actions.device) < self.cfg.epsilon
             actions = torch.where(explore, uniform, actions)
         return actions
 
     def _teacher_actions(self, label: PolicyOutput) -> torch.Tensor:
         actions = label.mean
-        if not self.teacher_deterministic and label.std is not None:
+        if not self.teacher_deterministic and (label.std is not None or label.logits is not None):
             sample = getattr(self.teacher, "sample", None)
-            if sample is None:
-                actions = label.mean + label.std * self._randn_like(actions)
-            else:
+            if sample is not None:
                 actions = sample(label, self.generator)
+            elif label.std is not None:
+                actions = label.mean + label.std * self._randn_like(actions)
         if self.cfg.dart_alpha > 0.0:
+            _refuse_noise(label.logits, "dart_alpha")
             actions = actions + self._randn_like(actions) @ self._noise_root
         return actions
 
     def _student_actions(self, student: PolicyOutput) -> torch.Tensor:
         if self.cfg.student_deterministic:
             return student.mean
+        if student.logits is not None:
+            drawn = torch.multinomial(student.logits.softmax(dim=-1), 1, generator=self.generator)
+            return drawn.to(student.mean.dtype)
         if student.std is None:
             raise UserError(
                 "distill.collection.student_deterministic=false: this student has no standard deviation to explore "
@@ -150,6 +160,14 @@ class PolicyMixture:
             self.teacher_acts.copy_(state["teacher_drives"])
         if "error_moment" in state:
             self._set_moment(state["error_moment"])
+
+
+def _refuse_noise(logits: torch.Tensor | None, name: str) -> None:
+    if logits is not None:
+        raise UserError(
+            f"distill.collection.{name} adds a number to the actions, and these are indices of choices: explore with "
+            "distill.collection.epsilon, the share of steps with a random choice"
+        )
 
 
 def bound_of_labels(cfg: CollectionCfg, bound: float | None) -> float | None:

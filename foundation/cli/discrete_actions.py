@@ -1,0 +1,79 @@
+"""Discrete actions in a run: teacher, student and task have the same choices, and the loss compares choices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from foundation.config.distillation_cfg import DistillationCfg
+from foundation.config.resolve import DEFAULT, Choice
+from foundation.core.errors import UserError
+from foundation.engines.base import EnvCapabilities, VecEnv
+from foundation.students.base import NetworkCfg
+from foundation.teachers import TeacherPolicyWrapper
+from foundation.teachers.ensemble import TeacherEnsemble
+
+LOSS = "kl"
+"""Loss for discrete actions where none was chosen: the best of the three that Rusu et al. (2015) compare."""
+_CONTINUOUS = "mse"
+
+
+def choose_discrete(
+    cfg: DistillationCfg,
+    choices: Mapping[str, Choice],
+    teacher: TeacherPolicyWrapper | TeacherEnsemble,
+    env: VecEnv,
+) -> str:
+    """Fill in the student's choices and a loss, where the actions are discrete and neither was given.
+
+    Args:
+        cfg: Its ``student.num_choices`` and ``loss.name`` are set.
+        choices: Who chose the loss.
+        teacher: The teacher.
+        env: The environment; it declares ``action_choices`` where it takes indices.
+
+    Returns:
+        A line for the console; "" where actions are continuous.
+
+    Raises:
+        UserError: If the teacher's actions are not the task's.
+    """
+    count = check_choices(getattr(teacher, "num_choices", None), env, f"task '{cfg.task}'", "teacher")
+    student = cfg.student
+    if count is None or not isinstance(student, NetworkCfg):
+        return ""
+    if student.num_choices is None:
+        student.num_choices = count
+    if cfg.loss.name == _CONTINUOUS and "loss" in choices and choices["loss"].chosen.startswith(DEFAULT):
+        cfg.loss.name = LOSS
+    return f"Discrete actions: {count} choices, loss {cfg.loss.name}"
+
+
+def check_choices(count: int | None, env: VecEnv, task: str, who: str) -> int | None:
+    """Compare a policy's choices with those of a task.
+
+    Args:
+        count: The policy's choices; None where its actions are continuous.
+        env: The environment. What it does not declare is not checked.
+        task: What the message calls the task.
+        who: What it calls the policy.
+
+    Returns:
+        The choices; None where actions are continuous.
+
+    Raises:
+        UserError: Naming both sides.
+    """
+    declared = EnvCapabilities.of(env)
+    offered = declared.action_choices
+    if offered is None:
+        if count is not None and declared.action_range is not None:
+            raise UserError(f"the {who} chooses one of {count} actions and {task} takes {env.num_actions} numbers")
+        return count
+    if len(offered) != 1:
+        listed = " x ".join(map(str, offered))
+        raise UserError(f"{task} takes {len(offered)} choices at once ({listed}); policies here make one")
+    if count is None:
+        raise UserError(f"the {who}'s actions are continuous and {task} takes one of {offered[0]} actions")
+    if count != offered[0]:
+        raise UserError(f"the {who} chooses one of {count} actions and {task} takes one of {offered[0]}")
+    return count

@@ -1,0 +1,199 @@
+"""Train a teacher for a task with discrete actions by Stable-Baselines3's DQN.
+
+    python scripts/train_dqn.py --task CartPole-v1
+
+The best policy of the evaluations is kept, in logs/sb3/<task>/<time>/: model.zip, which Stable-Baselines3 goes on with,
+and teacher.zip, a quarter of its size, with the Q-network alone and no pickle in it. distillation.py reads either.
+Needs the extra sb3, and the extra gymnasium for tasks that need packages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+import time
+import warnings
+import zipfile
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import gymnasium
+import torch
+from gymnasium import spaces
+
+from foundation.cli.cli_args import resolve_device
+from foundation.cli.command import run_command
+from foundation.cli.parser import ScriptParser
+from foundation.config.validate import MOST_SEED
+from foundation.core.errors import UserError
+from foundation.core.files import atomic_write_bytes
+from foundation.core.registry import note_typed
+from foundation.engines.gymnasium import find_spec
+
+LOG_ROOT = Path("logs/sb3")
+DESCRIBING = ("policy_class", "policy_kwargs", "observation_space", "action_space", "num_timesteps", "gamma", "seed")
+"""Settings of a model that its teacher has too."""
+
+
+@dataclass(frozen=True)
+class DqnCfg:
+    """Settings of DQN, those of Stable-Baselines3 where nothing else is said."""
+
+    total_timesteps: int = 500_000
+    """Env steps of training at most."""
+    net_arch: tuple[int, ...] = (256, 256)
+    """Hidden layers of the Q-network."""
+    eval_freq: int = 10_000
+    """Env steps between two evaluations."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of ``stable_baselines3.DQN``."""
+
+
+def _options(**changed: Any) -> dict[str, Any]:
+    return {"gamma": 0.99, "buffer_size": 100_000, "learning_starts": 1_000, "exploration_final_eps": 0.05} | changed
+
+
+SETTINGS = {
+    "CartPole": DqnCfg(
+        50_000, eval_freq=2_560,
+        options=_options(learning_rate=2.3e-3, batch_size=64, target_update_interval=10, train_freq=256,
+                         gradient_steps=128, exploration_fraction=0.16, exploration_final_eps=0.04),
+    ),
+    "Acrobot": DqnCfg(
+        100_000, eval_freq=5_000,
+        options=_options(learning_rate=6.3e-4, batch_size=128, target_update_interval=250, train_freq=4,
+                         gradient_steps=-1, exploration_fraction=0.12, exploration_final_eps=0.1),
+    ),
+    "LunarLander": DqnCfg(
+        200_000,
+        options=_options(learning_rate=6.3e-4, batch_size=128, target_update_interval=250, train_freq=4,
+                         gradient_steps=-1, exploration_fraction=0.12, exploration_final_eps=0.1),
+    ),
+    "MinAtar": DqnCfg(
+        2_000_000, (512, 256), 50_000,
+        options=_options(learning_rate=2.5e-4, batch_size=64, learning_starts=5_000, target_update_interval=1_000,
+                         train_freq=4, gradient_steps=1, exploration_fraction=0.05, exploration_final_eps=0.1),
+    ),
+}  # fmt: skip
+"""Settings by the beginning of the id: for the first three those that are usual with Stable-Baselines3."""
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = ScriptParser(__doc__)
+    parser.add_argument("--task", required=True, help="gymnasium id with Discrete actions, or module:Id")
+    parser.add_argument("--output", type=Path, help="folder (default: logs/sb3/<task>/<time>)")
+    parser.add_argument("--total_timesteps", type=int, help="env steps at most")
+    parser.add_argument("--net_arch", type=int, nargs="+", help="hidden layers of the Q-network")
+    parser.add_argument(
+        "--target_return", type=float, help="stop at this mean return (default: the registered threshold)"
+    )
+    parser.add_argument("--num_eval_episodes", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    args = parser.read(argv)
+    for name in ("total_timesteps", "num_eval_episodes"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} must be at least 1, it is {value}")
+    if args.net_arch is not None and min(args.net_arch) < 1:
+        raise UserError(f"--net_arch {' '.join(map(str, args.net_arch))}: each size must be at least 1")
+    if not 0 <= args.seed <= MOST_SEED:
+        raise UserError(f"--seed must be between 0 and {MOST_SEED}, got {args.seed}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, and write the teacher."""
+    note_typed(sys.argv if argv is None else argv)
+    args = parse(argv)
+    try:
+        from stable_baselines3 import DQN  # an extra
+        from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnRewardThreshold
+    except ImportError as error:
+        raise UserError("Stable-Baselines3 trains the teacher: pip install -e .[sb3] in the clone's folder") from error
+    try:
+        spec = find_spec(args.task)
+        env, eval_env = gymnasium.make(spec), gymnasium.make(spec)
+    except (UserError, ImportError, gymnasium.error.Error) as error:
+        raise UserError(f"--task {args.task}: {error}") from error
+    if not isinstance(env.action_space, spaces.Discrete):
+        raise UserError(
+            f"--task {args.task}: DQN needs Discrete actions, and these are {type(env.action_space).__name__}"
+        )
+    cfg = settings_for(spec.id, args)
+    folder = args.output or LOG_ROOT / spec.id.replace("/", "-") / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder.mkdir(parents=True, exist_ok=True)
+    device = resolve_device(args.device)
+    kwargs = {"net_arch": list(cfg.net_arch)}
+    warnings.filterwarnings("ignore", module="stable_baselines3")
+    model = DQN("MlpPolicy", env, policy_kwargs=kwargs, seed=args.seed, device=device, **cfg.options)
+    target = args.target_return if args.target_return is not None else spec.reward_threshold
+    stop = None if target is None else StopTrainingOnRewardThreshold(target)
+    judge = EvalCallback(
+        eval_env,
+        n_eval_episodes=args.num_eval_episodes,
+        eval_freq=cfg.eval_freq,
+        best_model_save_path=str(folder),
+        callback_on_new_best=stop,
+        verbose=0,
+    )
+    started = time.perf_counter()
+    print(f"DQN on {spec.id}: at most {cfg.total_timesteps} env steps, until {target or 'then'}; {folder}", flush=True)
+    model.learn(cfg.total_timesteps, callback=judge)
+    best = folder / "best_model.zip"
+    if not best.is_file():
+        raise UserError(f"no evaluation was reached: --total_timesteps must be at least {cfg.eval_freq}")
+    best.replace(folder / "model.zip")
+    write_teacher(folder / "model.zip", folder / "teacher.zip")
+    seconds = time.perf_counter() - started
+    print(f"Mean return {judge.best_mean_reward:.1f} after {model.num_timesteps} env steps, {seconds:.0f} s")
+    print(f"distillation.py --task {args.task} --teacher_checkpoint {folder / 'teacher.zip'}")
+    return 0
+
+
+def settings_for(task: str, args: argparse.Namespace) -> DqnCfg:
+    """Return the settings for an id, with what was typed."""
+    cfg = next((cfg for prefix, cfg in SETTINGS.items() if task.startswith(prefix)), DqnCfg(options=_options()))
+    if args.total_timesteps is not None:
+        cfg = replace(cfg, total_timesteps=args.total_timesteps, eval_freq=min(cfg.eval_freq, args.total_timesteps))
+    return cfg if args.net_arch is None else replace(cfg, net_arch=tuple(args.net_arch))
+
+
+def write_teacher(model: Path, teacher: Path) -> None:
+    """Write a model's Q-network and the plain settings that describe it: no target network, optimiser and pickles."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(model) as source, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as lean:
+        weights = torch.load(io.BytesIO(source.read("policy.pth")), weights_only=True, map_location="cpu")
+        kept = io.BytesIO()
+        torch.save({name: value.clone() for name, value in weights.items() if name.startswith("q_net.")}, kept)
+        lean.writestr("policy.pth", kept.getvalue())
+        lean.writestr("data", json.dumps(plain_settings(json.loads(source.read("data"))), indent=1))
+        lean.writestr("_stable_baselines3_version", source.read("_stable_baselines3_version"))
+    atomic_write_bytes(teacher, out.getvalue())
+
+
+def plain_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what describes the policy, without the pickles and texts of Python objects that lie beside the values."""
+    described = {name: settings[name] for name in DESCRIBING if name in settings}
+    return {name: _plain(value) for name, value in described.items()}
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    kept = {key: entry for key, entry in value.items() if not str(entry).startswith("<function")}
+    named = {key for key in kept if not key.startswith("_")} | {"__module__", "_shape"}
+    return {key: _plain(entry) for key, entry in kept.items() if key in named and key != ":serialized:"}
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
