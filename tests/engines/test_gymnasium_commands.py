@@ -17,7 +17,7 @@ from foundation.config.distillation_cfg import CollectionCfg
 from foundation.core.errors import UserError
 from foundation.policies.actors import RandomActor
 from foundation.policies.output import PolicyOutput
-from foundation.rollout.driver import Driver
+from foundation.rollout.mixture import PolicyMixture
 from foundation.teachers import TeacherPolicyWrapper
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,7 +113,7 @@ def test_exploration_among_choices():
     output = PolicyOutput(logits.argmax(-1, keepdim=True).float(), logits=logits)
 
     def shares(cfg: CollectionCfg) -> torch.Tensor:
-        chosen = Driver(None, cfg, 4000, 1).actions(None, output, 0.0)  # pyright: ignore[reportArgumentType]
+        chosen = PolicyMixture(None, cfg, 4000, 1).actions(None, output, 0.0)  # pyright: ignore[reportArgumentType]
         return torch.bincount(chosen.flatten().long(), minlength=3) / 4000
 
     assert torch.allclose(shares(CollectionCfg(epsilon=0.6)), torch.tensor([0.2, 0.2, 0.6]), atol=0.03)
