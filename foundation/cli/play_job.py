@@ -7,22 +7,22 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
+from tensordict import TensorDict
 
 from foundation.checkpoints.reading.loading import LoadedPolicy
 from foundation.cli.cli_args import CommandParser, Interrupt, parse_command, say_beaten
 from foundation.cli.played_policy import PlayedPolicy
 from foundation.cli.session import Session
 from foundation.cli.teacher_tokens import TEACHER
-from foundation.cli.vehicle_table import vehicle_figures, vehicle_names, vehicle_of, vehicle_table, whole_fleets
 from foundation.config.overrides import Overrides, parse_overrides
 from foundation.config.plain import finite, to_plain
-from foundation.config.validate import read
 from foundation.core.errors import RunInterrupted, UserError, suggest
 from foundation.core.files import atomic_write_bytes
 from foundation.engines import select_engine
@@ -35,7 +35,9 @@ from foundation.engines.base import (
     LaunchRequest,
     VecEnv,
     VideoRequest,
+    count_variants,
 )
+from foundation.evaluation.breakdown import variant_figures, variant_table
 from foundation.evaluation.report_table import evaluation_figures, evaluation_table, inference_seconds
 from foundation.export.on_play import export_played
 from foundation.policies.obs_groups import ObsSelector
@@ -105,7 +107,8 @@ class Job:
         num_envs = args.num_envs
         if num_envs is None and not any(key.endswith("scene.num_envs") for key in typed_keys(self.overrides)):
             configured = engine.num_envs(env_cfg) or args.num_episodes
-            num_envs = whole_fleets(env_cfg, min(args.num_episodes, configured))
+            variants = count_variants(env_cfg)  # all are played, and equally often
+            num_envs = -(-min(args.num_episodes, configured) // variants) * variants
         engine.set_common(env_cfg, num_envs=num_envs, seed=args.seed, device=self.played.device)
         bound = None if self.played.policy is None else self.played.policy.clip_actions
         if bound is not None and getattr(agent_cfg, "clip_actions", bound) is None:
@@ -137,19 +140,20 @@ class Job:
         args, played = self.args, self.played
         actor, selector = played.make_actor(env, self.seed)
         pace = [RealTimePace(env)] if args.real_time else []
-        result = evaluate(env, actor, args.num_episodes, self.seed, pace, poll, teacher_of=vehicle_of(env))
+        declared = EnvCapabilities.of(env)
+        result = evaluate(env, actor, args.num_episodes, self.seed, pace, poll, teacher_of=variant_of(declared))
         figures = evaluation_figures(result) | network_figures(played, env, selector)
-        vehicles = vehicle_figures(result, vehicle_names(read(env.cfg, "vehicles")))
+        kind, units = declared.variant_kind, declared.metric_units
+        variants = variant_figures(result, kind, declared.variant_names, list(units))
         head = [("policy", played.describe())]
         if played.checkpoint is not None:
             head.append(("checkpoint", str(played.checkpoint)))
         head.append(("episodes", f"{figures['num_episodes']} in {env.num_envs} environments, seed {self.seed}"))
-        units = EnvCapabilities.of(env).metric_units
         console = Console(highlight=False)
         console.print(evaluation_table(f"{played.task} ({self.engine.name})", head, figures, units))
-        if vehicles:
-            figures["vehicles"] = vehicles
-            console.print(vehicle_table(vehicles))
+        if variants:
+            figures[f"{kind}s"] = variants
+            console.print(variant_table(variants, kind, units))
         if args.json:
             write_json(Path(args.json), self.origin(env) | figures)
         if played.policy is not None and not args.no_export:
@@ -169,6 +173,14 @@ class Job:
             "num_envs": env.num_envs,
             "seed": self.seed,
         }
+
+
+def variant_of(declared: EnvCapabilities) -> Callable[[TensorDict], torch.Tensor] | None:
+    """Return what tells the variant of each environment, for ``evaluate(teacher_of=)``; None if all are the same."""
+    index = declared.variant_index
+    if not declared.variant_kind or index is None or not bool((index != index[0]).any()):
+        return None
+    return lambda obs: index
 
 
 def network_figures(played: PlayedPolicy, env: VecEnv, selector: ObsSelector | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,6 +97,14 @@ class EnvCapabilities:
     """Observation group -> first of nine columns with the rotation matrix, body to world, row by row."""
     metric_units: Mapping[str, tuple[float, str]] = field(default_factory=dict)
     """Name in ``extras["episode_metrics"]`` -> (factor, unit) by which people are shown it, as ``(100.0, "cm")``."""
+    position_unit: tuple[float, str] = (1.0, "m")
+    """(factor, unit) by which people are shown a position, as ``(100.0, "cm")``."""
+    variant_kind: str = ""
+    """What the environments differ in, such as ``vehicle``: evaluations are broken down by it. "": in nothing."""
+    variant_names: Sequence[str] = ()
+    """Names of the variants."""
+    variant_index: torch.Tensor | None = None
+    """Which variant each environment is. Shape: (num_envs,)."""
     solved_return: float | None = None
     """Mean return from which on the task counts as solved; the teacher's check measures by it."""
     action_choices: tuple[int, ...] | None = None
@@ -127,6 +135,10 @@ class EnvCapabilities:
             position_fields=dict(declared("position_fields") or {}),
             rotation_fields=dict(declared("rotation_fields") or {}),
             metric_units=dict(declared("metric_units") or {}),
+            position_unit=declared("position_unit") or (1.0, "m"),
+            variant_kind=declared("variant_kind") or "",
+            variant_names=tuple(declared("variant_names") or ()),
+            variant_index=declared("variant_index"),
             solved_return=None if solved is None else float(solved),
             action_choices=None if choices is None else tuple(int(count) for count in choices),
             action_range=None if bounds is None else tuple((float(low), float(high)) for low, high in bounds),
@@ -174,6 +186,12 @@ class EnvCfg(Protocol):
     Everything else sets it by :meth:`Engine.set_common` and by overrides, and reads it by name
     (``foundation.config.validate.read``).
     """
+
+
+def count_variants(env_cfg: EnvCfg) -> int:
+    """Return how many variants a config asks for; its class says so in a method ``count_variants`` of its own."""
+    count = getattr(env_cfg, "count_variants", None)
+    return 1 if count is None else max(1, int(count()))
 
 
 class AgentCfg(Protocol):

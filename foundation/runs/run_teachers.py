@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import UserError, suggest
 from foundation.dataset.dataset import DistillationDataset
+from foundation.engines.base import EnvCapabilities, VecEnv
 from foundation.learning.gate import collect_gate_rows, fit_gate, gate_horizon
 from foundation.policies.actors import Actor
 from foundation.policies.obs_groups import ObsSelector
@@ -38,7 +40,7 @@ class RunTeachers:
         student_obs: Selects the student's.
     """
 
-    def __init__(self, teacher: Any, cfg: DistillationCfg, env: Any, base: ObsSelector, student_obs: ObsSelector):
+    def __init__(self, teacher: Any, cfg: DistillationCfg, env: VecEnv, base: ObsSelector, student_obs: ObsSelector):
         self.teacher, self.cfg, self.number = teacher, cfg, int(getattr(teacher, "num_teachers", 1))
         mode = getattr(teacher, "mode", "one")
         self.selector, self.assignment = base, None
@@ -84,7 +86,7 @@ class RunTeachers:
         if leave_out is not None and "features" not in wanted:
             leave_out()
 
-    def fit_gate(self, env: Any, reporter: Reporter, poll: Any) -> None:
+    def fit_gate(self, env: VecEnv, reporter: Reporter, poll: Callable[[], None]) -> None:
         """Learn how much each teacher counts in a state, with ``distill.teacher.combine=gate``."""
         if self.gate is None:
             return
@@ -119,22 +121,23 @@ class RunTeachers:
             self.board.check(self.cfg.teacher.min_return)
         reporter.scalars(self.board.baseline_scalars(), 0)
 
-    def measure_offsets(self, env: Any, teacher: Actor, reporter: Reporter, poll: Any) -> None:
+    def measure_offsets(self, env: VecEnv, teacher: Actor, reporter: Reporter, poll: Callable[[], None]) -> None:
         """Estimate the position offsets, where they are to be corrected."""
         if self.correction is None:
             return
         counts = self.correction.measure(env, teacher, self.teacher_of, self.cfg.seed + OFFSET_SEED, poll)
-        sizes = 100.0 * self.correction.offsets.norm(dim=-1)
+        sizes = self.correction.offsets.norm(dim=-1)
+        factor, unit = EnvCapabilities.of(env).position_unit
         reporter.line(
-            f"Position offset of the teacher{'s' * (len(sizes) > 1)}: {float(sizes.mean()):.2f} cm on average, "
-            f"{float(sizes.max()):.2f} cm at most, from {int(counts.sum())} episodes"
+            f"Position offset of the teacher{'s' * (len(sizes) > 1)}: {factor * float(sizes.mean()):.2f} {unit} on "
+            f"average, {factor * float(sizes.max()):.2f} {unit} at most, from {int(counts.sum())} episodes"
         )
         missing = (counts == 0).nonzero().flatten().tolist()
         if missing:
             names = ["the teacher"] if self.assignment is None else [self.assignment.names[i] for i in missing]
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             reporter.line(f"WARNING: no episode ended by time-out, so that no offset is corrected, with {shown}.")
-        reporter.scalars({"baseline/position_offset": float(sizes.mean()) / 100.0}, 0)
+        reporter.scalars({"baseline/position_offset": float(sizes.mean())}, 0)
 
     def collected(self, epoch: int, beta: float, stats: CollectionStats, dataset: DistillationDataset) -> int:
         """Take an epoch's episodes and choose whose rows are learned from.

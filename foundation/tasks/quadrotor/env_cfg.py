@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from foundation.core.errors import UserError
+from foundation.tasks.quadrotor.sim.vehicles import vehicle_names
 
 
 @dataclass
@@ -142,6 +143,10 @@ class QuadcopterPointCtrlEnvCfg:
     before the first (on the CPU it needs a C++ compiler). The same numbers to float32 rounding."""
     viewer: ViewerCfg = field(default_factory=ViewerCfg)
     """Drawing."""
+
+    def count_variants(self) -> int:
+        """Return how many vehicles there are; 0 for the Crazyflie alone."""
+        return len(vehicle_names(self.vehicles))
 
 
 @dataclass

@@ -37,6 +37,7 @@ from foundation.tasks.quadrotor.env_cfg import InitCfg, ObservationNoiseCfg, Rew
 from foundation.tasks.quadrotor.episode_stats import EpisodeStats
 from foundation.tasks.quadrotor.rotor_wrench import RotorWrench
 from foundation.tasks.quadrotor.settings import assign_vehicles, task_tensors
+from foundation.tasks.quadrotor.sim.vehicles import vehicle_names
 
 _USD = Path(__file__).parents[2] / "assets" / "quadrotor.usda"
 
@@ -106,6 +107,10 @@ class QuadcopterPointCtrlIsaacEnvCfg(DirectRLEnvCfg):
     observation_noise: ObservationNoiseCfg = field(default_factory=ObservationNoiseCfg)
     """Observation noise of the groups that students read (default none)."""
 
+    def count_variants(self) -> int:
+        """Return how many vehicles there are; 0 for the Crazyflie alone."""
+        return len(vehicle_names(self.vehicles))
+
 
 @configclass
 class QuadcopterPointCtrlIsaacEnvCfg_PLAY(QuadcopterPointCtrlIsaacEnvCfg):  # noqa: N801 (Isaac Lab's name for it)
@@ -124,6 +129,8 @@ class QuadcopterPointCtrlIsaacEnv(DirectRLEnv):
     rotation_fields = mdp.ROTATION_FIELDS
     """Observation group -> first column of the rotation matrix, body to world, row by row."""
     metric_units = mdp.METRIC_UNITS
+    position_unit = mdp.POSITION_UNIT
+    variant_kind = "vehicle"
     """Metric of an episode -> (factor, unit) by which people are shown it."""
 
     def __init__(self, cfg: QuadcopterPointCtrlIsaacEnvCfg, render_mode: str | None = None, **kwargs: Any):
@@ -133,6 +140,8 @@ class QuadcopterPointCtrlIsaacEnv(DirectRLEnv):
         self._robot: RigidObject = self.scene["robot"]
         n, device = self.num_envs, self.device
         self.vehicles, self.vehicle_index = assign_vehicles(cfg.vehicles, n, device)
+        self.variant_index = self.vehicle_index
+        self.variant_names = vehicle_names(cfg.vehicles)
         self._rotors = RotorWrench(self.vehicles, cfg.sim.dt)
         self._set_body()
         self._limits, self._ranges, self._weights, self._noise = task_tensors(cfg, self.vehicles)

@@ -31,6 +31,8 @@ ROTATION_FIELDS: dict[str, int] = {"policy": 3, "deployable": 3, "l2f": 3}
 """Where each group has the rotation matrix, body to world, row by row: first column."""
 METRIC_UNITS: dict[str, tuple[float, str]] = {"position_error": (100.0, "cm")}
 """What an episode's metrics, in SI units, are shown in: factor and unit."""
+POSITION_UNIT = (100.0, "cm")
+"""What positions [m] are shown in."""
 
 REWARD_TERMS = ("alive", "position", "orientation", "action_rate", "termination")
 TERMINATION_TERMS = ("position", "velocity", "body_rate")

@@ -27,6 +27,7 @@ from foundation.tasks.quadrotor.sim.quadrotor import (
     QuadrotorDynamics,
 )
 from foundation.tasks.quadrotor.sim.rows import compile_rows
+from foundation.tasks.quadrotor.sim.vehicles import vehicle_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,6 +49,8 @@ class QuadcopterPointCtrlEnv:
     """Observation group -> first column of the rotation matrix, body to world, row by row."""
     metric_units = mdp.METRIC_UNITS
     """Metric of an episode -> (factor, unit) by which people are shown it."""
+    position_unit = mdp.POSITION_UNIT
+    variant_kind = "vehicle"
     metadata = {"render_modes": ["rgb_array"], "render_fps": 100}  # noqa: RUF012 (gymnasium's convention)
 
     def __init__(self, cfg: QuadcopterPointCtrlEnvCfg | None = None, render_mode: str | None = None):
@@ -63,6 +66,8 @@ class QuadcopterPointCtrlEnv:
         self.max_episode_length = max(1, round(cfg.episode_length_s / self.step_dt))
         self._dtype = torch.float32
         self.vehicles, self.vehicle_index = assign_vehicles(cfg.vehicles, self.num_envs, self.device)
+        self.variant_index = self.vehicle_index
+        self.variant_names = vehicle_names(cfg.vehicles)
         self.dynamics = QuadrotorDynamics(self.vehicles, cfg.sim.dt)
         self._disturbed = is_disturbed(self.vehicles)
         self._limits, self._ranges, self._weights, self._noise = task_tensors(cfg, self.vehicles)

@@ -75,6 +75,17 @@ def load_vehicles(paths: str | Path | list[str] | list[Path]) -> VehicleParams:
     return VehicleParams.stack(vehicles)
 
 
+def vehicle_names(paths: str | list[str] | None) -> list[str]:
+    """Name the vehicles of ``env.vehicles`` in their order: files by their stems, sampled ones by their numbers."""
+    names: list[str] = []
+    for entry in [paths] if isinstance(paths, str) else paths or []:
+        if entry.startswith("sampled:"):
+            names += [f"sampled_{index}" for index in range(sampled_number(entry)[0])]
+        else:
+            names += [file.stem for file in vehicle_files(entry)]
+    return names
+
+
 def sampled_number(text: str) -> tuple[int, int]:
     """Parse ``sampled:<n>[:<seed>]``: return the number of vehicles and the seed."""
     parts = text.split(":")[1:]

@@ -1,4 +1,4 @@
-"""Figures by vehicle."""
+"""Figures by variant, such as the vehicle of each environment."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rich.console import Console
+from tensordict import TensorDict
 
 from foundation.cli.command import run_command
-from foundation.cli.vehicle_table import (
-    vehicle_figures,
-    vehicle_names,
-    vehicle_of,
-    vehicle_table,
-    whole_fleets,
-)
+from foundation.cli.play_job import variant_of
+from foundation.engines.base import EnvCapabilities, count_variants
+from foundation.evaluation.breakdown import variant_figures, variant_table
 from foundation.rollout.evaluate import EvaluationResult
 from foundation.rsl_rl import play
-from foundation.tasks.quadrotor.sim.vehicles import sample_vehicles, to_dict
+from foundation.tasks.quadrotor.env_cfg import QuadcopterPointCtrlEnvCfg
+from foundation.tasks.quadrotor.sim.vehicles import sample_vehicles, to_dict, vehicle_names
 
 TASK = "Isaac-Quadcopter-Point-Ctrl-v0"
 
@@ -33,15 +31,16 @@ def test_episodes_are_sorted_by_vehicle():
         metrics={"position_error": torch.tensor([0.1, 0.2, 0.3, 0.5])},
         teacher=torch.tensor([1, 0, 0, 1]),
     )
-    zero, one = vehicle_figures(result, ["a", "b"])
+    zero, one = variant_figures(result, "vehicle", ["a", "b"], ["position_error"])
     assert zero == {"vehicle": "a", "episodes": 2, "return": 25.0, "success_rate": 0.0, "position_error": None}
     assert one["return"] == 30.0
     assert one["success_rate"] == 1.0
     assert one["position_error"] == pytest.approx(0.3)
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(vehicle_table([one, zero]))
+    console.print(variant_table([one, zero], "vehicle", {"position_error": (100.0, "cm")}))
     text = console.export_text()
     assert text.index("│ a ") < text.index("│ b "), "the worst comes first"
+    assert "error [cm]" in text and " 30.00 " in text
 
 
 def test_names_and_numbers_of_vehicles(tmp_path):
@@ -50,16 +49,20 @@ def test_names_and_numbers_of_vehicles(tmp_path):
         (tmp_path / f"{name}.json").write_text("{}")
     assert vehicle_names([str(tmp_path), "sampled:2:7"]) == ["a", "b", "sampled_0", "sampled_1"]
     assert vehicle_names(None) == []
-    assert whole_fleets(SimpleNamespace(vehicles=[str(tmp_path), "sampled:2"]), 5) == 8
-    assert whole_fleets(SimpleNamespace(vehicles=None), 5) == 5
-    assert whole_fleets(SimpleNamespace(), 5) == 5
+    assert count_variants(QuadcopterPointCtrlEnvCfg(vehicles=[str(tmp_path), "sampled:2"])) == 4
+    assert count_variants(QuadcopterPointCtrlEnvCfg()) == 1
+    assert count_variants(SimpleNamespace()) == 1
 
 
-def test_one_vehicle_needs_no_table():
-    """Environments that all fly the same, or that know no vehicles, have no figures by vehicle."""
-    same = SimpleNamespace(vehicle_index=torch.zeros(4))
-    assert vehicle_of(same) is None
-    assert vehicle_of(SimpleNamespace()) is None
+def test_one_variant_needs_no_table():
+    """Environments that are all the same, or declare no variants, have no figures by variant."""
+    index = torch.tensor([0, 1])
+    assert variant_of(EnvCapabilities()) is None
+    assert variant_of(EnvCapabilities(variant_kind="vehicle", variant_index=torch.zeros(4))) is None
+    told = variant_of(EnvCapabilities(variant_kind="vehicle", variant_index=index))
+    assert told is not None and told(TensorDict({})) is index
+    result = EvaluationResult(torch.ones(2), torch.ones(2), None, {})
+    assert variant_figures(result, "", [], []) == []
 
 
 @pytest.mark.parametrize("engine", ["torch", pytest.param("l2f", marks=pytest.mark.l2f)])
