@@ -28,6 +28,7 @@ from foundation.export.bundle import Bundle
 from foundation.export.c_source import c_name, to_c
 from foundation.export.deploy_yaml import deploy_values, to_deploy_yaml
 from foundation.export.onnx_file import write_onnx
+from foundation.export.px4 import ArchivedPolicy, read_px4, write_px4
 from foundation.export.rl_tools import write_rl_tools
 from foundation.export.rsl_rl import write_rsl_rl
 from foundation.export.torchscript import write_torchscript
@@ -219,6 +220,21 @@ def _check_rl_tools(bundle: Bundle, folder: Path, files: list[str]) -> Check:
     return Check("foundation's reader", _read_back(bundle, folder / files[0]))
 
 
+def _write_px4(bundle: Bundle, folder: Path) -> list[str]:
+    file = f"{bundle.description.name}.tar"
+    with (folder / file).open("wb") as stream:
+        write_px4(stream, bundle.program, bundle.golden, bundle.description.name)
+    return [file]
+
+
+def _check_px4(bundle: Bundle, folder: Path, files: list[str]) -> Check:
+    """Act by the weights that are in the archive."""
+    read = read_px4(folder / files[0])
+    replay = ArchivedPolicy(read, bundle.description.action_clip)
+    difference = _small(bundle.golden.difference(replay), bundle.golden, files[0])
+    return Check("the tensors read back from the archive", difference)
+
+
 class _Network:
     """A policy that was read back, as what a golden sequence is replayed by."""
 
@@ -259,6 +275,7 @@ FORMATS: Mapping[str, Format] = {
     "so": Format("foundation.deploy and whoever loads a shared library", _write_so, _check_so),
     "yaml": Format("controllers: deploy.yaml with names, sizes, units, rates", _write_yaml, _check_yaml),
     "rsl_rl": Format("RSL-RL 5's runner and Isaac Lab's play.py", _write_rsl_rl, _check_rsl_rl),
+    "px4": Format("PX4's mc_raptor: raptor/policy.tar on the SD card", _write_px4, _check_px4),
     "rl_tools": Format("rl-tools and foundation-policy: HDF5", _write_rl_tools, _check_rl_tools),
 }  # fmt: skip
 """Every format by the name that the user types."""

@@ -34,7 +34,7 @@ def write_rl_tools(path: Path, program: Program, golden: Golden, name: str) -> N
         import h5py  # an optional package
     except ImportError:
         raise UserError("HDF5 files are written by the package h5py: pip install -e '.[raptor]'") from None
-    layers = _chain(program)
+    layers = layer_chain(program)
     steps = golden.obs[:, :2]
     with h5py.File(path, "w") as file:
         actor = file.create_group("actor")
@@ -47,14 +47,14 @@ def write_rl_tools(path: Path, program: Program, golden: Golden, name: str) -> N
             layer.attrs["type"] = "gru" if operation.kind == "recurrent" else "dense"
             if operation.kind == "dense":
                 layer.attrs["activation_function"] = activation
-            for key, values in _parameters(operation).items():
+            for key, values in layer_parameters(operation).items():
                 layer.create_group(key)["parameters"] = values
         example = file.create_group("example")
         example["input"] = steps
-        example["output"] = _example(program, steps)
+        example["output"] = example_actions(program, steps)
 
 
-def _chain(program: Program) -> list[tuple[Operation, str]]:
+def layer_chain(program: Program) -> list[tuple[Operation, str]]:
     """Return the layers with the activation after each; everything else is folded into them, or refused."""
     layers: list[tuple[Operation, str]] = []
     before: Operation | None = None  # a normaliser that the next layer takes in
@@ -110,7 +110,8 @@ def _folded(operation: Operation, normalizer: Operation | None) -> Operation:
     )
 
 
-def _parameters(operation: Operation) -> dict[str, FloatArray]:
+def layer_parameters(operation: Operation) -> dict[str, FloatArray]:
+    """Return a layer's arrays under rl-tools' names."""
     arrays = operation.arrays
     if operation.kind == "dense":
         return {"weights": arrays["weight"], "biases": arrays["bias"][None]}
@@ -124,7 +125,7 @@ def _parameters(operation: Operation) -> dict[str, FloatArray]:
     }
 
 
-def _example(program: Program, obs: FloatArray) -> FloatArray:
+def example_actions(program: Program, obs: FloatArray) -> FloatArray:
     """Return the actions of one episode in each environment, without the bound that rl-tools does not know."""
     last = program.operations[-1]
     if last.kind == "clamp" and last.name == program.output:

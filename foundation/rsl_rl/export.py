@@ -34,8 +34,8 @@ def build_parser() -> CommandParser:
         prog=command_name("export.py"), description="Write a trained policy in formats for robots, checked."
     )
     parser.epilog = (
-        "Formats: onnx, torchscript, npz (NumPy), c (C99), so (shared library), yaml (deploy.yaml), rsl_rl, rl_tools "
-        f"(HDF5). Further arguments are those that {command_name('distillation.py')} takes about its teacher, such as "
+        "Formats: onnx, torchscript, npz (NumPy), c (C99), so (shared library), yaml (deploy.yaml), rsl_rl, px4 (the SD "
+        f"card's archive), rl_tools (HDF5). Further arguments are those that {command_name('distillation.py')} takes about its teacher, such as "
         "distill.teacher.activation=relu."
     )
     flag = parser.add_argument

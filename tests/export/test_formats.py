@@ -332,4 +332,4 @@ def test_every_layer_can_be_written():
 
 def test_every_format_is_tested_here():
     """No format is without its test."""
-    assert set(FORMATS) == {"onnx", "torchscript", "npz", "c", "so", "yaml", "rsl_rl", "rl_tools"}
+    assert set(FORMATS) == {"onnx", "torchscript", "npz", "c", "so", "yaml", "rsl_rl", "rl_tools", "px4"}
