@@ -33,10 +33,12 @@ def build_parser() -> CommandParser:
     parser = CommandParser(
         prog=command_name("export.py"), description="Write a trained policy in formats for robots, checked."
     )
+    taken = (
+        f"those that {command_name('distillation.py')} takes about its teacher, such as distill.teacher.activation=relu"
+    )
     parser.epilog = (
-        "Formats: onnx, torchscript, npz (NumPy), c (C99), so (shared library), yaml (deploy.yaml), rsl_rl, px4 (the SD "
-        f"card's archive), rl_tools (HDF5). Further arguments are those that {command_name('distillation.py')} takes about its teacher, such as "
-        "distill.teacher.activation=relu."
+        "Formats: onnx, torchscript, npz (NumPy), c (C99), so (shared library), yaml (deploy.yaml), rsl_rl, px4 (the "
+        f"archive of mc_raptor), rl_tools (HDF5). Further arguments are {taken}."
     )
     flag = parser.add_argument
     flag("--checkpoint", metavar="FILE", help="a checkpoint or an exported policy, of any known format")
