@@ -65,7 +65,8 @@ def groups_line(cfg: DistillationCfg, obs: TensorDict) -> str:
         cfg: With the teacher's groups chosen.
         obs: Observations of the environment, by group.
     """
-    groups, columns = cfg.teacher.obs_groups or ["policy"], cfg.teacher.obs_slice
+    groups = cfg.teacher.obs_groups or ["policy"]
+    columns = cfg.teacher.obs_slice
     offered = {str(name): math.prod(obs[name].shape[1:]) for name in obs.keys()}  # noqa: SIM118  # a TensorDict's
     sizes = [f"{group} {offered.get(group, '(not there)')}" for group in groups]
     of_these = "" if columns is None else f", columns {columns[0]} to {columns[1] - 1}"

@@ -267,7 +267,7 @@ def positive_int(text: str) -> int:
 def seed(text: str) -> int:
     """Read a seed."""
     if not 0 <= (value := whole(text)) <= MOST_SEED:
-        raise argparse.ArgumentTypeError(f"{value} is no seed: it must be at least 0 and at most {MOST_SEED}")
+        raise argparse.ArgumentTypeError(f"must be between 0 and {MOST_SEED}, got {value}")
     return value
 
 

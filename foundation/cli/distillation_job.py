@@ -90,7 +90,8 @@ class Job:
         Args:
             teacher: One teacher, or many, to whose number the environments are fitted.
         """
-        cfg, args = self.cfg, self.args
+        cfg = self.cfg
+        args = self.args
 
         def configure(env_cfg: EnvCfg, agent_cfg: AgentCfg) -> None:
             self.configure(env_cfg, agent_cfg)
@@ -142,7 +143,8 @@ class Job:
         self, run: RunDir, session: Session, teacher: Teacher, checkpoint: RunCheckpoint[RunState] | None
     ) -> Callable[[MetricsWriter, Callable[[], str]], DistillationRunner]:
         """Make the environment; return what builds the runner in it, resumed where there is a checkpoint."""
-        cfg, args = self.cfg, self.args
+        cfg = self.cfg
+        args = self.args
         video = None
         if args.video:
             taken = 0 if checkpoint is None or checkpoint.state is None else checkpoint.state.steps_taken

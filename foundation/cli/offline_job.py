@@ -23,7 +23,8 @@ logger = logging.getLogger("foundation.distillation")
 def run_offline(request: Request) -> int:
     """Learn from a saved dataset, without a simulator and without a teacher; return the exit code."""
     parse_command(request.parser, request.argv)  # no engine adds flags: what is unknown is so now
-    cfg, resumed = request.cfg, request.resumed
+    cfg = request.cfg
+    resumed = request.resumed
     refuse_simulator(request.args, request.overrides, cfg)
     say_beaten(request.args, request.overrides)
     logger.info("%s", request.resolved.choices_line())

@@ -101,7 +101,8 @@ class Job:
 
     def configure(self, env_cfg: EnvCfg, agent_cfg: AgentCfg) -> None:
         """Apply overrides and flags; without either there are as many environments as episodes, or fewer."""
-        args, engine = self.args, self.engine
+        args = self.args
+        engine = self.engine
         say_beaten(args, self.overrides)
         self.overrides.configure(env_cfg, agent_cfg)
         num_envs = args.num_envs
@@ -137,13 +138,15 @@ class Job:
             if interrupt.interrupted():
                 raise RunInterrupted
 
-        args, played = self.args, self.played
+        args = self.args
+        played = self.played
         actor, selector = played.make_actor(env, self.seed)
         pace = [RealTimePace(env)] if args.real_time else []
         declared = EnvCapabilities.of(env)
         result = evaluate(env, actor, args.num_episodes, self.seed, pace, poll, teacher_of=variant_of(declared))
         figures = evaluation_figures(result) | network_figures(played, env, selector)
-        kind, units = declared.variant_kind, declared.metric_units
+        kind = declared.variant_kind
+        units = declared.metric_units
         variants = variant_figures(result, kind, declared.variant_names, list(units))
         head = [("policy", played.describe())]
         if played.checkpoint is not None:

@@ -31,8 +31,12 @@ _BY_NAME = ("student", "loss")
 """Groups whose choices need no file: any student and any loss may be chosen by its own name."""
 CHOSEN = ("student", "loss", "schedule", "dataset")
 """Groups that every run has a choice of."""
-DEFAULT, _TYPED, _RESUMED = "default", "typed", "the resumed run"
-_ONLY_CHOICES, _NOTHING, _OWN = "foundation_only_choices", "foundation_nothing", "foundation_own"
+DEFAULT = "default"
+_TYPED = "typed"
+_RESUMED = "the resumed run"
+_ONLY_CHOICES = "foundation_only_choices"
+_NOTHING = "foundation_nothing"
+_OWN = "foundation_own"
 _SCHEDULE_KEYS = ("collection.beta", "epoch_teacher_forcing", "collection.teacher_student_mix")
 
 
@@ -169,7 +173,8 @@ def resolve(
     cfg = DistillationCfg(student=student_cfg_class(stack.student)())
     stack.leave_out_foreign(key_names(cfg.student))
     stack.interpolate(cfg)
-    env, agent = {}, {}
+    env = {}
+    agent = {}
     for layer in stack.layers:
         values = dict(layer.values)
         _merge(env, values.pop("env", None) or {})
@@ -376,7 +381,8 @@ def _split_groups(overrides: Overrides) -> tuple[dict[str, str | None], dict[str
         elif group == "task":
             named["task"] = name
         elif group in _BY_NAME:
-            groups[group], named[group] = None, name
+            groups[group] = None
+            named[group] = name
     return groups, named
 
 

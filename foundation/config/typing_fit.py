@@ -89,7 +89,8 @@ def describe(hint: Any) -> str:
         return " | ".join(repr(a) for a in get_args(hint))
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return " | ".join(repr(m.name) for m in hint)
-    origin, args = get_origin(hint) or hint, get_args(hint)
+    origin = get_origin(hint) or hint
+    args = get_args(hint)
     if origin is tuple and args and args[-1] is not Ellipsis:
         return f"a list of {len(args)}: {', '.join(describe(a) for a in args)}"
     if origin in (list, tuple, set) and args:
@@ -129,7 +130,8 @@ def read_fields(cls: type, values: Mapping[Any, Any], where: str, leave: Contain
     Raises:
         UserError: Naming the first field that is missing or of another type.
     """
-    hints, found = field_hints(cls), {}
+    hints = field_hints(cls)
+    found = {}
     for field in dataclasses.fields(cls):
         if field.name in leave:
             continue
@@ -157,7 +159,8 @@ def _fit_one(value: Any, hint: Any) -> Any:
         return _not_nan(value)
     if hint is None or hint is type(None):
         return _need(value is None, value, hint)
-    origin, args = get_origin(hint) or hint, get_args(hint)
+    origin = get_origin(hint) or hint
+    args = get_args(hint)
     if origin is typing.Literal:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and str(value) in args:
             return str(value)

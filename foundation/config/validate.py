@@ -203,7 +203,9 @@ def _get(cfg: Any, path: str) -> Any:
 
 
 def _fail(path: str, value: Any, expected: str) -> None:
-    shown = f"{value:g}" if isinstance(value, float) else value if isinstance(value, int) else repr(value)
+    shown = repr(value)
+    if isinstance(value, float):
+        shown = f"{value:g}"
     raise UserError(f"{label(path)} is {shown}: it must be {expected}")
 
 
@@ -216,7 +218,8 @@ def _check(cfg: Any, path: str, ok: Any, expected: str) -> None:
 def _check_choices(cfg: Any, path: str = "") -> None:
     """Check every field that has a fixed set of values, also of a config that was made in code."""
     for own in fields(cfg):
-        value, full = getattr(cfg, own.name), f"{path}{own.name}"
+        value = getattr(cfg, own.name)
+        full = f"{path}{own.name}"
         valid = choices_of(field_hints(type(cfg)).get(own.name, Any))
         if valid and value is not None:
             _check_name(full, value, valid)
@@ -238,7 +241,8 @@ def check_device(device: str | None, path: str = "device") -> None:
 
 def _check_groups(cfg: DistillationCfg) -> None:
     for who in ("teacher", "student"):
-        groups, columns = _get(cfg, f"{who}.obs_groups"), _get(cfg, f"{who}.obs_slice")
+        groups = _get(cfg, f"{who}.obs_groups")
+        columns = _get(cfg, f"{who}.obs_slice")
         if groups is not None and not groups:
             _fail(f"{who}.obs_groups", groups, "a list with at least one observation group")
         if columns is not None and not (len(columns) == 2 and 0 <= columns[0] < columns[1]):

@@ -151,7 +151,8 @@ class Runner(ABC, Generic[Collected]):
         Returns:
             Plain tensors and values, for ``torch.load(weights_only=True)``.
         """
-        policy, obs = self.learner.policy, self.student_obs
+        policy = self.learner.policy
+        obs = self.student_obs
         return {
             "epoch": epoch + 1,
             "model_state_dict": {name: tensor.detach().clone() for name, tensor in policy.state_dict().items()},

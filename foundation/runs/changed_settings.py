@@ -44,9 +44,11 @@ def changed_settings(
 
 
 def _changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    before, after = _flat(was), _flat(now)
+    before = _flat(was)
+    after = _flat(now)
     for path in dict.fromkeys([*before, *after]):
-        old, new = before.get(path, _ABSENT), after.get(path, _ABSENT)
+        old = before.get(path, _ABSENT)
+        new = after.get(path, _ABSENT)
         # A field that this version of the package has added was not there, and has its default.
         if old is _ABSENT or _same(old, new) or path.rpartition(".")[2] in _OF_A_PROCESS:
             continue

@@ -1,4 +1,4 @@
-"""What a run gets from the process that it runs in, and the seeds that are made of its own."""
+"""The context of a run: configuration, folder, device, rank, seeds, console and stop signal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Interrupted = Callable[[], str | None]
 
 @dataclass
 class RunContext:
-    """Configuration, folder, device, rank, seeds, console and stop signal of a run in this process."""
+    """Everything that a run gets from the process that it runs in."""
 
     cfg: DistillationCfg
     """The run's configuration, observation groups resolved."""

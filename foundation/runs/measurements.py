@@ -86,7 +86,8 @@ class Measurements:
 
     def measure_baselines(self, stopwatch: Stopwatch) -> None:
         """Measure the teacher beside zero and random actions, and what many teachers need before the first epoch."""
-        context, teachers = self.context, self.teachers
+        context = self.context
+        teachers = self.teachers
         actor = PolicyActor(self.teacher, self.teacher_obs)
         with stopwatch.stage("baselines"):
             teachers.fit_gate(self.env(), context.reporter, context.poll)
@@ -163,7 +164,9 @@ class Measurements:
         Returns:
             Plain values for ``summary.json``.
         """
-        cfg, context, teachers = self.cfg, self.context, self.teachers
+        cfg = self.cfg
+        context = self.context
+        teachers = self.teachers
         episodes = cfg.final_eval_episodes if self.has_own_env else cfg.num_eval_episodes
         context.reporter.last_measurement(episodes, cheap=self.has_own_env)
         env = self.env(episodes)

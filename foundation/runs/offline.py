@@ -109,7 +109,9 @@ class OfflineRunner(Runner[None]):
         needed = {name for spec, _ in self.learner.terms for name in spec.teacher}
         with self.stopwatch.stage("loading"):
             data = load_offline(self.cfg, self.saved, needed, self.learner.target_fields(), self.sequence_length)
-        self.episodes, self.episodes_left_out, self.filtered = data.num_episodes, data.num_left_out, data.filtered
+        self.episodes = data.num_episodes
+        self.episodes_left_out = data.num_left_out
+        self.filtered = data.filtered
         return data.train, data.held_out
 
     @torch.no_grad()
@@ -128,7 +130,8 @@ class OfflineRunner(Runner[None]):
         self.early_stopping.see(epoch, -measured["held_out_loss"])
         if measured["held_out_loss"] >= self.best_loss:
             return
-        self.best_loss, self.best = measured["held_out_loss"], measured
+        self.best_loss = measured["held_out_loss"]
+        self.best = measured
         self.save_best(epoch, measured)
 
     def student_checkpoint(self, epoch: int, evaluation: dict[str, float] | None = None) -> dict[str, Any]:
@@ -152,7 +155,8 @@ class OfflineRunner(Runner[None]):
 
     def begin(self) -> None:
         """Show what is about to run, and save, so that it can be resumed from here on."""
-        layout, size = self.saved.layout, self.train.num_bytes + self.held_out.num_bytes
+        layout = self.saved.layout
+        size = self.train.num_bytes + self.held_out.num_bytes
         self.reporter.line(
             f"Student: {self.cfg.student.name}, obs={layout.num_obs} ({', '.join(layout.obs_groups)}), "
             f"actions={layout.targets['mean']}, {self.num_parameters} parameters"
@@ -231,5 +235,7 @@ def open_for(cfg: DistillationCfg) -> SavedDataset:
             raise UserError(
                 f"the dataset '{saved.path}' has {name} {found}, not {value}: leave it out, or take another"
             )
-    cfg.task, cfg.student.obs_groups, cfg.student.obs_slice = layout.task, layout.obs_groups, layout.obs_slice
+    cfg.task = layout.task
+    cfg.student.obs_groups = layout.obs_groups
+    cfg.student.obs_slice = layout.obs_slice
     return saved

@@ -1,4 +1,4 @@
-"""What a run tells its user: console lines, a progress bar, and scalars for TensorBoard."""
+"""Console lines, a progress bar, and scalars for TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.learning.learner import LearningStats
+from foundation.runs.metrics_writer import MetricsWriter
 
 if TYPE_CHECKING:  # a run from a dataset alone needs no environments
     from foundation.rollout.episodes import CollectionStats
@@ -34,7 +35,8 @@ class Clock:
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic):
-        self._now, self._begun = now, now()
+        self._now = now
+        self._begun = now()
         self._ends = [self._begun]
         self._said = self._begun
         self.closing = 0.0
@@ -82,12 +84,13 @@ class Reporter:
         console: Where lines go; standard output by default.
     """
 
-    def __init__(self, cfg: DistillationCfg, writer: Any = None, console: Console | None = None):
-        self.cfg, self.writer = cfg, writer
+    def __init__(self, cfg: DistillationCfg, writer: MetricsWriter | None = None, console: Console | None = None):
+        self.cfg = cfg
+        self.writer = writer
         self.console = console or _Console(highlight=False, soft_wrap=True)
         self.clock = Clock()
         self._progress: Progress | None = None
-        self._task: Any = None
+        self._task = TaskID(0)
         self._teacher = math.nan
         self._few_updates_told = False
         self._evaluations: list[float] = []
@@ -101,7 +104,8 @@ class Reporter:
         """Show what the teacher scores, beside zero and random actions."""
         for name, summary in baselines.items():
             label = {"teacher": "Teacher", "zero": "Zero actions", "random": "Random actions"}.get(name, name)
-            mean, std = summary["mean_return"], summary["std_return"]
+            mean = summary["mean_return"]
+            std = summary["std_return"]
             self.line(f"{label} - Mean return: {mean:.2f} ± {std:.2f}{_success(summary)}")
         if "success_rate" not in baselines["teacher"]:
             self.line(
@@ -205,7 +209,8 @@ class Reporter:
         scalars["data_collection/beta"] = beta
         returns = collected.unbiased(collected.returns)
         if len(returns):
-            mean, std = float(returns.mean()), float(returns.std(correction=0))
+            mean = float(returns.mean())
+            std = float(returns.std(correction=0))
             parts.append(f"Data collection - Mean return: {mean:.2f} ± {std:.2f}")
             scalars |= {"data_collection/mean_return": mean, "data_collection/std_return": std}
             scalars["data_collection/mean_length"] = float(collected.unbiased(collected.lengths).mean())
@@ -231,7 +236,7 @@ class Reporter:
         self.epoch_line(epoch + 1, parts, evaluation is not None)
 
     def _warn_of_few_updates(self, num_updates: int) -> None:
-        """Say once that an epoch learns next to nothing: the usual slip with a student that has memory."""
+        """Warn once if an epoch makes fewer than ``FEW_UPDATES`` updates, as with a large batch of sequences."""
         if num_updates >= FEW_UPDATES or self._few_updates_told:
             return
         self._few_updates_told = True
@@ -264,7 +269,8 @@ class Reporter:
 
     def end(self, summary: dict[str, Any]) -> None:
         """Show what the run reached."""
-        student, teacher = summary["student"], summary["teacher"]
+        student = summary["student"]
+        teacher = summary["teacher"]
         if summary["stopped_early"]:
             self.line(
                 f"Stopped early after epoch {summary['epochs']} of {self.cfg.n_epochs}: no evaluation was better "

@@ -1,4 +1,4 @@
-"""What a run goes on from: the entries of its checkpoints, read by their types and written as plain values."""
+"""The state that a run is resumed from: entries of its checkpoints, read by their types, written as plain values."""
 
 from __future__ import annotations
 

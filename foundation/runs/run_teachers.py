@@ -1,4 +1,4 @@
-"""What a run does differently when it has many teachers; with one teacher, next to nothing."""
+"""Many teachers in a run: assignment to environments, selection, position offsets, and metrics per teacher."""
 
 from __future__ import annotations
 
@@ -41,9 +41,12 @@ class RunTeachers:
     """
 
     def __init__(self, teacher: Any, cfg: DistillationCfg, env: VecEnv, base: ObsSelector, student_obs: ObsSelector):
-        self.teacher, self.cfg, self.number = teacher, cfg, int(getattr(teacher, "num_teachers", 1))
+        self.teacher = teacher
+        self.cfg = cfg
+        self.number = int(getattr(teacher, "num_teachers", 1))
         mode = getattr(teacher, "mode", "one")
-        self.selector, self.assignment = base, None
+        self.selector = base
+        self.assignment = None
         if mode == "expert":
             choose = make_choice(cfg.teacher.expert or "", env.get_observations())
             self.assignment = TeacherAssignment(teacher.names, choose, f"distill.teacher.expert={cfg.teacher.expert}")
@@ -55,9 +58,9 @@ class RunTeachers:
                 raise UserError(f"--num_envs {env.num_envs} must be a multiple of the {self.number} teachers.")
             self.assignment = TeacherAssignment(teacher.names)
         if self.assignment is None and cfg.teacher.num_active is not None:
-            raise UserError("--num_active_teachers wants several teachers, each with its own environments.")
+            raise UserError("--num_active_teachers needs several teachers, each with its own environments.")
         self.weights = teacher_weights(cfg.teacher.weights, self.assignment)
-        """How often each teacher's rows are drawn, (num_teachers,); None where all alike."""
+        """Sampling weight of each teacher's transitions. Shape: (num_teachers,); None where all are alike."""
         self.teacher_of = None if self.assignment is None else self.assignment.index
         """Maps observations to each environment's teacher, (num_envs,); None where all have the same."""
         self.board = None if self.assignment is None else TeacherBoard(teacher.names)
@@ -90,7 +93,9 @@ class RunTeachers:
         """Learn how much each teacher counts in a state, with ``distill.teacher.combine=gate``."""
         if self.gate is None:
             return
-        seed, cfg, names = self.cfg.seed + GATE_SEED, self.cfg.teacher.gate, self.teacher.names
+        seed = self.cfg.seed + GATE_SEED
+        cfg = self.cfg.teacher.gate
+        names = self.teacher.names
         rows = collect_gate_rows(env, self.teacher, self.selector, cfg, seed, poll)
         fitted, explained = fit_gate(rows, names, cfg, seed, poll)
         self.gate.load_state_dict(fitted.state_dict())
@@ -140,7 +145,7 @@ class RunTeachers:
         reporter.scalars({"baseline/position_offset": float(sizes.mean())}, 0)
 
     def collected(self, epoch: int, beta: float, stats: CollectionStats, dataset: DistillationDataset) -> int:
-        """Take an epoch's episodes and choose whose rows are learned from.
+        """Take an epoch's episodes and choose the teachers whose transitions are learned from.
 
         Args:
             epoch: Counted from 0.
@@ -151,7 +156,8 @@ class RunTeachers:
         Returns:
             Rows that were collected to be learned from, each as often as it counts.
         """
-        teacher, drove = stats.teacher, stats.metrics.pop(BY_TEACHER, None)
+        teacher = stats.teacher
+        drove = stats.metrics.pop(BY_TEACHER, None)
         if self.board is None or teacher is None or drove is None:
             return stats.env_steps
         own = ~drove.bool() if beta < 1.0 else torch.ones_like(drove, dtype=torch.bool)
@@ -164,7 +170,7 @@ class RunTeachers:
         return stats.env_steps * int(times.sum()) // self.number
 
     def _times(self, board: TeacherBoard, beta: float, epoch: int) -> torch.Tensor | None:
-        """Say how often an epoch's rows of each teacher are drawn, (num_teachers,); None: all alike."""
+        """Return the oversampling factor of each teacher in an epoch, (num_teachers,); None: all are alike."""
         cfg = self.cfg.teacher
         if beta == 1.0 or cfg.num_active is None:
             return self.weights
@@ -209,7 +215,8 @@ class RunTeachers:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; rows and figures go by the teachers' numbers."""
-        names, own = state.get("names"), list(getattr(self.teacher, "names", []))
+        names = state.get("names")
+        own = list(getattr(self.teacher, "names", []))
         if names is not None and names != own:
             raise UserError(
                 f"The run had other teachers, or in another order: {_few(names)}, now {_few(own)}: give the same."

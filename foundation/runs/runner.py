@@ -117,7 +117,8 @@ class DistillationRunner(Runner[Collection]):
     # -- construction -------------------------------------------------------------------------------------------
 
     def _select_observations(self) -> None:
-        teacher, student = self.cfg.teacher, self.cfg.student
+        teacher = self.cfg.teacher
+        student = self.cfg.student
         obs = self.env.get_observations()
         base = teacher_selector(self.teacher, obs, teacher.obs_groups, teacher.obs_slice)
         base.check(obs, "teacher", self.teacher.num_obs)
@@ -133,7 +134,8 @@ class DistillationRunner(Runner[Collection]):
 
     def _make_dataset(self) -> None:
         """Build the dataset, with the transitions that it begins with, and what saves and filters its episodes."""
-        student, env = self.student, self.env
+        student = self.student
+        env = self.env
         describe = getattr(self.teacher, "describe", None)
         memory = student.initial_state(1, env.device) if student.state_size else None
         data = CollectedData(

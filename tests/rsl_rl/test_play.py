@@ -213,7 +213,7 @@ def test_real_time_takes_as_long_as_the_flight():
         (["--checkpoint", STUDENT, "--device", "cuda:99"], "use --device cpu"),
         (["--checkpoint", STUDENT, "--device", "cup"], "--device is 'cup': it must be auto, cpu"),
         (["--checkpoint", STUDENT, "--device", "cuda:first"], "--device is 'cuda:first'"),
-        (["--checkpoint", STUDENT, "--seed", str(2**32)], "--seed: 4294967296 is no seed"),
+        (["--checkpoint", STUDENT, "--seed", str(2**32)], "--seed: must be between 0 and 4294967295, got 4294967296"),
         (["--checkpoint", STUDENT, "env.vehicles=sampled:many"], "'sampled:many' is not sampled:<number>"),
         (["--checkpoint", STUDENT, "--engine", "torhc"], "Did you mean 'torch'"),
         (["--agent", "zeros", "--task", TASK], "Did you mean 'zero'"),

@@ -353,7 +353,7 @@ def test_a_seed_that_is_none_begins_nothing(folder, capsys):
     """The folder would be of this seed, and the right one would be other settings."""
     assert raptor_pipeline.main(["2", "--seed", "-5"]) == 2
     error = capsys.readouterr().err
-    assert "-5 is no seed" in error and len(error.splitlines()) == 1
+    assert "must be between 0 and 4294967295, got -5" in error and len(error.splitlines()) == 1
     assert list(folder.iterdir()) == []
 
 
