@@ -73,7 +73,10 @@ class NumpyProgram:
                 values[step.name], kept = step.remember(inputs[0], [state[:, span] for span in step.spans])
                 for span, memory in zip(step.spans, kept, strict=True):
                     after[:, span] = memory
-        return values[self._output].reshape(len(obs), -1).astype(numpy.float32, copy=False), after
+        actions = values[self._output]
+        if actions.ndim != 2 or actions.dtype != numpy.float32:
+            actions = actions.reshape(len(obs), -1).astype(numpy.float32)
+        return actions, after
 
 
 def _dense(operation: Operation) -> Compute:
@@ -82,8 +85,12 @@ def _dense(operation: Operation) -> Compute:
     num_in, num_out = weight.shape
     blocks = int(operation.number("blocks"))
     if blocks == 1:
-        return lambda x: x[0].reshape(-1, num_in) @ weight + bias
+        return lambda x: numpy.dot(x[0] if x[0].ndim == 2 else x[0].reshape(-1, num_in), weight) + bias
     return lambda x: (x[0].reshape(-1, num_in) @ weight + bias).reshape(-1, blocks * num_out)
+
+
+_ZERO = numpy.float32(0)
+"""Faster than a Python number, which each call would convert."""
 
 
 def _sigmoid(x: Numbers) -> Numbers:
@@ -96,7 +103,13 @@ def _softplus(x: Numbers, beta: float = 1.0, threshold: float = 20.0) -> Numbers
 
 
 def _expm1_below_zero(x: Numbers) -> Numbers:
-    return numpy.expm1(numpy.minimum(x, 0))
+    return numpy.expm1(numpy.minimum(x, _ZERO))
+
+
+def _elu(x: Numbers, alpha: float) -> Numbers:
+    below = _expm1_below_zero(x)
+    # With alpha 1 the larger of the two is the one that holds: two calls less for the usual activation.
+    return numpy.maximum(x, below) if alpha == 1.0 else numpy.maximum(x, 0) + alpha * below
 
 
 _SQRT_HALF = math.sqrt(0.5)
@@ -112,13 +125,13 @@ def _fast_tanh(x: Numbers) -> Numbers:
 
 _FUNCTIONS: dict[str, Callable[..., Numbers]] = {
     "celu": lambda x, alpha: numpy.maximum(x, 0) + alpha * _expm1_below_zero(x / alpha),
-    "elu": lambda x, alpha: numpy.maximum(x, 0) + alpha * _expm1_below_zero(x),
+    "elu": _elu,
     "exp": lambda x: numpy.exp(x),
     "fast_tanh": _fast_tanh,
     "gelu": lambda x: 0.5 * x * (1 + _ERF(x * _SQRT_HALF)),
     "leaky_relu": lambda x, negative_slope: numpy.where(x > 0, x, negative_slope * x),
     "mish": lambda x: x * numpy.tanh(_softplus(x)),
-    "relu": lambda x: numpy.maximum(x, 0),
+    "relu": lambda x: numpy.maximum(x, _ZERO),
     "selu": lambda x: _SELU_SCALE * (numpy.maximum(x, 0) + _SELU_ALPHA * _expm1_below_zero(x)),
     "sigmoid": _sigmoid,
     "silu": lambda x: x * _sigmoid(x),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -65,7 +66,8 @@ class Policy:
                 f"the policy '{self.description.name}' reads {self.num_obs} observations and was given an array of "
                 f"shape {given.shape}; ({self.num_obs},) or (num_envs, {self.num_obs}) was expected"
             )
-        if not numpy.isfinite(rows).all():
+        # A product is cheap; one that is not finite may have overflowed, so that each number is looked at then.
+        if not math.isfinite(numpy.vdot(rows, rows)) and not numpy.isfinite(rows).all():
             env, column = (int(index) for index in numpy.argwhere(~numpy.isfinite(rows))[0])
             raise UserError(
                 f"the observation '{self.description.column_name(column)}' (column {column}) is "
