@@ -51,7 +51,8 @@ def library() -> Any:
     except (OSError, RuntimeError, subprocess.SubprocessError, AttributeError) as error:
         logger.warning("stacked teachers run on torch alone, about half as fast: %s", error)
         return None
-    pointer, number = ctypes.c_void_p, ctypes.c_long
+    pointer = ctypes.c_void_p
+    number = ctypes.c_long
     head = [pointer, number, number, pointer, pointer, pointer, number, ctypes.c_int]
     function.argtypes = [*head, pointer, number, pointer, pointer, number, number, number]
     function.restype = None
@@ -137,7 +138,8 @@ class StackedMlp:
     def __init__(self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor], activation: int):
         self.weights = torch.cat([panels(weight).flatten(1) for weight in weights], dim=1)
         self.biases = torch.cat([bias.flatten(1) for bias in biases], dim=1)
-        self.activation, self.layers = activation, len(weights)
+        self.activation = activation
+        self.layers = len(weights)
         self.sizes = [weights[0].shape[1], *(weight.shape[2] for weight in weights)]
         self._sizes = (ctypes.c_long * len(self.sizes))(*self.sizes)
         self._scratch = torch.empty(0)

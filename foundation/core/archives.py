@@ -159,7 +159,9 @@ class _Storage:
     """A record of numbers: where it is, and how many there are."""
 
     def __init__(self, key: str, count: int, item_size: int) -> None:
-        self.key, self.count, self.item_size = key, count, item_size
+        self.key = key
+        self.count = count
+        self.item_size = item_size
 
 
 class _Inert:
@@ -207,7 +209,8 @@ class TensorChecker(PlainUnpickler):
 
     def __init__(self, content: bytes, sizes: Mapping[str, int]) -> None:
         super().__init__(content)
-        self._sizes, self._views = sizes, Views(sum(sizes.values()))
+        self._sizes = sizes
+        self._views = Views(sum(sizes.values()))
         self._known: dict[str, Any] = {}
 
     def find_class(self, module_name: str, global_name: str) -> Any:

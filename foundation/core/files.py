@@ -33,9 +33,11 @@ from foundation.core.text import one_line
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_START = b"\x80"
 _LFS_POINTER = b"version https://git-lfs"
-_MOST_YAML, _MOST_JSON = 2 << 20, 16 << 20
+_MOST_YAML = 2 << 20
+_MOST_JSON = 16 << 20
 """Largest files of text [B]."""
-_MOST_YAML_NODES, _DEEPEST_YAML = 50_000, 64
+_MOST_YAML_NODES = 50_000
+_DEEPEST_YAML = 64
 _MOST_JSON_VALUES = 500_000
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

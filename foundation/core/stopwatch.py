@@ -19,7 +19,8 @@ class Stopwatch:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time what runs inside."""
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall = time.perf_counter()
+        cpu = time.process_time()
         try:
             yield
         finally:
@@ -30,7 +31,8 @@ class Stopwatch:
 
     def lap(self) -> dict[str, float]:
         """Return the wall seconds per stage since the last call."""
-        last, self.last = self.last, {}
+        last = self.last
+        self.last = {}
         return last
 
     def state_dict(self) -> dict[str, dict[str, float]]:
@@ -39,4 +41,5 @@ class Stopwatch:
 
     def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.wall, self.cpu = dict(state["wall"]), dict(state["cpu"])
+        self.wall = dict(state["wall"])
+        self.cpu = dict(state["cpu"])

@@ -6,8 +6,14 @@ import reprlib
 from typing import Any
 
 _REPR = reprlib.Repr()
-_REPR.maxlevel, _REPR.maxdict, _REPR.maxlist, _REPR.maxtuple, _REPR.maxset = 3, 6, 8, 8, 8
-_REPR.maxstring, _REPR.maxother, _REPR.maxlong = 80, 80, 40
+_REPR.maxlevel = 3
+_REPR.maxdict = 6
+_REPR.maxlist = 8
+_REPR.maxtuple = 8
+_REPR.maxset = 8
+_REPR.maxstring = 80
+_REPR.maxother = 80
+_REPR.maxlong = 40
 
 
 def one_line(error: BaseException | str, most: int = 160) -> str:

@@ -100,7 +100,8 @@ class RslRlRunner:
     def _init_output(self, num_actions: int) -> None:
         """Start the acting network's last layer where the config's ``init_output`` says."""
         model = self.cfg.get("student" if self.distils else "actor") or {}
-        bias, gain = model.get("init_output"), model.get("init_output_gain", 1.0)
+        bias = model.get("init_output")
+        gain = model.get("init_output_gain", 1.0)
         if bias is None and gain == 1.0:
             return
         head = getattr(self.policy, "mlp", None)
@@ -242,7 +243,8 @@ class RslRlRunner:
         """
         checkpoint = load_checkpoint(path)  # refuses anything but plain tensors, before the library unpickles it
         self._check_kind(checkpoint, path)
-        runner, before = self.runner, self.runner.current_learning_iteration
+        runner = self.runner
+        before = self.runner.current_learning_iteration
         runner.current_learning_iteration = -1
         try:
             runner.load(str(path), map_location=str(runner.device))
@@ -250,7 +252,8 @@ class RslRlRunner:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{path}: the checkpoint does not fit this run's networks: {reason}") from error
         finally:
-            loaded, runner.current_learning_iteration = runner.current_learning_iteration, before
+            loaded = runner.current_learning_iteration
+            runner.current_learning_iteration = before
         if loaded < 0:
             return False
         runner.current_learning_iteration = loaded + 1

@@ -24,7 +24,8 @@ from foundation.core.registry import resolve_attribute
 
 log = logging.getLogger(__name__)
 
-OLDEST, NEWEST_MAJOR = (3, 0, 1), 5
+OLDEST = (3, 0, 1)
+NEWEST_MAJOR = 5
 _MODELS = ("actor", "critic", "student", "teacher")
 _OURS = ("init_output", "init_output_gain")
 _RNN = ("rnn_type", "rnn_hidden_dim", "rnn_num_layers")
@@ -164,7 +165,8 @@ def _noise(model: dict[str, Any]) -> dict[str, Any] | None:
 
 def _model(model: dict[str, Any], layout: str) -> dict[str, Any]:
     """Write one model's config for a release with models."""
-    given, noise = model.get("distribution_cfg"), _noise(model)
+    given = model.get("distribution_cfg")
+    noise = _noise(model)
     dropped = {*_OURS, *_NOISE, "stochastic", "distribution_cfg"}
     out = {k: v for k, v in model.items() if k not in dropped and not (k in _RNN and v is None)}
     out.setdefault("class_name", "MLPModel")

@@ -113,7 +113,8 @@ def advance(
     time_outs = (length >= settings.max_length) & ~terminated
     dones = terminated | time_outs
     sums = [a + b for a, b in zip(before.sums.unbind(), [*terms, distance, torch.ones_like(distance)], strict=True)]
-    total, steps = sums[5], sums[6]
+    total = sums[5]
+    steps = sums[6]
     error = (total - torch.where(steps > settings.window, second_ago, 0.0)) / steps.clamp(max=float(settings.window))
     log = _log([*(s / settings.seconds for s in sums[:5]), *exceeded, time_outs, error, steps], dones, before.log)
 
@@ -133,10 +134,13 @@ def advance(
 
 
 def _integrate(settings: StepSettings, before: StepState, action: Rows) -> list[torch.Tensor]:
-    params, dt = settings.params, settings.dt
-    acceleration, push = list(params.gravity.unbind()), None
+    params = settings.params
+    dt = settings.dt
+    acceleration = list(params.gravity.unbind())
+    push = None
     if before.forces is not None:
-        force, torque = before.forces[:3].unbind(), before.forces[3:].unbind()
+        force = before.forces[:3].unbind()
+        torque = before.forces[3:].unbind()
         acceleration = [g + f / params.mass for g, f in zip(acceleration, force, strict=True)]
         push = [i * t for i, t in zip(params.inverse_inertia.unbind(), torque, strict=True)]
     drift = [[0.5 * dt**2 * a for a in acceleration], [dt * a for a in acceleration]]

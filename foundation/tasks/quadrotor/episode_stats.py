@@ -26,7 +26,8 @@ class EpisodeStats:
             episode_length_s: Length that summed rewards are divided by [s].
             device: Device of the sums.
         """
-        self.window, self._seconds = window, episode_length_s
+        self.window = window
+        self._seconds = episode_length_s
         self.sums = torch.zeros(len(mdp.REWARD_TERMS) + 2, num_envs, device=device)
         self._distances = torch.zeros(window, num_envs, device=device)
         """The distance's running sum, one row per step of the last second."""
@@ -68,7 +69,8 @@ class EpisodeStats:
             latest: In the order of :data:`LOG_NAMES`. Shape: (11,).
             total: The distances' running sums after the step. Shape: (num_envs,).
         """
-        self.sums, self.latest = sums, latest
+        self.sums = sums
+        self.latest = latest
         self._distances[self._row].copy_(total)
         self._row = (self._row + 1) % self.window
 
@@ -93,7 +95,8 @@ class EpisodeStats:
             ``position_error``: mean distance over the last second of the episode so far [m]. Shape: (num_envs,).
         """
         self.sums += torch.cat([terms, distance.unsqueeze(0), torch.ones_like(distance).unsqueeze(0)])
-        total, steps = self.sums[-2], self.sums[-1]
+        total = self.sums[-2]
+        steps = self.sums[-1]
         row = self._distances[self._row]
         self._row = (self._row + 1) % self.window
         error = (total - torch.where(steps > self.window, row, 0.0)) / steps.clamp(max=self.window)

@@ -138,7 +138,8 @@ class QuadcopterPointCtrlIsaacEnv(DirectRLEnv):
         check_cfg(cfg)
         super().__init__(cfg, render_mode, **kwargs)
         self._robot: RigidObject = self.scene["robot"]
-        n, device = self.num_envs, self.device
+        n = self.num_envs
+        device = self.device
         self.vehicles, self.vehicle_index = assign_vehicles(cfg.vehicles, n, device)
         self.variant_index = self.vehicle_index
         self.variant_names = vehicle_names(cfg.vehicles)
@@ -155,7 +156,8 @@ class QuadcopterPointCtrlIsaacEnv(DirectRLEnv):
 
     def _set_body(self) -> None:
         """Write each vehicle's mass and inertia into the simulator."""
-        v, n = self.vehicles, self.num_envs
+        v = self.vehicles
+        n = self.num_envs
         self._inertia = v.inertia
         self._inverse_inertia = torch.linalg.inv(v.inertia.permute(2, 0, 1)).permute(1, 2, 0).contiguous()
         self._robot.set_masses_index(masses=v.mass.view(n, 1).contiguous())
@@ -191,11 +193,14 @@ class QuadcopterPointCtrlIsaacEnv(DirectRLEnv):
 
     def _read_motion(self) -> None:
         """Take pose and motion from the simulator, the pose half a physics step back."""
-        data, half = self._robot.data, 0.5 * self.cfg.sim.dt
-        velocity, rates = data.root_lin_vel_w.torch, data.root_ang_vel_w.torch
+        data = self._robot.data
+        half = 0.5 * self.cfg.sim.dt
+        velocity = data.root_lin_vel_w.torch
+        rates = data.root_ang_vel_w.torch
         attitude = _multiply(_rotation(-half * rates), data.root_quat_w.torch)
         position = data.root_pos_w.torch - self.scene.env_origins - half * velocity
-        self._position, self._velocity = position.T.contiguous(), velocity.T.contiguous()
+        self._position = position.T.contiguous()
+        self._velocity = velocity.T.contiguous()
         self._quaternion = attitude.roll(1, -1).T.contiguous()
         self._body_rates = _rotate_back(attitude, rates).T.contiguous()
 
@@ -240,7 +245,8 @@ class QuadcopterPointCtrlIsaacEnv(DirectRLEnv):
         """Draw new initial states for some environments, the pose half a physics step ahead in the simulator."""
         super()._reset_idx(env_ids)  # type: ignore[arg-type]  # Isaac Lab passes tensors
         ids = torch.as_tensor(env_ids, dtype=torch.int32, device=self.device)
-        rows, half = ids.long(), 0.5 * self.cfg.sim.dt
+        rows = ids.long()
+        half = 0.5 * self.cfg.sim.dt
         ranges = self._ranges._replace(position=self._ranges.position[rows])
         uniform = torch.rand(mdp.num_uniform(ranges), len(rows), device=self.device)
         position, velocity, rates, quaternion, speeds = mdp.initial_states(uniform, ranges).split([3, 3, 3, 4, 4])
@@ -267,7 +273,8 @@ class QuadcopterPointCtrlIsaacEnv(DirectRLEnv):
 
     def _draw_disturbance(self, rows: torch.Tensor) -> None:
         """Draw the outer force (world frame) and torque (body frame) of the coming episodes."""
-        v, normal = self.vehicles, torch.randn(6, len(rows), device=self.device)
+        v = self.vehicles
+        normal = torch.randn(6, len(rows), device=self.device)
         self._outer_force[:, rows] = v.force_mean[rows] + v.force_std[rows] * normal[:3]
         self._outer_torque[:, rows] = v.torque_mean[rows] + v.torque_std[rows] * normal[3:]
 
@@ -282,7 +289,10 @@ def make_env(cfg: QuadcopterPointCtrlIsaacEnvCfg, render_mode: str | None = None
 
 def _multiply(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Multiply quaternions. Shape: (num_envs, 4), both in and out."""
-    av, aw, bv, bw = a[:, :3], a[:, 3:], b[:, :3], b[:, 3:]
+    av = a[:, :3]
+    aw = a[:, 3:]
+    bv = b[:, :3]
+    bw = b[:, 3:]
     vector = aw * bv + bw * av + torch.linalg.cross(av, bv)
     return torch.cat([vector, aw * bw - (av * bv).sum(-1, keepdim=True)], -1)
 
@@ -299,7 +309,8 @@ def _conjugate(q: torch.Tensor) -> torch.Tensor:
 
 def _rotate_back(q: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Express world vectors in the body frame. Shapes: (num_envs, 4), (num_envs, 3) -> (num_envs, 3)."""
-    vector, scalar = q[:, :3], q[:, 3:]
+    vector = q[:, :3]
+    scalar = q[:, 3:]
     t = 2.0 * torch.linalg.cross(vector, x)
     return x - scalar * t + torch.linalg.cross(vector, t)
 

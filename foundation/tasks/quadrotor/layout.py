@@ -5,7 +5,8 @@ from __future__ import annotations
 from foundation.deploy.description import Field
 from foundation.tasks.quadrotor.mdp import DEPLOYABLE_SIZE, L2F_SIZE, POLICY_SIZE
 
-BODY, WORLD = "body frame: x forward, y left, z up", "world frame: z up"
+BODY = "body frame: x forward, y left, z up"
+WORLD = "world frame: z up"
 ROTORS = "front right, back right, back left, front left"
 
 

@@ -237,7 +237,8 @@ def initial_states(uniform: torch.Tensor, ranges: InitialRanges) -> torch.Tensor
         Position (3), velocity (3), body rates (3), quaternion (4), rotor speeds (4). Shape: (17, ..., num_envs).
     """
     position = (uniform[0:3] * 2.0 - 1.0) * ranges.position
-    cosine, azimuth = uniform[3] * 2.0 - 1.0, uniform[4] * (2.0 * math.pi)
+    cosine = uniform[3] * 2.0 - 1.0
+    azimuth = uniform[4] * (2.0 * math.pi)
     sine = (1.0 - cosine.square()).clamp(min=0.0).sqrt()
     half = uniform[5] * (0.5 * ranges.max_angle)
     axis = torch.stack([sine * azimuth.cos(), sine * azimuth.sin(), cosine])

@@ -31,7 +31,8 @@ class RotorWrench:
         self._rising = _decay(dt / params.time_constant_rising)
         self._falling = _decay(dt / params.time_constant_falling)
         self._coefficients = params.thrust_coefficients
-        self._minimum, self._span = params.action_min, params.action_max - params.action_min
+        self._minimum = params.action_min
+        self._span = params.action_max - params.action_min
         self._directions = params.thrust_directions
         lever = torch.linalg.cross(params.rotor_positions, params.thrust_directions, dim=1)
         self._torques = lever + params.torque_constants.unsqueeze(1) * params.torque_directions

@@ -48,7 +48,9 @@ class TaskTensors(NamedTuple):
 
 def task_tensors(cfg: Any, vehicles: VehicleParams) -> TaskTensors:
     """Lay out a configuration (of any engine's class) for the given vehicles, on their device."""
-    mass, limits, init = vehicles.mass, cfg.terminations, cfg.init
+    mass = vehicles.mass
+    limits = cfg.terminations
+    init = cfg.init
     ones = torch.ones_like(mass)
     arms = vehicles.arm_length if cfg.vehicles is not None else None
     reach = ones * limits.position if arms is None else arms * limits.position_arms

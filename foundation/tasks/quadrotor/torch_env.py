@@ -73,7 +73,8 @@ class QuadcopterPointCtrlEnv:
         self._limits, self._ranges, self._weights, self._noise = task_tensors(cfg, self.vehicles)
         self._renderer: FleetRenderer | None = None
         self._generator = torch.Generator(self.device)
-        n, d = self.num_envs, self.device
+        n = self.num_envs
+        d = self.device
         self.episode_length_buf = torch.zeros(n, dtype=torch.long, device=d)
         window = max(1, round(1.0 / self.step_dt))
         self._stats = EpisodeStats(n, window, cfg.episode_length_s, d)
@@ -202,7 +203,9 @@ class QuadcopterPointCtrlEnv:
         pushed = None if forces is None else self._forces
         before = StepState(self._state, self._action, self.episode_length_buf, stats.sums, stats.latest, pushed)
         after, out = self._advance(self._constants, before, actions, initial, forces, stats.second_ago)
-        self._state, self._action, self.episode_length_buf = after.state, after.action, after.length
+        self._state = after.state
+        self._action = after.action
+        self.episode_length_buf = after.length
         stats.replace(after.sums, after.log, out.total_distance)
         if after.forces is not None:
             self._forces = after.forces

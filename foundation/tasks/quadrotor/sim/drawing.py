@@ -15,7 +15,8 @@ _BOX = (188, 195, 206)
 _TEXT = (38, 45, 58)
 _MUTED = (120, 129, 144)
 _TARGET = (214, 64, 69)
-_FRONT, _REAR = (232, 129, 29), (45, 90, 160)
+_FRONT = (232, 129, 29)
+_REAR = (45, 90, 160)
 _TRAIL = np.array((58, 134, 220))
 _AXES = ((214, 64, 69), (56, 158, 90), (45, 110, 220))
 _SCALE = 2
@@ -84,7 +85,8 @@ class FleetRenderer:
 
     def _frame(self, i: int) -> tuple[float, float, float, float]:
         """Return left, top, width and height of a panel [px]."""
-        width, height = self.width * _SCALE / self._columns, self.height * _SCALE / self._rows
+        width = self.width * _SCALE / self._columns
+        height = self.height * _SCALE / self._rows
         return (i % self._columns) * width, (i // self._columns) * height, width, height
 
     def _view(self, i: int) -> _View:
@@ -133,7 +135,9 @@ class _View:
     """Perspective projection of one panel."""
 
     def __init__(self, camera: np.ndarray, span: float, centre: tuple[float, float], radius: float):
-        self.camera, self.span, self.radius = camera, span, radius
+        self.camera = camera
+        self.span = span
+        self.radius = radius
         self.centre = np.array(centre)
 
     def project(self, points: np.ndarray) -> np.ndarray:
@@ -190,7 +194,9 @@ def _scene(canvas: ImageDraw.ImageDraw, view: _View, span: float) -> None:
 
 def _vehicle(canvas: ImageDraw.ImageDraw, view: _View, state: np.ndarray, arm: float) -> None:
     """Draw arms, rotor discs (orange in front), lines as long as the rotors are fast, and the shadow on the floor."""
-    position, rotation, speeds = state[:3], _rotation(state[9:13]), state[13:17]
+    position = state[:3]
+    rotation = _rotation(state[9:13])
+    speeds = state[13:17]
     shadow = position.copy()
     shadow[2] = -view.span
     (x, y), r = view.project(shadow[None])[0], 0.05 * view.radius

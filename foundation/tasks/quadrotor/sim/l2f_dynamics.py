@@ -47,7 +47,9 @@ class L2fDynamics:
         if bool((vehicles.torque_std != 0).any() | (vehicles.torque_mean != 0).any()):
             raise UserError("--engine l2f: a vehicle has 'disturbances.random_torque', which this engine does not draw")
         vehicles = vehicles.to("cpu", torch.float64)
-        self._gravity, self._mass, self.num_envs = vehicles.gravity, vehicles.mass, vehicles.num_vehicles
+        self._gravity = vehicles.gravity
+        self._mass = vehicles.mass
+        self.num_envs = vehicles.num_vehicles
         self._force = torch.zeros(3, self.num_envs, dtype=torch.float64)
         self._blocks: list[_Block] = []
         begin = 0
@@ -80,7 +82,8 @@ class L2fDynamics:
         Returns:
             The next packed state, on the device of ``state``. Shape: (17, num_envs).
         """
-        host, commands = _env_rows(state), _env_rows(actions)
+        host = _env_rows(state)
+        commands = _env_rows(actions)
         following = np.concatenate([block.step(host, commands) for block in self._blocks])
         return torch.from_numpy(following).T.contiguous().to(state.device, state.dtype)
 
@@ -90,8 +93,10 @@ class _Block:
 
     def __init__(self, vehicles: VehicleParams, begin: int, size: int, dt: float):
         l2f = importlib.import_module("l2f")  # it gives type checkers nothing to go by
-        self.begin, self.size = begin, size
-        self._library, self._vector = l2f, l2f.vector_selector[size]
+        self.begin = begin
+        self.size = size
+        self._library = l2f
+        self._vector = l2f.vector_selector[size]
         self._device, self._rng, self._env = l2f.Device(), self._vector.VectorRng(), self._vector.VectorEnvironment()
         self._params = self._vector.VectorParameters()
         self._states = [self._vector.VectorState() for _ in range(2)]

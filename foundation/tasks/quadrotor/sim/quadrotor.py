@@ -104,7 +104,8 @@ class QuadrotorDynamics:
             )
         self.dt = dt
         self.num_rotors = params.num_rotors
-        self.dtype, self.device = params.mass.dtype, params.mass.device
+        self.dtype = params.mass.dtype
+        self.device = params.mass.device
         self.lag = torch.stack([dt / params.time_constant_rising, dt / params.time_constant_falling])
         self._lag_rising, self._lag_falling = (
             torch.stack([torch.zeros_like(h), *_lag_shares(h, h**3, h**4)], dim=1) for h in self.lag
@@ -353,14 +354,18 @@ def step_rows(
     Returns:
         The rows of the next packed state.
     """
-    position, velocity, rates, quaternion = state[0:3], state[3:6], list(state[6:9]), list(state[9:13])
+    position = state[0:3]
+    velocity = state[3:6]
+    rates = list(state[6:9])
+    quaternion = list(state[9:13])
     stages, speeds = _rotor_stages(params, state[13:], actions)
     wrench = [_mix(params, thrust) for thrust in stages]
     if push is not None:
         wrench = [[w[0], *(a + b for a, b in zip(w[1:], push, strict=True))] for w in wrench]
     gyroscopic = params.gyroscopic.unbind()
     spin = rates + quaternion
-    points, slopes = [spin], []
+    points = [spin]
+    slopes = []
     for stage, ahead in enumerate((0.5 * dt, 0.5 * dt, dt, 0.0)):
         slopes.append(_spin_rates(points[-1], wrench[stage][1:], gyroscopic))
         if stage < 3:

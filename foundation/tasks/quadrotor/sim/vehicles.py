@@ -128,7 +128,8 @@ def sample_vehicles(num: int, seed: int = 0) -> VehicleParams:
     # Largest roll torque, as rl-tools counts it: sqrt(2) times one rotor's thrust times its distance from the axis.
     reach = (thrust.sum(0) * positions[:, 1].abs()).mean(0) * math.sqrt(2)
     inertia = base.inertia * (reach / uniform(40.0, 1200.0) / base.inertia[0, 0])
-    rising, falling = uniform(0.03, 0.10), uniform(0.03, 0.30)
+    rising = uniform(0.03, 0.10)
+    falling = uniform(0.03, 0.30)
     force = uniform(0.0, 0.3) * (thrust_to_weight - 1) * thrust_to_weight * mass / 3
     return replace(
         base,

@@ -94,7 +94,8 @@ class PolicyStack(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         sizes = [num_obs, *hidden_dims, num_actions]
-        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
         for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
             last = i == len(sizes) - 2
             bound = (0.1 if last else 1.0) / math.sqrt(inputs)
@@ -151,7 +152,9 @@ class BpttTrainer:
 
     def __init__(self, task: DifferentiableTask, policies: PolicyStack, cfg: BpttCfg):
         """Train ``policies`` on ``task``."""
-        self.task, self.policies, self.cfg = task, policies, cfg
+        self.task = task
+        self.policies = policies
+        self.cfg = cfg
         self.optimizer = torch.optim.Adam(policies.parameters(), lr=cfg.learning_rate, betas=(0.9, 0.99))
         self.updates_done = 0
 
@@ -166,7 +169,9 @@ class BpttTrainer:
         Returns:
             Mean smooth reward per step of each policy. Shape: (num_policies,).
         """
-        cfg, task, policies = self.cfg, self.task, self.policies
+        cfg = self.cfg
+        task = self.task
+        policies = self.policies
         share = 0.5 * (1 + math.cos(math.pi * self.updates_done / cfg.updates))
         rate = cfg.final_learning_rate + share * (cfg.learning_rate - cfg.final_learning_rate)
         self.optimizer.param_groups[0]["lr"] = rate

@@ -54,7 +54,9 @@ class DifferentiablePointCtrl:
         """
         self.env = env
         self.num_envs = env.num_envs
-        self.barrier, self.overdrive, self.softness = barrier, overdrive, softness
+        self.barrier = barrier
+        self.overdrive = overdrive
+        self.softness = softness
         self.tail = tail
         self.episode_steps = episode_steps
         self.motor_noise = motor_noise
@@ -64,8 +66,10 @@ class DifferentiablePointCtrl:
     def reset(self) -> None:
         """Begin every episode, at staggered times of their length."""
         self.env.reset()
-        self._state, self._action = self.env.state, self.env.previous_action
-        n, device = self.num_envs, self.env.device
+        self._state = self.env.state
+        self._action = self.env.previous_action
+        n = self.num_envs
+        device = self.env.device
         self._age = torch.arange(n, device=device) * self.episode_steps // n
         self._age = self._age[torch.randperm(n, generator=self.env.generator, device=device)]
 
@@ -80,7 +84,8 @@ class DifferentiablePointCtrl:
         policy = groups["policy"]
         if self.motor_noise == 0.0:
             return policy
-        known, motors = policy[:, : mdp.DEPLOYABLE_SIZE], policy[:, mdp.DEPLOYABLE_SIZE :]
+        known = policy[:, : mdp.DEPLOYABLE_SIZE]
+        motors = policy[:, mdp.DEPLOYABLE_SIZE :]
         noise = torch.randn(motors.shape, generator=self._noise_generator, device=motors.device)
         return torch.cat([known, motors + self.motor_noise * noise], dim=1)
 

@@ -88,14 +88,16 @@ class FleetRollout:
             compiled: Compile the step, which needs a C++ compiler and half a CPU minute, and pays for many updates.
             noise_seed: Seed of the noise on the motor speeds.
         """
-        self.env, self.cfg = env, cfg or FleetRolloutCfg()
+        self.env = env
+        self.cfg = cfg or FleetRolloutCfg()
         self.num_envs = env.num_envs
         weights = tuple(env.reward_weights.flatten().tolist())
         self._constants = _Constants(row_params(env.dynamics), env.limits, weights, env.dynamics.dt, self.cfg)
         self._advance = compile_rows(_advance, env.device) if compiled else _advance
         self._noise = torch.Generator(env.device).manual_seed(noise_seed)
         env.reset()
-        n, steps = self.num_envs, self.cfg.episode_steps
+        n = self.num_envs
+        steps = self.cfg.episode_steps
         self._state, self._forces = self._take_initial()
         self._action = self._state[ROTORS] * 2.0 - 1.0
         order = torch.randperm(n, generator=env.generator, device=env.device)
@@ -118,7 +120,8 @@ class FleetRollout:
         s = self._state
         groups = mdp.observations(s[0:3], s[3:6], s[6:9], s[9:13], self._action, s[ROTORS])
         policy = groups["policy"]
-        known, motors = policy[:, : mdp.DEPLOYABLE_SIZE], policy[:, mdp.DEPLOYABLE_SIZE :]
+        known = policy[:, : mdp.DEPLOYABLE_SIZE]
+        motors = policy[:, mdp.DEPLOYABLE_SIZE :]
         noise = torch.randn(motors.shape, generator=self._noise, device=motors.device)
         return torch.cat([known, motors + self.cfg.motor_noise * noise], dim=1)
 
@@ -158,8 +161,10 @@ class FleetRollout:
         From afar the motion that leads to the target is the one at cruise speed, or slower where even a vehicle that
         accelerates half the way and brakes for the other half would not reach it. Shape: (num_envs,).
         """
-        s, cfg = self._state, self.cfg
-        position, velocity = s[0:3], s[3:6]
+        s = self._state
+        cfg = self.cfg
+        position = s[0:3]
+        velocity = s[3:6]
         far = position.detach().square().sum(0).sqrt()
         cruise = far / (cfg.cruise_speed * self.env.limits[3])
         time = torch.maximum(cruise, (far / cfg.acceleration).sqrt()).clamp(min=cfg.look_ahead)

@@ -60,8 +60,12 @@ class StackedPpo:
 
         Observations are taken at their scale: the first layers' weights must suit it.
         """
-        self.env, self.policies, self.cfg, self.group = env, policies, cfg, group
-        number, num_obs = policies.num_policies, policies.weights[0].shape[1]
+        self.env = env
+        self.policies = policies
+        self.cfg = cfg
+        self.group = group
+        number = policies.num_policies
+        num_obs = policies.weights[0].shape[1]
         device = policies.weights[0].device
         self.critics = PolicyStack(number, num_obs, list(cfg.critic_dims), 1, seed=cfg.seed + 1).to(device)
         with torch.no_grad():  # inputs at the scale that the policies see them at
@@ -104,12 +108,16 @@ class StackedPpo:
     @torch.no_grad()
     def _rollout(self) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Collect one rollout; return its rows, (num_policies, rows, ...), and the mean rewards."""
-        cfg, env = self.cfg, self.env
+        cfg = self.cfg
+        env = self.env
         steps: dict[str, list[torch.Tensor]] = {key: [] for key in ("obs", "mean", "actions", "values")}
-        rewards, targets, dones = [], [], []
+        rewards = []
+        targets = []
+        dones = []
         obs = env.get_observations()[self.group]
         for _ in range(cfg.num_steps):
-            mean, values = self.policies(obs), self.critics(obs)[:, 0]
+            mean = self.policies(obs)
+            values = self.critics(obs)[:, 0]
             noise = torch.randn(mean.shape, generator=self.generator, device=mean.device)
             std = self.std.clamp(min=cfg.min_std)[:, 0].repeat(len(mean) // len(self.std), 1)
             actions = mean + std * noise
@@ -135,7 +143,9 @@ class StackedPpo:
         self, rewards: torch.Tensor, dones: torch.Tensor, values: list[torch.Tensor], last: torch.Tensor
     ) -> list[torch.Tensor]:
         """Estimate the advantages of a rollout's steps (num_steps entries of shape (num_envs,))."""
-        following, advantage, out = self.critics(last)[:, 0], torch.zeros_like(values[0]), []
+        following = self.critics(last)[:, 0]
+        advantage = torch.zeros_like(values[0])
+        out = []
         for reward, done, value in zip(rewards.flip(0), dones.flip(0), reversed(values), strict=True):
             delta = reward + self.cfg.gamma * following * (1 - done) - value
             advantage = delta + self.cfg.gamma * self.cfg.lam * (1 - done) * advantage
