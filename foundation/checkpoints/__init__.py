@@ -93,7 +93,7 @@ def _head(file: Path) -> bytes:
         return b""  # load_checkpoint says what is wrong
 
 
-def _holds_tensors(value: Any) -> bool:
+def _holds_tensors(value: object) -> bool:
     if isinstance(value, dict):
         return any(_holds_tensors(item) for item in value.values())
     return isinstance(value, torch.Tensor)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +22,7 @@ _OF_MEANS = (Deterministic, Gaussian, Heteroscedastic)
 """Distributions whose first outputs are the mean actions, as a student's are."""
 
 
-def initialise_student(student: Student, path: str | Path, **overrides: Any) -> None:
+def initialise_student(student: Student, path: str | Path, **overrides: object) -> None:
     """Copy a checkpoint's weights and normaliser into a student of the same sizes.
 
     Args:

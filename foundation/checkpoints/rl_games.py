@@ -151,7 +151,7 @@ def _shaped(source: Source, inner: Deterministic, squash: nn.Module) -> Determin
     return ShapedActions(inner, squash, (-one, one), one * (high - low) / 2, one * (high + low) / 2)
 
 
-def _named(source: Source, given: Any) -> nn.Module:
+def _named(source: Source, given: object) -> nn.Module:
     name = str(given or "none").lower()
     name = "identity" if name == "none" else name
     if name not in activation_names():

@@ -77,7 +77,7 @@ def load_file(source: Source) -> LoadedPolicy:
     )
 
 
-def _text(value: Any) -> str | None:
+def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 

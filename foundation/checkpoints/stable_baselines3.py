@@ -297,7 +297,7 @@ def _bounds(source: Source, data: dict[str, Any], size: int) -> tuple[torch.Tens
     return low, high
 
 
-def _numbers(text: Any, size: int) -> list[float] | None:
+def _numbers(text: object, size: int) -> list[float] | None:
     try:
         values = [float(word) for word in str(text).strip("[] ").replace("\n", " ").split()]
     except ValueError:

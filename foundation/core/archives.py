@@ -98,7 +98,7 @@ class PlainUnpickler(_PYTHON_UNPICKLER):
         """Refuse a name."""
         raise ForeignObjectError(f"it names '{shorten(module_name)}.{shorten(global_name)}'")
 
-    def persistent_load(self, pid: Any) -> Any:
+    def persistent_load(self, pid: object) -> Any:
         """Refuse what lies outside of the pickle."""
         raise ArchiveError("it refers to objects outside of itself")
 
@@ -119,7 +119,7 @@ class _Counted(dict):
         return dict.__getitem__(self, key)
 
 
-def _check_key(key: Any) -> None:
+def _check_key(key: object) -> None:
     # Hashing a tuple of tuples of tuples, each twice, takes for ever.
     if type(key) not in (str, int, float, bool, bytes, type(None)):
         raise ForeignObjectError(f"it has a key of type {type(key).__name__}")
@@ -142,7 +142,7 @@ def _make_dict(self: Any) -> None:
     _PYTHON_UNPICKLER.load_dict(self)
 
 
-def _refuse_set(self: Any) -> None:
+def _refuse_set(self: object) -> None:
     raise ForeignObjectError("it has a set")
 
 
@@ -170,7 +170,7 @@ class _Inert:
     name = ""
     checker: Any = None
 
-    def __new__(cls, *given: Any, **_: Any) -> _Inert:
+    def __new__(cls, *given: object, **_: object) -> _Inert:
         """Look at the arguments; nothing is run."""
         kind = cls.name.rpartition(".")[2]
         if cls.name.startswith("torch._utils.") and kind in _VIEWS:
@@ -183,19 +183,19 @@ class _Inert:
             given[0](*(given[2] if len(given) > 2 and isinstance(given[2], tuple) else ()))
         return object.__new__(cls)
 
-    def __init__(self, *_: Any, **__: Any) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         """Forget what is given."""
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         """Forget a state."""
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: object, value: object) -> None:
         """Forget an entry of what would be a mapping."""
 
-    def append(self, item: Any) -> None:
+    def append(self, item: object) -> None:
         """Forget an entry of what would be a list."""
 
-    def extend(self, items: Any) -> None:
+    def extend(self, items: object) -> None:
         """Forget entries of what would be a list."""
 
 
@@ -222,7 +222,7 @@ class TensorChecker(PlainUnpickler):
             self._known[name] = type("_Inert", (_Inert,), {"name": name, "checker": self})
         return self._known[name]
 
-    def persistent_load(self, pid: Any) -> _Storage:
+    def persistent_load(self, pid: object) -> _Storage:
         """Return what a storage says that it is, once its record is seen to be as long."""
         if not isinstance(pid, tuple) or len(pid) != 5 or not isinstance(pid[2], str):
             raise ArchiveError("it refers to objects outside of itself")
@@ -236,7 +236,7 @@ class TensorChecker(PlainUnpickler):
             )
         return _Storage(key, count, item_size)
 
-    def check_view(self, storage: Any, offset: Any = 0, size: Any = (), stride: Any = ()) -> None:
+    def check_view(self, storage: object, offset: object = 0, size: object = (), stride: object = ()) -> None:
         """Refuse a tensor that reaches beyond its storage, or is stretched over few numbers."""
         if not isinstance(storage, _Storage):
             raise ForeignObjectError("it has a tensor without a storage")
@@ -322,7 +322,7 @@ def is_sound_text(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def check_tree(value: Any, most: int = 1_000_000, depth: int = 100) -> None:
+def check_tree(value: object, most: int = 1_000_000, depth: int = 100) -> None:
     """Refuse plain values that hold each other, so that going through them would not end, or numbers without end.
 
     Args:

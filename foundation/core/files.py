@@ -45,10 +45,10 @@ _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 class _Plain:
     """Stands in for a NumPy scalar or its type in a checkpoint, such as the best return: kept out, never built."""
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: object) -> None:
         """Forget what is given."""
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         """Forget what is given."""
 
 
@@ -132,12 +132,12 @@ def lock_folder(path: str | os.PathLike[str], refusal: str) -> int | None:
     return handle
 
 
-def atomic_torch_save(obj: Any, path: str | os.PathLike[str]) -> None:
+def atomic_torch_save(obj: object, path: str | os.PathLike[str]) -> None:
     """``torch.save`` through :func:`atomic_write`."""
     atomic_write(path, lambda file: torch.save(obj, file))
 
 
-def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
+def load_checkpoint(path: str | os.PathLike[str], map_location: object = "cpu") -> dict[str, Any]:
     """Read a PyTorch checkpoint of tensors and plain values; nothing in it is ever executed.
 
     Args:
@@ -152,7 +152,7 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     return _load_plain(file, str(file), map_location)
 
 
-def load_checkpoint_bytes(content: bytes, where: str, map_location: Any = "cpu") -> dict[str, Any]:
+def load_checkpoint_bytes(content: bytes, where: str, map_location: object = "cpu") -> dict[str, Any]:
     """Read a PyTorch checkpoint that lies inside of another file; the same checks as :func:`load_checkpoint`.
 
     Args:

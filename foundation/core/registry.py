@@ -157,7 +157,7 @@ def refuse_untyped(name: str, what: str, typed_as: str = "") -> None:
     )
 
 
-def refuse_untyped_names(values: Any, where: str) -> None:
+def refuse_untyped_names(values: object, where: str) -> None:
     """Refuse plain values of a file that name a module which may not be imported, before anything resolves them.
 
     Args:

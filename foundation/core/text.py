@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import reprlib
-from typing import Any
 
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 3
@@ -28,7 +27,7 @@ def shorten(text: str, most: int = 80) -> str:
     return short if short.isprintable() else short.encode("unicode_escape").decode("ascii")
 
 
-def quoted(value: Any, most: int = 80) -> str:
+def quoted(value: object, most: int = 80) -> str:
     """Return a value as Python writes it, looked at only as far as is shown: lists of lists are not expanded."""
     return shorten(_REPR.repr(value), most)
 

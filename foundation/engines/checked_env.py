@@ -247,7 +247,7 @@ def _describe_groups(groups: dict[Any, Any]) -> str:
     return ", ".join(f"'{name}': {_describe(value)}" for name, value in list(groups.items())[:8]) or "none"
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
     """Say what a value is, with the shapes of its tensors."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"

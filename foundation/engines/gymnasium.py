@@ -277,7 +277,7 @@ def make_env_cfg(spec: EnvSpec) -> GymnasiumEnvCfg:
     return kind(**{name: value for name, value in _OWN_DEFAULTS.items() if name in arguments})
 
 
-def _copy(value: Any) -> Any:
+def _copy(value: object) -> Any:
     return value.copy() if isinstance(value, list | dict) else value
 
 

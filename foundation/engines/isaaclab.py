@@ -176,14 +176,16 @@ class IsaacLabEngine(Engine):
         if device is not None:
             env_cfg.sim.device = device
 
-    def make_env(self, env_cfg: Any, agent_cfg: Any, *, video: VideoRequest | None = None) -> VecEnv:
+    def make_env(self, env_cfg: object, agent_cfg: object, *, video: VideoRequest | None = None) -> VecEnv:
         """Build the process's one environment of the launched task."""
         if self._task is None:
             raise RuntimeError("make_env is called inside 'with engine.launch(...)'")
         return build_env(self._task, env_cfg, agent_cfg, self._args, video)
 
 
-def build_env(task: str, env_cfg: Any, agent_cfg: Any, args: argparse.Namespace, video: VideoRequest | None) -> Any:
+def build_env(
+    task: str, env_cfg: object, agent_cfg: object, args: argparse.Namespace, video: VideoRequest | None
+) -> Any:
     """Make the gymnasium environment of a launched task, one agent out of many where it has many, and wrap it."""
     from isaaclab.envs import DirectMARLEnvCfg, multi_agent_to_single_agent
     from isaaclab_rl.rsl_rl import RslRlVecEnvWrapper
@@ -201,7 +203,7 @@ def build_env(task: str, env_cfg: Any, agent_cfg: Any, args: argparse.Namespace,
     return IsaacLabVecEnv(wrapper, random_state)
 
 
-def _make_gym_env(task: str, env_cfg: Any, args: argparse.Namespace, video: VideoRequest | None) -> Any:
+def _make_gym_env(task: str, env_cfg: object, args: argparse.Namespace, video: VideoRequest | None) -> Any:
     if _major_version() < 3:
         from foundation.engines.isaaclab23 import make_gym_env
 

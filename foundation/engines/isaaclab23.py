@@ -101,7 +101,7 @@ def load(request: LaunchRequest) -> tuple[str, Any, Any]:
     )
 
 
-def make_gym_env(task: str, env_cfg: Any, video: VideoRequest | None) -> Any:
+def make_gym_env(task: str, env_cfg: object, video: VideoRequest | None) -> Any:
     """Make the gymnasium environment, recorded by gymnasium's own wrapper where asked to, as ``train.py`` does."""
     if video is None:
         return gymnasium.make(task, cfg=env_cfg)

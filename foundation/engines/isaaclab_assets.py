@@ -40,7 +40,7 @@ class Asset:
 
 
 @contextmanager
-def naming_assets(task: str, env_cfg: Any, *, major: int) -> Iterator[None]:
+def naming_assets(task: str, env_cfg: object, *, major: int) -> Iterator[None]:
     """Turn what goes wrong inside Isaac Lab, while it makes an environment, into one line for the user.
 
     Args:
@@ -68,7 +68,7 @@ def naming_assets(task: str, env_cfg: Any, *, major: int) -> Iterator[None]:
         ) from error
 
 
-def find_assets(cfg: Any, key: str, prim: str = "", optional: str = "", depth: int = 0) -> Iterator[Asset]:
+def find_assets(cfg: object, key: str, prim: str = "", optional: str = "", depth: int = 0) -> Iterator[Asset]:
     """Find the assets of a config, each with its place.
 
     Args:

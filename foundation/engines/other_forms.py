@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 
-def read_observations(given: Any, num_envs: int, extras: Any = None) -> tuple[Any, list[str]]:
+def read_observations(given: object, num_envs: int, extras: object = None) -> tuple[Any, list[str]]:
     """Read observation groups.
 
     Args:
@@ -42,7 +42,7 @@ def read_observations(given: Any, num_envs: int, extras: Any = None) -> tuple[An
     return given, []
 
 
-def read_step(given: Any, num_envs: int) -> tuple[Any, list[str]]:
+def read_step(given: object, num_envs: int) -> tuple[Any, list[str]]:
     """Read what ``step`` returned.
 
     Args:
@@ -91,12 +91,12 @@ def _read_extras(given: Mapping[str, Any], num_envs: int) -> tuple[Mapping[str, 
     return (extras, done) if done else (given, [])
 
 
-def is_batch(obs: Any, num_envs: int) -> bool:
+def is_batch(obs: object, num_envs: int) -> bool:
     """Say whether these are observation groups as ``VecEnv`` has them."""
     return isinstance(obs, TensorDict) and tuple(obs.batch_size) == (num_envs,)
 
 
-def _per_env(value: Any, num_envs: int) -> bool:
+def _per_env(value: object, num_envs: int) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim > 1 and len(value) == num_envs
 
 
@@ -104,12 +104,12 @@ def _all_per_env(groups: Mapping[Any, Any], num_envs: int) -> bool:
     return bool(groups) and all(isinstance(k, str) and _per_env(value, num_envs) for k, value in groups.items())
 
 
-def _is_flag(value: Any, num_envs: int) -> bool:
+def _is_flag(value: object, num_envs: int) -> bool:
     """Say whether this is one yes or no for each environment. Rewards and other numbers with a fraction are not."""
     shapes = ((num_envs,), (num_envs, 1))
     return isinstance(value, torch.Tensor) and tuple(value.shape) in shapes and not value.is_floating_point()
 
 
-def _squeezed(value: Any, num_envs: int) -> Any:
+def _squeezed(value: object, num_envs: int) -> Any:
     """Take a second dimension of 1 away."""
     return value.squeeze(-1) if isinstance(value, torch.Tensor) and tuple(value.shape) == (num_envs, 1) else value

@@ -75,7 +75,7 @@ class TorchEngine(Engine):
                 agent_cfg = load_entry_point(spec, request.agent_entry_point)
         return env_cfg, AgentDict.of(agent_cfg) if isinstance(agent_cfg, dict) else agent_cfg
 
-    def set_common(self, env_cfg: Any, *, num_envs: int | None, seed: int | None, device: str | None) -> None:
+    def set_common(self, env_cfg: object, *, num_envs: int | None, seed: int | None, device: str | None) -> None:
         """Set number of environments, seed and device where given."""
         if num_envs is not None:
             if num_envs < 1:
@@ -87,12 +87,12 @@ class TorchEngine(Engine):
             check_device(device)
             _write(env_cfg, "sim", "device", device)
 
-    def num_envs(self, env_cfg: Any) -> int | None:
+    def num_envs(self, env_cfg: object) -> int | None:
         """Return how many environments the config asks for, in ``scene.num_envs`` or ``num_envs``; None: neither."""
         found = _find(env_cfg, "scene", "num_envs")
         return None if found is None else int(found)
 
-    def make_env(self, env_cfg: Any, agent_cfg: Any, *, video: VideoRequest | None = None) -> VecEnv:
+    def make_env(self, env_cfg: object, agent_cfg: object, *, video: VideoRequest | None = None) -> VecEnv:
         """Build an environment of the launched task, recording it where asked to."""
         if self._spec is None:
             raise RuntimeError("make_env is called inside 'with engine.launch(...)'")
@@ -121,12 +121,12 @@ def _does_without_agent(request: LaunchRequest, spec: EnvSpec) -> bool:
     return not asked and AGENT_ENTRY_POINT not in spec.kwargs
 
 
-def _read(cfg: Any, name: str) -> Any:
+def _read(cfg: object, name: str) -> Any:
     """Read a field of a config object or mapping; None where absent."""
     return cfg.get(name) if isinstance(cfg, dict) else getattr(cfg, name, None)
 
 
-def _place(env_cfg: Any, group: str | None, name: str) -> Any:
+def _place(env_cfg: object, group: str | None, name: str) -> Any:
     """Find the config that holds a setting: ``env_cfg.<group>``, else ``env_cfg`` itself; None where neither does."""
     for holder in (_read(env_cfg, group) if group else None, env_cfg):
         if holder is not None and (name in holder if isinstance(holder, dict) else hasattr(holder, name)):
@@ -134,13 +134,13 @@ def _place(env_cfg: Any, group: str | None, name: str) -> Any:
     return None
 
 
-def _find(env_cfg: Any, group: str, name: str) -> Any:
+def _find(env_cfg: object, group: str, name: str) -> Any:
     """Read ``env_cfg.<group>.<name>``, or ``env_cfg.<name>`` in a config without such a group; None where absent."""
     holder = _place(env_cfg, group, name)
     return None if holder is None else _read(holder, name)
 
 
-def _write(env_cfg: Any, group: str | None, name: str, value: Any) -> None:
+def _write(env_cfg: object, group: str | None, name: str, value: object) -> None:
     """Set a value where :func:`_find` reads it; a seed or ``cpu`` has no effect on a config without a place for it."""
     holder = _place(env_cfg, group, name)
     if isinstance(holder, dict):

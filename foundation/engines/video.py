@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDict
 
 from foundation.core.errors import UserError
-from foundation.engines.base import VideoRequest
+from foundation.engines.base import VecEnv, VideoRequest
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 class EnvWrapper:
     """Pass everything through to the wrapped environment, assignments to ``episode_length_buf`` included."""
 
-    def __init__(self, env: Any):
+    def __init__(self, env: VecEnv):
         self.env = env
 
     def __getattr__(self, name: str) -> Any:
@@ -51,7 +51,7 @@ class EnvWrapper:
 class ActionClip(EnvWrapper):
     """Clip actions to [-limit, limit] before the environment sees them."""
 
-    def __init__(self, env: Any, limit: float):
+    def __init__(self, env: VecEnv, limit: float):
         super().__init__(env)
         if not limit > 0:
             raise UserError(f"agent.clip_actions must be positive, it is {limit}")
@@ -159,5 +159,5 @@ class VideoRecorder(EnvWrapper):
         self.env.close()
 
 
-def _class_name(env: Any) -> str:
+def _class_name(env: object) -> str:
     return type(getattr(env, "unwrapped", env)).__name__

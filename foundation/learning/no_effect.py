@@ -34,7 +34,7 @@ def _changed(cfg: DistillationCfg, path: str) -> bool:
     return _value(cfg, path) != _value(DistillationCfg(), path)
 
 
-def _value(cfg: Any, path: str) -> Any:
+def _value(cfg: object, path: str) -> Any:
     for name in path.split("."):
         cfg = getattr(cfg, name)
     return cfg
@@ -44,7 +44,7 @@ def _unused(cfg: DistillationCfg, paths: Iterable[str], reason: str) -> list[str
     return [f"distill.{path}={_shown(_value(cfg, path))} ({reason})" for path in paths if _changed(cfg, path)]
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -106,7 +106,7 @@ class _Compiled:
         self.eager = function
         self.call: Callable[..., Any] | None = None
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: object) -> Any:
         if self.call is not None:
             return self.call(*args)
         try:

@@ -37,12 +37,12 @@ class InferencePolicy:
         self.module.eval()  # 3.x returns nothing here
         self._act = getattr(self.module, "act_inference", self.module)
 
-    def __call__(self, obs: Any) -> torch.Tensor:
+    def __call__(self, obs: object) -> torch.Tensor:
         """Return the mean actions for the environment's TensorDict. Shape: (num_envs, num_actions)."""
         with torch.no_grad():
             return self._act(obs)
 
-    def act(self, obs: Any) -> torch.Tensor:
+    def act(self, obs: object) -> torch.Tensor:
         """Do the same, as an actor of ``foundation.evaluation``."""
         return self(obs)
 
@@ -135,7 +135,7 @@ class RslRlRunner:
         owner = self.runner.logger if hasattr(self.runner, "logger") else self.runner
         stock_log = owner.log
 
-        def log_and_call(*args: Any, **kwargs: Any) -> None:
+        def log_and_call(*args: object, **kwargs: object) -> None:
             stock_log(*args, **kwargs)
             local = args[0] if args and isinstance(args[0], dict) else {}  # 3.x hands over learn's own variables
             self._returns = local.get("rewbuffer", getattr(owner, "rewbuffer", ()))

@@ -86,7 +86,7 @@ def agent_dict(agent_cfg: Any) -> dict[str, Any]:
     return _without_missing(copy.deepcopy(raw))
 
 
-def translate(agent_cfg: Any, layout: str | None = None) -> dict[str, Any]:
+def translate(agent_cfg: object, layout: str | None = None) -> dict[str, Any]:
     """Return the dict that the runner of the installed release takes; the caller's config is left alone.
 
     Args:
@@ -126,7 +126,7 @@ def translate(agent_cfg: Any, layout: str | None = None) -> dict[str, Any]:
     return cfg
 
 
-def _without_missing(value: Any) -> Any:
+def _without_missing(value: object) -> Any:
     missing = type(dataclasses.MISSING)
     if isinstance(value, dict):
         return {k: _without_missing(v) for k, v in value.items() if not isinstance(v, missing)}

@@ -282,7 +282,7 @@ def _same(before: torch.Tensor, after: torch.Tensor) -> bool:
     return before.shape == after.shape and torch.equal(before, after)
 
 
-def _reset(module: Any) -> None:
+def _reset(module: object) -> None:
     """Bring a module to an episode's start, where it has a method for it that takes nothing."""
     for name in ("reset", "reset_memory"):
         method = getattr(module, name, None)
@@ -291,7 +291,7 @@ def _reset(module: Any) -> None:
             return
 
 
-def _place(module: Any, name: str) -> tuple[Any, str]:
+def _place(module: object, name: str) -> tuple[Any, str]:
     """Return the submodule that holds a tensor, and the tensor's name in it."""
     *path, last = name.split(".")
     for part in path:

@@ -13,7 +13,7 @@ _INTEGERS = {3, 4, 5, 13, 14, 17, 18, 8}
 """Protobuf's types of fields that are varints: int64, uint64, int32, uint32, enum, sint32, sint64, bool."""
 
 
-def check_wire(content: bytes, descriptor: Any) -> None:
+def check_wire(content: bytes, descriptor: object) -> None:
     """Refuse what would make too many objects, or is no message at all.
 
     Args:
@@ -35,7 +35,7 @@ class _WireCheck:
         self.todo: list[tuple[int, int, Any]] = []
         self.known: dict[str, dict[int, tuple[Any, bool]]] = {}
 
-    def check(self, descriptor: Any) -> None:
+    def check(self, descriptor: object) -> None:
         """Look at all of it."""
         self.todo.append((0, len(self.content), descriptor))
         while self.todo:

@@ -118,12 +118,12 @@ class AgentConfig:
         return "gaussian" if fixed else None, options
 
 
-def _is_given(value: Any) -> bool:
+def _is_given(value: object) -> bool:
     """Tell a value from nothing and from the traces of Isaac Lab's MISSING sentinel."""
     return value is not None and not (isinstance(value, dict) and not value) and value != "???"
 
 
-def at(data: Any, *keys: Any) -> Any:
+def at(data: object, *keys: object) -> Any:
     """Return what lies under a path of keys in nested mappings and lists, or None."""
     for key in keys:
         if isinstance(data, dict):
@@ -135,7 +135,7 @@ def at(data: Any, *keys: Any) -> Any:
     return data
 
 
-def section(data: Any, *keys: Any) -> dict[str, Any]:
+def section(data: object, *keys: object) -> dict[str, Any]:
     """Return the mapping that lies under a path of keys; an empty one where there is none."""
     found = at(data, *keys)
     return found if isinstance(found, dict) else {}

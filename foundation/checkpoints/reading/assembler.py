@@ -40,7 +40,7 @@ _STD_RANGE = (1e-6, float("inf"))
 # -- what the weights do not say ------------------------------------------------------------------------------------
 
 
-def choose_activation(source: Source, stated: Any, stated_by: str, known: bool = True) -> Activation:
+def choose_activation(source: Source, stated: object, stated_by: str, known: bool = True) -> Activation:
     """Return the activation of the hidden layers, and where that is known from.
 
     Args:
@@ -138,7 +138,7 @@ def _valid_without_deviation() -> str:
     return f"set distill.teacher.distribution to one of: {', '.join(valid)}"
 
 
-def _pair(value: Any, default: tuple[float, float]) -> tuple[float, float]:
+def _pair(value: object, default: tuple[float, float]) -> tuple[float, float]:
     if isinstance(value, list | tuple) and len(value) == 2:
         return float(value[0]), float(value[1])
     return default
@@ -181,7 +181,7 @@ def expect(condition: bool, source: Source, message: str) -> None:
     logger.warning("'%s' %s.", source.path, message)
 
 
-def compare_dims(source: Source, stated: Any, found: list[int]) -> None:
+def compare_dims(source: Source, stated: object, found: list[int]) -> None:
     """Warn when the config beside the checkpoint has other hidden layers than the weights."""
     if isinstance(stated, list) and stated and all(isinstance(size, int) for size in stated) and stated != found:
         logger.warning(

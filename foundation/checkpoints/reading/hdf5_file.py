@@ -53,7 +53,7 @@ class Hdf5Process:
         """Whether it can be asked."""
         return self.owner == os.getpid() and self._process.poll() is None
 
-    def ask(self, where: str, /, **request: Any) -> Any:
+    def ask(self, where: str, /, **request: object) -> Any:
         """Return the answer to a request: text, a number, names, or a tensor.
 
         Args:
@@ -96,7 +96,7 @@ class Hdf5Process:
         self._overdue = True
         self._process.kill()
 
-    def _send(self, message: Any) -> None:
+    def _send(self, message: object) -> None:
         with suppress(BrokenPipeError):  # it has ended: the missing answer tells
             self._to.write(json.dumps(message).encode() + b"\n")
             self._to.flush()

@@ -11,6 +11,7 @@ import math
 import signal
 import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, BinaryIO, NoReturn
 
 MOST_TEXT = 1 << 20
@@ -27,7 +28,7 @@ class RefusalError(Exception):
 class Hdf5Reader:
     """Answers requests about one open file, whose groups are known by numbers: 0 is the root."""
 
-    def __init__(self, h5py: Any, output: BinaryIO) -> None:
+    def __init__(self, h5py: ModuleType, output: BinaryIO) -> None:
         """Keep the library, which can be imported only once its path is known.
 
         Args:

@@ -42,30 +42,30 @@ class Inert:
     state: Any = None
     """What it was told to become."""
 
-    def __new__(cls, *given: Any, **_: Any) -> Inert:
+    def __new__(cls, *given: object, **_: object) -> Inert:
         """Remember the arguments; nothing is run."""
         made = object.__new__(cls)
         made.given = given
         return made
 
-    def __init__(self, *_: Any, **__: Any) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         """Forget what is given: ``__new__`` has kept it."""
 
-    def __call__(self, *_: Any, **__: Any) -> Inert:
+    def __call__(self, *_: object, **__: object) -> Inert:
         """Return a further stand-in."""
         return Inert()
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         """Remember the state."""
         self.state = state
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: object, value: object) -> None:
         """Forget an entry of what would be a mapping."""
 
-    def append(self, item: Any) -> None:
+    def append(self, item: object) -> None:
         """Forget an entry of what would be a list."""
 
-    def add(self, item: Any) -> None:
+    def add(self, item: object) -> None:
         """Forget an entry of what would be a set."""
 
     @property
@@ -98,7 +98,7 @@ def read_inert(path: Path) -> Any:
     return _Reader(io.BytesIO(content)).load()
 
 
-def as_array(value: Any) -> numpy.ndarray:
+def as_array(value: object) -> numpy.ndarray:
     """Return a stand-in's array, or a number, as float64.
 
     Raises:
@@ -135,7 +135,7 @@ class _Reader(pickle.Unpickler):
             self._known[name] = type("Inert", (Inert,), {"name": name})
         return self._known[name]
 
-    def persistent_load(self, pid: Any) -> NoReturn:
+    def persistent_load(self, pid: object) -> NoReturn:
         """Refuse what lies outside of the file."""
         raise pickle.UnpicklingError("it refers to objects outside of the file")
 
@@ -153,7 +153,7 @@ def _check_opcodes(content: bytes) -> None:
             raise ValueError(f"it numbers its objects up to {argument}")
 
 
-def _from_bytes(kind: Any, content: Any, shape: Any, fortran: bool) -> numpy.ndarray:
+def _from_bytes(kind: object, content: object, shape: object, fortran: bool) -> numpy.ndarray:
     if isinstance(content, Inert) and content.name == "_codecs.encode" and content.given[1:] == ("latin1",):
         content = str(content.given[0]).encode("latin1")  # how protocol 2 writes bytes
     if not isinstance(content, bytes | bytearray):
@@ -169,7 +169,7 @@ def _from_bytes(kind: Any, content: Any, shape: Any, fortran: bool) -> numpy.nda
     return flat.reshape(shape, order="F" if fortran else "C").astype(numpy.float64)
 
 
-def _dtype(kind: Any) -> numpy.dtype:
+def _dtype(kind: object) -> numpy.dtype:
     """Return a plain numeric type: ``numpy.dtype("f8", False, True)`` with a state that says its byte order."""
     if not isinstance(kind, Inert) or kind.name != "numpy.dtype" or not kind.given:
         _refuse("an array has no type")

@@ -48,7 +48,7 @@ _BESIDE_THE_ACTOR = re.compile(
 """Names of what a training keeps that is not between observation and action."""
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -68,11 +68,11 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
 """What each override must be, for the message, and the check."""
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return type(value) is int and value > 0
 
 
-def _is_list(value: Any) -> bool:
+def _is_list(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
@@ -161,7 +161,7 @@ class LoadedPolicy:
 class Entries:
     """The entries of a state_dict, taken one by one; what is left over was not understood."""
 
-    def __init__(self, tensors: Any, where: str) -> None:
+    def __init__(self, tensors: object, where: str) -> None:
         """Take a copy of the mapping.
 
         Args:

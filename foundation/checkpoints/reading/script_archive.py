@@ -52,7 +52,7 @@ class Node:
         self.values: dict[str, Any] = {}
         """Attributes: tensors, plain values, and further nodes."""
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         self.values = dict(state) if isinstance(state, dict) else {}
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -136,12 +136,12 @@ class _Reader(PlainUnpickler):
             self._storages[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
         return self._storages[key]
 
-    def _build_tensor(self, storage: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> torch.Tensor:
+    def _build_tensor(self, storage: torch.Tensor, offset: int, size: tuple, stride: tuple, *_: object) -> torch.Tensor:
         self._views.check(storage.numel(), storage.element_size(), offset, size, stride)
         return torch.as_strided(storage, size, stride, offset).clone()
 
 
-def _untagged(value: Any, _type: str) -> Any:
+def _untagged(value: object, _type: str) -> Any:
     return value
 
 

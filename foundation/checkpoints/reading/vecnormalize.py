@@ -6,7 +6,6 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -114,7 +113,7 @@ def says_normalized(model: Path) -> Path | None:
     return None
 
 
-def _normalizes(config: Any) -> bool:
+def _normalizes(config: object) -> bool:
     """Read ``normalize: true`` or ``normalize: "{'norm_obs': True, ...}"`` of a mapping or of a list of pairs."""
     if isinstance(config, list) and len(config) == 1 and isinstance(config[0], list):
         config = config[0]  # an OrderedDict, with what it was made of

@@ -175,7 +175,7 @@ class ChunkFile:
     """A number above those of all episodes in it."""
 
     @classmethod
-    def from_json(cls, values: Any, where: str) -> ChunkFile:
+    def from_json(cls, values: object, where: str) -> ChunkFile:
         """Read an entry of the list."""
         if not isinstance(values, Mapping):
             raise UserError(f"'{where}': an entry of its list of files is corrupt ({quoted(values)}).")

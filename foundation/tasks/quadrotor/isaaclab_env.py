@@ -133,7 +133,7 @@ class QuadcopterPointCtrlIsaacEnv(DirectRLEnv):
     variant_kind = "vehicle"
     """Metric of an episode -> (factor, unit) by which people are shown it."""
 
-    def __init__(self, cfg: QuadcopterPointCtrlIsaacEnvCfg, render_mode: str | None = None, **kwargs: Any):
+    def __init__(self, cfg: QuadcopterPointCtrlIsaacEnvCfg, render_mode: str | None = None, **kwargs: object):
         """Build the scene and give every environment its vehicle."""
         check_cfg(cfg)
         super().__init__(cfg, render_mode, **kwargs)

@@ -52,7 +52,7 @@ def _model(ours: ModelCfg) -> Any:
     return model
 
 
-def _copy_known(values: dict[str, Any], target: Any) -> None:
+def _copy_known(values: dict[str, Any], target: object) -> None:
     for name, value in values.items():
         if hasattr(target, name):
             setattr(target, name, value)

@@ -26,7 +26,7 @@ _PRINTED = 1e-6
 """Last decimal of what l2f prints [kg m^2]."""
 
 
-def _numbers(value: Any, shape: tuple[int, ...], key: str, where: str) -> torch.Tensor:
+def _numbers(value: object, shape: tuple[int, ...], key: str, where: str) -> torch.Tensor:
     """Read finite numbers of a given shape."""
     try:
         tensor = torch.tensor(value, dtype=torch.float64)
@@ -42,7 +42,7 @@ def _numbers(value: Any, shape: tuple[int, ...], key: str, where: str) -> torch.
     return tensor
 
 
-def from_dict(data: Any, where: str) -> VehicleParams:
+def from_dict(data: object, where: str) -> VehicleParams:
     """Read one vehicle from l2f's JSON form. Only ``dynamics`` and ``disturbances`` describe the vehicle.
 
     Args:
@@ -105,7 +105,7 @@ def _inertia(dynamics: dict[str, Any], where: str) -> torch.Tensor:
     return inertia
 
 
-def _disturbances(data: Any, where: str) -> dict[str, torch.Tensor]:
+def _disturbances(data: object, where: str) -> dict[str, torch.Tensor]:
     """Read ``disturbances.random_force`` and ``random_torque``; absent ones are zero."""
     if not isinstance(data, dict | None):
         raise UserError(f"{where}: 'disturbances' must have 'random_force' and 'random_torque'")
