@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 class EnvWrapper:
     """Pass everything through to the wrapped environment, assignments to ``episode_length_buf`` included."""
 
-    def __init__(self, env: VecEnv):
+    def __init__(self, env: Any):
         self.env = env
 
     def __getattr__(self, name: str) -> Any:

@@ -13,11 +13,15 @@ from foundation.policies.output import PolicyOutput
 
 
 class Policy(Protocol):
-    """The contract of every policy module (DESIGN: ``step`` and ``sequence`` with the state passed and returned)."""
+    """The contract of every policy module: the state is passed in and returned, one step or a sequence at a time."""
 
     num_obs: int
     num_actions: int
-    state_size: int
+
+    @property
+    def state_size(self) -> int:
+        """Numbers that the policy remembers for each environment; 0 for one without memory."""
+        ...
 
     def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
         """Return the state of fresh episodes. Shape: (num_envs, state_size)."""
