@@ -8,6 +8,7 @@ tensors. Statistics of a ``VecNormalize`` lie in a file of their own.
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
 from pathlib import Path
@@ -315,7 +316,9 @@ def _check_spaces(source: Source, data: dict[str, Any], num_obs: int, num_out: i
     kind, shape = _space(data, "observation_space"), at(data, "observation_space", "_shape")
     if kind not in (None, "Box"):
         raise UserError(f"'{source.path}' reads observations of a '{kind}' space; only a Box is understood.")
-    if isinstance(shape, list) and shape != [num_obs]:
+    if isinstance(shape, list) and len(shape) > 1 and at(data, "observation_space", "dtype") == "uint8":
+        raise UserError(f"'{source.path}' reads images {shape}, which its library divides by 255: not understood.")
+    if isinstance(shape, list) and (not all(type(n) is int for n in shape) or math.prod(shape) != num_obs):
         raise UserError(f"'{source.path}' says observations {shape}, but its weights want {num_obs}. It is damaged.")
     shape, count = at(data, "action_space", "_shape"), at(data, "action_space", "n")
     expected = [num_out] if _space(data, "action_space") == "Box" else None

@@ -506,7 +506,10 @@ class GymnasiumVecEnv:
         self._lengths = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
         self._returns = np.zeros(self.num_envs)
         self._obs: TensorDict
+        self._infos: Mapping[str, Any] = {}
         self.reset(cfg.seed)
+        has_limit = spec.max_episode_steps is not None or cfg.max_episode_steps is not None
+        self._knows_success = has_limit or self.solved_return is not None or "is_success" in self._infos
 
     @property
     def episode_length_buf(self) -> torch.Tensor:
@@ -543,7 +546,7 @@ class GymnasiumVecEnv:
         Returns:
             Observation groups.
         """
-        obs, _ = self._vector.reset(seed=None if seed is None else self._seeds(seed))
+        obs, self._infos = self._vector.reset(seed=None if seed is None else self._seeds(seed))
         self._lengths = torch.zeros_like(self._lengths)
         self._returns[:] = 0.0
         return self._keep(self._observations(obs))
@@ -571,10 +574,11 @@ class GymnasiumVecEnv:
         self._returns += rewards
         success = self._success(infos, time_outs)
         groups = self._observations(obs)
-        extras: dict[str, Any] = {
-            "time_outs": self._tensor(time_outs),
-            "episode_metrics": {"success": self._tensor(success)},
-        }
+        extras: dict[str, Any] = {}
+        if self._knows_success:
+            extras["episode_metrics"] = {"success": self._tensor(success)}
+        if self._knows_success or time_outs.any():
+            extras["time_outs"] = self._tensor(time_outs)
         if ended.any():
             if self._mode is AutoresetMode.SAME_STEP:
                 final = self._final_of(infos["final_obs"], groups, ended)

@@ -13,6 +13,11 @@ from foundation.policies.memory import EpisodeState
 from foundation.policies.output import PolicyOutput, map_output
 
 
+def as_float(obs: torch.Tensor) -> torch.Tensor:
+    """Return observations as numbers that layers read: bytes, as games and cameras give, become float32."""
+    return obs if obs.is_floating_point() else obs.float()
+
+
 class PolicyNetwork(EpisodeState):
     """Base of the policies. A subclass sets the sizes and makes ``run``; the rest follows from it."""
 
@@ -68,7 +73,7 @@ class PolicyNetwork(EpisodeState):
         Returns:
             The output and the next state.
         """
-        return self.run(obs, self._state_before(obs, state), None, sequence=False)
+        return self.run(as_float(obs), self._state_before(obs, state), None, sequence=False)
 
     def sequence(
         self, obs: torch.Tensor, state: torch.Tensor | None = None, resets: torch.Tensor | None = None
@@ -83,7 +88,7 @@ class PolicyNetwork(EpisodeState):
         Returns:
             The output and the state after the last step.
         """
-        return self.run(obs, self._state_before(obs, state), resets, sequence=True)
+        return self.run(as_float(obs), self._state_before(obs, state), resets, sequence=True)
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         """Return mean actions, with memory those of an episode's first step. Shape: (num_envs, num_actions)."""

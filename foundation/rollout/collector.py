@@ -186,10 +186,9 @@ class Collector:
         """Return student less teacher on a chunk. Shape: (chunk_steps, num_envs, num_actions)."""
         dataset = self.dataset
         device = self.env.device
-        rows = dataset.rows[slot].to(device).float()
         resets = dataset.resets[slot].to(device)
-        obs = rows[..., dataset.columns["obs"]]
-        mean = rows[..., dataset.columns["mean"]]
+        obs = dataset.column("obs")[slot].to(device).float()
+        mean = dataset.column("mean")[slot].to(device).float()
         state = None if dataset.states is None else dataset.states[slot, 0].to(device)
         output, _ = self.student.policy.sequence(obs, state, resets)
         return output.mean - mean
@@ -211,7 +210,7 @@ class Collector:
         room = ""
         if self.dataset.dtype == torch.float16:
             room = ", and that no number is beyond 65504, the largest of dataset.dtype=float16"
-        if not bool(first[:, self.dataset.columns["obs"]].all()):
+        if "obs" in self.dataset.columns and not bool(first[:, self.dataset.columns["obs"]].all()):
             groups = ", ".join(self.student.selector.groups)
             raise UserError(
                 f"The environment returned NaN or infinite observations (group {groups}): check its reset{room}."

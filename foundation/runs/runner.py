@@ -10,6 +10,7 @@ import torch
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import RunInterrupted, UserError, reading
 from foundation.dataset.build import CollectedData, build_dataset
+from foundation.dataset.transition import Column
 from foundation.engines.base import MakeEvalEnv, VecEnv
 from foundation.learning.early_stopping import EarlyStopping
 from foundation.learning.learner import LearningStats
@@ -138,9 +139,11 @@ class DistillationRunner(Runner[Collection]):
         env = self.env
         describe = getattr(self.teacher, "describe", None)
         memory = student.initial_state(1, env.device) if student.state_size else None
+        stored = self._stored_bytes()
         data = CollectedData(
             obs=self.student_obs,
-            num_obs=self.num_obs,
+            num_obs=self.num_obs if stored is None else 0,
+            typed=None if stored is None else {"obs": stored},
             targets=self._probe_targets(),
             num_envs=env.num_envs,
             max_episode_length=int(env.max_episode_length),
@@ -157,6 +160,12 @@ class DistillationRunner(Runner[Collection]):
         if self.fits_normalizer:
             for slot in range(self.dataset.num_chunks):
                 self.learner.fit_normalizer(self.dataset.chunk_obs(slot))
+
+    def _stored_bytes(self) -> Column | None:
+        """Return how the student's observation is stored where it is bytes: as it is, but on disk as float32."""
+        obs = self.student_obs(self.env.get_observations())
+        on_disk = self.cfg.dataset.save is not None or self.cfg.dataset.load is not None
+        return Column((self.num_obs,), "uint8") if obs.dtype == torch.uint8 and not on_disk else None
 
     @torch.no_grad()
     def _probe_targets(self) -> dict[str, int]:
