@@ -33,7 +33,6 @@ from foundation.export.rl_tools import write_rl_tools
 from foundation.export.rsl_rl import write_rsl_rl
 from foundation.export.torchscript import write_torchscript
 from foundation.policies.policy_network import PolicyNetwork
-from foundation.students.base import Student
 
 _COMPILER_SECONDS = 300
 
@@ -196,11 +195,6 @@ def _check_yaml(bundle: Bundle, folder: Path, files: list[str]) -> Check:
 
 
 def _write_rsl_rl(bundle: Bundle, folder: Path) -> list[str]:
-    if not isinstance(bundle.network, Student):
-        raise UserError(
-            f"format 'rsl_rl' is written of students; '{bundle.info.path}' is a {bundle.info.format} policy. "
-            "Choose another format."
-        )
     groups = bundle.description.obs_groups or ("policy",)
     write_rsl_rl(bundle.network, folder / "rsl_rl" / "model_0.pt", obs_groups=groups)
     return ["rsl_rl/model_0.pt", "rsl_rl/params/agent.yaml"]

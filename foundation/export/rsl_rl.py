@@ -1,4 +1,4 @@
-"""Write a student as an RSL-RL checkpoint: Isaac Lab's ``play.py`` flies it, RSL-RL's PPO goes on training it."""
+"""Write a policy as an RSL-RL checkpoint: Isaac Lab's ``play.py`` flies it, RSL-RL's PPO goes on training it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ from torch import nn
 
 from foundation.core.errors import UserError, suggest
 from foundation.core.files import atomic_torch_save, atomic_write
+from foundation.policies.actor_critic import ActorCritic, Trunk
+from foundation.policies.distribution import Deterministic, Gaussian
+from foundation.policies.mlp import activation_class_names
+from foundation.policies.normalizer import ObsNormalizer
+from foundation.policies.policy_network import PolicyNetwork
+from foundation.policies.rnn import RecurrentCore
 from foundation.students.base import LOG_STD_RANGE, Student
 from foundation.students.mlp import StudentPolicy
 from foundation.students.recurrent import RecurrentStudent
@@ -33,7 +39,10 @@ class _Exported:
     value: Tensors
     rnn: Tensors
     normalizer: Tensors
+    value_rnn: Tensors
+    value_normalizer: Tensors
     hidden_dims: list[int]
+    value_dims: list[int]
     activation: str
     std: torch.Tensor
     heteroscedastic: bool
@@ -41,22 +50,23 @@ class _Exported:
 
 
 def write_rsl_rl(
-    student: Student,
+    policy: PolicyNetwork,
     path: str | Path,
     layout: str = "5",
     obs_groups: Sequence[str] = ("policy",),
     std: float = 0.1,
 ) -> None:
-    """Write a student as ``path`` with its ``params/agent.yaml`` beside it.
+    """Write a policy as ``path`` with its ``params/agent.yaml`` beside it.
 
     Args:
-        student: An MLP, or a GRU or LSTM without dense layers before the recurrent ones.
+        policy: A student that is an MLP, or a GRU or LSTM without dense layers before the recurrent ones; or a policy
+            of RSL-RL's kind.
         path: Where, such as ``model_0.pt``.
         layout: First number of the RSL-RL release that is to read it.
         obs_groups: Observation groups that the student reads.
         std: Deviation of a deterministic student's actions, for PPO to explore with.
     """
-    checkpoint, config = to_rsl_rl(student, layout, obs_groups, std)
+    checkpoint, config = to_rsl_rl(policy, layout, obs_groups, std)
     config_path = Path(path).parent / "params" / "agent.yaml"
 
     def write_config(file: BinaryIO) -> None:
@@ -67,21 +77,30 @@ def write_rsl_rl(
 
 
 def to_rsl_rl(
-    student: Student, layout: str = "5", obs_groups: Sequence[str] = ("policy",), std: float = 0.1
+    policy: PolicyNetwork, layout: str = "5", obs_groups: Sequence[str] = ("policy",), std: float = 0.1
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return an RSL-RL checkpoint and the entries of the agent config that go with it.
 
     The critic starts from the student's hidden layers; its last layer is the student's value head, or zero.
 
     Args:
-        student: An MLP, or a GRU or LSTM without dense layers before the recurrent ones.
+        policy: A student that is an MLP, or a GRU or LSTM without dense layers before the recurrent ones; or a policy
+            of RSL-RL's kind.
         layout: First number of the RSL-RL release that is to read it.
         obs_groups: Observation groups that the student reads.
         std: Deviation of a deterministic student's actions.
     """
     if layout not in LAYOUTS:
         raise UserError(f"cannot write RSL-RL layout '{layout}'. {suggest(layout, LAYOUTS)}")
-    parts = _export(student, std)
+    if isinstance(policy, Student):
+        parts = _export(policy, std)
+    elif isinstance(policy, ActorCritic) and policy.is_plain:
+        parts = _export_plain(policy, std)
+    else:
+        raise UserError(
+            f"RSL-RL has no network like this {type(policy).__name__}: its policies are a normaliser, recurrent layers "
+            "and dense ones with one activation, and plain actions."
+        )
     if layout == "3" and parts.heteroscedastic:
         raise UserError("a deviation that depends on the state needs RSL-RL layout '5'.")
     return (_layout_3 if layout == "3" else _layout_5)(parts, list(obs_groups))
@@ -116,7 +135,10 @@ def _export(student: Student, std: float) -> _Exported:
         value=body | _last_layer(last, [zero if value is None else value.weight],
                                  [zero[:, 0] if value is None else value.bias]),
         rnn=rnn,
-        normalizer=_normalizer(student),
+        normalizer=_normalizer(student.normalizer),
+        value_rnn=rnn,
+        value_normalizer=_normalizer(student.normalizer),
+        value_dims=[layer.out_features for layer in student.body if isinstance(layer, nn.Linear)],
         hidden_dims=[layer.out_features for layer in student.body if isinstance(layer, nn.Linear)],
         activation=_RSL_RL_NAMES.get(activation, activation),
         std=torch.full((student.num_actions,), std) if scale is None else scale,
@@ -129,11 +151,74 @@ def _last_layer(index: int, weights: list[torch.Tensor], biases: list[torch.Tens
     return {f"{index}.weight": torch.cat(weights), f"{index}.bias": torch.cat(biases)}
 
 
-def _normalizer(student: Student) -> Tensors:
-    if not bool(student.normalizer.count > 0):
+def _export_plain(policy: ActorCritic, std: float) -> _Exported:
+    """Return the parts of a policy of RSL-RL's kind; a critic that it lacks begins as the actor, giving 0."""
+    actor = policy.actor
+    distribution = policy.distribution
+    if type(distribution) not in (Deterministic, Gaussian):
+        raise UserError(f"a policy with {distribution.name} actions is not written as RSL-RL's checkpoint.")
+    if not actor.hidden_dims:
+        raise UserError("RSL-RL's networks have at least one hidden layer; this policy has none.")
+    critic = None if policy.critic is None else policy.critic.trunk
+    if critic is not None and _recurrence(critic) != _recurrence(actor):
+        critic = None  # the releases have one setting for both memories
+    value = actor if critic is None else critic
+    body = _dense_tensors(actor)
+    value_body = _dense_tensors(value)
+    if critic is None:
+        last = max(int(name.partition(".")[0]) for name in value_body)
+        weight = value_body[f"{last}.weight"]
+        value_body |= _last_layer(last, [weight.new_zeros(1, weight.shape[1])], [weight.new_zeros(1)])
+    return _Exported(
+        body=body,
+        value=value_body,
+        rnn=_recurrent_tensors(actor),
+        normalizer=_normalizer(actor.normalizer),
+        value_rnn=_recurrent_tensors(value),
+        value_normalizer=_normalizer(value.normalizer),
+        hidden_dims=actor.hidden_dims,
+        value_dims=value.hidden_dims,
+        activation=_activation(actor),
+        std=distribution.std if isinstance(distribution, Gaussian) else torch.full((policy.num_actions,), std),
+        heteroscedastic=False,
+        recurrence=_recurrence(actor),
+    )
+
+
+def _recurrence(trunk: Trunk) -> dict[str, Any]:
+    core = trunk.core
+    if core is None:
         return {}
-    mean, var = student.normalizer.mean.unsqueeze(0), student.normalizer.var.unsqueeze(0)
-    return {"_mean": mean, "_var": var, "_std": var.sqrt(), "count": student.normalizer.count.long()}
+    return {"rnn_type": core.kind, "rnn_hidden_dim": core.hidden_size, "rnn_num_layers": core.num_layers}
+
+
+def _dense_tensors(trunk: Trunk) -> Tensors:
+    """Return the dense layers' tensors, numbered as in a Sequential with an activation after each but the last."""
+    dense = [layer for layer in trunk.layers if isinstance(layer, nn.Linear)]
+    tensors: Tensors = {}
+    for index, layer in enumerate(dense):
+        tensors |= {f"{2 * index}.weight": layer.weight, f"{2 * index}.bias": layer.bias}
+    return tensors
+
+
+def _recurrent_tensors(trunk: Trunk) -> Tensors:
+    return {} if trunk.core is None else dict(trunk.core.rnn.state_dict())
+
+
+def _activation(trunk: Trunk) -> str:
+    kinds = {type(layer).__name__ for layer in trunk.layers if not isinstance(layer, nn.Linear | RecurrentCore)}
+    names = activation_class_names()
+    if len(kinds) != 1 or not kinds <= set(names):
+        raise UserError(f"RSL-RL's networks have one activation; this policy has {', '.join(sorted(kinds)) or 'none'}.")
+    name = names[kinds.pop()]
+    return _RSL_RL_NAMES.get(name, name)
+
+
+def _normalizer(normalizer: nn.Module | None) -> Tensors:
+    if not isinstance(normalizer, ObsNormalizer) or not bool(normalizer.count > 0):
+        return {}
+    mean, var = normalizer.mean.unsqueeze(0), normalizer.var.unsqueeze(0)
+    return {"_mean": mean, "_var": var, "_std": var.sqrt(), "count": normalizer.count.long()}
 
 
 def _layout_3(parts: _Exported, groups: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -141,19 +226,19 @@ def _layout_3(parts: _Exported, groups: list[str]) -> tuple[dict[str, Any], dict
     model = {
         "std": parts.std,
         **_prefixed("memory_a.rnn.", parts.rnn),
-        **_prefixed("memory_c.rnn.", parts.rnn),
+        **_prefixed("memory_c.rnn.", parts.value_rnn),
         **_prefixed("actor.", parts.body),
         **_prefixed("critic.", parts.value),
         **_prefixed("actor_obs_normalizer.", parts.normalizer),
-        **_prefixed("critic_obs_normalizer.", parts.normalizer),
+        **_prefixed("critic_obs_normalizer.", parts.value_normalizer),
     }
     policy = {
         "class_name": "ActorCriticRecurrent" if parts.rnn else "ActorCritic",
         "actor_hidden_dims": parts.hidden_dims,
-        "critic_hidden_dims": parts.hidden_dims,
+        "critic_hidden_dims": parts.value_dims,
         "activation": parts.activation,
         "actor_obs_normalization": normalized,
-        "critic_obs_normalization": normalized,
+        "critic_obs_normalization": bool(parts.value_normalizer),
         "noise_std_type": "scalar",
         "init_noise_std": float(parts.std.mean()),
         **parts.recurrence,
@@ -165,9 +250,16 @@ def _layout_3(parts: _Exported, groups: list[str]) -> tuple[dict[str, Any], dict
 
 
 def _layout_5(parts: _Exported, groups: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    shared = {**_prefixed("rnn.rnn.", parts.rnn), **_prefixed("obs_normalizer.", parts.normalizer)}
-    actor = {**shared, **_prefixed("mlp.", parts.body)}
-    critic = {**shared, **_prefixed("mlp.", parts.value)}
+    actor = {
+        **_prefixed("rnn.rnn.", parts.rnn),
+        **_prefixed("obs_normalizer.", parts.normalizer),
+        **_prefixed("mlp.", parts.body),
+    }
+    critic = {
+        **_prefixed("rnn.rnn.", parts.value_rnn),
+        **_prefixed("obs_normalizer.", parts.value_normalizer),
+        **_prefixed("mlp.", parts.value),
+    }
     distribution: dict[str, Any] = {"class_name": "GaussianDistribution", "std_type": "scalar"}
     if parts.heteroscedastic:
         bounds = [math.exp(bound) for bound in LOG_STD_RANGE]
@@ -184,7 +276,12 @@ def _layout_5(parts: _Exported, groups: list[str]) -> tuple[dict[str, Any], dict
     }
     config = {
         "actor": {**model, "distribution_cfg": distribution},
-        "critic": {**model, "hidden_dims": list(parts.hidden_dims), "distribution_cfg": None},
+        "critic": {
+            **model,
+            "hidden_dims": list(parts.value_dims),
+            "distribution_cfg": None,
+            "obs_normalization": bool(parts.value_normalizer),
+        },
         "obs_groups": {"actor": groups, "critic": list(groups)},
     }
     tensors = {**_prefixed("actor.", actor), **_prefixed("critic.", critic)}
