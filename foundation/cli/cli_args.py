@@ -36,7 +36,7 @@ _TEACHERS = "--teacher_checkpoint"
 class CommandParser(OneLineParser):
     """The parser of a command: flags without defaults, and Hydra-style overrides behind them."""
 
-    def __init__(self, **kwargs: Any):
+    def __init__(self, **kwargs: object):
         kwargs.setdefault("argument_default", None)
         super().__init__(**{**kwargs, "formatter_class": _HelpFormatter})
         self.epilog = self.epilog or (
@@ -45,7 +45,7 @@ class CommandParser(OneLineParser):
         )
 
 
-def _any_of(choices: Any) -> str:
+def _any_of(choices: object) -> str:
     """List the values of a ``Literal``: ``a, b or c``."""
     *others, last = get_args(choices)
     return f"{', '.join(others)} or {last}"

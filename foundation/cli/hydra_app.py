@@ -205,7 +205,7 @@ def hydra_task_config(task_name: str, agent_cfg_entry_point: str = "rsl_rl_cfg_e
 
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
-        def main(*args: Any, **kwargs: Any) -> Any:
+        def main(*args: object, **kwargs: object) -> Any:
             set_up_logging()
             note_typed([task_name])  # by the script's author
             try:
@@ -380,7 +380,7 @@ def _one_line(error: Exception, arguments: Sequence[str]) -> str:
     return f"Hydra: {text}{reason}"
 
 
-def _with_text_keys(value: Any) -> Any:
+def _with_text_keys(value: object) -> Any:
     """Turn keys that no Hydra config can have into text."""
     if isinstance(value, Mapping):
         return {k if isinstance(k, (str, int)) else str(k): _with_text_keys(v) for k, v in value.items()}
@@ -395,5 +395,5 @@ def _importable_in_children() -> Iterator[None]:
         yield
 
 
-def _nothing(cfg: Any) -> None:
+def _nothing(cfg: object) -> None:
     """Stand in for the job where Hydra only shows something."""

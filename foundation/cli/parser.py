@@ -28,7 +28,7 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(message.removeprefix("argument "))
 
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride] (the stubs have overloads by namespace)
-        self, args: Sequence[str] | None = None, namespace: Any = None
+        self, args: Sequence[str] | None = None, namespace: object = None
     ) -> tuple[Any, list[str]]:
         """Parse, and remember the modules that were typed: those of ``--import`` are imported at once."""
         words = sys.argv[1:] if args is None else list(args)
@@ -84,5 +84,5 @@ class OneLineParser(argparse.ArgumentParser):
 class ScriptParser(OneLineParser):
     """The parser of a script: its help is the module's text as it stands."""
 
-    def __init__(self, description: str | None, **kwargs: Any):
+    def __init__(self, description: str | None, **kwargs: object):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)

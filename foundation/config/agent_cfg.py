@@ -223,10 +223,10 @@ class AgentDict(dict[str, Any]):
         except KeyError:
             raise AttributeError(f"the agent config has no '{name}'") from None
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         self[name] = value
 
 
-def _attributes(value: Any) -> Any:
+def _attributes(value: object) -> Any:
     """Copy nested dictionaries as :class:`AgentDict`."""
     return AgentDict({k: _attributes(v) for k, v in value.items()}) if isinstance(value, dict) else copy.copy(value)

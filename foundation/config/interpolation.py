@@ -8,7 +8,7 @@ from typing import Any
 from foundation.core.errors import UserError, suggest
 
 
-def has_interpolation(value: Any) -> bool:
+def has_interpolation(value: object) -> bool:
     """Say whether a value, or anything in it, refers to another one."""
     if isinstance(value, str):
         return "${" in value
@@ -17,7 +17,7 @@ def has_interpolation(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and any(has_interpolation(entry) for entry in value)
 
 
-def interpolate(value: Any, known: Mapping[str, Any], where: str) -> Any:
+def interpolate(value: object, known: Mapping[str, Any], where: str) -> Any:
     """Put in what a value refers to.
 
     Args:

@@ -40,7 +40,7 @@ class Overrides:
     bare: list[Assignment] = field(default_factory=list)
     """Assignments without a prefix: their first name says which config they are for."""
 
-    def configure(self, env_cfg: Any, agent_cfg: Any, distill_cfg: Any = None) -> None:
+    def configure(self, env_cfg: object, agent_cfg: object, distill_cfg: object = None) -> None:
         """Apply ``env.``, ``agent.`` and bare overrides, once a simulator is up and its configs are known.
 
         Args:
@@ -87,7 +87,7 @@ class Overrides:
         raise UserError(f"override '{item.token}': no key '{head}' in any of {known}. {suggest(head, valid)}")
 
 
-def _apply_one(configs: dict[str, Any], scope: str, item: Assignment, distill_cfg: Any) -> None:
+def _apply_one(configs: dict[str, Any], scope: str, item: Assignment, distill_cfg: object) -> None:
     """Set one key of the environment's or the agent's config."""
     value = item.value
     if has_interpolation(value):

@@ -12,7 +12,7 @@ from typing import Any
 _MAX_DEPTH = 24
 
 
-def to_plain(value: Any, _depth: int = 0) -> Any:
+def to_plain(value: object, _depth: int = 0) -> Any:
     """Convert a config, however nested, to what ``yaml.safe_dump`` and ``json.dump`` accept.
 
     Tuples become lists, callables and classes ``"module:name"``, slices and unknown objects text. Private fields
@@ -35,11 +35,11 @@ def to_plain(value: Any, _depth: int = 0) -> Any:
     return _plain_object(value, _depth)
 
 
-def _plain_key(key: Any) -> Any:
+def _plain_key(key: object) -> Any:
     return key if isinstance(key, (str, int, float, bool)) or key is None else str(key)
 
 
-def _plain_object(value: Any, depth: int) -> Any:
+def _plain_object(value: object, depth: int) -> Any:
     if isinstance(value, (slice, PurePath)):
         return str(value)
     if callable(value) and hasattr(value, "__qualname__"):
@@ -59,7 +59,7 @@ def _plain_object(value: Any, depth: int) -> Any:
     return {n: to_plain(getattr(value, n, None), depth + 1) for n in names if not n.startswith("_")}
 
 
-def finite(value: Any) -> Any:
+def finite(value: object) -> Any:
     """Replace NaN and infinities by None, which JSON can hold. ``value`` is plain (:func:`to_plain`)."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None

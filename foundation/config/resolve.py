@@ -70,7 +70,7 @@ class Resolved:
     choices: dict[str, Choice] = field(default_factory=dict)
     """Group -> what is in force."""
 
-    def configure(self, env_cfg: Any, agent_cfg: Any, overrides: Overrides) -> None:
+    def configure(self, env_cfg: object, agent_cfg: object, overrides: Overrides) -> None:
         """Apply the files' values, then the command line's, to the simulator's configs in place."""
         known = {"distill": to_plain(self.cfg)}
         for scope, cfg, values in (("env", env_cfg, self.env), ("agent", agent_cfg, self.agent)):
@@ -429,7 +429,7 @@ def _nested(path: str, value: Any) -> dict[str, Any]:
     return value
 
 
-def _written(values: Any) -> str:
+def _written(values: object) -> str:
     """Write nested values of one key as ``a.b=value``."""
     names = []
     while isinstance(values, Mapping) and len(values) == 1:

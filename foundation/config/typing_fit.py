@@ -48,7 +48,7 @@ def field_hints(cls: type) -> dict[str, Any]:
         return hints
 
 
-def _evaluate(annotation: Any, owner: type) -> Any:
+def _evaluate(annotation: object, owner: type) -> Any:
     if not isinstance(annotation, str):
         return annotation
     try:
@@ -57,18 +57,18 @@ def _evaluate(annotation: Any, owner: type) -> Any:
         return Any
 
 
-def members(hint: Any) -> tuple[Any, ...]:
+def members(hint: object) -> tuple[Any, ...]:
     """Return the alternatives of a union, or the annotation alone."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def choices_of(hint: Any) -> tuple[str, ...]:
+def choices_of(hint: object) -> tuple[str, ...]:
     """Return the texts that an annotation is a choice of (``Literal``), or none."""
     literals = [get_args(member) for member in members(hint) if get_origin(member) is typing.Literal]
     return tuple(choice for choices in literals for choice in choices if isinstance(choice, str))
 
 
-def value_hint(hint: Any) -> Any:
+def value_hint(hint: object) -> Any:
     """Return the type of the values of a ``dict[K, V]`` annotation, or ``Any``."""
     for member in members(hint):
         if get_origin(member) in (dict, Mapping):
@@ -76,12 +76,12 @@ def value_hint(hint: Any) -> Any:
     return Any
 
 
-def is_mapping(hint: Any) -> bool:
+def is_mapping(hint: object) -> bool:
     """Say whether an annotation accepts a mapping with keys of the user's choice."""
     return any((get_origin(m) or m) in (dict, Mapping) for m in members(hint))
 
 
-def describe(hint: Any) -> str:
+def describe(hint: object) -> str:
     """Put an annotation in a user's words."""
     if len(members(hint)) > 1:
         return " or ".join(dict.fromkeys(describe(m) for m in members(hint)))
@@ -100,7 +100,7 @@ def describe(hint: Any) -> str:
     return getattr(origin, "__name__", str(origin))
 
 
-def fit(value: Any, hint: Any) -> Any:
+def fit(value: object, hint: object) -> Any:
     """Return ``value`` as the annotated type wants it.
 
     Raises:
@@ -148,7 +148,7 @@ def read_fields(cls: type, values: Mapping[Any, Any], where: str, leave: Contain
     return found
 
 
-def _not_nan(value: Any) -> Any:
+def _not_nan(value: object) -> Any:
     if isinstance(value, float) and math.isnan(value):
         raise MisfitError("a number that is not NaN")
     return value
@@ -180,7 +180,7 @@ def _fit_one(value: Any, hint: Any) -> Any:
 _SEQUENCES = (typing.get_origin(typing.Sequence[int]), typing.get_origin(typing.Iterable[int]))
 
 
-def _need(ok: bool, value: Any, hint: Any) -> Any:
+def _need(ok: bool, value: object, hint: object) -> Any:
     if not ok:
         raise MisfitError(describe(hint))
     return value
@@ -195,7 +195,7 @@ def _fit_sequence(value: Any, hint: Any, origin: Any, args: tuple[Any, ...]) -> 
     return items if origin in (list, *_SEQUENCES) else origin(items)
 
 
-def _fit_class(value: Any, cls: type) -> Any:
+def _fit_class(value: object, cls: type) -> Any:
     if cls is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return _not_nan(float(value))
     if cls is int and isinstance(value, int) and not isinstance(value, bool):
@@ -211,7 +211,7 @@ def _fit_class(value: Any, cls: type) -> Any:
     return _need(isinstance(value, cls), value, cls)
 
 
-def _fit_callable(value: Any, hint: Any) -> Any:
+def _fit_callable(value: object, hint: object) -> Any:
     if isinstance(value, str) and ":" in value:
         return import_attribute(value)
     return _need(callable(value), value, hint)

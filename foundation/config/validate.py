@@ -125,7 +125,7 @@ def _is_positive(value: float) -> bool:
     return value >= LEAST_POSITIVE and math.isfinite(value)
 
 
-def check_env_and_agent(env_cfg: Any, agent_cfg: Any) -> None:
+def check_env_and_agent(env_cfg: object, agent_cfg: object) -> None:
     """Check what every environment's and agent's config means alike: seeds, the bound of the actions, the optimiser.
 
     Raises:
@@ -145,7 +145,7 @@ def check_env_and_agent(env_cfg: Any, agent_cfg: Any) -> None:
         raise UserError(f"agent.algorithm.optimizer is {optimizer!r}. {near}")
 
 
-def read(cfg: Any, name: str) -> Any:
+def read(cfg: object, name: str) -> Any:
     """Read a field of a config object or mapping; None where it is absent."""
     return cfg.get(name) if isinstance(cfg, dict) else getattr(cfg, name, None)
 
@@ -196,13 +196,13 @@ def label(path: str) -> str:
     return _FLAGS.get(path, f"distill.{path}")
 
 
-def _get(cfg: Any, path: str) -> Any:
+def _get(cfg: object, path: str) -> Any:
     for name in path.split("."):
         cfg = getattr(cfg, name)
     return cfg
 
 
-def _fail(path: str, value: Any, expected: str) -> None:
+def _fail(path: str, value: object, expected: str) -> None:
     shown = repr(value)
     if isinstance(value, float):
         shown = f"{value:g}"

@@ -19,7 +19,7 @@ from foundation.config.typing_fit import (
 from foundation.core.errors import UserError, suggest
 
 
-def apply_values(cfg: Any, values: Mapping[str, Any], where: str = "", *, null: bool = False) -> None:
+def apply_values(cfg: object, values: Mapping[str, Any], where: str = "", *, null: bool = False) -> None:
     """Set fields of a config in place, checking names and types.
 
     Args:
@@ -46,15 +46,15 @@ def key_names(cfg: Any) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _is_dataclass(value: Any) -> bool:
+def _is_dataclass(value: object) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
-def _is_missing(value: Any) -> bool:
+def _is_missing(value: object) -> bool:
     return type(value).__name__ in ("_MISSING_TYPE", "MISSING") or value is dataclasses.MISSING
 
 
-def _is_config(value: Any) -> bool:
+def _is_config(value: object) -> bool:
     """Say whether a value has fields to go down into."""
     if _is_dataclass(value):
         return not _is_missing(value)
@@ -74,13 +74,13 @@ class _Update:
     def __init__(self, null: bool):
         self.null = null
 
-    def apply(self, target: Any, values: Mapping[str, Any], hint: Any, where: str) -> None:
+    def apply(self, target: object, values: Mapping[str, Any], hint: object, where: str) -> None:
         """Set the fields of one object, each by its own or by a dotted key."""
         for key, value in values.items():
             head, _, rest = str(key).partition(".")
             self._set(target, head, {rest: value} if rest else value, hint, where)
 
-    def _set(self, target: Any, name: str, value: Any, hint: Any, where: str) -> None:
+    def _set(self, target: object, name: str, value: object, hint: object, where: str) -> None:
         full = f"{where}.{name}" if where else name
         names = key_names(target)
         opened = isinstance(target, dict) and is_mapping(hint)
@@ -95,14 +95,14 @@ class _Update:
             own_hint = field_hints(type(target)).get(name, Any)
             setattr(target, name, self._merge(getattr(target, name, None), value, own_hint, full))
 
-    def _merge(self, current: Any, value: Any, hint: Any, full: str) -> Any:
+    def _merge(self, current: object, value: object, hint: object, full: str) -> Any:
         if isinstance(value, Mapping):
             return self._merge_mapping(current, value, hint, full)
         if value is None and self.null and not isinstance(current, (bool, int, float)):
             return None
         return _convert(current, value, hint, full)
 
-    def _merge_mapping(self, current: Any, value: Mapping[str, Any], hint: Any, full: str) -> Any:
+    def _merge_mapping(self, current: object, value: Mapping[str, Any], hint: object, full: str) -> Any:
         if isinstance(current, dict):
             current = dict(current)  # a default may be shared between instances
         elif isinstance(current, (list, tuple)):
@@ -126,7 +126,7 @@ class _Update:
         return items if isinstance(current, list) else tuple(items)
 
 
-def _convert(current: Any, value: Any, hint: Any, full: str) -> Any:
+def _convert(current: object, value: object, hint: object, full: str) -> Any:
     if _is_missing(current):
         current = None
     if hint is Any and current is not None and not callable(current):
@@ -148,7 +148,7 @@ def _convert(current: Any, value: Any, hint: Any, full: str) -> Any:
     raise UserError(f"'{full}' is {_show(value)}: it must be {expected}")
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _fits(value: object, hint: object) -> bool:
     try:
         fit(value, hint)
     except MisfitError:
@@ -156,11 +156,11 @@ def _fits(value: Any, hint: Any) -> bool:
     return True
 
 
-def _wants(hint: Any) -> str:
+def _wants(hint: object) -> str:
     return "must be " + describe(hint) if hint is not Any else "has no fields"
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -162,7 +162,7 @@ class ImageEncoders(nn.Module):
             )
 
 
-def _of_layer(value: Any, index: int) -> Any:
+def _of_layer(value: object, index: int) -> Any:
     return value[index] if isinstance(value, list | tuple) else value
 
 

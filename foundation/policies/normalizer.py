@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -126,6 +124,6 @@ class ObsNormalizer(nn.Module):
         fitted = (self.var.clamp_min(0.0).sqrt() + self.eps).reciprocal()
         self._scale.copy_(torch.where(self.count > 0, fitted, torch.ones_like(fitted)))
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.refresh()

@@ -18,7 +18,7 @@ _ABSENT = object()
 
 
 def changed_settings(
-    run: RunDir, checkpoint: Mapping[str, Any], cfg: Any, env_cfg: Any = None, agent_cfg: Any = None
+    run: RunDir, checkpoint: Mapping[str, Any], cfg: object, env_cfg: object = None, agent_cfg: object = None
 ) -> str:
     """Name every setting that is not what it was when the checkpoint was written.
 
@@ -66,12 +66,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _same(old: Any, new: Any) -> bool:
+def _same(old: object, new: object) -> bool:
     both_nan = isinstance(old, float) and isinstance(new, float) and math.isnan(old) and math.isnan(new)
     return both_nan or old == new
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """Write a value as people type it: 3e-4, not 0.0003."""
     if isinstance(value, float) and 0.0 < abs(value) < 1e-2:
         mantissa, _, exponent = f"{value:e}".partition("e")

@@ -72,7 +72,7 @@ class TensorBoardWriter(MetricsWriter):
 class WandbWriter(MetricsWriter):
     """Scalars to Weights & Biases."""
 
-    def __init__(self, log_dir: Path | str, project: str, cfg: Any):
+    def __init__(self, log_dir: Path | str, project: str, cfg: object):
         wandb = _import("wandb")
         self._run = wandb.init(project=project, name=Path(log_dir).name, dir=str(log_dir), config=to_plain(cfg))
 
@@ -88,7 +88,7 @@ class WandbWriter(MetricsWriter):
 class NeptuneWriter(MetricsWriter):
     """Scalars to Neptune."""
 
-    def __init__(self, log_dir: Path | str, project: str, cfg: Any):
+    def __init__(self, log_dir: Path | str, project: str, cfg: object):
         neptune = _import("neptune")
         self._run = neptune.init_run(project=project, name=Path(log_dir).name)
         self._run["config"] = _as_text(to_plain(cfg))
@@ -141,7 +141,7 @@ def check_logger(logger: str) -> None:
 
 
 def make_writer(
-    logger: str, log_dir: Path | str, project: str | None = None, cfg: Any = None, purge_step: int | None = None
+    logger: str, log_dir: Path | str, project: str | None = None, cfg: object = None, purge_step: int | None = None
 ) -> MetricsWriter:
     """Make the sink of a run's scalars.
 
@@ -169,7 +169,7 @@ def _import(name: str) -> Any:
         raise UserError(f"--logger {name} needs the package {name}: pip install {name}") from None
 
 
-def _as_text(value: Any) -> Any:
+def _as_text(value: object) -> Any:
     """Neptune takes nested dicts of scalars and text, but neither lists nor None."""
     if isinstance(value, dict):
         return {str(k): _as_text(v) for k, v in value.items()}

@@ -186,7 +186,11 @@ class RunDir:
         return chosen[-1]
 
     def save_params(
-        self, env_cfg: Any = None, agent_cfg: Any = None, distillation_cfg: Any = None, overrides: Any = None
+        self,
+        env_cfg: object = None,
+        agent_cfg: object = None,
+        distillation_cfg: object = None,
+        overrides: object = None,
     ) -> None:
         """Write ``params/{env,agent}.{yaml,pkl}`` and ``params/{distillation,overrides}.yaml``.
 
@@ -323,7 +327,7 @@ def _matching(paths: list[Path], pattern: str) -> list[Path]:
         raise UserError(f"'{pattern}' is not a regular expression: {error}") from None
 
 
-def _pickled(cfg: Any) -> bytes:
+def _pickled(cfg: object) -> bytes:
     """Pickle a config as Isaac Lab does; one that holds lambdas goes in as plain values."""
     try:
         return pickle.dumps(cfg)

@@ -272,7 +272,7 @@ def load_ensemble(
     mode: str = "per_env",
     temperature: float = 1.0,
     gate: GateCfg | None = None,
-    **overrides: Any,
+    **overrides: object,
 ) -> TeacherEnsemble:
     """Read the teachers and stack them.
 

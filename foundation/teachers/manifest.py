@@ -92,7 +92,7 @@ def _read_manifest(path: str | Path) -> list[TeacherEntry]:
     return entries
 
 
-def _entry(item: Any, number: int, path: Path) -> TeacherEntry:
+def _entry(item: object, number: int, path: Path) -> TeacherEntry:
     where = f"'{path}': teacher {number}"
     if not isinstance(item, dict) or not isinstance(item.get("checkpoint"), str):
         raise UserError(f"{where} must be a mapping with 'checkpoint' (and {', '.join(_ENTRY_KEYS[2:])}).")

@@ -27,7 +27,7 @@ class TeacherPolicyWrapper(nn.Module):
     same policy with the state passed in and returned.
     """
 
-    def __init__(self, checkpoint_path: str | Path, device: torch.device | str = "cpu", **overrides: Any) -> None:
+    def __init__(self, checkpoint_path: str | Path, device: torch.device | str = "cpu", **overrides: object) -> None:
         """Read and freeze the policy.
 
         Args:
