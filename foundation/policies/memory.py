@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -182,11 +182,10 @@ def initial_state_of(
     return known[0] if len(known) == 1 else torch.cat(known, dim=-1)
 
 
-def reset_state_of(layers: Iterable[nn.Module], state: torch.Tensor, dones: torch.Tensor) -> torch.Tensor | None:
+def reset_state_of(layers: Sequence[MemoryLayer], state: torch.Tensor, dones: torch.Tensor) -> torch.Tensor | None:
     """Return the memory of layers with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
-    own = [layer for layer in layers if isinstance(layer, MemoryLayer) and layer.state_size]
-    if len(own) == 1:
-        return own[0].reset_state(state, dones)
-    parts = state.split([layer.state_size for layer in own], dim=-1)
-    fresh = [layer.reset_state(part, dones) for layer, part in zip(own, parts, strict=True)]
+    if len(layers) == 1:
+        return layers[0].reset_state(state, dones)
+    parts = state.split([layer.state_size for layer in layers], dim=-1)
+    fresh = [layer.reset_state(part, dones) for layer, part in zip(layers, parts, strict=True)]
     return torch.cat([part for part in fresh if part is not None], dim=-1)

@@ -96,18 +96,23 @@ class Student(PolicyNetwork):
         raise TypeError(f"{type(self).__name__} does not define trunk")
 
     def _count_state(self) -> int:
-        return sum(layer.state_size for layer in self.trunk() if isinstance(layer, MemoryLayer))
+        return sum(layer.state_size for layer in self._remembering)
+
+    @cached_property
+    def _remembering(self) -> list[MemoryLayer]:
+        """The hidden layers with memory; looked up once, as every step asks for them."""
+        return [layer for layer in self.trunk() if isinstance(layer, MemoryLayer)]
 
     state_size: int = cached_property(_count_state)  # pyright: ignore[reportAssignmentType]  # an int to its readers
     """Numbers that are remembered per env; 0 without memory."""
 
     def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
         """Return the state at an episode's start. Shape: (num_envs, state_size), None without memory."""
-        return initial_state_of(self.trunk(), num_envs, device)
+        return initial_state_of(self._remembering, num_envs, device)
 
     def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> torch.Tensor | None:
         """Return the state with the envs in ``dones`` at an episode's start. Shape: (num_envs, state_size)."""
-        return None if state is None else reset_state_of(self.trunk(), state, dones)
+        return None if state is None else reset_state_of(self._remembering, state, dones)
 
     def run(
         self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
