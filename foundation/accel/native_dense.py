@@ -104,7 +104,9 @@ def fused(activation: nn.Module) -> int:
     """Return the C code's number of an activation; -1 for one that it does not know."""
     if isinstance(activation, nn.ELU):
         return 1 if activation.alpha == 1.0 else -1
-    return 2 if isinstance(activation, nn.ReLU) else 0 if isinstance(activation, nn.Identity) else -1
+    if isinstance(activation, nn.ReLU):
+        return 2
+    return 0 if isinstance(activation, nn.Identity) else -1
 
 
 def panels(weights: torch.Tensor) -> torch.Tensor:

@@ -63,7 +63,8 @@ def load_policy(path: str | Path, overrides: Overrides) -> LoadedPolicy:
 
 def _checked(policy: LoadedPolicy, source: Source) -> LoadedPolicy:
     """Refuse an activation that the user gives and the format has no use for: it would be ignored in silence."""
-    given, found = source.overrides.activation, policy.info
+    given = source.overrides.activation
+    found = policy.info
     if given is not None and found.activation_from != "override":
         raise UserError(
             f"'{source.path}' ({found.format}) fixes its own activation ('{found.activation}'), so that "

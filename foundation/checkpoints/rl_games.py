@@ -42,7 +42,8 @@ KEYS = {
 }  # fmt: skip
 """Entries of a checkpoint; only the model and its running moments are read."""
 
-_EPSILON, _BOUND = 1e-5, 5.0
+_EPSILON = 1e-5
+_BOUND = 5.0
 _MODELS = ("continuous_a2c_logstd", "continuous_a2c", "discrete_a2c")
 
 
@@ -123,7 +124,8 @@ def _actions(entries: Entries, source: Source, config: dict[str, Any]) -> tuple[
         return single_linear(logits, f"'{source.path}' (logits)"), Choices(q_values=False)
     space = section(config, "space", "continuous")
     head = single_linear(entries.take("a2c_network.mu."), f"'{source.path}' (mu)")
-    fixed, learned = entries.take_one("a2c_network.sigma"), entries.take("a2c_network.sigma.")
+    fixed = entries.take_one("a2c_network.sigma")
+    learned = entries.take("a2c_network.sigma.")
     activation = _named(source, space.get("sigma_activation"))
     log = model != "continuous_a2c"
     if fixed is not None:
@@ -135,7 +137,8 @@ def _actions(entries: Entries, source: Source, config: dict[str, Any]) -> tuple[
             raise UserError(f"'{source.path}' has a learned deviation that does not fit its means, or an activation.")
         both = nn.Linear(head.in_features, 2 * head.out_features)
         both.load_state_dict({k: torch.cat([v, spread_head.state_dict()[k]]) for k, v in head.state_dict().items()})
-        head, inner = both, Heteroscedastic(log, (0.0, float("inf")))
+        head = both
+        inner = Heteroscedastic(log, (0.0, float("inf")))
     return head, _shaped(source, inner, _named(source, space.get("mu_activation")))
 
 
@@ -222,7 +225,8 @@ def _order(
 
     The orders that the sizes allow are found; the config has to name one of them, or there has to be just one.
     """
-    core_in, units = core.rnn.input_size, core.hidden_size
+    core_in = core.rnn.input_size
+    units = core.hidden_size
     possible = []
     for before, skip_in, skip_out in itertools.product((False, True), repeat=3):
         if before and skip_in:

@@ -103,7 +103,8 @@ class _Reader:
         if self.distribution.name == "squashed gaussian" or depth == 0:
             self._refuse(group, "has layers where none can be")
         if kind is None and not group.names():  # rl-tools writes nothing at all for the sampling layer of TD3
-            kind, self.guessed = "td3_sampling", group.name
+            kind = "td3_sampling"
+            self.guessed = group.name
         read = {
             "sequential": self._sequential,
             "mlp": self._mlp,
@@ -237,7 +238,8 @@ def _check_example(network: ActorCritic, root: Hdf5Group, path: str) -> bool:
         return False
     example = root.group("example")
     if "inputs" in example.names():  # newer files number their examples
-        inputs, outputs = example.group("inputs"), example.group("outputs")
+        inputs = example.group("inputs")
+        outputs = example.group("outputs")
         names = inputs.names()
         if not names or set(names) != set(outputs.names()):
             raise UserError(
@@ -253,7 +255,8 @@ def _check_example(network: ActorCritic, root: Hdf5Group, path: str) -> bool:
 
 def _compare(network: ActorCritic, given: torch.Tensor, expected: torch.Tensor, path: str) -> None:
     if given.dim() == 2:
-        given, expected = given.unsqueeze(0), expected.unsqueeze(0)
+        given = given.unsqueeze(0)
+        expected = expected.unsqueeze(0)
     if given.dim() != 3 or expected.shape != (*given.shape[:2], network.num_actions) or 0 in given.shape:
         raise UserError(f"'{path}': its example has shapes {list(given.shape)} and {list(expected.shape)}. Damaged?")
     if given.shape[2] != network.num_obs:

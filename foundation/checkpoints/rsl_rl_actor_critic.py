@@ -45,7 +45,8 @@ def policy_parts(checkpoint: dict[str, Any], source: Source) -> tuple[Parts, Par
         std=entries.take_one("std"),
         log_std=entries.take_one("log_std"),
     )
-    body, rnn = entries.take("critic."), entries.take("memory_c.rnn.")
+    body = entries.take("critic.")
+    rnn = entries.take("memory_c.rnn.")
     of_another_kind = entries.take("critic_") | entries.take("memory_c.")
     critic = None
     if body and not of_another_kind:
@@ -54,7 +55,11 @@ def policy_parts(checkpoint: dict[str, Any], source: Source) -> tuple[Parts, Par
     elif of_another_kind:
         logger.info("'%s': its critic is of another kind and is not read, so that it gives no value.", source.path)
     entries.finish(source.overrides.strict)
-    version = "2.x" if separate else "3.x" if inside["actor"] or inside["critic"] else "1.x to 3.x"
+    version = "1.x to 3.x"
+    if separate:
+        version = "2.x"
+    elif inside["actor"] or inside["critic"]:
+        version = "3.x"
     return actor, critic, version
 
 

@@ -55,4 +55,6 @@ def _older_parts(checkpoint: dict[str, Any], source: Source) -> tuple[Parts, str
         log_std=entries.take_one("log_std"),
     )
     entries.finish(source.overrides.strict)
-    return parts, "2.x" if separate else "3.x" if inside else "2.x or 3.x"
+    if separate:
+        return parts, "2.x"
+    return parts, "3.x" if inside else "2.x or 3.x"

@@ -44,4 +44,6 @@ def model_parts(tensors: Any, source: Source, name: str) -> tuple[Parts, str]:
         log_std=entries.take_one("distribution.log_std_param", "log_std"),
     )
     entries.finish(source.overrides.strict)
-    return parts, "5.x" if new else "4.x" if old else "4.x or 5.x"
+    if new:
+        return parts, "5.x"
+    return parts, "4.x" if old else "4.x or 5.x"

@@ -61,7 +61,11 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     critic = optional(source, lambda: _critic(checkpoint, source, trunk, shared_value, new))
     distribution = _distribution(source, config, role, trunk.head.out_features, log_std)
     network = ActorCritic(trunk, distribution, critic, scaler)
-    version = "2.x" if new else "1.x" if "state_preprocessor" in checkpoint else "1.x or 2.x"
+    version = "1.x or 2.x"
+    if new:
+        version = "2.x"
+    elif "state_preprocessor" in checkpoint:
+        version = "1.x"
     return finish_actor_critic(source, f"skrl {version}", network, activation, formula)
 
 
@@ -182,7 +186,8 @@ def _distribution(
     inner: Deterministic = Deterministic()
     if log_std is not None:
         if config.get("clip_log_std", True) is not False:
-            low, high = number(config.get("min_log_std"), -20.0), number(config.get("max_log_std"), 2.0)
+            low = number(config.get("min_log_std"), -20.0)
+            high = number(config.get("max_log_std"), 2.0)
             log_std = log_std.clamp(low, high)
         inner = gaussian(log_std.exp(), num_out, f"'{source.path}'")
     return _shaped(source, config, inner)

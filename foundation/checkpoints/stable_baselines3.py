@@ -73,7 +73,8 @@ def load_file(source: Source) -> LoadedPolicy:
         trunk = Trunk([*dense(layers[:-1], activation[0]), layers[-1]])
         distribution = Choices(q_values=True)
     elif kind == "quantile_net":
-        trunk, distribution = _quantiles(entries, data, activation[0], where), Choices(q_values=True)
+        trunk = _quantiles(entries, data, activation[0], where)
+        distribution = Choices(q_values=True)
     elif kind == "linear":
         trunk, distribution = _random_search(entries, source, data, activation[0])
     else:
@@ -160,7 +161,9 @@ def _actor_critic(entries: Entries, source: Source, activation: str, where: str)
 def _tower(core: Tensors, body: Tensors, head: Tensors, activation: str, where: str) -> Trunk:
     layers = linear_layers(body, where) if body else []
     memory = recurrent_core(core, where) if core else None
-    size = layers[-1].out_features if layers else None if memory is None else memory.hidden_size
+    size = None if memory is None else memory.hidden_size
+    if layers:
+        size = layers[-1].out_features
     if memory is not None and layers and layers[0].in_features != memory.hidden_size:
         raise UserError(
             f"{where}: its memory gives {memory.hidden_size} numbers, its layers want others. It is damaged."
@@ -246,7 +249,9 @@ def _off_policy_actor(
             both = nn.Linear(heads[0].in_features, 2 * heads[0].out_features)
             states = [head.state_dict() for head in heads]
             both.load_state_dict({key: torch.cat([state[key] for state in states]) for key in states[0]})
-            layers, inner, squash = [*layers, both], SquashedGaussian(), None
+            layers = [*layers, both]
+            inner = SquashedGaussian()
+            squash = None
     bounds = _bounds(source, data, layers[-1].out_features // inner.outputs_per_action)
     distribution = _squashed(inner, squash, bounds, where)
     return Trunk([*dense(layers[:-1], activation), layers[-1]]), distribution
@@ -290,7 +295,8 @@ def _bounds(source: Source, data: dict[str, Any], size: int) -> tuple[torch.Tens
     if found[0] is None or found[1] is None:
         logger.warning("'%s' does not say the bounds of its actions; they are not clipped.", source.path)
         return None
-    low, high = torch.tensor(found[0]), torch.tensor(found[1])
+    low = torch.tensor(found[0])
+    high = torch.tensor(found[1])
     if bool((low.isinf() & high.isinf()).all()):
         return None
     if not bool((low < high).all()):
@@ -313,14 +319,16 @@ def _space(data: dict[str, Any], name: str) -> str | None:
 
 def _check_spaces(source: Source, data: dict[str, Any], num_obs: int, num_out: int) -> None:
     """Refuse weights of other sizes than the spaces of the same file, and observations that are not plain numbers."""
-    kind, shape = _space(data, "observation_space"), at(data, "observation_space", "_shape")
+    kind = _space(data, "observation_space")
+    shape = at(data, "observation_space", "_shape")
     if kind not in (None, "Box"):
         raise UserError(f"'{source.path}' reads observations of a '{kind}' space; only a Box is understood.")
     if isinstance(shape, list) and len(shape) > 1 and at(data, "observation_space", "dtype") == "uint8":
         raise UserError(f"'{source.path}' reads images {shape}, which its library divides by 255: not understood.")
     if isinstance(shape, list) and (not all(type(n) is int for n in shape) or math.prod(shape) != num_obs):
         raise UserError(f"'{source.path}' says observations {shape}, but its weights want {num_obs}. It is damaged.")
-    shape, count = at(data, "action_space", "_shape"), at(data, "action_space", "n")
+    shape = at(data, "action_space", "_shape")
+    count = at(data, "action_space", "n")
     expected = [num_out] if _space(data, "action_space") == "Box" else None
     if (expected is not None and isinstance(shape, list) and shape != expected) or (
         count is not None and str(count) != str(num_out)
@@ -335,9 +343,11 @@ def _scaler(source: Source, num_obs: int) -> tuple[ClampedScaler | None, str | N
         return None, None
     path = find_statistics(source.path)
     if path is None:
-        says, key = source.agent.path, "normalize_input"
+        says = source.agent.path
+        key = "normalize_input"
         if stated is not True:
-            says, key = says_normalized(source.path), "normalize"
+            says = says_normalized(source.path)
+            key = "normalize"
         message = f"lacks the statistics of its VecNormalize, but '{says}' says {key}: copy them here"
         expect(says is None, source, message)
         return None, None

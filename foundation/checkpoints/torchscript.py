@@ -153,7 +153,8 @@ def _distribution(root: Node, where: str) -> Deterministic:
     output = root.values.get("deterministic_output")
     kind = output.kind if isinstance(output, Node) else ""
     if isinstance(output, Node) and kind == "_BetaDeterministicOutput":
-        low, scale = float(output.values["range_offset"]), float(output.values["range_scale"])
+        low = float(output.values["range_offset"])
+        scale = float(output.values["range_scale"])
         return Beta((low, low + scale))
     if kind == "_FirstSliceDeterministicOutput" or root.values.get("state_dependent_std") is True:
         return Heteroscedastic(None, (0.0, float("inf")))

@@ -113,7 +113,8 @@ def _elu(x: Numbers, alpha: float) -> Numbers:
 
 
 _SQRT_HALF = math.sqrt(0.5)
-_SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
+_SELU_ALPHA = 1.6732632423543772
+_SELU_SCALE = 1.0507009873554805
 _ERF = numpy.vectorize(math.erf, otypes=[numpy.float32])
 
 
@@ -150,23 +151,28 @@ def _activation(operation: Operation) -> Compute:
 
 
 def _normalize(operation: Operation) -> Compute:
-    mean, scale = operation.arrays["mean"], operation.arrays["scale"]
+    mean = operation.arrays["mean"]
+    scale = operation.arrays["scale"]
     return lambda x: (x[0] - mean) * scale
 
 
 def _scale(operation: Operation) -> Compute:
-    scale, shift = operation.arrays["scale"], operation.arrays["shift"]
+    scale = operation.arrays["scale"]
+    shift = operation.arrays["shift"]
     return lambda x: x[0] * scale + shift
 
 
 def _clamp(operation: Operation) -> Compute:
-    low, high = operation.arrays["low"], operation.arrays["high"]
+    low = operation.arrays["low"]
+    high = operation.arrays["high"]
     return lambda x: numpy.minimum(numpy.maximum(x[0], low), high)
 
 
 def _layer_norm(operation: Operation) -> Compute:
-    weight, bias = operation.arrays["weight"], operation.arrays["bias"]
-    eps, axes = operation.number("eps"), tuple(range(1, 1 + len(operation.shape)))
+    weight = operation.arrays["weight"]
+    bias = operation.arrays["bias"]
+    eps = operation.number("eps")
+    axes = tuple(range(1, 1 + len(operation.shape)))
 
     def compute(x: list[Numbers]) -> Numbers:
         centred = x[0] - x[0].mean(axes, keepdims=True)
@@ -177,7 +183,9 @@ def _layer_norm(operation: Operation) -> Compute:
 
 
 def _columns(operation: Operation) -> Compute:
-    start, size, shape = int(operation.number("start")), operation.size, operation.shape
+    start = int(operation.number("start"))
+    size = operation.size
+    shape = operation.shape
     return lambda x: x[0].reshape(len(x[0]), -1)[:, start : start + size].reshape(-1, *shape)
 
 
@@ -192,7 +200,8 @@ def _arg_max(operation: Operation) -> Compute:
 def _beta_moment(operation: Operation) -> Compute:
     if operation.text("moment") != "mean":
         raise ValueError("the deviation of a Beta distribution is no action")
-    low, width = operation.number("low"), operation.number("width")
+    low = operation.number("low")
+    width = operation.number("width")
 
     def compute(x: list[Numbers]) -> Numbers:
         alpha, beta = numpy.split(_softplus(x[0]) + 1, 2, axis=1)
@@ -212,8 +221,11 @@ def _windows(x: Numbers, kernel: tuple[int, int], stride: tuple[int, int], dilat
 
 
 def _convolution(operation: Operation) -> Compute:
-    weight, bias = operation.arrays["weight"], operation.arrays["bias"]
-    stride, dilation, padding = operation.pair("stride"), operation.pair("dilation"), operation.pair("padding")
+    weight = operation.arrays["weight"]
+    bias = operation.arrays["bias"]
+    stride = operation.pair("stride")
+    dilation = operation.pair("dilation")
+    padding = operation.pair("padding")
     kernel = (weight.shape[2], weight.shape[3])
     pads = [(0, 0), (0, 0), (padding[0], padding[0]), (padding[1], padding[1])]
     mode = _PAD_MODES[operation.text("padding_mode")]
@@ -255,17 +267,21 @@ def _recurrent(operation: Operation) -> Remember:
     size = operation.size
 
     def gru(x: Numbers, memory: list[Numbers]) -> tuple[Numbers, list[Numbers]]:
-        given, kept = x @ weights[0] + biases[0], memory[0] @ weights[1] + biases[1]
+        given = x @ weights[0] + biases[0]
+        kept = memory[0] @ weights[1] + biases[1]
         switches = _sigmoid(given[:, : 2 * size] + kept[:, : 2 * size])
-        reset, update = switches[:, :size], switches[:, size:]
+        reset = switches[:, :size]
+        update = switches[:, size:]
         new = numpy.tanh(given[:, 2 * size :] + reset * kept[:, 2 * size :])
         hidden = new + update * (memory[0] - new)
         return hidden, [hidden]
 
     def lstm(x: Numbers, memory: list[Numbers]) -> tuple[Numbers, list[Numbers]]:
         gates = x @ weights[0] + biases[0] + (memory[0] @ weights[1] + biases[1])
-        enter, forget = _sigmoid(gates[:, :size]), _sigmoid(gates[:, size : 2 * size])
-        candidate, leave = numpy.tanh(gates[:, 2 * size : 3 * size]), _sigmoid(gates[:, 3 * size :])
+        enter = _sigmoid(gates[:, :size])
+        forget = _sigmoid(gates[:, size : 2 * size])
+        candidate = numpy.tanh(gates[:, 2 * size : 3 * size])
+        leave = _sigmoid(gates[:, 3 * size :])
         cell = forget * memory[1] + enter * candidate
         hidden = leave * numpy.tanh(cell)
         return hidden, [hidden, cell]

@@ -114,8 +114,8 @@ class Policy:
         """
         if not isinstance(golden, Golden):
             beside = self.path.with_name(f"{self.path.stem}_golden.npz")
-            file = Path(golden) if golden is not None else (self.path if self.path.suffix == ".npz" else beside)
-            golden = read_golden(file)
+            inside = self.path if self.path.suffix == ".npz" else beside
+            golden = read_golden(inside if golden is None else Path(golden))
         if golden.obs.shape[2] != self.num_obs or golden.actions.shape[2] != self.num_actions:
             raise UserError(f"the golden sequence is that of another policy than '{self.path}'. Export it again.")
         difference = golden.difference(self)

@@ -129,7 +129,8 @@ class EnvCapabilities:
 
         dt = declared("step_dt")
         solved = declared("solved_return")
-        choices, bounds = declared("action_choices"), declared("action_range")
+        choices = declared("action_choices")
+        bounds = declared("action_range")
         return cls(
             step_dt=None if dt is None else float(dt),
             position_fields=dict(declared("position_fields") or {}),

@@ -155,7 +155,8 @@ class GymnasiumEngine(Engine):
         env_cfg, agent_cfg = self.load_configs(request)
         self.set_common(env_cfg, num_envs=None, seed=None, device=request.device)
         configure(env_cfg, agent_cfg)
-        self._spec, self._trains = find_spec(request.task), request.needs_agent
+        self._spec = find_spec(request.task)
+        self._trains = request.needs_agent
         try:
             yield env_cfg, agent_cfg
         finally:
@@ -487,7 +488,9 @@ class GymnasiumVecEnv:
     """
 
     def __init__(self, vector: VectorEnv, spec: EnvSpec, cfg: GymnasiumEnvCfg, max_episode_length: int):
-        self._vector, self._spec, self.cfg = vector, spec, cfg
+        self._vector = vector
+        self._spec = spec
+        self.cfg = cfg
         self.num_envs = int(vector.num_envs)
         self.device = torch.device(cfg.sim.device)
         self.max_episode_length = int(max_episode_length)
@@ -795,11 +798,17 @@ def make_actions(space: spaces.Space, task: str, how: str) -> Actions:
         UserError: If the space is of another kind, or ``scale`` meets an action without bounds.
     """
     if isinstance(space, spaces.Discrete):
-        counts, start, shape = np.array([space.n]), np.array([space.start]), ()
+        counts = np.array([space.n])
+        start = np.array([space.start])
+        shape = ()
     elif isinstance(space, spaces.MultiDiscrete):
-        counts, start, shape = space.nvec.reshape(-1), space.start.reshape(-1), space.shape
+        counts = space.nvec.reshape(-1)
+        start = space.start.reshape(-1)
+        shape = space.shape
     elif isinstance(space, spaces.MultiBinary):
-        counts, start, shape = np.full(int(np.prod(space.shape)), 2), np.zeros(1, dtype=int), space.shape
+        counts = np.full(int(np.prod(space.shape)), 2)
+        start = np.zeros(1, dtype=int)
+        shape = space.shape
     elif isinstance(space, spaces.Box):
         return _continuous(space, task, how)
     else:

@@ -63,7 +63,8 @@ class IsaacLabVecEnv:
 
     def __init__(self, wrapper: Any, random_state: RandomState):
         """Take over an ``RslRlVecEnvWrapper`` that has just been made."""
-        self._wrapper, self._random = wrapper, random_state
+        self._wrapper = wrapper
+        self._random = random_state
         self._env = wrapper.env
         inner = self._env.unwrapped
         self._lengths_owner = inner if hasattr(inner, "episode_length_buf") else inner.env

@@ -25,7 +25,8 @@ from foundation.tasks import load_entry_point, resolve_task
 
 logger = logging.getLogger(__name__)
 
-GOLDEN_STEPS, GOLDEN_ENVS = 120, 4
+GOLDEN_STEPS = 120
+GOLDEN_ENVS = 4
 _MOST_NUMBERS = 1 << 17
 """Observations of a golden sequence: one of images is shorter."""
 _LAYOUT = "layout_entry_point"
@@ -59,7 +60,8 @@ def make_bundle(policy: LoadedPolicy, name: str = "policy", task: str | None = N
         name: Of the exported files.
         task: The task that it acts in. None: the one that its checkpoint names, if any.
     """
-    info, network = policy.info, policy.network
+    info = policy.info
+    network = policy.network
     path = Path(info.path)
     try:
         program = program_of(network, info.clip_actions)
@@ -111,7 +113,8 @@ def record(network: PolicyNetwork, clip: float | None, program: Program, seed: i
     resets = generator.random((steps, GOLDEN_ENVS)) < 0.05
     resets[0] = True
     if steps > 3:
-        resets[2, 0], resets[3, 1:3] = True, True
+        resets[2, 0] = True
+        resets[3, 1:3] = True
     obs = obs.astype(numpy.float32)
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     actions: list[torch.Tensor] = []
@@ -172,7 +175,8 @@ def _cut(fields: Sequence[Field], start: int, stop: int) -> list[Field]:
     kept: list[Field] = []
     first = 0
     for field in fields:
-        low, high = max(start, first), min(stop, first + field.size)
+        low = max(start, first)
+        high = min(stop, first + field.size)
         if low < high:
             whole = high - low == field.size
             name = field.name if whole else f"{field.name}[{low - first}:{high - first}]"

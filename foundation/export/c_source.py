@@ -75,7 +75,9 @@ class _Header:
     """The text of ``<name>.h``."""
 
     def __init__(self, program: Program, description: Description, name: str) -> None:
-        self.program, self.description, self.name = program, description, name
+        self.program = program
+        self.description = description
+        self.name = name
         self.shapes = program.shapes
         self.functions: dict[str, str] = {}
         self.weights: list[str] = []
@@ -116,7 +118,9 @@ class _Header:
 
     def text(self) -> str:
         """Return the header."""
-        name, upper, description = self.name, self.name.upper(), self.description
+        name = self.name
+        upper = self.name.upper()
+        description = self.description
         functions = [text.replace("POLICY", name) for text in self.functions.values()]
         initial = self.program.initial_state
         if initial.size:
@@ -245,7 +249,8 @@ def _dense(header: _Header, op: Operation, index: int) -> list[str]:
     weight, bias = (header.weight(index, op, key) for key in ("weight", "bias"))
     num_out, num_in = op.arrays["weight"].shape
     blocks = int(op.number("blocks"))
-    x, out = header.value(op.inputs[0]), header.value(op.name)
+    x = header.value(op.inputs[0])
+    out = header.value(op.name)
     return [f"{header.use('dense')}({weight}, {bias}, {num_in}, {num_out}, {blocks}, {x}, {out});"]
 
 
@@ -269,14 +274,16 @@ def _activation(header: _Header, op: Operation, index: int) -> list[str]:
 
 def _normalize(header: _Header, op: Operation, index: int) -> list[str]:
     mean, scale = (header.weight(index, op, key) for key in ("mean", "scale"))
-    x, out = header.value(op.inputs[0]), header.value(op.name)
+    x = header.value(op.inputs[0])
+    out = header.value(op.name)
     return [f"{header.use('normalize')}({mean}, {scale}, {op.size}, {x}, {out});"]
 
 
 def _pairwise(function: str, first: str, second: str) -> Callable[[_Header, Operation, int], list[str]]:
     def write(header: _Header, op: Operation, index: int) -> list[str]:
         given = [f"{header.weight(index, op, key)}, {int(op.arrays[key].size > 1)}" for key in (first, second)]
-        x, out = header.value(op.inputs[0]), header.value(op.name)
+        x = header.value(op.inputs[0])
+        out = header.value(op.name)
         return [f"{header.use(function)}({', '.join(given)}, {op.size}, {x}, {out});"]
 
     return write
@@ -284,12 +291,14 @@ def _pairwise(function: str, first: str, second: str) -> Callable[[_Header, Oper
 
 def _layer_norm(header: _Header, op: Operation, index: int) -> list[str]:
     weight, bias = (header.weight(index, op, key) for key in ("weight", "bias"))
-    x, out = header.value(op.inputs[0]), header.value(op.name)
+    x = header.value(op.inputs[0])
+    out = header.value(op.name)
     return [f"{header.use('layer_norm')}({weight}, {bias}, {_float(op.number('eps'))}, {op.size}, {x}, {out});"]
 
 
 def _columns(header: _Header, op: Operation, index: int) -> list[str]:
-    x, out = header.value(op.inputs[0]), header.value(op.name)
+    x = header.value(op.inputs[0])
+    out = header.value(op.name)
     return [f"memcpy({out}, {x} + {int(op.number('start'))}, sizeof(float) * {op.size});"]
 
 
@@ -304,13 +313,16 @@ def _concatenate(header: _Header, op: Operation, index: int) -> list[str]:
 
 
 def _arg_max(header: _Header, op: Operation, index: int) -> list[str]:
-    x, out = header.value(op.inputs[0]), header.value(op.name)
+    x = header.value(op.inputs[0])
+    out = header.value(op.name)
     return [f"{header.use('arg_max')}({header.size(op.inputs[0])}, {x}, {out});"]
 
 
 def _beta_moment(header: _Header, op: Operation, index: int) -> list[str]:
-    low, width = _float(op.number("low")), _float(op.number("width"))
-    x, out = header.value(op.inputs[0]), header.value(op.name)
+    low = _float(op.number("low"))
+    width = _float(op.number("width"))
+    x = header.value(op.inputs[0])
+    out = header.value(op.name)
     return [f"{header.use('beta_mean')}({low}, {width}, {op.size}, {x}, {out});"]
 
 
@@ -325,7 +337,8 @@ def _recurrent(header: _Header, op: Operation, index: int) -> list[str]:
 
 def _window(header: _Header, op: Operation, index: int) -> list[str]:
     length = int(op.number("length"))
-    x, out = header.value(op.inputs[0]), header.value(op.name)
+    x = header.value(op.inputs[0])
+    out = header.value(op.name)
     if not op.memory:
         return [f"memcpy({out}, {x}, sizeof(float) * {op.size});"]
     return [f"{header.use('window')}({op.size // length}, {length}, {x}, {header.memory(op, 0)}, {out});"]
@@ -340,7 +353,8 @@ def _convolution(header: _Header, op: Operation, index: int) -> list[str]:
     settings = [str(number) for number in shape] + [f"{{{first}, {second}}}" for first, second in pairs]
     mode = _PADDING_MODES[op.text("padding_mode")]
     function = header.use("convolution")
-    x, out = header.value(op.inputs[0]), header.value(op.name)
+    x = header.value(op.inputs[0])
+    out = header.value(op.name)
     return [
         "{",
         f"    static const {function}_shape shape = {{{', '.join(settings)}, {mode}}};",
@@ -352,7 +366,8 @@ def _convolution(header: _Header, op: Operation, index: int) -> list[str]:
 def _channel_norm(header: _Header, op: Operation, index: int) -> list[str]:
     arrays = [header.weight(index, op, key) for key in ("mean", "scale", "shift")]
     sizes = [str(op.shape[0]), str(op.shape[1] * op.shape[2])]
-    x, out = header.value(op.inputs[0]), header.value(op.name)
+    x = header.value(op.inputs[0])
+    out = header.value(op.name)
     return [f"{header.use('channel_norm')}({', '.join([*arrays, *sizes])}, {x}, {out});"]
 
 
@@ -360,7 +375,8 @@ def _max_pool(header: _Header, op: Operation, index: int) -> list[str]:
     sizes = [*header.shapes[op.inputs[0]], *op.shape[1:]]
     sizes += [int(op.number(key)) for key in ("kernel", "stride", "padding")]
     function = header.use("max_pool")
-    x, out = header.value(op.inputs[0]), header.value(op.name)
+    x = header.value(op.inputs[0])
+    out = header.value(op.name)
     return [
         "{",
         f"    static const {function}_shape shape = {{{', '.join(map(str, sizes))}}};",
@@ -372,7 +388,8 @@ def _max_pool(header: _Header, op: Operation, index: int) -> list[str]:
 def _global_pool(header: _Header, op: Operation, index: int) -> list[str]:
     largest = int(op.text("pooling") == "max")
     channels, rows, columns = header.shapes[op.inputs[0]]
-    x, out = header.value(op.inputs[0]), header.value(op.name)
+    x = header.value(op.inputs[0])
+    out = header.value(op.name)
     return [f"{header.use('global_pool')}({largest}, {channels}, {rows * columns}, {x}, {out});"]
 
 

@@ -233,7 +233,8 @@ class _Network:
     """A policy that was read back, as what a golden sequence is replayed by."""
 
     def __init__(self, network: PolicyNetwork, clip: float | None) -> None:
-        self._network, self._clip = network, clip
+        self._network = network
+        self._clip = clip
         self._state: torch.Tensor | None = None
 
     @torch.no_grad()
@@ -337,7 +338,8 @@ def export(bundle: Bundle, folder: Path, formats: Sequence[str] = DEFAULT_FORMAT
             write_golden(stream, bundle.golden)
         for name in formats:
             files = FORMATS[name].write(bundle, stage)
-            check, why = None, ""
+            check = None
+            why = ""
             try:
                 check = FORMATS[name].check(bundle, stage, files)
             except _NotCheckedError as error:

@@ -188,8 +188,10 @@ class _Graph:
 
 
 def _dense(graph: _Graph, op: Operation, before: list[str]) -> list[str]:
-    weight, bias = op.arrays["weight"], op.arrays["bias"]
-    x, blocks = graph.flat(op.inputs[0]), int(op.number("blocks"))
+    weight = op.arrays["weight"]
+    bias = op.arrays["bias"]
+    x = graph.flat(op.inputs[0])
+    blocks = int(op.number("blocks"))
     if blocks > 1:
         x = graph.node("Reshape", [x, graph.constant([-1, weight.shape[1]])])
         out = graph.node("Gemm", [x, graph.constant(weight), graph.constant(bias)], transB=1)
@@ -207,7 +209,8 @@ _FUNCTIONS = {
 
 
 def _activation(graph: _Graph, op: Operation, before: list[str]) -> list[str]:
-    x, function = op.inputs[0], op.text("function")
+    x = op.inputs[0]
+    function = op.text("function")
     slope = op.options.get("alpha", op.options.get("negative_slope"))
     if function == "silu":
         graph.node("Mul", [x, graph.node("Sigmoid", [x])], output=op.name)
@@ -275,7 +278,8 @@ def _arg_max(graph: _Graph, op: Operation, before: list[str]) -> list[str]:
 
 def _beta_moment(graph: _Graph, op: Operation, before: list[str]) -> list[str]:
     shape = graph.node("Add", [graph.node("Softplus", [op.inputs[0]]), graph.constant(1.0)])
-    alpha, beta = graph.columns(shape, 0, op.size), graph.columns(shape, op.size, 2 * op.size)
+    alpha = graph.columns(shape, 0, op.size)
+    beta = graph.columns(shape, op.size, 2 * op.size)
     share = graph.node("Div", [alpha, graph.node("Add", [alpha, beta])])
     scaled = graph.node("Mul", [share, graph.constant(op.number("width"))])
     graph.node("Add", [scaled, graph.constant(op.number("low"))], output=op.name)
@@ -286,7 +290,9 @@ _PAD_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 def _convolution(graph: _Graph, op: Operation, before: list[str]) -> list[str]:
-    x, padding, mode = op.inputs[0], op.pair("padding"), op.text("padding_mode")
+    x = op.inputs[0]
+    padding = op.pair("padding")
+    mode = op.text("padding_mode")
     pads = [*padding, *padding]
     if mode != "zeros" and any(padding):
         x = graph.node("Pad", [x, graph.constant([0, 0, *padding, 0, 0, *padding])], mode=_PAD_MODES[mode])
@@ -329,7 +335,8 @@ def _global_pool(graph: _Graph, op: Operation, before: list[str]) -> list[str]:
 
 
 def _recurrent(graph: _Graph, op: Operation, before: list[str]) -> list[str]:
-    cell, size = op.text("cell"), op.size
+    cell = op.text("cell")
+    size = op.size
     order = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}[cell]  # ONNX has z, r, n and i, o, f, g
 
     def sorted_gates(name: str) -> FloatArray:

@@ -22,7 +22,8 @@ from foundation.export.rl_tools import example_actions, layer_chain, layer_param
 
 SIZES = (22, 16, 16, 4)
 """Observations, dense units (ReLU), GRU units, actions: PX4's module is compiled for these."""
-EXAMPLE_STEPS, EXAMPLE_ENVS = 5, 2
+EXAMPLE_STEPS = 5
+EXAMPLE_ENVS = 2
 """The module replays so many steps of so many vehicles when it starts."""
 _LONGEST_NAME = 99
 """PX4's reader takes no longer name of a member."""

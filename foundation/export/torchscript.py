@@ -42,7 +42,8 @@ def write_torchscript(file: BinaryIO, program: Program, description: Description
 def to_torchscript(program: Program) -> torch.jit.ScriptModule:
     """Return the module; see :func:`write_torchscript`."""
     core = _Core(program).eval()
-    obs, state = torch.zeros(3, program.num_obs), core.initial.repeat(3, 1)
+    obs = torch.zeros(3, program.num_obs)
+    state = core.initial.repeat(3, 1)
     traced = torch.jit.trace(core, (obs, state), check_trace=False)
     assert isinstance(traced, nn.Module)
     return torch.jit.script(_Exported(traced, core.initial.clone()).eval())
@@ -168,7 +169,9 @@ def _beta_moment(op: Operation, w: Tensors, x: Inputs) -> torch.Tensor:
 
 
 def _convolution(op: Operation, w: Tensors, x: Inputs) -> torch.Tensor:
-    image, padding, mode = x[0], op.pair("padding"), op.text("padding_mode")
+    image = x[0]
+    padding = op.pair("padding")
+    mode = op.text("padding_mode")
     if mode != "zeros" and any(padding):
         image = functional.pad(image, (padding[1], padding[1], padding[0], padding[0]), mode=mode)
         padding = (0, 0)

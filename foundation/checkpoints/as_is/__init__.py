@@ -30,9 +30,11 @@ def load_as_is(source: Source, head: bytes) -> LoadedPolicy:
             f"{said.num_obs}: leave one of them out."
         )
     if is_script(source.path, head):
-        runtime, network = "TorchScript", load_script(source.path, sizes)
+        runtime = "TorchScript"
+        network = load_script(source.path, sizes)
     elif is_onnx(source.path, head):
-        runtime, network = "onnxruntime, on the CPU", load_onnx(source.path, sizes)
+        runtime = "onnxruntime, on the CPU"
+        network = load_onnx(source.path, sizes)
     else:
         raise UserError(
             f"'{source.path}' is neither TorchScript nor ONNX, and nothing else can be run as it is: leave out "

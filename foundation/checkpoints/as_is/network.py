@@ -54,7 +54,8 @@ class ForeignNetwork(PolicyNetwork):
             memories: What is remembered from step to step.
         """
         super().__init__()
-        self.inputs, self.memories = dict(inputs), list(memories)
+        self.inputs = dict(inputs)
+        self.memories = list(memories)
         self.num_obs = sum(self.inputs.values())
         self.num_parameters = 0
         """Numbers in its weights."""
@@ -111,7 +112,9 @@ class ForeignNetwork(PolicyNetwork):
     @torch.no_grad()
     def _step(self, obs: torch.Tensor, state: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         rows = [obs] if self.batched else list(obs.split(1))
-        states = [None] * len(rows) if state is None else [state] if self.batched else list(state.split(1))
+        states: list[torch.Tensor | None] = [None] * len(rows)
+        if state is not None:
+            states = [state] if self.batched else list(state.split(1))
         actions: list[torch.Tensor] = []
         after: list[torch.Tensor] = []
         for own, kept in zip(rows, states, strict=True):

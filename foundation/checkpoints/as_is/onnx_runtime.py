@@ -37,7 +37,8 @@ class OnnxRuntimeNetwork(ForeignNetwork):
         """
         super().__init__({name: math.prod(shape) for name, shape in observations.items()}, memories)
         self.session = session
-        self._observations, self._outputs = observations, [action, *states]
+        self._observations = observations
+        self._outputs = [action, *states]
         self._types = {given.name: _TYPES[given.type] for given in session.get_inputs()}
 
     def call(self, obs: torch.Tensor, before: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -184,7 +185,9 @@ def _axis(shape: list[int]) -> int | None:
         return shape.index(-1)
     ones = [axis for axis, size in enumerate(shape) if size == 1]
     usual = 1 if len(shape) == 3 else 0  # recurrent layers: (layers, environments, units)
-    return usual if usual in ones else ones[0] if ones else None
+    if usual in ones:
+        return usual
+    return ones[0] if ones else None
 
 
 def _states(inputs: dict[str, list[int]], outputs: dict[str, list[int]]) -> dict[str, str]:

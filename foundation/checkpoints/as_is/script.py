@@ -42,7 +42,10 @@ class ScriptNetwork(ForeignNetwork):
             signature: Its arguments.
         """
         super().__init__(dict(zip(signature.observed, sizes, strict=True)), [*inside, *signature.memories])
-        self._content, self._form, self._num_inside, self._signature = content, form, len(inside), signature
+        self._content = content
+        self._form = form
+        self._num_inside = len(inside)
+        self._signature = signature
         self._module: Any = None
         self._device: torch.device | None = None
         self.num_parameters = sum(parameter.numel() for parameter in _load(content, torch.device("cpu")).parameters())
@@ -53,7 +56,8 @@ class ScriptNetwork(ForeignNetwork):
             if not self._num_inside:  # nothing in it changes: its weights may become constants
                 with contextlib.suppress(RuntimeError):
                     module = torch.jit.freeze(module)
-            self._module, self._device = module, device
+            self._module = module
+            self._device = device
         return self._module
 
     def call(self, obs: torch.Tensor, before: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:

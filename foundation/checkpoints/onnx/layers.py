@@ -62,11 +62,13 @@ def _gates(a: dict[str, Any], x: Sequence[Any], count: int) -> tuple[torch.Tenso
 def gru(a: dict[str, Any], x: Sequence[Any]) -> list[torch.Tensor]:
     """Run GRU over time. Shape of the first input: (num_steps, 1, num_in)."""
     weight_in, weight_hidden, bias_in, bias_hidden = _gates(a, x, 3)
-    size, outputs = a["hidden_size"], []
+    size = a["hidden_size"]
+    outputs = []
     hidden = x[5][0] if optional(x, 5) is not None else x[0].new_zeros(x[0].shape[1], size)
     few(len(x[0]))
     for step in x[0].unbind(0):
-        given, kept = step @ weight_in.mT + bias_in, hidden @ weight_hidden.mT + bias_hidden
+        given = step @ weight_in.mT + bias_in
+        kept = hidden @ weight_hidden.mT + bias_hidden
         update = (given[:, :size] + kept[:, :size]).sigmoid()
         reset = (given[:, size : 2 * size] + kept[:, size : 2 * size]).sigmoid()
         if a.get("linear_before_reset"):
@@ -83,7 +85,8 @@ def lstm(a: dict[str, Any], x: Sequence[Any]) -> list[torch.Tensor]:
     if optional(x, 7) is not None or a.get("input_forget"):
         raise ValueError("LSTM layers with peepholes are not understood")
     weight_in, weight_hidden, bias_in, bias_hidden = _gates(a, x, 4)
-    size, outputs = a["hidden_size"], []
+    size = a["hidden_size"]
+    outputs = []
     hidden = x[5][0] if optional(x, 5) is not None else x[0].new_zeros(x[0].shape[1], size)
     cell = x[6][0] if optional(x, 6) is not None else torch.zeros_like(hidden)
     few(len(x[0]))
@@ -100,7 +103,8 @@ def _pads(a: dict[str, Any], x: torch.Tensor, value: float) -> torch.Tensor:
     if a.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise ValueError("automatic padding is not understood")
     pads = a.get("pads") or [0, 0]
-    half, flat = len(pads) // 2, []
+    half = len(pads) // 2
+    flat = []
     for axis in reversed(range(half)):
         flat += [pads[axis], pads[axis + half]]
     return functional.pad(x, flat, value=value) if any(pads) else x
@@ -112,7 +116,8 @@ def pad(a: dict[str, Any], x: Sequence[Any]) -> torch.Tensor:
     mode = _PAD_MODES[a.get("mode", "constant")]
     if optional(x, 3) is not None or min(pads) < 0 or bounded([size + sum(pads) for size in x[0].shape]) is None:
         raise ValueError("this kind of padding is not understood")
-    half, flat = len(pads) // 2, []
+    half = len(pads) // 2
+    flat = []
     outer = 0 if mode == "constant" else half - 2  # torch pads the two last axes by what is there
     if any(pads[axis] or pads[axis + half] for axis in range(max(outer, 0))):
         raise ValueError("this kind of padding is not understood")
@@ -126,7 +131,8 @@ def conv(a: dict[str, Any], x: Sequence[Any]) -> torch.Tensor:
     """Convolve in one or two dimensions."""
     run = {3: functional.conv1d, 4: functional.conv2d}[x[1].dim()]
     rest = x[1].dim() - 2
-    stride, dilation = a.get("strides", [1] * rest), a.get("dilations", [1] * rest)
+    stride = a.get("strides", [1] * rest)
+    dilation = a.get("dilations", [1] * rest)
     return run(_pads(a, x[0], 0.0), x[1], optional(x, 2), stride=stride, dilation=dilation, groups=a.get("group", 1))
 
 

@@ -61,7 +61,8 @@ def _reshape(a: dict[str, Any], x: Sequence[Any]) -> torch.Tensor:
 
 
 def _squeeze(a: dict[str, Any], x: Sequence[Any]) -> torch.Tensor:
-    axes, out = _axes(a, x), x[0]
+    axes = _axes(a, x)
+    out = x[0]
     if axes is None:
         axes = [axis for axis, size in enumerate(out.shape) if size == 1]
     for axis in sorted((axis % out.dim() for axis in axes), reverse=True):
@@ -72,7 +73,8 @@ def _squeeze(a: dict[str, Any], x: Sequence[Any]) -> torch.Tensor:
 
 
 def _unsqueeze(a: dict[str, Any], x: Sequence[Any]) -> torch.Tensor:
-    axes, out = _axes(a, x) or [], x[0]
+    axes = _axes(a, x) or []
+    out = x[0]
     for axis in sorted(axis % (out.dim() + len(axes)) for axis in axes):
         out = out.unsqueeze(axis)
     return out
@@ -96,7 +98,9 @@ def _slice(a: dict[str, Any], x: Sequence[Any]) -> torch.Tensor:
 
 
 def _gather(a: dict[str, Any], x: Sequence[Any]) -> torch.Tensor:
-    source, index, axis = x[0], x[1], a.get("axis", 0)
+    source = x[0]
+    index = x[1]
+    axis = a.get("axis", 0)
     few(index.numel())
     numbers = integers(index)
     if index.dim() == 0:
@@ -111,10 +115,12 @@ def _flatten(a: dict[str, Any], x: Sequence[Any]) -> torch.Tensor:
 
 
 def _split(a: dict[str, Any], x: Sequence[Any]) -> list[torch.Tensor]:
-    axis, sizes = a.get("axis", 0), optional(x, 1)
+    axis = a.get("axis", 0)
+    sizes = optional(x, 1)
     sizes = integers(sizes) if sizes is not None else a.get("split")
     if sizes is None:
-        total, count = x[0].shape[axis], a["num_outputs"]
+        total = x[0].shape[axis]
+        count = a["num_outputs"]
         sizes = [min(math.ceil(total / count), total - index * math.ceil(total / count)) for index in range(count)]
     return list(x[0].split(sizes, dim=axis))
 
@@ -130,7 +136,8 @@ def _reduce(function: Callable[..., torch.Tensor]) -> Operator:
 
 
 def _clip(a: dict[str, Any], x: Sequence[Any]) -> torch.Tensor:
-    low, high = optional(x, 1), optional(x, 2)
+    low = optional(x, 1)
+    high = optional(x, 2)
     out = x[0] if low is None else torch.maximum(x[0], low)
     out = out if high is None else torch.minimum(out, high)
     if "min" in a or "max" in a:

@@ -8,7 +8,10 @@ _MOST_FIELDS = 200_000
 """Fields of all messages together; a large policy has a few thousand."""
 _MOST_INTEGERS = 8 << 20
 """Bytes of integers that are packed, each of which may become eight."""
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT = 0
+_FIXED64 = 1
+_BYTES = 2
+_FIXED32 = 5
 _INTEGERS = {3, 4, 5, 13, 14, 17, 18, 8}
 """Protobuf's types of fields that are varints: int64, uint64, int32, uint32, enum, sint32, sint64, bool."""
 
@@ -31,7 +34,8 @@ class _WireCheck:
 
     def __init__(self, content: bytes) -> None:
         self.content = content
-        self.fields, self.integers = _MOST_FIELDS, _MOST_INTEGERS
+        self.fields = _MOST_FIELDS
+        self.integers = _MOST_INTEGERS
         self.todo: list[tuple[int, int, Any]] = []
         self.known: dict[str, dict[int, tuple[Any, bool]]] = {}
 

@@ -274,7 +274,8 @@ def finish_actor_critic(
         obs_groups: Observation groups, where the config says them.
         clip_actions: Bound of the actions outside of the policy, where the config says it.
     """
-    trunk, distribution = network.actor, network.distribution
+    trunk = network.actor
+    distribution = network.distribution
     place = "after the dense layers" if trunk.encodes_before_core else "before the dense layers"
     return finish(
         source,

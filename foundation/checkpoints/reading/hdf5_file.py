@@ -23,7 +23,8 @@ from foundation.core.files import check_finite
 from foundation.core.text import one_line
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
-_SECONDS, _BYTES_PER_SECOND = 5, 20 << 20
+_SECONDS = 5
+_BYTES_PER_SECOND = 20 << 20
 """Time on the processor for a small file [s], and how fast the rest of a large one must be read at the least [B/s]."""
 _PATIENCE = 12
 """Time on the clock for each second on the processor: the disk may be slow and other processes may run."""
@@ -45,7 +46,8 @@ class Hdf5Process:
             env=os.environ | threads | {"HDF5_PLUGIN_PRELOAD": "::"},  # so that libhdf5 loads no plugins
         )
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._to, self._from = self._process.stdin, self._process.stdout
+        self._to = self._process.stdin
+        self._from = self._process.stdout
         self._send([path for path in sys.path if path])
 
     @property
@@ -103,7 +105,8 @@ class Hdf5Process:
 
     def _tensor(self, shape: list[int], bytes: int) -> torch.Tensor:
         content = bytearray(bytes)
-        view, count = memoryview(content), 0
+        view = memoryview(content)
+        count = 0
         while count < bytes:
             more = self._from.readinto(view[count:])  # pyright: ignore[reportAttributeAccessIssue] (a buffered pipe)
             if not more:
@@ -134,7 +137,10 @@ class Hdf5Group:
             name: Path inside the file.
             path: The file's, for errors.
         """
-        self._process, self._number, self.name, self._path = process, number, name, path
+        self._process = process
+        self._number = number
+        self.name = name
+        self._path = path
 
     def names(self) -> list[str]:
         """Return the names of what the group holds."""

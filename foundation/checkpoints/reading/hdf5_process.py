@@ -35,14 +35,16 @@ class Hdf5Reader:
             h5py: The library.
             output: Where numbers are written.
         """
-        self._h5py, self._output = h5py, output
+        self._h5py = h5py
+        self._output = output
         self._file: Any = None
         self._groups: list[Any] = []
         self._left = 0
 
     def answer(self, request: dict[str, Any]) -> bool:
         """Write the answer to a request. Returns whether the file can still be read."""
-        numbers, sound = b"", True
+        numbers = b""
+        sound = True
         functions: dict[str, Callable[..., Any]] = {
             "open": self._open, "close": self._close, "names": self._names, "attribute": self._attribute,
             "group": self._group, "numbers": self._numbers,
@@ -56,7 +58,8 @@ class Hdf5Reader:
             reply = {"refused": str(refusal)}
         except Exception as error:  # h5py tells of damage by many kinds of errors
             text = " ".join(str(error)[:1000].split())[:200]
-            reply, sound = {"damaged": text or type(error).__name__}, False
+            reply = {"damaged": text or type(error).__name__}
+            sound = False
         self._output.write(json.dumps(reply).encode() + b"\n")
         self._output.write(numbers)
         self._output.flush()
@@ -93,8 +96,10 @@ class Hdf5Reader:
         if math.prod(found.shape or ()) * found.dtype.itemsize > MOST_TEXT:
             raise RefusalError(f"'{_name(self._groups[group])}' has an attribute '{name}' of shape {found.shape}")
         value = attributes.get(name)
-        text = value.decode(errors="replace") if isinstance(value, bytes) else None if value is None else str(value)
-        if text is not None and len(text) > MOST_TEXT:
+        if value is None:
+            return None
+        text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+        if len(text) > MOST_TEXT:
             raise RefusalError(f"'{_name(self._groups[group])}' has an attribute '{name}' of {len(text)} letters")
         return text
 
@@ -163,7 +168,8 @@ def _limit(memory: int, seconds: int) -> None:
 
 def _main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent ends it
-    stream, output = sys.stdin.buffer, sys.stdout.buffer
+    stream = sys.stdin.buffer
+    output = sys.stdout.buffer
     sys.path[:] = json.loads(stream.readline())
     import h5py
 

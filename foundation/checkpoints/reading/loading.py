@@ -302,7 +302,8 @@ def linear_layers(body: Tensors, where: str) -> list[nn.Linear]:
         raise UserError(f"{where} is not a plain multi-layer perceptron (see {', '.join(map(str, odd))}).")
     layers: list[nn.Linear] = []
     for index in indices:
-        weight, bias = body[f"{index}.weight"], body[f"{index}.bias"]
+        weight = body[f"{index}.weight"]
+        bias = body[f"{index}.bias"]
         if weight.dim() != 2 or bias.shape != weight.shape[:1] or 0 in weight.shape:
             raise UserError(f"{where}: layer {index} has weight {list(weight.shape)} and bias {list(bias.shape)}.")
         if layers and layers[-1].out_features != weight.shape[1]:
@@ -317,7 +318,8 @@ def linear_layers(body: Tensors, where: str) -> list[nn.Linear]:
 def recurrent_core(rnn: Tensors, where: str) -> RecurrentCore:
     """Build the recurrent layers of ``weight_ih_l0``, ...; a GRU and an LSTM are told apart by their sizes."""
     check_floating(rnn, where)
-    first, hidden = rnn.get("weight_ih_l0"), rnn.get("weight_hh_l0")
+    first = rnn.get("weight_ih_l0")
+    hidden = rnn.get("weight_hh_l0")
     if first is None or hidden is None or first.dim() != 2 or hidden.dim() != 2 or 0 in (*first.shape, *hidden.shape):
         raise UserError(f"{where}: its recurrent layers lack 'weight_ih_l0' or 'weight_hh_l0'. The file is damaged.")
     size = hidden.shape[1]
@@ -348,7 +350,9 @@ def build_normalizer(entries: Tensors, num_obs: int, where: str) -> ObsNormalize
     if not entries:
         return None
     check_floating(entries, where)
-    mean, std, var = entries.get("_mean"), entries.get("_std"), entries.get("_var")
+    mean = entries.get("_mean")
+    std = entries.get("_std")
+    var = entries.get("_var")
     known = {"_mean", "_std", "_var", "count"}
     if mean is None or (std is None and var is None) or set(entries) - known:
         raise UserError(f"{where}: its observation normaliser has entries {sorted(entries)}, not '_mean' and '_std'.")

@@ -26,7 +26,9 @@ def moments(entries: Tensors, var_name: str, count_name: str, size: int, where: 
         size: Number of observations.
         where: What to name in errors.
     """
-    mean, var, count = entries.get("running_mean"), entries.get(var_name), entries.get(count_name)
+    mean = entries.get("running_mean")
+    var = entries.get(var_name)
+    count = entries.get(count_name)
     if mean is None or var is None or count is None or len(entries) != 3:
         raise UserError(f"{where} has entries {sorted(entries)}, not 'running_mean', '{var_name}', '{count_name}'.")
     if mean.shape != (size,) or var.shape != (size,) or count.numel() != 1:
@@ -56,7 +58,8 @@ def load_moments(path: Path, size: int) -> tuple[torch.Tensor, torch.Tensor, flo
         raise UserError(
             f"'{path}' cannot be read as the statistics of a VecNormalize: {text}. Write it again."
         ) from error
-    mean, var = found["mean"], found["var"]
+    mean = found["mean"]
+    var = found["var"]
     if mean.shape != (size,) or var.shape != (size,) or found["epsilon"].numel() != 1 or found["clip_obs"].numel() != 1:
         raise UserError(f"'{path}' has statistics of {mean.numel()} observations; the policy reads {size}.")
     if not all(bool(torch.isfinite(value).all()) and bool((value >= 0).all()) for value in list(found.values())[1:]):

@@ -34,7 +34,9 @@ _DTYPES = {
 }
 _MOST_CODE = 1 << 20
 """Largest file of code that is looked at [B]."""
-_MOST_NAMES, _MOST_NODES, _DEEPEST = 10_000, 20_000, 50
+_MOST_NAMES = 10_000
+_MOST_NODES = 20_000
+_DEEPEST = 50
 _LISTS = ("build_intlist", "build_floatlist", "build_doublelist", "build_boollist", "build_tensorlist")
 
 
@@ -90,7 +92,8 @@ class _Reader(PlainUnpickler):
 
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
         super().__init__(archive.read(f"{root}data.pkl"))
-        self._archive, self._root = archive, root
+        self._archive = archive
+        self._root = root
         self._views = Views(sum(member.file_size for member in archive.infolist()))
         self._storages: dict[str, torch.Tensor] = {}
         self._named = 0
