@@ -190,9 +190,37 @@ def _recurrence(trunk: Trunk) -> dict[str, Any]:
     core = trunk.core
     if core is None:
         return {}
-    mean = student.normalizer.mean.unsqueeze(0)
-    var = student.normalizer.var.unsqueeze(0)
-    return {"_mean": mean, "_var": var, "_std": var.sqrt(), "count": student.normalizer.count.long()}
+    return {"rnn_type": core.kind, "rnn_hidden_dim": core.hidden_size, "rnn_num_layers": core.num_layers}
+
+
+def _dense_tensors(trunk: Trunk) -> Tensors:
+    """Return the dense layers' tensors, numbered as in a Sequential with an activation after each but the last."""
+    dense = [layer for layer in trunk.layers if isinstance(layer, nn.Linear)]
+    tensors: Tensors = {}
+    for index, layer in enumerate(dense):
+        tensors |= {f"{2 * index}.weight": layer.weight, f"{2 * index}.bias": layer.bias}
+    return tensors
+
+
+def _recurrent_tensors(trunk: Trunk) -> Tensors:
+    return {} if trunk.core is None else dict(trunk.core.rnn.state_dict())
+
+
+def _activation(trunk: Trunk) -> str:
+    kinds = {type(layer).__name__ for layer in trunk.layers if not isinstance(layer, nn.Linear | RecurrentCore)}
+    names = activation_class_names()
+    if len(kinds) != 1 or not kinds <= set(names):
+        raise UserError(f"RSL-RL's networks have one activation; this policy has {', '.join(sorted(kinds)) or 'none'}.")
+    name = names[kinds.pop()]
+    return _RSL_RL_NAMES.get(name, name)
+
+
+def _normalizer(normalizer: nn.Module | None) -> Tensors:
+    if not isinstance(normalizer, ObsNormalizer) or not bool(normalizer.count > 0):
+        return {}
+    mean = normalizer.mean.unsqueeze(0)
+    var = normalizer.var.unsqueeze(0)
+    return {"_mean": mean, "_var": var, "_std": var.sqrt(), "count": normalizer.count.long()}
 
 
 def _layout_3(parts: _Exported, groups: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
