@@ -15,7 +15,7 @@ from foundation.rollout.evaluate import EvaluationResult, evaluate
 
 def measure_baselines(
     env: VecEnv,
-    teacher: Actor,
+    teacher: Actor | None,
     num_episodes: int,
     seed: int,
     *,
@@ -28,12 +28,12 @@ def measure_baselines(
 
     Args:
         env: The evaluation environment.
-        teacher: The teacher's actor.
-        num_episodes: Episodes of each; in a shared rollout, of all three together.
-        seed: Seed of the resets, the same for all three.
-        shared_rollout: Run all three in one rollout, each in a third of the environments: three times faster where an
-            environment is slow to step, but from different initial states. Not done where a third of the environments
-            would not have every teacher.
+        teacher: The teacher's actor; None to leave the teacher out.
+        num_episodes: Episodes of each; in a shared rollout, of all of them together.
+        seed: Seed of the resets, the same for all.
+        shared_rollout: Run all in one rollout, each in its share of the environments: faster where an environment is
+            slow to step, but from different initial states. Not done where a share of the environments would not have
+            every teacher.
         poll: Called every ``SYNC_INTERVAL`` env steps; may raise to stop.
         teacher_of: With many teachers, maps observations to the teacher that each environment follows.
         num_teachers: Number of those teachers.
@@ -43,7 +43,7 @@ def measure_baselines(
     """
     declared = EnvCapabilities.of(env)
     actors: dict[str, Actor] = {
-        "teacher": teacher,
+        **({} if teacher is None else {"teacher": teacher}),
         "zero": ZeroActor(env.num_actions),
         "random": RandomActor(env.num_actions, seed, env.device, declared.action_choices, declared.action_range),
     }
@@ -53,7 +53,7 @@ def measure_baselines(
             for name, actor in actors.items()
         }
     split = SplitActor(list(actors.values()), env.num_envs)
-    result = evaluate(env, split, num_episodes, seed, poll=poll, who="teacher", teacher_of=teacher_of)
+    result = evaluate(env, split, num_episodes, seed, poll=poll, who=next(iter(actors)), teacher_of=teacher_of)
     each = len(result.returns) // env.num_envs
     parts = (slice(each * block.start, each * block.stop) for block in split.blocks)
     return {name: result.part(part) for name, part in zip(actors, parts, strict=True)}

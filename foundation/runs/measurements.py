@@ -18,8 +18,8 @@ from foundation.runs.context import RunContext
 from foundation.runs.run_teachers import RunTeachers
 
 MAX_EVAL_ENVS = 4096
-FEWEST_BASELINE_EPISODES = 48
-"""Of teacher, zero and random actions together, where all share a rollout: sixteen each tell a teacher from chance."""
+FEWEST_EACH = 16
+"""Episodes of teacher, zero and random actions, where all share a rollout: so many tell a teacher from chance."""
 
 
 class Measurements:
@@ -55,6 +55,8 @@ class Measurements:
         self.label_bound = label_bound
         self.baselines: dict[str, dict[str, float]] = {}
         """Teacher, zero and random actions -> figures; empty until they are measured."""
+        self._without_teacher: dict[str, EvaluationResult] = {}
+        """Zero and random actions, while the teacher's own episodes are still to come."""
         self._baseline_episodes = 0
         self._eval_env: VecEnv | None = None
 
@@ -84,37 +86,69 @@ class Measurements:
                 self._eval_env = self.make_eval_env(num_envs)
             return self._eval_env
 
-    def measure_baselines(self, stopwatch: Stopwatch) -> None:
-        """Measure the teacher beside zero and random actions, and what many teachers need before the first epoch."""
-        context = self.context
-        teachers = self.teachers
+    def measure_baselines(self, stopwatch: Stopwatch, *, teacher_later: bool = False) -> None:
+        """Measure the teacher beside zero and random actions, and what many teachers need before the first epoch.
+
+        Args:
+            stopwatch: Takes the time.
+            teacher_later: Measure zero and random actions alone, whose episodes are short in most tasks; the teacher's
+                come from the first epoch, by :meth:`take_teacher`. For one teacher that acts alone in it.
+        """
+        context, teachers = self.context, self.teachers
         actor = PolicyActor(self.teacher, self.teacher_obs)
         with stopwatch.stage("baselines"):
             teachers.fit_gate(self.env(), context.reporter, context.poll)
             results = measure_baselines(
                 self.env(),
-                actor,
-                self._num_baseline_episodes(),
+                None if teacher_later else actor,
+                self._num_baseline_episodes(2 if teacher_later else 3),
                 context.eval_seed,
                 shared_rollout=not self.has_own_env,
                 poll=context.poll,
                 teacher_of=teachers.teacher_of,
                 num_teachers=teachers.num_assigned,
             )
+        context.reporter.baselines({name: result.summary() for name, result in results.items()})
+        if teacher_later:
+            self._without_teacher = results
+            context.reporter.line("The teacher is measured in the first epoch, in which it acts alone.")
+            return
         teachers.measured(results["teacher"], context.reporter)
         self._baseline_episodes = len(results["teacher"].returns)
-        baselines = {name: result.summary() for name, result in results.items()}
-        context.reporter.baselines(baselines)
-        solved = EnvCapabilities.of(self.collecting_env).solved_return
-        for warning in check_teacher(results, self.cfg.teacher, solved):
-            context.reporter.line(f"WARNING: {warning}")
+        self._check(results)
         with stopwatch.stage("baselines"):
             actor = PolicyActor(self.teacher, self.teacher_obs)
             teachers.measure_offsets(self.env(), actor, context.reporter, context.poll)
-        self.baselines = baselines  # last: a run that is stopped before measures them again
+        self._keep(results)
 
-    def _num_baseline_episodes(self) -> int:
-        """Episodes of the baseline: with a single environment, one in each, but at least ``FEWEST_BASELINE_EPISODES``.
+    @property
+    def teacher_is_due(self) -> bool:
+        """Whether the first epoch's episodes are to measure the teacher."""
+        return bool(self._without_teacher)
+
+    def take_teacher(self, collected: CollectionStats) -> None:
+        """Take the first epoch's episodes, in which the teacher acted alone, as its measurement.
+
+        Raises:
+            UserError: If the teacher is no better than no policy.
+        """
+        results: dict[str, EvaluationResult] = {"teacher": collected, **self._without_teacher}
+        self._without_teacher = {}
+        self.context.reporter.teacher_measured(collected.summary(), len(collected.returns))
+        self._check(results)
+        self._keep(results)
+
+    def _check(self, results: dict[str, EvaluationResult]) -> None:
+        solved = EnvCapabilities.of(self.collecting_env).solved_return
+        for warning in check_teacher(results, self.cfg.teacher, solved):
+            self.context.reporter.line(f"WARNING: {warning}")
+
+    def _keep(self, results: dict[str, EvaluationResult]) -> None:
+        """Take the figures, last of all: a run that is stopped before measures them again."""
+        self.baselines = {name: result.summary() for name, result in results.items()}
+
+    def _num_baseline_episodes(self, policies: int) -> int:
+        """Episodes of the baseline: with a single environment, one in each, but ``FEWEST_EACH`` of each policy.
 
         That is enough to check the teacher with. The baseline is the wait before the first collected step, and the
         figures that are quoted are measured at the end.
@@ -122,13 +156,13 @@ class Measurements:
         wanted = self.cfg.num_eval_episodes
         if self.has_own_env:
             return wanted
-        return min(wanted, max(self.collecting_env.num_envs, FEWEST_BASELINE_EPISODES))
+        return min(wanted, max(self.collecting_env.num_envs, policies * FEWEST_EACH))
 
     def refine_teacher(self, collected: CollectionStats) -> None:
         """Take episodes of the teacher alone as its figure where they are more than the baseline had."""
         if len(collected.returns) > self._baseline_episodes:
             self.baselines["teacher"] = collected.summary()
-            self.context.reporter.teacher_refined(self.baselines["teacher"], len(collected.returns))
+            self.context.reporter.teacher_measured(self.baselines["teacher"], len(collected.returns))
 
     def student(self, policy: Policy) -> dict[str, float]:
         """Measure the student, and how far its actions are from the teacher's."""

@@ -107,29 +107,29 @@ class Reporter:
             mean = summary["mean_return"]
             std = summary["std_return"]
             self.line(f"{label} - Mean return: {mean:.2f} ± {std:.2f}{_success(summary)}")
-        if "success_rate" not in baselines["teacher"]:
+        if any("success_rate" not in summary for summary in baselines.values()):
             self.line(
                 "Success is unknown: the environment gives neither extras['time_outs'] nor "
                 "extras['episode_metrics']['success']."
             )
 
-    def teacher_refined(self, summary: Scalars, episodes: int) -> None:
-        """Show the teacher's figure from more episodes than the baseline had."""
+    def teacher_measured(self, summary: Scalars, episodes: int) -> None:
+        """Show the teacher's figure from the first epoch, in which it acted alone."""
         self._teacher = summary["mean_return"]
         self.line(
             f"Teacher - Mean return: {summary['mean_return']:.2f} ± {summary['std_return']:.2f}{_success(summary)}, "
             f"from the {episodes} episodes of the first epoch"
         )
 
-    def begin(self, *, teacher_return: float, student: str, dataset: str) -> None:
+    def begin(self, *, teacher_return: float | None, student: str, dataset: str) -> None:
         """Show what is about to run.
 
         Args:
-            teacher_return: The teacher's mean return.
+            teacher_return: The teacher's mean return; None while it is not known.
             student: What the student takes, gives and has.
             dataset: How large the dataset is, and how it is filled.
         """
-        self._teacher = teacher_return
+        self._teacher = math.nan if teacher_return is None else teacher_return
         self.line(f"Student: {self.cfg.student.name}, {student}")
         self.line(f"Dataset: {dataset}")
 

@@ -116,6 +116,11 @@ class RunTeachers:
         scalars = {f"baseline_gate_weight/{name}": weight for name, weight in weights.items()}
         reporter.scalars({"baseline/gate_explained_variance": explained, **scalars}, 0)
 
+    @property
+    def is_single(self) -> bool:
+        """Whether there is one teacher, of which nothing has to be known before it acts."""
+        return self.number == 1 and self.correction is None and self.gate is None
+
     def measured(self, teacher: EvaluationResult, reporter: Reporter) -> None:
         """Take the teachers' own episodes; refuse teachers below ``--teacher_min_return``."""
         if self.board is None or teacher.teacher is None:

@@ -22,7 +22,7 @@ from foundation.rollout.episodes import CollectionStats
 from foundation.runs.base import Runner
 from foundation.runs.context import Interrupted, RunContext
 from foundation.runs.dataset_shards import DatasetShards
-from foundation.runs.measurements import Measurements
+from foundation.runs.measurements import FEWEST_EACH, Measurements
 from foundation.runs.metrics_writer import MetricsWriter
 from foundation.runs.run_dir import RunDir
 from foundation.runs.run_state import BEST, RunCheckpoint, RunState, load_latest
@@ -189,7 +189,7 @@ class DistillationRunner(Runner[Collection]):
             self._begin_run()
         dataset = self.dataset
         self.reporter.begin(
-            teacher_return=self.baselines["teacher"]["mean_return"],
+            teacher_return=self.baselines["teacher"]["mean_return"] if self.baselines else None,
             student=(
                 f"obs={self.num_obs} ({', '.join(self.student_obs.groups)}), actions={self.env.num_actions}, "
                 f"{self.num_parameters} parameters"
@@ -202,11 +202,14 @@ class DistillationRunner(Runner[Collection]):
 
     def _begin_run(self) -> None:
         """Measure the baselines and save, so that the run can be resumed from here on."""
+        later = self._first_epoch_measures_teacher()
         try:
-            self.measurements.measure_baselines(self.stopwatch)
+            self.measurements.measure_baselines(self.stopwatch, teacher_later=later)
         except RunInterrupted:
             self.save_latest()
             raise
+        if later:
+            return  # nothing to go on from before the teacher has passed its check
         self.reporter.log_baselines(self.baselines)
         self.recorder.open()  # refused before anything is saved, so that no run is left that never began
         self.save_latest()
@@ -223,8 +226,10 @@ class DistillationRunner(Runner[Collection]):
         self.env_steps += stats.env_steps
         self.rows_before = None
         num_new = self.teachers.collected(epoch, beta, stats, self.dataset)
-        if epoch == 0 and beta == 1.0 and self.cfg.teacher_deterministic and self._whole_episodes_undisturbed():
-            # With a single environment the baseline is short, for it keeps the user waiting.
+        if self.measurements.teacher_is_due:
+            self.measurements.take_teacher(stats)
+            self.reporter.log_baselines(self.baselines)
+        elif epoch == 0 and self._teacher_acts_alone(epoch):
             self.measurements.refine_teacher(stats)
         evaluation = None
         if self._collection_is_evaluation(beta):  # of the weights that the epoch before has made
@@ -278,6 +283,19 @@ class DistillationRunner(Runner[Collection]):
             return
         for slot in collected.slots:
             self.learner.fit_normalizer(self.dataset.chunk_obs(slot))
+
+    def _teacher_acts_alone(self, epoch: int) -> bool:
+        """Whether an epoch's episodes are those of an undisturbed teacher."""
+        return self.beta(epoch) == 1.0 and self.cfg.teacher_deterministic and self._whole_episodes_undisturbed()
+
+    def _first_epoch_measures_teacher(self) -> bool:
+        """Whether the baseline may leave the teacher to the first epoch.
+
+        With a single environment the baseline keeps the user waiting: where it is slow to step, most of the wait before
+        the first collected step. A dataset that is saved is not begun before the teacher has passed its check.
+        """
+        enough = self.cfg.num_episodes >= FEWEST_EACH and self.cfg.dataset.save is None
+        return self.epoch == 0 and enough and self.teachers.is_single and self._teacher_acts_alone(0)
 
     def _collection_is_evaluation(self, beta: float) -> bool:
         """Whether the deterministic student acted alone in whole episodes (single-environment engines)."""

@@ -390,13 +390,35 @@ def test_the_ratio_that_is_quoted_rests_on_as_many_episodes_of_the_teacher(tmp_p
     assert 0.0 < summary["return_ratio_interval_95"] < 1.0
 
 
-def test_with_one_environment_the_first_epoch_refines_the_teachers_figure(tmp_path, capsys):
-    """The baseline is one episode in each environment; the teacher's own epoch then gives more, and they count."""
+def test_with_one_environment_the_first_epoch_measures_the_teacher(tmp_path, capsys):
+    """The wait before the first collected step is that of zero and random actions; the teacher's own epoch is its
+    measurement, and the figures are those of its episodes."""
     cfg = config(n_epochs=2, epoch_teacher_forcing=1, num_eval_episodes=48, num_episodes=32)
-    runner = DistillationRunner(RegulatorEnv(6), LinearTeacher(REGULATOR_GAIN.clone()), cfg, RunDir(tmp_path))
-    runner.run()
-    assert "Teacher - Mean return" in (out := capsys.readouterr().out)
-    assert "from the 36 episodes of the first epoch" in out
+    asked = []
+
+    class CountedTeacher(LinearTeacher):
+        def step(self, obs, state):
+            asked.append(len(obs))
+            return super().step(obs, state)
+
+    runner = DistillationRunner(RegulatorEnv(6), CountedTeacher(REGULATOR_GAIN.clone()), cfg, RunDir(tmp_path))
+    before = len(asked)
+    runner.begin()
+    assert len(asked) == before, "the teacher is not asked before the first epoch"
+    assert set(runner.measurements.baselines) == set() and runner.measurements.teacher_is_due
+    runner.run_epoch(0)
+    out = capsys.readouterr().out
+    assert out.count("Teacher - Mean return") == 1 and "from the 36 episodes of the first epoch" in out
+    assert list(runner.baselines) == ["teacher", "zero", "random"]
+
+
+def test_with_one_environment_a_useless_teacher_stops_before_anything_is_learned(tmp_path):
+    """Its check comes after the first collection, before the student's first update, and leaves no run to go on with."""
+    cfg = config(n_epochs=2, epoch_teacher_forcing=1, num_eval_episodes=48, num_episodes=32)
+    runner = DistillationRunner(RegulatorEnv(6), LinearTeacher(-REGULATOR_GAIN), cfg, RunDir(tmp_path))
+    with pytest.raises(UserError, match="zero actions|random actions"):
+        runner.run()
+    assert not list(tmp_path.glob("*.pt"))
 
 
 def test_without_time_outs_success_is_unknown_and_said_once(tmp_path, capsys):
