@@ -228,7 +228,9 @@ def _run_script(function: Callable, task: str, entry_point: str, args: Sequence[
 
     def job(cfg: Any) -> Any:
         try:
-            configs = load_configs(task, entry_point, [*_typed(cfg), *_swept()])
+            tokens = [*_typed(cfg), *_swept()]
+            note_typed([task, *tokens])  # a launcher's process has seen no command line
+            configs = load_configs(task, entry_point, tokens)
         except UserError as error:
             if cfg.command.pid != os.getpid() or line.args.multirun:
                 raise

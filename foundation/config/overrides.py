@@ -162,9 +162,13 @@ def is_sweep(token: str) -> bool:
 
 def values_of(token: str) -> list[str]:
     """Return the tokens that a sweep stands for, ``seed=1`` and ``seed=2``; none where its sweeper alone can say."""
+    from hydra.core.override_parser.types import Glob
+
     parsed = _read(token)
     if not parsed.is_discrete_sweep():
         return []
+    if isinstance(parsed.value(), Glob):
+        raise UserError(f"override '{token}': glob() finds nothing here: write the names, {key_of(token)}=a,b,c")
     return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
 
 

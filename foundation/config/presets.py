@@ -1,4 +1,4 @@
-"""Presets of the user's own: a YAML file by its path, or by the package that it lies in."""
+"""Presets of the user's own: a YAML file by its path, its name in the working folder's ``configs/``, or its package."""
 
 from __future__ import annotations
 
@@ -8,41 +8,48 @@ from pathlib import Path
 from typing import Any
 
 from foundation.core.errors import UserError, suggest
-from foundation.core.registry import resolve_module
+from foundation.core.registry import package_folders
 
 _PACKAGE = re.compile(r"^#\s*@package\s+(\S+)\s*$", re.MULTILINE)
 _ENDINGS = (".yaml", ".yml")
 _GLOBAL = "_global_"
+WORKING_FOLDER = Path("configs")
+"""Beside the user: ``experiment=mine`` is ``configs/experiment/mine.yaml``."""
 
 
-def is_path(name: str) -> bool:
-    """Say whether a choice is written as the path of a file: ``./mine.yaml``, ``~/presets/mine``."""
-    return name.endswith(_ENDINGS) or "/" in name
+def is_path(group: str, name: str) -> bool:
+    """Say whether a choice is written as the path of a file: ``./mine.yaml``, ``~/presets/mine.yaml``.
+
+    A gym id may have a slash in it.
+    """
+    return name.endswith(_ENDINGS) or ("/" in name and group != "task")
 
 
 def own_preset(group: str, name: str, builtin: Iterable[str]) -> Path:
-    """Find the file of a choice that is no name of ``configs/``.
+    """Find the file of a choice that is no name of the built-in ``configs/``.
 
     Args:
         group: ``experiment``, ``student``, ...
-        name: A path, or ``pkg:name`` for ``<name>.yaml`` in that package or in its folder of the group's name. The
-            package is imported: the user has typed it.
-        builtin: Names of ``configs/``, to suggest.
+        name: A path; the name of a file of ``configs/<group>/`` in the working folder; or ``pkg:name`` for
+            ``<name>.yaml`` in that package or in its folder of the group's name.
+        builtin: Names of the built-in ``configs/``, to suggest.
 
     Raises:
         UserError: If there is no such file, with the nearest names.
     """
-    if is_path(name):
+    if is_path(group, name):
         path = Path(name).expanduser()
         if path.is_file():
             return path
-        near = [str(Path(name).parent / found) for found in _names([path.parent])]
-        raise UserError(f"{group}={name}: there is no such file. {suggest(name, near)}")
+        raise UserError(f"{group}={name}: there is no such file.{_nearest(name, Path(name).parent, path.parent)}")
     package, colon, own = name.partition(":")
     if not colon:
-        raise UserError(f"unknown {group} '{name}'. {suggest(name, builtin)}")
-    module = resolve_module(name, group, typed_as=f"{group}=")
-    roots = [Path(folder) for folder in getattr(module, "__path__", [])]
+        path = WORKING_FOLDER / group / f"{name}.yaml"
+        if path.is_file():
+            return path
+        near = [*builtin, *(Path(found).stem for found in _names([path.parent])), *(f"./{n}" for n in _names([Path()]))]
+        raise UserError(f"unknown {group} '{name}'. {suggest(name, near)}")
+    roots = package_folders(name, group, typed_as=f"{group}=")
     folders = [folder for root in roots for folder in (root / group, root)]
     for folder in folders:
         path = folder / f"{own}.yaml"
@@ -50,6 +57,12 @@ def own_preset(group: str, name: str, builtin: Iterable[str]) -> Path:
             return path
     near = [f"{package}:{Path(found).stem}" for found in _names(folders)]
     raise UserError(f"{group}={name}: the package {package} has no {own}.yaml. {suggest(name, near)}")
+
+
+def _nearest(name: str, written: Path, folder: Path) -> str:
+    """Return `` Did you mean ...?`` for a path, or nothing where its folder has no YAML."""
+    near = [str(written / found) for found in _names([folder])]
+    return f" {suggest(name, near)}" if near else ""
 
 
 def _names(folders: Iterable[Path]) -> list[str]:

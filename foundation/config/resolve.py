@@ -376,7 +376,7 @@ def _split_groups(overrides: Overrides) -> tuple[dict[str, str | None], dict[str
     named: dict[str, str] = {}
     for group, name in typed.items():
         valid = choices(group)
-        if name in valid or (group != "task" and _is_own(group, name)):
+        if name in valid or _is_own(group, name):
             groups[group] = name
         elif group == "task":
             named["task"] = name
@@ -388,10 +388,8 @@ def _split_groups(overrides: Overrides) -> tuple[dict[str, str | None], dict[str
 
 def _is_own(group: str, name: str) -> bool:
     """Say whether a choice is a file of the user's own, and refuse one that is not there."""
-    if group in _BY_NAME and not is_path(name):
-        if ":" not in name:
-            return False
-        try:  # a package's YAML; otherwise it is a class or a function, which has its own errors
+    if group in (*_BY_NAME, "task") and not is_path(group, name):
+        try:  # a YAML of that name; otherwise it is a student, a loss or a task, which has its own errors
             own_preset(group, name, ())
         except UserError:
             return False

@@ -7,6 +7,7 @@ is its own; what a file names (a checkpoint's student, a received run's loss) mu
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -32,10 +33,11 @@ def note_typed(words: Iterable[str]) -> None:
     """Remember the modules that a command line names: from here on, what is in them may be imported.
 
     Args:
-        words: The command line; each ``pkg.module:Attr`` in it counts, wherever it stands in a word.
+        words: The command line; each ``pkg.module:Attr`` in it counts, wherever it stands in a word. Hydra hands a
+            sweep's values on with their colons escaped.
     """
     for word in words:
-        _typed.update(match[1] for match in _NAME.finditer(word))
+        _typed.update(match[1] for match in _NAME.finditer(word.replace("\\:", ":")))
 
 
 def forget_typed() -> None:
@@ -106,6 +108,28 @@ def resolve_module(name: str, what: str, *, trusted: bool = False, typed_as: str
         return import_module(module)
     except (ImportError, SyntaxError) as error:
         raise UserError(f"{what} '{shorten(name)}' cannot be imported: {explain(error, module)}") from error
+
+
+def package_folders(name: str, what: str, *, typed_as: str = "") -> list[Path]:
+    """Return the folders of the package of ``"pkg.name:file"``. Nothing is imported: its files are data.
+
+    Raises:
+        UntypedNameError: If only a file has named the package.
+        UserError: If there is no such package.
+    """
+    refuse_untyped(name, what, typed_as)
+    _search_working_folder(name)
+    package = name.rpartition(":")[0]
+    top, *inner = package.split(".")
+    try:
+        spec = importlib.util.find_spec(top) if is_module_name(package) else None
+    except (ImportError, ValueError):
+        spec = None
+    folders = [Path(root, *inner) for root in (spec.submodule_search_locations if spec else None) or []]
+    found = [folder for folder in folders if folder.is_dir()]
+    if not found:
+        raise UserError(f"{what} '{shorten(name)}': there is no package '{shorten(package)}' here or installed")
+    return found
 
 
 def _search_working_folder(name: str) -> None:

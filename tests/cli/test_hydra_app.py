@@ -72,6 +72,25 @@ def test_a_users_script_sweeps_with_every_launcher(launcher: str, script: Path) 
     assert [path.name for path in (script / "logs").iterdir()] == ["multirun"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_own_presets_are_swept(launcher: str, script: Path) -> None:
+    """By path, by name and by package, and a task's file beside them, in this process and in a launcher's."""
+    if launcher != "basic":
+        pytest.importorskip(launcher)
+    (script / "a.yaml").write_text("student: {name: gru}\nseed: 1\nagent: {max_iterations: 5}\n")
+    (script / "configs" / "experiment").mkdir(parents=True)
+    (script / "configs" / "experiment" / "b.yaml").write_text("seed: 2\n")
+    (script / "own_pkg").mkdir()
+    (script / "own_pkg" / "c.yaml").write_text("seed: 3\n")
+    (script / "task.yaml").write_text("env: {scene: {num_envs: 9}}\n")
+    sweep = ["-m", "experiment=./a.yaml,b,own_pkg:c", "run_name=x,y", "max_iterations=4", "task=task.yaml"]
+    done = python(script, "mine.py", *sweep, *LAUNCHERS[launcher])
+    assert done.returncode == 0, done.stderr
+    assert seen(script).keys() == {"1_gru", "2_mlp", "3_mlp"}
+    assert {text[:4] for text in seen(script).values()} == {"9 4 "}
+
+
 def test_the_decorator_is_isaac_labs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its parameters have Isaac Lab's names; a function of two configs gets two, and arguments of its own."""
     from foundation.config import hydra_task_config
@@ -114,6 +133,8 @@ def test_a_scripts_configs_are_those_of_the_commands(tmp_path: Path, monkeypatch
         (["-m", "seed=1,x"], "'distill.seed' is 'x'"),
         (["-m", "student=mlp,gruu"], "Did you mean 'gru'"),
         (["-m"], "--multirun needs something to run over"),
+        (["-m", "experiment=glob(*)"], "write the names, experiment=a,b,c"),
+        (["-m", "experiment=fast,./none.yaml"], "experiment=./none.yaml: there is no such file"),
         (["-m", "seed=1,2", "hydra/launcher=joblibb"], "there is no such launcher here"),
         (["run_name=${sed}"], "Did you mean 'seed'?"),
         (["--multrun", "seed=1,2"], "Did you mean '--multirun'?"),

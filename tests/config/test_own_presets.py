@@ -101,7 +101,9 @@ def test_presets_of_a_package(package: Path) -> None:
     [
         ("experiment=fsat", "'fast'"),
         ("experiment=./mein.yaml", "'mine.yaml'"),
-        ("student=./nothing/mlp.yaml", "There are none"),
+        ("student=./nothing/mlp.yaml", "there is no such file"),
+        ("task=./mein.yaml", "'mine.yaml'"),
+        ("experiment=mine", "./mine.yaml"),
         ("experiment=preset_pkg:fsat", "'preset_pkg:fast'"),
         ("experiment=no_such_package:fast", "no_such_package"),
     ],
@@ -131,3 +133,49 @@ def test_a_package_that_nobody_typed_is_not_imported(here: Path) -> None:
     (here / "untyped_pkg" / "__init__.py").write_text("raise SystemExit('ran')")
     with pytest.raises(UserError):
         resolved("experiment=untyped_pkg:fast")
+
+
+def test_presets_by_name_in_the_working_folder(here: Path) -> None:
+    """``configs/<group>/<name>.yaml`` beside the user; a built-in name stays the built-in one."""
+    for group, name, text in (
+        ("experiment", "mine", "n_epochs: 4\n"),
+        ("experiment", "fast", "n_epochs: 5\n"),
+        ("student", "small", "name: gru\nhidden_size: 3\n"),
+    ):
+        (here / "configs" / group).mkdir(parents=True, exist_ok=True)
+        (here / "configs" / group / f"{name}.yaml").write_text(text)
+    cfg = resolved("experiment=mine", "student=small").cfg
+    assert (cfg.n_epochs, cfg.student.name) == (4, "gru")
+    assert cfg.student.hidden_size == 3  # pyright: ignore[reportAttributeAccessIssue]
+    assert resolved("experiment=fast").cfg.n_epochs == 300
+
+
+@pytest.mark.parametrize("choice", ["task.yaml", "./task.yaml", "hover", "preset_pkg:hover"])
+def test_a_task_file(package: Path, choice: str) -> None:
+    """It names the task and the environment's values, by path, name or package; what is typed beats both."""
+    text = "task: Mine-v0\nenv: {episode_length_s: 3.0, scene: {num_envs: 7}}\n"
+    for path in (Path("task.yaml"), Path("configs/task/hover.yaml"), package / "task" / "hover.yaml"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    result = resolved(f"task={choice}", "experiment=fast")
+    assert (result.cfg.task, result.cfg.n_epochs) == ("Mine-v0", 300)
+    assert result.env == {"episode_length_s": 3.0, "scene": {"num_envs": 7}}
+    assert resolved(f"task={choice}", task="Typed-v0").cfg.task == "Typed-v0"
+
+
+@pytest.mark.parametrize("name", ["Other-v0", "ALE/Pong-v5", "preset_pkg:Other-v0"])
+def test_a_task_that_is_no_file_is_a_gym_id(package: Path, name: str) -> None:
+    """An id, one with a slash in it, and one of a package."""
+    assert resolved(f"task={name}").cfg.task == name
+
+
+def test_a_packages_preset_runs_none_of_its_code(here: Path, typed: Any) -> None:
+    """The file is read where it lies; the package, and one above it, stay unimported."""
+    inner = here / "loud_pkg" / "inner"
+    inner.mkdir(parents=True)
+    for folder in (inner.parent, inner):
+        (folder / "__init__.py").write_text("raise SystemExit('ran')")
+    (inner / "fast.yaml").write_text("n_epochs: 4\n")
+    typed("loud_pkg.inner:fast")
+    assert resolved("experiment=loud_pkg.inner:fast").cfg.n_epochs == 4
+    assert "loud_pkg" not in sys.modules
