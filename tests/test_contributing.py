@@ -103,12 +103,25 @@ def test_an_engine(tmp_path: Path) -> None:
     assert played["num_episodes"] == 8 and played["engine"] == "point"
 
 
-def test_a_checkpoint_format(tmp_path: Path) -> None:
-    """A file in foundation/checkpoints/ is enough for a format to be read, and acts as the arrays say."""
-    clone = tmp_path / "clone"
-    shutil.copytree(ROOT / "foundation", clone / "foundation", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "configs", clone / "configs")
+@pytest.mark.parametrize("in_package", [False, True])
+def test_a_checkpoint_format(tmp_path: Path, in_package: bool) -> None:
+    """One file is enough for a format to be read, imported or in the package; it acts as its arrays say."""
+    clone = ROOT
     (command,) = lay_out("A checkpoint format", tmp_path, clone)
+    assert command[-2:] == ["--import", "numpy_mlp"]
+    imported = "import numpy_mlp;"
+    if in_package:
+        clone = tmp_path / "clone"
+        shutil.copytree(ROOT / "foundation", clone / "foundation", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "configs", clone / "configs")
+        text = (tmp_path / "numpy_mlp.py").read_text(encoding="utf-8")
+        assert text.endswith("\n\n\nregister_format(__name__)\n")
+        text = text.removesuffix("\n\n\nregister_format(__name__)\n").replace(
+            "from foundation.checkpoints import register_format\n", ""
+        )
+        (clone / "foundation" / "checkpoints" / "numpy_mlp.py").write_text(f"{text}\n", encoding="utf-8")
+        command = command[:-2]
+        imported = ""
     random = np.random.default_rng(0)
     arrays = {"weight_0": random.normal(size=(5, 3)), "bias_0": random.normal(size=5)}
     arrays |= {"weight_1": random.normal(size=(2, 5)), "bias_1": random.normal(size=2)}
@@ -117,12 +130,22 @@ def test_a_checkpoint_format(tmp_path: Path) -> None:
     assert described["format"] == "NumPy MLP" and described["activation"] == "tanh"
     assert (described["num_obs"], described["hidden_dims"], described["num_actions"]) == (3, [5], 2)
     act = (
-        "import sys, json; sys.path.insert(0, 'clone'); from foundation import TeacherPolicyWrapper as T; import torch;"
+        f"import sys; sys.path.insert(0, {str(clone)!r}); {imported} import torch;"
+        "from foundation import TeacherPolicyWrapper as T;"
         "print(T('policy.npz').act(torch.tensor([[0.1, -0.2, 0.3]])).tolist())"
     )
     acted = json.loads(run(["python", "-c", act], tmp_path, clone))
     hidden = np.tanh(arrays["weight_0"] @ [0.1, -0.2, 0.3] + arrays["bias_0"])
     assert acted[0] == pytest.approx(list(arrays["weight_1"] @ hidden + arrays["bias_1"]), abs=1e-5)
+
+
+def test_an_incomplete_checkpoint_format(tmp_path: Path) -> None:
+    """A format without a function that reads it is an error where it registers itself, naming what it must define."""
+    (tmp_path / "half.py").write_text("from foundation.checkpoints import register_format\nregister_format(__name__)\n")
+    words = [str(ROOT / "foundation" / "rsl_rl" / "teacher_info.py"), "policy.npz", "--import", "half"]
+    done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "checkpoint format 'half' must define recognise_file and load_file" in done.stderr
 
 
 def test_a_preset(tmp_path: Path) -> None:

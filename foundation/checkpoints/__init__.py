@@ -3,12 +3,14 @@
 A module of this folder has ``KEYS`` (the entries that it reads; None for any), ``recognise(checkpoint) -> bool`` and
 ``load(checkpoint, source) -> LoadedPolicy``. The first that recognises a checkpoint reads it. A format that is not a
 PyTorch checkpoint has ``recognise_file(path, head) -> bool`` and ``load_file(source) -> LoadedPolicy`` instead.
+A module of another package registers itself by :func:`register_format` when it is imported.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -25,13 +27,40 @@ from foundation.core.files import load_checkpoint, refuse_lfs_pointer
 
 _TRAINING_KEYS = {"optimizer_state_dict", "rnd_state_dict", "rnd_optimizer_state_dict", "iter", "infos"}
 
+_registered: dict[str, ModuleType] = {}
+"""Formats of other packages, by the module's name."""
+
+
+def register_format(name: str) -> None:
+    """Add a format of another package; it is asked before the formats of this folder.
+
+    Call it in the last line of the module, as ``register_format(__name__)``, and import the module with
+    ``--import pkg.module``.
+
+    Args:
+        name: Name of the module, whose functions are those that a module of this folder has.
+
+    Raises:
+        UserError: If a function or ``KEYS`` is missing.
+    """
+    module = sys.modules[name]
+    for needed in (("recognise_file", "load_file"), ("KEYS", "recognise", "load")):
+        missing = [attribute for attribute in needed if not hasattr(module, attribute)]
+        if not missing:
+            _registered[name] = module
+            return
+    raise UserError(
+        f"checkpoint format '{name}' must define recognise_file and load_file, or KEYS, recognise and load, "
+        "before it calls register_format"
+    )
+
 
 def load_policy(path: str | Path, overrides: Overrides) -> LoadedPolicy:
     """Read a policy from any known kind of checkpoint.
 
     Args:
         path: The checkpoint.
-        overrides: What the user says about it.
+        overrides: What the user has set for it, which takes precedence over what the checkpoint holds.
     """
     file = Path(path)
     try:
@@ -62,7 +91,7 @@ def load_policy(path: str | Path, overrides: Overrides) -> LoadedPolicy:
 
 
 def _checked(policy: LoadedPolicy, source: Source) -> LoadedPolicy:
-    """Refuse an activation that the user gives and the format has no use for: it would be ignored in silence."""
+    """Raise ``UserError`` for an activation that the user has set and the format does not use."""
     given = source.overrides.activation
     found = policy.info
     if given is not None and found.activation_from != "override":
@@ -74,6 +103,8 @@ def _checked(policy: LoadedPolicy, source: Source) -> LoadedPolicy:
 
 
 def _modules(function: str) -> Iterator[ModuleType]:
+    """Yield the formats that have a function: registered ones in the order of their imports, then this folder's."""
+    yield from (module for module in _registered.values() if hasattr(module, function))
     for info in sorted(pkgutil.iter_modules([str(Path(__file__).parent)]), key=lambda module: module.name):
         module = importlib.import_module(f"{__name__}.{info.name}")
         if hasattr(module, function):
@@ -91,7 +122,7 @@ def _head(file: Path) -> bytes:
         with file.open("rb") as stream:
             return stream.read(16)
     except (OSError, ValueError):
-        return b""  # load_checkpoint says what is wrong
+        return b""  # load_checkpoint raises the error for a file that cannot be read
 
 
 def _holds_tensors(value: object) -> bool:

@@ -181,7 +181,7 @@ def add_launch_args(parser: argparse.ArgumentParser) -> None:
 
 def add_import_arg(parser: Any) -> None:
     """Add the flag that imports a user's own module, as a file's name for something in it does not."""
-    what = "import this module first: it has the student, task or loss that a checkpoint or a run to resume names"
+    what = "import this module first: it has the student, task or loss that a file names, or a checkpoint format"
     parser.add_argument("--import", action="append", metavar="MODULE", help=what)
 
 
