@@ -206,7 +206,9 @@ def _layout(program: Program) -> tuple[dict[str, int], int]:
 
 
 def _comment(text: str) -> str:
-    return text.replace("*/", "* /").replace("/*", "/ *")
+    """Return text that cannot end a comment: C joins lines at a backslash, which ``??/`` stands for too."""
+    plain = "".join(sign if sign.isprintable() and sign != "\\" else " " for sign in text)
+    return plain.replace("??", "? ?").replace("*/", "* /").replace("/*", "/ *")
 
 
 def _head_comment(description: Description, name: str) -> list[str]:

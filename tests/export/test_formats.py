@@ -165,6 +165,20 @@ def test_the_header_is_cpp_too(tmp_path):
     assert done.returncode == 0
 
 
+@pytest.mark.parametrize("end", ["*/", "*\\\n/", "*??/\n/", "*\\\r\n/", "*\\ \n/", "*\x85/", "/*/", "**//"])
+def test_names_of_a_file_are_no_code(end, tmp_path):
+    """An observation group of a received checkpoint cannot end the comment that names it: nothing of it is run."""
+    ran = tmp_path / "ran"
+    begin = end.replace("*", "#").replace("/", "*").replace("#", "/")
+    code = f'\n#include <stdlib.h>\nvoid __attribute__((constructor)) f(void) {{ system("touch {ran}"); }}\n'
+    bundle = bundle_of_student("mlp", tmp_path, obs_groups=[f"name {end}{code}{begin}"])
+    list(export(bundle, tmp_path, ["c", "so"]))
+    seen = subprocess.run(["cc", "-std=c99", "-E", "-P", str(tmp_path / "policy.h")], capture_output=True, text=True)
+    assert seen.returncode == 0
+    assert "touch" not in seen.stdout
+    assert not ran.exists()
+
+
 def test_c_finds_a_wrong_weight(tmp_path):
     """The C program's own test fails once a weight has changed."""
     written(bundle_of_student("gru", tmp_path), tmp_path / "exported", "c")
