@@ -59,9 +59,21 @@ class OnnxRuntime:
                 OnnxMemory(part["input"], part["output"], tuple((start, size) for start, size in part["columns"]))
                 for part in values["memory"]
             ]
-        except (LookupError, TypeError, ValueError) as error:
+            self._outputs = ["actions", *(memory.after for memory in self._memories)]
+            self._try()
+        except UserError:
+            raise
+        except Exception as error:  # a damaged description fails in any of Python's, NumPy's and onnxruntime's ways
             raise UserError(f"'{path}' has corrupt metadata: {one_line(error)}. Export it again.") from error
-        self._outputs = ["actions", *(memory.after for memory in self._memories)]
+
+    def _try(self) -> None:
+        """Act once, in two environments, to see that the model is the one that is described."""
+        described = self.description
+        obs = numpy.zeros((2, described.num_obs), numpy.float32)
+        actions, state = self.run(obs, numpy.tile(self.initial_state, (2, 1)))
+        expected = (2, described.num_actions), (2, described.state_size)
+        if (actions.shape, state.shape) != expected:
+            raise ValueError(f"it gives shapes {actions.shape} and {state.shape}, not {expected}")
 
     def run(self, obs: FloatArray, state: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return actions and the next state. Shapes: (num_envs, num_obs) and (num_envs, state_size)."""

@@ -11,6 +11,7 @@ import numpy
 from numpy.typing import ArrayLike, NDArray
 
 from foundation.core.errors import UserError
+from foundation.core.text import shorten
 from foundation.deploy.description import Description
 from foundation.deploy.golden import FloatArray, Golden
 from foundation.deploy.npz_file import read_golden, read_npz
@@ -41,8 +42,9 @@ class Policy:
         open_file = _OPENERS.get(self.path.suffix)
         if open_file is None:
             raise UserError(f"'{path}' cannot be run here: give a file that ends in {', '.join(_OPENERS)}")
-        if not self.path.is_file():
-            raise UserError(f"'{path}' {'is no file' if self.path.exists() else 'does not exist'}. Check the path.")
+        wrong = _why_no_file(self.path)
+        if wrong is not None:
+            raise UserError(f"'{shorten(str(path), 200)}' {wrong}. Check the path.")
         self._runtime, self.description = open_file(self.path)
         self.num_obs = self.description.num_obs
         """Size of the observation."""
@@ -125,6 +127,16 @@ class Policy:
                 f"{golden.tolerance:.2g}: it is damaged, or its runtime computes something else. Export it again."
             )
         return difference
+
+
+def _why_no_file(path: Path) -> str | None:
+    """Return what is wrong with a path, or None where there is a file."""
+    try:
+        if path.is_file():
+            return None
+        return "is no file" if path.exists() else "does not exist"
+    except (OSError, ValueError):
+        return "is no name of a file"
 
 
 def _open_npz(path: Path) -> tuple[Runtime, Description]:

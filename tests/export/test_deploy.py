@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import numpy
+import onnx
 import pytest
 import torch
 
@@ -244,3 +245,151 @@ def test_foundation_policy_flies_our_hdf5(options, tmp_path, monkeypatch):
     policy.reset()
     steps = [policy.evaluate_step(row.numpy()) for row in obs]
     assert numpy.abs(numpy.stack(steps) - expected).max() <= 1e-5
+
+
+def _program(folder: Path, target: Path, operations: list[dict], **arrays) -> Path:
+    """Write an archive whose program is another one; its description and golden sequence stay."""
+    with numpy.load(folder / "policy.npz") as archive:
+        kept = {name: archive[name] for name in archive.files if not name[0].isdigit()}
+    text = json.dumps({"output": operations[-1]["name"], "operations": operations})
+    kept["program"] = numpy.frombuffer(text.encode(), numpy.uint8)
+    numpy.savez(target, **kept, **arrays)
+    return target
+
+
+def _operation(kind: str, name: str, inputs: list[str], shape: list[int], arrays=(), **options) -> dict:
+    record = {"kind": kind, "name": name, "inputs": inputs, "shape": shape}
+    return record | {"memory": [], "arrays": list(arrays), "options": options}
+
+
+_DOUBLED = [
+    _operation("concatenate", f"v{k}", [f"v{k - 1}" if k else "obs"] * 2, [NUM_OBS << (k + 1)]) for k in range(40)
+]
+_IMAGE = _operation("columns", "image", ["obs"], [1, 3, 3], start=0)
+_LARGE = {"1.weight": numpy.ones((1, 1, 3, 3), numpy.float32), "1.bias": numpy.ones(1, numpy.float32)}
+_ODD = {"stride": [1, 1], "dilation": [1, 1], "padding": [20000, 20000], "padding_mode": "circular"}
+
+
+@pytest.mark.parametrize(
+    ("operations", "arrays"),
+    [
+        (_DOUBLED, {}),
+        ([_operation("concatenate", "v", ["obs"] * 100_000, [NUM_ACTIONS])], {}),
+        ([_IMAGE, _operation("max_pool", "v", ["image"], [1, 1, 3], kernel=2, stride=1, padding=100_000)], {}),
+        ([_IMAGE, _operation("max_pool", "v", ["image"], [1, 1, 3], kernel=2, stride=0, padding=0)], {}),
+        ([_IMAGE, _operation("convolution", "v", ["image"], [1, 1, 3], ["weight", "bias"], **_ODD)], _LARGE),
+        (
+            [_operation("normalize", "v", ["obs"], [NUM_ACTIONS], ["mean", "scale"])],
+            {"0.mean": numpy.zeros((60_000, 1), numpy.float32), "0.scale": numpy.zeros((1, 60_000), numpy.float32)},
+        ),
+    ],
+    ids=["doubling", "joined", "padded pool", "pool without steps", "padded convolution", "outer product"],
+)
+def test_a_program_that_asks_for_memory_is_not_begun(operations, arrays, folder, tmp_path):
+    """Shapes are told from weights and settings: a small file cannot ask for gigabytes."""
+    path = _program(folder, tmp_path / "large.npz", operations, **arrays)
+    code = (
+        "import resource, sys\n"
+        "import numpy\n"
+        "from foundation.deploy import Policy\n"
+        "from foundation.core.errors import UserError\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20), resource.RLIM_INFINITY))\n"
+        "try:\n    Policy(sys.argv[1])\n"
+        "except UserError as error:\n    print(error)\n"
+    )
+    run = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(run, cwd=HERE.parents[1], capture_output=True, text=True, timeout=20, check=False)
+    assert "is corrupt or incomplete" in done.stdout, done.stderr
+    assert "memory" not in done.stdout.lower()  # nothing was set aside, and failed
+
+
+_HEADERS = {
+    "huge": "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,)}",
+    "wide": "{'descr': '|V2000000000', 'fortran_order': False, 'shape': ()}",
+    "open": "{'descr': '<f4', 'fortran_order': False, 'shape': (((((((1,}",
+    "text": "{'descr': '<f4', 'fortran_order': False, 'shape': (1,) '''",
+    "flag": "{'descr': '<f4', 'fortran_order': False, 'shape': (True,)}",
+}
+
+
+@pytest.mark.parametrize("header", _HEADERS)
+def test_an_array_whose_header_lies(header, folder, tmp_path):
+    """NumPy sets memory aside by a header, and takes it apart as Python source: what it runs into is one line."""
+    text = _HEADERS[header].encode().ljust(117) + b"\n"
+    lie = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    for name in ("golden_obs.npy", "description.npy"):
+        target = tmp_path / "lie.npz"
+        with zipfile.ZipFile(folder / "policy.npz") as source, zipfile.ZipFile(target, "w") as written:
+            for member in source.namelist():
+                written.writestr(member, lie if member == name else source.read(member))
+        with pytest.raises(UserError, match="corrupt"):
+            Policy(target)
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_record_that_does_not_unpack(kind, folder, tmp_path):
+    """Whatever packed it, and a record that says that it is encrypted."""
+    target = tmp_path / "packed.npz"
+    with zipfile.ZipFile(folder / "policy.npz") as source, zipfile.ZipFile(target, "w", kind) as written:
+        for member in source.namelist():
+            written.writestr(member, source.read(member))
+    assert Policy(target).check() < 1e-5
+    content = bytearray(target.read_bytes())
+    content[60:120] = bytes(60)
+    target.write_bytes(content)
+    with pytest.raises(UserError, match="corrupt"):
+        Policy(target)
+    encrypted = bytearray((folder / "policy.npz").read_bytes())
+    encrypted[6] |= 1
+    encrypted[encrypted.find(b"PK\x01\x02") + 8] |= 1
+    target.write_bytes(encrypted)
+    with pytest.raises(UserError, match="corrupt"):
+        Policy(target)
+
+
+@pytest.mark.parametrize("array", [numpy.array([[["a"]]]), numpy.zeros((2, 4, NUM_OBS), complex)])
+def test_a_golden_sequence_that_is_not_of_numbers(array, folder, tmp_path):
+    """Text and complex numbers are no observations."""
+    target = _rewritten(folder / "policy.npz", tmp_path / "p.npz", lambda n, a: array if n == "golden_obs" else a)
+    with pytest.raises(UserError, match="not made of numbers"):
+        Policy(target)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values["memory"][0].update(input="x"),
+        lambda values: values["memory"][0].update(input=["x"]),
+        lambda values: values["memory"][0].update(output="a\nb\x1b[2J"),
+        lambda values: values["memory"][0].update(columns=[[0, "x"]]),
+        lambda values: values["memory"][0].update(columns=[[0, 1]]),
+        lambda values: values["memory"].clear(),
+        lambda values: values.update(initial_state=[10**400]),
+        lambda values: values.update(initial_state=[0.0]),
+        lambda values: values["description"].update(num_actions=1, actions=[_FIELD]),
+        None,
+    ],
+)
+def test_metadata_of_onnx_that_lies(change, folder, tmp_path):
+    """Inputs, columns and sizes that the model does not have are one line when it is read, not at the first step."""
+    model = onnx.load(folder / "policy.onnx")
+    (entry,) = (entry for entry in model.metadata_props if entry.key == "foundation")
+    values = json.loads(entry.value)
+    if change is not None:
+        change(values)
+    entry.value = json.dumps(values) if change is not None else "[" * 100_000
+    onnx.save(model, tmp_path / "policy.onnx")
+    with pytest.raises(UserError, match="has corrupt metadata") as caught:
+        Policy(tmp_path / "policy.onnx")
+    assert str(caught.value).isprintable()
+
+
+_FIELD = {"name": "action", "size": 1, "unit": "", "frame": ""}
+
+
+@pytest.mark.parametrize("name", ["a\0.npz", "a" * 5000 + ".npz"])
+def test_what_is_no_name_of_a_file(name):
+    """A zero in it, or too many letters."""
+    with pytest.raises(UserError, match=r"does not exist|is no name of a file"):
+        Policy(name)
