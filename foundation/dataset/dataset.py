@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from foundation.core.errors import UserError
+from foundation.core.text import quoted
 from foundation.dataset.memory import check_memory, empty_pinned, located
 from foundation.dataset.prefetch import deliver
 from foundation.dataset.sampling import ActiveDraws, draw_minibatches
@@ -368,6 +370,10 @@ class DistillationDataset:
                 f"The run to resume had a dataset of (chunks, steps, envs, columns) = {list(state['shape'])}, this one "
                 f"has {shape}: resume with the same num_envs, dataset and observation settings."
             )
+        numbers = [state[name] for name in ("num_chunks", "chunks_written", "chunks_evicted", "cursor")]
+        whole = all(type(number) is int and number >= 0 for number in numbers)
+        if not whole or numbers[0] > self.max_chunks or numbers[3] > math.prod(shape[:3]):
+            raise UserError(f"The run to resume has a corrupt dataset: {quoted(numbers)} of {shape[0]} chunks.")
         self.num_chunks = state["num_chunks"]
         self.chunks_written = state["chunks_written"]
         self.chunks_evicted = state["chunks_evicted"]

@@ -53,16 +53,16 @@ class RunState(SavedState):
     env_steps: int
     """Transitions that were collected."""
     num_envs: int
-    baselines: dict[str, Any]
+    baselines: dict[str, dict[str, Any]]
     """Teacher, zero and random actions -> figures; empty until they are measured."""
-    stopwatch: dict[str, Any]
+    stopwatch: dict[str, dict[str, float]]
     collector: dict[str, Any]
     dataset: dict[str, Any]
     shards: dict[str, Any]
     """Which files hold the dataset's rows."""
     torch_rng: torch.Tensor
     teachers: dict[str, Any] = field(default_factory=dict)
-    early_stopping: dict[str, Any] = field(default_factory=dict)
+    early_stopping: dict[str, int | float] = field(default_factory=dict)
     dataset_rows: int | None = None
     """Transitions in the dataset; None in states of earlier versions (see :attr:`num_rows`)."""
     cuda_rng: torch.Tensor | None = None
@@ -72,6 +72,10 @@ class RunState(SavedState):
         if self.epoch < 0 or self.env_steps < 0 or self.num_envs < 1:
             steps = f"{self.env_steps} steps of {self.num_envs} envs"
             raise UserError(f"{where} is corrupt: epoch {self.epoch}, {steps}.")
+        for name in ("teacher", "random") if self.baselines else ():
+            measured = self.baselines.get(name, {}).get("mean_return")
+            if not isinstance(measured, int | float):
+                raise UserError(f"{where} is corrupt: the baseline '{name}' has the return {quoted(measured)}.")
 
     @property
     def num_rows(self) -> int:
@@ -106,8 +110,8 @@ class OfflineState(SavedState):
     """Figures of the best student."""
     files: list[str]
     """Checksums of the dataset's files."""
-    stopwatch: dict[str, Any]
-    early_stopping: dict[str, Any]
+    stopwatch: dict[str, dict[str, float]]
+    early_stopping: dict[str, int | float]
     dataset: dict[str, Any]
     torch_rng: torch.Tensor
 
