@@ -281,3 +281,13 @@ def test_state_of_another_shape_is_refused():
     """A resumed run with other sizes is told so instead of being filled with garbage."""
     with pytest.raises(UserError, match="resume with the same num_envs"):
         make(2, 2, 1, 3).load_state_dict(make(3, 2, 1, 3).state_dict())
+
+
+@pytest.mark.parametrize("change", [{"num_chunks": 4}, {"num_chunks": -1}, {"num_chunks": "x"}, {"cursor": 1 << 60}])
+def test_a_state_that_counts_what_is_not_there_is_refused(change):
+    """Rows beyond the buffer would be drawn, for ever where there are a million chunks of them."""
+    dataset = make(2, 2, 1, 3)
+    state = dataset.state_dict()
+    dataset.load_state_dict(state)
+    with pytest.raises(UserError, match="corrupt dataset"):
+        dataset.load_state_dict(state | change)

@@ -71,6 +71,26 @@ def test_numbers_that_no_run_has_are_refused(change):
         read_checkpoint(values, OLD, RunState)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stopwatch": {"wall": {"learning": "x"}, "cpu": {}}},
+        {"stopwatch": {"wall": None, "cpu": {}}},
+        {"stopwatch": {"wall": {"learning": float("nan")}, "cpu": {}}},
+        {"early_stopping": {"best": {"a": {}}}},
+        {"baselines": {"teacher": 3}},
+        {"baselines": {"teacher": {"mean_return": "x"}, "random": {"mean_return": 1.0}}},
+        {"baselines": {"teacher": {"mean_return": 1.0}}},
+    ],
+)
+def test_values_inside_of_values_have_types_too(change):
+    """What the first epoch would add to, or divide by, is checked before the run begins."""
+    values = old()
+    values["resume"] = {**values["resume"], **change}
+    with pytest.raises(UserError, match="is corrupt"):
+        read_checkpoint(values, OLD, RunState)
+
+
 def test_a_missing_value_is_named():
     """One without a default has to be there; those that came later need not."""
     values = old()

@@ -39,6 +39,36 @@ def _roll(env: QuadcopterPointCtrlEnv, steps: int, seed: int = 0) -> list[torch.
     return [x.clone() for x in out]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda saved: saved["tensors"].update(_action=torch.zeros(5056, dtype=torch.uint8)),
+        lambda saved: saved["tensors"].update(_state=saved["tensors"]["_state"].double()),
+        lambda saved: saved["observations"].update(policy=torch.zeros(4, 3)),
+    ],
+)
+def test_a_state_of_other_shapes_is_refused(change):
+    """It would be found at the first step, where nothing says whose it is."""
+    env = QuadcopterPointCtrlEnv(_cfg(4))
+    env.reset()
+    saved = env.state_dict()
+    change(saved)
+    with pytest.raises(UserError, match="the saved environment state has another"):
+        env.load_state_dict(saved)
+
+
+def test_a_state_sets_nothing_but_the_state():
+    """Whatever else a file lists, such as the name of another attribute, is left alone."""
+    env = QuadcopterPointCtrlEnv(_cfg(4))
+    env.reset()
+    saved = env.state_dict()
+    saved["tensors"] |= {"num_envs": torch.zeros(3), "step": torch.zeros(3)}
+    saved["stats"]["row"] = 10**9
+    env.load_state_dict(saved)
+    assert env.num_envs == 4
+    env.step(torch.zeros(4, 4))
+
+
 def test_shapes_and_groups():
     """Three groups of the documented sizes, rewards and dones per environment."""
     env = QuadcopterPointCtrlEnv(_cfg())

@@ -49,7 +49,7 @@ class EpisodeStats:
         """Go on where :meth:`state_dict` was taken."""
         for buffer, name in ((self.sums, "sums"), (self._distances, "distances"), (self.latest, "log")):
             buffer.copy_(torch.as_tensor(saved[name]))
-        self._row = int(saved["row"])
+        self._row = int(saved["row"]) % len(self._distances)
 
     @property
     def log(self) -> dict[str, torch.Tensor]:

@@ -309,16 +309,22 @@ class QuadcopterPointCtrlEnv:
                 f"the saved environment state has {saved['num_envs']} environments, this one has {self.num_envs}: "
                 f"use --num_envs {saved['num_envs']}"
             )
-        for name, value in saved["tensors"].items():
-            setattr(self, name, value.to(self.device).clone())
+        own = self.state_dict()
+        for kind in ("tensors", "observations"):
+            for name, value in own[kind].items():
+                found = saved[kind][name]
+                if found.shape != value.shape or found.dtype != value.dtype:
+                    raise UserError(f"the saved environment state has another '{name}': {list(found.shape)}")
+        for name in own["tensors"]:
+            setattr(self, name, saved["tensors"][name].to(self.device).clone())
         self._observations = TensorDict(
-            {name: value.to(self.device).clone() for name, value in saved["observations"].items()},
+            {name: saved["observations"][name].to(self.device).clone() for name in own["observations"]},
             batch_size=[self.num_envs],
             device=self.device,
         )
         self._generator.set_state(saved["generator"].cpu())
         self._stats.load_state_dict(saved["stats"])
-        self._table_row = int(saved["table_row"])
+        self._table_row = max(0, int(saved["table_row"]))
         if self._disturbed:
             self._disturbance = self.dynamics.disturb(self._forces[:3], self._forces[3:])
 
