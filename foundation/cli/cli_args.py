@@ -31,6 +31,11 @@ _OTHER_NAMES = {
 }
 logger = logging.getLogger("foundation.cli")
 _TEACHERS = "--teacher_checkpoint"
+OVERRIDES = (
+    "Further arguments are Hydra-style overrides: env.scene.num_envs=2048, agent.seed=3, "
+    "scene.num_envs=2048 (where only one config has such a key)."
+)
+"""The end of every command's help."""
 
 
 class CommandParser(OneLineParser):
@@ -39,10 +44,7 @@ class CommandParser(OneLineParser):
     def __init__(self, **kwargs: object):
         kwargs.setdefault("argument_default", None)
         super().__init__(**{**kwargs, "formatter_class": _HelpFormatter})
-        self.epilog = self.epilog or (
-            "Further arguments are Hydra-style overrides: env.scene.num_envs=2048, agent.seed=3, "
-            "scene.num_envs=2048 (where only one config has such a key)."
-        )
+        self.epilog = self.epilog or OVERRIDES
 
 
 def _any_of(choices: object) -> str:
@@ -169,7 +171,9 @@ def add_launch_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num_envs", type=positive_int, metavar="N", help="parallel environments")
     group.add_argument("--seed", type=seed, metavar="N", help="seed of everything random")
     group.add_argument("--device", metavar="DEVICE", help="cpu, cuda:0, ... (default: a GPU where there is one)")
-    group.add_argument("--engine", metavar="NAME", help="auto, torch, isaaclab, l2f or pkg.module:Class (auto)")
+    group.add_argument(
+        "--engine", metavar="NAME", help="auto, isaaclab, torch, gymnasium, l2f or pkg.module:Class (auto)"
+    )
     group.add_argument("--headless", action="store_true", help="no window (there is none unless asked for)")
     group = parser.add_argument_group("video")
     group.add_argument("--video", action="store_true", help="record clips while it runs")
@@ -238,7 +242,8 @@ def add_hydra_args(parser: argparse.ArgumentParser) -> None:
     flag("-c", "--cfg", metavar="WHAT", choices=("job", "hydra", "all"), help="show the config (job) and run nothing")
     flag("-p", "--package", metavar="KEY", help="--cfg: only this part of it, such as distill.student")
     flag("--resolve", action="store_true", help="--cfg: with interpolations put in")
-    flag("--info", metavar="WHAT", choices=("all", "plugins", "searchpath"), help="show what Hydra has, run nothing")
+    kinds = ("all", "plugins", "searchpath")
+    flag("--info", metavar="WHAT", choices=kinds, help="show what Hydra has, run nothing: all, plugins or searchpath")
 
 
 def whole(text: str) -> int:

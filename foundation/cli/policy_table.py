@@ -21,9 +21,10 @@ def show_policy(policy: TeacherPolicyWrapper, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(described, indent=2))
         return
-    table = Table(title=policy.architecture_line(), show_header=False, title_justify="left")
+    table = Table(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")  # a long path is shown whole
     for name, value in described.items():
         table.add_row(name.replace("_", " "), "-" if value is None else str(value))
+    print(policy.architecture_line())  # as a title it would be wrapped at the table's width
     Console().print(table)

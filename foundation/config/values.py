@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from foundation.config.typing_fit import (
@@ -32,7 +33,7 @@ def apply_values(cfg: object, values: Mapping[str, Any], where: str = "", *, nul
     Raises:
         UserError: If a key does not exist or a value does not fit its type; names the full key.
     """
-    _Update(null).apply(cfg, values, Any, where)
+    _Update(cfg, where, null).apply(cfg, values, Any, where)
 
 
 def key_names(cfg: Any) -> list[str]:
@@ -64,14 +65,31 @@ def _is_config(value: object) -> bool:
     return not plain and not _is_missing(value) and bool(getattr(value, "__dict__", None))
 
 
+def _key_paths(cfg: object, where: str, depth: int = 5) -> Iterator[str]:
+    """List the dotted keys of a config, those of its parts last; a config may hold itself, hence the depth."""
+    parts: list[tuple[object, str]] = []
+    for name in key_names(cfg):
+        path = f"{where}.{name}" if where else name
+        yield path
+        value = cfg.get(name) if isinstance(cfg, Mapping) else getattr(cfg, name, None)
+        if depth > 1 and _is_config(value) and not isinstance(value, (list, tuple)):
+            parts.append((value, path))
+    for value, path in parts:
+        yield from _key_paths(value, path, depth - 1)
+
+
 class _Update:
     """One update of a config.
 
     Args:
+        root: The whole config.
+        where: What it is called.
         null: Whether null switches off what is not optional.
     """
 
-    def __init__(self, null: bool):
+    def __init__(self, root: object, where: str, null: bool):
+        self.root = root
+        self.where = where
         self.null = null
 
     def apply(self, target: object, values: Mapping[str, Any], hint: object, where: str) -> None:
@@ -85,7 +103,7 @@ class _Update:
         names = key_names(target)
         opened = isinstance(target, dict) and is_mapping(hint)
         if name not in names and not opened:
-            raise UserError(f"unknown key '{full}'. {suggest(name, names)}")
+            raise UserError(f"unknown key '{full}'. {self._suggest(name, names)}")
         if isinstance(target, dict):
             key = next((k for k in target if str(k) == name), name)
             target[key] = self._merge(target.get(key), value, value_hint(hint), full)
@@ -94,6 +112,17 @@ class _Update:
         else:
             own_hint = field_hints(type(target)).get(name, Any)
             setattr(target, name, self._merge(getattr(target, name, None), value, own_hint, full))
+
+    def _suggest(self, name: str, names: list[str]) -> str:
+        """Answer an unknown key with the nearest beside it, else with one of that name elsewhere in the config."""
+        if not get_close_matches(name, names):
+            paths: dict[str, str] = {}
+            for path in _key_paths(self.root, self.where):
+                paths.setdefault(path.rpartition(".")[2], path)
+            near = get_close_matches(name, paths, n=1, cutoff=0.8)
+            if near:
+                return f"Did you mean '{paths[near[0]]}'?"
+        return suggest(name, names)
 
     def _merge(self, current: object, value: object, hint: object, full: str) -> Any:
         if isinstance(value, Mapping):
@@ -145,7 +174,8 @@ def _convert(current: object, value: object, hint: object, full: str) -> Any:
     choices = choices_of(hint)
     if choices and isinstance(value, str):
         raise UserError(f"'{full}' is {_show(value)}. {suggest(value, choices)}")
-    raise UserError(f"'{full}' is {_show(value)}: it must be {expected}")
+    such = f", such as {full}=[{value}]" if isinstance(value, (str, int, float)) and _fits([value], hint) else ""
+    raise UserError(f"'{full}' is {_show(value)}: it must be {expected}{such}")
 
 
 def _fits(value: object, hint: object) -> bool:

@@ -33,8 +33,8 @@ def suggest(name: str, valid: Iterable[str], limit: int = 12, *, ordered: bool =
         return f"Did you mean {' or '.join(repr(n) for n in near)}?"
     if not names:
         return "There are none."
-    more = ", ..." if len(names) > limit else ""
-    return f"Valid are: {', '.join(names[:limit])}{more}."
+    end = ", ..." if len(names) > limit else "."
+    return f"Valid are: {', '.join(names[:limit])}{end}"
 
 
 @contextlib.contextmanager

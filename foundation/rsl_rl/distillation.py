@@ -20,6 +20,7 @@ if not __package__:  # run, or imported, as a file of a clone: take this clone's
 
 import foundation
 from foundation.cli.cli_args import (
+    OVERRIDES,
     CommandParser,
     add_distillation_args,
     add_hydra_args,
@@ -43,7 +44,10 @@ def __getattr__(name: str) -> Any:
 def build_parser() -> CommandParser:
     """Return the parser of every flag that needs no simulator."""
     parser = CommandParser(
-        prog=command_name("distillation.py"), description="Distil a trained teacher into a small student."
+        prog=command_name("distillation.py"),
+        description="Distil a trained teacher into a small student.",
+        epilog=f"{OVERRIDES} experiment=fast, student=gru, loss=huber, schedule=linear and dataset=half each choose a "
+        "file of configs/; an unknown name is answered with the valid ones.",
     )
     add_launch_args(parser)
     add_rsl_rl_args(parser)

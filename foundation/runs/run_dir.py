@@ -107,15 +107,15 @@ class RunDir:
         root = Path(root)
         parents = [root / experiment_name] if experiment_name else _folders(root)
         runs = sorted((p for parent in parents for p in _folders(parent) if _is_run(p)), key=_age)
+        where = root / experiment_name if experiment_name else root
         if not runs:
-            where = root / experiment_name if experiment_name else root
             raise UserError(f"no run found in {where}: start one without --resume, or name another --experiment_name")
         named = [p for p in runs if load_run in (None, p.name)]
         chosen = named if named or load_run is None else _matching(runs, load_run)
         if not chosen:
             names = [p.name for p in reversed(runs)]
             near = suggest(str(load_run), names, 5, ordered=True)
-            raise UserError(f"no run in {root} matches --load_run '{load_run}'. {near}")
+            raise UserError(f"no run in {where} matches --load_run '{load_run}'. {near}")
         complete = [path for path in chosen if with_file is None or (path / with_file).exists()]
         return cls((complete or chosen)[-1])
 

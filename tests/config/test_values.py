@@ -146,6 +146,30 @@ def test_unknown_keys_are_refused_with_the_nearest(key: str, named: str, nearest
     assert nearest in str(caught.value)
 
 
+def test_a_key_at_the_wrong_place_is_answered_with_its_place() -> None:
+    """A name that is nowhere near, but elsewhere in the config, is answered with its whole path, the shallowest one."""
+    cfg: dict[str, Any] = {
+        "learning_rate": 1e-3,
+        "optimizer": {"name": "adam"},
+        "student": {"memory": {"learning_rate": 1.0}},
+    }
+    with pytest.raises(
+        UserError, match=r"'distill\.optimizer\.learningrate'\. Did you mean 'distill\.learning_rate'\?"
+    ):
+        apply_values(cfg, {"optimizer.learningrate": 1}, "distill")
+    cfg["optimizer"]["learning_rates"] = 0
+    with pytest.raises(UserError, match=r"Did you mean 'learning_rates'\?"):
+        apply_values(cfg, {"optimizer.learningrate": 1}, "distill")
+
+
+def test_one_value_for_a_list_is_answered_with_the_list_to_type() -> None:
+    """``key=value`` where the key holds a list of such values: the error shows the brackets; no other misfit does."""
+    with pytest.raises(UserError, match=r"must be a list, each text, such as env\.groups\.policy=\[height\]$"):
+        apply_values(Outer(), {"groups.policy": "height"}, "env")
+    with pytest.raises(UserError, match=r"must be a list, each a whole number$"):
+        apply_values(Outer(), {"sizes": "policy"}, "env")
+
+
 def test_nested_and_dotted_keys_are_the_same() -> None:
     """``{"inner": {"gain": 2}}`` and ``{"inner.gain": 2}`` do the same."""
     nested, dotted = Outer(), Outer()

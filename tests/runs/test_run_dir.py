@@ -54,7 +54,12 @@ def test_the_newest_run_is_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("experiment", "load_run", "says"),
-    [("c", None, "no run found"), ("a", "2024.*", "2025-01-02"), ("a", "(", "regular expression")],
+    [
+        ("c", None, "no run found"),
+        ("a", "2024.*", "2025-01-02"),
+        ("a", "2024.*", "/a matches --load_run"),
+        ("a", "(", "regular expression"),
+    ],
 )
 def test_a_run_that_is_not_there_is_named(tmp_path: Path, experiment: str, load_run: str | None, says: str) -> None:
     """No run, no match and a bad pattern are one-line errors."""
@@ -330,4 +335,4 @@ def test_the_runs_that_there_are_are_listed_from_the_newest_on(tmp_path: Path) -
     with pytest.raises(UserError) as caught:
         RunDir.find(tmp_path, load_run="x")
     newest = ", ".join(f"2026-01-{day:02d}_00-00-00" for day in (9, 8, 7, 6, 5))
-    assert f"Valid are: {newest}, ...." in str(caught.value)
+    assert f"Valid are: {newest}, ..." in str(caught.value)
