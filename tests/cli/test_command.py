@@ -66,7 +66,7 @@ def test_flags_and_overrides_may_be_mixed() -> None:
         (["--n_epochs", "3.5"], "'3.5' is not a whole number"),
         (["--learning_rate", "fast"], "'fast' is not a number"),
         (["--num_envs", "0"], "at least 1"),
-        (["--seed", "-1"], "at least 0"),
+        (["--seed", "-1"], "between 0 and"),
         (["--resume=3"], "--resume"),
     ],
 )
