@@ -90,9 +90,10 @@ def select_engine(task: str, requested: str = "auto") -> tuple[type[Engine], str
     if missing:
         raise UserError(f"--task {task}: {missing[0]}")
     _refuse_broken_module(task, obstacles.values())
-    known = {task_name for name in order for task_name in engine_class(name).task_names()}
+    known = [task_name for name in order for task_name in sorted(engine_class(name).task_names())]
     reasons = "; ".join(f"{name}: {reason}" for name, reason in obstacles.items())
-    raise UserError(f"--task {task}: no engine can run it ({reasons}). {suggest(task.rpartition(':')[2], known)}")
+    near = suggest(task.rpartition(":")[2], known, ordered=True)  # simulators' tasks before gymnasium's hundreds
+    raise UserError(f"--task {task}: no engine can run it ({reasons}). {near}")
 
 
 def _refuse_broken_module(task: str, obstacles: Iterable[str]) -> None:

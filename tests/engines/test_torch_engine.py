@@ -303,6 +303,14 @@ def test_a_task_that_no_engine_knows(monkeypatch):
         select_engine("Nothing-v0", "torch")
 
 
+def test_an_id_like_no_other_is_answered_with_the_built_in_tasks_first() -> None:
+    """Gymnasium registers hundreds of ids: those of the built-in simulator stand before them."""
+    with pytest.raises(
+        UserError, match=r"Valid are: Isaac-Quadcopter-Point-Ctrl-Play-v0, Isaac-Quadcopter-Point-Ctrl-v0, "
+    ):
+        select_engine("Zzzz-v0")
+
+
 def test_isaac_lab_says_why_a_module_cannot_be_imported(monkeypatch, typed):
     """A task whose package fails to import is not one that Isaac Lab does not know."""
     monkeypatch.setattr(isaaclab, "_not_installed", lambda: None)
