@@ -134,7 +134,7 @@ class _Reader:
         hidden = old or holder.names()
         stated = group.attribute("num_layers")
         if stated is not None and str(stated) != str(len(hidden) + 2):
-            self._refuse(group, f"says {stated} layers and has {len(hidden) + 2}")
+            self._refuse(group, f"says {shorten(str(stated), 20)} layers and has {len(hidden) + 2}")
         for layer in (
             group.group("input_layer"),
             *(holder.group(f"{prefix}{index}") for index in range(len(hidden))),

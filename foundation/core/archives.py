@@ -19,6 +19,8 @@ from foundation.core.text import shorten
 
 ROOM = 64 << 20
 """Bytes that any file may ask for beyond what it holds itself."""
+_OF_THE_SYSTEM = (("/", "proc"), ("/", "sys"))
+"""Folders whose files look regular and are none: reading the kernel's messages waits for the next one."""
 _MOST_MEMBERS = 100_000
 _MOST_PICKLE = 16 << 20
 _MOST_STEPS = 1_000_000
@@ -309,6 +311,7 @@ def check_regular(file: str | os.PathLike[str]) -> None:
     path = Path(file)
     try:
         odd = path.exists() and not path.is_file() and not path.is_dir()
+        odd = odd or path.resolve().parts[:2] in _OF_THE_SYSTEM
     except (OSError, ValueError):
         return
     if odd:

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy
 from numpy.typing import ArrayLike, NDArray
 
+from foundation.core.archives import ArchiveError, check_regular
 from foundation.core.errors import UserError
 from foundation.core.text import shorten
 from foundation.deploy.description import Description
@@ -132,9 +133,12 @@ class Policy:
 def _why_no_file(path: Path) -> str | None:
     """Return what is wrong with a path, or None where there is a file."""
     try:
+        check_regular(path)
         if path.is_file():
             return None
         return "is no file" if path.exists() else "does not exist"
+    except ArchiveError as error:
+        return f"cannot be read: {error}"
     except (OSError, ValueError):
         return "is no name of a file"
 

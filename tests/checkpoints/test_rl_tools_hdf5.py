@@ -359,3 +359,16 @@ def test_another_environment_leaves_the_groups_open(tmp_path):
     path = spoil(tmp_path / "checkpoint.h5", "actor", relabel(meta=json.dumps(meta)))
     assert TeacherPolicyWrapper(path).obs_groups is None
     assert TeacherPolicyWrapper(path, obs_groups=["l2f"]).obs_groups == ["l2f"]
+
+
+def test_a_long_number_of_layers_is_shortened(tmp_path):
+    """Five thousand digits are no part of one line."""
+    path = tmp_path / "checkpoint.h5"
+    writer = Writer(path)
+    CHAINS["ppo"](writer)
+    writer.finish(5)
+    with h5py.File(path, "r+") as file:
+        file["actor/layers/1"].attrs["num_layers"] = "9" * 5000
+    with pytest.raises(UserError, match=r"says 9+\.\.\. layers and has 4") as caught:
+        TeacherPolicyWrapper(path)
+    assert len(str(caught.value)) < 400

@@ -245,3 +245,18 @@ def test_shapes_that_the_bytes_do_not_fill(tmp_path):
     (tmp_path / "array.pkl").write_bytes(forged)
     with pytest.raises(ValueError, match="shape"):
         as_array(read_inert(tmp_path / "array.pkl"))
+
+
+@pytest.mark.parametrize("kind", ["link to nothing", "pipe", "folder", "device", "the kernel's messages"])
+def test_statistics_that_cannot_be_read_are_not_left_out(kind, tmp_path):
+    """A model beside a link to nothing, as in a cache of which a part was fetched, is refused: it would act raw."""
+    path = place(tmp_path, "run/model.zip", None)
+    statistics = path.parent / "vecnormalize.pkl"
+    if kind == "pipe":
+        os.mkfifo(statistics)
+    elif kind == "folder":
+        statistics.mkdir()
+    else:
+        statistics.symlink_to({"device": "/dev/zero", "link to nothing": "/nowhere"}.get(kind, "/proc/kmsg"))
+    with pytest.raises(UserError, match=r"vecnormalize\.pkl'"):
+        TeacherPolicyWrapper(path)

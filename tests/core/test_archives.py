@@ -190,7 +190,9 @@ def test_pipes_and_devices(tmp_path):
     fifo, zero = tmp_path / "fifo.pt", tmp_path / "zero.pt"
     os.mkfifo(fifo)
     zero.symlink_to("/dev/zero")
-    for path in (fifo, zero):
+    kernel = tmp_path / "kernel.pt"
+    kernel.symlink_to("/proc/kmsg")  # looks like a regular file of no bytes; reading it waits for a message
+    for path in (fifo, zero, kernel):
         for call in (load_checkpoint, policy, load_yaml, load_json):
             refused(call, path, "pipe or a device")
 

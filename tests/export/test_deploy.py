@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -99,6 +100,8 @@ def test_a_step_does_not_touch_what_it_is_given(folder):
 def test_files_that_are_wrong(folder, tmp_path):
     """A file of another kind, a missing one, a folder and another's library are each one line."""
     (tmp_path / "policy.txt").write_text("")
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "kernel.npz").symlink_to("/proc/kmsg")
     (tmp_path / "folder.npz").mkdir()
     (tmp_path / "empty.npz").write_bytes(b"")
     numpy.savez(tmp_path / "other.npz", weights=numpy.zeros(3))
@@ -111,6 +114,8 @@ def test_files_that_are_wrong(folder, tmp_path):
         ("policy.txt", "ends in .npz, .onnx, .so"),
         ("missing.npz", "does not exist"),
         ("folder.npz", "is no file"),
+        ("pipe.npz", "is a pipe or a device"),
+        ("kernel.npz", "is a pipe or a device"),
         ("empty.npz", "is corrupt or no NumPy archive"),
         ("other.npz", "is no exported policy: it lacks 'description'"),
         ("bad.so", "cannot be loaded"),

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import numpy
 
+from foundation.core.archives import check_regular
 from foundation.core.files import refuse_lfs_pointer
 
 _MOST_BYTES = 16 << 20
@@ -89,6 +90,7 @@ def read_inert(path: Path) -> Any:
         ValueError: If the file is too large or asks for more than it holds.
         pickle.UnpicklingError: If it is not a whole pickle.
     """
+    check_regular(path)
     refuse_lfs_pointer(path)
     with path.open("rb") as stream:
         content = stream.read(_MOST_BYTES + 1)

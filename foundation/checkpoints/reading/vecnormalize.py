@@ -153,7 +153,13 @@ def _refuse_those_of_others(model: Path, run: Path) -> None:
 
 def _in_folder(folder: Path, stem: str, suffix: str) -> list[Path]:
     """Return a folder's statistics: those that carry the model's name, else all."""
-    every = sorted(path for path in folder.glob(f"*{suffix}") if _is_named_so(path) and path.is_file())
+    every = sorted(path for path in folder.glob(f"*{suffix}") if _is_named_so(path))
+    for path in every:
+        if not path.is_file():
+            raise UserError(
+                f"'{path}' is a link to nothing, a folder or a pipe, and not the model's statistics: without them its "
+                "actions would be others. Copy the file again."
+            )
     names = {path: path.stem.lower().replace("vecnormalize_", "").replace("_vecnormalize", "") for path in every}
     return [path for path in every if names[path] == stem.lower()] or every
 
