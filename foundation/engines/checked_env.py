@@ -23,6 +23,10 @@ OBSERVATIONS = "a TensorDict of observation groups with batch_size [num_envs]"
 STEP = "(TensorDict, rewards, dones, extras)"
 
 
+_UNUSABLE = (torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
+"""Observations that no float32 policy computes on; integers and booleans are read as numbers."""
+
+
 class CheckedEnv(EnvWrapper):
     """Hold an environment to RSL-RL's ``VecEnv``, and add ``reset(seed)`` and ``close()`` where it has none.
 
@@ -52,6 +56,8 @@ class CheckedEnv(EnvWrapper):
             self.max_episode_length = int(longest.max())
         self._observed: set[str] = set()
         """Methods whose observations have been checked."""
+        self._sizes: dict[str, tuple[int, ...]] = {}
+        """Of the observation groups that were seen first."""
         self._reset_takes_seed = self._find_reset()
 
     # -- attributes ------------------------------------------------------------------------------------------------
@@ -72,6 +78,14 @@ class CheckedEnv(EnvWrapper):
         longest = env.max_episode_length
         if not isinstance(longest, int | float | np.number | torch.Tensor):
             raise UserError(f"{self._name}.max_episode_length must be an integer [env steps], got {_describe(longest)}")
+        most = torch.as_tensor(longest).double()
+        if most.numel() == 0 or not (most.isfinite() & (most >= 1)).all():
+            got = longest if most.numel() == 1 else f"as little as {most.min() if most.numel() else 'nothing'}"
+            raise UserError(f"{self._name}.max_episode_length must be 1 or more [env steps], got {got}")
+        try:
+            torch.device(env.device)
+        except (RuntimeError, TypeError):
+            raise UserError(f"{self._name}.device must be a torch device, such as 'cpu', got {env.device!r}") from None
         lengths = env.episode_length_buf
         if not isinstance(lengths, torch.Tensor) or lengths.shape != (env.num_envs,):
             expected = f"a tensor of shape ({env.num_envs},) [env steps]"
@@ -127,12 +141,16 @@ class CheckedEnv(EnvWrapper):
             self._refuse("step(actions)", _describe(result), STEP + advice)
         obs, rewards, dones, extras = result
         self._check_observations(obs, "step(actions)", f"{OBSERVATIONS} first")
-        for name, value in (("rewards", rewards), ("dones", dones)):
-            self._check_per_env(name, value)
+        self._check_per_env("rewards", rewards)
+        if not rewards.is_floating_point():
+            self._refuse("step(actions)", f"rewards of {rewards.dtype}", "floating point: rewards.float()")
+        self._check_flags("dones", dones)
         if not isinstance(extras, dict):
             self._refuse("step(actions)", f"extras of {_describe(extras)}", "a dictionary")
         if extras.get("time_outs") is not None:
-            self._check_per_env("extras['time_outs']", extras["time_outs"])
+            self._check_flags("extras['time_outs']", extras["time_outs"])
+        for name in ("log", "episode"):
+            self._check_log(name, extras.get(name, {}))
         metrics = extras.get("episode_metrics")
         if metrics is not None and not isinstance(metrics, dict):
             self._refuse("step(actions)", f"extras['episode_metrics'] of {_describe(metrics)}", "a dictionary")
@@ -157,11 +175,33 @@ class CheckedEnv(EnvWrapper):
             if isinstance(value, torch.Tensor) and value.device.type != torch.device(self.env.device).type:
                 got = f"group '{group}' on {value.device}"
                 self._refuse(method, got, f"it on the environment's device, {self.env.device}")
+            if isinstance(value, torch.Tensor) and value.dtype in _UNUSABLE:
+                self._refuse(method, f"group '{group}' of {value.dtype}", f"torch.float32: {group}.float()")
+        sizes = {str(group): tuple(value.shape) for group, value in obs.items()}
+        self._sizes = self._sizes or sizes
+        if sizes != self._sizes:
+            self._refuse(method, f"groups {_list_sizes(sizes)}", f"{_list_sizes(self._sizes)}, as observed before")
+
+    def _check_flags(self, name: str, value: Any) -> None:
+        self._check_per_env(name, value)
+        if not ((value == 0) | (value == 1)).all():
+            self._refuse("step(actions)", f"{name} of other values than 0 and 1", "dtype bool, or 0 and 1")
+
+    def _check_log(self, name: str, log: Any) -> None:
+        if not isinstance(log, dict):
+            self._refuse("step(actions)", f"extras['{name}'] of {_describe(log)}", "a dictionary")
+        for key, value in log.items():
+            if not isinstance(value, int | float | np.number | torch.Tensor):
+                self._refuse("step(actions)", f"extras['{name}']['{key}'] of {_describe(value)}", "a number")
 
     def _check_per_env(self, name: str, value: Any) -> None:
         num_envs = self.env.num_envs
         if not isinstance(value, torch.Tensor) or value.shape != (num_envs,):
             self._refuse("step(actions)", f"{name} of {_describe(value)}", f"a tensor of shape ({num_envs},)")
+        if value.device.type != torch.device(self.env.device).type:
+            self._refuse(
+                "step(actions)", f"{name} on {value.device}", f"them on the environment's device, {self.env.device}"
+            )
 
     def _refuse(self, method: str, got: str, expected: str) -> NoReturn:
         raise UserError(f"{self._name}.{method} returned {got}; expected {expected}")
@@ -241,6 +281,10 @@ class CheckedEnv(EnvWrapper):
         close = getattr(self.env, "close", None)
         if callable(close):
             close()
+
+
+def _list_sizes(sizes: dict[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"'{name}' {size}" for name, size in list(sizes.items())[:8]) or "none"
 
 
 def _describe_groups(groups: dict[Any, Any]) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from tensordict import TensorDict, TensorDictBase
 
+_WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 
 def read_observations(given: object, num_envs: int, extras: object = None) -> tuple[Any, list[str]]:
     """Read observation groups.
@@ -70,6 +72,9 @@ def read_step(given: object, num_envs: int) -> tuple[Any, list[str]]:
     narrow = {"rewards": rewards, "dones": dones}
     flat = {name: _squeezed(value, num_envs) for name, value in narrow.items()}
     done += [f"{name} of shape ({num_envs}, 1) as ({num_envs},)" for name in flat if flat[name] is not narrow[name]]
+    if isinstance(flat["rewards"], torch.Tensor) and flat["rewards"].dtype in _WHOLE:
+        done.append(f"rewards of {flat['rewards'].dtype} as torch.float32")
+        flat["rewards"] = flat["rewards"].float()
     if isinstance(extras, Mapping):
         extras, read = _read_extras(extras, num_envs)
         done += read

@@ -73,6 +73,7 @@ class TorchEngine(Engine):
                 agent_cfg: Any = {"experiment_name": spec.id}
             else:
                 agent_cfg = load_entry_point(spec, request.agent_entry_point)
+        _check_agent_cfg(request, spec, agent_cfg)
         return env_cfg, AgentDict.of(agent_cfg) if isinstance(agent_cfg, dict) else agent_cfg
 
     def set_common(self, env_cfg: object, *, num_envs: int | None, seed: int | None, device: str | None) -> None:
@@ -106,13 +107,40 @@ class TorchEngine(Engine):
         if num_envs is not None:
             what = f"--num_envs {num_envs} ({ENV_BYTES} bytes each)"
             refuse_beyond_memory(num_envs * ENV_BYTES, str(device or "cpu"), what, "give fewer")
-        env: Any = CheckedEnv(target(env_cfg), env_cfg)
+        env: Any = CheckedEnv(self._call(target, env_cfg), env_cfg)
         if video is not None:
             env = VideoRecorder(env, video)
         clip = _read(agent_cfg, "clip_actions")
         if clip is not None:
             env = ActionClip(env, float(clip))
         return cast(VecEnv, env)
+
+    def _call(self, target: Any, env_cfg: object) -> Any:
+        """Make the user's environment; what cannot be called with its config is named, what it raises is its own."""
+        try:
+            return target(env_cfg)
+        except TypeError as error:
+            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                raise  # from inside it
+            name = getattr(target, "__name__", repr(target))
+            what = f"task '{getattr(self._spec, 'id', '')}': its {self.entry_point}"
+            raise UserError(f"{what} must be a class or a function of env_cfg; {name}(env_cfg): {error}") from None
+
+
+def _check_agent_cfg(request: LaunchRequest, spec: EnvSpec, agent_cfg: object) -> None:
+    """Refuse what is no agent's config, or none that RSL-RL could train by where it is to."""
+    what = f"task '{spec.id}': its {request.agent_entry_point} gives"
+    how = "RSL-RL's runner settings, such as foundation.config.agent_cfg.OnPolicyRunnerCfg, or a dictionary of them"
+    if not isinstance(agent_cfg, dict) and not hasattr(agent_cfg, "__dict__"):
+        raise UserError(f"{what} {type(agent_cfg).__name__}; expected {how}")
+    given = AgentDict.of(agent_cfg) if isinstance(agent_cfg, dict) else agent_cfg
+    missing = [name for name in _TRAINING if not hasattr(given, name)] if request.needs_agent else []
+    if missing:
+        raise UserError(f"{what} {type(agent_cfg).__name__} without {', '.join(missing)}; expected {how}")
+
+
+_TRAINING = ("seed", "max_iterations", "num_steps_per_env", "experiment_name", "algorithm")
+"""What an agent's config must have to be trained by."""
 
 
 def _does_without_agent(request: LaunchRequest, spec: EnvSpec) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 
+from foundation.core.errors import UserError
 from foundation.rollout.stepper import Observer
 from foundation.teachers.assignment import TEACHER
 
@@ -263,10 +264,19 @@ class EpisodeTracker(Observer):
 
 
 def mean_log(logs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Average ``extras["log"]`` dictionaries; entries are numbers or one-element tensors."""
+    """Average ``extras["log"]`` dictionaries; entries are numbers or tensors, whose mean counts as in RSL-RL."""
     values: dict[str, list[float]] = {}
     for log in logs:
         for name, value in log.items():
-            values.setdefault(str(name), []).append(float(value))
+            values.setdefault(str(name), []).append(_number(name, value))
     means = {name: math.fsum(numbers) / len(numbers) for name, numbers in values.items()}
     return {name: mean for name, mean in means.items() if math.isfinite(mean)}
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value.float().mean() if isinstance(value, torch.Tensor) else value)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"step(actions) returned extras['log']['{name}'] of {type(value).__name__}; expected a number or a tensor"
+        ) from None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import re
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -102,6 +104,10 @@ def _with_step(change):
     return OddEnv()
 
 
+def _as(obs: TensorDict, dtype: torch.dtype) -> TensorDict:
+    return TensorDict({"policy": obs["policy"].to(dtype)}, batch_size=obs.batch_size)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -129,6 +135,22 @@ def _with_step(change):
             lambda o, r, d, e: (TensorDict({"policy": o["policy"][:2]}, batch_size=[]), r, d, e),
             r"batch_size \[\]; expected batch_size \[3\]",
         ),
+        (lambda o, r, d, e: (o, r + 0j, d, e), r"rewards of torch.complex64; expected floating point"),
+        (lambda o, r, d, e: (o, r.to("meta"), d, e), "rewards on meta; expected them on the environment's device, cpu"),
+        (lambda o, r, d, e: (o, r, d.to("meta"), e), "dones on meta"),
+        (lambda o, r, d, e: (o, r, d + 0.5, e), "dones of other values than 0 and 1"),
+        (lambda o, r, d, e: (o, r, d * torch.nan, e), "dones of other values than 0 and 1"),
+        (lambda o, r, d, e: (o, r, d, {"time_outs": d + 2}), r"extras\['time_outs'\] of other values"),
+        (lambda o, r, d, e: (o, r, d, {"log": [1.0]}), r"extras\['log'\] of a list of 1 .*expected a dictionary"),
+        (lambda o, r, d, e: (o, r, d, {"log": None}), r"extras\['log'\] of None"),
+        (lambda o, r, d, e: (o, r, d, {"log": {"height": "high"}}), r"extras\['log'\]\['height'\] of a str"),
+        (lambda o, r, d, e: (o, r, d, {"episode": {"height": None}}), r"extras\['episode'\]\['height'\] of None"),
+        (
+            lambda o, r, d, e: (_as(o, torch.float64), r, d, e),
+            r"'policy' of torch.float64; .*float32: policy.float\(\)",
+        ),
+        (lambda o, r, d, e: (_as(o, torch.float16), r, d, e), "'policy' of torch.float16"),
+        (lambda o, r, d, e: (_as(o, torch.complex64), r, d, e), "'policy' of torch.complex64"),
     ],
 )
 def test_what_step_returns_is_checked_once_and_named(change, words):
@@ -335,3 +357,95 @@ def test_a_config_without_a_place_for_the_number_of_environments(monkeypatch):
     """--num_envs is answered with what the config lacks."""
     with pytest.raises(UserError, match=r"--num_envs 4: .*dict, has neither scene.num_envs nor num_envs"):
         TorchEngine().set_common({}, num_envs=4, seed=1, device="cpu")
+
+
+@pytest.mark.parametrize("groups", [{"policy": (3, 5)}, {"other": (3, 2)}, {"policy": (3, 2), "more": (3, 1)}])
+def test_step_observes_the_groups_that_were_observed_before(groups):
+    """Another size, another name or one more: both lists of groups are named."""
+    obs = TensorDict({name: torch.zeros(shape) for name, shape in groups.items()}, batch_size=[3])
+    env = CheckedEnv(_with_step(lambda _, r, d, e: (obs, r, d, e)))
+    env.get_observations()
+    with pytest.raises(UserError, match=r"returned groups '.*; expected 'policy' \(3, 2\), as observed before"):
+        env.step(torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.int64])
+def test_whole_rewards_are_read_as_float(dtype, caplog):
+    """RSL-RL adds fractions to them; the first step says how they are read, the later ones are read the same."""
+    caplog.set_level(logging.WARNING)
+    CheckedEnv._told.clear()
+    env = CheckedEnv(_with_step(lambda o, r, d, e: (o, torch.tensor([0, 1, 1], dtype=dtype), d, e)))
+    for _ in range(2):
+        assert torch.equal(env.step(torch.zeros(3, 2))[1], torch.tensor([0.0, 1.0, 1.0]))
+    assert caplog.text.count(f"rewards of {dtype} as torch.float32") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        *[("max_episode_length", value, "must be 1 or more") for value in (0, -1, math.nan, math.inf)],
+        ("max_episode_length", torch.tensor([4, 0, 4]), "as little as 0"),
+        ("max_episode_length", torch.tensor([]), "nothing"),
+        *[("device", value, "must be a torch device, such as 'cpu'") for value in (None, "gpu", (), "cuda:x")],
+    ],
+)
+def test_attributes_that_cannot_be_are_named(name, value, words):
+    """Lengths below a step or without an end, devices that torch does not know."""
+    env = BareEnv()
+    setattr(env, name, value)
+    with pytest.raises(UserError, match=rf"BareEnv.{name} must be .*") as caught:
+        CheckedEnv(env)
+    assert words in str(caught.value)
+
+
+class _Abstract(VecEnv):
+    def __init__(self, cfg):
+        pass
+
+
+def _raises_inside(cfg):
+    return len(5)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (_Abstract, "abstract method"),
+        (type("NoCfg", (BareEnv,), {"__init__": lambda self: None}), "positional argument"),
+        (type("TwoCfgs", (BareEnv,), {"__init__": lambda self, cfg, more: None}), "missing 1 required"),
+        (None, "not callable"),
+        (5, "not callable"),
+        (_raises_inside, ""),
+    ],
+)
+def test_an_entry_point_that_makes_no_environment_is_named(monkeypatch, target, words):
+    """Abstract, with other parameters, or nothing that can be called; a TypeError of its own stays the user's."""
+    _register(monkeypatch, FlatCfg, lambda: {"seed": 1})
+    gymnasium.registry["Flat-v0"].kwargs["torch_env_entry_point"] = target
+    engine = TorchEngine()
+    launched = engine.launch(LaunchRequest("Flat-v0"), lambda env_cfg, agent_cfg: None)
+    with launched as (cfg, agent_cfg), pytest.raises(UserError if words else TypeError) as caught:
+        engine.make_env(cfg, agent_cfg)
+    if words:
+        assert "task 'Flat-v0': its torch_env_entry_point must be a class or a function" in str(caught.value)
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("agent", "words"),
+    [
+        ({}, "gives dict without algorithm"),
+        ({"max_iterations": 1, "num_steps_per_env": 8}, "gives dict without algorithm"),
+        (SimpleNamespace(seed=1), "gives SimpleNamespace without max_iterations, "),
+        (5, "gives int; expected RSL-RL's runner settings"),
+        ([1], "gives list"),
+        (lambda: None, "gives NoneType"),
+        (lambda: "cfg.yaml", "gives str"),
+    ],
+)
+def test_an_agents_config_that_is_none_is_named(monkeypatch, agent, words):
+    """Where one is trained: what is missing of it, or what it is instead; and what to give."""
+    _register(monkeypatch, FlatCfg, agent)
+    with pytest.raises(UserError, match=r"'Flat-v0': its rsl_rl_cfg_entry_point gives .*OnPolicyRunnerCfg") as caught:
+        TorchEngine().load_configs(LaunchRequest("Flat-v0", needs_agent=True))
+    assert words in str(caught.value)
