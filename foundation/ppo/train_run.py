@@ -104,7 +104,8 @@ def refuse_student(path: Path) -> None:
         raise UserError(
             f"{path} is a student of {distil}, which RSL-RL's runners cannot go on with. Distil further from "
             f"its weights: {distil} ... distill.student.init_checkpoint={path}; or write it in RSL-RL's layout "
-            "with foundation.export.rsl_rl.write_rsl_rl and --resume from that file"
+            f"({command_name('export.py')} --checkpoint {path} --formats rsl_rl) and --resume from that file, the "
+            "agent's networks sized as its params/agent.yaml says (agent.actor.hidden_dims=[...])"
         )
 
 

@@ -258,7 +258,7 @@ def test_a_student_is_named_and_what_can_be_done_with_it(resume, tmp_path, monke
     assert run_command(main, ["--task", TASK, *SMALL, *resume, "--checkpoint", str(path)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"{path} is a student of distillation.py" in error
-    assert f"distill.student.init_checkpoint={path}" in error and "write_rsl_rl" in error
+    assert f"distill.student.init_checkpoint={path}" in error and "--formats rsl_rl" in error
     assert not (tmp_path / "logs").exists()
 
 
