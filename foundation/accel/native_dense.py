@@ -60,10 +60,10 @@ def library() -> Any:
 
 
 def _folder() -> Path:
-    """Return the cache folder, which nobody else may write to: what lies in it is loaded as code.
+    """Return the cache folder, which no other user may write to: its files are loaded as code.
 
     Raises:
-        OSError: If the folder, or a file in it that would be loaded, belongs to somebody else.
+        OSError: If the folder, or a file in it that would be loaded, belongs to another user.
     """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = root / "foundation"
@@ -83,7 +83,7 @@ def _check_owner(path: Path) -> None:
 
 
 def _fingerprint(compiler: str) -> str:
-    """Tell sources, compilers and kinds of processor apart: a cache may be shared by many machines."""
+    """Return a name for source, compiler and kind of processor: machines may share a cache."""
     kind = platform.machine()
     cpu = Path("/proc/cpuinfo")
     if cpu.is_file():
@@ -123,7 +123,7 @@ def panels(weights: torch.Tensor) -> torch.Tensor:
 
 
 def usable(x: torch.Tensor) -> bool:
-    """Say whether the C code computes this faster: few rows of float32 on the CPU, nothing differentiated."""
+    """Return whether the C code computes this faster: few rows of float32 on the CPU, nothing differentiated."""
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not (torch.is_grad_enabled() and x.requires_grad)
     return plain and x.shape[1] <= MOST_ROWS and not torch.compiler.is_compiling() and library() is not None
 

@@ -46,7 +46,7 @@ def initialise_student(student: Student, path: str | Path, **overrides: object) 
         key = (wrong or sorted(odd))[0]
         wanted, found = (list(part[key].shape) if key in part else "nothing" for part in (own, source))
         raise UserError(
-            f"'{path}' does not fit the student: '{key}' wants {wanted} and the file has {found}. "
+            f"'{path}' does not fit the student: '{key}' must have shape {wanted} and the file has {found}. "
             f"Give the student the file's architecture ({command_name('teacher_info.py')} shows it)."
         )
     student.load_state_dict({**own, **{key: value for key, value in source.items() if key in own}})

@@ -110,7 +110,7 @@ def _critic(
     if separate[0] or separate[1][0]:
         layers, _ = _trunk(source, config, separate[0], separate[1], last, activation, num_obs)
     elif last.in_features != actor.head.in_features:
-        raise UserError(f"{where} wants {last.in_features} inputs, not {actor.head.in_features}: it is damaged.")
+        raise UserError(f"{where} expects {last.in_features} inputs, not {actor.head.in_features}: it is corrupt.")
     return Critic(layers, _value_scaler(source, config, statistics)) if last.out_features == 1 else None
 
 
@@ -171,14 +171,14 @@ def _recurrent(
     norm = entries.take(f"a2c_network.{norm_name}.")
     if not tensors:
         if norm:
-            raise UserError(f"{where} has a '{norm_name}' but no recurrent layers. The file is damaged.")
+            raise UserError(f"{where} has a '{norm_name}' but no recurrent layers. The file is corrupt.")
         return None, None
     core = recurrent_core(tensors, where)
     if not norm:
         return core, None
     layer = nn.LayerNorm(core.hidden_size)
     if set(norm) != {"weight", "bias"} or any(value.shape != (core.hidden_size,) for value in norm.values()):
-        raise UserError(f"{where}: its '{norm_name}' does not fit its {core.hidden_size} units. The file is damaged.")
+        raise UserError(f"{where}: its '{norm_name}' does not fit its {core.hidden_size} units. The file is corrupt.")
     layer.load_state_dict({key: value.float() for key, value in norm.items()})
     return core, layer
 
@@ -202,7 +202,7 @@ def _trunk(
     if core is None:
         num_obs = first if num_obs is None else num_obs
         if first != num_obs or last != head.in_features:
-            raise UserError(f"{where}: its layers do not fit together ({num_obs}, {first}, {last}). It is damaged.")
+            raise UserError(f"{where}: its layers do not fit together ({num_obs}, {first}, {last}). It is corrupt.")
         return Trunk([*layers, head]), num_obs
     order = _order(source, config, core, first if linears else None, last, head.in_features, num_obs)
     before, skip_in, skip_out, num_obs = order
@@ -251,7 +251,7 @@ def _order(
     if len(possible) != 1:
         raise UserError(
             f"'{source.path}': its recurrent and dense layers fit together in {len(possible)} ways. Put the run's "
-            "params/agent.yaml beside it; if it is there, the file is damaged or the config is another run's."
+            "params/agent.yaml beside it; if it is there, the file is corrupt or the config is another run's."
         )
     return possible[0]
 
@@ -262,7 +262,7 @@ def _scaler(source: Source, statistics: dict[str, torch.Tensor], num_obs: int) -
     said = "" if limit is None else f", observations clamped to ±{limit:g} before"
     if not statistics:
         wanted = at(source.agent.data, "params", "config", "normalize_input") is True
-        message = f"has no 'running_mean_std', but '{source.agent.path}' says normalize_input: use the whole checkpoint"
+        message = f"has no 'running_mean_std', but '{source.agent.path}' sets normalize_input: use the whole checkpoint"
         expect(not wanted, source, message)
         if limit is None:
             return None, None
@@ -277,7 +277,7 @@ def _value_scaler(source: Source, config: dict[str, Any], statistics: dict[str, 
     activation = _named(source, config.get("value_activation"))
     if not statistics:
         wanted = at(source.agent.data, "params", "config", "normalize_value") is True
-        expect(not wanted, source, f"has no 'value_mean_std', but '{source.agent.path}' says normalize_value")
+        expect(not wanted, source, f"has no 'value_mean_std', but '{source.agent.path}' sets normalize_value")
         return None if isinstance(activation, nn.Identity) else activation
     mean, var = moments(statistics, "running_var", "count", 1, f"'{source.path}' (value_mean_std)")
     return ValueScaler(mean, (var + _EPSILON).sqrt(), _BOUND, activation)

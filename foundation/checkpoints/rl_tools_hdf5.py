@@ -44,7 +44,7 @@ def recognise_file(path: Path, head: bytes) -> bool:
 
 
 def load_file(source: Source) -> LoadedPolicy:
-    """Read the policy, and refuse it if it does not act as the file's own example says."""
+    """Read the policy, and raise if its actions differ from the file's own example."""
     with open_hdf5(source.path) as root:
         if "actor" not in root.names():
             shown = ", ".join(sorted(root.names())[:6]) or "nothing"
@@ -55,7 +55,7 @@ def load_file(source: Source) -> LoadedPolicy:
         network = reader.network()
         checked = _check_example(network, root, str(source.path))
         if reader.guessed and not checked:
-            raise UserError(f"'{source.path}': layer '{reader.guessed}' has no type and no example says what it does.")
+            raise UserError(f"'{source.path}': layer '{reader.guessed}' has no type and no example shows what it does.")
         meta = _meta(actor)
     activations = dict.fromkeys(name for _, name in reader.dense[:-1])
     return finish(
@@ -134,7 +134,7 @@ class _Reader:
         hidden = old or holder.names()
         stated = group.attribute("num_layers")
         if stated is not None and str(stated) != str(len(hidden) + 2):
-            self._refuse(group, f"says {shorten(str(stated), 20)} layers and has {len(hidden) + 2}")
+            self._refuse(group, f"states {shorten(str(stated), 20)} layers and has {len(hidden) + 2}")
         for layer in (
             group.group("input_layer"),
             *(holder.group(f"{prefix}{index}") for index in range(len(hidden))),
@@ -190,7 +190,7 @@ class _Reader:
 
     def _append(self, group: Hdf5Group, layer: nn.Module, num_in: int, num_out: int) -> None:
         if self.layers and num_in != self.width:
-            self._refuse(group, f"wants {num_in} inputs and the layer before it gives {self.width}")
+            self._refuse(group, f"expects {num_in} inputs and the layer before it gives {self.width}")
         if isinstance(self.distribution, Gaussian):
             self._refuse(group, "comes after the deviation of the actions")
         if not self.layers:
@@ -216,12 +216,12 @@ class _Reader:
         report_unknown(names, f"'{self.source.path}'", self.source.overrides.strict)
 
     def _refuse(self, group: Hdf5Group, what: str) -> NoReturn:
-        raise UserError(f"'{self.source.path}': '{group.name}' {what}. Is the file of another version, or damaged?")
+        raise UserError(f"'{self.source.path}': '{group.name}' {what}. Is the file of another version, or corrupt?")
 
     def network(self) -> ActorCritic:
         """Return the policy."""
         if not self.dense:
-            raise UserError(f"'{self.source.path}' has no dense layer, so that it is no policy. Is it damaged?")
+            raise UserError(f"'{self.source.path}' has no dense layer, so that it is no policy. Is it corrupt?")
         return ActorCritic(Trunk(self.layers), self.distribution)
 
     @property
@@ -267,13 +267,13 @@ def _compare(network: ActorCritic, given: torch.Tensor, expected: torch.Tensor, 
         difference = float((network.sequence(given)[0].mean - expected).abs().max())
     if not difference <= EXAMPLE_TOLERANCE * max(1.0, float(expected.abs().max())):
         raise UserError(
-            f"'{path}': its policy differs from the file's own example by {difference:.2g}, so that it is damaged or "
+            f"'{path}': its policy differs from the file's own example by {difference:.2g}, so that it is corrupt or "
             "has a layer that is not understood. Use another checkpoint of that run."
         )
 
 
 def _meta(actor: Hdf5Group) -> dict[str, Any]:
-    """Return what the file says about its environment."""
+    """Return the description of the environment in the file."""
     try:
         meta = json.loads(str(actor.attribute("meta")))["environment"]
     except (ValueError, KeyError, TypeError, RecursionError):

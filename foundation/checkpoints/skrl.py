@@ -111,7 +111,9 @@ def _scaler(
 ) -> tuple[ClampedScaler | None, str | None]:
     stated = at(source.agent.data, "agent", name)
     if name not in checkpoint:
-        message = f"has no '{name}', but '{source.agent.path}' says it was trained with one: use the whole checkpoint"
+        message = (
+            f"has no '{name}', but '{source.agent.path}' states that it was trained with one: use the whole checkpoint"
+        )
         expect(stated is None, source, message)
         return None, None
     where = f"'{source.path}' ({name})"

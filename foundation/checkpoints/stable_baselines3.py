@@ -112,9 +112,9 @@ def _members(path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
             check_members(archive, size_of(path))
             if sizes.get("data", 0) > _MOST_JSON:
                 raise ValueError(f"its 'data' would unpack to {sizes['data'] >> 20} MiB")
-            damaged = archive.testzip()
-            if damaged is not None:
-                raise ValueError(f"wrong checksum in record '{damaged}'")
+            corrupt = archive.testzip()
+            if corrupt is not None:
+                raise ValueError(f"wrong checksum in record '{corrupt}'")
             text = archive.read("data")
             content = archive.read("policy.pth")
             version = archive.read("_stable_baselines3_version") if "_stable_baselines3_version" in sizes else b"?"
@@ -122,7 +122,7 @@ def _members(path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
         version = version.decode("ascii").strip()
     except Exception as error:  # zipfile, struct, zlib, JSON and Unicode errors all mean the same
         line = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"'{path}' is truncated or damaged ({line}). Copy or train it again.") from error
+        raise UserError(f"'{path}' is truncated or corrupt ({line}). Copy or train it again.") from error
     if not isinstance(data, dict):
         raise UserError(f"'{path}' is not a model of Stable-Baselines3: its 'data' is not a mapping.")
     return data, load_checkpoint_bytes(content, f"{path}:policy.pth"), version if len(version) < 20 else "?"
@@ -166,7 +166,8 @@ def _tower(core: Tensors, body: Tensors, head: Tensors, activation: str, where: 
         size = layers[-1].out_features
     if memory is not None and layers and layers[0].in_features != memory.hidden_size:
         raise UserError(
-            f"{where}: its memory gives {memory.hidden_size} numbers, its layers want others. It is damaged."
+            f"{where}: its memory gives {memory.hidden_size} numbers, its dense layers expect "
+            f"{layers[0].in_features}. It is corrupt."
         )
     before: list[nn.Module] = [] if memory is None else [memory]
     return Trunk([*before, *dense(layers, activation), single_linear(head, where, size)])
@@ -213,7 +214,9 @@ def _squashed(
 ) -> ShapedActions:
     """Return actions that are squashed to ±1 and then brought to the range of the action space."""
     if bounds is None:
-        raise UserError(f"{where} does not say the range of its actions; set distill.teacher.action_range=[low,high].")
+        raise UserError(
+            f"{where} does not state the range of its actions; set distill.teacher.action_range=[low,high]."
+        )
     low, high = bounds
     return ShapedActions(inner, squash, None, (high - low) / 2, (high + low) / 2)
 
@@ -258,7 +261,7 @@ def _off_policy_actor(
 
 
 def _bound_of_mean(source: Source, data: dict[str, Any]) -> nn.Module:
-    """Return what bounds the mean before the squashing with gSDE: ``clip_mean``, 2 where nothing else is said."""
+    """Return what bounds the mean before the squashing with gSDE: ``clip_mean``, 2 by default."""
     bound = at(data, "policy_kwargs", "clip_mean")
     if bound is not None and not (isinstance(bound, int | float) and 0 < bound < float("inf")):
         raise UserError(f"'{source.path}' has clip_mean={str(bound)[:40]}: a positive number was expected.")
@@ -278,7 +281,7 @@ def _distribution(source: Source, data: dict[str, Any], num_out: int, log_std: t
     if at(data, "policy_kwargs", "squash_output") is True:
         if bounds is None:
             raise UserError(
-                f"'{source.path}' squashes its actions to a range that it does not say; set "
+                f"'{source.path}' squashes its actions to a range that it does not state; set "
                 "distill.teacher.action_range=[low,high]."
             )
         low, high = bounds
@@ -300,7 +303,7 @@ def _bounds(source: Source, data: dict[str, Any], size: int) -> tuple[torch.Tens
     if bool((low.isinf() & high.isinf()).all()):
         return None
     if not bool((low < high).all()):
-        raise UserError(f"'{source.path}' has an action space whose bounds are not in order. The file is damaged.")
+        raise UserError(f"'{source.path}' has an action space whose bounds are not in order. The file is corrupt.")
     return low, high
 
 
@@ -326,14 +329,16 @@ def _check_spaces(source: Source, data: dict[str, Any], num_obs: int, num_out: i
     if isinstance(shape, list) and len(shape) > 1 and at(data, "observation_space", "dtype") == "uint8":
         raise UserError(f"'{source.path}' reads images {shape}, which its library divides by 255: not understood.")
     if isinstance(shape, list) and (not all(type(n) is int for n in shape) or math.prod(shape) != num_obs):
-        raise UserError(f"'{source.path}' says observations {shape}, but its weights want {num_obs}. It is damaged.")
+        raise UserError(
+            f"'{source.path}' states observations of shape {shape}, but its weights expect {num_obs}. It is corrupt."
+        )
     shape = at(data, "action_space", "_shape")
     count = at(data, "action_space", "n")
     expected = [num_out] if _space(data, "action_space") == "Box" else None
     if (expected is not None and isinstance(shape, list) and shape != expected) or (
         count is not None and str(count) != str(num_out)
     ):
-        raise UserError(f"'{source.path}' has {num_out} outputs, which its action space does not. It is damaged.")
+        raise UserError(f"'{source.path}' has {num_out} outputs, which its action space does not. It is corrupt.")
 
 
 def _scaler(source: Source, num_obs: int) -> tuple[ClampedScaler | None, str | None]:
@@ -348,7 +353,7 @@ def _scaler(source: Source, num_obs: int) -> tuple[ClampedScaler | None, str | N
         if stated is not True:
             says = says_normalized(source.path)
             key = "normalize"
-        message = f"lacks the statistics of its VecNormalize, but '{says}' says {key}: copy them here"
+        message = f"lacks the statistics of its VecNormalize, but '{says}' sets {key}: copy them here"
         expect(says is None, source, message)
         return None, None
     try:

@@ -36,7 +36,7 @@ def choose_groups(
     """Fill in the observation groups that were not given.
 
     The student's are those of the agent's config. The teacher's are too, or else those it was trained on, or else what
-    the actor reads: the first of them whose size is what the teacher wants. A warning says where those that the
+    the actor reads: the first of them whose size is the teacher's input size. A warning says where those that the
     teacher's own config names are not taken: a size alone does not show that the numbers mean the same.
 
     Args:
@@ -74,7 +74,7 @@ def groups_line(cfg: DistillationCfg, obs: TensorDict) -> str:
 
 
 def _warn_of_other_groups(own: list[str], taken: list[str], size: int, obs: TensorDict) -> None:
-    missing = [group for group in own if group not in obs.keys()]  # noqa: SIM118  # a TensorDict wants keys()
+    missing = [group for group in own if group not in obs.keys()]  # noqa: SIM118  # a TensorDict supports `in` for its keys() only
     names = ", ".join(missing)
     why = f"the environment has no '{names}'" if missing else "the task's config names others"
     logger.warning(
@@ -89,7 +89,7 @@ def _warn_of_other_groups(own: list[str], taken: list[str], size: int, obs: Tens
 
 def _size(groups: list[str], columns: list[int] | None, obs: TensorDict) -> int | None:
     """Return how many columns some groups have together; None where one of them is not there."""
-    if any(group not in obs.keys() for group in groups):  # noqa: SIM118  # a TensorDict wants keys()
+    if any(group not in obs.keys() for group in groups):  # noqa: SIM118  # a TensorDict supports `in` for its keys() only
         return None
     total = sum(obs[group].shape[-1] for group in groups)
     return total if columns is None else min(columns[1], total) - columns[0]

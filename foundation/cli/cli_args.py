@@ -1,4 +1,4 @@
-"""The flags of every command. None of them has a default of its own: what is not typed leaves the config alone."""
+"""The flags of every command. A flag that is not typed leaves the config as it is."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def parse_command(
     """Split a command line into flags and override tokens.
 
     Args:
-        parser: Knows the flags.
+        parser: The command's parser.
         argv: Arguments without the program's name; None takes the process's own.
         strict: Refuse unknown flags. Off while an engine has yet to add its own: they, and what follows them
             without ``=``, are then left out.
@@ -131,7 +131,7 @@ _BEATEN = {
 
 
 def say_beaten(args: argparse.Namespace, overrides: Overrides) -> None:
-    """Name each typed override that a typed flag beats, in one line.
+    """Warn of each typed override that a typed flag beats.
 
     Args:
         args: The flags.
@@ -164,7 +164,7 @@ def typed_value(overrides: Overrides, scope: str, path: str) -> Any:
 
 
 def add_launch_args(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say what runs where: task, environments, seed, device, engine, video."""
+    """Add the flags of the simulation: task, environments, seed, device, engine, video."""
     group = parser.add_argument_group("task and simulator")
     group.add_argument("--task", metavar="ID", help="gym id of the task, or their_package:Id")
     add_import_arg(group)
@@ -184,7 +184,7 @@ def add_launch_args(parser: argparse.ArgumentParser) -> None:
 
 
 def add_import_arg(parser: Any) -> None:
-    """Add the flag that imports a user's own module, as a file's name for something in it does not."""
+    """Add the flag that imports a user's own module; a name in a file alone does not import it."""
     what = "import this module first: it has the student, task or loss that a file names, or a checkpoint format"
     parser.add_argument("--import", action="append", metavar="MODULE", help=what)
 
@@ -207,7 +207,7 @@ def add_distillation_args(parser: argparse.ArgumentParser) -> None:
     flag = group.add_argument
     many = "the policy to imitate; several, a glob, a folder or a manifest for many"
     flag("--teacher_checkpoint", action="append", metavar="PATH", help=many)
-    flag("--teacher_activation", metavar="NAME", help="activation of its layers, if neither it nor a config says it")
+    flag("--teacher_activation", metavar="NAME", help="activation of its layers, if neither it nor a config states it")
     flag("--teacher_min_return", type=number, metavar="X", help="stop at once if the teacher's own return is lower")
     flag("--teacher_below_min", metavar="WHAT", help=f"many teachers: {_any_of(BelowMin)} those below (refuse)")
     flag("--num_active_teachers", type=whole, metavar="N", help="learn from so many teachers in an on-policy epoch")

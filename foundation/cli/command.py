@@ -30,7 +30,7 @@ _BESIDE = (_PACKAGE.parent / "scripts", _PACKAGE.parent / "tests")
 """The clone's other code; in an installation there is none."""
 _HANDLED = (signal.SIGINT, signal.SIGTERM)
 _WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
-"""Variables in which torchrun and mpirun say how many processes they have started."""
+"""Variables in which torchrun and mpirun set how many processes they have started."""
 _IN_ASCII = {"±": "+-", "…": "...", "–": "-", "—": "-", "→": "->", "×": "x"}
 
 
@@ -135,10 +135,10 @@ def refuse_many_processes(what_to_do: str) -> None:
 
 
 def reader_has_gone(message: str = "") -> int:
-    """Return the exit code of a command whose output nobody reads any more, as after ``| head``.
+    """Return the exit code of a command whose output is not read any more, as after ``| head``.
 
     Args:
-        message: What to say on stderr.
+        message: Text for stderr.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     with contextlib.suppress(OSError):  # that may be the same pipe
@@ -188,7 +188,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _users_line(error: Exception) -> str | None:
-    """Return what to tell the user if the error is theirs to mend, or None for a bug."""
+    """Return the message for an error that the user can mend, or None for a bug."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS + _PATH_ERRORS:

@@ -27,7 +27,7 @@ def choose_discrete(
 
     Args:
         cfg: Its ``student.num_choices`` and ``loss.name`` are set.
-        choices: Who chose the loss.
+        choices: Origin of each choice, the loss among them.
         teacher: The teacher.
         env: The environment; it declares ``action_choices`` where it takes indices.
 
@@ -48,14 +48,14 @@ def choose_discrete(
     return f"Discrete actions: {count} choices, loss {cfg.loss.name}"
 
 
-def check_choices(count: int | None, env: VecEnv, task: str, who: str) -> int | None:
+def check_choices(count: int | None, env: VecEnv, task: str, role: str) -> int | None:
     """Compare a policy's choices with those of a task.
 
     Args:
         count: The policy's choices; None where its actions are continuous.
         env: The environment. What it does not declare is not checked.
         task: What the message calls the task.
-        who: What it calls the policy.
+        role: What it calls the policy, such as "teacher".
 
     Returns:
         The choices; None where actions are continuous.
@@ -67,13 +67,13 @@ def check_choices(count: int | None, env: VecEnv, task: str, who: str) -> int | 
     offered = declared.action_choices
     if offered is None:
         if count is not None and declared.action_range is not None:
-            raise UserError(f"the {who} chooses one of {count} actions and {task} takes {env.num_actions} numbers")
+            raise UserError(f"the {role} chooses one of {count} actions and {task} takes {env.num_actions} numbers")
         return count
     if len(offered) != 1:
         listed = " x ".join(map(str, offered))
         raise UserError(f"{task} takes {len(offered)} choices at once ({listed}); policies here make one")
     if count is None:
-        raise UserError(f"the {who}'s actions are continuous and {task} takes one of {offered[0]} actions")
+        raise UserError(f"the {role}'s actions are continuous and {task} takes one of {offered[0]} actions")
     if count != offered[0]:
-        raise UserError(f"the {who} chooses one of {count} actions and {task} takes one of {offered[0]}")
+        raise UserError(f"the {role} chooses one of {count} actions and {task} takes one of {offered[0]}")
     return count

@@ -77,7 +77,7 @@ def settle(args: argparse.Namespace, tokens: list[str], resumed: RunDir | None) 
 
 
 def refuse_checkpoint(args: argparse.Namespace) -> NoReturn:
-    """Say what to type for what ``--load_run`` and ``--checkpoint`` mean without ``--resume``: mostly the teacher."""
+    """Raise for ``--load_run`` and ``--checkpoint`` without ``--resume``, which are mostly meant for the teacher."""
     flags = " and ".join(f"--{name}" for name in ("load_run", "checkpoint") if getattr(args, name))
     teacher = args.checkpoint if args.checkpoint and Path(args.checkpoint).is_file() else None
     if teacher is None:

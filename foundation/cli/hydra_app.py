@@ -53,10 +53,10 @@ Compose = Callable[[list[str]], dict[str, Any]]
 
 
 class CommandLine(NamedTuple):
-    """A command line, sorted by who reads it."""
+    """A command line, split into the command's own part and Hydra's."""
 
     own: list[str]
-    """What the command itself reads."""
+    """The command's own arguments."""
     sweep: list[str]
     """``seed=1,2,3``: what Hydra's sweeper makes jobs of."""
     hydra: list[str]
@@ -304,7 +304,7 @@ def load_configs(task: str, entry_point: str, tokens: Sequence[str]) -> tuple[An
 
 
 def split(argv: list[str], parser: CommandParser) -> CommandLine:
-    """Sort a command line by who reads it."""
+    """Split a command line into the command's own part and Hydra's."""
     hydras = CommandParser(prog=parser.prog, add_help=False)
     add_hydra_args(hydras)
     args, rest = hydras.parse_known_args(argv)
@@ -361,7 +361,7 @@ def _values_of(arguments: Sequence[str]) -> set[str]:
 
 
 def _one_line(error: Exception, arguments: Sequence[str]) -> str:
-    """Say in one line what Hydra does not take, and what it would."""
+    """Return one line on what Hydra does not accept, with the valid choices."""
     from hydra.core.plugins import Plugins
     from hydra.plugins.launcher import Launcher
     from hydra.plugins.sweeper import Sweeper

@@ -35,7 +35,7 @@ def load_teacher(cfg: DistillationCfg) -> Teacher:
         return _load_many(cfg, find_teachers(spec))
     if cfg.teacher.combine != "per_env" or cfg.teacher.expert is not None or cfg.teacher.num_active is not None:
         raise UserError(
-            "distill.teacher.combine, distill.teacher.expert and --num_active_teachers want several teachers: give "
+            "distill.teacher.combine, distill.teacher.expert and --num_active_teachers need several teachers: give "
             "--teacher_checkpoint a folder, a manifest, or several files."
         )
     path = spec if isinstance(spec, str) else spec[0]
@@ -43,7 +43,7 @@ def load_teacher(cfg: DistillationCfg) -> Teacher:
 
 
 def _overrides(cfg: DistillationCfg) -> dict[str, Any]:
-    """Return what the user says about the checkpoint, and its config may not."""
+    """Return what the user has set about the checkpoint, which takes precedence over its config."""
     names = ("activation", "distribution", "action_range", "strict", "run_as_is", "num_obs", "input_sizes")
     return {name: getattr(cfg.teacher, name) for name in names}
 
@@ -74,7 +74,7 @@ def _load_many(cfg: DistillationCfg, entries: list[TeacherEntry]) -> TeacherEnse
 
 
 def _warn_of_another_task(task: str | None, entries: list[TeacherEntry]) -> None:
-    """Say so if the manifest names a task that is neither this one nor its variant for playing."""
+    """Warn if the manifest names a task that is neither this one nor its variant for playing."""
     for entry in entries:
         if task is not None and entry.task is not None and _plain_id(entry.task) != _plain_id(task):
             logger.warning("teacher '%s' was trained on %s, and --task is %s", entry.name, entry.task, task)

@@ -22,7 +22,7 @@ logger = logging.getLogger("foundation.distillation")
 
 def run_offline(request: Request) -> int:
     """Learn from a saved dataset, without a simulator and without a teacher; return the exit code."""
-    parse_command(request.parser, request.argv)  # no engine adds flags: what is unknown is so now
+    parse_command(request.parser, request.argv)  # no engine will add flags, so an unknown flag is an error already
     cfg = request.cfg
     resumed = request.resumed
     refuse_simulator(request.args, request.overrides, cfg)
@@ -47,13 +47,13 @@ def run_offline(request: Request) -> int:
 
 
 def refuse_simulator(args: argparse.Namespace, overrides: Overrides, cfg: DistillationCfg) -> None:
-    """Refuse what only a simulator could do.
+    """Raise for flags and overrides that need a simulator.
 
     Raises:
         UserError: Naming the flag or the key.
     """
     if args.video:
-        raise UserError("--offline has no simulator, and so nothing for --video to record: leave it out")
+        raise UserError("--offline has no simulator to record: leave out --video")
     own = vars(cfg)
     foreign = [item.token for room in ("env", "agent") for item in overrides.scoped.get(room, [])]
     foreign += [item.token for item in overrides.bare if item.path.partition(".")[0] not in own]

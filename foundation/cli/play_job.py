@@ -214,7 +214,7 @@ def typed_keys(overrides: Overrides) -> list[str]:
 
 
 def refuse_bare_seed(overrides: Overrides) -> None:
-    """Say which flag seeds the episodes: a seed of the configs would change nothing here."""
+    """Raise for a seed as an override, which would change nothing here, and name the flag that seeds the episodes."""
     for item in overrides.bare:
         if item.path == "seed":
             raise UserError(f"override '{item.token}': the episodes are seeded by --seed {item.value}")

@@ -65,7 +65,7 @@ class PlayedPolicy:
         return LOG_ROOT / "play" if run is None or package in run.parents else run
 
     def describe(self) -> str:
-        """Say in one line what acts."""
+        """Return one line on the policy that acts."""
         policy = self.policy
         if policy is None:
             return f"{self.agent} actions"
@@ -124,7 +124,7 @@ def find_checkpoint(args: argparse.Namespace) -> Path:
 
 
 def own_task(checkpoint: Path) -> str:
-    """Return the task that a checkpoint says it was trained on."""
+    """Return the task that a checkpoint names as the one it was trained on."""
     try:
         task = load_checkpoint(checkpoint).get("task")
     except UserError:  # the policy could be read: its file is of another kind, which names no task

@@ -1,4 +1,4 @@
-"""Carry a run out: its folder, its scalars, and what is said when a signal or a closed pipe ends it early."""
+"""Carry a run out: its folder, its scalars, and the message when a signal or a closed pipe ends it early."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run_to_end(run: RunDir, cfg: DistillationCfg, first_step: int | None, build:
         except RunInterrupted as reason:
             print(f"Stopped ({reason}). {go_on}")
         except BrokenPipeError:
-            return reader_has_gone(f"Stopped: nobody reads the output. {go_on}")
+            return reader_has_gone(f"Stopped: the output was closed. {go_on}")
         finally:
             writer.close()
     return interrupt.exit_code

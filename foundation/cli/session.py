@@ -1,4 +1,4 @@
-"""A session: an engine at work on one task, its two configs, and the environments that are made and closed there."""
+"""A session: a launched engine, the configs of its task, and the environments made in it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Session:
     """A launched engine. Every environment that is still open is closed when the session ends.
 
     Args:
-        engine: Runs the task; its simulator is up.
-        env_cfg: The environment's config, everything that was typed applied.
+        engine: The engine; its simulator is running.
+        env_cfg: The environment's config, with flags and overrides applied.
         agent_cfg: The agent's config, likewise.
     """
 
@@ -38,12 +38,12 @@ class Session:
     @classmethod
     @contextlib.contextmanager
     def launch(cls, engine: Engine, request: LaunchRequest, configure: Configure) -> Iterator[Session]:
-        """Start the simulator, and end it with the session.
+        """Start the simulator, and close it when the session ends.
 
         Args:
             engine: Starts it.
             request: The task, the device and the launcher's own flags.
-            configure: Applies what was typed to the configs of environment and agent.
+            configure: Applies flags and overrides to the configs of environment and agent.
         """
         with engine.launch(request, configure) as (env_cfg, agent_cfg):
             session = cls(engine, env_cfg, agent_cfg)
@@ -59,7 +59,7 @@ class Session:
 
     @property
     def make_eval_env(self) -> MakeEvalEnv | None:
-        """What makes evaluation environments; None where the process can hold only one environment."""
+        """The function that makes evaluation environments; None where a process can hold only one environment."""
         return self.make_env if self.holds_many else None
 
     def make_env(
@@ -68,12 +68,12 @@ class Session:
         """Make an environment of the task.
 
         Args:
-            num_envs: How many it steps at once. None: as many as the config says; the config itself is then used.
-            seed: Seed of its random numbers, in a config of its own. None: the config's.
+            num_envs: Number of parallel environments. None: the config's.
+            seed: Seed of its random numbers. None: the config's. Given either, a copy of the config is used.
             video: Clips to record.
 
         Raises:
-            UserError: If the engine can hold only one, and there is one.
+            UserError: If the engine can hold only one environment, and one is open.
         """
         if self._open and not self.holds_many:
             raise UserError(f"engine '{self.engine.name}' can hold only one environment in a process")
@@ -98,15 +98,15 @@ class Session:
         """Close one environment before the session ends."""
         self._open = [other for other in self._open if other is not env]
         close = getattr(env, "close", None)
-        if close is not None:  # a user's own engine may return an environment that has nothing to close
+        if close is not None:  # a user's own engine may return an environment without close()
             close()
 
     def set_log_dir(self, path: Path) -> None:
-        """Tell the environments to come where the run writes."""
+        """Set the run's folder in the config of the environments that are made from here on."""
         self.engine.set_log_dir(self.env_cfg, path)
 
     def close(self) -> None:
         """Close the environments, the newest first; a second call does nothing."""
-        with contextlib.ExitStack() as stack:  # one that fails to close keeps no other open
+        with contextlib.ExitStack() as stack:  # the others are closed even if one raises
             for env in self._open:
                 stack.callback(self.close_env, env)

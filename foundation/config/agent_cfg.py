@@ -1,7 +1,7 @@
 """Typed configuration of an RSL-RL run, with the field names that Isaac Lab's users know.
 
 The layout is that of rsl-rl-lib 5 (one model each for actor and critic); ``foundation.ppo.versions`` translates it
-to what the installed release wants, and accepts Isaac Lab's own configs of either layout just as well.
+to that of the installed release, and accepts Isaac Lab's own configs of either layout just as well.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class DistributionCfg:
     min_std: float = 0.0
     """Floor of a state-independent standard deviation [action units], kept after every iteration.
 
-    Where noise is costly, as under a penalty on changing the action, PPO drives it to zero long before the mean is
+    Where noise is costly, as under a penalty on changing the action, PPO reduces it to zero long before the mean is
     good, and with it the size of its own steps, which the KL divergence bounds in units of the standard deviation.
     """
 

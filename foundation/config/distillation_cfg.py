@@ -70,20 +70,20 @@ class TeacherCfg:
     """Activation of the checkpoint's networks (``--teacher_activation``). None: read from ``params/agent.yaml``
     beside it. Refused where the file fixes it (ONNX, TorchScript, HDF5, our own students)."""
     distribution: str | None = None
-    """Distribution of its actions, where no config says it: gaussian | heteroscedastic | heteroscedastic_log | beta |
+    """Distribution of its actions, where no config states it: gaussian | heteroscedastic | heteroscedastic_log | beta |
     deterministic | categorical."""
     action_range: list[float] | None = None
-    """``[low, high]`` of actions that it scales or clips to their range, where no config says it."""
+    """``[low, high]`` of actions that it scales or clips to their range, where no config states it."""
     strict: bool = True
     """Refuse a checkpoint with entries that are not understood (off: warn)."""
     run_as_is: bool = False
     """Run a TorchScript or ONNX policy by its own runtime, its code included, instead of reading its layers: the way in
-    for networks of any kind. What it remembers is found out and reset with the episodes; a line says how it is run."""
+    for networks of any kind. Its memory is found and reset with the episodes; the log states how it is run."""
     num_obs: int | None = None
-    """Number of observations of a teacher that is run as it is, where its file does not tell."""
+    """Number of observations of a teacher that is run as it is, where its file does not state it."""
     input_sizes: list[int] | None = None
     """Sizes of the observation inputs, in order, of a teacher that is run as it is and has several of them, where its
-    file does not tell."""
+    file does not state it."""
     min_return: float | None = None
     """Stop at once if the teacher's own mean return is lower (``--teacher_min_return``)."""
     below_min: BelowMin = "refuse"
@@ -100,7 +100,7 @@ class TeacherCfg:
     """What ``combine=gate`` learns its weights with."""
     expert: str | None = None
     """Many teachers: which one each environment follows at each step, as an observation group of one column that holds
-    its index, or ``"pkg.module:function"`` of the observation groups. None: as ``combine`` says."""
+    its index, or ``"pkg.module:function"`` of the observation groups. None: ``combine`` decides."""
     num_active: int | None = None
     """Many teachers: how many the student learns from in an on-policy epoch (``--num_active_teachers``). None: all."""
     selection: Selection = "all"
@@ -214,7 +214,7 @@ class DatasetCfg:
 
 @dataclass
 class CollectionCfg:
-    """Who acts, and for how long."""
+    """Which policy acts during collection, and for how long."""
 
     mode: CollectionMode = "auto"
     """auto | steps | episodes. ``auto``: ``steps`` where a second environment can be made, else ``episodes``."""
@@ -224,7 +224,7 @@ class CollectionCfg:
     """Episodes of the acting teacher for each of the acting student in the on-policy epochs: N is a ``beta`` of
     N / (N + 1)."""
     beta_per: DrawnPer = "episode"
-    """When it is drawn who acts: at each episode's start, or at every step."""
+    """How often the acting policy is drawn: at each episode's start, or at every step."""
     epsilon: float = 0.0
     """Probability per step of a uniformly random action (Rusu et al. 2015 use 0.05); labels are untouched."""
     noise_std: float = 0.0

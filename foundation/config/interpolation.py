@@ -9,7 +9,7 @@ from foundation.core.errors import UserError, suggest
 
 
 def has_interpolation(value: object) -> bool:
-    """Say whether a value, or anything in it, refers to another one."""
+    """Return whether a value, or anything in it, refers to another one."""
     if isinstance(value, str):
         return "${" in value
     if isinstance(value, Mapping):

@@ -156,7 +156,7 @@ def key_of(token: str) -> str:
 
 
 def is_sweep(token: str) -> bool:
-    """Say whether a token has several values: ``seed=1,2,3``, ``seed=range(1,4)``."""
+    """Return whether a token has several values: ``seed=1,2,3``, ``seed=range(1,4)``."""
     return "=" in token and _read(token).is_sweep_override()
 
 

@@ -18,7 +18,7 @@ WORKING_FOLDER = Path("configs")
 
 
 def is_path(group: str, name: str) -> bool:
-    """Say whether a choice is written as the path of a file: ``./mine.yaml``, ``~/presets/mine.yaml``.
+    """Return whether a choice is written as the path of a file: ``./mine.yaml``, ``~/presets/mine.yaml``.
 
     A gym id may have a slash in it.
     """
@@ -70,13 +70,13 @@ def _names(folders: Iterable[Path]) -> list[str]:
 
 
 def read_preset(group: str, path: Path) -> tuple[dict[str, Any], str]:
-    """Read an own file.
+    """Read a user's preset.
 
     Returns:
-        Its values, and the part of the config that they are for: as its ``# @package`` says, otherwise the whole for an
-        experiment and the group for any other.
+        Its values, and the part of the config that they set: that of its ``# @package`` line, else the whole config for
+        an experiment and the group for any other.
     """
-    from foundation.core.files import load_yaml  # which loads torch: --help needs none
+    from foundation.core.files import load_yaml  # imported here because it loads torch, which --help does not need
 
     values = load_yaml(path, as_hydra=True)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

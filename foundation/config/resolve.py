@@ -55,12 +55,12 @@ class Choice:
 
     name: str
     chosen: str
-    """Who chose it, and who changed some of it."""
+    """Origin of the choice, and of changes to its keys: a flag, a file, the default."""
 
 
 @dataclass
 class Resolved:
-    """A distillation config, and what its files say about the other two configs."""
+    """A distillation config, and what its files set in the other two configs."""
 
     cfg: DistillationCfg
     env: dict[str, Any] = field(default_factory=dict)
@@ -212,7 +212,7 @@ class _Stack:
         return next((name for name in reversed(names) if name), None)
 
     def _experiment(self) -> list[Layer]:
-        """What the experiment's file says, with the group files that it chooses in its turn."""
+        """The values of the experiment's file, with the group files that it chooses in its turn."""
         self.chosen_by_experiment: dict[str, str] = {}
         self.agreed: set[str] = set()
         name = self.files.get("experiment")
@@ -237,7 +237,7 @@ class _Stack:
         return f"experiment={self.files['experiment']}"
 
     def _lowest(self, base: Mapping[str, Any] | None) -> Layer:
-        """What the defaults say, or a resumed run, of what is not chosen anew."""
+        """The values of the defaults, or of a resumed run, for what is not chosen anew."""
         if base is None:
             values, _ = compose(dict.fromkeys([*self.typed_groups, *self.chosen_by_experiment]), defaults=True)
             return Layer(DEFAULT, values)
@@ -264,7 +264,7 @@ class _Stack:
         return keys + [Layer(_TYPED, _nested(path, value)) for path, value in flags.items()]
 
     def leave_out_foreign(self, student_fields: list[str]) -> None:
-        """Drop, with a word, what files say about another student or loss than the one that was typed."""
+        """Drop, with a log line, what files set for another student or loss than the one that was typed."""
         for layer in self.layers:
             if layer.origin == _TYPED:
                 continue
@@ -318,14 +318,14 @@ class _Stack:
                 self.layers[index] = Layer(layer.origin, interpolate(own, known, f"'{_written(own)}'") | kept)
 
     def origins(self) -> dict[str, str]:
-        """Return who set each key last, for keys of every depth."""
+        """Return the origin of the last value of each key, for keys of every depth."""
         found: dict[str, str] = {}
         for layer in self.layers:
             found |= dict.fromkeys(_paths(layer.values), layer.origin)
         return found
 
     def choices(self, cfg: DistillationCfg) -> dict[str, Choice]:
-        """Say for each group which choice is in force and who made it."""
+        """Return the choice in force of each group, with its origin."""
         origins = self.origins()
         found = {}
         for group in CHOSEN:
@@ -342,7 +342,7 @@ class _Stack:
         return found
 
     def _choice(self, group: str, cfg: DistillationCfg, origins: Mapping[str, str]) -> tuple[str, str]:
-        """Return what is in force of a group, and who chose it."""
+        """Return the choice in force of a group, and its origin."""
         beta = cfg.collection.beta
         beta_origin = origins.get("collection.beta", DEFAULT)
         if group in self.agreed:
@@ -367,7 +367,7 @@ def resolve_distillation_cfg(overrides: Overrides, flags: Mapping[str, Any], **o
 
 
 def _split_groups(overrides: Overrides) -> tuple[dict[str, str | None], dict[str, str]]:
-    """Tell choices that have a file from those that are the name of a student, a loss or a task."""
+    """Separate choices that have a file from names of a student, a loss or a task."""
     typed = dict(overrides.groups)
     for item in own_items(overrides):
         if item.path == "student.name":  # the name decides which other fields there are: treat it as the choice
@@ -387,7 +387,7 @@ def _split_groups(overrides: Overrides) -> tuple[dict[str, str | None], dict[str
 
 
 def _is_own(group: str, name: str) -> bool:
-    """Say whether a choice is a file of the user's own, and refuse one that is not there."""
+    """Return whether a choice is a file of the user's own, and refuse one that is not there."""
     if group in (*_BY_NAME, "task") and not is_path(group, name):
         try:  # a YAML of that name; otherwise it is a student, a loss or a task, which has its own errors
             own_preset(group, name, ())

@@ -32,7 +32,7 @@ _NAMES: dict[Any, str] = {
 
 
 class MisfitError(ValueError):
-    """A value does not fit its type; the message says what would."""
+    """A value does not fit its type; the message states what would."""
 
 
 @cache
@@ -77,7 +77,7 @@ def value_hint(hint: object) -> Any:
 
 
 def is_mapping(hint: object) -> bool:
-    """Say whether an annotation accepts a mapping with keys of the user's choice."""
+    """Return whether an annotation accepts a mapping with keys of the user's choice."""
     return any((get_origin(m) or m) in (dict, Mapping) for m in members(hint))
 
 
@@ -101,7 +101,7 @@ def describe(hint: object) -> str:
 
 
 def fit(value: object, hint: object) -> Any:
-    """Return ``value`` as the annotated type wants it.
+    """Convert ``value`` to the annotated type.
 
     Raises:
         MisfitError: If it does not fit; the message is what would have been accepted.
@@ -221,7 +221,7 @@ def import_attribute(spec: str) -> Any:
     """Import ``"pkg.module:Attr"``.
 
     Raises:
-        MisfitError: If there is no such module or attribute; the message says which.
+        MisfitError: If there is no such module or attribute; the message states which.
         UserError: If a file alone names the module.
     """
     try:

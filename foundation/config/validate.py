@@ -82,7 +82,7 @@ _AGENT_OPTIMIZERS = get_args(OptimizerName)
 
 
 def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> None:
-    """Check what types cannot say.
+    """Check what types cannot express.
 
     Args:
         cfg: The whole config.
@@ -159,14 +159,14 @@ def _check_teachers(cfg: DistillationCfg) -> None:
     if teacher.emphasis > MOST_EMPHASIS:
         _fail("teacher.emphasis", teacher.emphasis, f"at most {MOST_EMPHASIS}")
     if teacher.emphasis and teacher.num_active is None:
-        raise UserError("distill.teacher.emphasis wants teachers to be chosen: give --num_active_teachers")
+        raise UserError("distill.teacher.emphasis needs a selection of teachers: give --num_active_teachers")
     if any(width < 1 for width in teacher.gate.hidden_dims):
         _fail("teacher.gate.hidden_dims", teacher.gate.hidden_dims, "a list of sizes, each at least 1")
     if teacher.expert is not None and teacher.combine != "per_env":
         raise UserError("distill.teacher.expert and distill.teacher.combine both choose: give one of them")
     _check_weights(teacher)
     if cfg.collection.teacher_student_mix and cfg.collection.beta is not None:
-        raise UserError("--teacher_student_mix and distill.collection.beta both say who drives: give one of them")
+        raise UserError("--teacher_student_mix and distill.collection.beta both set who acts: give one of them")
 
 
 def _check_weights(teacher: TeacherCfg) -> None:
@@ -240,13 +240,13 @@ def check_device(device: str | None, path: str = "device") -> None:
 
 
 def _check_groups(cfg: DistillationCfg) -> None:
-    for who in ("teacher", "student"):
-        groups = _get(cfg, f"{who}.obs_groups")
-        columns = _get(cfg, f"{who}.obs_slice")
+    for role in ("teacher", "student"):
+        groups = _get(cfg, f"{role}.obs_groups")
+        columns = _get(cfg, f"{role}.obs_slice")
         if groups is not None and not groups:
-            _fail(f"{who}.obs_groups", groups, "a list with at least one observation group")
+            _fail(f"{role}.obs_groups", groups, "a list with at least one observation group")
         if columns is not None and not (len(columns) == 2 and 0 <= columns[0] < columns[1]):
-            _fail(f"{who}.obs_slice", columns, "[a, b] with 0 <= a < b")
+            _fail(f"{role}.obs_slice", columns, "[a, b] with 0 <= a < b")
 
 
 def _check_collection(cfg: DistillationCfg) -> None:

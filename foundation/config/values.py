@@ -56,7 +56,7 @@ def _is_missing(value: object) -> bool:
 
 
 def _is_config(value: object) -> bool:
-    """Say whether a value has fields to go down into."""
+    """Return whether a value has fields to go down into."""
     if _is_dataclass(value):
         return not _is_missing(value)
     if isinstance(value, (Mapping, list, tuple)):

@@ -48,7 +48,7 @@ _CALLED = {
 
 
 class ArchiveError(ValueError):
-    """An archive or a pickle asks for more than it holds; the message says for what."""
+    """An archive or a pickle asks for more than it holds; the message states for what."""
 
 
 class ForeignObjectError(ArchiveError):
@@ -225,7 +225,7 @@ class TensorChecker(PlainUnpickler):
         return self._known[name]
 
     def persistent_load(self, pid: object) -> _Storage:
-        """Return what a storage says that it is, once its record is seen to be as long."""
+        """Return a storage's declared type and size, once its record is known to be as long."""
         if not isinstance(pid, tuple) or len(pid) != 5 or not isinstance(pid[2], str):
             raise ArchiveError("it refers to objects outside of itself")
         _, kind, key, _, count = pid
@@ -233,9 +233,7 @@ class TensorChecker(PlainUnpickler):
         if item_size is None or type(count) is not int or count < 0:
             raise ForeignObjectError("it has a storage of an unknown kind")
         if key not in self._sizes or self._sizes[key] < count * item_size:
-            raise ArchiveError(
-                f"storage '{shorten(key, 20)}' says it has {count} numbers, which the file does not hold"
-            )
+            raise ArchiveError(f"storage '{shorten(key, 20)}' claims {count} numbers, which the file does not hold")
         return _Storage(key, count, item_size)
 
     def check_view(self, storage: object, offset: object = 0, size: object = (), stride: object = ()) -> None:
@@ -306,7 +304,7 @@ def check_regular(file: str | os.PathLike[str]) -> None:
     """Refuse what is no regular file, such as a pipe or a device, also behind a link: reading it may never end.
 
     Raises:
-        ArchiveError: If it is there and is none; a file that is not there is for whoever opens it to tell.
+        ArchiveError: If it is there and is none; for a missing file the error is raised where it is opened.
     """
     path = Path(file)
     try:

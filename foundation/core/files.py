@@ -109,7 +109,7 @@ def lock_folder(path: str | os.PathLike[str], refusal: str) -> int | None:
 
     Args:
         path: The folder.
-        refusal: What to tell the user if another process holds it.
+        refusal: The error's text if another process holds it.
 
     Returns:
         The handle, whose closing frees the folder; None on systems and file systems without locks.
@@ -180,8 +180,8 @@ def _load_plain(file: Path | io.BytesIO, where: str, map_location: Any) -> dict[
             f"'{where}' holds Python objects beside tensors, which are never loaded because that could run code "
             f"({error}). Save the state_dicts alone and use that file."
         ) from error
-    except Exception as error:  # a spoiled pickle fails in many ways
-        raise UserError(f"'{where}' is damaged: {one_line(error)}. Copy or train it again.") from error
+    except Exception as error:  # a corrupt pickle fails in many ways
+        raise UserError(f"'{where}' is corrupt: {one_line(error)}. Copy or train it again.") from error
     if isinstance(file, io.BytesIO):
         file.seek(0)
     try:
@@ -189,14 +189,14 @@ def _load_plain(file: Path | io.BytesIO, where: str, map_location: Any) -> dict[
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error) and "weights_only" not in str(error).lower():
-            raise UserError(f"'{where}' is damaged: {one_line(error)}. Copy or train it again.") from error
+            raise UserError(f"'{where}' is corrupt: {one_line(error)}. Copy or train it again.") from error
         raise UserError(
             f"'{where}' holds Python objects beside tensors, which are never loaded because that could run code. "
             "Save the state_dicts alone and use that file."
         ) from error
     except (OSError, MemoryError) as error:
         raise UserError(f"cannot read '{where}': {one_line(error)}.") from error
-    except Exception as error:  # a damaged archive fails in many ways inside torch, all with one meaning
+    except Exception as error:  # a corrupt archive fails in many ways inside torch, all with one meaning
         raise UserError(f"'{where}' cannot be read as a PyTorch checkpoint: {one_line(error)}.") from error
     try:
         check_tree(checkpoint)
@@ -217,17 +217,17 @@ def refuse_lfs_pointer(file: str | os.PathLike[str]) -> None:
         with Path(file).open("rb") as stream:
             head = stream.read(len(_LFS_POINTER))
     except (OSError, ValueError):
-        return  # whoever reads the file says what is wrong with it
+        return  # reading the file raises the error
     if head == _LFS_POINTER:
         raise UserError(f"'{file}' is a Git LFS pointer, not the file itself: run 'git lfs pull' in its repository.")
 
 
 def archive_names(file: Path) -> list[str]:
-    """Return the names in a zip archive; none where it is something else or damaged, which whoever reads it says."""
+    """Return the names in a zip archive; none where it is not a zip archive or corrupt: reading it raises the error."""
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.namelist()
-    except Exception:  # BadZipFile, but also struct, zlib, NotImplemented and Unicode errors on damaged ones
+    except Exception:  # BadZipFile, but also struct, zlib, NotImplemented and Unicode errors on corrupt ones
         return []
 
 
@@ -264,11 +264,11 @@ def _check_archive(file: Path | io.BytesIO, where: str) -> None:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
             check_members(archive, size_of(file))
-            damaged = archive.testzip()
-    except Exception as error:  # BadZipFile, but also struct, zlib, NotImplemented and Unicode errors on damaged ones
-        raise UserError(f"'{where}' is truncated or damaged ({one_line(error)}). Copy or train it again.") from error
-    if damaged is not None:
-        raise UserError(f"'{where}' is damaged: wrong checksum in record '{damaged}'. Copy or train it again.")
+            corrupt = archive.testzip()
+    except Exception as error:  # BadZipFile, but also struct, zlib, NotImplemented and Unicode errors on corrupt ones
+        raise UserError(f"'{where}' is truncated or corrupt ({one_line(error)}). Copy or train it again.") from error
+    if corrupt is not None:
+        raise UserError(f"'{where}' is corrupt: wrong checksum in record '{corrupt}'. Copy or train it again.")
     if not any(name.split("/")[-1] == "data.pkl" for name in names):
         raise UserError(
             f"'{where}' is a zip archive but not a PyTorch checkpoint (no 'data.pkl' in it). Check the path."

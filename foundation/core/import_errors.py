@@ -25,7 +25,7 @@ _SIMULATOR = ("isaacsim", "omni", "carb", "usdrt")
 
 
 def explain(error: ImportError | SyntaxError, sought: str = "") -> str:
-    """Say why an import failed.
+    """Return why an import failed.
 
     Args:
         error: As the import raised it.

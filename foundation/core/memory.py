@@ -1,4 +1,4 @@
-"""How much memory there is, asked before much of it is taken."""
+"""Free memory, checked before a large allocation."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from foundation.core.errors import UserError
 
 
 def refuse_beyond_memory(num_bytes: float, device: torch.device | str, what: str, advice: str) -> None:
-    """Refuse what would not fit, before it is made.
+    """Raise ``UserError`` for an allocation that would not fit, before it is made.
 
     Args:
-        num_bytes: What it takes at least [B].
-        device: Where.
+        num_bytes: Lower bound of its size [bytes].
+        device: Where it would be allocated.
         what: What the user asked for, such as ``--num_envs 100000000``.
         advice: What to do.
 
     Raises:
-        UserError: With the size.
+        UserError: If it does not fit, with both sizes.
     """
     available = free_memory(torch.device(device))
     if num_bytes > available:
@@ -30,7 +30,7 @@ def refuse_beyond_memory(num_bytes: float, device: torch.device | str, what: str
 
 
 def available_host_memory() -> float:
-    """Return the memory that this process can still take [bytes]; infinite where the system does not say."""
+    """Return the memory that this process can still take [bytes]; infinite where the system does not state it."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             for line in file:

@@ -23,8 +23,8 @@ class EpisodeTable(NamedTuple):
     success: torch.Tensor
     """Whether it succeeded: the task's own metric, or else whether it ended by time-out. bool."""
     whole: torch.Tensor
-    """Whether all of it was driven by one policy, from its beginning on: only then do return and length say something
-    of that policy. bool."""
+    """Whether one policy acted in all of it, from its beginning on: only then are return and length that policy's.
+    bool."""
 
     @classmethod
     def empty(cls) -> EpisodeTable:
@@ -44,14 +44,14 @@ def is_filtering(cfg: EpisodeFilterCfg) -> bool:
 
 
 def left_out(table: EpisodeTable, cfg: EpisodeFilterCfg, present: torch.Tensor | None = None) -> torch.Tensor:
-    """Return the numbers of the episodes that are not to be learned from.
+    """Return the numbers of the episodes that the filter leaves out.
 
-    Episodes that have not ended are not among them: nothing is known of them yet. Of an episode that is not whole
-    only ``success`` counts.
+    Episodes that have not ended are kept, as their outcome is not known yet. For an episode that is not whole only
+    ``success`` is checked.
 
     Args:
         table: The episodes that have ended.
-        cfg: What an episode has to be.
+        cfg: The conditions on an episode.
         present: Which of them have transitions in the dataset; the quantile is over those. Shape: (num_episodes,).
 
     Returns:
@@ -71,7 +71,7 @@ def left_out(table: EpisodeTable, cfg: EpisodeFilterCfg, present: torch.Tensor |
 
 
 def weigh(dataset: DistillationDataset, bad: torch.Tensor) -> None:
-    """Give transitions of some episodes, and those that only fill up (episode -1), weight 0, all others their own.
+    """Set the sampling weights: 0 for some episodes and for padding (episode -1), the own weight for all others.
 
     Args:
         dataset: With ``track_episodes`` and ``weighted``.
@@ -102,34 +102,34 @@ def present_in(dataset: DistillationDataset, table: EpisodeTable) -> torch.Tenso
     highest = int(max(dataset.episode[: dataset.num_chunks].max(), table.number.max()))
     seen = torch.zeros(highest + 2, dtype=torch.bool, device=dataset.device)
     for chunk in range(dataset.num_chunks):
-        seen[dataset.episode[chunk].long()] = True  # number -1 marks the last, which is nobody's
+        seen[dataset.episode[chunk].long()] = True  # number -1 marks the last entry, which belongs to no episode
     return seen.cpu()[table.number.long()]
 
 
 class Share(NamedTuple):
-    """Some of the episodes of a dataset."""
+    """Number of episodes and of transitions of a part of a dataset."""
 
     episodes: int
     rows: int
 
 
 class FilterOutcome(NamedTuple):
-    """The episodes that have transitions in a dataset, by what the filter knows of them."""
+    """Counts of the episodes that have transitions in a dataset, by the filter's outcome."""
 
     finished: Share
     """Episodes that have ended."""
     left_out: Share
-    """Of those, the ones that do not pass: their transitions have weight 0."""
+    """Finished episodes that do not pass: their transitions have weight 0."""
     unfinished: Share
-    """Episodes that have not ended: they pass."""
+    """Episodes that have not ended; they pass."""
     cut: Share
-    """Ended episodes whose start was driven by another policy: only ``success`` is asked of them."""
+    """Ended episodes in whose start another policy acted: only ``success`` is checked for them."""
 
     def line(self, cfg: EpisodeFilterCfg) -> str:
         """Format as one log line.
 
         Args:
-            cfg: What the filter asks for.
+            cfg: The filter's conditions.
         """
         text = (
             f"Filter: {self.left_out.episodes} of {self.finished.episodes} finished episodes are left out "
@@ -143,7 +143,7 @@ class FilterOutcome(NamedTuple):
 
     @property
     def nothing_known_passes(self) -> bool:
-        """Whether all that is learned from has no outcome."""
+        """Whether every finished episode is left out, so that only unfinished ones are learned from."""
         return self.left_out.episodes == self.finished.episodes > 0 and self.unfinished.episodes > 0
 
 
@@ -161,7 +161,7 @@ def filter_outcome(datasets: Sequence[DistillationDataset], table: EpisodeTable,
     for chunk in chunks:
         for numbers in chunk:  # a chunk at a time: no second copy of everything
             rows += torch.bincount(numbers.flatten().long() + 1, minlength=highest + 2).cpu()
-    rows = rows[1:]  # number -1 only fills up
+    rows = rows[1:]  # number -1 is padding
 
     def share(chosen: torch.Tensor) -> Share:
         return Share(int((rows[chosen] > 0).sum()), int(rows[chosen].sum()))

@@ -1,4 +1,4 @@
-"""Whether a storage fits, asked before it is allocated."""
+"""Check whether a storage fits before it is allocated."""
 
 from __future__ import annotations
 

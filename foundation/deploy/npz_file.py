@@ -78,7 +78,7 @@ def read_npz(path: Path) -> tuple[Program, Description, Golden]:
             raise ValueError(f"it gives shapes {actions.shape} and {state.shape}, not {expected}")
     except UserError:
         raise
-    except Exception as error:  # a damaged program fails in any of NumPy's ways
+    except Exception as error:  # a corrupt program fails in any of NumPy's ways
         raise UserError(f"{where} is corrupt or incomplete: {one_line(error)}. Export it again.") from error
     return program, description, _golden(arrays, where)
 

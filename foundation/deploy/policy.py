@@ -113,7 +113,7 @@ class Policy:
             The largest difference of an action.
 
         Raises:
-            UserError: If it is too large: the file is damaged, or its runtime computes something else.
+            UserError: If it is too large: the file is corrupt, or its runtime computes something else.
         """
         if not isinstance(golden, Golden):
             beside = self.path.with_name(f"{self.path.stem}_golden.npz")
@@ -125,7 +125,7 @@ class Policy:
         if not difference <= golden.tolerance:
             raise UserError(
                 f"'{self.path}' differs from its golden sequence by {difference:.2g}, more than "
-                f"{golden.tolerance:.2g}: it is damaged, or its runtime computes something else. Export it again."
+                f"{golden.tolerance:.2g}: it is corrupt, or its runtime computes something else. Export it again."
             )
         return difference
 

@@ -56,8 +56,8 @@ def select_engine(task: str, requested: str = "auto") -> tuple[type[Engine], str
     other engine that can run it.
 
     Args:
-        task: What ``--task`` said.
-        requested: What ``--engine`` said.
+        task: Value of ``--task``.
+        requested: Value of ``--engine``.
 
     Returns:
         The engine's class and one sentence that says why it was taken.
@@ -97,6 +97,6 @@ def select_engine(task: str, requested: str = "auto") -> tuple[type[Engine], str
 
 
 def _refuse_broken_module(task: str, obstacles: Iterable[str]) -> None:
-    """Say why the task's module cannot be imported, where an engine could not: the other reasons follow from it."""
+    """Raise the error of a task's module that cannot be imported, if an engine met that error."""
     if CANNOT_IMPORT in obstacles:
         resolve_task(task)

@@ -1,4 +1,4 @@
-"""The seam between the runner and a simulator: every engine yields RSL-RL's ``VecEnv`` (>= 3.0)."""
+"""The interface between runners and simulators: every engine makes RSL-RL's ``VecEnv`` (>= 3.0)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from foundation.core.errors import UserError
 
 
 class VecEnv(Protocol):
-    """RSL-RL's vectorised environment, and what this project needs beside it.
+    """RSL-RL's vectorised environment, with the additions that this project needs.
 
-    Resets are automatic inside :meth:`step`. An environment of one's own needs the attributes and ``get_observations``
-    and ``step``; ``foundation.engines.checked_env`` supplies the rest where it is missing. What an environment may
-    have on top is in :class:`EnvCapabilities`, each field an attribute of the same name.
+    Resets are automatic inside :meth:`step`. A user's own environment needs the attributes, ``get_observations``
+    and ``step``; ``foundation.engines.checked_env`` supplies the rest. Optional attributes are the fields of
+    :class:`EnvCapabilities`.
     """
 
     num_envs: int
@@ -31,7 +31,7 @@ class VecEnv(Protocol):
     episode_length_buf: torch.Tensor
     """Steps into the current episodes; assigning moves their time limits. Shape: (num_envs,)."""
     device: str | torch.device
-    """Where observations, rewards and dones are."""
+    """Device of observations, rewards and dones."""
     cfg: Any
     """The config that it was made from."""
 
@@ -58,7 +58,7 @@ class VecEnv(Protocol):
         """Begin a new episode in every environment and return the observation groups.
 
         Args:
-            seed: The same seed gives the same episodes; None goes on with the environment's random numbers.
+            seed: Seed of the random numbers; None continues the environment's sequence.
         """
         ...
 
@@ -68,7 +68,7 @@ class VecEnv(Protocol):
 
 
 class SavesState(VecEnv, Protocol):
-    """An environment whose episodes in progress a resumed run goes on with."""
+    """An environment that can save its episodes in progress, so that a resumed run continues them."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that decides what happens next."""
@@ -80,37 +80,37 @@ class SavesState(VecEnv, Protocol):
 
 
 def saves_state(env: VecEnv) -> TypeGuard[SavesState]:
-    """Say whether an environment can save its episodes in progress; a wrapper's methods may be the inner one's."""
+    """Return whether an environment can save its episodes in progress; a wrapper's methods may be the inner one's."""
     # isinstance() with a runtime-checkable protocol would not see what a wrapper delegates (Python 3.12).
     return callable(getattr(env, "state_dict", None)) and callable(getattr(env, "load_state_dict", None))
 
 
 @dataclass(frozen=True)
 class EnvCapabilities:
-    """What an environment declares beside :class:`VecEnv`, by attributes of the same names."""
+    """Optional attributes of an environment, beside :class:`VecEnv`."""
 
     step_dt: float | None = None
-    """Simulated time of one env step [s]; ``--real-time`` and videos need it."""
+    """Simulated time of one env step [s]; required by ``--real-time`` and videos."""
     position_fields: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     """Observation group -> (first of three columns with the position error [m], its frame: ``world`` or ``body``)."""
     rotation_fields: Mapping[str, int] = field(default_factory=dict)
     """Observation group -> first of nine columns with the rotation matrix, body to world, row by row."""
     metric_units: Mapping[str, tuple[float, str]] = field(default_factory=dict)
-    """Name in ``extras["episode_metrics"]`` -> (factor, unit) by which people are shown it, as ``(100.0, "cm")``."""
+    """Name in ``extras["episode_metrics"]`` -> (factor, unit) in which it is shown, as ``(100.0, "cm")``."""
     position_unit: tuple[float, str] = (1.0, "m")
-    """(factor, unit) by which people are shown a position, as ``(100.0, "cm")``."""
+    """(factor, unit) in which a position is shown, as ``(100.0, "cm")``."""
     variant_kind: str = ""
-    """What the environments differ in, such as ``vehicle``: evaluations are broken down by it. "": in nothing."""
+    """The property in which environments differ, such as ``vehicle``; evaluations are broken down by it. "": none."""
     variant_names: Sequence[str] = ()
     """Names of the variants."""
     variant_index: torch.Tensor | None = None
-    """Which variant each environment is. Shape: (num_envs,)."""
+    """Index of each environment's variant. Shape: (num_envs,)."""
     solved_return: float | None = None
-    """Mean return from which on the task counts as solved; the teacher's check measures by it."""
+    """Mean return at which the task counts as solved; the check of the teacher compares with it."""
     action_choices: tuple[int, ...] | None = None
-    """Choices of each action where they are indices, from 0 on, as floats; None where actions are continuous."""
+    """Number of choices of each discrete action (indices from 0, as floats); None for continuous actions."""
     action_range: tuple[tuple[float, float], ...] | None = None
-    """Lowest and highest of each continuous action; None where nobody says, and random ones are from [-1, 1]."""
+    """Lowest and highest of each continuous action; None if unknown; random ones then are in [-1, 1]."""
     one_per_process: bool = False
     """No second environment may exist beside it in this process, as with Isaac Lab."""
     can_render: bool = False
@@ -120,7 +120,7 @@ class EnvCapabilities:
 
     @classmethod
     def of(cls, env: VecEnv) -> EnvCapabilities:
-        """Read what an environment, or the one inside its wrappers, declares."""
+        """Read the attributes of an environment, or of the one inside its wrappers."""
         inner = getattr(env, "unwrapped", env)
 
         def declared(name: str) -> Any:
@@ -151,7 +151,7 @@ class EnvCapabilities:
 
 @dataclass
 class VideoRequest:
-    """Ask an engine to record clips while the environment runs."""
+    """Clips that an engine records while the environment runs."""
 
     folder: Path
     length: int = 200
@@ -159,16 +159,16 @@ class VideoRequest:
     interval: int = 2000
     """Env steps between the starts of two clips; 0 records one clip from the first step."""
     first_step: int = 0
-    """Env steps that a resumed run has behind it: clips are named, and begin, by the steps of the whole run."""
+    """Env steps before the run was resumed: clips are timed and named by the steps of the whole run."""
 
 
 AGENT_ENTRY_POINT = "rsl_rl_cfg_entry_point"
-"""Where a task registers its agent's config, as Isaac Lab names it."""
+"""Key under which a task registers its agent's config, as in Isaac Lab."""
 
 
 @dataclass
 class LaunchRequest:
-    """What a command knows before a simulator is up."""
+    """What an engine needs to launch: the task, the device and the command line."""
 
     task: str
     agent_entry_point: str = AGENT_ENTRY_POINT
@@ -178,19 +178,19 @@ class LaunchRequest:
     args: argparse.Namespace = field(default_factory=argparse.Namespace)
     """The parsed command line, for the launcher's own flags."""
     needs_agent: bool = False
-    """Whether the command trains by the agent's config; the others do without where a task registers none."""
+    """Whether the command needs the agent's config; other commands also run tasks that register none."""
 
 
 class EnvCfg(Protocol):
-    """The config of an environment: an object or a mapping of the task's own, whose fields its engine knows.
+    """The config of an environment: an object or a mapping of the task's own, with fields that its engine knows.
 
-    Everything else sets it by :meth:`Engine.set_common` and by overrides, and reads it by name
+    Other code changes it by :meth:`Engine.set_common` and by overrides only, and reads it by name
     (``foundation.config.validate.read``).
     """
 
 
 def count_variants(env_cfg: EnvCfg) -> int:
-    """Return how many variants a config asks for; its class says so in a method ``count_variants`` of its own."""
+    """Return the number of variants that a config asks for: 1 unless its class has a method ``count_variants``."""
     count = getattr(env_cfg, "count_variants", None)
     return 1 if count is None else max(1, int(count()))
 
@@ -203,11 +203,11 @@ Configure = Callable[[EnvCfg, AgentCfg], None]
 """Applies overrides and flags to ``(env_cfg, agent_cfg)`` in place."""
 
 MakeEvalEnv = Callable[[int], VecEnv]
-"""Builds an evaluation environment of the wanted number of environments."""
+"""Builds an evaluation environment with a number of parallel environments."""
 
 
 class MissingPackage(str):
-    """Why an engine cannot run a task that it knows: a package is missing. Nothing but this is then told."""
+    """A missing package, for which an engine cannot run a task that it knows; the error shows this reason alone."""
 
 
 class Engine(ABC):
@@ -218,14 +218,14 @@ class Engine(ABC):
 
     name: ClassVar[str]
     envs_per_process: ClassVar[int | None] = None
-    """How many environments a process may hold; None for as many as memory allows."""
+    """Largest number of environments in a process; None for no limit."""
     selectors: ClassVar[tuple[str, ...]] = ()
-    """Names whose ``name=value`` chooses among a task's presets; commands pass the tokens as ``args.presets``."""
+    """Names of overrides, ``name=value``, that choose among a task's presets; passed on as ``args.presets``."""
 
     @classmethod
     @abstractmethod
     def why_not(cls, task: str) -> str | None:
-        """Say why this engine cannot run ``task`` here, or None if it can. Starts nothing."""
+        """Return why this engine cannot run ``task`` here, or None if it can. Starts nothing."""
 
     @classmethod
     def task_names(cls) -> list[str]:
@@ -242,24 +242,24 @@ class Engine(ABC):
         """Start the simulator and yield the configured ``(env_cfg, agent_cfg)``."""
 
     def load_configs(self, request: LaunchRequest) -> tuple[Any, Any]:
-        """Load the task's ``(env_cfg, agent_cfg)`` as they are without any override, starting nothing.
+        """Load the task's ``(env_cfg, agent_cfg)`` without overrides and without starting the simulator.
 
         Raises:
-            UserError: Where the simulator has to run before they can be read.
+            UserError: If the simulator must run before they can be read.
         """
         raise UserError(f"engine '{self.name}' knows its tasks' configurations only once its simulator runs")
 
     @abstractmethod
     def set_common(self, env_cfg: EnvCfg, *, num_envs: int | None, seed: int | None, device: str | None) -> None:
-        """Set what every command can ask for; None leaves the config's value."""
+        """Set the flags that every command has; None leaves the config's value."""
 
     def num_envs(self, env_cfg: EnvCfg) -> int | None:
-        """Return how many environments the config asks for; None where it does not say."""
+        """Return the number of parallel environments in the config; None if it has no such field."""
         found = getattr(getattr(env_cfg, "scene", None), "num_envs", None)
         return None if found is None else int(found)
 
     def set_log_dir(self, env_cfg: EnvCfg, path: Path) -> None:
-        """Tell the environment where the run writes, if its configuration has a place for it (``log_dir``)."""
+        """Set the run's folder in the environment's config, if that has a field ``log_dir``."""
         if hasattr(env_cfg, "log_dir"):
             setattr(env_cfg, "log_dir", str(path))  # noqa: B010  # a protocol without fields has none to assign
 

@@ -125,7 +125,7 @@ class CheckedEnv(EnvWrapper):
         return read_step(self.env.step(actions), self.env.num_envs)[0]
 
     def _tell_read(self, method: str, done: list[str]) -> None:
-        """Say once how what a method returns is read."""
+        """Log once how the return value of a method is interpreted."""
         if done and (type(self.env), method) not in self._told:
             self._told.add((type(self.env), method))
             logger.warning("%s.%s: reading %s.", self._name, method, "; ".join(done))
@@ -292,7 +292,7 @@ def _describe_groups(groups: dict[Any, Any]) -> str:
 
 
 def _describe(value: object) -> str:
-    """Say what a value is, with the shapes of its tensors."""
+    """Describe a value, with the shapes of its tensors."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, tuple | list):

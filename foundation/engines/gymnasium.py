@@ -133,7 +133,7 @@ class GymnasiumEngine(Engine):
 
     @classmethod
     def why_not(cls, task: str) -> str | None:
-        """Say why the task cannot run here, or None. Imports the module of ``module:Id``, and what registers its id."""
+        """Return why the task cannot run here, or None. Imports the module that registers its id."""
         try:
             spec = find_spec(task)
         except MissingError as reason:
@@ -351,7 +351,7 @@ def fill_obs_groups(agent_cfg: Any, env: GymnasiumVecEnv) -> None:
     """Let actor and critic read every flat group, where the environment has no ``policy`` and nothing else was said."""
     obs = env.get_observations()
     flat = [str(name) for name, group in obs.items() if group.ndim == 2]
-    if "policy" in obs.keys() or not flat:  # noqa: SIM118  # a TensorDict wants keys()
+    if "policy" in obs.keys() or not flat:  # noqa: SIM118  # a TensorDict supports `in` for its keys() only
         return
     if getattr(agent_cfg, "obs_groups", None) == OnPolicyRunnerCfg().obs_groups:
         agent_cfg.obs_groups = {"actor": flat, "critic": flat}

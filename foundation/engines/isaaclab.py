@@ -1,4 +1,4 @@
-"""Isaac Lab: any of its tasks, direct, manager-based or multi-agent. 3.0 here; 2.3 in ``isaaclab23``."""
+"""Engine for Isaac Lab 3.0: direct, manager-based and multi-agent tasks. Version 2.3 is in ``isaaclab23``."""
 
 # Isaac Lab has an environment of its own, so a type checker may not find it.
 # pyright: reportMissingImports=false
@@ -25,9 +25,9 @@ from foundation.tasks import CANNOT_IMPORT, launching, resolve_task
 logger = logging.getLogger(__name__)
 
 _TASK_GROUP = "isaaclab.tasks"
-"""Entry points of packages that register tasks."""
+"""Group of the entry points by which installed packages register tasks."""
 _OLD_FLAGS = ("--enable_cameras",)
-"""Flags of earlier launchers that people still type; 3.0 does without."""
+"""Flags of earlier launchers, accepted and without effect in 3.0."""
 
 
 class IsaacLabEngine(Engine):
@@ -45,7 +45,7 @@ class IsaacLabEngine(Engine):
 
     @classmethod
     def why_not(cls, task: str) -> str | None:
-        """Say why the task cannot run here, or None. Imports the packages that register tasks, starts nothing."""
+        """Return why the task cannot run here, or None. Imports the packages that register tasks, starts nothing."""
         missing = _not_installed()
         if missing is not None:
             return missing
@@ -89,7 +89,7 @@ class IsaacLabEngine(Engine):
     # -- a session ------------------------------------------------------------------------------------------------
 
     def launch(self, request: LaunchRequest, configure: Configure) -> AbstractContextManager[tuple[Any, Any]]:
-        """Start what the task's physics needs (Kit for PhysX, nothing for Newton) and yield the configurations."""
+        """Start Kit if the task's physics needs it (PhysX does, Newton does not) and yield the configs."""
         missing = _not_installed()
         if missing is not None:
             raise UserError(f"--engine isaaclab: {missing}")
@@ -117,9 +117,9 @@ class IsaacLabEngine(Engine):
         with launching(self.name), launch_simulation(env_cfg, self._args):
             try:
                 yield env_cfg, agent_cfg
-            except UserError as error:  # the launcher would print a traceback
+            except UserError as error:  # raised again below: inside the block, the launcher would print a traceback
                 mistake = error
-                if "omni" in sys.modules:  # closing Kit ends the process
+                if "omni" in sys.modules:  # closing Kit ends the process, so the message is printed before
                     print(f"error: {error}", file=sys.stderr, flush=True)
                     raise SystemExit(2) from None
             finally:
@@ -128,7 +128,7 @@ class IsaacLabEngine(Engine):
             raise mistake
 
     def load_configs(self, request: LaunchRequest) -> tuple[Any, Any]:
-        """Load the task's configurations; of Isaac Lab 2 they can be read once Kit runs."""
+        """Load the task's configs; those of Isaac Lab 2 can only be read after Kit has started."""
         missing = _not_installed()
         if missing is not None:
             raise UserError(f"--engine isaaclab: {missing}")
@@ -159,10 +159,10 @@ class IsaacLabEngine(Engine):
 
     @staticmethod
     def _launcher_args(request: LaunchRequest, device: str) -> argparse.Namespace:
-        """Copy the flags for the launcher, which writes to what it is given."""
+        """Return a copy of the flags for the launcher, which changes the namespace that it is given."""
         args = argparse.Namespace(**copy.deepcopy(vars(request.args)))
         args.device = device
-        args.distributed = False  # the device is chosen already
+        args.distributed = False  # the launcher would choose another device by the process's rank
         if request.video and getattr(args, "visualizer", None) is None and not has_kit():
             args.visualizer = ["newton_gl"]
         return args
@@ -186,7 +186,7 @@ class IsaacLabEngine(Engine):
 def build_env(
     task: str, env_cfg: object, agent_cfg: object, args: argparse.Namespace, video: VideoRequest | None
 ) -> Any:
-    """Make the gymnasium environment of a launched task, one agent out of many where it has many, and wrap it."""
+    """Make the environment of a launched task, convert a multi-agent one to a single agent, and wrap it for RSL-RL."""
     from isaaclab.envs import DirectMARLEnvCfg, multi_agent_to_single_agent
     from isaaclab_rl.rsl_rl import RslRlVecEnvWrapper
 
@@ -216,7 +216,7 @@ def _make_gym_env(task: str, env_cfg: object, args: argparse.Namespace, video: V
 
 
 def set_agent_device(agent_cfg: Any, device: str) -> None:
-    """Put the agent on the simulation's device; its own default is cuda:0 everywhere."""
+    """Set the agent's device to the simulation's; its default is always cuda:0."""
     if isinstance(agent_cfg, dict):
         agent_cfg["device"] = device
     else:
@@ -224,12 +224,12 @@ def set_agent_device(agent_cfg: Any, device: str) -> None:
 
 
 def has_kit() -> bool:
-    """Say whether Isaac Sim is installed."""
+    """Return whether Isaac Sim is installed."""
     return importlib.util.find_spec("isaacsim") is not None
 
 
 def _not_installed() -> str | None:
-    """Say what is missing, or None."""
+    """Return what is missing, or None."""
     if importlib.util.find_spec("isaaclab") is None:
         return "Isaac Lab is not installed here (README, section Installation)"
     if _major_version() < 3:
@@ -240,7 +240,7 @@ def _not_installed() -> str | None:
 
 
 def _major_version() -> int:
-    """Return 2 or 3. Packages from a source checkout of 2.x call themselves 0.x."""
+    """Return 2 or 3. A source checkout of 2.x has package version 0.x."""
     try:
         return 3 if int(importlib.metadata.version("isaaclab").partition(".")[0]) >= 3 else 2
     except (importlib.metadata.PackageNotFoundError, ValueError):
@@ -248,9 +248,9 @@ def _major_version() -> int:
 
 
 def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
-    """Add every flag of the installed launcher to a parser of its own."""
-    parser.add_argument("--task")  # 2.3 warns of a parser without arguments
-    argv, sys.argv = sys.argv, sys.argv[:1]  # the launchers read, and 3.0 rewrites, the process's own arguments
+    """Add every flag of the installed launcher to an empty parser."""
+    parser.add_argument("--task")  # the launcher of 2.3 warns if the parser has no arguments yet
+    argv, sys.argv = sys.argv, sys.argv[:1]  # the launchers read sys.argv, and 3.0 changes it
     try:
         if _major_version() < 3:
             from isaaclab.app import AppLauncher
@@ -265,7 +265,7 @@ def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _not_in_2(task: str) -> str | None:
-    """Say why Isaac Lab 2, which knows its tasks only once Kit runs, should not be tried for a task."""
+    """Return why Isaac Lab 2, which knows its tasks only once Kit runs, should not be tried for a task."""
     spec = gymnasium.registry.get(task)
     if spec is not None and any(key.endswith("_env_entry_point") for key in spec.kwargs):
         return f"Isaac Lab 2 is installed, and '{task}' has no environment for it (Isaac Lab 3 has one)"
@@ -279,14 +279,14 @@ def _register_tasks() -> None:
 
 
 def register_package_tasks() -> None:
-    """Import what installed packages declare as tasks. Ours are registered already."""
+    """Import what installed packages declare as tasks. This package's own are registered already."""
     for entry in importlib.metadata.entry_points(group=_TASK_GROUP):
         if entry.value.partition(".")[0] != "foundation":
             entry.load()
 
 
 def _has_isaaclab_env(spec: Any) -> bool:
-    """Say whether a task is Isaac Lab's or has an environment for it beside those of other engines."""
+    """Return whether a task is Isaac Lab's or has an environment for it beside those of other engines."""
     if "env_cfg_entry_point" not in spec.kwargs:
         return False
     others = any(key.endswith("_env_entry_point") for key in spec.kwargs)

@@ -1,4 +1,4 @@
-"""Say in one line why Isaac Lab cannot make an environment: its asset server, a broken file, a name that is missing."""
+"""One-line errors for environments that Isaac Lab cannot make: its asset server, a broken file, a missing name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Asset:
     """Its place in the config, as it is typed: ``env.scene.robot.spawn.usd_path``."""
     path: str
     prim: str
-    """Where in the stage it goes: ``/World/envs/env_.*/Robot``; "" where the config does not say."""
+    """Where in the stage it goes: ``/World/envs/env_.*/Robot``; "" where the config does not state it."""
     optional: str
     """What may be set to null to do without it, or ""."""
 
@@ -156,7 +156,7 @@ def _referred_to(error: BaseException) -> str | None:
 
 
 def _asset_named(message: str, assets: list[Asset]) -> str:
-    """Say which of the config's assets a message is about: it has the file's path, or the end of the prim's."""
+    """Return which of the config's assets a message is about: it has the file's path, or the end of the prim's."""
     for asset in assets:
         last = asset.prim.rpartition("/")[2]
         if asset.path in message or (last and f"/{last}'" in message):
@@ -173,7 +173,7 @@ def _frames(trace: TracebackType | None) -> list[TracebackType]:
 
 
 def _inside_isaac_lab(trace: TracebackType | None) -> bool:
-    """Say whether everything above this module, up to the place of the error, is Isaac Lab's or a library's."""
+    """Return whether everything above this module, up to the place of the error, is Isaac Lab's or a library's."""
     files = [Path(frame.tb_frame.f_code.co_filename) for frame in _frames(trace)]
     ours = max((i for i, file in enumerate(files) if _PACKAGE in file.parents), default=-1)
     above = files[ours + 1 :]

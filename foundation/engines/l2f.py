@@ -16,5 +16,5 @@ class L2fEngine(TorchEngine):
 
     @classmethod
     def why_not(cls, task: str) -> str | None:
-        """Say why the task cannot run here, or None. Imports the module of ``module:Id``."""
+        """Return why the task cannot run here, or None. Imports the module of ``module:Id``."""
         return super().why_not(task) if l2f_is_installed() else MISSING

@@ -97,7 +97,7 @@ def _read_extras(given: Mapping[str, Any], num_envs: int) -> tuple[Mapping[str, 
 
 
 def is_batch(obs: object, num_envs: int) -> bool:
-    """Say whether these are observation groups as ``VecEnv`` has them."""
+    """Return whether these are observation groups as ``VecEnv`` has them."""
     return isinstance(obs, TensorDict) and tuple(obs.batch_size) == (num_envs,)
 
 
@@ -110,7 +110,7 @@ def _all_per_env(groups: Mapping[Any, Any], num_envs: int) -> bool:
 
 
 def _is_flag(value: object, num_envs: int) -> bool:
-    """Say whether this is one yes or no for each environment. Rewards and other numbers with a fraction are not."""
+    """Return whether this is one yes or no for each environment. Rewards and other numbers with a fraction are not."""
     shapes = ((num_envs,), (num_envs, 1))
     return isinstance(value, torch.Tensor) and tuple(value.shape) in shapes and not value.is_floating_point()
 

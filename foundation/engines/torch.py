@@ -41,7 +41,7 @@ class TorchEngine(Engine):
 
     @classmethod
     def why_not(cls, task: str) -> str | None:
-        """Say why the task cannot run here, or None. Imports the module of ``module:Id``."""
+        """Return why the task cannot run here, or None. Imports the module of ``module:Id``."""
         return why_not_registered(task, cls.entry_point)
 
     def launch(self, request: LaunchRequest, configure: Configure) -> AbstractContextManager[tuple[Any, Any]]:

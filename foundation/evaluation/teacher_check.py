@@ -98,7 +98,7 @@ def _barely_better(results: dict[str, EvaluationResult], solved_return: float | 
 
 
 def is_above(one: EvaluationResult, other: EvaluationResult) -> bool:
-    """Say whether one mean return is above another by more than chance would have it."""
+    """Return whether one mean return is above another by more than chance would have it."""
     difference = one.mean_return - other.mean_return
     if min(len(one.returns), len(other.returns)) < 2:
         return difference > 0.0

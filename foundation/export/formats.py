@@ -39,10 +39,10 @@ _COMPILER_SECONDS = 300
 
 @dataclass(frozen=True)
 class Check:
-    """What a format's own runtime said of a written file."""
+    """Result of running a written file by its format's own runtime."""
 
     runtime: str
-    """Who ran it."""
+    """The runtime, such as ``onnxruntime``."""
     difference: float | None
     """Largest difference of an action over the golden sequence. None: there are no actions to compare."""
 
@@ -60,7 +60,7 @@ class Written:
     """Why not."""
 
     def line(self) -> str:
-        """Say it in one line."""
+        """Return one line for the console."""
         names = ", ".join(str(file) for file in self.files)
         if self.check is None:
             return f"{self.format}: {names} - NOT CHECKED: {self.unchecked}"

@@ -22,16 +22,16 @@ DESCRIPTION = "foundation.json"
 def write_torchscript(file: BinaryIO, program: Program, description: Description) -> None:
     """Write a policy whose memory is inside.
 
-    ``forward(obs)`` takes (num_envs, num_obs) or (num_obs,) and remembers; the memory begins anew where the number of
-    environments changes, after ``reset()``, and after ``reset_envs(mask)`` for some.
+    ``forward(obs)`` takes (num_envs, num_obs) or (num_obs,) and remembers; the memory is reset when the number of
+    environments changes, by ``reset()``, and by ``reset_envs(mask)`` for some of them.
 
     Args:
-        file: Where to.
-        program: Its operations.
-        description: What it reads and gives.
+        file: Stream to write to.
+        program: The policy's operations.
+        description: Its inputs and outputs; saved in the archive as an extra file.
     """
     with warnings.catch_warnings():
-        # TorchScript is what those runners load, though PyTorch's own advice is torch.export.
+        # PyTorch deprecates TorchScript for torch.export, but the runners of Isaac Lab and unitree load TorchScript.
         warnings.simplefilter("ignore", DeprecationWarning)
         module = to_torchscript(program)
         extra = {DESCRIPTION: json.dumps(description.as_dict())}
@@ -55,7 +55,7 @@ class _Exported(nn.Module):
     def __init__(self, core: nn.Module, initial: torch.Tensor) -> None:
         super().__init__()
         self.core = core
-        # Declared here and not in the class: TorchScript cannot read annotations that are text.
+        # Declared here and not in the class body: TorchScript cannot read annotations that are strings.
         self.initial: torch.Tensor
         self.state: torch.Tensor
         self.register_buffer("initial", initial)

@@ -36,7 +36,7 @@ class EarlyStopping:
         return self.seen - max(self.best_epoch + 1, self.first_epoch)
 
     def due(self) -> bool:
-        """Say whether to stop."""
+        """Return whether to stop."""
         return self.cfg.patience is not None and self.waited >= self.cfg.patience
 
     def state_dict(self) -> dict[str, Any]:

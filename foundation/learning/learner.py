@@ -107,7 +107,7 @@ class Learner:
         return {"mean", "logits"}.union(*(spec.teacher for spec, _ in self.terms))
 
     def prepare(self, student: PolicyOutput, teacher: PolicyOutput) -> None:
-        """Check once that student and teacher have what the losses read; make the adapter that ``feature`` wants.
+        """Check once that student and teacher have what the losses read; make the adapter that ``feature`` needs.
 
         Raises:
             UserError: Naming the loss, what is missing, and what to use instead.
@@ -123,10 +123,10 @@ class Learner:
         if unused:
             logger.warning("Settings without effect: %s.", "; ".join(unused))
         for spec, _ in self.terms:
-            for who, output, wanted in (("student", student, spec.student), ("teacher", teacher, spec.teacher)):
+            for role, output, wanted in (("student", student, spec.student), ("teacher", teacher, spec.teacher)):
                 missing = [name for name in wanted if getattr(output, name) is None]
                 if missing and output.logits is None:
-                    raise UserError(_missing_output(spec.name, who, missing[0]))
+                    raise UserError(_missing_output(spec.name, role, missing[0]))
         if "features" in self.target_fields() and self.adapter is None:
             assert student.features is not None and teacher.features is not None
             sizes = student.features.shape[-1], teacher.features.shape[-1]
@@ -400,13 +400,13 @@ def forward(student: Student, batch: Batch) -> PolicyOutput:
     return student.sequence(batch.obs, state, batch.resets)[0]
 
 
-def _missing_output(loss: str, who: str, missing: str) -> str:
-    if who == "student":
+def _missing_output(loss: str, role: str, missing: str) -> str:
+    if role == "student":
         key = {"std": "distill.student.stochastic=true", "value": "distill.student.value_head=true"}.get(missing)
         hint = f"set {key}" if key else "choose another student"
     else:
         hint = "choose a teacher that has one"
-    return f"Loss '{loss}' needs the {who}'s {missing}, which this {who} does not have: {hint}, or use loss=mse."
+    return f"Loss '{loss}' needs the {role}'s {missing}, which this {role} does not have: {hint}, or use loss=mse."
 
 
 def _make_optimizer(student: nn.Module, cfg: DistillationCfg) -> torch.optim.Optimizer:

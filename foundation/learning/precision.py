@@ -19,7 +19,7 @@ AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float1
 
 
 class Precision:
-    """Computes the student in the precision that was asked for. Weights, losses and the optimiser stay float32.
+    """Computes the student in the chosen precision. Weights, losses and the optimiser stay float32.
 
     Args:
         name: A key of :data:`AUTOCAST`.

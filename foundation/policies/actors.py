@@ -1,4 +1,4 @@
-"""Who can act in an environment: one small interface over teacher, student and the baselines."""
+"""Actors: one small interface over teacher, student and the baselines."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class RandomActor:
 
 
 class SplitActor:
-    """Several actors share one rollout: each drives a block of consecutive environments."""
+    """Several actors share one rollout: each acts in a block of consecutive environments."""
 
     def __init__(self, actors: Sequence[Actor], num_envs: int):
         self.actors = list(actors)

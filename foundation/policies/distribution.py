@@ -186,7 +186,7 @@ class ShapedActions(Deterministic):
         scale: torch.Tensor | None = None,
         shift: torch.Tensor | None = None,
     ) -> None:
-        """Say what is done to the mean, in this order.
+        """Return what is done to the mean, in this order.
 
         Args:
             inner: Gives the raw mean and the deviation.
@@ -207,7 +207,7 @@ class ShapedActions(Deterministic):
         self.register_buffer("shift", torch.zeros(()) if shift is None else shift)
 
     def describe(self) -> str:
-        """Say what is done to the mean, for people."""
+        """Return what is done to the mean, for people."""
         said = [] if self.squash is None else [" ".join(str(self.squash).split())]
         if self.low is not None and self.high is not None:
             said.append(f"clipped to {_range(self.low, self.high)}")
@@ -256,7 +256,7 @@ class Choices(Deterministic):
     """
 
     def __init__(self, q_values: bool) -> None:
-        """Say what the outputs are: Q-values, or logits of a categorical distribution."""
+        """Return what the outputs are: Q-values, or logits of a categorical distribution."""
         super().__init__()
         self.q_values = q_values
         self.name = "q-values" if q_values else "categorical"

@@ -54,7 +54,7 @@ class _Buffers:
 
     @classmethod
     def take(cls, steps: int, size: int, envs: int, like: torch.Tensor) -> _Buffers:
-        """Return buffers that nobody uses."""
+        """Return buffers that are not in use."""
         for index, buffers in enumerate(cls._free):
             if buffers.key == (steps, size, envs, like.dtype):
                 return cls._free.pop(index)

@@ -117,7 +117,7 @@ class ImageEncoders(nn.Module):
             listed = ", ".join(f"{group} {list(shape)}" for group, shape in wanted.items())
             raise UserError(
                 f"teacher '{self._path}': images of {listed} give {sum(sizes)} of the {self.num_features} numbers that "
-                "its dense layers want; it was trained on images of another size."
+                "its dense layers expect; it was trained on images of another size."
             )
         self.encoders = nn.ModuleDict(encoders).requires_grad_(False).eval()
         self.shapes = wanted
@@ -157,7 +157,7 @@ class ImageEncoders(nn.Module):
     def _check_bound(self) -> None:
         if not self.shapes:
             raise UserError(
-                f"teacher '{self._path}' reads images whose size its checkpoint does not tell: give it the "
+                f"teacher '{self._path}' reads images whose size its checkpoint does not state: give it the "
                 "environment's observations, or 'image_shapes', such as {camera: [3, 64, 64]}."
             )
 

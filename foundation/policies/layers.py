@@ -284,7 +284,7 @@ class Layers:
         return layer.name
 
     def set_moments(self, moments: tuple[str, str | None]) -> None:
-        """Say which values are mean and std."""
+        """Set which values are mean and std."""
         self.outputs["mean"] = moments[0]
         if moments[1] is not None:
             self.outputs["std"] = moments[1]

@@ -11,7 +11,7 @@ from foundation.policies.layers import Layers, Memory, Window
 
 
 class EpisodeState(nn.Module):
-    """What every policy does with its memory; one whose episodes begin otherwise overrides ``initial_state``."""
+    """Base of policies with or without memory: zeros at an episode's start, unless ``initial_state`` is overridden."""
 
     state_size: int = 0
     """Numbers that are remembered per env; 0 without memory."""

@@ -41,14 +41,14 @@ class ObsSelector:
     def _flat(self, obs: TensorDict, name: str) -> torch.Tensor:
         return obs[name].flatten(1) if name in self.images else obs[name]
 
-    def check(self, obs: TensorDict, who: str, wanted: int | None = None, key: str | None = None) -> int:
+    def check(self, obs: TensorDict, role: str, wanted: int | None = None, key: str | None = None) -> int:
         """Check the groups against what the environment offers.
 
         Args:
             obs: Observations of the environment.
-            who: "teacher" or "student", for the message.
-            wanted: The input size that the policy wants; None accepts any.
-            key: What the user sets to change the groups; None: ``distill.<who>.obs_groups``.
+            role: "teacher" or "student", for the message.
+            wanted: The policy's input size; None accepts any.
+            key: What the user sets to change the groups; None: ``distill.<role>.obs_groups``.
 
         Returns:
             The number of selected columns.
@@ -57,8 +57,8 @@ class ObsSelector:
             UserError: If a group is unknown, not flat, the slice is out of range, or the size is not ``wanted``.
         """
         offered = {str(name): tuple(obs[name].shape[1:]) for name in obs.keys()}  # noqa: SIM118
-        slice_hint = f" (and distill.{who}.obs_slice)" if key is None else ""
-        key = key or f"distill.{who}.obs_groups"
+        slice_hint = f" (and distill.{role}.obs_slice)" if key is None else ""
+        key = key or f"distill.{role}.obs_groups"
         for name in self.groups:
             if name not in offered:
                 raise UserError(f"{key}: the environment has no observation group '{name}'. {suggest(name, offered)}")
@@ -70,12 +70,12 @@ class ObsSelector:
         if self.obs_slice is not None:
             start, stop = self.obs_slice
             if not 0 <= start < stop <= total:
-                raise UserError(f"distill.{who}.obs_slice=[{start},{stop}] does not fit the {total} columns of {key}.")
+                raise UserError(f"distill.{role}.obs_slice=[{start},{stop}] does not fit the {total} columns of {key}.")
             total = stop - start
         if wanted is not None and total != wanted:
             sizes = ", ".join(f"{name} ({size[0]})" for name, size in offered.items() if len(size) == 1)
             raise UserError(
-                f"The {who} wants {wanted} observations, but {key}={list(self.groups)} gives {total}. "
+                f"The {role} expects {wanted} observations, but {key}={list(self.groups)} gives {total}. "
                 f"The environment's groups are: {sizes}. Set {key}{slice_hint} to what it was trained on."
             )
         return total

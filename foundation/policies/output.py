@@ -1,4 +1,4 @@
-"""What any policy, teacher or student, says about an observation."""
+"""The output of any policy, teacher or student, for an observation."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Factor(nn.Module):
         return layers.scale(x, name, self.factor)
 
     def extra_repr(self) -> str:
-        """Say the number."""
+        """Show the factor in ``repr``."""
         return f"{self.factor:g}"
 
 

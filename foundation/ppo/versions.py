@@ -134,7 +134,7 @@ def _without_missing(value: object) -> Any:
 
 
 def is_distillation(cfg: dict[str, Any]) -> bool:
-    """Say whether an agent config asks for distillation: by its class, else by its groups."""
+    """Return whether an agent config asks for distillation: by its class, else by its groups."""
     if "class_name" in cfg and cfg["class_name"] in ("OnPolicyRunner", "DistillationRunner"):
         return cfg["class_name"] == "DistillationRunner"
     algorithm = str((cfg.get("algorithm") or {}).get("class_name", ""))

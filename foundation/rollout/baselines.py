@@ -49,11 +49,11 @@ def measure_baselines(
     }
     if not shared_rollout or env.num_envs < len(actors) * num_teachers:
         return {
-            name: evaluate(env, actor, num_episodes, seed, poll=poll, who=name, teacher_of=teacher_of)
+            name: evaluate(env, actor, num_episodes, seed, poll=poll, role=name, teacher_of=teacher_of)
             for name, actor in actors.items()
         }
     split = SplitActor(list(actors.values()), env.num_envs)
-    result = evaluate(env, split, num_episodes, seed, poll=poll, who=next(iter(actors)), teacher_of=teacher_of)
+    result = evaluate(env, split, num_episodes, seed, poll=poll, role=next(iter(actors)), teacher_of=teacher_of)
     each = len(result.returns) // env.num_envs
     parts = (slice(each * block.start, each * block.stop) for block in split.blocks)
     return {name: result.part(part) for name, part in zip(actors, parts, strict=True)}

@@ -26,7 +26,7 @@ def evaluate(
     seed: int,
     observers: Sequence[Observer] = (),
     poll: Callable[[], None] | None = None,
-    who: str = "policy",
+    role: str = "policy",
     teacher_of: Callable[[TensorDict], torch.Tensor] | None = None,
 ) -> EvaluationResult:
     """Measure an actor.
@@ -41,7 +41,7 @@ def evaluate(
         seed: Seed of the resets: the same seed gives every actor the same initial states.
         observers: Called at every env step.
         poll: Called every ``SYNC_INTERVAL`` env steps; may raise to stop.
-        who: Name of the actor in the message if its actions are not finite.
+        role: Name of the actor in the message if its actions are not finite.
         teacher_of: With many teachers, maps observations to the teacher that each environment follows.
 
     Returns:
@@ -65,7 +65,7 @@ def evaluate(
             ended = episodes.drain()
             if ended == rounds * env.num_envs:
                 break
-    finite.check(who)
+    finite.check(role)
     if ended < rounds * env.num_envs:
         raise UserError(
             f"An episode did not end within max_episode_length={env.max_episode_length} env steps during "

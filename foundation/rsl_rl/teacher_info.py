@@ -30,9 +30,9 @@ def build_parser() -> CommandParser:
         "distill.teacher.run_as_is=true, distill.teacher.action_range=[-1,1], ..."
     )
     parser.add_argument("checkpoint", metavar="PATH", help="a checkpoint or an exported policy, of any known format")
-    parser.add_argument("--activation", metavar="NAME", help="activation of the hidden layers, if no config says it")
+    parser.add_argument("--activation", metavar="NAME", help="activation of the hidden layers, if no config states it")
     parser.add_argument(
-        "--distribution", metavar="NAME", help="gaussian, heteroscedastic, beta, ... if no config says it"
+        "--distribution", metavar="NAME", help="gaussian, heteroscedastic, beta, ... if no config states it"
     )
     parser.add_argument("--agent_config", metavar="PATH", help="agent.yaml to use instead of the one beside it")
     add_import_arg(parser)

@@ -13,7 +13,7 @@ from foundation.core.text import quoted
 from foundation.runs.run_dir import RunDir
 
 _OF_A_PROCESS = ("log_dir",)
-"""Fields that an engine sets, which nobody chooses."""
+"""Fields that an engine sets and no user chooses."""
 _ABSENT = object()
 
 

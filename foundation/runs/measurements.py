@@ -214,7 +214,7 @@ class Measurements:
             episodes,
             context.final_seed,
             poll=context.poll,
-            who="teacher",
+            role="teacher",
             teacher_of=teachers.teacher_of,
         )
         teachers.record("teacher", judged)

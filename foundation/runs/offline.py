@@ -35,7 +35,7 @@ class OfflineRunner(Runner[None]):
         interrupted: Returns the reason to stop, or a false value.
 
     Raises:
-        UserError: If the dataset is missing, damaged or of something else, or nothing in it passes the filter.
+        UserError: If the dataset is missing, corrupt or of something else, or nothing in it passes the filter.
     """
 
     def __init__(

@@ -198,10 +198,10 @@ class Reporter:
         dataset: dict[str, int],
     ) -> None:
         """Print and log one epoch (counted from 0; shown and logged counted from 1)."""
-        who = {1.0: "teacher forcing", 0.0: "student acts"}.get(beta, f"beta {beta:.2f}")
+        acting = {1.0: "teacher forcing", 0.0: "student acts"}.get(beta, f"beta {beta:.2f}")
         whole = len(collected.returns)
         parts = [
-            f"Epoch {epoch + 1}/{self.cfg.n_epochs} ({who}): {collected.env_steps:,} transitions, {whole:,} whole "
+            f"Epoch {epoch + 1}/{self.cfg.n_epochs} ({acting}): {collected.env_steps:,} transitions, {whole:,} whole "
             f"episode{'' if whole == 1 else 's'}"
         ]
         scalars: Scalars = {"training/loss": learned.mean_loss, "training/learning_rate": learned.learning_rate}
@@ -297,7 +297,7 @@ def _success(summary: Scalars, digits: int = 1) -> str:
 
 
 class _Console(Console):
-    """A console whose reader may go away, as with ``| head``: whoever writes is told so."""
+    """A console whose pipe may be closed, as by ``| head``: writing then raises."""
 
     def on_broken_pipe(self) -> None:
         """Raise, as ``print`` does; the library would end the process without a word."""

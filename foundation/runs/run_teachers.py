@@ -83,7 +83,7 @@ class RunTeachers:
         return each * self.number
 
     def ask_for(self, wanted: set[str]) -> None:
-        """Leave out of the teachers' outputs what no loss reads: critics and last layers that nobody asks cost time."""
+        """Leave out of the teachers' outputs what no loss reads: unneeded critics and last layers cost time."""
         self.teacher.with_value = "value" in wanted
         leave_out = getattr(self.teacher, "without_features", None)
         if leave_out is not None and "features" not in wanted:
@@ -251,7 +251,7 @@ def teacher_weights(weights: dict[str, int], assignment: TeacherAssignment | Non
     if not weights:
         return None
     if assignment is None:
-        raise UserError("distill.teacher.weights wants several teachers, each with its own environments.")
+        raise UserError("distill.teacher.weights needs several teachers, each with its own environments.")
     names = assignment.names
     for name in weights:
         if name not in names:

@@ -107,7 +107,7 @@ class DistillationRunner(Runner[Collection]):
         """Size of the dataset when the run was saved that is resumed; None once more is collected."""
 
     def beta(self, epoch: int) -> float:
-        """Return the probability that an episode of this epoch is driven by the teacher."""
+        """Return the probability that the teacher acts in an episode of this epoch."""
         return teacher_share(self.cfg, epoch)
 
     @property
@@ -169,7 +169,7 @@ class DistillationRunner(Runner[Collection]):
 
     @torch.no_grad()
     def _probe_targets(self) -> dict[str, int]:
-        """Ask teacher and student once for their outputs; return the size of each that is there and wanted."""
+        """Evaluate teacher and student once; return the size of each of their outputs that is needed."""
         obs = self.env.get_observations()
         wanted = self.learner.target_fields()
         self.teachers.ask_for(wanted)

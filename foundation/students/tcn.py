@@ -62,7 +62,7 @@ class TimeConvolution(nn.Sequential):
 class TCNStudent(Student):
     """Dilated causal convolutions (Bai et al. 2018) over the last ``kernel_size ** layers`` observations.
 
-    Only the newest output is wanted, and it depends on a tree of the dilated layers' outputs: convolutions whose
+    Only the newest output is needed, and it depends on a tree of the dilated layers' outputs: convolutions whose
     stride is their kernel, over the window, compute that tree and nothing else; and such a convolution is a linear
     layer over ``kernel_size`` neighbours side by side.
     """

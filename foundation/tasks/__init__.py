@@ -27,7 +27,7 @@ _LAUNCHING: ContextVar[str | None] = ContextVar("launching_engine", default=None
 
 @contextmanager
 def launching(engine: str) -> Iterator[None]:
-    """Say which engine loads configurations inside the ``with`` block."""
+    """Set the engine that loads configurations inside the ``with`` block."""
     token = _LAUNCHING.set(engine)
     try:
         yield
@@ -45,7 +45,7 @@ def launching_engine() -> str:
 
 
 def why_not_registered(task: str, entry_point: str) -> str | None:
-    """Say in a few words why a task is not there for an engine, or None if it is.
+    """Return in a few words why an engine does not have a task, or None if it has.
 
     Args:
         task: A gym id or ``module:Id``.

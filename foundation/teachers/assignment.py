@@ -103,7 +103,7 @@ def make_choice(expert: str, obs: TensorDict) -> Choose:
     Raises:
         UserError: If there is no such group or function, or it gives something else than one index per environment.
     """
-    groups = {str(name): obs[name] for name in obs.keys()}  # noqa: SIM118  # a TensorDict wants keys()
+    groups = {str(name): obs[name] for name in obs.keys()}  # noqa: SIM118  # a TensorDict supports `in` for its keys() only
     if ":" in expert:
         choose = _function(expert)
         try:

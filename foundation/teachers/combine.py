@@ -11,7 +11,7 @@ COMBINATIONS = ("mean", "uncertainty", "value", "gate")
 
 
 def combine(output: PolicyOutput, how: str, temperature: float = 1.0, gate: torch.Tensor | None = None) -> PolicyOutput:
-    """Put the outputs of K teachers about the same rows together.
+    """Combine the outputs of K teachers for the same observations.
 
     The weights w_k sum to one: equal for ``mean``; in proportion to 1 / std_k^2, action by action, for
     ``uncertainty`` (a teacher counts where it is sure); softmax(value_k / temperature) for ``value`` (the teacher that

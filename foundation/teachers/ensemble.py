@@ -25,7 +25,7 @@ from foundation.teachers.wrapper import TeacherPolicyWrapper
 class TeacherEnsemble(PolicyNetwork):
     """K teachers of the same architecture, with the interface of one.
 
-    ``combine`` says whose output an environment gets:
+    ``combine`` selects the output that an environment gets:
 
     - ``per_env``: environment i that of teacher ``i % K`` (the rule by which environments get their vehicles);
     - ``expert``: that of the teacher whose index is the observation's last column;
@@ -134,7 +134,7 @@ class TeacherEnsemble(PolicyNetwork):
 
     @property
     def with_value(self) -> bool:
-        """Whether outputs carry the value; set it to False where nobody needs it, and the critics are not run."""
+        """Whether outputs carry the value; the critics are not run if it is set to False."""
         return self.has_value and self._wants_value
 
     @with_value.setter
@@ -143,7 +143,7 @@ class TeacherEnsemble(PolicyNetwork):
         self.networks.with_value = wanted or self._needs_value
 
     def without_features(self) -> None:
-        """Leave the last hidden layer out of the outputs from here on: nobody needs it."""
+        """Leave the last hidden layer out of the outputs from here on, where no loss reads it."""
         self.networks.with_features = False
 
     # -- which teacher ------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ class TeacherEnsemble(PolicyNetwork):
         return torch.arange(num_envs, device=self.device) % self.num_teachers
 
     def _step_own(self, obs: torch.Tensor, state: torch.Tensor | None) -> tuple[PolicyOutput, torch.Tensor | None]:
-        """Give each environment its own teacher: rows i, i + K, i + 2 K, ... are teacher i's."""
+        """Step each environment by its own teacher: environments i, i + K, i + 2 K, ... have teacher i."""
         envs = obs.shape[0]
         missing = -obs.shape[0] % self.num_teachers
         x = self._deal(obs, missing)
@@ -166,7 +166,7 @@ class TeacherEnsemble(PolicyNetwork):
         return map_output(undeal, output), None if memory is None else undeal(memory)
 
     def _deal(self, rows: torch.Tensor, missing: int) -> torch.Tensor:
-        """Give each teacher its rows. Shape: (num_teachers, rows_per_teacher, size)."""
+        """Split environments by teacher. Shape: (num_teachers, envs_per_teacher, size)."""
         if missing:
             rows = torch.nn.functional.pad(rows, (0, 0, 0, missing))
         return rows.unflatten(0, (-1, self.num_teachers)).transpose(0, 1)
@@ -174,7 +174,7 @@ class TeacherEnsemble(PolicyNetwork):
     def step_each(
         self, obs: torch.Tensor, state: torch.Tensor | None = None
     ) -> tuple[PolicyOutput, torch.Tensor | None]:
-        """Ask every teacher about every row (not with ``per_env``), so that each keeps its memory of all.
+        """Step every teacher in every environment (not with ``per_env``), so that each keeps its memory of all.
 
         Args:
             obs: Shape: (num_envs, num_obs).
@@ -191,7 +191,7 @@ class TeacherEnsemble(PolicyNetwork):
         return output, None if memory is None else memory.transpose(0, 1).flatten(1)
 
     def _step_all(self, obs: torch.Tensor, state: torch.Tensor | None) -> tuple[PolicyOutput, torch.Tensor | None]:
-        """Ask every teacher about every row, then choose or combine."""
+        """Step every teacher in every environment, then choose or combine their outputs."""
         x = obs[..., : self.num_obs]
         output, state = self.step_each(x, state)
         if self.mode == "expert":

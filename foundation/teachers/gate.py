@@ -14,7 +14,7 @@ class TeacherGate(nn.Module):
     """Maps observations to the weights of K teachers, as the gating network of a mixture of experts does.
 
     The form is that of Jacobs et al. 1991, a softmax over the outputs of one network. What an output k means is fitted
-    from flights (``foundation.learning.gate``): the return of the next steps if teacher k drives, in standard
+    from episodes (``foundation.learning.gate``): the return of the next steps if teacher k acts, in standard
     deviations of the returns seen, so that the weights ``softmax(value_k / temperature)`` maximise the expected return
     plus ``temperature`` times the weights' entropy. At a low temperature that is the state-wise best teacher, the
     benchmark of Cheng, Kolobov and Agarwal 2020 ("Policy Improvement via Imitation of Multiple Oracles"). Until it is

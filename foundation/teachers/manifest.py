@@ -204,7 +204,7 @@ def find_teachers(spec: str | Sequence[str]) -> list[TeacherEntry]:
 
 
 def is_one_file(spec: str | Sequence[str]) -> bool:
-    """Say whether a specification is the path of a single checkpoint (which may not exist)."""
+    """Return whether a specification is the path of a single checkpoint (which may not exist)."""
     parts = [spec] if isinstance(spec, str) else list(spec)
     if len(parts) != 1:
         return False

@@ -189,7 +189,7 @@ class StackedNetworks(nn.Module):
         self.critic = StackedTower(critics) if critics else None
         self.with_value = self.critic is not None
         self.with_features: bool = True
-        """Whether outputs carry the last hidden layer; off where nobody needs it, which saves copies."""
+        """Whether outputs carry the last hidden layer; off where it is not needed, which saves copies."""
         self.distribution: Deterministic = networks[0].distribution
         if isinstance(self.distribution, Gaussian):
             self.distribution = Gaussian(_stack_rows([n.distribution.std for n in networks]).data)  # type: ignore[arg-type]

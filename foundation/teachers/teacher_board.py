@@ -32,7 +32,7 @@ class TeacherBoard:
         self.running = unknown.clone()
         """``collected``, averaged over epochs: few episodes of each teacher end in one. Shape: (num_teachers,)."""
         self.active = torch.ones(len(self.names), dtype=torch.bool)
-        """Whose data of the last epoch is learned from. Shape: (num_teachers,)."""
+        """Teachers whose transitions of the last epoch are learned from. Shape: (num_teachers,)."""
 
     def record(self, what: str, returns: torch.Tensor, teacher: torch.Tensor) -> None:
         """Take the episodes of an epoch or an evaluation; a teacher without any keeps what it had.

@@ -64,8 +64,8 @@ class TeacherPolicyWrapper(nn.Module):
 
         Args:
             obs: A tensor, shape (num_envs, num_obs), or the env's TensorDict of observation groups.
-            deterministic: The mean (of a discrete policy: the best choice's index); otherwise a draw.
-            generator: For the draw.
+            deterministic: Return the mean (of a discrete policy, the index of the best choice); otherwise a sample.
+            generator: Random numbers of the sample.
 
         Returns:
             Actions. Shape: (num_envs, num_actions).
@@ -94,7 +94,7 @@ class TeacherPolicyWrapper(nn.Module):
 
     @property
     def with_value(self) -> bool:
-        """Whether outputs carry the value; set it to False where nobody needs it, and the critic is not run."""
+        """Whether outputs carry the value; the critic is not run if it is set to False."""
         return self.has_value and self.policy.with_value
 
     @with_value.setter
@@ -135,7 +135,7 @@ class TeacherPolicyWrapper(nn.Module):
         if isinstance(obs, torch.Tensor):
             return obs
         groups = self.fit_groups(obs, self.obs_groups or ["policy"])
-        missing = [group for group in groups if group not in obs.keys()]  # noqa: SIM118  # a TensorDict wants keys()
+        missing = [group for group in groups if group not in obs.keys()]  # noqa: SIM118  # a TensorDict supports `in` for its keys() only
         if missing:
             raise UserError(
                 f"the teacher reads observation group '{missing[0]}', which the environment does not have "
@@ -151,7 +151,7 @@ class TeacherPolicyWrapper(nn.Module):
         return selected
 
     def fit_groups(self, obs: TensorDict, groups: list[str]) -> list[str]:
-        """Return the order in which groups are concatenated: as given, but images, flattened, after what is flat.
+        """Return the order in which groups are concatenated: as given, but image groups, flattened, come last.
 
         A policy that reads images learns their sizes here.
 
@@ -175,15 +175,15 @@ class TeacherPolicyWrapper(nn.Module):
         return self.info.as_dict()
 
     def architecture_line(self) -> str:
-        """Return the line that the console shows for this teacher."""
+        """Return the console's line on the architecture."""
         return f"Teacher architecture: obs={self.num_obs}, actions={self.num_actions}, hidden={self.hidden_dims}"
 
     def check(self, group_sizes: Mapping[str, int], groups: list[str], num_actions: int) -> None:
-        """Refuse an environment that the checkpoint does not fit, with the names and sizes.
+        """Raise ``UserError`` if the environment's sizes do not fit the checkpoint's.
 
         Args:
             group_sizes: Sizes of the environment's observation groups.
-            groups: The groups that the teacher is to read, in order.
+            groups: The groups that the teacher reads, in order.
             num_actions: Number of actions of the environment.
         """
         total = sum(group_sizes[group] for group in groups)
@@ -199,6 +199,6 @@ class TeacherPolicyWrapper(nn.Module):
 
     def _size_message(self, found: str) -> str:
         return (
-            f"teacher '{self.info.path}' wants {self.num_obs} observations and {found}. "
+            f"teacher '{self.info.path}' expects {self.num_obs} observations and {found}. "
             "Set distill.teacher.obs_groups (and obs_slice)."
         )

@@ -64,7 +64,7 @@ class Stages:
                     _clock(spent)
                 saved["settings"].keys()
             except (ValueError, TypeError, KeyError, AttributeError):
-                raise UserError(f"'{self.path}' is damaged: use another --folder, or remove it.") from None
+                raise UserError(f"'{self.path}' is corrupt: use another --folder, or remove it.") from None
         return saved
 
     def _accept(self, begun_with: dict[str, Any], first_used: dict[str, str]) -> None:

@@ -62,7 +62,7 @@ def test_a_deeper_network_is_not_cut_off(ours, tmp_path):
         atomic_torch_save({"model_state_dict": deep.state_dict(), "student": deep.describe()}, path)
     else:
         write_rsl_rl(deep, path)
-    with pytest.raises(UserError, match=r"'body.4.bias' wants nothing and the file has \[8\]"):
+    with pytest.raises(UserError, match=r"'body.4.bias' must have shape nothing and the file has \[8\]"):
         initialise_student(StudentPolicy(9, 3, (8, 8)), path)
 
 

@@ -138,10 +138,10 @@ def truncate(content, rng):
 
 
 def flip_bits(content, rng):
-    damaged = bytearray(content)
+    corrupt = bytearray(content)
     for _ in range(rng.choice((1, 1, 3))):
-        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
-    return bytes(damaged)
+        corrupt[rng.randrange(len(corrupt))] ^= 1 << rng.randrange(8)
+    return bytes(corrupt)
 
 
 def rename(checkpoint, rng):
@@ -194,12 +194,12 @@ def test_damaged_checkpoint(kind, name, seed, tmp_path):
     """A truncated, bit-flipped, renamed, reshaped, NaN or retyped checkpoint is refused or acts as the original."""
     rng = random.Random(f"{kind}{name}{seed}")
     if name in BYTES:
-        path = save(kind, tmp_path / "damaged")
+        path = save(kind, tmp_path / "corrupt")
         path.write_bytes(BYTES[name][0](path.read_bytes(), rng))
     else:
         checkpoint = copy.deepcopy(ORIGINALS[kind][0])
         CONTENT[name][0](checkpoint, rng)
-        path = save(kind, tmp_path / "damaged", checkpoint)
+        path = save(kind, tmp_path / "corrupt", checkpoint)
     result = outcome(kind, path, tmp_path)
     if name in ("truncated",):
         assert result == "refused"
@@ -208,7 +208,7 @@ def test_damaged_checkpoint(kind, name, seed, tmp_path):
 @pytest.mark.parametrize("kind", ORIGINALS)
 def test_undamaged_checkpoint(kind, tmp_path):
     """The originals load, so that a refusal above is one of the damage."""
-    assert outcome(kind, save(kind, tmp_path / "damaged"), tmp_path) == "right"
+    assert outcome(kind, save(kind, tmp_path / "corrupt"), tmp_path) == "right"
 
 
 @pytest.mark.parametrize("kind", ORIGINALS)
@@ -225,7 +225,7 @@ def test_a_missing_entry_is_refused(kind, tmp_path):
                 continue  # each is the other's square or root
             checkpoint = copy.deepcopy(original)
             del (checkpoint if mapping_name is None else checkpoint[mapping_name])[key]
-            path = save(kind, tmp_path / "damaged", checkpoint)
+            path = save(kind, tmp_path / "corrupt", checkpoint)
             if (kind != "ours" and str(key).startswith(("critic", "memory_c"))) or mapping_name == "critic_state_dict":
                 teacher = TeacherPolicyWrapper(path)
                 assert not teacher.has_value
@@ -256,7 +256,7 @@ def test_hostile_checkpoint(kind, place, tmp_path):
     marker = tmp_path / "marker"
     evil = Evil(os.mkdir, str(marker))
     evals = Evil(eval, f"__import__('os').mkdir({str(marker)!r})")
-    path = save(kind, tmp_path / "damaged")
+    path = save(kind, tmp_path / "corrupt")
     checkpoint = dict(ORIGINALS[kind][0])
     if place in ("bare", "old_format"):
         checkpoint["infos"] = evil

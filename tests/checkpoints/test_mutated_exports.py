@@ -1,7 +1,7 @@
 """Damaged HDF5 and ONNX policies: refused in one clear line or loaded right; none executes anything.
 
 An ONNX file has no checksums, so that a flipped bit of a weight is another valid model: "right" is there what
-onnxruntime makes of the same damaged file. An rl-tools file is checked against its own example.
+onnxruntime makes of the same corrupt file. An rl-tools file is checked against its own example.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ def truncate(content, rng):
 
 def flip_bits(content, rng):
     """Flip one to three bits."""
-    damaged = bytearray(content)
+    corrupt = bytearray(content)
     for _ in range(rng.choice((1, 1, 3))):
-        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
-    return bytes(damaged)
+        corrupt[rng.randrange(len(corrupt))] ^= 1 << rng.randrange(8)
+    return bytes(corrupt)
 
 
 def flip_structure(content, rng):
     """Flip bits of what is not the example, the larger part of the file: names, shapes, addresses, weights."""
-    damaged = bytearray(content)
+    corrupt = bytearray(content)
     for _ in range(rng.choice((1, 2, 4))):
-        damaged[rng.randrange(28_000)] ^= 1 << rng.randrange(8)
-    return bytes(damaged)
+        corrupt[rng.randrange(28_000)] ^= 1 << rng.randrange(8)
+    return bytes(corrupt)
 
 
 def answers(path):
@@ -191,12 +191,12 @@ def runtime_answers(path):
                 actions.append(action.reshape(-1))
             rows.append(np.stack(actions))
         return torch.from_numpy(np.stack(rows, axis=1))
-    except Exception:  # a damaged file
+    except Exception:  # a corrupt file
         return None
 
 
 def same_as_runtime(path):
-    """Check that a file that may be damaged is refused in one line, or acts as onnxruntime says."""
+    """Check that a file that may be corrupt is refused in one line, or acts as onnxruntime says."""
     try:
         got = answers(path)
     except UserError as error:
@@ -277,9 +277,9 @@ CHANGES = (rename_name, swap_operator, foreign_domain, reshape_weight, poison_we
 def test_changed_onnx_content(model, change, seed, tmp_path):
     """Renamed, reshaped, poisoned or missing parts are refused, or the file acts as onnxruntime says of it."""
     path, rng = tmp_path / "policy.onnx", random.Random(f"{change.__name__}{seed}")
-    damaged = onnx.load(model)
-    change(damaged.graph, rng)
-    path.write_bytes(damaged.SerializeToString())
+    corrupt = onnx.load(model)
+    change(corrupt.graph, rng)
+    path.write_bytes(corrupt.SerializeToString())
     loaded = same_as_runtime(path)
     assert not (loaded and change in (foreign_domain, poison_weight))
 

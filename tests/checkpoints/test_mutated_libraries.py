@@ -109,7 +109,7 @@ def outcome(kind: str, path: Path, tmp_path: Path) -> str:
 def test_damaged_checkpoint(kind, name, seed, tmp_path):
     """A truncated, bit-flipped, renamed, reshaped, NaN or retyped checkpoint is refused or acts as the original."""
     rng = random.Random(f"{kind}{name}{seed}")
-    path = place(kind, tmp_path / "damaged")
+    path = place(kind, tmp_path / "corrupt")
     if name in BYTES:
         path.write_bytes(BYTES[name][0](path.read_bytes(), rng))
     else:
@@ -124,7 +124,7 @@ def test_damaged_checkpoint(kind, name, seed, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_undamaged_checkpoint(kind, tmp_path):
     """The originals load, written again too, so that a refusal above is one of the damage."""
-    path = place(kind, tmp_path / "damaged")
+    path = place(kind, tmp_path / "corrupt")
     save(path, read(path))
     assert outcome(kind, path, tmp_path) == "right"
 
@@ -132,7 +132,7 @@ def test_undamaged_checkpoint(kind, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_missing_entry_is_refused(kind, tmp_path):
     """Each of the actor's entries is needed, or the file is refused; without one of the critic's there is no value."""
-    path = place(kind, tmp_path / "damaged")
+    path = place(kind, tmp_path / "corrupt")
     original, tried = read(path), 0
     for part in ("policy", "model", "state_preprocessor", "value_preprocessor", "value"):
         for key in original.get(part, {}):
@@ -163,7 +163,7 @@ def test_a_missing_entry_is_refused(kind, tmp_path):
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("sb3")])
 def test_hostile_checkpoint(kind, where, tmp_path):
     """Pickles that would run code, anywhere in the file, are refused and run nothing."""
-    marker, path = tmp_path / "marker", place(kind, tmp_path / "damaged")
+    marker, path = tmp_path / "marker", place(kind, tmp_path / "corrupt")
     evil = Evil(os.mkdir, str(marker))
     checkpoint = read(path)
     if where == "bare":
@@ -187,7 +187,7 @@ def test_hostile_checkpoint(kind, where, tmp_path):
 @pytest.mark.parametrize("kind", ["sb3", "sb3_dqn"])
 def test_hostile_archive(kind, where, tmp_path):
     """Pickles in any member of the archive, in its JSON and beside it are never loaded."""
-    marker, path = tmp_path / "marker", place(kind, tmp_path / "damaged")
+    marker, path = tmp_path / "marker", place(kind, tmp_path / "corrupt")
     bomb = pickle.dumps(Evil(os.mkdir, str(marker)))
     stream = io.BytesIO()
     torch.save({"evil": Evil(os.mkdir, str(marker))}, stream)
@@ -220,7 +220,7 @@ def nodes(config) -> list[tuple]:
 @pytest.mark.parametrize("kind", ["skrl", "skrl_shared", "rl_games", "rl_games_gru"])
 def test_damaged_config(kind, seed, tmp_path, caplog):
     """A config beside a checkpoint with anything in the place of anything is understood or refused in one line."""
-    rng, path = random.Random(f"{kind}{seed}"), place(kind, tmp_path / "damaged")
+    rng, path = random.Random(f"{kind}{seed}"), place(kind, tmp_path / "corrupt")
     config_path = path.parent.parent / "params" / "agent.yaml"
     config = yaml.safe_load(config_path.read_text())
     for _ in range(3):
@@ -240,14 +240,14 @@ def test_damaged_config(kind, seed, tmp_path, caplog):
 )
 def test_damaged_json(data, tmp_path):
     """JSON that is empty, no mapping, deeper than any, or that names an unknown activation is refused in one line."""
-    path = place("sb3", tmp_path / "damaged")
+    path = place("sb3", tmp_path / "corrupt")
     replace(path, data=data)
     assert outcome("sb3", path, tmp_path) == "refused"
 
 
 def test_archive_that_unpacks_to_too_much(tmp_path):
     """A small archive of a huge member is refused before it is unpacked."""
-    path = place("sb3", tmp_path / "damaged")
+    path = place("sb3", tmp_path / "corrupt")
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("zeros", b"")
         with archive.open("many", "w") as member:

@@ -242,10 +242,10 @@ def test_draws_of_scaled_actions():
 
 
 def test_what_sb3_contrib_writes_and_is_not_read_is_named(written):
-    """CrossQ is named, and nobody is told that a sound file is damaged."""
+    """CrossQ is named, and nobody is told that a sound file is corrupt."""
     with pytest.raises(UserError, match="CrossQ") as refusal:
         TeacherPolicyWrapper(checkpoint_in(written("sb3-contrib-2.9.2") / "crossq"))
-    assert "damaged" not in str(refusal.value)
+    assert "corrupt" not in str(refusal.value)
 
 
 def test_a_value_on_the_actors_memory_is_left_out(written):

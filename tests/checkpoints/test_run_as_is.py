@@ -592,7 +592,7 @@ def test_onnx_whose_sizes_are_left_open(tmp_path):
     teacher = TeacherPolicyWrapper(path, run_as_is=True, input_sizes=[4, 5])
     assert teacher.obs_groups == ["proprio", "history"]
     compare(teacher, rolled([Rule(two_rule) for _ in range(ENVS)]))
-    for sizes, says in (([5, 4], "cannot be run"), ([4, 3, 2], "3 sizes are said"), ([9], "input_sizes")):
+    for sizes, says in (([5, 4], "cannot be run"), ([4, 3, 2], "3 sizes are given"), ([9], "input_sizes")):
         with pytest.raises(UserError, match=says):
             TeacherPolicyWrapper(path, run_as_is=True, input_sizes=sizes)
     fixed = two_inputs(tmp_path / "fixed.onnx")

@@ -139,7 +139,7 @@ def test_who_drives_is_said_once(presets: Path, caplog: pytest.LogCaptureFixture
     cfg = cfg_of(mix, "distill.collection.beta={kind: constant, start: 1.0}")
     assert (cfg.collection.beta, cfg.collection.teacher_student_mix) == (ScheduleCfg("constant", 1.0), 0)
     assert cfg_of(mix, "schedule=linear").collection.teacher_student_mix == 0
-    with pytest.raises(UserError, match="both say who drives"):
+    with pytest.raises(UserError, match="both set who acts"):
         cfg_of("schedule=linear", "distill.collection.teacher_student_mix=3")
 
 

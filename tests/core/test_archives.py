@@ -108,7 +108,7 @@ def tensor_pickle(size: tuple, stride: tuple, count: int, offset: int = 0) -> by
     [
         (((2_000_000_000,), (0,), 4), "stretched"),
         (((1 << 20, 1 << 20), (0, 0), 4), "stretched"),
-        (((40_000, 40_000), (1, 1), 100_000), "damaged"),
+        (((40_000, 40_000), (1, 1), 100_000), "corrupt"),
         (((10,), (1,), 4), "reaches beyond"),
         (((4,), (1,), 4, 1), "reaches beyond"),
         (((4,), (1 << 60,), 4), "no sound shape"),

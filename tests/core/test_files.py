@@ -85,7 +85,7 @@ def test_a_flipped_bit_in_a_weight_is_refused(checkpoint):
     content[info.header_offset + 400] ^= 1
     checkpoint.write_bytes(content)
     torch.load(checkpoint)  # torch reads it without a word
-    refused(checkpoint, "damaged", "data/0")
+    refused(checkpoint, "corrupt", "data/0")
 
 
 def test_not_finite_weights_are_refused(tmp_path):

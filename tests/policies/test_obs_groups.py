@@ -34,7 +34,7 @@ def test_slice_is_taken_after_concatenation():
         (["polcy"], None, None, r"no observation group 'polcy'\. Did you mean 'policy'\?"),
         (["image"], None, None, r"group 'image' has shape \(4, 4\)"),
         (["policy"], [1, 4], None, r"obs_slice=\[1,4\] does not fit the 3 columns"),
-        (["policy"], None, 26, r"wants 26 observations.*gives 3.*policy \(3\), extra \(1\)"),
+        (["policy"], None, 26, r"expects 26 observations.*gives 3.*policy \(3\), extra \(1\)"),
     ],
 )
 def test_a_misfit_names_groups_and_sizes(groups, columns, wanted, message):

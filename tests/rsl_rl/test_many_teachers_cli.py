@@ -222,7 +222,7 @@ def broken_sets(folder: Path) -> dict[str, tuple[list, str]]:
         "weight of a stranger": ([plain, "distill.teacher.weights.quad_0010=4"], "Did you mean 'quad_0001'"),
         "weight of nothing": ([plain, "distill.teacher.weights.quad_0001=0"], "1 to 255"),
         "weight in parts": ([plain, "distill.teacher.weights.quad_0001=1.5"], "weights"),
-        "weight of one": ([single, "distill.teacher.weights.quad_0001=2"], "wants several teachers"),
+        "weight of one": ([single, "distill.teacher.weights.quad_0001=2"], "needs several teachers"),
         "weight of an expert": (
             [plain, "distill.teacher.expert=many_teachers:ninth", "distill.teacher.weights.quad_0001=2"],
             "combine=per_env",
@@ -244,7 +244,7 @@ def broken_sets(folder: Path) -> dict[str, tuple[list, str]]:
         "expert of no module": ([plain, "distill.teacher.expert=:ninth"], "':ninth' cannot be imported"),
         "expert of a relative module": ([plain, "distill.teacher.expert=.a:ninth"], "'.a:ninth' cannot be imported"),
         "unknown expert": ([plain, "distill.teacher.expert=skill"], "no observation group 'skill'"),
-        "mix and beta": ([plain, "--teacher_student_mix", "1", "collection.beta.kind=linear"], "both say who drives"),
+        "mix and beta": ([plain, "--teacher_student_mix", "1", "collection.beta.kind=linear"], "both set who acts"),
     }
 
 

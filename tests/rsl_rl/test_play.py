@@ -200,7 +200,7 @@ def test_real_time_takes_as_long_as_the_flight():
         ),
         (
             ["--checkpoint", STUDENT, "--obs_groups", "deployable"],
-            "wants 26 observations.*deployable (22)",
+            "expects 26 observations.*deployable (22)",
         ),
         (
             ["--checkpoint", STUDENT, "--obs_groups", "polcy"],
@@ -222,7 +222,7 @@ def test_real_time_takes_as_long_as_the_flight():
         (["--checkpoint", "taskless/best_student.pt"], "does not say which task"),
         (["--agent", "zero", "--task", TASK, "--json", "run"], "give the path of a file"),
         (["--agent", "zero", "--task", TASK, "--json", f"{STUDENT}/play.json"], "give the path of a file"),
-        (["--checkpoint", "small/best_student.pt"], "wants 7 observations"),
+        (["--checkpoint", "small/best_student.pt"], "expects 7 observations"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(argv, message, capsys):

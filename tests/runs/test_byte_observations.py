@@ -66,7 +66,7 @@ def test_bytes_are_stored_as_bytes(tmp_path, student):
     [
         ({"_shape": [2, 2], "dtype": "bool"}, ""),
         ({"_shape": [2, 2], "dtype": "uint8"}, r"reads images \[2, 2\], which its library divides by 255"),
-        ({"_shape": [2, 3]}, r"says observations \[2, 3\], but its weights want 4"),
+        ({"_shape": [2, 3]}, r"states observations of shape \[2, 3\], but its weights expect 4"),
     ],
 )
 def test_a_teacher_of_boards_reads_them_flat(tmp_path, space, message):

@@ -487,7 +487,7 @@ def test_rollouts_begin_anew_after_an_evaluation_in_the_same_environment(tmp_pat
 
 def test_misfits_are_named_before_anything_runs(tmp_path):
     """Observations and actions that do not fit the teacher."""
-    with pytest.raises(UserError, match=r"wants 5 observations.*policy \(2\), privileged \(3\)"):
+    with pytest.raises(UserError, match=r"expects 5 observations.*policy \(2\), privileged \(3\)"):
         make(tmp_path, config(), teacher=LinearTeacher(torch.zeros(5, 2)))
     with pytest.raises(UserError, match=r"teacher has 7 actions but the task 'Toy' takes 2"):
         make(tmp_path, config(), teacher=LinearTeacher(torch.zeros(2, 7)))

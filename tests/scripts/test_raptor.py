@@ -304,7 +304,7 @@ def test_damaged_stages_are_one_line(folder, text, capsys):
     """The file is named, and what to do."""
     (folder / "stages.json").write_text(text)
     assert raptor_pipeline.main(["2", "--folder", str(folder)]) == 2
-    assert "stages.json' is damaged" in capsys.readouterr().err
+    assert "stages.json' is corrupt" in capsys.readouterr().err
 
 
 def test_a_misspelt_manifest_leaves_nothing_behind(folder, capsys):

@@ -1,7 +1,7 @@
-"""Policies that no rule reads, run as they are: ``distill.teacher.run_as_is=true``.
+"""Networks of any kind, run by their own runtime: ``distill.teacher.run_as_is=true``.
 
-TorchScript is run by PyTorch and ONNX by onnxruntime. What the file's own code does is not known, so that the user has
-to ask for it; how it was found to work is logged in one line.
+TorchScript is run by PyTorch and ONNX by onnxruntime. The file's own code is run, so it is an option that the user
+has to set. A line of the log states how the policy is run and what it remembers.
 """
 
 from __future__ import annotations

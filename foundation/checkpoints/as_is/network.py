@@ -12,46 +12,46 @@ from foundation.policies.output import PolicyOutput
 from foundation.policies.policy_network import PolicyNetwork
 
 TOLERANCE = 1e-5
-"""Largest difference between rows that are run together and one by one."""
+"""Largest difference of an action between environments run in one batch and one by one."""
 COUNTERS = ("time_step", "timestep", "time_steps", "timesteps", "step", "step_count", "counter", "t")
 """Names of inputs that count an episode's steps, from 0."""
 
 
 @dataclass
 class Memory:
-    """One thing that a policy remembers, without the dimension of environments."""
+    """One state tensor of a policy, without the environment dimension."""
 
     name: str
     """Its name in the file."""
     initial: torch.Tensor
     """Its value at an episode's start."""
     axis: int | None = None
-    """Where its own runtime has the dimension of environments. None: it has none."""
+    """Index of the environment dimension in its own runtime. None: it has none."""
     counts: bool = False
-    """Whether it is a count of steps that is fed, not what the policy gives back."""
+    """Whether it is a step counter that is fed in, not an output of the policy."""
     dtype: torch.dtype = field(default=torch.float32)
-    """What its own runtime takes."""
+    """The type that its own runtime takes."""
 
     def outward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return what the runtime takes. Shape: (num_rows, ...) to the runtime's own."""
+        """Return the state as the runtime takes it. Shape: (num_envs, ...) to the runtime's own."""
         rows = rows.reshape(-1, *self.initial.shape).to(self.dtype)
         return rows[0] if self.axis is None else rows.movedim(0, self.axis)
 
     def inward(self, value: torch.Tensor) -> torch.Tensor:
-        """Return what the runtime gives as rows. Shape: (num_rows, number of its numbers)."""
+        """Return the runtime's state with environments first. Shape: (num_envs, size)."""
         rows = value.unsqueeze(0) if self.axis is None else value.movedim(self.axis, 0)
         return rows.reshape(rows.shape[0], -1).float()
 
 
 class ForeignNetwork(PolicyNetwork):
-    """Base of the runtimes: a subclass gives ``call``, which acts for some rows."""
+    """Base of the runtimes: a subclass defines ``call``, which acts in some environments."""
 
     def __init__(self, inputs: Mapping[str, int], memories: Sequence[Memory]) -> None:
-        """Keep the sizes; ``prepare`` finds out the rest.
+        """Store the sizes; ``prepare`` determines the rest.
 
         Args:
-            inputs: Number of observations of each input that is observed, by name, in the order in which they lie.
-            memories: What is remembered from step to step.
+            inputs: Input name -> number of observations, in the order in which they are concatenated.
+            memories: The states carried from step to step.
         """
         super().__init__()
         self.inputs = dict(inputs)
@@ -60,7 +60,7 @@ class ForeignNetwork(PolicyNetwork):
         self.num_parameters = 0
         """Numbers in its weights."""
         self.batched = False
-        """Whether rows can be run together."""
+        """Whether the environments can be run in one batch."""
         self._sizes = [memory.initial.numel() for memory in self.memories]
         self.state_size = sum(self._sizes)
 
@@ -68,16 +68,16 @@ class ForeignNetwork(PolicyNetwork):
         """Run the policy.
 
         Args:
-            obs: Shape: (num_rows, num_obs); one row where it is not ``batched``.
-            before: What is remembered, each of shape (num_rows, number of its numbers).
+            obs: Shape: (num_envs, num_obs); num_envs is 1 unless ``batched``.
+            before: State of each memory. Shapes: (num_envs, size).
 
         Returns:
-            Actions, shape (num_rows, num_actions), and what is remembered.
+            Actions, shape (num_envs, num_actions), and the new state of each memory.
         """
         raise TypeError(f"{type(self).__name__} does not define call")
 
     def how(self) -> str:
-        """Say how the policy is run, for people."""
+        """Return one line on how the policy is run."""
         rows = "all environments together" if self.batched else "one environment after the other (slow)"
         kept = [memory.name for memory in self.memories if not memory.counts]
         fed = [memory.name for memory in self.memories if memory.counts]
@@ -126,20 +126,20 @@ class ForeignNetwork(PolicyNetwork):
                 after.append(torch.cat([part.to(obs.device) for part in advanced], dim=-1))
         return torch.cat(actions), torch.cat(after) if after else state
 
-    # -- finding out how ------------------------------------------------------------------------------------------
+    # -- how it can be run ----------------------------------------------------------------------------------------
 
     def prepare(self) -> str | None:
-        """Find out the number of actions and whether rows can be run together.
+        """Determine the number of actions and whether the environments can be run in one batch.
 
         Returns:
-            What is wrong with the policy, None for nothing.
+            What makes the policy unusable; None if nothing does.
         """
         generator = torch.Generator().manual_seed(0)
         obs = 0.5 * torch.randn(4, 3, self.num_obs, generator=generator)
         self.batched = False
         first = self._trial(obs)
         if first.dim() != 3 or not first.shape[-1]:
-            return "does not give one row of actions for each environment"
+            return "does not give one vector of actions for each environment"
         if not torch.isfinite(first).all():
             return "gives actions that are not finite"
         if not torch.equal(first, self._trial(obs)):
@@ -148,7 +148,7 @@ class ForeignNetwork(PolicyNetwork):
         self.batched = True
         try:
             together = self._trial(obs)
-        except Exception:  # whatever its runtime says: it takes one row at a time
+        except Exception:  # each runtime has its own error for a batch that it cannot take
             self.batched = False
         else:
             self.batched = together.shape == first.shape and bool((together - first).abs().max() <= TOLERANCE)
@@ -160,7 +160,7 @@ class ForeignNetwork(PolicyNetwork):
 
 
 def rows_of(value: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Return an action as rows, whether its runtime gives it as a row or without one. Shape: (num_rows, ...)."""
+    """Return actions with environments first, also where the runtime drops that dimension. Shape: (num_envs, ...)."""
     if value.dim() == 0 or value.numel() % num_rows:
         raise ValueError(f"it gives an action of shape {list(value.shape)} for {num_rows} environments")
     if value.dim() > 1 and value.shape[0] != num_rows and math.prod(value.shape[:-1]) != num_rows:

@@ -64,7 +64,7 @@ def load_onnx(path: Path, said: list[int]) -> OnnxRuntimeNetwork:
 
     Args:
         path: The model.
-        said: Number of observations of each input, where the user says it; empty where not.
+        said: Number of observations of each input, where the user has set it, else empty.
     """
     try:
         import onnxruntime
@@ -152,13 +152,13 @@ def _sizes(path: Path, observed: dict[str, list[int]], said: list[int]) -> dict[
             elif math.prod(shape) != size:
                 _refuse(path, f"reads {names}, which does not go with the sizes {said} that are said")
     elif len(said) > 1:
-        _refuse(path, f"reads {names}, and {len(said)} sizes are said: {said}")
+        _refuse(path, f"reads {names}, and {len(said)} sizes are given: {said}")
     open_ones = [name for name, shape in shapes.items() if -1 in shape]
     if open_ones and len(shapes) == 1:
-        _refuse(path, f"leaves open how much it reads of '{open_ones[0]}'. Say it: distill.teacher.num_obs=N")
+        _refuse(path, f"leaves open how much it reads of '{open_ones[0]}'. Set distill.teacher.num_obs=N")
     if open_ones:
         sizes = ",".join(f"N{index + 1}" for index in range(len(shapes)))
-        _refuse(path, f"reads {names}, -1 for sizes left open. Say them: 'distill.teacher.input_sizes=[{sizes}]'")
+        _refuse(path, f"reads {names}, -1 for sizes left open. Set 'distill.teacher.input_sizes=[{sizes}]'")
     return shapes
 
 

@@ -22,7 +22,7 @@ _FORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "one row": lambda obs: obs[0],
     "steps": lambda obs: obs.unsqueeze(0),
 }
-"""How a policy may want its observations: (num_rows, num_obs), (num_obs,) or (1, num_rows, num_obs)."""
+"""Shapes in which a policy may take its observations: (num_rows, num_obs), (num_obs,) or (1, num_rows, num_obs)."""
 _MOST_SIZES = 64
 
 
@@ -37,7 +37,7 @@ class ScriptNetwork(ForeignNetwork):
         Args:
             content: The archive.
             sizes: Number of observations of each argument that is observed.
-            form: How it wants them.
+            form: Shape in which it takes them, a key of ``_FORMS``.
             inside: Tensors in it that change as it acts, by ``path.name``.
             signature: Its arguments.
         """
@@ -82,7 +82,7 @@ class ScriptNetwork(ForeignNetwork):
 
 @dataclass(frozen=True)
 class _Signature:
-    """The arguments of ``forward``."""
+    """The arguments of ``forward``, sorted by what they mean."""
 
     names: list[str]
     """All of them, in order."""
@@ -95,7 +95,7 @@ class _Signature:
         """Return what to call it with.
 
         Args:
-            form: How it wants observations.
+            form: Shape in which it takes observations, a key of ``_FORMS``.
             parts: Observations of each argument that is observed. Shape: (num_rows, number of its observations).
             given: The others, as it takes them.
         """
@@ -103,7 +103,7 @@ class _Signature:
         values |= {memory.name: value for memory, value in zip(self.memories, given, strict=True)}
         return [values[name] for name in self.names]
 
-    def say(self) -> str:
+    def to_set(self) -> str:
         """Return what to type where the sizes of what is observed are not known."""
         if len(self.observed) == 1:
             return "distill.teacher.num_obs=N"
@@ -115,7 +115,7 @@ def load_script(path: Path, said: list[int]) -> ScriptNetwork:
 
     Args:
         path: The archive.
-        said: Number of observations of each of its arguments, where the user says it; empty where not.
+        said: Number of observations of each of its arguments, where the user has set it, else empty.
     """
     content = path.read_bytes()
     try:
@@ -128,10 +128,10 @@ def load_script(path: Path, said: list[int]) -> ScriptNetwork:
 
 
 def _named_tensors(path: Path, content: bytes) -> dict[str, torch.Tensor]:
-    """Return an archive's tensors by their places, those that are neither parameters nor buffers too."""
+    """Return an archive's tensors by path, also those that are neither parameters nor buffers."""
     try:
         return dict(_tensors(read_script(path)))
-    except UserError as error:  # it holds more than modules and tensors
+    except UserError as error:  # read_script refuses what is neither a module nor a tensor
         logger.info("%s Its parameters and buffers alone are looked at.", error)
         module = _load(content, torch.device("cpu"))
         return dict(module.named_parameters()) | dict(module.named_buffers())
@@ -148,10 +148,10 @@ def _find(path: Path, content: bytes, tensors: dict[str, torch.Tensor], said: li
     if not found:
         shown = [size for sizes in choices for size in sizes]
         tried = f"{' + '.join(map(str, said))} observations" if said else f"any of {shown[:8]} observations"
-        _refuse(path, f"does not run with {tried}. Say their number: {signature.say()}")
+        _refuse(path, f"does not run with {tried}. Set {signature.to_set()}")
     if len(found) > 1:
         numbers = " or ".join(str(sizes[0]) for sizes in found)
-        _refuse(path, f"runs with {numbers} observations. Say their number: {signature.say()}")
+        _refuse(path, f"runs with {numbers} observations. Set {signature.to_set()}")
     inside = _changing(content, tensors, form, found[0], signature)
     wrong: str | None = None
     for axes in _axes(inside):
@@ -173,7 +173,7 @@ def _find(path: Path, content: bytes, tensors: dict[str, torch.Tensor], said: li
 
 
 def _axes(inside: list[Memory]) -> Iterator[list[int | None]]:
-    """Yield guesses where the tensors of a module have the dimension of environments: of size 1 as it is saved."""
+    """Yield candidates for the environment dimension of each tensor of a module, which has size 1 in the file."""
     candidates = [[axis for axis, size in enumerate(memory.initial.shape) if size == 1] for memory in inside]
     if any(not axes for axes in candidates):
         return
@@ -193,12 +193,12 @@ def _load(content: bytes, device: torch.device) -> Any:
 
 
 def _signature(path: Path, content: bytes, said: list[int]) -> _Signature:
-    """Tell the arguments of ``forward``: observations first, then the memory of its recurrent layers; and counters.
+    """Sort the arguments of ``forward``: observations come first, then recurrent states; counters have known names.
 
     Args:
         path: The archive, for errors.
         content: Its bytes.
-        said: As many numbers as there are arguments that are observed; empty where the user does not say it.
+        said: Sizes of the observation arguments; empty where the user has not set them.
     """
     module = _load(content, torch.device("cpu"))
     given = [argument for argument in module.forward.schema.arguments[1:] if not argument.has_default_value()]
@@ -212,7 +212,7 @@ def _signature(path: Path, content: bytes, said: list[int]) -> _Signature:
     signature = _Signature(names, own[: max(1, len(own) - len(shapes))], [])
     if len(own) not in (count, count + len(shapes)):
         listed = ", ".join(f"'{name}'" for name in own)
-        _refuse(path, f"takes {listed}, not {count} of observations. Say how many numbers each has: {signature.say()}")
+        _refuse(path, f"takes {listed}, not {count} of observations. Set the size of each: {signature.to_set()}")
     remembered = dict(zip(own[count:], shapes, strict=False))
     memories = [
         Memory(name, torch.zeros(remembered[name]), 1)
@@ -271,7 +271,7 @@ def _runs(content: bytes, form: str, sizes: list[int], signature: _Signature) ->
 def _changing(
     content: bytes, tensors: dict[str, torch.Tensor], form: str, sizes: list[int], signature: _Signature
 ) -> list[Memory]:
-    """Return the tensors of a module that are others after it has acted."""
+    """Return the tensors of a module that have changed after it has acted: its memory."""
     module = _load(content, torch.device("cpu"))
     _reset(module)
     names = [name for name in tensors if hasattr(*_place(module, name))]

@@ -1,4 +1,4 @@
-"""Running a graph for the first time: each result's size is known before there is memory for it."""
+"""Bound the memory of a graph that is run for the first time: each result's size is known before it is allocated."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _READS = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal"}
-"""What gives a number to Python instead of a tensor."""
+"""Operations that return a Python number; they have no result to measure."""
 
 
 class Bounded(TorchDispatchMode):
-    """While it is on, operations are tried without memory first, and refused if all results together are too large.
+    """A mode in which each operation is first run on the meta device, and raises if the results are too large in sum.
 
     Args:
-        most: Bytes that the results may take, those that are freed in between included.
+        most: Largest sum of the results' sizes [bytes]; results that have been freed count too.
     """
 
     def __init__(self, most: int) -> None:
@@ -35,7 +35,7 @@ class Bounded(TorchDispatchMode):
             options["device"] = "meta"
         try:
             results = func(*given, **options)
-        except NotImplementedError:  # it looks at the numbers
+        except NotImplementedError:  # it depends on values, which the meta device does not have
             return func(*args, **kwargs)
         sizes = [out.untyped_storage().nbytes() for out in pytree.tree_leaves(results) if isinstance(out, torch.Tensor)]
         self.left -= sum(sizes)

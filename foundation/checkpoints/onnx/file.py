@@ -76,7 +76,7 @@ def read_onnx(path: Path) -> OnnxGraph:
         return _graph(model, onnx, path)
     except UserError:
         raise
-    except Exception as error:  # a damaged file fails in many ways inside protobuf and onnx, all with one meaning
+    except Exception as error:  # a corrupt file fails in many ways inside protobuf and onnx, all with one meaning
         text = one_line(error)
         raise UserError(f"'{path}' is not an undamaged ONNX model ({text}). Export it again.") from error
 
@@ -112,7 +112,7 @@ def load_model(path: Path) -> Any:
         onnx.checker.check_model(model)
     except UserError:
         raise
-    except Exception as error:  # a damaged file fails in many ways inside protobuf and onnx, all with one meaning
+    except Exception as error:  # a corrupt file fails in many ways inside protobuf and onnx, all with one meaning
         text = one_line(error)
         raise UserError(f"'{path}' is not an undamaged ONNX model ({text}). Export it again.") from error
     return model
@@ -141,7 +141,7 @@ def _take_in(tensor: Any, path: Path, beside: dict[Path, int]) -> int:
     offset = int(place.get("offset", 0))
     length = int(place.get("length", file.stat().st_size - offset))
     if offset < 0 or not 0 <= length <= min(file.stat().st_size - offset, _MAX_BYTES):
-        _refuse(path, f"wants more of '{name}' than there is: the two files do not belong together")
+        _refuse(path, f"reads beyond the end of '{name}': the two files do not belong together")
     beside[file] = file.stat().st_size
     with file.open("rb") as stream:
         stream.seek(offset)

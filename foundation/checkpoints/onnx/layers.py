@@ -28,7 +28,7 @@ def optional(inputs: Sequence[Value], index: int) -> Value:
 
 
 def bounded(shape: Sequence[int]) -> list[int]:
-    """Refuse a shape that a damaged file could ask for."""
+    """Refuse a shape that a corrupt file could ask for."""
     if math.prod(abs(size) for size in shape) > _MAX_NUMBERS:
         raise ValueError(f"a tensor of shape {list(shape)} is too large")
     return list(shape)

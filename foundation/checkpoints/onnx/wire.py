@@ -24,7 +24,7 @@ def check_wire(content: bytes, descriptor: object) -> None:
         descriptor: The message's ``google.protobuf.descriptor.Descriptor``.
 
     Raises:
-        ValueError: If it is refused; the message says why.
+        ValueError: If it is refused; the message states why.
     """
     _WireCheck(content).check(descriptor)
 

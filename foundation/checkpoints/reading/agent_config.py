@@ -1,4 +1,4 @@
-"""What ``params/agent.yaml`` beside a checkpoint says about it, in any layout that RSL-RL has had."""
+"""The config ``params/agent.yaml`` beside a checkpoint, in any layout that RSL-RL has had."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class AgentConfig:
         return None
 
     def obs_groups(self, role: str) -> list[str] | None:
-        """Return the observation groups that a network reads, or None when the config does not say."""
+        """Return the observation groups that a network reads, or None when the config does not state them."""
         sets = self.data.get("obs_groups")
         if not isinstance(sets, dict):
             return None
@@ -86,7 +86,7 @@ class AgentConfig:
         return None
 
     def normalizes(self, role: str) -> bool:
-        """Return whether the config says that a network's observations are normalised."""
+        """Return whether the config states that a network's observations are normalised."""
         own = self.option(role, "obs_normalization")
         return (own if isinstance(own, bool) else self.data.get("empirical_normalization")) is True
 
@@ -108,7 +108,7 @@ class AgentConfig:
             if kind is None:
                 raise UserError(
                     f"'{self.path}' names the action distribution '{name}', which is not known. "
-                    "Say which it is like: distill.teacher.distribution."
+                    "Set the one that it resembles: distill.teacher.distribution."
                 )
             return kind, {"std_range": [1e-6, 1e6]} | given  # the library's own default
         options = {"std_type": self.option(role, "noise_std_type") or "scalar"}
@@ -119,7 +119,7 @@ class AgentConfig:
 
 
 def _is_given(value: object) -> bool:
-    """Tell a value from nothing and from the traces of Isaac Lab's MISSING sentinel."""
+    """Return whether a value is set: neither empty nor what Isaac Lab's MISSING sentinel leaves in a YAML file."""
     return value is not None and not (isinstance(value, dict) and not value) and value != "???"
 
 

@@ -1,6 +1,6 @@
 """From the networks of a checkpoint to a policy and its :class:`PolicyInfo`, whatever library has written it.
 
-What the weights do not say, the activation and how the raw output becomes actions, is chosen here: what the user says
+What the weights do not hold, the activation and how the raw output becomes actions, is chosen here: what the user says
 comes first, then the file, then the config beside it.
 """
 
@@ -32,12 +32,12 @@ logger = logging.getLogger(__name__)
 Activation = tuple[str, str]
 """The activation of the hidden layers, and where it is known from."""
 CHECKPOINT: str = "checkpoint"
-"""The origin of what the file itself says."""
+"""Origin of a value that is in the file itself."""
 
 _STD_RANGE = (1e-6, float("inf"))
 
 
-# -- what the weights do not say ------------------------------------------------------------------------------------
+# -- what the weights do not hold -----------------------------------------------------------------------------------
 
 
 def choose_activation(source: Source, stated: object, stated_by: str, known: bool = True) -> Activation:
@@ -45,7 +45,7 @@ def choose_activation(source: Source, stated: object, stated_by: str, known: boo
 
     Args:
         source: Where the policy is read from.
-        stated: What the checkpoint or the config beside it says; None for nothing.
+        stated: The value in the checkpoint or in the config beside it; None if there is none.
         stated_by: Which of them: ``CHECKPOINT`` or the config's path.
         known: Whether a policy that states nothing is to be warned about.
     """
@@ -165,15 +165,15 @@ def dense(layers: list[nn.Linear], activation: str) -> list[nn.Module]:
 def single_linear(entries: Tensors, where: str, num_in: int | None = None) -> nn.Linear:
     """Return one linear layer of ``weight`` and ``bias``, checked against the size that it is to read."""
     if set(entries) != {"weight", "bias"}:
-        raise UserError(f"{where} has {sorted(entries) or 'nothing'}, not 'weight' and 'bias'. The file is damaged.")
+        raise UserError(f"{where} has {sorted(entries) or 'nothing'}, not 'weight' and 'bias'. The file is corrupt.")
     layer = linear_layers({f"0.{name}": value for name, value in entries.items()}, where)[0]
     if num_in is not None and layer.in_features != num_in:
-        raise UserError(f"{where} wants {layer.in_features} inputs and is given {num_in}. The file is damaged.")
+        raise UserError(f"{where} expects {layer.in_features} inputs and is given {num_in}. The file is corrupt.")
     return layer
 
 
 def expect(condition: bool, source: Source, message: str) -> None:
-    """Refuse a checkpoint that lacks what its config says; warn when not strict."""
+    """Refuse a checkpoint that lacks what its config states; warn when not strict."""
     if condition:
         return
     if source.overrides.strict:
@@ -185,7 +185,7 @@ def compare_dims(source: Source, stated: object, found: list[int]) -> None:
     """Warn when the config beside the checkpoint has other hidden layers than the weights."""
     if isinstance(stated, list) and stated and all(isinstance(size, int) for size in stated) and stated != found:
         logger.warning(
-            "'%s' says hidden_dims=%s, but the weights in '%s' have %s: its activation and groups may be wrong too.",
+            "'%s' has hidden_dims=%s, but the weights in '%s' have %s: its activation and groups may be wrong too.",
             source.agent.path,
             stated,
             source.path,
@@ -210,7 +210,7 @@ def finish(
     clip_actions: float | None = None,
     **known: Any,
 ) -> LoadedPolicy:
-    """Return a policy with what is known about it; what the user says goes before what the file or its config says.
+    """Return a policy with what is known about it; what the user has set takes precedence over the file and its config.
 
     Args:
         source: Where it was read from.
@@ -220,7 +220,7 @@ def finish(
         hidden_dims: Sizes of the dense hidden layers.
         distribution: What makes its actions. None: they are as it gives them.
         distribution_name: Its name, where it is no distribution of ours.
-        has_std: Whether it gives a deviation. None: as the distribution says.
+        has_std: Whether it gives a deviation. None: what the distribution has.
         obs_groups: Observation groups, where they are known.
         clip_actions: Bound of the actions outside of the policy, where it is known.
         known: Further fields of :class:`PolicyInfo`.
@@ -247,7 +247,7 @@ def finish(
 
 
 def gives_std(distribution: Deterministic) -> bool:
-    """Return whether a distribution has a deviation: one of a raw output of zeros says it."""
+    """Return whether a distribution has a deviation: it is computed once for a raw output of zeros."""
     inner = distribution.inner if isinstance(distribution, ShapedActions) else distribution
     if isinstance(inner, Gaussian):
         return True
@@ -271,8 +271,8 @@ def finish_actor_critic(
         network: The policy.
         activation: Of the hidden layers, and where it is known from.
         normalizer: The normaliser's formula, for people. None: there is none.
-        obs_groups: Observation groups, where the config says them.
-        clip_actions: Bound of the actions outside of the policy, where the config says it.
+        obs_groups: Observation groups, where the config states them.
+        clip_actions: Bound of the actions outside of the policy, where the config states it.
     """
     trunk = network.actor
     distribution = network.distribution
@@ -296,5 +296,5 @@ def finish_actor_critic(
 
 
 def memory_of(core: RecurrentCore | None) -> str:
-    """Return what a network remembers with, for people: "gru 16 x 1"."""
+    """Describe the memory of a network, such as "gru 16 x 1"."""
     return "none" if core is None else f"{core.kind} {core.hidden_size} x {core.num_layers}"

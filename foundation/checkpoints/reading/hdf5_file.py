@@ -65,12 +65,12 @@ class Hdf5Process:
         self._send(request)
         line = self._from.readline()
         if not line.endswith(b"\n"):
-            raise UserError(f"'{where}' {self._end()}. Is it damaged? Copy it again.")
+            raise UserError(f"'{where}' {self._end()}. Is it corrupt? Copy it again.")
         answer = json.loads(line)
         if "refused" in answer:
-            raise UserError(f"'{where}': {one_line(answer['refused'])}. Is the file of another version, or damaged?")
-        if "damaged" in answer:
-            raise UserError(f"'{where}' is truncated or damaged ({one_line(answer['damaged'])}). Copy it again.")
+            raise UserError(f"'{where}': {one_line(answer['refused'])}. Is the file of another version, or corrupt?")
+        if "corrupt" in answer:
+            raise UserError(f"'{where}' is truncated or corrupt ({one_line(answer['corrupt'])}). Copy it again.")
         value = answer["value"]
         return self._tensor(**value) if isinstance(value, dict) else value
 
@@ -99,7 +99,7 @@ class Hdf5Process:
         self._process.kill()
 
     def _send(self, message: object) -> None:
-        with suppress(BrokenPipeError):  # it has ended: the missing answer tells
+        with suppress(BrokenPipeError):  # it has ended: the missing answer is the error
             self._to.write(json.dumps(message).encode() + b"\n")
             self._to.flush()
 
@@ -173,7 +173,7 @@ def _ready_process() -> Hdf5Process:
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[Hdf5Group]:
-    """Open a file; whatever a damaged one runs into is one line."""
+    """Open a file; whatever a corrupt one runs into is one line."""
     if importlib.util.find_spec("h5py") is None:
         raise UserError(
             f"'{path}' is an HDF5 file, which needs the package h5py: pip install -e '.[raptor]' in the clone's folder"
@@ -194,7 +194,7 @@ def open_hdf5(path: Path) -> Iterator[Hdf5Group]:
     except UserError:
         raise
     except Exception as error:  # numbers that do not fit together fail in any of torch's ways
-        raise UserError(f"'{path}' is truncated or damaged ({one_line(error)}). Copy it again.") from error
+        raise UserError(f"'{path}' is truncated or corrupt ({one_line(error)}). Copy it again.") from error
     finally:
         if sound and not _idle:
             _idle.append(process)

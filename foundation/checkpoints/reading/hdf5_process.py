@@ -56,9 +56,9 @@ class Hdf5Reader:
                 reply["value"] = {"shape": numbers.shape, "bytes": numbers.nbytes}
         except RefusalError as refusal:
             reply = {"refused": str(refusal)}
-        except Exception as error:  # h5py tells of damage by many kinds of errors
+        except Exception as error:  # h5py raises many kinds of errors for a corrupt file
             text = " ".join(str(error)[:1000].split())[:200]
-            reply = {"damaged": text or type(error).__name__}
+            reply = {"corrupt": text or type(error).__name__}
             sound = False
         self._output.write(json.dumps(reply).encode() + b"\n")
         self._output.write(numbers)
@@ -121,7 +121,7 @@ class Hdf5Reader:
         if found.is_virtual or found.external or filters - _FILTERS:
             raise RefusalError(f"{where} is stored outside the file or by a filter that is not HDF5's own")
         if not filters and found.id.get_storage_size() < found.nbytes:
-            raise RefusalError(f"{where} says it has {found.size} numbers, which the file does not hold")
+            raise RefusalError(f"{where} claims {found.size} numbers, which the file does not hold")
         # A chunk may be larger than its data set, and is unpacked as a whole; float32 is made of what is unpacked.
         self._left -= max(found.nbytes, math.prod(found.chunks or ()) * found.dtype.itemsize) + 4 * found.size
         if self._left < 0:

@@ -78,7 +78,7 @@ def _is_list(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Overrides:
-    """What a user may say about a checkpoint; it goes before what the checkpoint's own config says."""
+    """What a user may set about a checkpoint; it takes precedence over the checkpoint's own config."""
 
     activation: str | None = None
     """Activation of the hidden layers."""
@@ -91,7 +91,7 @@ class Overrides:
     clip_actions: float | None = None
     """Bound of the actions."""
     image_shapes: dict[str, list[int]] | None = None
-    """Channels, height and width of each observation group that is images, where no environment is asked."""
+    """Channels, height and width of each observation group that is images, for use without an environment."""
     agent_config: str | None = None
     """An ``agent.yaml`` to use instead of the one beside the checkpoint."""
     strict: bool = True
@@ -99,9 +99,9 @@ class Overrides:
     run_as_is: bool = False
     """Run a TorchScript or ONNX policy by its own runtime, whatever its code does, instead of reading its layers."""
     num_obs: int | None = None
-    """Number of observations of a policy that is run as it is, where its file does not tell."""
+    """Number of observations of a policy that is run as it is, where its file does not state it."""
     input_sizes: list[int] | None = None
-    """Sizes of its observation inputs, in order, where it has several and its file does not tell."""
+    """Sizes of its observation inputs, in order, where it has several and its file does not state them."""
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Overrides:
@@ -118,7 +118,7 @@ class Overrides:
         for name in ("num_obs", "input_sizes"):
             if getattr(overrides, name) is not None and not overrides.run_as_is:
                 raise UserError(
-                    f"distill.teacher.{name} goes with distill.teacher.run_as_is=true: other files tell it."
+                    f"distill.teacher.{name} goes with distill.teacher.run_as_is=true: other files state it."
                 )
         if overrides.activation is not None and overrides.activation.lower() not in activation_names():
             near = suggest(overrides.activation, activation_names())
@@ -139,9 +139,9 @@ class Source:
     path: Path
     """The checkpoint."""
     overrides: Overrides
-    """What the user said."""
+    """What the user has set."""
     agent: AgentConfig
-    """What the run's config says."""
+    """The run's config."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class Entries:
         return None
 
     def finish(self, strict: bool) -> None:
-        """Refuse (or, when not strict, warn about) entries that nobody has taken."""
+        """Refuse (or, when not strict, warn about) entries that have not been read."""
         report_unknown(sorted(self._left), self.where, strict)
 
 
@@ -283,8 +283,8 @@ def build_trunk(body: Tensors, rnn: Tensors, normalizer: Tensors, activation: st
     num_obs = core.rnn.input_size if core is not None else linears[0].in_features
     if core is not None and linears[0].in_features != core.hidden_size:
         raise UserError(
-            f"{where}: the recurrent layers give {core.hidden_size} numbers and the first dense layer wants "
-            f"{linears[0].in_features}. The file is damaged."
+            f"{where}: the recurrent layers give {core.hidden_size} numbers and the first dense layer expects "
+            f"{linears[0].in_features}. The file is corrupt."
         )
     layers: list[nn.Module] = [] if core is None else [core]
     for linear in linears[:-1]:
@@ -308,7 +308,7 @@ def linear_layers(body: Tensors, where: str) -> list[nn.Linear]:
             raise UserError(f"{where}: layer {index} has weight {list(weight.shape)} and bias {list(bias.shape)}.")
         if layers and layers[-1].out_features != weight.shape[1]:
             given = layers[-1].out_features
-            raise UserError(f"{where}: layer {index} wants {weight.shape[1]} inputs, the one before gives {given}.")
+            raise UserError(f"{where}: layer {index} expects {weight.shape[1]} inputs, the one before gives {given}.")
         linear = nn.Linear(weight.shape[1], weight.shape[0])
         linear.load_state_dict({"weight": weight.float(), "bias": bias.float()})
         layers.append(linear)
@@ -321,7 +321,7 @@ def recurrent_core(rnn: Tensors, where: str) -> RecurrentCore:
     first = rnn.get("weight_ih_l0")
     hidden = rnn.get("weight_hh_l0")
     if first is None or hidden is None or first.dim() != 2 or hidden.dim() != 2 or 0 in (*first.shape, *hidden.shape):
-        raise UserError(f"{where}: its recurrent layers lack 'weight_ih_l0' or 'weight_hh_l0'. The file is damaged.")
+        raise UserError(f"{where}: its recurrent layers lack 'weight_ih_l0' or 'weight_hh_l0'. The file is corrupt.")
     size = hidden.shape[1]
     kind = {3 * size: "gru", 4 * size: "lstm"}.get(first.shape[0])
     if kind is None:
@@ -363,10 +363,10 @@ def build_normalizer(entries: Tensors, num_obs: int, where: str) -> ObsNormalize
             "The file mixes two networks."
         )
     if bool((std < 0).any()) or (var is not None and not torch.allclose(var.sqrt(), std, rtol=1e-3, atol=1e-5)):
-        raise UserError(f"{where}: its normaliser's '_std' is not the square root of its '_var'. The file is damaged.")
+        raise UserError(f"{where}: its normaliser's '_std' is not the square root of its '_var'. The file is corrupt.")
     normalizer = ObsNormalizer(num_obs)
     rows = entries.get("count", torch.ones(()))
     if rows.numel() != 1:
-        raise UserError(f"{where}: its normaliser's 'count' has {rows.numel()} numbers, not one. The file is damaged.")
+        raise UserError(f"{where}: its normaliser's 'count' has {rows.numel()} numbers, not one. The file is corrupt.")
     normalizer.set_moments(mean.float(), std.float(), max(1.0, float(rows)))
     return normalizer

@@ -103,8 +103,8 @@ def assemble(
         role: ``actor`` or ``student``: its name in the run's config.
         actor: The policy's network.
         critic: The value network; it is used where it reads the same observations.
-        activation: Where the file itself says it.
-        distribution: Where the file itself says it.
+        activation: The value in the file itself.
+        distribution: The value in the file itself.
     """
     if actor.cnns:
         return _assemble_with_images(source, layout, role, actor)
@@ -145,9 +145,7 @@ def _value_trunk(source: Source, actor: Trunk, groups: list[str] | None, critic:
 def _compare_with_config(source: Source, role: str, trunk: Trunk, normalizes: bool) -> None:
     """Refuse a checkpoint that lacks the normaliser of its config; warn when the config has other sizes."""
     if not normalizes and source.agent.normalizes(role):
-        message = (
-            f"'{source.path}' has no observation normaliser, but '{source.agent.path}' says it was trained with one"
-        )
+        message = f"'{source.path}' has no observation normaliser, but '{source.agent.path}' has one"
         if source.overrides.strict:
             raise UserError(f"{message}. Use the whole checkpoint.")
         logger.warning("%s. Observations are taken as they are.", message)

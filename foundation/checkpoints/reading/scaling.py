@@ -34,10 +34,10 @@ def moments(entries: Tensors, var_name: str, count_name: str, size: int, where: 
     if mean.shape != (size,) or var.shape != (size,) or count.numel() != 1:
         raise UserError(
             f"{where} has moments of shape {list(mean.shape)} and {list(var.shape)}; [{size}] was expected. "
-            "The file mixes two networks, or is damaged."
+            "The file mixes two networks, or is corrupt."
         )
     if bool((var < 0).any()):
-        raise UserError(f"{where} has a negative variance. The file is damaged.")
+        raise UserError(f"{where} has a negative variance. The file is corrupt.")
     return mean.float(), var.float()
 
 

@@ -78,7 +78,7 @@ def read_script(path: Path) -> Node:
         with zipfile.ZipFile(path) as archive:
             record = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             root = _Reader(archive, record.removesuffix("data.pkl")).load()
-    except Exception as error:  # whatever a damaged or hostile archive runs into means the same
+    except Exception as error:  # whatever a corrupt or hostile archive runs into means the same
         text = one_line(error)
         raise UserError(f"'{path}' cannot be read as a TorchScript policy: {text}. Export it again.") from error
     if not isinstance(root, Node):

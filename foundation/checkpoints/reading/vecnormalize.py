@@ -51,7 +51,7 @@ class VecNormalizeStatistics:
             return _from_pickle(path, num_obs)
         except UserError:
             raise
-        except Exception as error:  # pickle raises whatever a damaged file runs into
+        except Exception as error:  # pickle raises whatever a corrupt file runs into
             reason = one_line(error)
             raise UserError(
                 f"'{path}' cannot be read as the pickle of a VecNormalize: {reason}. Where you trust it, run: import "

@@ -34,9 +34,11 @@ class SavedDataset:
         self.path = Path(path)
         index = self.path / INDEX
         if not self.path.is_dir():
-            raise UserError(f"there is no dataset at '{self.path}': --dataset wants a folder that --save_dataset wrote")
+            raise UserError(
+                f"there is no dataset at '{self.path}': --dataset must be a folder that --save_dataset wrote"
+            )
         if not index.is_file():
-            raise UserError(f"'{self.path}' holds no {INDEX}: --dataset wants a folder that --save_dataset wrote")
+            raise UserError(f"'{self.path}' holds no {INDEX}: --dataset must be a folder that --save_dataset wrote")
         values = load_json(index)
         if not isinstance(values, dict) or not isinstance(values.get("files", []), list):
             raise UserError(f"'{index}' is not the index of a dataset")

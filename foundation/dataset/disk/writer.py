@@ -1,4 +1,4 @@
-"""Write a dataset to disk, file by file: whatever kills the process, what ``dataset.json`` lists is whole."""
+"""Write a dataset to disk, file by file. The files in ``dataset.json`` are complete even if the process is killed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from foundation.dataset.disk.reader import SavedDataset
 from foundation.dataset.episodes import EpisodeTable
 
 MAX_FILE_BYTES = 64_000_000
-"""A file is written when the chunks that wait for it are as large as this, or when an epoch ends."""
+"""Size of the buffered chunks from which on a file is written [bytes]; one is also written when an epoch ends."""
 _CHUNK_FILE = re.compile(r"chunk_\d{6,}\.safetensors")
 _LEFTOVER = re.compile(r"\.(chunk_\d{6,}\.safetensors|dataset\.json)\..*\.tmp")
 
@@ -29,14 +29,14 @@ _LEFTOVER = re.compile(r"\.(chunk_\d{6,}\.safetensors|dataset\.json)\..*\.tmp")
 class DatasetWriter:
     """Appends chunks to a folder. One process at a time may write to it.
 
-    A file is written whole and under its own name before ``dataset.json`` lists it; what is not listed is not part of
-    the dataset, and is removed here. A run that is resumed takes back what it had saved of epochs that come again.
+    A file is complete before ``dataset.json`` lists it. Files that are not listed are not part of the dataset, and are
+    removed here. A resumed run removes what it had saved of the epochs that it collects again.
 
     Args:
-        path: The folder; made where it is missing.
-        layout: What the chunks are like; that of the folder, if there is one already.
-        run: Names this run, the same after ``--resume``.
-        teacher: Describes the teacher, in plain values.
+        path: The folder; made if it is missing.
+        layout: Layout of the chunks; must be equal to the folder's if it holds a dataset.
+        run: Identifier of this run, the same after ``--resume``.
+        teacher: Description of the teacher, in plain values.
 
     Raises:
         UserError: If the folder holds something else, or a dataset of another layout, or is being written to.
@@ -55,7 +55,7 @@ class DatasetWriter:
         self._look()
 
     def _look(self) -> None:
-        """Look at what is there already; nothing is written."""
+        """Read the index of an existing folder; write nothing."""
         if not self.path.exists():
             return
         try:
@@ -68,7 +68,7 @@ class DatasetWriter:
             self._take_up()
 
     def open(self) -> None:
-        """Make the folder, keep other processes from writing to it, and remove what is not listed; once."""
+        """Make the folder, lock it, and remove files that are not listed; a second call does nothing."""
         if self.is_open:
             return
         try:
@@ -95,21 +95,21 @@ class DatasetWriter:
             self._unlock = weakref.finalize(self, os.close, handle)
 
     def close(self) -> None:
-        """Let other processes write. What waits for its file is not written."""
+        """Release the lock. Chunks that have not been flushed are lost."""
         if self._unlock is not None:
             self._unlock()
 
     @property
     def next_episode(self) -> int:
-        """A number above those of all episodes in the files."""
+        """The first episode number that no file uses."""
         return max((entry.next_episode for entry in self.files), default=0)
 
     def add(self, chunks: dict[str, torch.Tensor], episodes: EpisodeTable, epoch: int) -> None:
-        """Take chunks, in the order of time.
+        """Buffer chunks, in the order in which they were collected.
 
         Args:
-            chunks: ``rows``, ``resets``, ``episode`` and what else there is, each (chunks, chunk_steps, num_envs, ...).
-            episodes: The episodes that have ended in them.
+            chunks: ``rows``, ``resets``, ``episode`` and the other columns, each (chunks, chunk_steps, num_envs, ...).
+            episodes: The episodes that ended in them.
             epoch: Their epoch, counted from 1.
         """
         self._chunks.append({name: tensor.cpu() for name, tensor in chunks.items()})
@@ -118,10 +118,10 @@ class DatasetWriter:
             self.flush(epoch)
 
     def flush(self, epoch: int) -> None:
-        """Write the chunks that wait.
+        """Write the buffered chunks to a file.
 
         Raises:
-            UserError: If the disk is full; the files that are listed stay whole.
+            UserError: If the disk is full; the listed files stay complete.
         """
         if not self._chunks:
             return
@@ -143,7 +143,7 @@ class DatasetWriter:
         self._episodes = []
 
     def begin_epoch(self, epoch: int) -> None:
-        """Take back what this run has saved of this epoch and later ones: they are collected again."""
+        """Remove what this run has saved of this epoch and later ones: they are collected again."""
         self.open()
         self._chunks = []
         self._episodes = []
@@ -160,7 +160,7 @@ class DatasetWriter:
         atomic_write_bytes(self.path / INDEX, text.encode())
 
     def _clean(self) -> None:
-        """Remove what is not listed: files of a process that was killed, or that were taken back."""
+        """Remove files that are not listed: a killed process left them, or their epoch is collected again."""
         listed = {entry.file for entry in self.files}
         for name in os.listdir(self.path):
             if _LEFTOVER.fullmatch(name) or (_CHUNK_FILE.fullmatch(name) and name not in listed):
@@ -175,7 +175,7 @@ def refuse_dataset_in_use(path: str | None) -> None:
         path: ``--save_dataset``; None is nothing to check.
 
     Raises:
-        UserError: If one is.
+        UserError: If another process is saving to it.
     """
     if path is None or not Path(path).is_dir():
         return

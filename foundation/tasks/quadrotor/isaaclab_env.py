@@ -131,7 +131,7 @@ class QuadcopterPointCtrlIsaacEnv(DirectRLEnv):
     metric_units = mdp.METRIC_UNITS
     position_unit = mdp.POSITION_UNIT
     variant_kind = "vehicle"
-    """Metric of an episode -> (factor, unit) by which people are shown it."""
+    """Metric of an episode -> (factor, unit) in which it is shown."""
 
     def __init__(self, cfg: QuadcopterPointCtrlIsaacEnvCfg, render_mode: str | None = None, **kwargs: object):
         """Build the scene and give every environment its vehicle."""

@@ -188,7 +188,7 @@ def smooth_reward(
 
 
 def terminations(motion: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
-    """Say which limit is passed on any axis.
+    """Return which limit is passed on any axis.
 
     Args:
         motion: Position, velocity and body rates. Shape: (9, num_envs).
@@ -218,11 +218,11 @@ class InitialRanges(NamedTuple):
 
 
 NUM_UNIFORM = 3 + 3 + 1 + 4
-"""Uniform numbers that :func:`initial_states` wants: position, rotation, at-target, rotors (and 6 for velocities)."""
+"""Uniform numbers that :func:`initial_states` takes: position, rotation, at-target, rotors (and 6 for velocities)."""
 
 
 def num_uniform(ranges: InitialRanges) -> int:
-    """Count the uniform random numbers per state that :func:`initial_states` wants."""
+    """Count the uniform random numbers per state that :func:`initial_states` takes."""
     return NUM_UNIFORM + (6 if ranges.max_velocity or ranges.max_body_rate else 0)
 
 

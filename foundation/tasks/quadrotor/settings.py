@@ -75,6 +75,6 @@ def task_tensors(cfg: Any, vehicles: VehicleParams) -> TaskTensors:
 
 
 def is_disturbed(vehicles: VehicleParams) -> bool:
-    """Say whether any vehicle is pushed by a force or torque that is drawn per episode."""
+    """Return whether any vehicle is pushed by a force or torque that is drawn per episode."""
     v = vehicles
     return any(bool((x != 0).any()) for x in (v.force_mean, v.force_std, v.torque_mean, v.torque_std))

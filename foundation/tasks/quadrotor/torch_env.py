@@ -2,7 +2,7 @@
 
 ``step`` copies nothing from the device to the host and has no Python loop over environments. Resets draw from the
 environment's own generator: a table of initial states is drawn every ``_TABLE_STEPS`` steps, and an environment that
-ends takes its own entry of that step, so that no random number depends on who ended.
+ends takes its own entry of that step, so that no random number depends on which environments ended.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class QuadcopterPointCtrlEnv:
     rotation_fields = mdp.ROTATION_FIELDS
     """Observation group -> first column of the rotation matrix, body to world, row by row."""
     metric_units = mdp.METRIC_UNITS
-    """Metric of an episode -> (factor, unit) by which people are shown it."""
+    """Metric of an episode -> (factor, unit) in which it is shown."""
     position_unit = mdp.POSITION_UNIT
     variant_kind = "vehicle"
     metadata = {"render_modes": ["rgb_array"], "render_fps": 100}  # noqa: RUF012 (gymnasium's convention)

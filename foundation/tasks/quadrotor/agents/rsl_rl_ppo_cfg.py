@@ -1,7 +1,7 @@
 """PPO settings that learn to fly the built-in task in about two CPU minutes.
 
 What made the difference: a value loss without clipping (returns are near 75, so that a change of 0.2 per update is
-nothing), a floor of the action noise (the penalty on changing the action drives it to zero, and then learning stops),
+nothing), a floor of the action noise (the penalty on changing the action reduces it to zero, and then learning stops),
 a learning rate steered by the KL divergence, a start at the hover command, and normalised observations.
 """
 

@@ -25,7 +25,7 @@ _SIZES = tuple(2**power for power in range(13, -1, -1))
 
 
 def l2f_is_installed() -> bool:
-    """Say whether the ``l2f`` package can be imported."""
+    """Return whether the ``l2f`` package can be imported."""
     return importlib.util.find_spec("l2f") is not None
 
 
@@ -144,7 +144,7 @@ class _Block:
 
 
 def _env_rows(columns: torch.Tensor) -> np.ndarray:
-    """Copy (size, num_envs) to the rows (num_envs, size) that the package wants, whose strides it checks."""
+    """Copy (size, num_envs) to the rows (num_envs, size) that the package expects; it checks their strides."""
     # A copy always: torch calls a single environment contiguous whatever its strides are.
     return np.array(columns.detach().to("cpu", torch.float32).numpy().T, order="C")
 

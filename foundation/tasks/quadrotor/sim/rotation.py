@@ -31,7 +31,7 @@ _ROTATION_TERMS: dict[int, list[tuple[float, int, int]]] = {
 
 
 @lru_cache(maxsize=32)
-@torch.inference_mode(False)  # kept for whoever comes next, who may differentiate
+@torch.inference_mode(False)  # the cached tensors may be used under autograd later
 def rotation_form(rows: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the constant matrix and offset of :func:`rotation_rows`.
 

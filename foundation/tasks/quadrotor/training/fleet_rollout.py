@@ -112,7 +112,7 @@ class FleetRollout:
 
     def detach(self) -> None:
         """Cut the graph between the past and the future."""
-        # They want a gradient, though nobody reads it, so that a compiled step is the same one at every step.
+        # They require a gradient, though it is not used, so that the compiled step does not change from step to step.
         self._state, self._action = self._state.detach().requires_grad_(), self._action.detach().requires_grad_()
 
     def observe(self) -> torch.Tensor:

@@ -43,7 +43,7 @@ class StackedPpoCfg:
     init_std: float = 0.3
     """Action noise at the start."""
     min_std: float = 0.06
-    """Its floor: a penalty on changing the action drives it to zero, where learning stops."""
+    """Its floor: a penalty on changing the action reduces it to zero, where learning stops."""
     max_grad_norm: float = 1.0
     """Gradients of each policy, and of each critic, are clipped to this norm."""
     critic_dims: Sequence[int] = (128, 128)
@@ -79,7 +79,7 @@ class StackedPpo:
 
     @staticmethod
     def _first_layer_scale(policies: PolicyStack) -> torch.Tensor:
-        """Say how much larger or smaller than usual a policy's weights by each input are. Shape: (K, num_obs, 1)."""
+        """Return how much larger or smaller than usual a policy's weights by each input are. Shape: (K, num_obs, 1)."""
         size = policies.weights[0].square().mean(2, keepdim=True).sqrt()
         return size / size.median(1, keepdim=True).values
 
