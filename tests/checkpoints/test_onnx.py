@@ -295,8 +295,8 @@ def move(path, location, **more):
         ("link.bin", {}, "no plain file in its own folder"),
         ("missing.bin", {}, "not beside it: copy both files"),
         ("weights.bin", {"offset": 8}, "not an undamaged ONNX model"),
-        ("weights.bin", {"offset": 4, "length": 24}, "more of 'weights.bin' than there is"),
-        ("weights.bin", {"offset": 1 << 40}, "more of 'weights.bin' than there is"),
+        ("weights.bin", {"offset": 4, "length": 24}, "reads beyond the end of 'weights.bin'"),
+        ("weights.bin", {"offset": 1 << 40}, "reads beyond the end of 'weights.bin'"),
     ],
 )
 def test_weights_beside_the_file(location, more, words, tmp_path):

@@ -106,6 +106,6 @@ def test_bad_settings_are_one_line(monkeypatch, tmp_path, pair, setting, says):
 
 
 def test_one_teacher_has_no_gate(monkeypatch, tmp_path, pair):
-    """``combine=gate`` with a single checkpoint says what it wants."""
-    with pytest.raises(UserError, match="want several teachers"):
+    """``combine=gate`` with a single checkpoint says what it needs."""
+    with pytest.raises(UserError, match="need several teachers"):
         run(monkeypatch, tmp_path / "run", pair / "hovers.pt")

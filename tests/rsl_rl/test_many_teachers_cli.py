@@ -229,7 +229,7 @@ def broken_sets(folder: Path) -> dict[str, tuple[list, str]]:
         ),
         "active of one": (
             [single, "--num_active_teachers", "1", "--teacher_selection", "best"],
-            "want several teachers",
+            "need several teachers",
         ),
         "more active than there are": (
             [plain, "--num_active_teachers", "3", "--teacher_selection", "best"],
