@@ -98,7 +98,7 @@ def _arrays(path: Path) -> dict[str, numpy.ndarray]:
             arrays = {member.filename.removesuffix(".npy"): _array(archive, member) for member in archive.infolist()}
     except FileNotFoundError:
         raise UserError(f"'{path}' does not exist. Check the path.") from None
-    except Exception as error:  # damaged archives fail in the ways of zlib, lzma, the tokenizer, NumPy and others
+    except Exception as error:  # corrupt archives fail in the ways of zlib, lzma, the tokenizer, NumPy and others
         raise UserError(f"'{path}' is corrupt or no NumPy archive: {one_line(error)}. Export it again.") from error
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not numpy.isfinite(array).all():

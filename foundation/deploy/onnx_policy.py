@@ -63,7 +63,7 @@ class OnnxRuntime:
             self._try()
         except UserError:
             raise
-        except Exception as error:  # a damaged description fails in any of Python's, NumPy's and onnxruntime's ways
+        except Exception as error:  # a corrupt description fails in any of Python's, NumPy's and onnxruntime's ways
             raise UserError(f"'{path}' has corrupt metadata: {one_line(error)}. Export it again.") from error
 
     def _try(self) -> None:

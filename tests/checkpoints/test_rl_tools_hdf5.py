@@ -369,6 +369,6 @@ def test_a_long_number_of_layers_is_shortened(tmp_path):
     writer.finish(5)
     with h5py.File(path, "r+") as file:
         file["actor/layers/1"].attrs["num_layers"] = "9" * 5000
-    with pytest.raises(UserError, match=r"says 9+\.\.\. layers and has 4") as caught:
+    with pytest.raises(UserError, match=r"states 9+\.\.\. layers and has 4") as caught:
         TeacherPolicyWrapper(path)
     assert len(str(caught.value)) < 400
