@@ -202,12 +202,24 @@ def _users_line(error: Exception) -> str | None:
     return None
 
 
+class _PrintableFormatter(logging.Formatter):
+    """Escapes what cannot be printed, such as a terminal's codes in a name of a received file; lines stay lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the lines of a record."""
+        text = super().format(record).replace("\t", "    ")
+        signs = (
+            sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode() for sign in text
+        )
+        return "".join(signs)
+
+
 def set_up_logging() -> None:
     """Send INFO lines of this package to stderr, once."""
     root = logging.getLogger("foundation")
     if not root.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("[%(levelname)s] %(message)s"))
+        handler.setFormatter(_PrintableFormatter("[%(levelname)s] %(message)s"))
         root.addHandler(handler)
         root.setLevel(logging.INFO)
         root.propagate = False

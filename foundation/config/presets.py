@@ -9,10 +9,13 @@ from typing import Any
 
 from foundation.core.errors import UserError, suggest
 from foundation.core.registry import package_folders
+from foundation.core.text import shorten
 
 _PACKAGE = re.compile(r"^#\s*@package\s+(\S+)\s*$", re.MULTILINE)
 _ENDINGS = (".yaml", ".yml")
 _GLOBAL = "_global_"
+_LONGEST = 200
+"""Letters of a file's name; file systems take 255 bytes."""
 WORKING_FOLDER = Path("configs")
 """Beside the user: ``experiment=mine`` is ``configs/experiment/mine.yaml``."""
 
@@ -37,6 +40,9 @@ def own_preset(group: str, name: str, builtin: Iterable[str]) -> Path:
     Raises:
         UserError: If there is no such file, with the nearest names.
     """
+    longest = max(len(part) for part in name.split("/"))
+    if longest > _LONGEST:
+        raise UserError(f"{group}={shorten(name)}: no file has a name of {longest} letters")
     if is_path(group, name):
         path = Path(name).expanduser()
         if path.is_file():

@@ -202,13 +202,13 @@ class _Stack:
     @property
     def student(self) -> str:
         """The name of the student in force."""
-        names = [(layer.values.get("student") or {}).get("name") for layer in self.layers]
+        names = [_mapping(layer.values.get("student")).get("name") for layer in self.layers]
         return str(([StudentCfg().name] + [name for name in names if name])[-1])
 
     @property
     def loss(self) -> str | None:
         """The name of the loss in force; None where no layer names one."""
-        names = [(layer.values.get("loss") or {}).get("name") for layer in self.layers]
+        names = [_mapping(layer.values.get("loss")).get("name") for layer in self.layers]
         return next((name for name in reversed(names) if name), None)
 
     def _experiment(self) -> list[Layer]:
@@ -221,7 +221,7 @@ class _Stack:
         values, chosen = compose({"experiment": name}, defaults=False)
         del chosen["experiment"]
         for group in _BY_NAME:  # a name in its body is a choice too
-            chosen[group] = (values.get(group) or {}).get("name") or chosen.get(group, "")
+            chosen[group] = _mapping(values.get(group)).get("name") or chosen.get(group, "")
             if chosen[group] and chosen[group] == self.typed_groups.get(group):
                 self.agreed.add(group)  # what was typed is what it says: its settings of that choice stay
         self.chosen_by_experiment = {
@@ -244,7 +244,7 @@ class _Stack:
         values = copy.deepcopy(dict(base))
         self.saved_choices = values.pop("choices", None) or {}
         student = self.typed_groups.get("student", self.chosen_by_experiment.get("student"))
-        if student not in (None, (values.get("student") or {}).get("name")):
+        if student not in (None, _mapping(values.get("student")).get("name")):
             del values["student"]  # another student has other fields
         return Layer(_RESUMED, values)
 
@@ -268,12 +268,12 @@ class _Stack:
         for layer in self.layers:
             if layer.origin == _TYPED:
                 continue
-            student = layer.values.get("student") or {}
+            student = _mapping(layer.values.get("student"))
             for name in [name for name in student if name not in student_fields]:
                 if "student" in self.typed_groups:
                     del student[name]
                     self._say_left_out(layer, f"student.{name}", f"is no setting of student={self.student}")
-            auxiliary = (layer.values.get("loss") or {}).get("auxiliary") or {}
+            auxiliary = _mapping(_mapping(layer.values.get("loss")).get("auxiliary"))
             loss = self.loss if "loss" in self.typed_groups else None
             if loss in auxiliary:
                 del auxiliary[loss]
@@ -418,6 +418,11 @@ def _default_choice(group: str) -> str:
 
 def _by(origin: str) -> str:
     return _TYPED if origin == _TYPED else f"by {origin}"
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """Return a value of a file if it is a mapping; what is none is refused where its type is checked."""
+    return value if isinstance(value, dict) else {}
 
 
 def _nested(path: str, value: Any) -> dict[str, Any]:

@@ -6,6 +6,9 @@ import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
 
+_LONGEST_NAME = 200
+"""Letters of an unknown name that are compared: the time that it takes grows with their square."""
+
 
 class UserError(Exception):
     """Say in one line what is wrong, where, and what to do.
@@ -28,7 +31,7 @@ def suggest(name: str, valid: Iterable[str], limit: int = 12, *, ordered: bool =
     """
     names = list(dict.fromkeys(valid))
     names = names if ordered else sorted(names)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name[:_LONGEST_NAME], names, n=3, cutoff=0.6)
     if near:
         return f"Did you mean {' or '.join(repr(n) for n in near)}?"
     if not names:

@@ -100,9 +100,9 @@ class DistillationRunner(Runner[Collection]):
             recorder=self.recorder,
         )
         self.shards = DatasetShards(self.dataset, run_dir, cfg.dataset.disk_gb, keep=not cfg.on_policy)
-        acts = [epoch for epoch in range(cfg.n_epochs) if self.beta(epoch) < 1.0]
-        self.forced_epochs = acts[0] if acts else cfg.n_epochs
-        self.early_stopping = EarlyStopping(cfg.early_stopping, acts[0] if acts else 0)
+        first = next((epoch for epoch in range(cfg.n_epochs) if self.beta(epoch) < 1.0), None)
+        self.forced_epochs = cfg.n_epochs if first is None else first
+        self.early_stopping = EarlyStopping(cfg.early_stopping, first or 0)
         self.rows_before: int | None = None
         """Size of the dataset when the run was saved that is resumed; None once more is collected."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from foundation.cli.cli_args import (
     parse_command,
     say_beaten,
 )
-from foundation.cli.command import Interrupt, run_command
+from foundation.cli.command import Interrupt, _PrintableFormatter, run_command
 from foundation.config.overrides import parse_overrides
 from foundation.core.errors import UserError
 
@@ -188,7 +189,7 @@ def test_processes_end_with_the_usual_codes(body: str, signals: list[int], code:
     """The second signal ends a loop that never looks; outside such a loop the first one unwinds through ``finally``."""
     script = (
         "import sys, time\n"
-        "from foundation.cli.command import Interrupt, run_command\n"
+        "from foundation.cli.command import Interrupt, _PrintableFormatter, run_command\n"
         "def wait():\n"
         "    print('ready', flush=True)\n"
         "    while True: time.sleep(0.05)\n"
@@ -279,3 +280,13 @@ def test_an_error_of_the_users_own_code_shows_the_users_line(tmp_path, capsys):
     assert "bug in foundation" not in err
     assert run_command(lambda argv: parse_command(None, ["--x"])) == 1  # type: ignore[arg-type]
     assert "bug in foundation" in capsys.readouterr().err
+
+
+def test_a_log_line_shows_no_codes_of_the_terminal() -> None:
+    """A name that clears the screen, or writes over the line before, is escaped; text of other scripts is not."""
+    formatter = _PrintableFormatter("[%(levelname)s] %(message)s")
+    record = logging.LogRecord("x", logging.INFO, "", 0, "the group 'a\x1b[2J\rb\x9bc'\nand höhe ±\t1", (), None)
+    shown = formatter.format(record)
+    assert all(line.isprintable() for line in shown.split("\n"))
+    assert "\\x1b[2J\\rb\\x9bc" in shown
+    assert shown.split("\n")[1] == "and höhe ±    1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,31 @@ def test_a_packages_preset_runs_none_of_its_code(here: Path, typed: Any) -> None
     typed("loud_pkg.inner:fast")
     assert resolved("experiment=loud_pkg.inner:fast").cfg.n_epochs == 4
     assert "loud_pkg" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "loss: x",
+        "loss: {auxiliary: value}",
+        "student: [1]",
+        "student: mlp",
+        "loss: [a, b]",
+        "student: {name: [1]}",
+    ],
+)
+def test_a_part_that_is_no_mapping_is_one_line(here: Path, text: str) -> None:
+    """Text or a list in the place of settings is refused, also beside a student and a loss that are typed."""
+    (here / "mine.yaml").write_text(text)
+    for typed in ([], ["student=gru", "loss=kl"]):
+        with pytest.raises(UserError) as caught:
+            resolved("experiment=./mine.yaml", *typed)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_name_of_many_letters_is_answered_at_once() -> None:
+    """The nearest names are sought by its beginning: comparing 20,000 letters took minutes."""
+    begin = time.process_time()
+    with pytest.raises(UserError, match="unknown student"):
+        resolved("student=" + "x" * 20_000)
+    assert time.process_time() - begin < 5
