@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from foundation.checkpoints.reading.assembler import CHECKPOINT, finish
 from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source
@@ -47,6 +50,9 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     columns = stated["obs_slice"]
     if columns is not None and not (len(columns) == 2 and 0 <= columns[0] < columns[1]):
         raise UserError(f"'{source.path}' is corrupt: 'obs_slice' is {quoted(columns)}, it must be [a, b], a < b.")
+    bound = stated["clip_actions"]
+    if bound is not None and torch.finfo(torch.float32).max < abs(bound) < math.inf:
+        raise UserError(f"'{source.path}' is corrupt: 'clip_actions' is {bound:g}, more than float32 can hold.")
     groups = stated["obs_groups"]
     cfg = student.cfg
     kind = "gaussian" if cfg.stochastic else "deterministic"
