@@ -182,5 +182,5 @@ def test_the_golden_sequence_resets_part_of_the_environments(tmp_path):
 def test_a_bound_that_float32_cannot_hold_is_refused(tmp_path):
     """It would be found by torch, at the first action."""
     path = quadrotor_student(tmp_path / "best_student.pt", clip_actions=1e39)
-    with pytest.raises(UserError, match="'clip_actions' is 1e[+]39"):
+    with pytest.raises(UserError, match=r"'clip_actions' is 1e\+39"):
         load_policy(path, Overrides())
