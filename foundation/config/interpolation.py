@@ -45,7 +45,8 @@ def interpolate(value: object, known: Mapping[str, Any], where: str) -> Any:
         missing = str(error).partition("'")[2].partition("'")[0]
         raise UserError(f"{where}: no key '{missing}' to refer to. {suggest(missing, _paths(known))}") from None
     except (OmegaConfBaseException, ValueError, KeyError) as error:
-        raise UserError(f"{where} cannot be read: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split()).partition(" full_key: ")[0]  # OmegaConf's own names follow
+        raise UserError(f"{where} cannot be read: {reason}") from None
 
 
 _SLOT = "__value__"

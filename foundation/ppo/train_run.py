@@ -53,6 +53,10 @@ def check_agent_cfg(agent_cfg: RslRlAgentCfg) -> None:
     for name in ("num_steps_per_env", "max_iterations", "save_interval"):
         if not getattr(agent_cfg, name) >= 1:
             raise UserError(f"agent.{name} must be at least 1, it is {getattr(agent_cfg, name)}")
+    if agent_cfg.algorithm is None:
+        raise UserError(
+            "agent.algorithm=null: training needs it; set single values of it, agent.algorithm.<name>=VALUE"
+        )
     rate = getattr(agent_cfg.algorithm, "learning_rate", 1.0)
     if not 0.0 < rate < float("inf"):
         raise UserError(f"agent.algorithm.learning_rate must be positive and finite, it is {rate}")

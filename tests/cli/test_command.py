@@ -25,6 +25,7 @@ from foundation.cli.cli_args import (
 from foundation.cli.command import Interrupt, _PrintableFormatter, run_command
 from foundation.config.overrides import parse_overrides
 from foundation.core.errors import UserError
+from foundation.rsl_rl import distillation, export, play, teacher_info, train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -290,3 +291,20 @@ def test_a_log_line_shows_no_codes_of_the_terminal() -> None:
     assert all(line.isprintable() for line in shown.split("\n"))
     assert "\\x1b[2J\\rb\\x9bc" in shown
     assert shown.split("\n")[1] == "and höhe ±    1"
+
+
+@pytest.mark.parametrize("command", [distillation, train, play, export, teacher_info])
+def test_no_switch_of_any_command_takes_a_value(command: Any) -> None:
+    """``--shuffle True``, ``--headless 1`` and ``--video=off``: one line that writes the switch as it is to be."""
+    parser = command.build_parser()
+    switches = [action for action in parser._actions if action.nargs == 0 and "--help" not in action.option_strings]
+    for action in switches:
+        names = [name for name in action.option_strings if name.startswith("--")]
+        off = next((name for name in names[1:] if name.startswith("--no-")), None)
+        advice = f"write {names[0]} for on, {off} for off" if off else f"write {names[0]} alone, or leave it out"
+        for value in (["True"], ["false"], ["1"], ["off"]):
+            with pytest.raises(UserError) as spaced:
+                parse_command(parser, [names[0], *value])
+            with pytest.raises(UserError) as joined:
+                parse_command(parser, [f"{names[0]}={value[0]}"])
+            assert advice in str(spaced.value) and advice in str(joined.value)

@@ -208,3 +208,22 @@ def test_an_unknown_name_of_many_letters_is_answered_at_once() -> None:
     with pytest.raises(UserError, match="unknown student"):
         resolved("student=" + "x" * 20_000)
     assert time.process_time() - begin < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("${oc.env:NO_SUCH_VARIABLE}", "Environment variable 'NO_SUCH_VARIABLE' not found"),
+        ("${unknown:1}", "Unsupported interpolation type unknown"),
+        ("${", "no viable alternative at input"),
+        ("${run_name}", "Recursive interpolation"),
+        ("${oc.env:[]}", "str expected, not list"),
+        ("${sede}", "no key 'sede' to refer to. Did you mean 'seed'?"),
+    ],
+)
+def test_an_interpolation_that_cannot_be_read_is_one_line(text: str, reason: str) -> None:
+    """What was typed and why not, without the names that the configs' library has for it."""
+    with pytest.raises(UserError) as error:
+        resolved(f"run_name='{text}'")
+    assert f"run_name={text}" in str(error.value) and reason in str(error.value)
+    assert not any(word in str(error.value) for word in ("full_key", "object_type", "__value__", "\n"))

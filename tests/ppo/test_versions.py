@@ -11,6 +11,7 @@ from rsl_rl_versions import VERSIONS, run_with
 
 from foundation.config.agent_cfg import DistillationRunnerCfg, OnPolicyRunnerCfg
 from foundation.core.errors import UserError
+from foundation.ppo.train_run import check_agent_cfg
 from foundation.ppo.versions import translate
 
 PROBE = Path(__file__).with_name("version_probe.py")
@@ -127,3 +128,11 @@ def test_a_deterministic_student_is_refused_where_rsl_rls_runner_needs_noise(lay
     cfg.student.distribution_cfg = None
     with pytest.raises(UserError, match="DistillationRunner needs a student with a distribution"):
         translate(cfg, layout)
+
+
+def test_an_agent_without_algorithm_is_named() -> None:
+    """``agent.algorithm=null``: the key, and what to set instead."""
+    cfg = OnPolicyRunnerCfg()
+    cfg.algorithm = None  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(UserError, match=r"agent.algorithm=null: training needs it; set .*agent.algorithm.<name>=VALUE"):
+        check_agent_cfg(cfg)  # pyright: ignore[reportArgumentType]

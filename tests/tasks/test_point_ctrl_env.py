@@ -437,3 +437,19 @@ def test_cuda_that_is_not_there_is_refused(monkeypatch):
     cfg.sim.device = "cuda:0"
     with pytest.raises(UserError, match="--device cpu"):
         QuadcopterPointCtrlEnv(cfg)
+
+
+@pytest.mark.parametrize("name", ["scene", "sim", "rewards", "terminations", "init", "observation_noise"])
+def test_a_part_of_the_config_that_is_null_is_named(name):
+    """``env.rewards=null`` takes away what the task computes with: one line with the key and what to set instead."""
+    with pytest.raises(UserError, match=rf"env.{name}=null: this task needs it; set .* env.{name}.<name>=VALUE"):
+        QuadcopterPointCtrlEnv(_cfg(4, **{name: None}))
+
+
+@pytest.mark.parametrize("name", ["deployable", "l2f"])
+def test_a_noise_that_is_null_is_named(name):
+    """A group's noise is switched off by zeros."""
+    cfg = _cfg(4)
+    setattr(cfg.observation_noise, name, None)
+    with pytest.raises(UserError, match=rf"env.observation_noise.{name}=null"):
+        QuadcopterPointCtrlEnv(cfg)

@@ -158,6 +158,7 @@ class QuadcopterPointCtrlEnvCfg_PLAY(QuadcopterPointCtrlEnvCfg):  # noqa: N801 (
 
 def check_cfg(cfg: Any) -> None:
     """Refuse values that no simulation can have, in the configuration of any engine."""
+    _refuse_nulls(cfg)
     positive = {
         "env.scene.num_envs": cfg.scene.num_envs,
         "env.sim.dt": cfg.sim.dt,
@@ -185,3 +186,17 @@ def check_cfg(cfg: Any) -> None:
         for component, value in vars(noise).items():
             if not value >= 0:
                 raise UserError(f"env.observation_noise.{group}.{component} must not be negative, it is {value}")
+
+
+def _refuse_nulls(cfg: Any) -> None:
+    """Refuse parts of the configuration that are null, which no step could do without."""
+    parts = {f"env.{name}": getattr(cfg, name) for name in _PARTS}
+    if cfg.observation_noise is not None:
+        noises = ("deployable", "l2f")
+        parts |= {f"env.observation_noise.{name}": getattr(cfg.observation_noise, name) for name in noises}
+    for key, value in parts.items():
+        if value is None:
+            raise UserError(f"{key}=null: this task needs it; set single values of it, {key}.<name>=VALUE")
+
+
+_PARTS = ("scene", "sim", "rewards", "terminations", "init", "observation_noise")
