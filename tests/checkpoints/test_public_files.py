@@ -358,6 +358,29 @@ def test_an_agent_config_behind_links_is_found(tmp_path):
     assert TeacherPolicyWrapper(tmp_path / "snapshot" / "model.pt").describe()["activation"] == "tanh"
 
 
+@pytest.mark.parametrize("folder", ["exported", "nn", "checkpoints"])
+def test_an_agent_config_of_the_run_around_is_read_and_named(folder, tmp_path, caplog):
+    """A folder that runs keep policies in belongs to the run around it, whose config is read; a line says which."""
+    (tmp_path / folder).mkdir()
+    (tmp_path / "params").mkdir()
+    write_teacher(tmp_path / folder / "model.pt")
+    config = tmp_path / "params" / "agent.yaml"
+    config.write_text("policy: {activation: tanh}\n")
+    with caplog.at_level("INFO"):
+        assert TeacherPolicyWrapper(tmp_path / folder / "model.pt").describe()["activation"] == "tanh"
+    assert f"reading '{config}', as '{folder}' is a folder of that run" in caplog.text
+
+
+@pytest.mark.parametrize("folder", ["x", "2026-01-01_00-00-00", "downloads", "params_old", "models"])
+def test_a_stray_agent_config_one_folder_above_is_not_read(folder, tmp_path):
+    """A config above a folder of any other name belongs to something else."""
+    (tmp_path / folder).mkdir()
+    (tmp_path / "params").mkdir()
+    write_teacher(tmp_path / folder / "model.pt")
+    (tmp_path / "params" / "agent.yaml").write_text("policy: {activation: tanh}\n")
+    assert TeacherPolicyWrapper(tmp_path / folder / "model.pt").describe()["activation"] == "elu"
+
+
 # -- pointers, wrappers, two layouts, critics -----------------------------------------------------------------------
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 645488\n"

@@ -13,6 +13,8 @@ from foundation.core.files import load_yaml
 logger = logging.getLogger(__name__)
 
 _SECTIONS = {"actor": ("actor", "policy"), "critic": ("critic", "policy"), "student": ("student", "policy")}
+_FOLDERS_OF_A_RUN = ("exported", "nn", "checkpoints")
+"""Folders that a run keeps policies in: of RSL-RL's exports in Isaac Lab, of rl_games and of skrl."""
 _GROUP_SETS = {"actor": ("actor", "policy"), "critic": ("critic",), "student": ("student", "policy")}
 
 
@@ -29,21 +31,14 @@ class AgentConfig:
     def beside(cls, checkpoint: Path, given: str | Path | None = None) -> AgentConfig:
         """Read the config of the run that a checkpoint belongs to.
 
+        It lies in the checkpoint's own folder, or in the run's where that folder is one that runs keep policies in
+        (``exported``, ``nn``, ``checkpoints``). What lies above any other folder belongs to something else.
+
         Args:
             checkpoint: Path of the checkpoint.
             given: A config file to use instead of the one beside the checkpoint.
         """
-        folders = dict.fromkeys((checkpoint.absolute().parent, checkpoint.resolve().parent))  # it may be a link
-        places = [
-            place
-            for folder in folders
-            for place in (
-                folder / "params" / "agent.yaml",
-                folder.parent / "params" / "agent.yaml",
-                folder / "agent.yaml",
-            )
-        ]
-        path = Path(given) if given is not None else next((p for p in places if p.is_file()), None)
+        path = Path(given) if given is not None else _found_beside(checkpoint)
         if path is None:
             return cls()
         data = load_yaml(path)
@@ -116,6 +111,20 @@ class AgentConfig:
             return "heteroscedastic", options
         fixed = self.option(role, "state_dependent_std") is False and self.option(role, "stochastic") is not False
         return "gaussian" if fixed else None, options
+
+
+def _found_beside(checkpoint: Path) -> Path | None:
+    """Return the config file of the run that a checkpoint lies in, or None; say when it is not in its own folder."""
+    folders = dict.fromkeys((checkpoint.absolute().parent, checkpoint.resolve().parent))  # it may be a link
+    for folder in folders:
+        for place in (folder / "params" / "agent.yaml", folder / "agent.yaml"):
+            if place.is_file():
+                return place
+        above = folder.parent / "params" / "agent.yaml"
+        if folder.name in _FOLDERS_OF_A_RUN and above.is_file():
+            logger.info("'%s': reading '%s', as '%s' is a folder of that run.", checkpoint, above, folder.name)
+            return above
+    return None
 
 
 def _is_given(value: object) -> bool:
