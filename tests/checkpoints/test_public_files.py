@@ -445,6 +445,7 @@ def inside(wrapper: str) -> Any:
     [
         renamed("module.{}"), renamed("_orig_mod.{}"), renamed("module._orig_mod.{}"), renamed("_orig_mod.module.{}"),
         inside("_orig_mod"), inside("module"), renamed("_forward_module.{}"), renamed("_fsdp_wrapped_module.{}"),
+        renamed("actor_critic.{}"), renamed("module.actor_critic.{}"), renamed("actor_critic._orig_mod.{}"),
     ],
 )  # fmt: skip
 def test_wrappers_names(change, tmp_path):

@@ -39,8 +39,11 @@ EXPORT_IT = (
 )
 """Advice where the policy's network is of a kind that no rule reads."""
 
-_WRAPPERS = ("module", "_orig_mod", "_module", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""Names that parallel, compiled and sharded models put before their entries."""
+_WRAPPERS = (
+    "module", "_orig_mod", "_module", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module",
+    "actor_critic",
+)  # fmt: skip
+"""Names that parallel, compiled and sharded models, and the algorithm that holds them, put before their entries."""
 _BESIDE_THE_ACTOR = re.compile(
     r"(?:target_|old_|amp_)?(?:critic|value|q_net|qf\d*|vf|target|discriminator|disc|amp|rnd|curiosity|optimizer|"
     r"scheduler|lr|epoch|iter|log_alpha|ent_coef|log_ent_coef)(?:[_.\d]|$)|\w+_optimizer(?:[_.]|$)"
