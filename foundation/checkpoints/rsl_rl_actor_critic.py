@@ -45,7 +45,8 @@ def policy_parts(checkpoint: dict[str, Any], source: Source) -> tuple[Parts, Par
         std=entries.take_one("std"),
         log_std=entries.take_one("log_std"),
     )
-    body, rnn = entries.take("critic."), entries.take("memory_c.rnn.")
+    body = entries.take("critic.")
+    rnn = entries.take("memory_c.rnn.")
     of_another_kind = entries.take("critic_") | entries.take("memory_c.")
     critic = None
     if body and not of_another_kind:

@@ -94,7 +94,8 @@ class Measurements:
             teacher_later: Measure zero and random actions alone, whose episodes are short in most tasks; the teacher's
                 come from the first epoch, by :meth:`take_teacher`. For one teacher that acts alone in it.
         """
-        context, teachers = self.context, self.teachers
+        context = self.context
+        teachers = self.teachers
         actor = PolicyActor(self.teacher, self.teacher_obs)
         with stopwatch.stage("baselines"):
             teachers.fit_gate(self.env(), context.reporter, context.poll)
