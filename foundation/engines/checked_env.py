@@ -80,7 +80,7 @@ class CheckedEnv(EnvWrapper):
             raise UserError(f"{self._name}.max_episode_length must be an integer [env steps], got {_describe(longest)}")
         most = torch.as_tensor(longest).double()
         if most.numel() == 0 or not (most.isfinite() & (most >= 1)).all():
-            got = longest if most.numel() == 1 else "no number"
+            got = longest if most.numel() == 1 else "nothing"
             if most.numel() > 1:
                 got = f"as little as {most.min()}"
             raise UserError(f"{self._name}.max_episode_length must be 1 or more [env steps], got {got}")
