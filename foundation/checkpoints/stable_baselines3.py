@@ -48,6 +48,7 @@ from foundation.policies.mlp import activation_class_names, resolve_activation
 from foundation.policies.scaling import ClampedScaler
 
 _MOST_JSON = 16 << 20
+_FLATTENS = "<class 'stable_baselines3.common.torch_layers.FlattenExtractor'>"
 _TYPE = re.compile(r"<class '(?:[\w.]*\.)?(\w+)'>")
 
 
@@ -61,7 +62,7 @@ def load_file(source: Source) -> LoadedPolicy:
     data, weights, version = _members(source.path)
     where = f"'{source.path}' (policy.pth)"
     entries = Entries(weights, where)
-    _refuse_algorithms(source, data)
+    _refuse_unread(source, data)
     kind = _kind(weights)
     activation = _activation(source, data, "tanh" if kind == "actor_critic" else "relu")
     critic = None
@@ -97,11 +98,22 @@ def _kind(weights: dict[str, Any]) -> str:
     return "linear" if any(key.startswith("action_net.0.") for key in weights) else "actor_critic"
 
 
-def _refuse_algorithms(source: Source, data: dict[str, Any]) -> None:
-    """Name an algorithm whose policies are of a kind that is not read."""
+def _refuse_unread(source: Source, data: dict[str, Any]) -> None:
+    """Name what is not read: a kind of policy, a step before the network that only code describes, rows of actions."""
     module = str(at(data, "policy_class", "__module__"))
     if module.startswith("sb3_contrib.crossq."):
         raise UserError(f"'{source.path}' is a policy of CrossQ, whose batch normalisation is not read. {EXPORT_IT}.")
+    before = at(data, "policy_kwargs", "features_extractor_class")
+    if before is not None and str(before) != _FLATTENS:
+        match = _TYPE.match(str(before))
+        name = match[1] if match else str(before)
+        raise UserError(
+            f"'{source.path}' turns observations into features by '{name[:60]}' first, a class that is not read. "
+            f"{EXPORT_IT}."
+        )
+    shape = at(data, "action_space", "_shape")
+    if _space(data, "action_space") == "Box" and isinstance(shape, list) and len(shape) != 1:
+        raise UserError(f"'{source.path}' gives actions of shape {str(shape)[:40]}; one row of numbers is understood.")
 
 
 def _members(path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
@@ -238,23 +250,25 @@ def _off_policy_actor(
     squash: nn.Module | None = resolve_activation("tanh")
     inner: Deterministic = Deterministic()
     if explores:
-        layers = linear_layers(body, where)
+        layers = linear_layers(body, where) if body else []
         if any(name.startswith("0.") for name in mean):
             mean = {name.removeprefix("0."): value for name, value in mean.items()}
             squash = nn.Sequential(_bound_of_mean(source, data), squash)
-        layers = [*layers, single_linear(mean, where, layers[-1].out_features)]
+        layers = [*layers, single_linear(mean, where, layers[-1].out_features if layers else None)]
+    elif not body and not spread:
+        layers = linear_layers(mean, where)
     else:
-        layers = linear_layers(body or mean, where)
-        if body or spread:
-            heads = [single_linear(part, where, layers[-1].out_features) for part in (mean, spread)]
-            if heads[0].out_features != heads[1].out_features:
-                raise UserError(f"{where} has {heads[0].out_features} means and {heads[1].out_features} deviations.")
-            both = nn.Linear(heads[0].in_features, 2 * heads[0].out_features)
-            states = [head.state_dict() for head in heads]
-            both.load_state_dict({key: torch.cat([state[key] for state in states]) for key in states[0]})
-            layers = [*layers, both]
-            inner = SquashedGaussian()
-            squash = None
+        layers = linear_layers(body, where) if body else []
+        size = layers[-1].out_features if layers else None
+        heads = [single_linear(part, where, size) for part in (mean, spread)]
+        if heads[0].weight.shape != heads[1].weight.shape:
+            raise UserError(f"{where} has {heads[0].out_features} means and {heads[1].out_features} deviations.")
+        both = nn.Linear(heads[0].in_features, 2 * heads[0].out_features)
+        states = [head.state_dict() for head in heads]
+        both.load_state_dict({key: torch.cat([state[key] for state in states]) for key in states[0]})
+        layers = [*layers, both]
+        inner = SquashedGaussian()
+        squash = None
     bounds = _bounds(source, data, layers[-1].out_features // inner.outputs_per_action)
     distribution = _squashed(inner, squash, bounds, where)
     return Trunk([*dense(layers[:-1], activation), layers[-1]]), distribution

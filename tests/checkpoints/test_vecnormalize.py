@@ -85,6 +85,34 @@ def test_every_protocol_of_the_real_library(written_pickles, protocol):
     assert (statistics.epsilon, statistics.clip_obs) == (float(told["epsilon"]), float(told["clip_obs"]))
 
 
+@pytest.mark.parametrize("of_another", ["run/vecnormalize_1000_steps", "run/ppo_vecnormalize_1000_steps"])
+def test_statistics_of_the_models_own_step(of_another, tmp_path):
+    """Among the statistics of several steps, those of the model's own are taken, whatever stands before the number."""
+    path = place(tmp_path, "run/ppo_2000_steps.zip", "run/vecnormalize_2000_steps")
+    (tmp_path / f"{of_another}.pkl").write_bytes(b"not read")
+    assert_as_the_library(path)
+
+
+@pytest.mark.parametrize(
+    ("model", "statistics"),
+    [
+        ("run/ppo_2000_steps.zip", "run/ppo_vecnormalize_1000_steps"),
+        ("run/models/model.zip", "run/vecnormalize"),
+        ("run/model.zip", "run/vec_env"),
+        ("run/model.zip", "run/stats/vecnormalize"),
+    ],
+    ids=["another_step", "folder_above", "another_name", "folder_below"],
+)
+def test_statistics_that_may_be_the_models(model, statistics, tmp_path):
+    """Statistics whose place or step leaves doubt are neither taken nor passed over, and the advice helps."""
+    path = place(tmp_path, model, statistics)
+    advised = f"{path.stem}_vecnormalize.pkl"
+    with pytest.raises(UserError, match=f"copy them to '{advised}'"):
+        TeacherPolicyWrapper(path)
+    shutil.copy(tmp_path / f"{statistics}.pkl", path.with_name(advised))
+    assert_as_the_library(path)
+
+
 def test_rewards_alone(written_pickles, tmp_path):
     """A VecNormalize that leaves observations alone is no normaliser, and is said to be there."""
     path = place(tmp_path, "run/model.zip", "run/vecnormalize", written_pickles / "rewards_alone.pkl")

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import SAC
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -21,6 +22,19 @@ from write_sb3_checkpoints import BOX, ENVS, OBS, SMALL, STEPS, Env, strip
 
 CHOICES = gymnasium.spaces.Discrete(3)
 OFF_POLICY = {"buffer_size": 10}
+
+
+class Clamped(BaseFeaturesExtractor):
+    """A step of one's own before the network, without weights and of the same size."""
+
+    def __init__(self, space: gymnasium.spaces.Box):
+        super().__init__(space, OBS)
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        """Return bounded observations. Shape: as given."""
+        return obs.clamp(-1.0, 1.0)
+
+
 CASES = {
     "qrdqn": (QRDQN, CHOICES, SMALL | {"n_quantiles": 25}, OFF_POLICY),
     "qrdqn_default": (QRDQN, CHOICES, {"activation_fn": torch.nn.Tanh}, OFF_POLICY),
@@ -29,6 +43,10 @@ CASES = {
     "sac_sde": (SAC, BOX, SMALL | {"activation_fn": torch.nn.ELU}, OFF_POLICY | {"use_sde": True}),
     "sac_sde_free": (SAC, BOX, SMALL | {"clip_mean": 0.0}, OFF_POLICY | {"use_sde": True}),
     "sac_sde_tight": (SAC, BOX, SMALL | {"clip_mean": 0.5}, OFF_POLICY | {"use_sde": True}),
+    "sac_empty": (SAC, BOX, {"net_arch": []}, OFF_POLICY),
+    "tqc_empty": (TQC, BOX, {"net_arch": {"pi": [], "qf": [4]}}, OFF_POLICY),
+    "sac_sde_empty": (SAC, BOX, {"net_arch": []}, OFF_POLICY | {"use_sde": True}),
+    "own_features": (SAC, BOX, SMALL | {"features_extractor_class": Clamped}, OFF_POLICY),
     "trpo": (TRPO, BOX, SMALL, {}),
     "ars": (ARS, BOX, {}, {}),
     "ars_mlp": (ARS, BOX, SMALL, {}),
@@ -39,6 +57,7 @@ CASES = {
     "recurrent_deep": (RecurrentPPO, BOX, SMALL | {"lstm_hidden_size": 6, "n_lstm_layers": 2}, {}),
     "recurrent_shared": (RecurrentPPO, BOX, SMALL | {"shared_lstm": True, "enable_critic_lstm": False}, {}),
     "maskable_ppo": (MaskablePPO, CHOICES, SMALL, {}),
+    "rows": (SAC, gymnasium.spaces.Box(-1.0, 1.0, (2, 2)), SMALL, OFF_POLICY),
     "crossq": (CrossQ, BOX, SMALL, OFF_POLICY),
 }
 POLICIES = {

@@ -19,6 +19,12 @@ from foundation.policies.scaling import ClampedScaler
 _SUFFIXES = (".npz", ".pkl")
 """In this order: an ``.npz`` is what the user has made of the pickle."""
 
+_MODULE = b"stable_baselines3.common.vec_env.vec_normalize"
+"""What the library's own pickle begins with, whatever it is called."""
+
+_HEAD = 512
+"""Bytes of a pickle within which its class is named."""
+
 
 @dataclass(frozen=True)
 class VecNormalizeStatistics:
@@ -95,6 +101,7 @@ def find_statistics(model: Path) -> Path | None:
                 return found[0]
     if own is None:
         _refuse_those_of_others(model, run)
+    _refuse_those_of_another_name(model, run)
     return None
 
 
@@ -151,6 +158,22 @@ def _refuse_those_of_others(model: Path, run: Path) -> None:
         )
 
 
+def _refuse_those_of_another_name(model: Path, run: Path) -> None:
+    """Refuse the same where they lie in the folder above, or beside the model in a pickle of any name."""
+    found = [path for suffix in _SUFFIXES for path in sorted(run.parent.glob(f"*{suffix}")) if _is_named_so(path)]
+    found += [path for path in sorted(run.glob("*.pkl")) if path.is_file() and _MODULE in _first_bytes(path)]
+    if found:
+        raise UserError(
+            f"'{model}' has no statistics of its own, and there is '{found[0]}': where they belong to it, copy them to "
+            f"'{model.stem}_vecnormalize{found[0].suffix}' beside it; else move the model elsewhere."
+        )
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD)
+
+
 def _in_folder(folder: Path, stem: str, suffix: str) -> list[Path]:
     """Return a folder's statistics: those that carry the model's name, else all."""
     every = sorted(path for path in folder.glob(f"*{suffix}") if _is_named_so(path))
@@ -161,7 +184,24 @@ def _in_folder(folder: Path, stem: str, suffix: str) -> list[Path]:
                 "actions would be others. Copy the file again."
             )
     names = {path: path.stem.lower().replace("vecnormalize_", "").replace("_vecnormalize", "") for path in every}
-    return [path for path in every if names[path] == stem.lower()] or every
+    named = [path for path in every if names[path] == stem.lower()]
+    steps = _steps(stem)
+    if named or steps is None:
+        return named or every
+    of_others = [path for path in every if _steps(path.stem) not in (None, steps)]
+    if of_others and of_others == every:
+        raise UserError(
+            f"'{folder / stem}.zip' is of step {steps}, and the statistics that lie there are of others "
+            f"({of_others[0].name}): where they belong to it, copy them to '{stem}_vecnormalize{suffix}'; else move "
+            "the model elsewhere."
+        )
+    return [path for path in every if _steps(path.stem) == steps] or [path for path in every if path not in of_others]
+
+
+def _steps(stem: str) -> str | None:
+    """Return the number in ``rl_model_2000_steps`` or ``rl_model_vecnormalize_2000_steps``."""
+    match = re.search(r"_(\d+)_steps$", stem)
+    return match[1] if match else None
 
 
 def _is_named_so(path: Path) -> bool:
