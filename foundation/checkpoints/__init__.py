@@ -20,7 +20,7 @@ import torch
 
 from foundation.checkpoints.as_is import load_as_is
 from foundation.checkpoints.reading.agent_config import AgentConfig
-from foundation.checkpoints.reading.loading import LoadedPolicy, Overrides, Source, report_unknown, unwrapped
+from foundation.checkpoints.reading.loading import EXPORT_IT, LoadedPolicy, Overrides, Source, report_unknown, unwrapped
 from foundation.core.archives import ArchiveError, check_regular
 from foundation.core.errors import UserError
 from foundation.core.files import load_checkpoint, refuse_lfs_pointer
@@ -87,7 +87,8 @@ def load_policy(path: str | Path, overrides: Overrides) -> LoadedPolicy:
                 report_unknown(unknown, f"'{file}'", overrides.strict)
             return _checked(module.load(checkpoint, source), source)
     shown = ", ".join(f"'{key}'" for key in sorted(checkpoint)[:6]) or "nothing"
-    raise UserError(f"'{file}' is not a policy checkpoint of a known format: it holds {shown}. Check the path.")
+    advice = EXPORT_IT if _holds_tensors(checkpoint) else "Check the path"
+    raise UserError(f"'{file}' is not a policy checkpoint of a known format: it holds {shown}. {advice}.")
 
 
 def _checked(policy: LoadedPolicy, source: Source) -> LoadedPolicy:

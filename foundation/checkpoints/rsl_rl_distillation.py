@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source
+from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source, logger
 from foundation.checkpoints.reading.rsl_rl_parts import Parts, assemble, merge
 from foundation.checkpoints.rsl_rl_models import model_parts
+from foundation.core.errors import UserError
 
 KEYS = {
     "model_state_dict",
@@ -29,8 +30,16 @@ def _in_model(checkpoint: dict[str, Any]) -> bool:
 
 
 def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
-    """Read the student; its teacher is not looked at."""
+    """Read the student; its teacher is not looked at, which is said."""
+    model = checkpoint.get("model_state_dict")
+    if "teacher_state_dict" in checkpoint or (model and any(str(key).startswith("teacher.") for key in model)):
+        logger.info("'%s' holds a student and its teacher: the student is read.", source.path)
     if "student_state_dict" in checkpoint:
+        if model and not _in_model(checkpoint):
+            raise UserError(
+                f"'{source.path}' holds two policies: the student in 'student_state_dict' and another one in "
+                "'model_state_dict'. Leave the one that is to be read."
+            )
         parts, version = model_parts(checkpoint["student_state_dict"], source, "student_state_dict")
         if _in_model(checkpoint):
             parts = merge(parts, _older_parts(checkpoint, source)[0], source, "student_state_dict")

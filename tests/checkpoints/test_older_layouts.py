@@ -108,3 +108,37 @@ def test_student_of_release_2(tmp_path):
     wanted = perceptron(normalised(obs, norms["obs_norm_state_dict"]), model, "student", torch.tanh)
     assert torch.allclose(teacher.act(obs), wanted, atol=1e-5)
     assert teacher.describe()["format"] == "RSL-RL 2.x distillation"
+
+
+def test_a_student_beside_another_policy(tmp_path):
+    """Weights of a student and other ones of an actor in one file: none is chosen in silence."""
+    actor = {"std": torch.rand(ACTIONS), **dense("actor", OBS, 8, 7, ACTIONS), **dense("critic", OBS, 8, 7, 1)}
+    student = {"distribution.std_param": torch.rand(ACTIONS), **dense("mlp", OBS, 8, 7, ACTIONS)}
+    with pytest.raises(UserError, match="two policies: the student in 'student_state_dict'"):
+        TeacherPolicyWrapper(save(tmp_path, None, model_state_dict=actor, student_state_dict=student), strict=False)
+
+
+def test_which_half_is_read_is_said(tmp_path, caplog):
+    """A file with a student and its teacher gives the student's actions, and one line says so."""
+    student, teacher = (
+        {"distribution.std_param": torch.rand(ACTIONS), **dense("mlp", OBS, 8, 7, ACTIONS)} for _ in range(2)
+    )
+    path = save(tmp_path, None, student_state_dict=student, teacher_state_dict=teacher)
+    with caplog.at_level("INFO", logger="foundation"):
+        policy = TeacherPolicyWrapper(path, activation="tanh")
+    obs = torch.randn(5, OBS)
+    assert torch.allclose(policy.act(obs), perceptron(obs, student, "mlp", torch.tanh), atol=1e-5)
+    assert "the student is read" in caplog.text
+
+
+@pytest.mark.parametrize("prefix", ["", "actor_mean.", "module.0.module.0.", "net."])
+def test_plain_weights_get_advice_that_helps(prefix, tmp_path):
+    """Weights whose layers nothing describes are refused; exported as the line says, they are run as they are."""
+    network = nn.Sequential(nn.Linear(OBS, 8), nn.Tanh(), nn.Linear(8, ACTIONS))
+    torch.save({f"{prefix}{name}": value for name, value in network.state_dict().items()}, tmp_path / "plain.pt")
+    with pytest.raises(UserError, match=r"Export the policy as TorchScript .* distill\.teacher\.run_as_is=true"):
+        TeacherPolicyWrapper(tmp_path / "plain.pt")
+    torch.jit.script(network).save(str(tmp_path / "policy.pt"))
+    obs = torch.randn(5, OBS)
+    policy = TeacherPolicyWrapper(tmp_path / "policy.pt", run_as_is=True)
+    assert torch.allclose(policy.act(obs), network(obs), atol=1e-5)
