@@ -78,15 +78,18 @@ def settle(args: argparse.Namespace, tokens: list[str], resumed: RunDir | None) 
 
 def refuse_checkpoint(args: argparse.Namespace) -> NoReturn:
     """Raise for ``--load_run`` and ``--checkpoint`` without ``--resume``, which are mostly meant for the teacher."""
-    flags = " and ".join(f"--{name}" for name in ("load_run", "checkpoint") if getattr(args, name))
+    given = [f"--{name}" for name in ("load_run", "checkpoint") if getattr(args, name)]
+    say = f"{given[0]} says here which run to go on with and needs"
+    if len(given) > 1:
+        say = f"{' and '.join(given)} say here which run to go on with and need"
     teacher = args.checkpoint if args.checkpoint and Path(args.checkpoint).is_file() else None
     if teacher is None:
         with contextlib.suppress(UserError):
             run = RunDir.find(TEACHER_ROOT, args.experiment_name, args.load_run)
             teacher = run.checkpoint_path(args.checkpoint or r"(best_model|model_\d+)\.pt")
     raise UserError(
-        f"the teacher is named by --teacher_checkpoint {teacher or 'PATH'}; {flags} say here which run to go on with "
-        "and need --resume (and a student's weights to start from are distill.student.init_checkpoint=PATH)"
+        f"the teacher is named by --teacher_checkpoint {teacher or 'PATH'}; {say} --resume "
+        "(and a student's weights to start from are distill.student.init_checkpoint=PATH)"
     )
 
 

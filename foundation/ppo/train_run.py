@@ -90,11 +90,13 @@ def find_checkpoint(
         run = RunDir.find(LOG_ROOT, agent_cfg.experiment_name, agent_cfg.load_run)
         if distils and not agent_cfg.resume and checkpoint is None and (run.path / "best_model.pt").is_file():
             return run.path / "best_model.pt"
-        return run.checkpoint_path(agent_cfg.load_checkpoint)
+        found = run.checkpoint_path(agent_cfg.load_checkpoint)
     except UserError as error:
         if agent_cfg.resume:
             raise
         raise UserError(f"a distillation run needs a teacher, --checkpoint PATH ({error})") from error
+    refuse_student(found)
+    return found
 
 
 def refuse_student(path: Path) -> None:

@@ -250,12 +250,23 @@ def student_file(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("resume", [["--resume"], []])
-def test_a_student_is_named_and_what_can_be_done_with_it(resume, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--resume", "--checkpoint", "{path}"],
+        ["--checkpoint", "{path}"],
+        ["--resume", "--load_run", "{folder}", "--checkpoint", "best_student.pt"],
+        ["--resume", "--load_run", "{folder}", "--checkpoint", "best*"],
+    ],
+)
+def test_a_student_is_named_and_what_can_be_done_with_it(flags, tmp_path, monkeypatch, capsys):
     """PPO cannot go on with one: the line says so, before any folder is made, and names the two ways there are."""
     monkeypatch.chdir(tmp_path)
-    path = student_file(tmp_path)
-    assert run_command(main, ["--task", TASK, *SMALL, *resume, "--checkpoint", str(path)]) == 2
+    folder = tmp_path / "run"
+    folder.mkdir()
+    path = student_file(folder)
+    typed = [flag.format(path=path, folder=folder) for flag in flags]
+    assert run_command(main, ["--task", TASK, *SMALL, *typed]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"{path} is a student of distillation.py" in error
     assert f"distill.student.init_checkpoint={path}" in error and "--formats rsl_rl" in error
