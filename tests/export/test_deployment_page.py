@@ -14,7 +14,7 @@ from foundation.tasks import load_entry_point, resolve_task
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE)]
 
-from test_command import TASK, quadrotor_student  # noqa: E402
+from test_export_command import TASK, quadrotor_student  # noqa: E402
 
 ROOT = HERE.parents[1]
 PAGE = (ROOT / "docs" / "howto" / "deploy.md").read_text()

@@ -17,7 +17,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE)]
 
 from exported import fly  # noqa: E402
-from test_command import quadrotor_student  # noqa: E402
+from test_export_command import quadrotor_student  # noqa: E402
 
 SHORT = ("--num_episodes", "2", "--num_envs", "2", "--device", "cpu", "--engine", "torch", "env.episode_length_s=0.1")
 

@@ -203,7 +203,7 @@ def test_quick_figures_do_not_replace_the_published_ones():
     """Unless they are asked to."""
     assert benchmark.parse([]).out == Path("docs/results/benchmark")
     assert benchmark.parse(["--quick"]).out == Path("logs/quick/benchmark")
-    assert benchmark.parse(["--quick", "--out", "docs/results/benchmark"]).out == Path("docs/benchmark")
+    assert benchmark.parse(["--quick", "--out", "docs/results/benchmark"]).out == Path("docs/results/benchmark")
 
 
 def test_bad_numbers_are_refused(capsys):

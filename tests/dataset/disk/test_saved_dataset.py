@@ -25,7 +25,7 @@ from foundation.dataset.disk.reader import SavedDataset
 from foundation.dataset.disk.writer import DatasetWriter
 from foundation.dataset.episodes import left_out, weigh
 
-DOCS = Path(__file__).resolve().parents[3] / "docs" / "dataset_format.md"
+DOCS = Path(__file__).resolve().parents[3] / "docs" / "reference" / "dataset_format.md"
 
 
 def load(folder: Path, num_envs: int, chunk_steps: int, capacity: int | None = None, **options) -> DistillationDataset:
