@@ -19,13 +19,20 @@ from typing import Any, ClassVar
 import gymnasium
 
 from foundation.core.errors import UserError, suggest
+from foundation.engines import isaaclab23
 from foundation.engines.base import Configure, Engine, LaunchRequest, VecEnv, VideoRequest
+from foundation.engines.isaaclab_installed import (
+    add_launcher_flags,
+    has_kit,
+    major_version,
+    not_installed,
+    register_package_tasks,
+    set_agent_device,
+)
 from foundation.tasks import CANNOT_IMPORT, launching, resolve_task
 
 logger = logging.getLogger(__name__)
 
-_TASK_GROUP = "isaaclab.tasks"
-"""Group of the entry points by which installed packages register tasks."""
 _OLD_FLAGS = ("--enable_cameras",)
 """Flags of earlier launchers, accepted and without effect in 3.0."""
 
@@ -46,10 +53,10 @@ class IsaacLabEngine(Engine):
     @classmethod
     def why_not(cls, task: str) -> str | None:
         """Return why the task cannot run here, or None. Imports the packages that register tasks, starts nothing."""
-        missing = _not_installed()
+        missing = not_installed()
         if missing is not None:
             return missing
-        if _major_version() < 3:
+        if major_version() < 3:
             return _not_in_2(task)
         try:
             _register_tasks()
@@ -65,7 +72,7 @@ class IsaacLabEngine(Engine):
     @classmethod
     def task_names(cls) -> list[str]:
         """List the registered tasks, or none where they are known only once Kit runs (2.3)."""
-        if _not_installed() is not None or _major_version() < 3:
+        if not_installed() is not None or major_version() < 3:
             return []
         _register_tasks()
         return sorted(name for name, spec in gymnasium.registry.items() if _has_isaaclab_env(spec))
@@ -75,7 +82,7 @@ class IsaacLabEngine(Engine):
         """Add the launcher's own flags, except those that the command already has."""
         known = set(parser._option_string_actions)
         launcher = argparse.ArgumentParser(add_help=False)
-        if _not_installed() is None:
+        if not_installed() is None:
             add_launcher_flags(launcher)
         group = parser.add_argument_group("Isaac Lab launcher")
         for action in launcher._actions:
@@ -90,18 +97,16 @@ class IsaacLabEngine(Engine):
 
     def launch(self, request: LaunchRequest, configure: Configure) -> AbstractContextManager[tuple[Any, Any]]:
         """Start Kit if the task's physics needs it (PhysX does, Newton does not) and yield the configs."""
-        missing = _not_installed()
+        missing = not_installed()
         if missing is not None:
             raise UserError(f"--engine isaaclab: {missing}")
-        if _major_version() < 3:
+        if major_version() < 3:
             return self._session_of_2(request, configure)
         return self._session(request, configure)
 
     @contextmanager
     def _session_of_2(self, request: LaunchRequest, configure: Configure) -> Iterator[tuple[Any, Any]]:
-        from foundation.engines.isaaclab23 import session
-
-        with session(request, configure) as (self._task, env_cfg, agent_cfg):
+        with isaaclab23.session(request, configure) as (self._task, env_cfg, agent_cfg):
             yield env_cfg, agent_cfg
 
     @contextmanager
@@ -129,10 +134,10 @@ class IsaacLabEngine(Engine):
 
     def load_configs(self, request: LaunchRequest) -> tuple[Any, Any]:
         """Load the task's configs; those of Isaac Lab 2 can only be read after Kit has started."""
-        missing = _not_installed()
+        missing = not_installed()
         if missing is not None:
             raise UserError(f"--engine isaaclab: {missing}")
-        return super().load_configs(request) if _major_version() < 3 else self._load(request)
+        return super().load_configs(request) if major_version() < 3 else self._load(request)
 
     def _load(self, request: LaunchRequest) -> tuple[Any, Any]:
         """Read the task's configurations, with the presets that were asked for."""
@@ -195,7 +200,7 @@ def build_env(
 
     clip = agent_cfg.get("clip_actions") if isinstance(agent_cfg, dict) else getattr(agent_cfg, "clip_actions", None)
     random_state = RandomState()
-    with random_state.active(), naming_assets(task, env_cfg, major=_major_version()):
+    with random_state.active(), naming_assets(task, env_cfg, major=major_version()):
         env = _make_gym_env(task, env_cfg, args, video)
         if isinstance(env_cfg, DirectMARLEnvCfg):
             env = multi_agent_to_single_agent(env)
@@ -204,64 +209,13 @@ def build_env(
 
 
 def _make_gym_env(task: str, env_cfg: object, args: argparse.Namespace, video: VideoRequest | None) -> Any:
-    if _major_version() < 3:
-        from foundation.engines.isaaclab23 import make_gym_env
-
-        return make_gym_env(task, env_cfg, video)
+    if major_version() < 3:
+        return isaaclab23.make_gym_env(task, env_cfg, video)
     if video is not None:
         from foundation.engines.isaaclab_video import configure_recorder
 
         configure_recorder(env_cfg, args, video)
     return gymnasium.make(task, cfg=env_cfg)
-
-
-def set_agent_device(agent_cfg: Any, device: str) -> None:
-    """Set the agent's device to the simulation's; its default is always cuda:0."""
-    if isinstance(agent_cfg, dict):
-        agent_cfg["device"] = device
-    else:
-        agent_cfg.device = device
-
-
-def has_kit() -> bool:
-    """Return whether Isaac Sim is installed."""
-    return importlib.util.find_spec("isaacsim") is not None
-
-
-def _not_installed() -> str | None:
-    """Return what is missing, or None."""
-    if importlib.util.find_spec("isaaclab") is None:
-        return "Isaac Lab is not installed here (README, section Installation)"
-    if _major_version() < 3:
-        return None if has_kit() else "Isaac Lab 2 needs Isaac Sim, which is not installed here"
-    if importlib.util.find_spec("isaaclab_tasks") is None or importlib.util.find_spec("isaaclab_rl") is None:
-        return "the installed Isaac Lab lacks isaaclab_tasks or isaaclab_rl"
-    return None
-
-
-def _major_version() -> int:
-    """Return 2 or 3. A source checkout of 2.x has package version 0.x."""
-    try:
-        return 3 if int(importlib.metadata.version("isaaclab").partition(".")[0]) >= 3 else 2
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        return 3 if importlib.util.find_spec("isaaclab_newton") is not None else 2
-
-
-def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
-    """Add every flag of the installed launcher to an empty parser."""
-    parser.add_argument("--task")  # the launcher of 2.3 warns if the parser has no arguments yet
-    argv, sys.argv = sys.argv, sys.argv[:1]  # the launchers read sys.argv, and 3.0 changes it
-    try:
-        if _major_version() < 3:
-            from isaaclab.app import AppLauncher
-
-            AppLauncher.add_app_launcher_args(parser)
-        else:
-            from isaaclab.app import add_launcher_args
-
-            add_launcher_args(parser)
-    finally:
-        sys.argv = argv
 
 
 def _not_in_2(task: str) -> str | None:
@@ -276,13 +230,6 @@ def _register_tasks() -> None:
     """Import Isaac Lab's tasks and those of installed packages."""
     importlib.import_module("isaaclab_tasks")
     register_package_tasks()
-
-
-def register_package_tasks() -> None:
-    """Import what installed packages declare as tasks. This package's own are registered already."""
-    for entry in importlib.metadata.entry_points(group=_TASK_GROUP):
-        if entry.value.partition(".")[0] != "foundation":
-            entry.load()
 
 
 def _has_isaaclab_env(spec: Any) -> bool:

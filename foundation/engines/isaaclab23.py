@@ -20,6 +20,7 @@ import gymnasium
 
 from foundation.core.errors import UserError, suggest
 from foundation.engines.base import Configure, LaunchRequest, VideoRequest
+from foundation.engines.isaaclab_installed import add_launcher_flags, register_package_tasks, set_agent_device
 from foundation.tasks import launching, resolve_task
 
 logger = logging.getLogger(__name__)
@@ -33,8 +34,6 @@ def session(request: LaunchRequest, configure: Configure) -> Iterator[tuple[str,
         The gym id, the environment's and the agent's configuration.
     """
     from isaaclab.app import AppLauncher
-
-    from foundation.engines.isaaclab import set_agent_device
 
     app = AppLauncher(launcher_args(request)).app
     try:
@@ -65,8 +64,6 @@ def launcher_args(request: LaunchRequest) -> argparse.Namespace:
 
     Our own flags are left out: those whose names Kit's ``SimulationApp`` knows would be taken for settings of it.
     """
-    from foundation.engines.isaaclab import add_launcher_flags
-
     parser = argparse.ArgumentParser(add_help=False)
     add_launcher_flags(parser)
     args = parser.parse_args([])
@@ -86,8 +83,6 @@ def load(request: LaunchRequest) -> tuple[str, Any, Any]:
     """Read the configurations of a task, whose packages are imported now."""
     importlib.import_module("isaaclab_tasks")
     from isaaclab_tasks.utils.parse_cfg import load_cfg_from_registry
-
-    from foundation.engines.isaaclab import register_package_tasks
 
     register_package_tasks()
     spec = resolve_task(request.task)

@@ -314,8 +314,8 @@ def test_an_id_like_no_other_is_answered_with_the_built_in_tasks_first(monkeypat
 
 def test_isaac_lab_says_why_a_module_cannot_be_imported(monkeypatch, typed):
     """A task whose package fails to import is not one that Isaac Lab does not know."""
-    monkeypatch.setattr(isaaclab, "_not_installed", lambda: None)
-    monkeypatch.setattr(isaaclab, "_major_version", lambda: 3)
+    monkeypatch.setattr(isaaclab, "not_installed", lambda: None)
+    monkeypatch.setattr(isaaclab, "major_version", lambda: 3)
     monkeypatch.setattr(isaaclab, "_register_tasks", lambda: None)
     typed(f"no_such_package:{TASK}")
     reason = isaaclab.IsaacLabEngine.why_not(f"no_such_package:{TASK}")
