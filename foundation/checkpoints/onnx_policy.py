@@ -18,7 +18,7 @@ _ACTIVATIONS = {
     "Elu": "elu", "Relu": "relu", "Tanh": "tanh", "Selu": "selu", "LeakyRelu": "lrelu", "Celu": "crelu",
     "Erf": "gelu", "Gelu": "gelu", "Mish": "mish", "Softplus": "softplus", "Sigmoid": "sigmoid",
 }  # fmt: skip
-_ACTION_NAMES = ("actions", "action", "mu", "output")
+_ACTION_NAMES = ("actions", "action", "continuous_actions", "mu", "mean", "output")
 
 
 def recognise_file(path: Path, head: bytes) -> bool:

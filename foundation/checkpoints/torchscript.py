@@ -36,6 +36,11 @@ _MOVES = {
 }  # fmt: skip
 """What exporters do between the layers, beside calling them."""
 
+_END = "9223372036854775807"
+"""The end of a slice that takes everything, in traced code."""
+_DEEPEST_CALLS = 50
+"""Calls inside of calls; exporters write a few."""
+
 
 def recognise_file(path: Path, head: bytes) -> bool:
     """Return whether a file is in this format."""
@@ -54,6 +59,8 @@ def load_file(source: Source) -> LoadedPolicy:
         _check_forward(root, where)
         _check_forward(layers, where)
     body, activation, last = _body(layers, where)
+    if not body:
+        _refuse(f"{where} has no dense layers that can be read: it is frozen, or a policy of another kind.")
     distribution = Deterministic() if bare else _distribution(root, where)
     if last is not None:
         distribution = ShapedActions(distribution, resolve_activation(last))
@@ -85,6 +92,42 @@ def _check_forward(root: Node, where: str) -> None:
     computes |= set(re.findall(r"\(self\)\.(\w+)\(", body)) | set(re.findall(r"\b__torch__\.([\w.]+)", body))
     if computes:
         _refuse(f"{where} computes '{min(computes)}' beside its layers, which is not read.")
+    if _cuts(body):
+        _refuse(f"{where} takes a part of the numbers between its layers, which is not read.")
+    again = _called_again(body)
+    if again:
+        _refuse(f"{where} runs '{again}' more than once in a step, which is not read.")
+
+
+def _cuts(body: str) -> bool:
+    """Return whether code takes a part of a tensor by a slice, other than all of it, ``x[:]``."""
+    found: list[str] = []
+
+    def take_out(call: re.Match[str]) -> str:
+        if call[1] == "torch.slice":
+            found.append(call[2])
+        return "_"
+
+    for _ in range(_DEEPEST_CALLS):
+        body, count = re.subn(r"([\w.]*)\(([^()]*)\)", take_out, body)  # innermost calls first
+        if not count:
+            break
+    else:
+        return True
+    bounds = [[text.strip() for text in arguments.split(",")[2:4]] for arguments in found]
+    return any(part[:1] not in ([], ["0"], ["None"]) or part[1:] not in ([], ["None"], [_END]) for part in bounds)
+
+
+def _called_again(body: str) -> str:
+    """Return the name of a layer that code calls several times, empty if there is none."""
+    names: dict[str, str] = {}
+    for to, holder, attribute in re.findall(r"^ *(\w+) = (\w+)\.(\w+)$", body, re.MULTILINE):
+        names[to] = f"{names[holder]}.{attribute}" if holder in names else attribute
+    for to, holder, attribute in re.findall(r'^ *(\w+) = getattr\((\w+), "(\w+)"\)$', body, re.MULTILINE):
+        names[to] = f"{names[holder]}.{attribute}" if holder in names else attribute
+    called = [names.get(name, name) for name in re.findall(r"\((\w+)\)\.forward\w*\(", body)]
+    branches = re.search(r"^ *if ", body, re.MULTILINE) is not None
+    return "" if branches else next((name for name in called if called.count(name) > 1), "")
 
 
 def _body(node: Node, where: str) -> tuple[dict[str, torch.Tensor], str, str | None]:

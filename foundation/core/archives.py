@@ -312,6 +312,8 @@ def check_regular(file: str | os.PathLike[str]) -> None:
         odd = odd or path.resolve().parts[:2] in _OF_THE_SYSTEM
     except (OSError, ValueError):
         return
+    except RuntimeError as error:  # Python < 3.13
+        raise ArchiveError("it is a link in a loop") from error
     if odd:
         raise ArchiveError("it is a pipe or a device, not a file")
 

@@ -269,6 +269,25 @@ def test_what_is_not_understood_is_refused(name, tmp_path):
     assert "\n" not in str(caught.value) and "policy.onnx" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["actions", "continuous_actions", "mean"])
+def test_the_action_is_told_from_a_value_before_it(name, tmp_path):
+    """Among several outputs the action is known by its name, wherever it stands."""
+    nodes = [node("ReduceSum", "obs", to="value"), node("Tanh", "obs", to=name)]
+    path = save(tmp_path / "policy.onnx", nodes, outputs={"value": [1, 1], name: [1, 6]})
+    obs = torch.randn(3, 6)
+    assert torch.allclose(TeacherPolicyWrapper(path).act(obs), obs.tanh())
+
+
+def test_a_counter_of_whole_numbers_can_be_run_as_it_is(tmp_path):
+    """A policy with a counter beside its observation is not read, and the advice names what runs it."""
+    path = save(tmp_path / "policy.onnx", TANH, inputs={"obs": [1, 6]})
+    model = onnx.load(path)
+    model.graph.input.append(helper.make_tensor_value_info("time_step", TensorProto.INT64, [1, 1]))
+    onnx.save(model, path)
+    with pytest.raises(UserError, match=r"'time_step'.*distill\.teacher\.run_as_is=true"):
+        TeacherPolicyWrapper(path)
+
+
 def test_an_inner_graph_is_refused(tmp_path):
     """A model that branches is refused by the operator's name."""
     branch = helper.make_graph([node("Tanh", "obs", to="y")], "b", [], [helper.make_empty_tensor_value_info("y")])

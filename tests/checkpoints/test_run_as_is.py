@@ -310,6 +310,102 @@ def test_state_that_was_left_in_the_file_is_cleared(tmp_path):
     assert not teacher.initial_state(2).any()
 
 
+class Memory(nn.Module):
+    """An LSTM of another name than exporters give it, its state inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory_a, self.actor = nn.LSTM(9, 8), mlp(8, 8, 2)
+        self.register_buffer("hidden_state", torch.zeros(1, 1, 8))
+        self.register_buffer("cell_state", torch.zeros(1, 1, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Act."""
+        out, (hidden, cell) = self.memory_a(x.unsqueeze(0), (self.hidden_state, self.cell_state))
+        self.hidden_state[:] = hidden
+        self.cell_state[:] = cell
+        return self.actor(out.squeeze(0))
+
+
+@torch.no_grad()
+def test_traced_lstm(tmp_path):
+    """A traced LSTM checks no sizes: the right number of observations alone is found, and it acts as itself."""
+    torch.manual_seed(3)
+    module, path = Memory().eval(), tmp_path / "policy.pt"
+    script = torch.jit.trace(module, torch.zeros(1, 9), check_trace=False)
+    script.hidden_state.zero_()
+    script.cell_state.zero_()
+    torch.jit.save(script, str(path))
+    teacher = TeacherPolicyWrapper(path, run_as_is=True)
+    for step in range(STEPS):
+        given = teacher.act(OBS[step])
+        for env in range(ENVS):
+            own = torch.jit.load(str(path))
+            begin = max((past for past in range(step + 1) if BEGINS[past, env]), default=0)
+            wanted = [own(OBS[past, env : env + 1]) for past in range(begin, step + 1)][-1]
+            assert (given[env] - wanted[0]).abs().max() <= 1e-5
+        teacher.reset(DONES[step])
+
+
+class FirstActions(nn.Module):
+    """A policy whose actions are the first of its last layer's numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actor = mlp(9, 8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Act."""
+        return self.actor(x)[:, :2]
+
+
+class LastObservations(FirstActions):
+    """A policy that leaves out what comes first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actor = mlp(6, 8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Act."""
+        return self.actor(x[:, 3:])
+
+
+class Twice(FirstActions):
+    """A policy that runs its layers on their own answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actor = mlp(9, 8, 9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Act."""
+        return self.actor(self.actor(x))
+
+
+@pytest.mark.parametrize("way", [torch.jit.script, "trace", "fx"], ids=["script", "trace", "fx"])
+@pytest.mark.parametrize(("kind", "says"), [(FirstActions, "a part"), (LastObservations, "a part"), (Twice, "once")])
+def test_what_is_done_between_layers_is_not_lost(kind, says, way, tmp_path):
+    """Numbers left out and layers run twice are not read as if the layers were all: the advice runs the archive."""
+    module, path = kind().eval(), tmp_path / "policy.pt"
+    given = torch.fx.symbolic_trace(module) if way == "fx" else module
+    torch.jit.save(torch.jit.script(given) if way == torch.jit.script else torch.jit.trace(given, OBS[0]), str(path))
+    with pytest.raises(UserError, match=f"{says}.*run_as_is=true"):
+        TeacherPolicyWrapper(path)
+    teacher = TeacherPolicyWrapper(path, run_as_is=True, num_obs=9)
+    assert (teacher.act(OBS[0]) - module(OBS[0])).abs().max() <= 1e-5
+
+
+def test_frozen_sequential(tmp_path):
+    """Frozen layers leave nothing to read: one line, whose advice runs them."""
+    module, path = mlp(9, 8, 2).eval(), tmp_path / "policy.pt"
+    torch.jit.save(torch.jit.freeze(torch.jit.script(module)), str(path))
+    with pytest.raises(UserError, match=r"frozen.*run_as_is=true"):
+        TeacherPolicyWrapper(path)
+    teacher = TeacherPolicyWrapper(path, run_as_is=True, num_obs=9)
+    assert (teacher.act(OBS[0]) - module(OBS[0])).abs().max() <= 1e-5
+
+
 def test_fx_graph(tmp_path):
     """A graph of torch.fx, whose class says nothing, acts as itself."""
     module, path = torch.fx.symbolic_trace(Scaled()), tmp_path / "policy.pt"
@@ -653,3 +749,10 @@ def test_exported_lstm(tmp_path):
     compare(TeacherPolicyWrapper(path, run_as_is=True), rolled([Session() for _ in range(ENVS)]))
     read = TeacherPolicyWrapper(path)  # this one is understood too: both ways agree
     compare(read, rolled([Session() for _ in range(ENVS)]))
+
+
+def test_links_in_a_loop(tmp_path):
+    """A link to itself is answered in one line."""
+    (tmp_path / "policy.onnx").symlink_to("policy.onnx")
+    with pytest.raises(UserError, match=r"policy\.onnx.*(loop|does not exist)"):
+        TeacherPolicyWrapper(tmp_path / "policy.onnx")

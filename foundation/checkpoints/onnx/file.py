@@ -164,7 +164,7 @@ def _graph(model: Any, onnx: Any, path: Path) -> OnnxGraph:
             continue
         kind = given.type.tensor_type
         if kind.elem_type not in _DTYPES:
-            _refuse(path, f"has the input '{given.name}', which is not of floating-point numbers")
+            _refuse(path, f"has the input '{given.name}', which is not of floating-point numbers", RUN_IT)
         graph.inputs[given.name] = [size.dim_value or -1 for size in kind.shape.dim]
         graph.dtypes[given.name] = _DTYPES[kind.elem_type]
     graph.outputs = [result.name for result in model.graph.output]
