@@ -120,14 +120,16 @@ def _cuts(body: str) -> bool:
 
 def _called_again(body: str) -> str:
     """Return the name of a layer that code calls several times, empty if there is none."""
+    if re.search(r"^ *if ", body, re.MULTILINE):
+        return ""  # each branch has its own calls
     names: dict[str, str] = {}
     for to, holder, attribute in re.findall(r"^ *(\w+) = (\w+)\.(\w+)$", body, re.MULTILINE):
         names[to] = f"{names[holder]}.{attribute}" if holder in names else attribute
     for to, holder, attribute in re.findall(r'^ *(\w+) = getattr\((\w+), "(\w+)"\)$', body, re.MULTILINE):
         names[to] = f"{names[holder]}.{attribute}" if holder in names else attribute
-    called = [names.get(name, name) for name in re.findall(r"\((\w+)\)\.forward\w*\(", body)]
-    branches = re.search(r"^ *if ", body, re.MULTILINE) is not None
-    return "" if branches else next((name for name in called if called.count(name) > 1), "")
+    found: list[str] = re.findall(r"\((\w+)\)\.forward\w*\(", body)
+    called = [names.get(name, name) for name in found]
+    return next((name for name in called if called.count(name) > 1), "")
 
 
 def _body(node: Node, where: str) -> tuple[dict[str, torch.Tensor], str, str | None]:
