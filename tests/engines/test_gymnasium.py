@@ -24,7 +24,8 @@ from foundation.core.errors import UserError
 from foundation.engines import gymnasium as engine_module
 from foundation.engines import select_engine
 from foundation.engines.base import EnvCapabilities, LaunchRequest, VideoRequest
-from foundation.engines.gymnasium import GymnasiumEngine, GymnasiumVecEnv, Observations, make_actions, seeds_of
+from foundation.engines.gymnasium import GymnasiumEngine, GymnasiumVecEnv, seeds_of
+from foundation.engines.gymnasium_spaces import Observations, make_actions
 from foundation.engines.torch import TorchEngine
 
 MODES = ["same_step", "next_step", "disabled"]
