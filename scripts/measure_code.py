@@ -1,8 +1,9 @@
 """Measure how code is written, package beside package: ``python scripts/measure_code.py foundation rsl_rl mjlab``.
 
-Each argument is a folder of Python files, or the name of an installed package. A folder in another commit is measured
-from a work tree of it. The figures are those that a reader meets: files and their sizes, how many are there for one
-other file alone, parameters that are typed ``Any``, imports hidden in functions, comments, and circles of imports.
+Each argument is a package's folder, or the name of an installed package; ``TITLE=FOLDER`` gives its column a title. An
+earlier commit is measured in a work tree of it. The figures are those that a reader meets: files and their sizes, how
+many are there for one other file alone, parameters that are typed ``Any``, imports hidden in functions, comments, and
+circles of imports.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import statistics
 import sys
 import tokenize
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class Figures:
     typing_circles: int = 0
     """The same with the imports inside functions and for type checkers alone."""
 
-    def row(self) -> dict[str, str]:
+    def column(self) -> dict[str, str]:
         """Return the figures as a table shows them."""
         total = sum(self.lines)
         per_cent = 100.0 * self.any_parameters / max(1, self.parameters)
@@ -82,9 +83,12 @@ def folder_of(name: str) -> Path:
     """Return the folder that an argument means.
 
     Raises:
-        SystemExit: If it is neither a folder nor an installed package.
+        SystemExit: If it is neither a package's folder nor an installed package.
     """
     if Path(name).is_dir():
+        if not (Path(name) / "__init__.py").is_file():
+            # One level too high, as an unpacked wheel is, no import would be found to be one of the package's own.
+            sys.exit(f"error: '{name}' has no __init__.py: give the folder of the package itself")
         return Path(name)
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
@@ -96,18 +100,22 @@ def measure(folder: Path) -> Figures:
     """Count one package."""
     figures = Figures()
     trees: dict[str, ast.Module] = {}
+    packages: set[str] = set()
     for path in sorted(folder.rglob("*.py")):
         source = path.read_text(encoding="utf-8")
         if not source.strip():
             continue
         tree = ast.parse(source)
-        parts = path.relative_to(folder.parent).with_suffix("").parts
-        trees[".".join(part for part in parts if part != "__init__")] = tree
+        parts = path.resolve().relative_to(folder.resolve().parent).with_suffix("").parts
+        module = ".".join(part for part in parts if part != "__init__")
+        trees[module] = tree
+        if parts[-1] == "__init__":
+            packages.add(module)
         figures.lines.append(source.count("\n"))
         _count_comments(source, figures)
         _count_tree(tree, figures)
-    imports = {module: set(_imported(tree, trees, _at_import)) - {module} for module, tree in trees.items()}
-    all_imports = {module: set(_imported(tree, trees, _everywhere)) - {module} for module, tree in trees.items()}
+    imports = {module: set(_imported(module, trees, packages, _at_import)) - {module} for module in trees}
+    all_imports = {module: set(_imported(module, trees, packages, _everywhere)) - {module} for module in trees}
     importers: dict[str, int] = defaultdict(int)
     for targets in all_imports.values():
         for target in targets:
@@ -153,17 +161,30 @@ def _count_parameters(arguments: ast.arguments, figures: Figures) -> None:
             figures.runner_any += argument.arg == "runner"
 
 
-def _imported(tree: ast.Module, modules: Mapping[str, object], statements: Statements) -> Iterator[str]:
-    """Yield the modules of the package that a file imports."""
-    for node in statements(tree):
+def _imported(
+    module: str, trees: Mapping[str, ast.Module], packages: Set[str], statements: Statements
+) -> Iterator[str]:
+    """Yield the modules of the package that one of them imports."""
+    for node in statements(trees[module]):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
-            names = [f"{node.module}.{alias.name}" for alias in node.names if node.module and node.level == 0]
+            origin = _origin(module, module in packages, node)
+            names = [f"{origin}.{alias.name}" for alias in node.names]
         for name in names:
-            module = name if name in modules else name.rpartition(".")[0]
-            if module in modules:
-                yield module
+            found = name if name in trees else name.rpartition(".")[0]
+            if found in trees:
+                yield found
+
+
+def _origin(module: str, is_package: bool, node: ast.ImportFrom) -> str:
+    """Return the absolute name of what ``from ... import`` reads from."""
+    if node.level == 0:
+        return node.module or ""
+    parts = module.split(".")
+    # One dot is the package that the file is in, and of an __init__.py that is the package itself.
+    up = node.level - 1 if is_package else node.level
+    return ".".join([*parts[: len(parts) - up], *([node.module] if node.module else [])])
 
 
 def _everywhere(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
@@ -213,13 +234,15 @@ def _circles(graph: Mapping[str, set[str]]) -> Iterator[list[str]]:
 def main() -> None:
     """Print one column for each package, as a Markdown table."""
     parser = argparse.ArgumentParser(description="Measure how code is written, package beside package.")
-    parser.add_argument("packages", nargs="+", metavar="PACKAGE", help="a folder, or the name of an installed package")
-    packages = parser.parse_args().packages
-    rows = [measure(folder_of(name)).row() for name in packages]
-    print("| | " + " | ".join(packages) + " |")
+    parser.add_argument(
+        "packages", nargs="+", metavar="[TITLE=]PACKAGE", help="a package's folder, or the name of an installed package"
+    )
+    packages = [argument.rpartition("=") for argument in parser.parse_args().packages]
+    columns = [measure(folder_of(name)).column() for _, _, name in packages]
+    print("| | " + " | ".join(title or name for title, _, name in packages) + " |")
     print("|---|" + "---|" * len(packages))
-    for name in rows[0]:
-        print(f"| {name} | " + " | ".join(row[name] for row in rows) + " |")
+    for name in columns[0]:
+        print(f"| {name} | " + " | ".join(column[name] for column in columns) + " |")
 
 
 if __name__ == "__main__":

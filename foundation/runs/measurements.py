@@ -142,7 +142,7 @@ class Measurements:
     def _check(self, results: dict[str, EvaluationResult]) -> None:
         solved = EnvCapabilities.of(self.collecting_env).solved_return
         for warning in check_teacher(results, self.cfg.teacher, solved):
-            self.context.reporter.line(f"WARNING: {warning}")
+            self.context.reporter.warn(warning)
 
     def _keep(self, results: dict[str, EvaluationResult]) -> None:
         """Take the figures, last of all: a run that is stopped before measures them again."""

@@ -162,9 +162,9 @@ class OfflineRunner(Runner[None]):
             f"actions={layout.targets['mean']}, {self.num_parameters} parameters"
         )
         self.reporter.line(
-            f"Dataset: {self.saved.num_rows} rows of {layout.task} ({size / 1e6:.0f} MB) on {self.train.device}, "
-            f"{self.episodes} finished episodes, {self.episodes_left_out} of them left out by the filter; "
-            f"{len(self.held_out)} rows are held out"
+            f"Dataset: {self.saved.num_rows} transitions of {layout.task} ({size / 1e6:.0f} MB) on "
+            f"{self.train.device}, {self.episodes} finished episodes, {self.episodes_left_out} of them left out by the "
+            f"filter; {len(self.held_out)} transitions are held out"
         )
         if self.epoch == 0:
             self.save_latest()
@@ -173,7 +173,7 @@ class OfflineRunner(Runner[None]):
         """Show and log the epoch."""
         seconds = self.stopwatch.lap().get("learning", 0.0)
         rate = learned.num_updates * self.learner.batch_size * self.sequence_length / max(1e-9, seconds)
-        parts = [f"Epoch {self.epoch}/{self.cfg.n_epochs} (offline)", f"Training - Mean loss: {learned.mean_loss:.6f}"]
+        parts = [f"Training - Mean loss: {learned.mean_loss:.6f}"]
         scalars = {"training/loss": learned.mean_loss, "training/learning_rate": learned.learning_rate}
         scalars |= {"training/updates": float(learned.num_updates), "performance/rows_per_second": rate}
         if evaluation is not None:
@@ -183,7 +183,8 @@ class OfflineRunner(Runner[None]):
             )
             scalars |= {f"evaluation/{name}": value for name, value in evaluation.items()}
         self.reporter.scalars(scalars, self.epoch)
-        self.reporter.epoch_line(self.epoch, parts, evaluation is not None)
+        title = f"Epoch {self.epoch}/{self.cfg.n_epochs} (offline)"
+        self.reporter.show_epoch(self.epoch, title, parts, evaluation is not None)
 
     def finish(self) -> dict[str, Any]:
         """Write the last student and the summary."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +19,11 @@ from foundation.runs.metrics_writer import MetricsWriter
 if TYPE_CHECKING:  # a run from a dataset alone needs no environments
     from foundation.rollout.episodes import CollectionStats
 
+logger = logging.getLogger(__name__)
+
 Scalars = dict[str, float]
 FEW_UPDATES = 8
-"""Updates in an epoch below which it is said that they are few."""
+"""Updates in an epoch below which there is a warning."""
 MOST_SILENT = 10.0
 """Seconds after which an epoch without an evaluation is shown too."""
 RECENT = 10
@@ -38,7 +41,7 @@ class Clock:
         self._now = now
         self._begun = now()
         self._ends = [self._begun]
-        self._said = self._begun
+        self._shown = self._begun
         self.closing = 0.0
         """What the last measurement is expected to take [s]."""
 
@@ -49,11 +52,11 @@ class Clock:
     @property
     def silent(self) -> float:
         """Seconds since something was shown."""
-        return self._now() - self._said
+        return self._now() - self._shown
 
-    def said(self) -> None:
+    def shown(self) -> None:
         """Note that something was shown."""
-        self._said = self._now()
+        self._shown = self._now()
 
     def line(self, epochs_left: int) -> str:
         """Return such as ``elapsed 1:21, left 0:40``; the time left is known after the first epoch.
@@ -92,13 +95,17 @@ class Reporter:
         self._progress: Progress | None = None
         self._task = TaskID(0)
         self._teacher = math.nan
-        self._few_updates_told = False
+        self._warned_of_few_updates = False
         self._evaluations: list[float] = []
         """Seconds that each has taken."""
 
     def line(self, text: str) -> None:
         """Print one line."""
         self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Log a warning, as the rest of the package does: on stderr, where it is seen when stdout goes to a file."""
+        logger.warning("%s", text)
 
     def baselines(self, baselines: dict[str, Scalars]) -> None:
         """Show what the teacher scores, beside zero and random actions."""
@@ -152,22 +159,23 @@ class Reporter:
         if self._progress is not None:
             self._progress.update(self._task, completed=done, clock=self.clock.line(self.cfg.n_epochs - done))
 
-    def epoch_line(self, done: int, parts: list[str], evaluated: bool) -> None:
-        """Show an epoch in one line, if it was evaluated, is the last one, or nothing was shown for a while.
+    def show_epoch(self, done: int, title: str, parts: list[str], evaluated: bool) -> None:
+        """Show an epoch, if it was evaluated, is the last one, or nothing was shown for a while.
 
         Args:
             done: Epochs that have ended.
-            parts: What to show.
+            title: The first line.
+            parts: Further lines, shown below it and indented, so that each fits a terminal of 120 columns.
             evaluated: Whether there is an evaluation in it.
         """
         self.advance(done)
         left = self.cfg.n_epochs - done
         if not (evaluated or left == 0 or self.clock.silent > MOST_SILENT):
             return
-        self.clock.said()
+        self.clock.shown()
         if not self.console.is_terminal:  # a terminal has the bar
-            parts = [*parts, self.clock.line(left)]
-        self.line(" | ".join(parts))
+            title = f"{title}, {self.clock.line(left)}"
+        self.line("\n    ".join([title, *parts]))
 
     @contextmanager
     def progress(self, done: int) -> Iterator[None]:
@@ -200,10 +208,10 @@ class Reporter:
         """Print and log one epoch (counted from 0; shown and logged counted from 1)."""
         acting = {1.0: "teacher forcing", 0.0: "student acts"}.get(beta, f"beta {beta:.2f}")
         whole = len(collected.returns)
-        parts = [
+        title = (
             f"Epoch {epoch + 1}/{self.cfg.n_epochs} ({acting}): {collected.env_steps:,} transitions, {whole:,} whole "
             f"episode{'' if whole == 1 else 's'}"
-        ]
+        )
         scalars: Scalars = {"training/loss": learned.mean_loss, "training/learning_rate": learned.learning_rate}
         scalars["training/updates"] = learned.num_updates
         scalars["data_collection/beta"] = beta
@@ -211,12 +219,12 @@ class Reporter:
         if len(returns):
             mean = float(returns.mean())
             std = float(returns.std(correction=0))
-            parts.append(f"Data collection - Mean return: {mean:.2f} ± {std:.2f}")
+            shown = f"{mean:.2f} ± {std:.2f}"
             scalars |= {"data_collection/mean_return": mean, "data_collection/std_return": std}
             scalars["data_collection/mean_length"] = float(collected.unbiased(collected.lengths).mean())
         else:
-            parts.append("Data collection - Mean return: not known yet (only short episodes can have ended)")
-        parts.append(f"Training - Mean loss: {learned.mean_loss:.6f}")
+            shown = "not known yet (only short episodes can have ended)"
+        parts = [f"Data collection - Mean return: {shown} | Training - Mean loss: {learned.mean_loss:.6f}"]
         self._warn_of_few_updates(learned.num_updates)
         if len(learned.terms) > 1:
             scalars |= {f"training/{name}": value for name, value in learned.terms.items()}
@@ -233,17 +241,17 @@ class Reporter:
             self._evaluations.append(performance["evaluation_seconds"])
             seconds = sum(self._evaluations) / len(self._evaluations)
             self.clock.closing = seconds * self._closing_share()
-        self.epoch_line(epoch + 1, parts, evaluation is not None)
+        self.show_epoch(epoch + 1, title, parts, evaluation is not None)
 
     def _warn_of_few_updates(self, num_updates: int) -> None:
         """Warn once if an epoch makes fewer than ``FEW_UPDATES`` updates, as with a large batch of sequences."""
-        if num_updates >= FEW_UPDATES or self._few_updates_told:
+        if num_updates >= FEW_UPDATES or self._warned_of_few_updates:
             return
-        self._few_updates_told = True
-        self.line(
-            f"WARNING: only {num_updates} updates in an epoch: lower --batch_size (now "
-            f"{self.cfg.batch_size or '256 rows'}; for a student with memory it counts sequences, try 16), or collect "
-            "more with --num_episodes."
+        self._warned_of_few_updates = True
+        batch = self.cfg.batch_size or "256 transitions"
+        self.warn(
+            f"only {num_updates} updates in an epoch: lower --batch_size (now {batch}; for a student with memory it "
+            "counts sequences, try 16), or collect more with --num_episodes."
         )
 
     def _closing_share(self) -> float:
@@ -257,7 +265,7 @@ class Reporter:
         return ", ".join(parts) + _success(evaluation)
 
     def last_measurement(self, episodes: int, cheap: bool) -> None:
-        """Announce what takes a while and says nothing.
+        """Announce the last measurement, which takes a while and shows nothing until it is done.
 
         Args:
             episodes: Episodes of each.
@@ -286,7 +294,7 @@ class Reporter:
         )
         if self.writer is not None:
             final = {f"final/{name}": float(value) for name, value in student.items()}
-            # One step on: a run that is resumed hides what lies beyond its last epoch, and says this again at its end.
+            # One step on: a run that is resumed hides what lies beyond its last epoch, and logs this again at its end.
             self.writer.add_scalars(final, summary["epochs"] + 1)
             self.writer.flush()
 

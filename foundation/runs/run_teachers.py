@@ -107,12 +107,12 @@ class RunTeachers:
         shown = ", ".join(f"{name} {weights[name]:.3f} (return {returns[name]:.2f})" for name in most[:5])
         shown += ", ..." if len(most) > 5 else ""
         reporter.line(
-            f"Gate over {self.number} teachers, from {len(rows.obs)} rows: explains {100.0 * explained:.0f} % of the "
-            f"variance of the returns in {gate_horizon(env, cfg.horizon)} steps in episodes held out; mean weights "
-            f"{shown}"
+            f"Gate over {self.number} teachers, from {len(rows.obs)} transitions: explains {100.0 * explained:.0f} % "
+            f"of the variance of the returns in {gate_horizon(env, cfg.horizon)} steps in episodes held out; mean "
+            f"weights {shown}"
         )
         if explained <= 0.0:
-            reporter.line("WARNING: the gate explains nothing: raise distill.teacher.gate.episodes, or combine=mean.")
+            reporter.warn("the gate explains nothing: raise distill.teacher.gate.episodes, or combine=mean.")
         scalars = {f"baseline_gate_weight/{name}": weight for name, weight in weights.items()}
         reporter.scalars({"baseline/gate_explained_variance": explained, **scalars}, 0)
 
@@ -146,7 +146,7 @@ class RunTeachers:
         if missing:
             names = ["the teacher"] if self.assignment is None else [self.assignment.names[i] for i in missing]
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            reporter.line(f"WARNING: no episode ended by time-out, so that no offset is corrected, with {shown}.")
+            reporter.warn(f"no episode ended by time-out, so that no offset is corrected, with {shown}.")
         reporter.scalars({"baseline/position_offset": float(sizes.mean())}, 0)
 
     def collected(self, epoch: int, beta: float, stats: CollectionStats, dataset: DistillationDataset) -> int:

@@ -195,7 +195,7 @@ class DistillationRunner(Runner[Collection]):
                 f"{self.num_parameters} parameters"
             ),
             dataset=(
-                f"room for {dataset.capacity} rows ({dataset.num_bytes / 1e6:.0f} MB) on {dataset.device}; "
+                f"room for {dataset.capacity} transitions ({dataset.num_bytes / 1e6:.0f} MB) on {dataset.device}; "
                 f"collection by {self.mode} in {self.env.num_envs} environments"
             ),
         )

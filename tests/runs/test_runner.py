@@ -118,10 +118,10 @@ def test_a_run_distils_its_teacher_and_leaves_every_file(tmp_path):
 
 
 @pytest.mark.parametrize(("batch_size", "warned"), [(4, 0), (1024, 1)])
-def test_too_few_updates_are_said_once(tmp_path, capsys, batch_size, warned):
-    """A batch as large as an epoch's data learns next to nothing; that is said, with what to do."""
+def test_too_few_updates_are_warned_of_once(tmp_path, caplog, batch_size, warned):
+    """A batch as large as an epoch's data learns next to nothing: one warning, with what to do."""
     make(tmp_path, config(n_epochs=3, batch_size=batch_size)).run()
-    assert capsys.readouterr().out.count("updates in an epoch: lower --batch_size") == warned
+    assert caplog.text.count("updates in an epoch: lower --batch_size") == warned
 
 
 def test_the_checkpoint_alone_rebuilds_the_student(tmp_path):
@@ -317,7 +317,7 @@ def test_a_teacher_below_the_wanted_return_stops_the_run_at_once(tmp_path):
     assert not (tmp_path / "best_student.pt").exists()
 
 
-def test_a_teacher_no_better_than_chance_stops_the_run_after_its_figures_were_shown(tmp_path, capsys):
+def test_a_teacher_no_better_than_chance_stops_the_run_after_its_figures_were_shown(tmp_path, capsys, caplog):
     """Nothing is collected, no folder is left to resume; ``distill.teacher.check=false`` goes on with a warning."""
     wrong = LinearTeacher(-REGULATOR_GAIN)
     runner = make(tmp_path / "stops", config(), teacher=wrong)
@@ -329,7 +329,7 @@ def test_a_teacher_no_better_than_chance_stops_the_run_after_its_figures_were_sh
     cfg = config(n_epochs=1, epoch_teacher_forcing=1)
     cfg.teacher.check = False
     make(tmp_path / "goes_on", cfg, teacher=wrong).run()
-    assert "WARNING: The teacher's mean return" in capsys.readouterr().out
+    assert any(record.message.startswith("The teacher's mean return") for record in caplog.records)
 
 
 def test_on_policy_runs_learn_from_their_own_epoch_only(tmp_path):

@@ -16,9 +16,9 @@ FILES = {
         "Z = X  # type: ignore\n"
     ),
     "left.py": "if TYPE_CHECKING:\n    from pkg.right import R\n",
-    "right.py": "from pkg.left import L\n",
+    "right.py": "from .left import L\n",
     "one.py": "import pkg.two\n",
-    "two.py": "import pkg.one\n",
+    "two.py": "from . import one\n",
 }
 
 
@@ -46,6 +46,20 @@ def test_each_figure_against_a_package_counted_by_hand(tmp_path: Path) -> None:
         "comments per 100 lines": "11.8",
         "type: ignore, noqa": "1",
     }
+
+
+def test_columns_have_titles_and_a_folder_above_the_package_is_refused(tmp_path: Path) -> None:
+    """``before=FOLDER`` heads its column; a folder without ``__init__.py`` would show no imports, and is one line."""
+    package = tmp_path / "pkg"
+    package.mkdir()
+    for name, text in FILES.items():
+        (package / name).write_text(text)
+    words = [sys.executable, SCRIPT, f"before={package}", f"after={package}"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == "| | before | after |"
+    assert done.stdout.splitlines()[2] == "| files | 6 | 6 |"
+    done = subprocess.run([sys.executable, SCRIPT, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "__init__.py" in done.stderr
 
 
 def test_an_unknown_package_is_one_line(tmp_path: Path) -> None:
