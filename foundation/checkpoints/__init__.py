@@ -3,6 +3,7 @@
 A module of this folder has ``KEYS`` (the entries that it reads; None for any), ``recognise(checkpoint) -> bool`` and
 ``load(checkpoint, source) -> LoadedPolicy``. The first that recognises a checkpoint reads it. A format that is not a
 PyTorch checkpoint has ``recognise_file(path, head) -> bool`` and ``load_file(source) -> LoadedPolicy`` instead.
+A module with ``LAST = True`` is asked after the others.
 A module of another package registers itself by :func:`register_format` when it is imported.
 """
 
@@ -21,6 +22,7 @@ import torch
 from foundation.checkpoints.as_is import load_as_is
 from foundation.checkpoints.reading.agent_config import AgentConfig
 from foundation.checkpoints.reading.loading import EXPORT_IT, LoadedPolicy, Overrides, Source, report_unknown, unwrapped
+from foundation.checkpoints.reading.outputs import take_outputs_as_given
 from foundation.core.archives import ArchiveError, check_regular
 from foundation.core.errors import UserError
 from foundation.core.files import load_checkpoint, refuse_lfs_pointer
@@ -92,7 +94,7 @@ def load_policy(path: str | Path, overrides: Overrides) -> LoadedPolicy:
 
 
 def _checked(policy: LoadedPolicy, source: Source) -> LoadedPolicy:
-    """Raise ``UserError`` for an activation that the user has set and the format does not use."""
+    """Take the outputs as the user has set them; refuse an activation that is set and that the format does not use."""
     given = source.overrides.activation
     found = policy.info
     if given is not None and found.activation_from != "override":
@@ -100,16 +102,16 @@ def _checked(policy: LoadedPolicy, source: Source) -> LoadedPolicy:
             f"'{source.path}' ({found.format}) fixes its own activation ('{found.activation}'), so that "
             f"'{given}' has no effect: leave out --teacher_activation (distill.teacher.activation)."
         )
-    return policy
+    return take_outputs_as_given(policy, source)
 
 
 def _modules(function: str) -> Iterator[ModuleType]:
     """Yield the formats that have a function: registered ones in the order of their imports, then this folder's."""
     yield from (module for module in _registered.values() if hasattr(module, function))
-    for info in sorted(pkgutil.iter_modules([str(Path(__file__).parent)]), key=lambda module: module.name):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        if hasattr(module, function):
-            yield module
+    names = sorted(info.name for info in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    own = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    own.sort(key=lambda module: getattr(module, "LAST", False))
+    yield from (module for module in own if hasattr(module, function))
 
 
 def _unwrapped(value: Any) -> Any:

@@ -44,7 +44,7 @@ def load_teacher(cfg: DistillationCfg) -> Teacher:
 
 def _overrides(cfg: DistillationCfg) -> dict[str, Any]:
     """Return what the user has set about the checkpoint, which takes precedence over its config."""
-    names = ("activation", "distribution", "action_range", "strict", "run_as_is", "num_obs", "input_sizes")
+    names = ("activation", "distribution", "outputs", "action_range", "strict", "run_as_is", "num_obs", "input_sizes")
     return {name: getattr(cfg.teacher, name) for name in names}
 
 

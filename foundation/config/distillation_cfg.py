@@ -8,6 +8,7 @@ from typing import Literal
 # Choices, spelled once: help, checks and the reference are made from them.
 ScheduleKind = Literal["constant", "linear", "cosine", "exponential", "piecewise", "step"]
 BelowMin = Literal["refuse", "drop"]
+OutputKind = Literal["q_values", "logits", "mean"]
 Combine = Literal["per_env", "mean", "uncertainty", "value", "gate"]
 Selection = Literal["all", "best", "worst", "random"]
 StudentTemperature = Literal["1", "same"]
@@ -74,6 +75,9 @@ class TeacherCfg:
     deterministic | categorical."""
     action_range: list[float] | None = None
     """``[low, high]`` of actions that it scales or clips to their range, where no config states it."""
+    outputs: OutputKind | None = None
+    """Meaning of the raw outputs of a network whose file does not state it (a plain state_dict, an export): q_values |
+    logits | mean."""
     strict: bool = True
     """Refuse a checkpoint with entries that are not understood (off: warn)."""
     run_as_is: bool = False

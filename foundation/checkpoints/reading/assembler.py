@@ -106,6 +106,8 @@ def choose_distribution(
         scale = given.float() if std is not None else given.float().exp()
         return gaussian(scale.clamp(*bounds), num_out, f"'{source.path}'")
     name = source.overrides.distribution or kind
+    if name is None and source.overrides.outputs is not None:  # a categorical policy of a fork, a Q-network
+        return Deterministic()
     if name is None:
         name = _guess_distribution(source, role, num_out)
     elif name == "gaussian":

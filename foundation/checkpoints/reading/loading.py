@@ -8,12 +8,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import nn
 
 from foundation.checkpoints.reading.agent_config import AgentConfig
+from foundation.config.distillation_cfg import OutputKind
 from foundation.core.errors import UserError, suggest
 from foundation.policies.actor_critic import Trunk
 from foundation.policies.info import PolicyInfo
@@ -58,6 +59,7 @@ def _is_number(value: object) -> bool:
 _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "activation": ("a name", lambda value: isinstance(value, str)),
     "distribution": ("a name", lambda value: isinstance(value, str)),
+    "outputs": ("q_values, logits or mean", lambda value: value in get_args(OutputKind)),
     "action_range": ("[low,high]", lambda value: _is_list(value) and len(value) == 2 and all(map(_is_number, value))),
     "obs_groups": ("[group,...]", lambda value: _is_list(value) and all(isinstance(group, str) for group in value)),
     "clip_actions": ("a number", _is_number),
@@ -87,6 +89,8 @@ class Overrides:
     """Activation of the hidden layers."""
     distribution: str | None = None
     """gaussian | heteroscedastic | heteroscedastic_log | beta | deterministic | categorical."""
+    outputs: str | None = None
+    """q_values | logits | mean: meaning of raw outputs, where the file does not state it."""
     action_range: list[float] | None = None
     """``[low, high]`` of actions that the policy scales or clips to their range."""
     obs_groups: list[str] | None = None
