@@ -11,7 +11,7 @@ from foundation.cli.session import Session
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.validate import read
 from foundation.core.errors import UserError, suggest
-from foundation.engines.base import Engine, EnvCfg
+from foundation.engines.base import Engine, EnvCfg, variants_key
 from foundation.policies.actors import PolicyActor
 from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.evaluate import evaluate
@@ -91,7 +91,7 @@ def _few(names: list[str], most: int = 10) -> str:
 
 
 def fit_environments(engine: Engine, env_cfg: EnvCfg, teacher: Teacher) -> None:
-    """Give each of many teachers the same number of environments, and its vehicle.
+    """Give each of many teachers the same number of environments, and its variant of the task, such as a vehicle.
 
     Args:
         engine: Sets the number of environments.
@@ -99,7 +99,7 @@ def fit_environments(engine: Engine, env_cfg: EnvCfg, teacher: Teacher) -> None:
         teacher: One teacher, for which nothing is done, or many.
 
     Raises:
-        UserError: If the teachers have vehicles and the task has no place for them.
+        UserError: If the teachers have vehicles and the task declares no field for them.
     """
     if not isinstance(teacher, TeacherEnsemble) or teacher.mode != "per_env":
         return
@@ -111,15 +111,16 @@ def fit_environments(engine: Engine, env_cfg: EnvCfg, teacher: Teacher) -> None:
         engine.set_common(env_cfg, num_envs=rounded, seed=None, device=None)
     if not teacher.vehicles:
         return
-    if not hasattr(env_cfg, "vehicles"):
+    key = variants_key(env_cfg)
+    if key is None:
         raise UserError(
-            "the manifest gives each teacher a vehicle, but this task has no env.vehicles: leave 'vehicle' out of it, "
-            "or use a task that flies them."
+            "the manifest gives each teacher a vehicle, but this task has none to choose (its config has no method "
+            "variants_key): leave 'vehicle' out of the manifest, or use a task that has."
         )
-    if read(env_cfg, "vehicles") is not None:
-        logger.warning("env.vehicles was given: the vehicles of the teachers' manifest are not used")
+    if read(env_cfg, key) is not None:
+        logger.warning("env.%s was given: the vehicles of the teachers' manifest are not used", key)
         return
-    setattr(env_cfg, "vehicles", list(teacher.vehicles))  # noqa: B010  # a protocol without fields has none to assign
+    setattr(env_cfg, key, list(teacher.vehicles))
 
 
 def drop_weak_teachers(session: Session, cfg: DistillationCfg, teacher: Teacher) -> Teacher:
@@ -153,8 +154,9 @@ def drop_weak_teachers(session: Session, cfg: DistillationCfg, teacher: Teacher)
         raise UserError(f"all {len(names)} teachers are below --teacher_min_return {floor:g}: {board.line('teacher')}.")
     logger.info("%d of %d teachers are dropped, below %g: %s", len(names), teacher.num_teachers, floor, _few(names))
     cfg.teacher.dropped = [*cfg.teacher.dropped, *names]
-    if teacher.vehicles and read(session.env_cfg, "vehicles") == teacher.vehicles:
-        setattr(session.env_cfg, "vehicles", None)  # noqa: B010
+    key = variants_key(session.env_cfg)
+    if key is not None and teacher.vehicles and read(session.env_cfg, key) == teacher.vehicles:
+        setattr(session.env_cfg, key, None)  # fit_environments sets those of the teachers that are left
     teacher = load_teacher(cfg)
     fit_environments(session.engine, session.env_cfg, teacher)
     return teacher

@@ -195,6 +195,12 @@ def count_variants(env_cfg: EnvCfg) -> int:
     return 1 if count is None else max(1, int(count()))
 
 
+def variants_key(env_cfg: EnvCfg) -> str | None:
+    """Return the name of the config's list of files, one per variant: that of its method ``variants_key``, or None."""
+    declared = getattr(env_cfg, "variants_key", None)
+    return None if declared is None else str(declared())
+
+
 class AgentCfg(Protocol):
     """The config of an agent: an object or a mapping, as the task registered it."""
 

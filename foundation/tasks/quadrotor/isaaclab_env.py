@@ -111,6 +111,10 @@ class QuadcopterPointCtrlIsaacEnvCfg(DirectRLEnvCfg):
         """Return how many vehicles there are; 0 for the Crazyflie alone."""
         return len(vehicle_names(self.vehicles))
 
+    def variants_key(self) -> str:
+        """Return the name of the field that takes one file per vehicle, such as those of many teachers."""
+        return "vehicles"
+
 
 @configclass
 class QuadcopterPointCtrlIsaacEnvCfg_PLAY(QuadcopterPointCtrlIsaacEnvCfg):  # noqa: N801 (Isaac Lab's name for it)
