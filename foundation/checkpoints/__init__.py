@@ -25,7 +25,8 @@ from foundation.checkpoints.reading.loading import EXPORT_IT, LoadedPolicy, Over
 from foundation.checkpoints.reading.outputs import take_outputs_as_given
 from foundation.core.archives import ArchiveError, check_regular
 from foundation.core.errors import UserError
-from foundation.core.files import load_checkpoint, refuse_lfs_pointer
+from foundation.core.files import load_checkpoint
+from foundation.core.pointers import refuse_pointer
 
 _TRAINING_KEYS = {"optimizer_state_dict", "rnd_state_dict", "rnd_optimizer_state_dict", "iter", "infos"}
 
@@ -69,7 +70,7 @@ def load_policy(path: str | Path, overrides: Overrides) -> LoadedPolicy:
         check_regular(file)
     except ArchiveError as error:
         raise UserError(f"'{file}' cannot be read: {error}. Check the path.") from None
-    refuse_lfs_pointer(file)
+    refuse_pointer(file)
     source = Source(file, overrides, AgentConfig())
     head = _head(file)
     if overrides.run_as_is:

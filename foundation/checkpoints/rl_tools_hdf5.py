@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +12,7 @@ from foundation.checkpoints.reading.assembler import CHECKPOINT, finish
 from foundation.checkpoints.reading.hdf5_file import HDF5_MAGIC, Hdf5Group, open_hdf5
 from foundation.checkpoints.reading.loading import LoadedPolicy, Source, logger, report_unknown
 from foundation.core.errors import UserError
+from foundation.core.plain_json import parse_json
 from foundation.core.text import shorten
 from foundation.policies.actor_critic import ActorCritic, Trunk
 from foundation.policies.distribution import Deterministic, Gaussian, SquashedGaussian
@@ -275,7 +275,7 @@ def _compare(network: ActorCritic, given: torch.Tensor, expected: torch.Tensor, 
 def _meta(actor: Hdf5Group) -> dict[str, Any]:
     """Return the description of the environment in the file."""
     try:
-        meta = json.loads(str(actor.attribute("meta")))["environment"]
+        meta = parse_json(str(actor.attribute("meta")))["environment"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return {}
     return meta if isinstance(meta, dict) else {}

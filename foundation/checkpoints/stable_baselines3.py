@@ -41,7 +41,8 @@ from foundation.checkpoints.reading.loading import (
 from foundation.checkpoints.reading.vecnormalize import VecNormalizeStatistics, find_statistics, says_normalized
 from foundation.core.archives import check_members, size_of
 from foundation.core.errors import UserError
-from foundation.core.files import archive_names, load_checkpoint_bytes, parse_json
+from foundation.core.files import archive_names, load_checkpoint_bytes
+from foundation.core.plain_json import parse_json
 from foundation.policies.actor_critic import ActorCritic, Critic, Trunk
 from foundation.policies.distribution import Choices, Deterministic, ShapedActions, SquashedGaussian
 from foundation.policies.mlp import activation_class_names, resolve_activation

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import json
 import os
 import pickle
 import re
@@ -28,17 +27,17 @@ from foundation.core.archives import (
     size_of,
 )
 from foundation.core.errors import UserError
+from foundation.core.plain_json import parse_json
+from foundation.core.pointers import refuse_pointer
 from foundation.core.text import one_line
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_START = b"\x80"
-_LFS_POINTER = b"version https://git-lfs"
 _MOST_YAML = 2 << 20
 _MOST_JSON = 16 << 20
 """Largest files of text [B]."""
 _MOST_YAML_NODES = 50_000
 _DEEPEST_YAML = 64
-_MOST_JSON_VALUES = 500_000
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -210,18 +209,6 @@ def _load_plain(file: Path | io.BytesIO, where: str, map_location: Any) -> dict[
     return checkpoint
 
 
-def refuse_lfs_pointer(file: str | os.PathLike[str]) -> None:
-    """Refuse the few lines of text that Git LFS leaves in the place of a file that was not fetched."""
-    try:
-        check_regular(file)
-        with Path(file).open("rb") as stream:
-            head = stream.read(len(_LFS_POINTER))
-    except (OSError, ValueError):
-        return  # reading the file raises the error
-    if head == _LFS_POINTER:
-        raise UserError(f"'{file}' is a Git LFS pointer, not the file itself: run 'git lfs pull' in its repository.")
-
-
 def archive_names(file: Path) -> list[str]:
     """Return the names in a zip archive; none where it is not a zip archive or corrupt: reading it raises the error."""
     try:
@@ -233,6 +220,7 @@ def archive_names(file: Path) -> list[str]:
 
 def check_torch_zip(file: Path) -> None:
     """Refuse, in one line, whatever is not an undamaged PyTorch zip archive."""
+    refuse_pointer(file)
     try:
         if file.is_dir():
             raise UserError(
@@ -249,7 +237,6 @@ def check_torch_zip(file: Path) -> None:
     if size == 0:
         raise UserError(f"checkpoint '{file}' is empty (0 bytes). Copy or train it again.")
     if head != _ZIP_MAGIC:
-        refuse_lfs_pointer(file)
         if head[:1] == _PICKLE_START:
             raise UserError(
                 f"'{file}' is a bare pickle (or a PyTorch file older than 1.6), which is never loaded because that "
@@ -308,7 +295,7 @@ def load_yaml(path: str | os.PathLike[str], *, as_hydra: bool = False) -> Any:
         as_hydra: Read ``1e-3`` as a number, as Hydra does in a file that people write; YAML 1.1 has text there.
     """
     file = Path(path)
-    refuse_lfs_pointer(file)
+    refuse_pointer(file)
     text = read_text(file, _MOST_YAML)
     try:
         values = _construct(_HydraLoader(text) if as_hydra else _PlainLoader(text))
@@ -326,28 +313,12 @@ def load_json(path: str | os.PathLike[str], most: int = _MOST_JSON) -> Any:
         most: Largest file that is read [B].
     """
     file = Path(path)
-    refuse_lfs_pointer(file)
+    refuse_pointer(file)
     text = read_text(file, most)
     try:
         return parse_json(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"'{file}' is not readable JSON: {one_line(error)}.") from error
-
-
-def parse_json(text: str) -> Any:
-    """Return the plain values of JSON, once it is known that there are not too many.
-
-    Args:
-        text: The whole of it.
-
-    Raises:
-        ValueError: If it is no JSON, or holds too much; RecursionError where it is nested deeper than Python goes.
-    """
-    if sum(text.count(sign) for sign in ",[{") > _MOST_JSON_VALUES:
-        raise ArchiveError(f"it has more than {_MOST_JSON_VALUES} values")
-    values = json.loads(text)
-    check_tree(values, len(text) + 1, _DEEPEST_YAML)
-    return values
 
 
 def read_text(path: str | os.PathLike[str], most: int) -> str:

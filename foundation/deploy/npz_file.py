@@ -14,6 +14,7 @@ from numpy.lib import format as npy
 
 from foundation.core.archives import ArchiveError, check_members
 from foundation.core.errors import UserError
+from foundation.core.plain_json import parse_json
 from foundation.core.text import one_line, quoted
 from foundation.deploy.description import Description, Json
 from foundation.deploy.golden import FloatArray, Golden
@@ -208,4 +209,4 @@ def _from_json(values: Json) -> numpy.ndarray:
 def _to_json(array: numpy.ndarray) -> object:
     if array.nbytes > _MOST_JSON:
         raise ValueError(f"its program or description has {array.nbytes >> 20} MiB")
-    return json.loads(array.astype(numpy.uint8).tobytes().decode())
+    return parse_json(array.astype(numpy.uint8).tobytes().decode())

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
 
 from foundation.core.errors import UserError
+from foundation.core.plain_json import parse_json
 from foundation.core.text import one_line
 from foundation.deploy.description import Description
 from foundation.deploy.golden import FloatArray
+from foundation.deploy.onnx_graph import check_model
+from foundation.deploy.shapes import Shape
 
 METADATA = "foundation"
 """Key of the model's metadata under which description and memory are, as JSON."""
@@ -45,14 +48,22 @@ class OnnxRuntime:
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            content = path.read_bytes()
+            inputs = check_model(content)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f"'{path}' is not an ONNX model that foundation has exported: {one_line(error)}. Export it again, or "
+                "run it by onnxruntime itself."
+            ) from error
+        try:
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
             texts = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # onnxruntime raises an error type of its own for each kind
             raise UserError(f"'{path}' cannot be run by onnxruntime: {one_line(error)}. Export it again.") from error
         if METADATA not in texts:
             raise UserError(f"'{path}' has no description of its policy: it was not written by foundation's export.py")
         try:
-            values = json.loads(texts[METADATA])
+            values = parse_json(texts[METADATA])
             self.description = Description.from_dict(values["description"], f"'{path}'")
             self.initial_state: FloatArray = numpy.array(values["initial_state"], numpy.float32).reshape(-1)
             self._memories = [
@@ -60,11 +71,25 @@ class OnnxRuntime:
                 for part in values["memory"]
             ]
             self._outputs = ["actions", *(memory.after for memory in self._memories)]
+            self._check_inputs(inputs)
             self._try()
         except UserError:
             raise
         except Exception as error:  # a corrupt description fails in any of Python's, NumPy's and onnxruntime's ways
             raise UserError(f"'{path}' has corrupt metadata: {one_line(error)}. Export it again.") from error
+
+    def _check_inputs(self, inputs: Mapping[str, Shape]) -> None:
+        """Compare what is described with the model's inputs, given for one environment, before arrays are made."""
+        described: dict[str, Shape] = {"obs": (1, self.description.num_obs)}
+        columns: list[int] = []
+        for memory in self._memories:
+            size = memory.columns[0][1]
+            described[memory.name] = (len(memory.columns), 1, size)
+            columns += [column for start, length in memory.columns for column in range(start, start + length)[:size]]
+            if any(length != size for _, length in memory.columns):
+                raise ValueError(f"'{memory.name}' has layers of several sizes")
+        if described != inputs or sorted(columns) != list(range(self.initial_state.size)):
+            raise ValueError(f"it describes the inputs {described}, not {dict(inputs)}")
 
     def _try(self) -> None:
         """Act once, in two environments, to see that the model is the one that is described."""

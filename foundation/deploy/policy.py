@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from foundation.core.archives import ArchiveError, check_regular
 from foundation.core.errors import UserError
+from foundation.core.pointers import refuse_pointer
 from foundation.core.text import shorten
 from foundation.deploy.description import Description
 from foundation.deploy.golden import FloatArray, Golden
@@ -43,6 +44,7 @@ class Policy:
         open_file = _OPENERS.get(self.path.suffix)
         if open_file is None:
             raise UserError(f"'{path}' cannot be run here: give a file that ends in {', '.join(_OPENERS)}")
+        refuse_pointer(self.path)
         wrong = _why_no_file(self.path)
         if wrong is not None:
             raise UserError(f"'{shorten(str(path), 200)}' {wrong}. Check the path.")

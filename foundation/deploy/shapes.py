@@ -13,7 +13,7 @@ import numpy
 
 from foundation.deploy.program import OBS, Operation, Program
 
-MOST_NUMBERS = 1 << 23
+MOST_NUMBERS = 1 << 22
 """Numbers that a policy may compute with for one environment, all of its values together."""
 
 Shape = tuple[int, ...]

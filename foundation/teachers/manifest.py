@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import yaml
 
 from foundation.core.errors import UserError, reading, suggest
 from foundation.core.files import atomic_write_bytes, load_yaml
+from foundation.core.pointers import refuse_pointer
 from foundation.core.text import quoted, shorten
 
 FORMAT = "foundation-teachers-1"
@@ -86,9 +87,7 @@ def _read_manifest(path: str | Path) -> list[TeacherEntry]:
     _check_vehicles(entries, f"'{path}'")
     _refuse_twice(entries, f"'{path}'")
     for entry in entries:
-        for what, file in (("checkpoint", entry.checkpoint), ("vehicle", entry.vehicle)):
-            if file is not None and not file.is_file() and entry.status == OK:
-                raise UserError(f"'{path}': teacher '{entry.name}' names the {what} '{file}', which is not there.")
+        _check_files(entry, path)
     return entries
 
 
@@ -123,6 +122,18 @@ def _entry(item: object, number: int, path: Path) -> TeacherEntry:
         status=status,
         **numbers,
     )
+
+
+def _check_files(entry: TeacherEntry, path: Path) -> None:
+    """Refuse a teacher whose files are not there, unless its training has failed."""
+    if entry.status != OK:
+        return
+    for what, file in (("checkpoint", entry.checkpoint), ("vehicle", entry.vehicle)):
+        if file is None:
+            continue
+        refuse_pointer(file)
+        if not file.is_file():
+            raise UserError(f"'{path}': teacher '{entry.name}' names the {what} '{file}', which is not there.")
 
 
 def _check_names(entries: list[TeacherEntry], path: Path) -> None:
@@ -221,7 +232,7 @@ def _found(piece: str) -> list[TeacherEntry]:
     if path.suffix in (".yaml", ".yml"):
         return read_manifest(path)
     if glob.has_magic(piece) and not path.exists():
-        files = [Path(match) for match in sorted(glob.glob(piece, recursive=True)) if Path(match).is_file()]
+        files = _of_those_there(Path(match) for match in sorted(glob.glob(piece, recursive=True)))
         if not files:
             raise UserError(f"--teacher_checkpoint: nothing matches '{piece}'.")
         return [TeacherEntry(file.stem, file) for file in files]
@@ -229,7 +240,7 @@ def _found(piece: str) -> list[TeacherEntry]:
 
 
 def _of_folder(folder: Path) -> list[TeacherEntry]:
-    files = sorted(file for pattern in _CHECKPOINTS for file in folder.glob(pattern) if file.is_file())
+    files = _of_those_there(sorted(file for pattern in _CHECKPOINTS for file in folder.glob(pattern)))
     if not files:
         patterns = ", ".join(_CHECKPOINTS)
         raise UserError(f"--teacher_checkpoint: the folder '{folder}' has no {MANIFEST} and no {patterns}.")
@@ -239,6 +250,16 @@ def _of_folder(folder: Path) -> list[TeacherEntry]:
             f"as {files[-1].name}, or all of them by '{folder}/*{files[-1].suffix}'."
         )
     return [TeacherEntry(file.stem, file) for file in files]
+
+
+def _of_those_there(paths: Iterable[Path]) -> list[Path]:
+    """Return the files among paths; a link to nothing is a teacher that would be lost without a word."""
+    files: list[Path] = []
+    for path in paths:
+        refuse_pointer(path)
+        if path.is_file():
+            files.append(path)
+    return files
 
 
 def _with_unique_names(entries: list[TeacherEntry]) -> list[TeacherEntry]:

@@ -17,7 +17,9 @@ from torch import nn
 
 from foundation.core.errors import UserError
 from foundation.core.files import load_checkpoint
+from foundation.dataset.disk.reader import SavedDataset
 from foundation.teachers import TeacherPolicyWrapper
+from foundation.teachers.manifest import FORMAT, find_teachers
 
 STEPS, ENVS = 20, 3
 RNG = numpy.random.default_rng(5)
@@ -383,29 +385,79 @@ def test_a_stray_agent_config_one_folder_above_is_not_read(folder, tmp_path):
 
 # -- pointers, wrappers, two layouts, critics -----------------------------------------------------------------------
 
-POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 645488\n"
+POINTERS = {
+    "git lfs pull": [
+        f"version https://{name}/spec/v1\noid sha256:{'0' * 64}\nsize 645488\n"
+        for name in ("git-lfs.github.com", "hawser.github.com")
+    ]
+    + ["version http://git-media.io/v/2\noid sha256:00\nsize 1\n"],
+    "git annex get": ["/annex/objects/SHA256E-s1234--00.pt\n", "../../.git/annex/objects/W7/k2/MD5E-s1--0/MD5E-s1--0"],
+}
+"""Text in the place of a file, under the names that Git LFS has had, and of git-annex, by what fetches the file."""
+KINDS = ["model_100.pt", "policy.onnx", "best_model.zip", "checkpoint.h5", "nn/last.pth", "x"]
 
 
-@pytest.mark.parametrize("name", ["model_100.pt", "policy.onnx", "best_model.zip", "checkpoint.h5", "nn/last.pth", "x"])
-def test_git_lfs_pointers(name, tmp_path):
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("command", POINTERS)
+def test_pointers_of_files_that_were_not_fetched(command, name, tmp_path):
     """A pointer in the place of a file of any kind is named, with the command that fetches the file."""
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
-    path.write_text(POINTER)
-    for read in (TeacherPolicyWrapper, load_checkpoint):
-        with pytest.raises(UserError, match="git lfs pull"):
-            read(path)
+    for text in POINTERS[command]:
+        path.unlink(missing_ok=True)
+        if text.startswith(".."):
+            path.symlink_to(text)
+        else:
+            path.write_text(text)
+        for read in (TeacherPolicyWrapper, load_checkpoint):
+            with pytest.raises(UserError, match=command):
+                read(path)
 
 
-def test_git_lfs_pointers_beside_a_file(tmp_path):
-    """A pointer in the place of a config or of an ONNX file's weights is named too."""
+def test_what_only_resembles_a_pointer(tmp_path):
+    """A link through an annex that is there is read, and so is text that begins otherwise."""
+    annexed = tmp_path / ".git" / "annex" / "objects" / "model.pt"
+    annexed.parent.mkdir(parents=True)
+    write_teacher(annexed)
+    (tmp_path / "model.pt").symlink_to(annexed)
+    assert TeacherPolicyWrapper(tmp_path / "model.pt").num_obs > 0
+    (tmp_path / "text.pt").write_text("versions of git-lfs\n/annex/objects/x\n")
+    with pytest.raises(UserError, match="is not a PyTorch checkpoint"):
+        TeacherPolicyWrapper(tmp_path / "text.pt")
+
+
+def test_links_to_nothing(tmp_path):
+    """A link whose file is gone is named with where it leads, for teachers, configs and data sets."""
     path = write_teacher(tmp_path / "model.pt")
-    (tmp_path / "agent.yaml").write_text(POINTER)
+    (tmp_path / "lost.pt").symlink_to("../blobs/0123")
+    lost = r"lost\.pt' is a link to '\.\./blobs/0123', which does not exist"
+    with pytest.raises(UserError, match=lost):
+        TeacherPolicyWrapper(tmp_path / "lost.pt")
+    for spec in (str(tmp_path), str(tmp_path / "*.pt")):  # one teacher less would be trained on without a word
+        with pytest.raises(UserError, match=lost):
+            find_teachers(spec)
+    (tmp_path / "teachers.yaml").write_text(f"format: {FORMAT}\nteachers: [{{checkpoint: lost.pt}}]\n")
+    with pytest.raises(UserError, match=lost):
+        find_teachers(str(tmp_path))
+    (tmp_path / "agent.yaml").symlink_to("gone.yaml")
+    with pytest.raises(UserError, match=r"agent\.yaml' is a link to 'gone\.yaml'"):
+        TeacherPolicyWrapper(path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset.json").symlink_to("../gone.json")
+    with pytest.raises(UserError, match=r"dataset\.json' is a link to '\.\./gone\.json'"):
+        SavedDataset(tmp_path / "data")
+
+
+def test_pointers_beside_a_file(tmp_path):
+    """A pointer in the place of a config or of an ONNX file's weights is named too."""
+    (pointer, *_) = POINTERS["git lfs pull"]
+    path = write_teacher(tmp_path / "model.pt")
+    (tmp_path / "agent.yaml").write_text(pointer)
     with pytest.raises(UserError, match=r"agent\.yaml.*git lfs pull"):
         TeacherPolicyWrapper(path)
     (tmp_path / "a" / "onnx").mkdir(parents=True)
     model = external(tmp_path / "a" / "onnx")
-    (tmp_path / "a" / "onnx" / "policy.onnx.data").write_text(POINTER)
+    (tmp_path / "a" / "onnx" / "policy.onnx.data").write_text(pointer)
     with pytest.raises(UserError, match=r"policy\.onnx\.data.*git lfs pull"):
         TeacherPolicyWrapper(model)
 

@@ -120,7 +120,7 @@ def test_files_that_are_wrong(folder, tmp_path):
         ("other.npz", "is no exported policy: it lacks 'description'"),
         ("bad.so", "cannot be loaded"),
         ("other.so", "no policy that foundation exported"),
-        ("bad.onnx", "cannot be run by onnxruntime"),
+        ("bad.onnx", "is not an ONNX model that foundation has exported"),
     ):
         with pytest.raises(UserError, match=said):
             Policy(tmp_path / name)
@@ -391,6 +391,104 @@ def test_metadata_of_onnx_that_lies(change, folder, tmp_path):
 
 
 _FIELD = {"name": "action", "size": 1, "unit": "", "frame": ""}
+
+
+def _constants(**values) -> list[onnx.TensorProto]:
+    return [onnx.numpy_helper.from_array(numpy.array(value), name) for name, value in values.items()]
+
+
+_NODE = onnx.helper.make_node
+_CUT = [_NODE("Slice", ["large", "from", "to", "axis"], ["actions"])]
+_BOUNDS = {"from": [0], "to": [NUM_ACTIONS], "axis": [1], "zero": [0], "one": [1]}
+_DOUBLE = [_NODE("Concat", [f"v{k - 1}" if k else "obs"] * 2, [f"v{k}"], axis=1) for k in range(36)]
+_BRANCH = onnx.helper.make_graph([_NODE("Identity", ["obs"], ["x"])], "g", [], [])
+GRAPHS = {
+    "constant of shape": (
+        [
+            _NODE("ConstantOfShape", ["size"], ["c"]),
+            _NODE("ReduceMax", ["c"], ["r"]),
+            _NODE("Add", ["obs", "r"], ["large"]),
+        ],
+        {"size": [600_000_000]},
+    ),
+    "range": ([_NODE("Range", ["i", "j", "k"], ["large"])], {"i": 0, "j": 10**9, "k": 1}),
+    "expanded": ([_NODE("Expand", ["obs", "size"], ["large"])], {"size": [20_000, 1, NUM_OBS]}),
+    "tiled": ([_NODE("Tile", ["obs", "size"], ["large"])], {"size": [1, 1 << 28]}),
+    "doubling": ([*_DOUBLE, _NODE("Identity", ["v35"], ["large"])], {}),
+    "outer product": (
+        [_NODE("Add", ["column", "row"], ["o"]), _NODE("Identity", ["obs"], ["large"])],
+        {"column": numpy.zeros((20_000, 1), numpy.float32), "row": numpy.zeros((1, 20_000), numpy.float32)},
+    ),
+    "environments squared": (
+        [
+            _NODE("Unsqueeze", ["obs", "zero"], ["a"]),
+            _NODE("Unsqueeze", ["obs", "one"], ["b"]),
+            _NODE("Add", ["a", "b"], ["large"]),
+        ],
+        {},
+    ),
+    "padded": ([_NODE("Pad", ["obs", "pads"], ["large"])], {"pads": [0, 0, 0, 1 << 29]}),
+    "convolution": (
+        [
+            _NODE("Reshape", ["obs", "image"], ["i"]),
+            _NODE("Conv", ["i", "kernel"], ["c"], pads=[15_000] * 4),
+            _NODE("Flatten", ["c"], ["large"]),
+        ],
+        {"image": [-1, 1, 1, NUM_OBS], "kernel": numpy.ones((1, 1, 1, 1), numpy.float32)},
+    ),
+    "loop": ([_NODE("Loop", ["i", "", "obs"], ["large"], body=_BRANCH)], {"i": 10**12}),
+    "random": ([_NODE("RandomNormal", [], ["large"], shape=[1 << 28])], {}),
+    "another domain": ([_NODE("Identity", ["obs"], ["large"], domain="com.microsoft")], {}),
+}
+"""Operators in front of a cut, and constants: what a kilobyte can ask of onnxruntime."""
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_that_asks_for_memory_is_not_begun(name, folder, tmp_path):
+    """A small ONNX file that asks for gigabytes, or for ever, is one line before onnxruntime opens it."""
+    nodes, constants = GRAPHS[name]
+    model = onnx.load(folder / "policy.onnx")
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend([*nodes, *_CUT])
+    model.graph.initializer.extend(_constants(**constants, **_BOUNDS))
+    assert len(model.SerializeToString()) < 200_000
+    (tmp_path / "policy.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(
+        UserError, match=r"is not an ONNX model that foundation has exported: (its|it has|it computes)"
+    ) as caught:
+        Policy(tmp_path / "policy.onnx")
+    assert str(caught.value).isprintable()
+
+
+def test_parts_of_onnx_that_an_export_lacks(folder, tmp_path):
+    """Functions, weights in another file or in another form, and inputs of an open size are refused by name."""
+
+    def opened(change) -> str:
+        model = onnx.load(folder / "policy.onnx")
+        change(model)
+        (tmp_path / "policy.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(UserError, match="is not an ONNX model that foundation has exported") as caught:
+            Policy(tmp_path / "policy.onnx")
+        return str(caught.value)
+
+    assert "its model has the field 25" in opened(lambda model: model.functions.add(name="f", domain="x"))
+    assert "its tensor has the field 14" in opened(lambda m: setattr(m.graph.initializer[0], "data_location", 1))
+    assert "its graph has the field 15" in opened(lambda model: model.graph.sparse_initializer.add())
+    assert "which it does not hold" in opened(lambda m: m.graph.initializer[0].dims.__setitem__(0, 1 << 40))
+    dim = lambda model: model.graph.input[0].type.tensor_type.shape.dim[1]  # noqa: E731
+    assert "any number of environments" in opened(lambda model: setattr(dim(model), "dim_param", "any"))
+
+
+def test_sizes_that_only_the_description_says(folder, tmp_path):
+    """An observation of a billion numbers that the model does not read is not set aside."""
+    model = onnx.load(folder / "policy.onnx")
+    (entry,) = (entry for entry in model.metadata_props if entry.key == "foundation")
+    values = json.loads(entry.value)
+    values["description"].update(num_obs=10**12, observations=[_FIELD | {"size": 10**12}])
+    entry.value = json.dumps(values)
+    onnx.save(model, tmp_path / "policy.onnx")
+    with pytest.raises(UserError, match="it describes the inputs"):
+        Policy(tmp_path / "policy.onnx")
 
 
 @pytest.mark.parametrize("name", ["a\0.npz", "a" * 5000 + ".npz"])

@@ -13,7 +13,8 @@ from foundation.checkpoints.onnx.wire import check_wire
 from foundation.checkpoints.reading.loading import RUN_IT
 from foundation.core.archives import ROOM
 from foundation.core.errors import UserError
-from foundation.core.files import check_finite, refuse_lfs_pointer
+from foundation.core.files import check_finite
+from foundation.core.pointers import refuse_pointer
 from foundation.core.text import one_line
 
 _DTYPES = {1: torch.float32, 10: torch.float16, 11: torch.float64}
@@ -135,7 +136,7 @@ def _take_in(tensor: Any, path: Path, beside: dict[Path, int]) -> int:
     # A cache may keep both files under other names in one folder, and give them their own by links in another.
     if not name or name in (".", "..") or Path(name).name != name or file.resolve().parent != own:
         _refuse(path, f"keeps '{tensor.name}' in '{name[:80]}', which is no plain file in its own folder")
-    refuse_lfs_pointer(file)
+    refuse_pointer(file)
     if not file.is_file():
         _refuse(path, f"keeps its weights in '{name}', which is not beside it: copy both files")
     offset = int(place.get("offset", 0))

@@ -9,6 +9,7 @@ from typing import Any
 
 from foundation.core.errors import UserError
 from foundation.core.files import load_yaml
+from foundation.core.pointers import refuse_pointer
 
 logger = logging.getLogger(__name__)
 
@@ -118,13 +119,19 @@ def _found_beside(checkpoint: Path) -> Path | None:
     folders = dict.fromkeys((checkpoint.absolute().parent, checkpoint.resolve().parent))  # it may be a link
     for folder in folders:
         for place in (folder / "params" / "agent.yaml", folder / "agent.yaml"):
-            if place.is_file():
+            if _is_there(place):
                 return place
         above = folder.parent / "params" / "agent.yaml"
-        if folder.name in _FOLDERS_OF_A_RUN and above.is_file():
+        if folder.name in _FOLDERS_OF_A_RUN and _is_there(above):
             logger.info("'%s': reading '%s', as '%s' is a folder of that run.", checkpoint, above, folder.name)
             return above
     return None
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether there is a file; a link to nothing is refused, not passed over: what it says would be lost."""
+    refuse_pointer(path)
+    return path.is_file()
 
 
 def _is_given(value: object) -> bool:

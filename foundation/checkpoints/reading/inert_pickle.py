@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import numpy
 
 from foundation.core.archives import check_regular
-from foundation.core.files import refuse_lfs_pointer
+from foundation.core.pointers import refuse_pointer
 
 _MOST_BYTES = 16 << 20
 """Largest file that is read [B]; statistics of a hundred thousand observations take 2 MB."""
@@ -91,7 +91,7 @@ def read_inert(path: Path) -> Any:
         pickle.UnpicklingError: If it is not a whole pickle.
     """
     check_regular(path)
-    refuse_lfs_pointer(path)
+    refuse_pointer(path)
     with path.open("rb") as stream:
         content = stream.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:

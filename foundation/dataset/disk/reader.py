@@ -11,6 +11,7 @@ import torch
 from foundation.core.archives import check_regular
 from foundation.core.errors import UserError
 from foundation.core.files import load_json
+from foundation.core.pointers import refuse_pointer
 from foundation.core.text import quoted
 from foundation.dataset.disk.format import EPISODE_COLUMNS, INDEX, ChunkFile, DatasetLayout
 from foundation.dataset.episodes import EpisodeTable
@@ -37,6 +38,7 @@ class SavedDataset:
             raise UserError(
                 f"there is no dataset at '{self.path}': --dataset must be a folder that --save_dataset wrote"
             )
+        refuse_pointer(index)
         if not index.is_file():
             raise UserError(f"'{self.path}' holds no {INDEX}: --dataset must be a folder that --save_dataset wrote")
         values = load_json(index)
@@ -58,6 +60,7 @@ class SavedDataset:
                 raise UserError(f"'{index}' lists '{entry.file}' twice: take one of its entries out.")
             seen.add(entry.file)
             path = self.path / entry.file
+            refuse_pointer(path)
             size = path.stat().st_size if path.is_file() else entry.bytes
             rows = entry.chunks * self.layout.chunk_steps * self.layout.num_envs
             if entry.rows != rows or rows * max(1, row_bytes) > min(size, entry.bytes):
@@ -93,6 +96,7 @@ class SavedDataset:
         from safetensors.torch import load
 
         path = self.path / entry.file
+        refuse_pointer(path)
         try:
             check_regular(path)
             data = path.read_bytes() if path.stat().st_size == entry.bytes else b""
