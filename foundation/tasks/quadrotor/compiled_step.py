@@ -48,7 +48,7 @@ class StepState(NamedTuple):
     sums: torch.Tensor
     """Of the reward's terms, the distance and the steps. Shape: (7, num_envs)."""
     log: torch.Tensor
-    """Means over the episodes that ended last, in the order of ``episode_stats.LOG_NAMES``. Shape: (11,)."""
+    """Means over the episodes that ended last, in the order of ``episode_stats.POINT_CTRL.tags``. Shape: (11,)."""
     forces: torch.Tensor | None
     """Constant force [N] and torque [N m] of the running episodes, where there are any. Shape: (6, num_envs)."""
 

@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from foundation.tasks.quadrotor import mdp
 
-LOG_NAMES = (
-    *(f"Episode_Reward/{name}" for name in mdp.REWARD_TERMS),
-    *(f"Episode_Termination/{name}" for name in (*mdp.TERMINATION_TERMS, "time_out")),
-    "Metrics/position_error",
-    "Metrics/episode_length",
-)
+
+class LogNames(NamedTuple):
+    """Names of what a task logs of its episodes."""
+
+    rewards: tuple[str, ...]
+    """The reward's terms."""
+    limits: tuple[str, ...]
+    """The limits that end an episode."""
+    metric: str
+    """Mean distance over the last second of an episode."""
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The keys of ``extras["log"]``."""
+        return (
+            *(f"Episode_Reward/{name}" for name in self.rewards),
+            *(f"Episode_Termination/{name}" for name in (*self.limits, "time_out")),
+            f"Metrics/{self.metric}",
+            "Metrics/episode_length",
+        )
+
+
+POINT_CTRL = LogNames(mdp.REWARD_TERMS, mdp.TERMINATION_TERMS, "position_error")
+"""The names of the point-control task."""
 
 
 class EpisodeStats:
     """Keeps the running sums of every environment; nothing is copied to the host."""
 
-    def __init__(self, num_envs: int, window: int, episode_length_s: float, device: torch.device | str):
+    def __init__(
+        self,
+        num_envs: int,
+        window: int,
+        episode_length_s: float,
+        device: torch.device | str,
+        names: LogNames = POINT_CTRL,
+    ):
         """Allocate.
 
         Args:
@@ -25,13 +52,16 @@ class EpisodeStats:
             window: Steps of the last second of an episode.
             episode_length_s: Length that summed rewards are divided by [s].
             device: Device of the sums.
+            names: Names of the terms, which say how many there are.
         """
+        self.names = names
+        self._tags = names.tags
         self.window = window
         self._seconds = episode_length_s
-        self.sums = torch.zeros(len(mdp.REWARD_TERMS) + 2, num_envs, device=device)
+        self.sums = torch.zeros(len(names.rewards) + 2, num_envs, device=device)
         self._distances = torch.zeros(window, num_envs, device=device)
         """The distance's running sum, one row per step of the last second."""
-        self.latest = torch.zeros(len(LOG_NAMES), device=device)
+        self.latest = torch.zeros(len(self._tags), device=device)
         self._row = 0
 
     def clear(self) -> None:
@@ -54,7 +84,7 @@ class EpisodeStats:
     @property
     def log(self) -> dict[str, torch.Tensor]:
         """Means over the episodes that ended in the last step that ended any."""
-        return dict(zip(LOG_NAMES, self.latest.unbind(), strict=True))
+        return dict(zip(self._tags, self.latest.unbind(), strict=True))
 
     @property
     def second_ago(self) -> torch.Tensor:
@@ -65,8 +95,8 @@ class EpisodeStats:
         """Take the results of a step that was computed elsewhere (``compiled_step``).
 
         Args:
-            sums: Shape: (7, num_envs).
-            latest: In the order of :data:`LOG_NAMES`. Shape: (11,).
+            sums: The terms, the distance and the steps. Shape: (num_terms + 2, num_envs).
+            latest: In the order of ``LogNames.tags``. Shape: (num_tags,).
             total: The distances' running sums after the step. Shape: (num_envs,).
         """
         self.sums = sums
@@ -85,14 +115,14 @@ class EpisodeStats:
         """Count one step.
 
         Args:
-            terms: Weighted terms of the reward. Shape: (5, num_envs).
-            distance: To the target [m]. Shape: (num_envs,).
-            exceeded: Which limit was passed. Shape: (3, num_envs).
+            terms: Weighted terms of the reward. Shape: (num_terms, num_envs).
+            distance: What the metric is the mean of [m]. Shape: (num_envs,).
+            exceeded: Which limit was passed. Shape: (num_limits, num_envs).
             time_outs: Shape: (num_envs,).
             dones: Shape: (num_envs,).
 
         Returns:
-            ``position_error``: mean distance over the last second of the episode so far [m]. Shape: (num_envs,).
+            The metric: mean distance over the last second of the episode so far [m]. Shape: (num_envs,).
         """
         self.sums += torch.cat([terms, distance.unsqueeze(0), torch.ones_like(distance).unsqueeze(0)])
         total = self.sums[-2]
@@ -107,4 +137,4 @@ class EpisodeStats:
         count = done.sum()
         self.latest = torch.where(count > 0, (rows @ done) / count.clamp(min=1.0), self.latest)
         self.sums.masked_fill_(dones.bool(), 0.0)  # not a product: a NaN would outlive its episode
-        return {"position_error": error}
+        return {self.names.metric: error}

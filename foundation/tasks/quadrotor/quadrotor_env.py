@@ -1,0 +1,371 @@
+"""Batched quadrotors in torch as RSL-RL's ``VecEnv``: what every task on the built-in simulator shares.
+
+A task says in a subclass what is observed, what a step is worth and what else moves; vehicles, physics, the table of
+initial states, episodes, statistics and saving are here.
+
+``step`` copies nothing from the device to the host and has no Python loop over environments. Resets draw from the
+environment's own generator: a table of initial states is drawn every ``TABLE_STEPS`` steps, and an environment that
+ends takes its own entry of that step, so that no random number depends on which environments ended.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from tensordict import TensorDict
+
+from foundation.core.errors import UserError
+from foundation.tasks.quadrotor import mdp
+from foundation.tasks.quadrotor.episode_stats import EpisodeStats, LogNames
+from foundation.tasks.quadrotor.settings import TaskTensors, assign_vehicles, is_disturbed
+from foundation.tasks.quadrotor.sim.quadrotor import ROTORS, QuadrotorDynamics
+from foundation.tasks.quadrotor.sim.vehicles import VehicleParams, vehicle_names
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from foundation.tasks.quadrotor.sim.drawing import FleetRenderer
+
+TABLE_STEPS = 16
+"""Steps for which random numbers are drawn at once."""
+
+
+class Judgement(NamedTuple):
+    """What a task says of one step."""
+
+    terms: torch.Tensor
+    """Weighted terms of the reward, whose sum is the reward. Shape: (num_terms, num_envs)."""
+    exceeded: torch.Tensor
+    """Which limit was passed. Shape: (num_limits, num_envs)."""
+    terminated: torch.Tensor
+    """Whether any was. Shape: (num_envs,)."""
+    distance: torch.Tensor
+    """What the metric of an episode is the mean of [m]. Shape: (num_envs,)."""
+
+
+class QuadrotorEnv(ABC):
+    """Many quadrotors, one in each environment."""
+
+    num_actions = 4
+    metric_units = mdp.METRIC_UNITS
+    """Metric of an episode -> (factor, unit) in which it is shown."""
+    position_unit = mdp.POSITION_UNIT
+    variant_kind = "vehicle"
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 100}  # noqa: RUF012 (gymnasium's convention)
+    log_names: ClassVar[LogNames]
+    """Names of the reward's terms, of the limits and of the metric."""
+
+    def __init__(self, cfg: Any, render_mode: str | None = None):
+        """Build the environments and reset them with ``cfg.seed``.
+
+        Args:
+            cfg: The task's configuration, already checked: ``scene``, ``sim``, ``decimation``, ``episode_length_s``,
+                ``seed``, ``vehicles`` and ``viewer``, beside what the task itself reads.
+            render_mode: Kept for gymnasium.
+        """
+        self.cfg = cfg
+        self.render_mode = render_mode
+        self.num_envs = cfg.scene.num_envs
+        self.device = torch.device(cfg.sim.device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"device '{self.device}' was asked for, but torch sees no CUDA device: use --device cpu")
+        self.step_dt = cfg.sim.dt * cfg.decimation
+        self.max_episode_length = max(1, round(cfg.episode_length_s / self.step_dt))
+        self._dtype = torch.float32
+        self.vehicles, self.vehicle_index = assign_vehicles(cfg.vehicles, self.num_envs, self.device)
+        self.variant_index = self.vehicle_index
+        self.variant_names = vehicle_names(cfg.vehicles)
+        self.dynamics = QuadrotorDynamics(self.vehicles, cfg.sim.dt)
+        self._disturbed = is_disturbed(self.vehicles)
+        self._limits, self._ranges, self._weights, self._noise = self.lay_out(self.vehicles)
+        self._renderer: FleetRenderer | None = None
+        self._generator = torch.Generator(self.device)
+        n = self.num_envs
+        d = self.device
+        self.episode_length_buf = torch.zeros(n, dtype=torch.long, device=d)
+        window = max(1, round(1.0 / self.step_dt))
+        self._stats = EpisodeStats(n, window, cfg.episode_length_s, d, self.log_names)
+        self._state = torch.zeros(13 + 4, n, device=d)
+        self._action = torch.zeros(4, n, device=d)
+        self._disturbance: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._forces = torch.zeros(6, n, device=d)
+        self.prepare()
+        self.reset(cfg.seed)
+
+    # -- what a task says -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def lay_out(self, vehicles: VehicleParams) -> TaskTensors:
+        """Turn the configuration into tensors for the given vehicles, on their device."""
+
+    def prepare(self) -> None:
+        """Allocate what the task needs beyond the vehicles, before the first reset."""
+        return
+
+    @abstractmethod
+    def judge(self, state: torch.Tensor, action: torch.Tensor) -> Judgement:
+        """Judge a step.
+
+        Args:
+            state: Packed state after the step, before any reset. Shape: (17, num_envs).
+            action: The one applied, clamped; ``previous_action`` is the one before it. Shape: (4, num_envs).
+        """
+
+    @abstractmethod
+    def observe(self) -> dict[str, torch.Tensor]:
+        """Build the exact observation groups of the current state, each (num_envs, size)."""
+
+    @property
+    @abstractmethod
+    def solved_return(self) -> float:
+        """The mean return at which the task counts as solved."""
+
+    def draw_task_table(self) -> None:
+        """Draw the task's own random numbers of the next ``TABLE_STEPS`` steps; may change the initial states."""
+        return
+
+    def begin_task(self, dones: torch.Tensor | None) -> None:
+        """Begin the task's own part of new episodes, once the vehicles are in place.
+
+        Args:
+            dones: Where; None: everywhere. Shape: (num_envs,).
+        """
+        return
+
+    def move_others(self, state: torch.Tensor) -> None:
+        """Move by one step what moves beside the vehicles, whose new packed state is ``state`` (17, num_envs)."""
+        return
+
+    def task_metrics(self, metrics: dict[str, torch.Tensor], time_outs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return further metrics of episodes, each (num_envs,), such as ``success``, from those that are known."""
+        return {}
+
+    @property
+    def table_row(self) -> int:
+        """Row of the tables that this step uses."""
+        return self._table_row - 1
+
+    @property
+    def unwrapped(self) -> QuadrotorEnv:
+        """This environment."""
+        return self
+
+    # -- resets ---------------------------------------------------------------------------------------------------
+
+    def _draw_table(self) -> None:
+        """Draw the initial states of the next ``TABLE_STEPS`` steps."""
+        shape = (TABLE_STEPS, self.num_envs)
+        uniform = torch.rand(
+            mdp.num_uniform(self._ranges), *shape, generator=self._generator, device=self.device, dtype=self._dtype
+        )
+        self._table = mdp.initial_states(uniform, self._ranges)
+        self._table_row = 0
+        if self._disturbed:
+            normal = torch.randn(6, *shape, generator=self._generator, device=self.device, dtype=self._dtype)
+            v = self.vehicles
+            force = v.force_mean + v.force_std * normal[:3]
+            torque = v.torque_mean + v.torque_std * normal[3:]
+            self._force_table = torch.cat([force, torque])
+        self.draw_task_table()
+
+    def _take_initial(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Take this step's row of the table: states (17, num_envs) and, where disturbed, forces (6, num_envs)."""
+        if self._table_row == TABLE_STEPS:
+            self._draw_table()
+        row = self._table_row
+        self._table_row += 1
+        return self._table[:, row], self._force_table[:, row] if self._disturbed else None
+
+    def reset(self, seed: int | None = None) -> TensorDict:
+        """Begin a new episode in every environment.
+
+        Args:
+            seed: Restart the environment's generator with it; the same seed gives the same numbers from here on.
+
+        Returns:
+            Observation groups.
+        """
+        with torch.no_grad():
+            if seed is not None:
+                self._generator.manual_seed(seed)
+            elif not hasattr(self, "_table"):
+                self._generator.seed()
+            self._draw_table()
+            state, forces = self._take_initial()
+            self._state = state.clone()
+            if forces is not None:
+                self._forces = forces.clone()
+                self._disturbance = self.dynamics.disturb(self._forces[:3], self._forces[3:])
+            self._action = self._state[ROTORS] * 2.0 - 1.0
+            self.begin_task(None)
+            self.episode_length_buf = torch.zeros_like(self.episode_length_buf)
+            self._stats.clear()
+            self._observations = self.with_noise(self.observe())
+            return self._observations
+
+    # -- stepping -------------------------------------------------------------------------------------------------
+
+    def integrate(self, state: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Integrate the physics over one action; pure and differentiable.
+
+        Args:
+            state: Packed state. Shape: (17, num_envs).
+            actions: In [-1, 1]. Shape: (4, num_envs).
+
+        Returns:
+            The next state, before any reset. Shape: (17, num_envs).
+        """
+        for _ in range(self.cfg.decimation):
+            state = self.dynamics.step(state, actions, self._disturbance)
+        return state
+
+    @torch.no_grad()
+    def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """Advance every environment; those that end begin a new episode at once.
+
+        A NaN among the actions is carried into the state and the reward of its environment, for the caller to see.
+
+        Args:
+            actions: Motor commands, clamped to [-1, 1]. Shape: (num_envs, 4).
+
+        Returns:
+            Observation groups, fresh tensors (``deployable`` may share memory with ``policy``); rewards (num_envs,);
+            dones (num_envs,), 1 where an episode ended; extras with ``time_outs``, ``log`` and ``episode_metrics``.
+        """
+        action = actions.to(self.device, self._dtype).clamp(-1.0, 1.0).T.contiguous()
+        state = self.integrate(self._state, action)
+        self.move_others(state)
+        judged = self.judge(state, action)
+        reward = judged.terms.sum(0)
+        self.episode_length_buf = self.episode_length_buf + 1
+        time_outs = (self.episode_length_buf >= self.max_episode_length) & ~judged.terminated
+        dones = judged.terminated | time_outs
+        metrics = self._stats.add(judged.terms, judged.distance, judged.exceeded, time_outs, dones)
+        metrics |= self.task_metrics(metrics, time_outs)
+        self._begin_episodes(state, action, dones)
+        self._observations = self.with_noise(self.observe())
+        extras = {"time_outs": time_outs, "log": self._stats.log, "episode_metrics": metrics}
+        return self._observations, reward, dones.to(torch.long), extras
+
+    def _begin_episodes(self, state: torch.Tensor, action: torch.Tensor, dones: torch.Tensor) -> None:
+        """Put the environments that ended into new initial states."""
+        initial, forces = self._take_initial()
+        self._state = torch.where(dones, initial, state)
+        self._action = torch.where(dones, initial[ROTORS] * 2.0 - 1.0, action)
+        self.episode_length_buf = self.episode_length_buf * ~dones
+        if forces is not None:
+            self._forces = torch.where(dones, forces, self._forces)
+            self._disturbance = self.dynamics.disturb(self._forces[:3], self._forces[3:])
+        self.begin_task(dones)
+
+    def with_noise(self, groups: dict[str, torch.Tensor]) -> TensorDict:
+        """Add the noise of the groups that have one."""
+        for group, scale in self._noise.items():
+            clean = groups[group]
+            noise = torch.randn(clean.shape, generator=self._generator, device=self.device, dtype=self._dtype)
+            groups[group] = torch.addcmul(clean, scale, noise)
+        return TensorDict(groups, batch_size=[self.num_envs], device=self.device)
+
+    def get_observations(self) -> TensorDict:
+        """Return the observation groups of the last step or reset (noise is not drawn again)."""
+        return self._observations
+
+    # -- the rest of an environment's life --------------------------------------------------------------------------
+
+    @property
+    def state(self) -> torch.Tensor:
+        """The packed simulator state (see ``foundation.tasks.quadrotor.sim.quadrotor``). Shape: (17, num_envs)."""
+        return self._state
+
+    @property
+    def previous_action(self) -> torch.Tensor:
+        """Last applied action. Shape: (4, num_envs)."""
+        return self._action
+
+    @property
+    def limits(self) -> torch.Tensor:
+        """Termination limits of position, velocity and body rates, per axis. Shape: (9, num_envs)."""
+        return self._limits
+
+    @property
+    def reward_weights(self) -> torch.Tensor:
+        """Weights in the order of ``mdp.REWARD_TERMS``. Shape: (5, 1)."""
+        return self._weights
+
+    @property
+    def generator(self) -> torch.Generator:
+        """The environment's own source of random numbers."""
+        return self._generator
+
+    def take_initial_states(self) -> torch.Tensor:
+        """Take one fresh initial state per environment from the generator. Shape: (17, num_envs)."""
+        return self._take_initial()[0]
+
+    def take_initial(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Take them with their forces and torques, (6, num_envs), or None where no vehicle is pushed."""
+        return self._take_initial()
+
+    def seed(self, seed: int = -1) -> int:
+        """Restart the generator; used by gymnasium-style callers."""
+        self._generator.manual_seed(seed)
+        return seed
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that decides what happens next, as copies, on the CPU."""
+        tensors = {name: getattr(self, name).detach().cpu().clone() for name in self._TENSORS}
+        numbers = {"table_row": self._table_row, "num_envs": self.num_envs}
+        groups = {name: value.cpu().clone() for name, value in self._observations.items()}
+        if self._disturbed:
+            tensors["_force_table"] = self._force_table.cpu().clone()
+        generator = self._generator.get_state()
+        stats = self._stats.state_dict()
+        return {"tensors": tensors, "stats": stats, "observations": groups, "generator": generator, **numbers}
+
+    _TENSORS = ("_state", "_action", "_forces", "_table", "episode_length_buf")
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on exactly where :meth:`state_dict` was taken."""
+        if saved["num_envs"] != self.num_envs:
+            raise UserError(
+                f"the saved environment state has {saved['num_envs']} environments, this one has {self.num_envs}: "
+                f"use --num_envs {saved['num_envs']}"
+            )
+        own = self.state_dict()
+        for kind in ("tensors", "observations"):
+            for name, value in own[kind].items():
+                found = saved[kind][name]
+                if found.shape != value.shape or found.dtype != value.dtype:
+                    raise UserError(f"the saved environment state has another '{name}': {list(found.shape)}")
+        for name in own["tensors"]:
+            setattr(self, name, saved["tensors"][name].to(self.device).clone())
+        self._observations = TensorDict(
+            {name: saved["observations"][name].to(self.device).clone() for name in own["observations"]},
+            batch_size=[self.num_envs],
+            device=self.device,
+        )
+        self._generator.set_state(saved["generator"].cpu())
+        self._stats.load_state_dict(saved["stats"])
+        self._table_row = max(0, int(saved["table_row"]))
+        if self._disturbed:
+            self._disturbance = self.dynamics.disturb(self._forces[:3], self._forces[3:])
+
+    def render(self) -> np.ndarray:
+        """Draw the first vehicles. Shape: (height, width, 3), uint8."""
+        from foundation.tasks.quadrotor.sim.drawing import FleetRenderer
+
+        if self._renderer is None:
+            self._renderer = FleetRenderer(
+                num_shown=min(self.cfg.viewer.num_envs, self.num_envs),
+                extent=self._limits[0].cpu().numpy(),
+                arm_length=self.vehicles.arm_length.cpu().numpy(),
+                resolution=self.cfg.viewer.resolution,
+            )
+        shown = self._renderer.num_shown
+        seconds = self.episode_length_buf[:shown].cpu().numpy() * self.step_dt
+        return self._renderer.draw(self._state[:, :shown].T.cpu().numpy(), seconds)
+
+    def close(self) -> None:
+        """Let go of the renderer."""
+        self._renderer = None
