@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,21 +163,35 @@ class QuadcopterPointCtrlEnvCfg_PLAY(QuadcopterPointCtrlEnvCfg):  # noqa: N801 (
 
 def check_cfg(cfg: Any) -> None:
     """Refuse values that no simulation can have, in the configuration of any engine."""
-    _refuse_nulls(cfg)
+    noises: dict[str, NoiseCfg] = {}
+    if cfg.observation_noise is not None:
+        noises = {"deployable": cfg.observation_noise.deployable, "l2f": cfg.observation_noise.l2f}
+    limits = ("position", "position_arms", "velocity", "velocity_vehicles", "body_rate")
+    positive = (
+        {} if cfg.terminations is None else {f"terminations.{name}": getattr(cfg.terminations, name) for name in limits}
+    )
+    check_shared(cfg, noises, positive)
+
+
+def check_shared(cfg: Any, noises: Mapping[str, NoiseCfg], positive: Mapping[str, float]) -> None:
+    """Refuse values that no simulation of quadrotors can have.
+
+    Args:
+        cfg: The configuration of any of its tasks.
+        noises: Observation group -> its noise.
+        positive: Further values that must be positive, by their name below ``env``.
+    """
+    _refuse_nulls(cfg, noises)
     positive = {
-        "env.scene.num_envs": cfg.scene.num_envs,
-        "env.sim.dt": cfg.sim.dt,
-        "env.decimation": cfg.decimation,
-        "env.episode_length_s": cfg.episode_length_s,
-        "env.terminations.position": cfg.terminations.position,
-        "env.terminations.position_arms": cfg.terminations.position_arms,
-        "env.terminations.velocity": cfg.terminations.velocity,
-        "env.terminations.velocity_vehicles": cfg.terminations.velocity_vehicles,
-        "env.terminations.body_rate": cfg.terminations.body_rate,
+        "scene.num_envs": cfg.scene.num_envs,
+        "sim.dt": cfg.sim.dt,
+        "decimation": cfg.decimation,
+        "episode_length_s": cfg.episode_length_s,
+        **positive,
     }
     for name, value in positive.items():
         if not value > 0:
-            raise UserError(f"{name} must be positive, it is {value}")
+            raise UserError(f"env.{name} must be positive, it is {value}")
     shown = getattr(getattr(cfg, "viewer", None), "num_envs", 1)
     if shown < 1:
         raise UserError(f"env.viewer.num_envs must be positive, it is {shown}")
@@ -185,19 +200,16 @@ def check_cfg(cfg: Any) -> None:
         raise UserError(f"env.init.rotor_speed must be a range within [0, 1], it is {cfg.init.rotor_speed}")
     if not 0 <= cfg.init.at_target <= 1:
         raise UserError(f"env.init.at_target must be within [0, 1], it is {cfg.init.at_target}")
-    noises: dict[str, NoiseCfg] = {"deployable": cfg.observation_noise.deployable, "l2f": cfg.observation_noise.l2f}
     for group, noise in noises.items():
         for component, value in vars(noise).items():
             if not value >= 0:
                 raise UserError(f"env.observation_noise.{group}.{component} must not be negative, it is {value}")
 
 
-def _refuse_nulls(cfg: Any) -> None:
+def _refuse_nulls(cfg: Any, noises: Mapping[str, NoiseCfg | None]) -> None:
     """Refuse parts of the configuration that are null, which no step could do without."""
-    parts = {f"env.{name}": getattr(cfg, name) for name in _PARTS}
-    if cfg.observation_noise is not None:
-        noises = ("deployable", "l2f")
-        parts |= {f"env.observation_noise.{name}": getattr(cfg.observation_noise, name) for name in noises}
+    parts: dict[str, object] = {f"env.{name}": getattr(cfg, name) for name in _PARTS}
+    parts |= {f"env.observation_noise.{name}": noise for name, noise in noises.items()}
     for key, value in parts.items():
         if value is None:
             raise UserError(f"{key}=null: this task needs it; set single values of it, {key}.<name>=VALUE")

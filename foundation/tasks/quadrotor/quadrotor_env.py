@@ -351,6 +351,14 @@ class QuadrotorEnv(ABC):
         if self._disturbed:
             self._disturbance = self.dynamics.disturb(self._forces[:3], self._forces[3:])
 
+    def renderer_options(self) -> dict[str, Any]:
+        """Return further arguments of ``FleetRenderer``."""
+        return {}
+
+    def drawn_others(self, num_shown: int) -> torch.Tensor | None:
+        """Return where what moves beside the first vehicles is drawn, (num_shown, 3), or None where nothing does."""
+        return None
+
     def render(self) -> np.ndarray:
         """Draw the first vehicles. Shape: (height, width, 3), uint8."""
         from foundation.tasks.quadrotor.sim.drawing import FleetRenderer
@@ -361,10 +369,14 @@ class QuadrotorEnv(ABC):
                 extent=self._limits[0].cpu().numpy(),
                 arm_length=self.vehicles.arm_length.cpu().numpy(),
                 resolution=self.cfg.viewer.resolution,
+                **self.renderer_options(),
             )
         shown = self._renderer.num_shown
         seconds = self.episode_length_buf[:shown].cpu().numpy() * self.step_dt
-        return self._renderer.draw(self._state[:, :shown].T.cpu().numpy(), seconds)
+        others = self.drawn_others(shown)
+        return self._renderer.draw(
+            self._state[:, :shown].T.cpu().numpy(), seconds, None if others is None else others.cpu().numpy()
+        )
 
     def close(self) -> None:
         """Let go of the renderer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -33,6 +34,8 @@ class FleetRenderer:
         arm_length: np.ndarray,
         resolution: tuple[int, int] = (960, 720),
         trail_points: int = 50,
+        other_kind: Literal["target", "pursuer"] | None = None,
+        share_shown: float = 0.65,
     ):
         """Lay out the panels.
 
@@ -42,16 +45,20 @@ class FleetRenderer:
             arm_length: Of each vehicle [m]. Shape: (num_envs,).
             resolution: Width and height [px]; made even, as video needs.
             trail_points: Length of the trails, of which every third draw adds one.
+            other_kind: What moves beside each vehicle, if anything: a target, drawn as a ring, or a pursuer, drawn as a
+                ball with a warning colour. None: the target is the panel's centre.
+            share_shown: Half-width of the view, of ``extent``; 0.65 where starts are within half of it.
         """
         self.num_shown = num_shown
         self.width, self.height = (max(64, int(side)) // 2 * 2 for side in resolution)
         self._columns = math.ceil(math.sqrt(num_shown))
         self._rows = math.ceil(num_shown / self._columns)
-        # The view spans 0.65 of the limits: starts are within half of them.
-        self._span = 0.65 * np.asarray(extent, dtype=float)[:num_shown]
+        self._other_kind = other_kind
+        self._span = share_shown * np.asarray(extent, dtype=float)[:num_shown]
         arms = np.asarray(arm_length, dtype=float)[:num_shown]
         self._arms = np.maximum(arms, 0.16 * self._span)
         self._trails: list[deque[np.ndarray]] = [deque(maxlen=trail_points) for _ in range(num_shown)]
+        self._other_trails: list[deque[np.ndarray]] = [deque(maxlen=trail_points) for _ in range(num_shown)]
         self._clock = np.full(num_shown, np.inf)
         self._draws = 0
         self._backdrop: Image.Image | None = None
@@ -59,12 +66,13 @@ class FleetRenderer:
         self._font = ImageFont.load_default(size=int(_SCALE * max(11, min(18, panel / 16))))
         self._camera = _camera(azimuth=math.radians(-62), elevation=math.radians(24))
 
-    def draw(self, states: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    def draw(self, states: np.ndarray, seconds: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
         """Draw one frame.
 
         Args:
             states: Packed states: position, velocity, rates, quaternion, rotors. Shape: (num_shown, 17).
             seconds: Time since each episode began [s]; when it falls, the trail is cleared. Shape: (num_shown,).
+            others: Positions of what moves beside the vehicles, where something does [m]. Shape: (num_shown, 3).
 
         Returns:
             Shape: (height, width, 3), uint8.
@@ -77,10 +85,13 @@ class FleetRenderer:
         for i in range(self.num_shown):
             if seconds[i] < self._clock[i]:
                 self._trails[i].clear()
+                self._other_trails[i].clear()
             self._clock[i] = seconds[i]
             if self._draws % 3 == 0 or not self._trails[i]:
                 self._trails[i].append(states[i, :3].copy())
-            self._panel(canvas, i, states[i], float(seconds[i]))
+                if others is not None:
+                    self._other_trails[i].append(others[i].copy())
+            self._panel(canvas, i, states[i], float(seconds[i]), None if others is None else others[i])
         return np.asarray(image.resize((self.width, self.height), Image.Resampling.BOX))
 
     def _frame(self, i: int) -> tuple[float, float, float, float]:
@@ -104,30 +115,51 @@ class FleetRenderer:
             frame = (left + gap, top + gap, left + width - gap, top + height - gap)
             canvas.rounded_rectangle(frame, radius=8 * _SCALE, fill=_PANEL, outline=_GRID, width=_SCALE)
             _scene(canvas, self._view(i), self._span[i])
+            if self._other_kind is None:
+                _target(canvas, self._view(i), np.zeros(3))
         return image
 
-    def _panel(self, canvas: ImageDraw.ImageDraw, i: int, state: np.ndarray, seconds: float) -> None:
-        """Draw one vehicle into its panel."""
+    def _panel(
+        self, canvas: ImageDraw.ImageDraw, i: int, state: np.ndarray, seconds: float, other: np.ndarray | None
+    ) -> None:
+        """Draw one vehicle, and what moves beside it, into its panel."""
         left, top, width, _ = self._frame(i)
         place = (left + 12 * _SCALE, top + 10 * _SCALE)
         if not np.isfinite(state).all():
             canvas.text(place, "state is not finite", fill=_TARGET, font=self._font)
             return
         view = self._view(i)
-        self._trail(canvas, view, i, state[:3])
-        _vehicle(canvas, view, state, self._arms[i])
-        error = float(np.linalg.norm(state[:3]))
+        self._trail(canvas, view, self._trails[i], state[:3], _TRAIL)
+        if other is None:
+            _vehicle(canvas, view, state, self._arms[i])
+        else:
+            self._trail(canvas, view, self._other_trails[i], other, np.array(_TARGET))
+            behind = float((other - state[:3]) @ view.camera[2]) > 0.0
+            if behind:
+                self._other(canvas, view, other)
+            _vehicle(canvas, view, state, self._arms[i])
+            if not behind:
+                self._other(canvas, view, other)
+        error = float(np.linalg.norm(state[:3] if other is None else state[:3] - other))
         label = f"{100 * error:.1f} cm" if error < 1 else f"{error:.2f} m"
         canvas.text(place, f"t = {seconds:.2f} s", fill=_MUTED, font=self._font)
         end = left + width - 12 * _SCALE - canvas.textlength(label, font=self._font)
         canvas.text((end, place[1]), label, fill=_TEXT, font=self._font)
 
-    def _trail(self, canvas: ImageDraw.ImageDraw, view: _View, i: int, now: np.ndarray) -> None:
-        """Draw where the vehicle was, fading into the past."""
-        points = view.project(np.stack([*self._trails[i], now]))
+    def _other(self, canvas: ImageDraw.ImageDraw, view: _View, position: np.ndarray) -> None:
+        """Draw what moves beside a vehicle."""
+        draw = _target if self._other_kind == "target" else _pursuer
+        draw(canvas, view, position)
+
+    @staticmethod
+    def _trail(
+        canvas: ImageDraw.ImageDraw, view: _View, past: deque[np.ndarray], now: np.ndarray, base: np.ndarray
+    ) -> None:
+        """Draw where something was, fading into the past."""
+        points = view.project(np.stack([*past, now]))
         for k in range(1, len(points)):
             age = 1 - k / len(points)
-            colour = tuple(int(c) for c in _TRAIL * (1 - 0.8 * age) + 255 * 0.8 * age)
+            colour = tuple(int(c) for c in base * (1 - 0.8 * age) + 255 * 0.8 * age)
             canvas.line([tuple(points[k - 1]), tuple(points[k])], fill=colour, width=int(2 * _SCALE))
 
 
@@ -169,7 +201,7 @@ def _lines(canvas: ImageDraw.ImageDraw, view: _View, ends: np.ndarray, colour: t
 
 
 def _scene(canvas: ImageDraw.ImageDraw, view: _View, span: float) -> None:
-    """Draw the floor, the axes and the target."""
+    """Draw the floor and the axes."""
     ticks = np.linspace(-span, span, 7)
     ends = []
     for tick in ticks:
@@ -183,13 +215,30 @@ def _scene(canvas: ImageDraw.ImageDraw, view: _View, span: float) -> None:
         end = origin.copy()
         end[axis] += 0.45 * span
         _lines(canvas, view, np.array([[origin, end]]), colour, 2 * _SCALE)
-    drop = np.array([[[0, 0, -span], [0, 0, 0]]], dtype=float)
-    _lines(canvas, view, drop, (240, 196, 197), _SCALE)
+
+
+def _target(canvas: ImageDraw.ImageDraw, view: _View, position: np.ndarray) -> None:
+    """Draw a target: a cross in a ring, and its height above the floor."""
+    span = view.span
+    _drop(canvas, view, position)
     reach = 0.07 * span
-    cross = [[-reach * e, reach * e] for e in np.eye(3)]
+    cross = [[position - reach * e, position + reach * e] for e in np.eye(3)]
     _lines(canvas, view, np.array(cross), _TARGET, 1.5 * _SCALE)
-    (x, y), r = view.project(np.zeros((1, 3)))[0], 0.06 * view.radius
+    (x, y), r = view.project(position[None])[0], 0.06 * view.radius
     canvas.ellipse((x - r, y - r, x + r, y + r), outline=_TARGET, width=int(1.5 * _SCALE))
+
+
+def _pursuer(canvas: ImageDraw.ImageDraw, view: _View, position: np.ndarray) -> None:
+    """Draw a pursuer: a ball, and its height above the floor."""
+    _drop(canvas, view, position)
+    (x, y), r = view.project(position[None])[0], 0.05 * view.radius
+    canvas.ellipse((x - r, y - r, x + r, y + r), fill=_TARGET)
+
+
+def _drop(canvas: ImageDraw.ImageDraw, view: _View, position: np.ndarray) -> None:
+    """Draw the line from a position down to the floor."""
+    floor = np.array([position[0], position[1], -view.span])
+    _lines(canvas, view, np.array([[floor, position]]), (240, 196, 197), _SCALE)
 
 
 def _vehicle(canvas: ImageDraw.ImageDraw, view: _View, state: np.ndarray, arm: float) -> None:
