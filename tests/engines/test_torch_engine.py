@@ -307,7 +307,7 @@ def test_an_id_like_no_other_is_answered_with_the_built_in_tasks_first(monkeypat
     """Gymnasium registers hundreds of ids: those of the built-in simulator stand before them."""
     monkeypatch.setattr(engines, "engine_names", lambda: ["gymnasium", "torch"])
     with pytest.raises(
-        UserError, match=r"Valid are: Isaac-Quadcopter-Point-Ctrl-Play-v0, Isaac-Quadcopter-Point-Ctrl-v0, "
+        UserError, match=r"Valid are: Isaac-Quadcopter-Chase-Play-v0, Isaac-Quadcopter-Chase-v0, Isaac-Quadcopter-"
     ):
         select_engine("Zzzz-v0")
 

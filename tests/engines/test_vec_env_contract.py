@@ -14,9 +14,15 @@ from tensordict import TensorDict
 from foundation.engines import engine_class, engine_names
 from foundation.engines.base import EnvCapabilities, LaunchRequest
 
-TASKS = {"gymnasium": ("CartPole-v1", "Pendulum-v1")}
-"""Of engines that do not run the quadrotor."""
-CASES = [(engine, task) for engine in engine_names() for task in TASKS.get(engine, ("Isaac-Quadcopter-Point-Ctrl-v0",))]
+QUADROTOR = ("Isaac-Quadcopter-Point-Ctrl-v0",)
+PURSUIT = ("Isaac-Quadcopter-Chase-v0", "Isaac-Quadcopter-Evade-v0")
+TASKS = {
+    "gymnasium": ("CartPole-v1", "Pendulum-v1"),
+    "torch": (*QUADROTOR, *PURSUIT),
+    "l2f": (*QUADROTOR, *PURSUIT),
+}
+"""Of engines that run others than the point-control task."""
+CASES = [(engine, task) for engine in engine_names() for task in TASKS.get(engine, QUADROTOR)]
 every_engine = pytest.mark.parametrize(("engine", "task"), CASES)
 NUM_ENVS = 4
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from foundation.core.errors import UserError
-from foundation.tasks.quadrotor.env_cfg import NoiseCfg, SceneCfg, SimCfg, ViewerCfg, check_shared
+from foundation.tasks.quadrotor.env_cfg import PARTS, NoiseCfg, SceneCfg, SimCfg, ViewerCfg, check_shared, refuse_nulls
 from foundation.tasks.quadrotor.sim.vehicles import vehicle_names
 
 
@@ -185,6 +185,10 @@ class PursuitEnvCfg:
         """Return how many vehicles there are; 0 for the Crazyflie alone."""
         return len(vehicle_names(self.vehicles))
 
+    def variants_key(self) -> str:
+        """Return the name of the field that takes one file per vehicle, such as those of many teachers."""
+        return "vehicles"
+
 
 @dataclass
 class QuadcopterChaseEnvCfg(PursuitEnvCfg):
@@ -230,6 +234,7 @@ class QuadcopterEvadeEnvCfg_PLAY(QuadcopterEvadeEnvCfg):  # noqa: N801 (Isaac La
 
 def check_chase_cfg(cfg: QuadcopterChaseEnvCfg) -> None:
     """Refuse values that no chase can have."""
+    refuse_nulls(cfg, *PARTS, "target", "target.lissajous", "target.langevin", "viewer")
     target = cfg.target
     positive = {
         "terminations.lost": cfg.terminations.lost,
@@ -247,6 +252,7 @@ def check_chase_cfg(cfg: QuadcopterChaseEnvCfg) -> None:
 
 def check_evade_cfg(cfg: QuadcopterEvadeEnvCfg) -> None:
     """Refuse values that no evasion can have."""
+    refuse_nulls(cfg, *PARTS, "pursuer", "viewer")
     pursuer = cfg.pursuer
     positive = {
         "terminations.caught": cfg.terminations.caught,

@@ -163,31 +163,29 @@ class QuadcopterPointCtrlEnvCfg_PLAY(QuadcopterPointCtrlEnvCfg):  # noqa: N801 (
 
 def check_cfg(cfg: Any) -> None:
     """Refuse values that no simulation can have, in the configuration of any engine."""
-    noises: dict[str, NoiseCfg] = {}
-    if cfg.observation_noise is not None:
-        noises = {"deployable": cfg.observation_noise.deployable, "l2f": cfg.observation_noise.l2f}
+    refuse_nulls(cfg, *PARTS, "observation_noise.l2f")
     limits = ("position", "position_arms", "velocity", "velocity_vehicles", "body_rate")
-    positive = (
-        {} if cfg.terminations is None else {f"terminations.{name}": getattr(cfg.terminations, name) for name in limits}
+    check_shared(
+        cfg,
+        {"deployable": cfg.observation_noise.deployable, "l2f": cfg.observation_noise.l2f},
+        {f"terminations.{name}": getattr(cfg.terminations, name) for name in limits},
     )
-    check_shared(cfg, noises, positive)
 
 
-def check_shared(cfg: Any, noises: Mapping[str, NoiseCfg], positive: Mapping[str, float]) -> None:
+def check_shared(cfg: Any, noises: Mapping[str, NoiseCfg], further: Mapping[str, float]) -> None:
     """Refuse values that no simulation of quadrotors can have.
 
     Args:
         cfg: The configuration of any of its tasks.
         noises: Observation group -> its noise.
-        positive: Further values that must be positive, by their name below ``env``.
+        further: Further values that must be positive, by their name below ``env``.
     """
-    _refuse_nulls(cfg, noises)
     positive = {
         "scene.num_envs": cfg.scene.num_envs,
         "sim.dt": cfg.sim.dt,
         "decimation": cfg.decimation,
         "episode_length_s": cfg.episode_length_s,
-        **positive,
+        **further,
     }
     for name, value in positive.items():
         if not value > 0:
@@ -206,13 +204,20 @@ def check_shared(cfg: Any, noises: Mapping[str, NoiseCfg], positive: Mapping[str
                 raise UserError(f"env.observation_noise.{group}.{component} must not be negative, it is {value}")
 
 
-def _refuse_nulls(cfg: Any, noises: Mapping[str, NoiseCfg | None]) -> None:
-    """Refuse parts of the configuration that are null, which no step could do without."""
-    parts: dict[str, object] = {f"env.{name}": getattr(cfg, name) for name in _PARTS}
-    parts |= {f"env.observation_noise.{name}": noise for name, noise in noises.items()}
-    for key, value in parts.items():
-        if value is None:
-            raise UserError(f"{key}=null: this task needs it; set single values of it, {key}.<name>=VALUE")
+def refuse_nulls(cfg: Any, *names: str) -> None:
+    """Refuse parts of the configuration that are null, which no step could do without.
+
+    Args:
+        cfg: The configuration.
+        names: Dotted names below ``env``; a part after the parts that it is in.
+    """
+    for name in names:
+        part = cfg
+        for step in name.split("."):
+            part = getattr(part, step)
+        if part is None:
+            raise UserError(f"env.{name}=null: this task needs it; set single values of it, env.{name}.<name>=VALUE")
 
 
-_PARTS = ("scene", "sim", "rewards", "terminations", "init", "observation_noise")
+PARTS = ("scene", "sim", "rewards", "terminations", "init", "observation_noise", "observation_noise.deployable")
+"""What every quadrotor task needs of its configuration."""
