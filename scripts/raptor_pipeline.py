@@ -98,7 +98,7 @@ class Pipeline:
         """Open, or begin, the folder."""
         from raptor.stages import Stages, checked_tokens
 
-        from foundation.cli.cli_args import resolve_device
+        from foundation.core.devices import resolve_device
 
         self.args = args
         self.folder: Path = args.folder or Path("logs/raptor") / str(args.num_teachers)

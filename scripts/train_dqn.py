@@ -29,10 +29,10 @@ import gymnasium
 import torch
 from gymnasium import spaces
 
-from foundation.cli.cli_args import resolve_device
 from foundation.cli.command import run_command
 from foundation.cli.parser import ScriptParser
 from foundation.config.validate import MOST_SEED
+from foundation.core.devices import resolve_device
 from foundation.core.errors import UserError
 from foundation.core.files import atomic_write_bytes
 from foundation.core.registry import note_typed

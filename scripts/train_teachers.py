@@ -40,10 +40,10 @@ from teacher_training.critics import CriticCfg, fit_teachers_critics
 from teacher_training.fleet import Fleet
 from teacher_training.job import JobCfg, TeacherJob
 
-from foundation.cli.cli_args import resolve_device
 from foundation.cli.command import Interrupt, run_command
 from foundation.cli.parser import ScriptParser
 from foundation.config.validate import MOST_SEED
+from foundation.core.devices import resolve_device
 from foundation.core.errors import UserError
 from foundation.core.files import atomic_torch_save, load_checkpoint, lock_folder
 from foundation.tasks.quadrotor.sim.vehicles import load_vehicles, vehicle_files

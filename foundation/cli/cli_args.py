@@ -15,7 +15,6 @@ from foundation.cli.parser import OneLineParser
 from foundation.config.distillation_cfg import BelowMin, DistillationCfg, LoggerName, Selection
 from foundation.config.overrides import Overrides
 from foundation.config.validate import MOST_SEED
-from foundation.core.errors import UserError
 
 _OTHER_NAMES = {
     "teacher_checkpoint": "teacher.checkpoint",
@@ -276,22 +275,6 @@ def seed(text: str) -> int:
     return value
 
 
-def resolve_device(device: str) -> str:
-    """Return the device to compute on; ``auto`` is the first GPU where there is one."""
-    import torch
-
-    from foundation.config.validate import check_device
-
-    check_device(device)
-    if device == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda"):
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(device.partition(":")[2] or 0) >= count:
-            raise UserError(f"--device is {device!r} but torch sees {count} CUDA devices here: use --device cpu")
-    return device
-
-
 __all__ = [
     "CommandParser",
     "Interrupt",
@@ -300,7 +283,6 @@ __all__ = [
     "add_rsl_rl_args",
     "distillation_flags",
     "parse_command",
-    "resolve_device",
     "run_command",
     "say_beaten",
     "set_up_logging",

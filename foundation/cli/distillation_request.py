@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from foundation.cli.cli_args import CommandParser, distillation_flags, parse_command, resolve_device
+from foundation.cli.cli_args import CommandParser, distillation_flags, parse_command
 from foundation.cli.run_to_end import LOG_ROOT
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.overrides import Overrides, parse_overrides
 from foundation.config.resolve import Resolved, resolve
+from foundation.core.devices import resolve_device
 from foundation.core.errors import UserError
 from foundation.core.registry import refuse_untyped_names
 from foundation.learning.losses import LOSSES, check_main_loss

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import foundation
-from foundation.cli.cli_args import resolve_device
 from foundation.cli.discrete_actions import check_choices
 from foundation.cli.teacher_tokens import TEACHER, said_of_teacher
+from foundation.core.devices import resolve_device
 from foundation.core.errors import UserError
 from foundation.core.files import load_checkpoint
 from foundation.core.registry import refuse_untyped

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from foundation.core.errors import UserError, suggest
+from foundation.core.files import load_yaml
 from foundation.core.registry import package_folders
 from foundation.core.text import shorten
 
@@ -82,8 +83,6 @@ def read_preset(group: str, path: Path) -> tuple[dict[str, Any], str]:
         Its values, and the part of the config that they set: that of its ``# @package`` line, else the whole config for
         an experiment and the group for any other.
     """
-    from foundation.core.files import load_yaml  # imported here because it loads torch, which --help does not need
-
     values = load_yaml(path, as_hydra=True)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{group}={path}: expected keys with values, such as 'n_epochs: 50'")

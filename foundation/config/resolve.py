@@ -13,6 +13,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from foundation.config.distillation_cfg import DistillationCfg, StudentCfg
 from foundation.config.interpolation import has_interpolation, interpolate
 from foundation.config.overrides import Assignment, Overrides
@@ -110,14 +118,6 @@ def compose(groups: Mapping[str, str | None], *, defaults: bool) -> tuple[dict[s
     Returns:
         Plain nested values, interpolations as they were written, and the files in force by their group.
     """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     store = ConfigStore.instance()
     every = (*CHOSEN, "task", "experiment")
     for group in every:  # an empty file: the one choice of nothing that also beats an experiment's own

@@ -14,10 +14,12 @@ from foundation.core.archives import ArchiveError, check_regular
 from foundation.core.errors import UserError
 from foundation.core.pointers import refuse_pointer
 from foundation.core.text import shorten
+from foundation.deploy.c_policy import SharedLibrary
 from foundation.deploy.description import Description
 from foundation.deploy.golden import FloatArray, Golden
 from foundation.deploy.npz_file import read_golden, read_npz
 from foundation.deploy.numpy_policy import NumpyProgram
+from foundation.deploy.onnx_policy import OnnxRuntime
 
 
 class Runtime(Protocol):
@@ -151,15 +153,11 @@ def _open_npz(path: Path) -> tuple[Runtime, Description]:
 
 
 def _open_onnx(path: Path) -> tuple[Runtime, Description]:
-    from foundation.deploy.onnx_policy import OnnxRuntime  # onnxruntime is an optional package
-
     runtime = OnnxRuntime(path)
     return runtime, runtime.description
 
 
 def _open_library(path: Path) -> tuple[Runtime, Description]:
-    from foundation.deploy.c_policy import SharedLibrary
-
     runtime = SharedLibrary(path)
     return runtime, runtime.description
 

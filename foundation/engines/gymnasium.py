@@ -31,6 +31,7 @@ from gymnasium.wrappers import TimeLimit
 from tensordict import TensorDict
 
 from foundation.config.agent_cfg import DistributionCfg, ModelCfg, OnPolicyRunnerCfg, PPOAlgorithmCfg
+from foundation.core.devices import check_device
 from foundation.core.errors import UserError, suggest
 from foundation.core.memory import refuse_beyond_memory
 from foundation.core.registry import refuse_untyped, resolve_module
@@ -45,7 +46,6 @@ from foundation.engines.base import (
     VideoRequest,
 )
 from foundation.engines.gymnasium_spaces import Observations, make_actions
-from foundation.engines.torch import check_device
 from foundation.engines.video import ActionClip, VideoRecorder
 
 INSTALL = "pip install -e .[gymnasium]"

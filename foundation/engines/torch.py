@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, cast
 
 import gymnasium
-import torch
 from gymnasium.envs.registration import EnvSpec
 
 from foundation.config.agent_cfg import AgentDict
+from foundation.config.validate import read
+from foundation.core.devices import check_device
 from foundation.core.errors import UserError
 from foundation.core.memory import refuse_beyond_memory
 from foundation.core.registry import resolve_attribute
@@ -110,7 +111,7 @@ class TorchEngine(Engine):
         env: Any = CheckedEnv(self._call(target, env_cfg), env_cfg)
         if video is not None:
             env = VideoRecorder(env, video)
-        clip = _read(agent_cfg, "clip_actions")
+        clip = read(agent_cfg, "clip_actions")
         if clip is not None:
             env = ActionClip(env, float(clip))
         return cast(VecEnv, env)
@@ -149,14 +150,9 @@ def _does_without_agent(request: LaunchRequest, spec: EnvSpec) -> bool:
     return not asked and AGENT_ENTRY_POINT not in spec.kwargs
 
 
-def _read(cfg: object, name: str) -> Any:
-    """Read a field of a config object or mapping; None where absent."""
-    return cfg.get(name) if isinstance(cfg, dict) else getattr(cfg, name, None)
-
-
 def _place(env_cfg: object, group: str | None, name: str) -> Any:
     """Find the config that holds a setting: ``env_cfg.<group>``, else ``env_cfg`` itself; None where neither does."""
-    for holder in (_read(env_cfg, group) if group else None, env_cfg):
+    for holder in (read(env_cfg, group) if group else None, env_cfg):
         if holder is not None and (name in holder if isinstance(holder, dict) else hasattr(holder, name)):
             return holder
     return None
@@ -165,7 +161,7 @@ def _place(env_cfg: object, group: str | None, name: str) -> Any:
 def _find(env_cfg: object, group: str, name: str) -> Any:
     """Read ``env_cfg.<group>.<name>``, or ``env_cfg.<name>`` in a config without such a group; None where absent."""
     holder = _place(env_cfg, group, name)
-    return None if holder is None else _read(holder, name)
+    return None if holder is None else read(holder, name)
 
 
 def _write(env_cfg: object, group: str | None, name: str, value: object) -> None:
@@ -179,15 +175,3 @@ def _write(env_cfg: object, group: str | None, name: str, value: object) -> None
         raise UserError(
             f"--{name} {value}: the task's config, {type(env_cfg).__name__}, has neither {group}.{name} nor {name}"
         )
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that torch does not have."""
-    try:
-        parsed = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"--device {device}: not a torch device; use cpu or cuda:0") from None
-    if parsed.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (parsed.index or 0) >= count:
-            raise UserError(f"--device {device}: torch sees {count} CUDA devices here; use --device cpu")

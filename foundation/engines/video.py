@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import imageio_ffmpeg
 import numpy as np
 import torch
 from tensordict import TensorDict
@@ -119,8 +120,6 @@ class VideoRecorder(EnvWrapper):
 
     def _start(self) -> None:
         """Open the hidden file of a new clip."""
-        import imageio_ffmpeg
-
         frame = self._frame()
         final = Path(self.request.folder) / f"rl-video-step-{self._step}.mp4"
         partial = final.with_name(f".{final.stem}.{os.getpid()}.part.mp4")

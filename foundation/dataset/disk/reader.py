@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 
 from foundation.core.archives import check_regular
 from foundation.core.errors import UserError
@@ -92,9 +94,6 @@ class SavedDataset:
         Raises:
             UserError: If it is missing, corrupt or of other shapes, or its transitions are not finite.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
         path = self.path / entry.file
         refuse_pointer(path)
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 
 from foundation.core.errors import UserError
 from foundation.core.files import atomic_write_bytes, lock_folder
@@ -125,8 +126,6 @@ class DatasetWriter:
         """
         if not self._chunks:
             return
-        from safetensors.torch import save
-
         names = self._chunks[0].keys()
         tensors = {name: torch.cat([chunk[name] for chunk in self._chunks]).contiguous() for name in names}
         table = EpisodeTable.join(self._episodes)

@@ -1,0 +1,40 @@
+"""Names of devices: which there are, and which one ``auto`` is."""
+
+from __future__ import annotations
+
+import torch
+
+from foundation.core.errors import UserError
+
+_KINDS = ("cpu", "cuda", "mps", "xpu")
+"""Devices that compute: torch also has names such as ``meta``, whose tensors hold no numbers."""
+
+
+def resolve_device(device: str) -> str:
+    """Return the device to compute on; ``auto`` is the first GPU where there is one.
+
+    Raises:
+        UserError: If torch knows no such device, or does not see it here.
+    """
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    check_device(device)
+    return device
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not have.
+
+    Raises:
+        UserError: If torch knows no such device, or does not see it here.
+    """
+    try:
+        parsed = torch.device(device)
+    except RuntimeError:
+        parsed = None
+    if parsed is None or parsed.type not in _KINDS:
+        raise UserError(f"--device {device}: not a torch device; use cpu or cuda:0")
+    if parsed.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (parsed.index or 0) >= count:
+            raise UserError(f"--device {device}: torch sees {count} CUDA devices here; use --device cpu")
