@@ -50,8 +50,9 @@ class BenchEnv(QuadcopterPointCtrlEnv):
         self.env_steps += self.num_envs
         return super().step(actions)
 
-    def _observe(self) -> TensorDict:
-        return super()._observe().exclude("l2f", inplace=True)
+    def observe(self) -> dict[str, torch.Tensor]:
+        """Build the groups that are read here."""
+        return {name: group for name, group in super().observe().items() if name != "l2f"}
 
 
 def make_env(
