@@ -204,7 +204,7 @@ def add_distillation_args(parser: argparse.ArgumentParser) -> None:
     """Add the flags of distillation itself. What they do by default: ``configs/distillation.yaml``."""
     group = parser.add_argument_group("distillation")
     flag = group.add_argument
-    many = "the policy to imitate; several, a glob, a folder or a manifest for many"
+    many = "the policy to imitate, or pkg.module:function; several, a glob, a folder or a manifest for many"
     flag("--teacher_checkpoint", action="append", metavar="PATH", help=many)
     flag("--teacher_activation", metavar="NAME", help="activation of its layers, if neither it nor a config states it")
     flag("--teacher_min_return", type=number, metavar="X", help="stop at once if the teacher's own return is lower")

@@ -19,7 +19,7 @@ from foundation.cli.agent_defaults import (
 from foundation.cli.cli_args import parse_command, say_beaten
 from foundation.cli.discrete_actions import choose_discrete
 from foundation.cli.distillation_request import Request, settle
-from foundation.cli.load_teachers import drop_weak_teachers, fit_environments
+from foundation.cli.load_teachers import bind_code, code_changed, drop_weak_teachers, fit_environments
 from foundation.cli.run_to_end import run_folder, run_to_end
 from foundation.cli.session import Session
 from foundation.config.distillation_cfg import DistillationCfg
@@ -37,6 +37,7 @@ from foundation.runs.run_dir import RunDir
 from foundation.runs.run_state import RunCheckpoint, RunState, first_step, load_named
 from foundation.runs.run_teachers import Teacher
 from foundation.runs.runner import DistillationRunner
+from foundation.teachers.code import CodeTeacher
 
 logger = logging.getLogger("foundation.distillation")
 
@@ -152,6 +153,7 @@ class Job:
         env = session.make_env(video=video)
         cfg.num_envs = env.num_envs
         obs = env.get_observations()
+        bind_code(cfg, session.agent_cfg, teacher, env)
         choose_groups(cfg, session.agent_cfg, teacher, obs)
         print(groups_line(cfg, obs))
         discrete = choose_discrete(cfg, self.resolved.choices, teacher, env)
@@ -173,20 +175,25 @@ class Job:
             cfg.dataset.size = runner.dataset.capacity  # a run resumed for more epochs keeps its dataset
             if self.resumed is not None:
                 resume(run, runner, checkpoint, session)
-            self.save_params(run, session)
+                code_changed(run, teacher)
+            self.save_params(run, session, teacher)
             return runner
 
         return build
 
-    def save_params(self, run: RunDir, session: Session) -> None:
-        """Write the configs, and what ``distillation.yaml`` does not hold: files' values, typed overrides once each."""
+    def save_params(self, run: RunDir, session: Session, teacher: Teacher | None = None) -> None:
+        """Write the configs, and what ``distillation.yaml`` does not hold: files' values, typed overrides once each.
+
+        A teacher that is code, which has no checkpoint to read again, is described in ``teacher.yaml``.
+        """
         own = vars(self.cfg)
         items = [*self.overrides.scoped.get("env", []), *self.overrides.scoped.get("agent", [])]
         items += [item for item in self.overrides.bare if item.path.partition(".")[0] not in own]
         tokens = list(dict.fromkeys([*self.args.presets, *(item.token for item in items)]))
         resolved = self.resolved
         typed = {"env": resolved.env, "agent": resolved.agent, "tokens": tokens, "choices": resolved.choices}
-        run.save_params(session.env_cfg, session.agent_cfg, self.cfg, typed)
+        code = teacher.describe() if isinstance(teacher, CodeTeacher) else None
+        run.save_params(session.env_cfg, session.agent_cfg, self.cfg, typed, code)
 
 
 def resume(

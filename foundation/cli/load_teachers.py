@@ -11,19 +11,24 @@ from foundation.cli.session import Session
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.validate import read
 from foundation.core.errors import UserError, suggest
-from foundation.engines.base import Engine, EnvCfg, variants_key
+from foundation.engines.base import AgentCfg, Engine, EnvCapabilities, EnvCfg, VecEnv, variants_key
 from foundation.policies.actors import PolicyActor
 from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.evaluate import evaluate
 from foundation.runs.context import EVAL_SEED
+from foundation.runs.run_dir import RunDir
 from foundation.runs.run_teachers import Teacher
 from foundation.teachers import TeacherPolicyWrapper
 from foundation.teachers.assignment import TeacherAssignment
+from foundation.teachers.code import CodeTeacher, is_code
 from foundation.teachers.ensemble import TeacherEnsemble, load_ensemble
 from foundation.teachers.manifest import FAILED, TeacherEntry, find_teachers, is_one_file
 from foundation.teachers.teacher_board import TeacherBoard
 
 logger = logging.getLogger("foundation.distillation")
+
+_UNSET = {"strict": True, "run_as_is": False}
+"""Settings of a checkpoint that are not None where nothing was set."""
 
 
 def load_teacher(cfg: DistillationCfg) -> Teacher:
@@ -31,6 +36,8 @@ def load_teacher(cfg: DistillationCfg) -> Teacher:
     spec = cfg.teacher.checkpoint
     if spec is None:
         raise UserError("no teacher was given: --teacher_checkpoint PATH")
+    if is_code(spec):
+        return _load_code(cfg, spec if isinstance(spec, str) else spec[0])
     if not is_one_file(spec):
         return _load_many(cfg, find_teachers(spec))
     if cfg.teacher.combine != "per_env" or cfg.teacher.expert is not None or cfg.teacher.num_active is not None:
@@ -40,6 +47,51 @@ def load_teacher(cfg: DistillationCfg) -> Teacher:
         )
     path = spec if isinstance(spec, str) else spec[0]
     return TeacherPolicyWrapper(path, cfg.device, **_overrides(cfg))
+
+
+def _load_code(cfg: DistillationCfg, name: str) -> CodeTeacher:
+    without_effect = [key for key, value in _overrides(cfg).items() if key != "outputs" and value != _UNSET.get(key)]
+    if without_effect:
+        raise UserError(f"distill.teacher.{without_effect[0]} has no effect on a teacher that is code: leave it out")
+    return CodeTeacher(name, cfg.device, cfg.teacher.outputs)
+
+
+def bind_code(cfg: DistillationCfg, agent_cfg: AgentCfg, teacher: Teacher, env: VecEnv) -> None:
+    """Check a teacher that is code against the environment; nothing is done for another.
+
+    Args:
+        cfg: Its ``teacher.obs_groups`` are set where they are None: all groups for a function of a ``TensorDict``.
+        agent_cfg: The agent's config, whose groups a function of a tensor reads.
+        teacher: The teacher.
+        env: The environment.
+
+    Raises:
+        UserError: If the function fails, or returns what does not fit.
+    """
+    if not isinstance(teacher, CodeTeacher):
+        return
+    own = cfg.teacher
+    obs = env.get_observations()
+    if own.obs_groups is None and teacher.code.reads_groups:
+        own.obs_groups = [str(name) for name in obs.keys()]  # noqa: SIM118  # a TensorDict's
+    choose_groups(cfg, agent_cfg, teacher, obs)
+    choices = EnvCapabilities.of(env).action_choices
+    teacher.bind(obs, own.obs_groups or ["policy"], own.obs_slice, env.num_actions, choices)
+    compares_values = "q_mse" in (cfg.loss.name, *cfg.loss.auxiliary)
+    if teacher.num_choices is not None and own.outputs is None and compares_values:
+        raise UserError(
+            f"loss=q_mse compares Q-values, and '{teacher.name}' returns choices alone: use loss=nll, or return the "
+            "Q-values and set distill.teacher.outputs=q_values"
+        )
+
+
+def code_changed(run: RunDir, teacher: Teacher) -> None:
+    """Warn where the code that teaches is not that with which a resumed run began."""
+    if not isinstance(teacher, CodeTeacher) or not (run.params_dir / "teacher.yaml").exists():
+        return
+    key = "source_sha256"
+    if run.load_params("teacher").get(key) != teacher.describe().get(key):
+        logger.warning("the code of teacher '%s' has changed since the run began: its labels may differ", teacher.name)
 
 
 def _overrides(cfg: DistillationCfg) -> dict[str, Any]:

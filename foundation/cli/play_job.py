@@ -43,6 +43,7 @@ from foundation.export.on_play import export_played
 from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.evaluate import evaluate
 from foundation.rollout.stepper import RealTimePace
+from foundation.teachers.code import CodeTeacher
 
 logger = logging.getLogger("foundation.play")
 AGENTS = ("trained", "zero", "random")
@@ -159,7 +160,7 @@ class Job:
             console.print(variant_table(variants, kind, units))
         if args.json:
             write_json(Path(args.json), self.origin(env) | figures)
-        if played.policy is not None and not args.no_export:
+        if played.policy is not None and not isinstance(played.policy, CodeTeacher) and not args.no_export:
             loaded = LoadedPolicy(played.policy.policy, played.policy.info)
             export_played(loaded, played.folder / "exported", played.task)
 

@@ -20,6 +20,7 @@ from foundation.policies.actors import Actor, PolicyActor, RandomActor, ZeroActo
 from foundation.policies.obs_groups import ObsSelector, teacher_selector
 from foundation.runs.run_dir import RunDir
 from foundation.teachers import TeacherPolicyWrapper
+from foundation.teachers.code import CodeTeacher, is_code
 
 LOG_ROOT = Path("logs")
 BEST = "best_student.pt"
@@ -49,6 +50,8 @@ class PlayedPolicy:
             if args.task is None:
                 raise UserError(f"--agent {args.agent} needs a task: --task ID, such as Isaac-Quadcopter-Point-Ctrl-v0")
             return cls(args.task, device, args.agent)
+        if is_code(args.checkpoint):
+            return cls._of_code(args, tokens, device)
         checkpoint = find_checkpoint(args)
         overrides = said_of_teacher([token for token in tokens if token.startswith(TEACHER)])
         if args.obs_groups:
@@ -56,6 +59,19 @@ class PlayedPolicy:
         policy = TeacherPolicyWrapper(checkpoint, device, **overrides)
         task = args.task or ("" if args.describe else own_task(checkpoint))
         return cls(task, device, args.agent, checkpoint, policy)
+
+    @classmethod
+    def _of_code(cls, args: argparse.Namespace, tokens: Sequence[str], device: str) -> PlayedPolicy:
+        """Take a function as the policy, as ``distillation.py --teacher_checkpoint`` does."""
+        if args.task is None:
+            raise UserError(f"--checkpoint {args.checkpoint} needs a task: --task ID, such as CartPole-v1")
+        said = said_of_teacher([token for token in tokens if token.startswith(TEACHER)])
+        outputs = said.pop("outputs", None)
+        if said:
+            raise UserError(f"distill.teacher.{next(iter(said))} has no effect on a policy that is code: leave it out")
+        policy = CodeTeacher(args.checkpoint, device, outputs)
+        policy.obs_groups = args.obs_groups
+        return cls(args.task, device, args.agent, None, policy)
 
     @property
     def folder(self) -> Path:
@@ -88,6 +104,9 @@ class PlayedPolicy:
             declared = EnvCapabilities.of(env)
             return RandomActor(env.num_actions, seed, env.device, declared.action_choices, declared.action_range), None
         obs = env.get_observations()
+        if isinstance(policy, CodeTeacher):
+            groups = policy.obs_groups or (list(map(str, obs.keys())) if policy.code.reads_groups else ["policy"])
+            policy.bind(obs, groups, None, env.num_actions, EnvCapabilities.of(env).action_choices)
         selector = teacher_selector(policy, obs, policy.obs_groups, policy.obs_slice)
         selector.check(obs, "policy", policy.num_obs, key="--obs_groups")
         if policy.num_actions != env.num_actions:

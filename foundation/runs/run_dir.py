@@ -191,18 +191,21 @@ class RunDir:
         agent_cfg: object = None,
         distillation_cfg: object = None,
         overrides: object = None,
+        teacher: object = None,
     ) -> None:
-        """Write ``params/{env,agent}.{yaml,pkl}`` and ``params/{distillation,overrides}.yaml``.
+        """Write ``params/{env,agent}.{yaml,pkl}`` and ``params/{distillation,overrides,teacher}.yaml``.
 
         Args:
             env_cfg: The environment's config; None, here and below, is left out.
             agent_cfg: The agent's config.
             distillation_cfg: The run's config.
             overrides: What was typed for the first two, so that a resumed run can set it again.
+            teacher: Description of a teacher that is code.
         """
         self.check_there()
         # What a resumed run reads comes first and in that order: where distillation.yaml is there, all of it is.
         configs = {"overrides": overrides, "distillation": distillation_cfg, "env": env_cfg, "agent": agent_cfg}
+        configs["teacher"] = teacher
         for name, cfg in configs.items():
             if cfg is None:
                 continue

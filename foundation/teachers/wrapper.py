@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torch import nn
 
 from foundation.checkpoints import load_policy
-from foundation.checkpoints.reading.loading import Overrides
+from foundation.checkpoints.reading.loading import LoadedPolicy, Overrides
 from foundation.core.errors import UserError
 from foundation.policies.actor_critic import ActorCritic
 from foundation.policies.layers import Layers
@@ -27,17 +27,22 @@ class TeacherPolicyWrapper(nn.Module):
     same policy with the state passed in and returned.
     """
 
-    def __init__(self, checkpoint_path: str | Path, device: torch.device | str = "cpu", **overrides: object) -> None:
+    def __init__(
+        self, checkpoint_path: str | Path | LoadedPolicy, device: torch.device | str = "cpu", **overrides: object
+    ) -> None:
         """Read and freeze the policy.
 
         Args:
-            checkpoint_path: The checkpoint; the run's ``params/agent.yaml`` is looked for beside it.
+            checkpoint_path: The checkpoint; the run's ``params/agent.yaml`` is looked for beside it. Or a policy that
+                was read already.
             device: Where it runs.
             overrides: Fields of :class:`~foundation.checkpoints.reading.loading.Overrides`, such as
                 ``activation="relu"``.
         """
         super().__init__()
-        loaded = load_policy(checkpoint_path, Overrides.parse({k: v for k, v in overrides.items() if v is not None}))
+        loaded = checkpoint_path
+        if not isinstance(loaded, LoadedPolicy):
+            loaded = load_policy(loaded, Overrides.parse({k: v for k, v in overrides.items() if v is not None}))
         self.policy: PolicyNetwork = loaded.network.to(device).requires_grad_(False).eval()
         self.device = torch.device(device)
         self.num_obs: int = self.policy.num_obs
