@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from foundation.runs.run_dir import RunDir
 _OF_A_PROCESS = ("log_dir",)
 """Fields that an engine sets and no user chooses."""
 _ABSENT = object()
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""Where an object lies in memory, which is part of its text and differs from process to process."""
 
 
 def changed_settings(
@@ -39,40 +42,47 @@ def changed_settings(
     found: list[str] = []
     for prefix, was, now in pairs:
         if isinstance(was, Mapping):
-            found += [f"{prefix}{change}" for change in _changes(was, yaml.safe_load(yaml.safe_dump(to_plain(now))))]
+            found += _changes(was, yaml.safe_load(yaml.safe_dump(to_plain(now))), now, prefix)
     return f", but {'; '.join(found)}" if found else ""
 
 
-def _changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    before = _flat(was)
-    after = _flat(now)
-    for path in dict.fromkeys([*before, *after]):
-        old = before.get(path, _ABSENT)
-        new = after.get(path, _ABSENT)
+def _changes(was: Mapping[str, Any], now: Mapping[str, Any], cfg: object, prefix: str) -> Iterator[str]:
+    """Name what differs.
+
+    Args:
+        was: Saved values.
+        now: The values of ``cfg``, plain.
+        cfg: The config now, which says what is a field and what an entry of a mapping.
+        prefix: Put before each name.
+    """
+    entries = isinstance(cfg, Mapping)
+    for key in dict.fromkeys([*was, *now]):
+        old = was.get(key, _ABSENT)
+        new = now.get(key, _ABSENT)
         # A field that this version of the package has added was not there, and has its default.
-        if old is _ABSENT or _same(old, new) or path.rpartition(".")[2] in _OF_A_PROCESS:
+        if (old is _ABSENT and not entries) or key in _OF_A_PROCESS:
             continue
-        yield f"{path} is {'not set' if new is _ABSENT else _shown(new)}, was {_shown(old)}"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Lay nested mappings out as dotted names; lists stay whole."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            part = cfg.get(key) if isinstance(cfg, Mapping) else getattr(cfg, str(key), None)
+            yield from _changes(old, new, part, f"{prefix}{key}.")
+        elif not _same(old, new):
+            yield f"{prefix}{key} is {_shown(new)}, was {_shown(old)}"
 
 
 def _same(old: object, new: object) -> bool:
-    both_nan = isinstance(old, float) and isinstance(new, float) and math.isnan(old) and math.isnan(new)
-    return both_nan or old == new
+    if isinstance(old, float) and isinstance(new, float) and math.isnan(old) and math.isnan(new):
+        return True
+    if isinstance(old, str) and isinstance(new, str):
+        return _ADDRESS.sub("", old) == _ADDRESS.sub("", new)
+    return old == new
 
 
 def _shown(value: object) -> str:
     """Write a value as people type it: 3e-4, not 0.0003."""
+    if value is _ABSENT:
+        return "not set"
+    if value is None:
+        return "null"
     if isinstance(value, float) and 0.0 < abs(value) < 1e-2:
         mantissa, _, exponent = f"{value:e}".partition("e")
         short = f"{float(mantissa):g}e{int(exponent)}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from foundation.config.distillation_cfg import DistillationCfg
+from foundation.config.distillation_cfg import DistillationCfg, ScheduleCfg
 from foundation.config.plain import to_plain
 from foundation.runs.changed_settings import changed_settings
 from foundation.runs.run_dir import RunDir
@@ -42,7 +42,7 @@ def test_nested_settings_and_those_of_the_environment_are_named_with_their_key(t
     before = {"sim": {"dt": 0.01, "gravity": (0.0, -9.8)}, "reward": float("nan"), "log_dir": "logs/a"}
     after = {"sim": {"dt": 0.02, "gravity": (0.0, -9.8)}, "reward": float("nan"), "log_dir": "logs/b"}
     said = changes(tmp_path, was, now, before, after)
-    assert said == ", but dataset.size is 500, was None; env.sim.dt is 0.02, was 0.01"
+    assert said == ", but dataset.size is 500, was null; env.sim.dt is 0.02, was 0.01"
 
 
 def test_a_field_that_an_older_run_did_not_have_is_not_a_change(tmp_path) -> None:
@@ -50,3 +50,33 @@ def test_a_field_that_an_older_run_did_not_have_is_not_a_change(tmp_path) -> Non
     saved = to_plain(DistillationCfg())
     del saved["final_eval_episodes"]
     assert changed_settings(RunDir(tmp_path), {"distillation": saved}, DistillationCfg()) == ""
+
+
+def test_an_entry_that_has_come_or_gone_is_a_change(tmp_path) -> None:
+    """A second auxiliary loss, one that is left out, a task's own dictionary: an entry is no field of a new version."""
+    was, now = DistillationCfg(), DistillationCfg()
+    was.loss.auxiliary = {"huber": 0.5}
+    now.loss.auxiliary = {"huber": 0.5, "kl": 0.1}
+    assert changes(tmp_path, was, now) == ", but loss.auxiliary.kl is 0.1, was not set"
+    assert changes(tmp_path, now, was) == ", but loss.auxiliary.kl is not set, was 0.1"
+    assert changes(tmp_path, DistillationCfg(), was) == ", but loss.auxiliary.huber is 0.5, was not set"
+    said = changes(tmp_path, was, was, {"rewards": {"alive": 1.0}}, {"rewards": {"alive": 1.0, "effort": -0.1}})
+    assert said == ", but env.rewards.effort is -0.1, was not set"
+
+
+def test_a_part_that_has_come_is_shown_whole(tmp_path) -> None:
+    """A schedule where there was none, and the other way round."""
+    was, now = DistillationCfg(), DistillationCfg()
+    now.optimizer.lr_schedule = ScheduleCfg("linear", 1.0, 0.1)
+    said = changes(tmp_path, was, now)
+    assert said.startswith(", but optimizer.lr_schedule is {") and "linear" in said and said.endswith(", was null")
+    assert changes(tmp_path, now, was).startswith(", but optimizer.lr_schedule is null, was {")
+
+
+def test_where_an_object_lies_in_memory_is_no_setting(tmp_path) -> None:
+    """An object of a task's own config is written as its text, whose address is another in each process."""
+    was = DistillationCfg()
+    values = ("<own.Terrain object at 0x7f00aa>", "<own.Terrain object at 0x7f11bb>", "<own.Plane object at 0x7f11bb>")
+    before, same, other = ({"terrain": value} for value in values)
+    assert changes(tmp_path, was, was, before, same) == ""
+    assert "env.terrain is" in changes(tmp_path, was, was, before, other)
