@@ -95,7 +95,7 @@ def load_policy(path: str | Path, overrides: Overrides) -> LoadedPolicy:
 
 
 def _checked(policy: LoadedPolicy, source: Source) -> LoadedPolicy:
-    """Take the outputs as the user has set them; refuse an activation that is set and that the format does not use."""
+    """Take the outputs as the user has set them; refuse what is set and the file fixes itself."""
     given = source.overrides.activation
     found = policy.info
     if given is not None and found.activation_from != "override":
@@ -103,6 +103,13 @@ def _checked(policy: LoadedPolicy, source: Source) -> LoadedPolicy:
             f"'{source.path}' ({found.format}) fixes its own activation ('{found.activation}'), so that "
             f"'{given}' has no effect: leave out --teacher_activation (distill.teacher.activation)."
         )
+    for name in ("distribution", "action_range"):
+        value = getattr(source.overrides, name)
+        if value is not None and name not in source.heard and value != found.distribution:
+            raise UserError(
+                f"'{source.path}' ({found.format}) fixes how its outputs make actions ({found.distribution}), so that "
+                f"distill.teacher.{name}={value} has no effect: leave it out."
+            )
     return take_outputs_as_given(policy, source)
 
 

@@ -149,7 +149,7 @@ def _shaped(source: Source, inner: Deterministic, squash: nn.Module) -> Determin
         return inner if isinstance(squash, nn.Identity) else ShapedActions(inner, squash)
     bound = number(at(source.agent.data, "params", "env", "clip_actions"), 1.0)
     bound = bound if bound < float("inf") else 1.0
-    low, high = source.overrides.action_range or (-bound, bound)
+    low, high = source.given("action_range") or (-bound, bound)
     one = torch.ones(())
     return ShapedActions(inner, squash, (-one, one), one * (high - low) / 2, one * (high + low) / 2)
 

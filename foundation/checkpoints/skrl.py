@@ -170,7 +170,7 @@ def _distribution(
     source: Source, config: dict[str, Any], role: str, num_out: int, log_std: torch.Tensor | None
 ) -> Deterministic:
     """Return how the outputs become actions, from the model's class in the config or from what the file has."""
-    kind = str(source.overrides.distribution or config.get("class", "")).lower()
+    kind = str(source.given("distribution") or config.get("class", "")).lower()
     if role == "q_network":
         return Choices(q_values=True)
     if kind.startswith("categorical"):

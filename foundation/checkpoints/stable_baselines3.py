@@ -306,8 +306,9 @@ def _distribution(source: Source, data: dict[str, Any], num_out: int, log_std: t
 
 def _bounds(source: Source, data: dict[str, Any], size: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return the action space's bounds, to which the library clips, from the text beside its pickle."""
-    if source.overrides.action_range is not None:
-        low, high = source.overrides.action_range
+    given = source.given("action_range")
+    if given is not None:
+        low, high = given
         return torch.full((size,), float(low)), torch.full((size,), float(high))
     found = [_numbers(at(data, "action_space", name), size) for name in ("low", "high")]
     if found[0] is None or found[1] is None:

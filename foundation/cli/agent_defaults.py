@@ -100,13 +100,16 @@ READ_KEYS = ("clip_actions", "experiment_name", "obs_groups")
 
 
 def warn_without_effect(overrides: Overrides, cfg: DistillationCfg, env_cfg: EnvCfg) -> None:
-    """Name what was typed for the agent's config and has no effect: distillation has a learner of its own.
+    """Name what was typed for env and agent and has no effect: distillation has a learner and seeds of its own.
 
     Args:
         overrides: What was typed.
         cfg: The run's config, whose keys may be typed bare.
         env_cfg: The environment's config; so may its.
     """
+    seeds = [item for item in overrides.scoped.get("env", []) if item.path == "seed" and item.value != cfg.seed]
+    if seeds:
+        logger.warning("%s: the episodes of a run are drawn from --seed (now %d)", seeds[-1].token, cfg.seed)
     elsewhere = {*key_names(cfg), *key_names(env_cfg)}
     items = [*overrides.scoped.get("agent", []), *overrides.bare]
     idle = [

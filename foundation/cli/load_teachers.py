@@ -40,10 +40,11 @@ def load_teacher(cfg: DistillationCfg) -> Teacher:
         return _load_code(cfg, spec if isinstance(spec, str) else spec[0])
     if not is_one_file(spec):
         return _load_many(cfg, find_teachers(spec))
-    if cfg.teacher.combine != "per_env" or cfg.teacher.expert is not None or cfg.teacher.num_active is not None:
+    chosen = (cfg.teacher.expert, cfg.teacher.num_active, cfg.teacher.dropped or None)
+    if cfg.teacher.combine != "per_env" or chosen != (None, None, None):
         raise UserError(
-            "distill.teacher.combine, distill.teacher.expert and --num_active_teachers need several teachers: give "
-            "--teacher_checkpoint a folder, a manifest, or several files."
+            "distill.teacher.combine, distill.teacher.expert, distill.teacher.dropped and --num_active_teachers need "
+            "several teachers: give --teacher_checkpoint a folder, a manifest, or several files."
         )
     path = spec if isinstance(spec, str) else spec[0]
     return TeacherPolicyWrapper(path, cfg.device, **_overrides(cfg))

@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
-from foundation.config.distillation_cfg import DistillationCfg
+from foundation.config.distillation_cfg import DistillationCfg, ScheduleCfg
 from foundation.learning.losses import LossSpec
+from foundation.learning.schedules import teacher_share
+
+_READ_BY_KIND = {"constant": {"start"}, "piecewise": {"points"}, "step": {"points"}}
+"""Fields that a kind of schedule reads; the others read :data:`_RAMP`."""
+_RAMP = {"start", "end", "epochs"}
+_OF_COLLECTING = (
+    "engine",
+    "num_envs",
+    "num_episodes",
+    "epoch_teacher_forcing",
+    "num_eval_episodes",
+    "final_eval_episodes",
+    "on_policy",
+    "teacher_deterministic",
+    "teacher",
+    "collection",
+)
+"""Settings, and parts of the config, that a run without a simulator does not read."""
 
 
 def without_effect(
@@ -24,7 +43,9 @@ def without_effect(
     return [
         *_of_losses(cfg, losses, discrete),
         *_of_student(cfg, losses),
+        *_of_schedules(cfg),
         *_of_optimizer(cfg),
+        *([] if cfg.offline else [*_of_teacher(cfg), *_of_collection(cfg)]),
         *_of_dataset(cfg, sequences, memory),
     ]
 
@@ -41,10 +62,21 @@ def _value(cfg: object, path: str) -> Any:
 
 
 def _unused(cfg: DistillationCfg, paths: Iterable[str], reason: str) -> list[str]:
-    return [f"distill.{path}={_shown(_value(cfg, path))} ({reason})" for path in paths if _changed(cfg, path)]
+    found = [f"distill.{path}={_shown(_value(cfg, path))}" for path in paths if _changed(cfg, path)]
+    return [f"{', '.join(found)} ({reason})"] if found else []
+
+
+def _leaves(cfg: object, path: str) -> list[str]:
+    """List the settings of a part of the config, or the one setting that a path is."""
+    part = _value(cfg, path)
+    if not is_dataclass(part) or isinstance(part, ScheduleCfg):
+        return [path]
+    return [leaf for entry in fields(part) for leaf in _leaves(cfg, f"{path}.{entry.name}")]
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, ScheduleCfg):
+        return f"{{kind: {value.kind}, ...}}"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -86,10 +118,50 @@ def _of_student(cfg: DistillationCfg, losses: Sequence[LossSpec]) -> list[str]:
     return found
 
 
+def _of_schedules(cfg: DistillationCfg) -> list[str]:
+    found = []
+    for path in ("collection.beta", "optimizer.lr_schedule", "loss.temperature"):
+        schedule = _value(cfg, path)
+        if isinstance(schedule, ScheduleCfg):
+            read = _READ_BY_KIND.get(schedule.kind, _RAMP)
+            reason = f"a {schedule.kind} schedule reads {', '.join(sorted(read))}"
+            unread = [entry.name for entry in fields(schedule) if entry.name not in {"kind", *read}]
+            names = [name for name in unread if getattr(schedule, name) != getattr(ScheduleCfg(), name)]
+            found += [f"distill.{path}.{name}={_shown(getattr(schedule, name))} ({reason})" for name in names]
+    return found
+
+
 def _of_optimizer(cfg: DistillationCfg) -> list[str]:
-    if cfg.optimizer.updates_per_epoch is None:
-        return []
-    return _unused(cfg, ["optimizer.update_ratio"], "optimizer.updates_per_epoch is set")
+    found = []
+    if cfg.optimizer.updates_per_epoch is not None:
+        found += _unused(cfg, ["optimizer.update_ratio"], "optimizer.updates_per_epoch is set")
+    if cfg.early_stopping.patience is None:
+        found += _unused(cfg, ["early_stopping.min_delta"], "early_stopping.patience is not set")
+    if cfg.logger == "tensorboard":
+        found += _unused(cfg, ["log_project_name"], "it is for wandb and neptune")
+    return found
+
+
+def _of_teacher(cfg: DistillationCfg) -> list[str]:
+    found = []
+    for combine, path in (("value", "teacher.combine_temperature"), ("gate", "teacher.gate")):
+        if cfg.teacher.combine != combine:
+            found += _unused(cfg, _leaves(cfg, path), f"it is for teacher.combine={combine}")
+    return found
+
+
+def _of_collection(cfg: DistillationCfg) -> list[str]:
+    """Name what depends on who acts, in a run in which that one never does."""
+    shares = [teacher_share(cfg, epoch) for epoch in range(cfg.n_epochs)]
+    found = []
+    if all(share in (0.0, 1.0) for share in shares):
+        found += _unused(cfg, ["collection.beta_per"], "in every epoch the teacher or the student acts alone")
+    if not any(shares[1:]):
+        found += _unused(cfg, ["collection.dart_alpha"], "the teacher acts in no epoch after the first")
+    if all(share == 1.0 for share in shares):
+        paths = ["collection.student_deterministic", "collection.teacher_student_mix"]
+        found += _unused(cfg, paths, "the student never acts")
+    return found
 
 
 def _of_dataset(cfg: DistillationCfg, sequences: bool, memory: bool) -> list[str]:
@@ -101,6 +173,7 @@ def _of_dataset(cfg: DistillationCfg, sequences: bool, memory: bool) -> list[str
         found += _unused(cfg, ["dataset.load_files"], "there is no --dataset")
     if cfg.offline:
         paths = ["dataset.size", "dataset.eviction", "dataset.chunk_steps", "dataset.disk_gb"]
+        paths += [leaf for path in _OF_COLLECTING for leaf in _leaves(cfg, path)]
         return found + _unused(cfg, paths, "--offline collects nothing")
     found += _unused(cfg, ["dataset.held_out"], "it is for --offline")
     if cfg.on_policy:

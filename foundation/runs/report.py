@@ -248,11 +248,18 @@ class Reporter:
         if num_updates >= FEW_UPDATES or self._warned_of_few_updates:
             return
         self._warned_of_few_updates = True
-        batch = self.cfg.batch_size or "256 transitions"
-        self.warn(
-            f"only {num_updates} updates in an epoch: lower --batch_size (now {batch}; for a student with memory it "
-            "counts sequences, try 16), or collect more with --num_episodes."
-        )
+        fixed = self.cfg.optimizer.updates_per_epoch
+        if fixed is not None:
+            advice = f"raise distill.optimizer.updates_per_epoch (now {fixed})"
+        elif self.cfg.batch_size is None:
+            advice = "give a --batch_size (now 256 transitions, or sequences of as many)"
+        elif self.cfg.batch_size > 1:
+            fitting = max(1, self.cfg.batch_size * num_updates // FEW_UPDATES)
+            advice = f"lower --batch_size (now {self.cfg.batch_size}, try {fitting})"
+        else:
+            advice = f"raise distill.optimizer.update_ratio (now {self.cfg.optimizer.update_ratio:g})"
+        more = "" if fixed is not None or self.cfg.offline else ", or collect more with --num_episodes"
+        self.warn(f"only {num_updates} updates in an epoch: {advice}{more}.")
 
     def _closing_share(self) -> float:
         """Return how many evaluations the last measurement, of student and teacher, is like."""

@@ -14,7 +14,13 @@ import pytest
 import torch
 from small_teacher import SMALL, TASK, write_teacher
 
-from foundation.cli.agent_defaults import choose_groups, groups_line, name_experiment, size_student
+from foundation.cli.agent_defaults import (
+    choose_groups,
+    groups_line,
+    name_experiment,
+    size_student,
+    warn_without_effect,
+)
 from foundation.config.agent_cfg import DistillationRunnerCfg, ModelCfg
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.overrides import parse_overrides
@@ -227,3 +233,13 @@ def test_a_resumed_run_keeps_sizes_that_were_typed(tmp_path) -> None:
     saved = torch.load(run / "final_student.pt", weights_only=True)
     assert student_from_description(saved["student"]).hidden_dims == [64, 64]
     assert saved["epoch"] == 3
+
+
+def test_a_seed_typed_for_the_environment_is_told_which_seed_counts(caplog):
+    """``env.seed=5`` does not seed the run's episodes, ``--seed`` does; the same number twice is no contradiction."""
+    cfg = DistillationCfg(seed=42)
+    warn_without_effect(parse_overrides(["env.seed=42"]), cfg, {"seed": 42})
+    assert caplog.records == []
+    warn_without_effect(parse_overrides(["env.seed=5"]), cfg, {"seed": 5})
+    [record] = caplog.records
+    assert record.getMessage() == "env.seed=5: the episodes of a run are drawn from --seed (now 42)"

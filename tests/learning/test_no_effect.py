@@ -7,7 +7,14 @@ import logging
 import pytest
 import torch
 
-from foundation.config.distillation_cfg import DistillationCfg, ScheduleCfg
+from foundation.config.distillation_cfg import (
+    CollectionCfg,
+    DistillationCfg,
+    EarlyStoppingCfg,
+    GateCfg,
+    ScheduleCfg,
+    TeacherCfg,
+)
 from foundation.learning.learner import Learner
 from foundation.learning.losses import LOSSES, LossParams, LossSpec, loss_spec
 from foundation.learning.no_effect import without_effect
@@ -110,6 +117,20 @@ def test_the_lists_of_what_losses_read_are_true(name, discrete):
         (changed("dataset.held_out", 0.5), "dataset.held_out=0.5"),
         (changed("dataset.eviction", "reservoir", on_policy=True), "dataset.eviction=reservoir"),
         (changed("dataset.disk_gb", 0.5, on_policy=True), "dataset.disk_gb=0.5"),
+        (changed("teacher.combine_temperature", 2.0), "teacher.combine_temperature=2"),
+        (changed("teacher.gate.hidden_dims", [8]), "teacher.gate.hidden_dims=[8]"),
+        (changed("collection.beta_per", "step"), "collection.beta_per=step"),
+        (changed("collection.dart_alpha", 1.0, epoch_teacher_forcing=1), "collection.dart_alpha=1"),
+        (changed("collection.teacher_student_mix", 2, epoch_teacher_forcing=100), "collection.teacher_student_mix=2"),
+        (changed("collection.student_deterministic", False, epoch_teacher_forcing=200),
+         "collection.student_deterministic=False"),
+        (changed("collection.beta", ScheduleCfg("constant", 0.5, end=0.1)), "collection.beta.end=0.1"),
+        (changed("optimizer.lr_schedule", ScheduleCfg("linear", 1.0, 0.1, points=[[0, 1]])),
+         "optimizer.lr_schedule.points=[[0, 1]]"),
+        (changed("optimizer.lr_schedule", ScheduleCfg("step", epochs=3, points=[[0, 1]])),
+         "optimizer.lr_schedule.epochs=3"),
+        (changed("early_stopping.min_delta", 5.0), "early_stopping.min_delta=5"),
+        (changed("log_project_name", "mine"), "log_project_name=mine"),
         (changed("student.stochastic", True), "student.stochastic=true"),
         (changed("student.value_head", True), "student.value_head=true"),
         (changed("student.init_std", 0.1), "student.init_std=0.1"),
@@ -121,6 +142,38 @@ def test_other_settings_without_effect_are_named(cfg, key):
     """Each alone, with its reason in parentheses."""
     [line] = found(cfg)
     assert line.startswith(f"distill.{key} (")
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        changed("teacher.combine", "value", teacher=TeacherCfg(combine_temperature=2.0)),
+        changed("teacher.combine", "gate", teacher=TeacherCfg(gate=GateCfg(updates=5))),
+        changed("collection.beta_per", "step", collection=CollectionCfg(beta=ScheduleCfg("linear", 1.0, 0.0))),
+        changed("collection.dart_alpha", 1.0, epoch_teacher_forcing=2),
+        changed("collection.beta_per", "step", collection=CollectionCfg(teacher_student_mix=1)),
+        changed("collection.beta", ScheduleCfg("linear", 1.0, 0.5, epochs=4)),
+        changed("optimizer.lr_schedule", ScheduleCfg("piecewise", points=[[0, 1], [5, 0.1]])),
+        changed("early_stopping.min_delta", 5.0, early_stopping=EarlyStoppingCfg(patience=3)),
+        changed("log_project_name", "mine", logger="wandb"),
+    ],
+)
+def test_the_same_settings_where_they_are_read_are_not_named(cfg):
+    """Each beside what reads it."""
+    assert found(cfg) == []
+
+
+def test_offline_names_what_was_typed_for_a_simulator_or_a_teacher_together():
+    """An experiment's file sets several of them: one reason for all."""
+    cfg = changed("num_envs", 64, offline=True, num_episodes=8, epoch_teacher_forcing=1, on_policy=True)
+    cfg.teacher.checkpoint = "model.pt"
+    cfg.collection.noise_std = 0.1
+    cfg.dataset.load = "folder"
+    [line] = found(cfg)
+    assert line == (
+        "distill.num_envs=64, distill.num_episodes=8, distill.epoch_teacher_forcing=1, distill.on_policy=True, "
+        "distill.teacher.checkpoint=model.pt, distill.collection.noise_std=0.1 (--offline collects nothing)"
+    )
 
 
 @pytest.mark.parametrize("path", ["dataset.size", "dataset.eviction", "dataset.chunk_steps", "dataset.disk_gb"])

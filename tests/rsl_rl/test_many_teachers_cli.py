@@ -235,6 +235,7 @@ def broken_sets(folder: Path) -> dict[str, tuple[list, str]]:
             [plain, "--num_active_teachers", "3", "--teacher_selection", "best"],
             "there are 2 teachers",
         ),
+        "dropped of one": ([single, "distill.teacher.dropped=[quad_0001]"], "need several teachers"),
         "unknown dropped": ([plain, "distill.teacher.dropped=[quad_0007]"], "there is no teacher 'quad_0007'"),
         "expert out of range": (
             [plain, "distill.teacher.expert=many_teachers:ninth"],

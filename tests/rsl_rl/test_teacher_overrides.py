@@ -19,6 +19,7 @@ from foundation.core.errors import UserError
 from foundation.rsl_rl import play, teacher_info
 from foundation.rsl_rl.distillation import build_parser
 from foundation.students import StudentPolicy, student_cfg_class
+from foundation.teachers import TeacherPolicyWrapper
 
 
 def loaded(*argv: str):
@@ -87,6 +88,24 @@ def test_an_activation_that_has_no_effect_is_refused(tmp_path, kind):
     ) as error:
         loaded("--teacher_checkpoint", path, "--teacher_activation", "tanh")
     assert path in str(error.value) and told["activation"] in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["rl-tools HDF5", "ONNX export", "TorchScript export", "foundation student", "RSL-RL"])
+@pytest.mark.parametrize(("name", "value"), [("distribution", "beta"), ("action_range", [-2.0, 3.0])])
+@pytest.mark.filterwarnings("ignore")
+def test_a_distribution_or_range_that_has_no_effect_is_refused(tmp_path, kind, name, value):
+    """Gaussian actions of RSL-RL and what a file states are not changed by what is said of them: one line says so."""
+    path = str(write_teacher(tmp_path / "t.pt") if kind == "RSL-RL" else write_fixed(tmp_path, kind))
+    with pytest.raises(UserError, match=rf"distill\.teacher\.{name}=.* has no effect: leave it out") as error:
+        TeacherPolicyWrapper(path, "cpu", **{name: value})
+    assert path in str(error.value) and "\n" not in str(error.value)
+    TeacherPolicyWrapper(path, "cpu", **{name: None})
+
+
+def test_a_distribution_that_agrees_with_the_file_is_taken(tmp_path):
+    """Saying what is there already is no mistake."""
+    teacher = TeacherPolicyWrapper(str(write_teacher(tmp_path / "t.pt")), "cpu", distribution="gaussian")
+    assert teacher.describe()["distribution"] == "gaussian"
 
 
 def test_an_unknown_activation_names_the_nearest(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from foundation.config.distillation_cfg import DistillationCfg
+from foundation.config.distillation_cfg import DistillationCfg, OptimizerCfg
 from foundation.learning.learner import LearningStats
 from foundation.rollout.episodes import CollectionStats
 from foundation.runs import report
@@ -116,3 +116,20 @@ def test_the_last_measurement_is_announced_with_the_flag_that_shortens_it(capsys
     assert said == (
         "Measuring the best student and the teacher on 2048 fresh episodes each (--final_eval_episodes) ...\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"batch_size": 16}, "lower --batch_size (now 16, try 4), or collect more"),
+        ({"batch_size": 16, "updates_per_epoch": 2}, "raise distill.optimizer.updates_per_epoch (now 2)."),
+        ({"batch_size": 1}, "raise distill.optimizer.update_ratio (now 2), or collect more"),
+        ({}, "give a --batch_size (now 256 transitions"),
+    ],
+)
+def test_the_advice_on_too_few_updates_makes_more_of_them(caplog, options, advice):
+    """What is advised differs from what is set, and is what the number of updates depends on."""
+    optimizer = OptimizerCfg(updates_per_epoch=options.pop("updates_per_epoch", None))
+    reporter = Reporter(DistillationCfg(optimizer=optimizer, **options))
+    reporter._warn_of_few_updates(2)
+    assert f"only 2 updates in an epoch: {advice}" in caplog.text

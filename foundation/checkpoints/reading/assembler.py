@@ -105,7 +105,7 @@ def choose_distribution(
     if given is not None:
         scale = given.float() if std is not None else given.float().exp()
         return gaussian(scale.clamp(*bounds), num_out, f"'{source.path}'")
-    name = source.overrides.distribution or kind
+    name = source.given("distribution") or kind
     if name is None and source.overrides.outputs is not None:  # a categorical policy of a fork, a Q-network
         return Deterministic()
     if name is None:
@@ -118,7 +118,7 @@ def choose_distribution(
     if name in ("heteroscedastic", "heteroscedastic_log", "beta") and num_out % 2:
         raise UserError(f"'{source.path}': a {name} policy has an even number of outputs; this one has {num_out}.")
     if name == "beta":
-        return Beta(_pair(source.overrides.action_range or options.get("action_range"), (-1.0, 1.0)))
+        return Beta(_pair(source.given("action_range") or options.get("action_range"), (-1.0, 1.0)))
     if name == "heteroscedastic_log":
         return Heteroscedastic(True, bounds)
     if name == "heteroscedastic":

@@ -6,9 +6,9 @@ import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -149,6 +149,13 @@ class Source:
     """What the user has set."""
     agent: AgentConfig
     """The run's config."""
+    heard: set[str] = field(default_factory=set)
+    """Overrides that the reader has asked for by :meth:`given`: the others have no effect."""
+
+    def given(self, name: Literal["distribution", "action_range"]) -> Any:
+        """Return an override (None: not set), where it would decide."""
+        self.heard.add(name)
+        return getattr(self.overrides, name)
 
 
 @dataclass(frozen=True)
