@@ -160,12 +160,12 @@ class Reporter:
             self._progress.update(self._task, completed=done, clock=self.clock.line(self.cfg.n_epochs - done))
 
     def show_epoch(self, done: int, title: str, parts: list[str], evaluated: bool) -> None:
-        """Show an epoch, if it was evaluated, is the last one, or nothing was shown for a while.
+        """Show an epoch in one line, if it was evaluated, is the last one, or nothing was shown for a while.
 
         Args:
             done: Epochs that have ended.
-            title: The first line.
-            parts: Further lines, shown below it and indented, so that each fits a terminal of 120 columns.
+            title: The beginning of the line.
+            parts: What follows it.
             evaluated: Whether there is an evaluation in it.
         """
         self.advance(done)
@@ -174,8 +174,8 @@ class Reporter:
             return
         self.clock.shown()
         if not self.console.is_terminal:  # a terminal has the bar
-            title = f"{title}, {self.clock.line(left)}"
-        self.line("\n    ".join([title, *parts]))
+            parts = [*parts, self.clock.line(left)]
+        self.line(" | ".join([title, *parts]))
 
     @contextmanager
     def progress(self, done: int) -> Iterator[None]:
