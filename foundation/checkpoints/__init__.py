@@ -21,8 +21,10 @@ import torch
 
 from foundation.checkpoints.as_is import load_as_is
 from foundation.checkpoints.reading.agent_config import AgentConfig
+from foundation.checkpoints.reading.assembler import expect
 from foundation.checkpoints.reading.loading import EXPORT_IT, LoadedPolicy, Overrides, Source, report_unknown, unwrapped
 from foundation.checkpoints.reading.outputs import take_outputs_as_given
+from foundation.checkpoints.reading.vecnormalize import bare_moments
 from foundation.core.archives import ArchiveError, check_regular
 from foundation.core.errors import UserError
 from foundation.core.files import load_checkpoint
@@ -88,7 +90,9 @@ def load_policy(path: str | Path, overrides: Overrides) -> LoadedPolicy:
                 unknown = [key for key in checkpoint if _holds_tensors(checkpoint[key])]
                 unknown = sorted(set(unknown) - module.KEYS - _TRAINING_KEYS)
                 report_unknown(unknown, f"'{file}'", overrides.strict)
-            return _checked(module.load(checkpoint, source), source)
+            policy = _checked(module.load(checkpoint, source), source)
+            _refuse_moments_beside(policy, source)
+            return policy
     shown = ", ".join(f"'{key}'" for key in sorted(checkpoint)[:6]) or "nothing"
     advice = EXPORT_IT if _holds_tensors(checkpoint) else "Check the path"
     raise UserError(f"'{file}' is not a policy checkpoint of a known format: it holds {shown}. {advice}.")
@@ -111,6 +115,15 @@ def _checked(policy: LoadedPolicy, source: Source) -> LoadedPolicy:
                 f"distill.teacher.{name}={value} has no effect: leave it out."
             )
     return take_outputs_as_given(policy, source)
+
+
+def _refuse_moments_beside(policy: LoadedPolicy, source: Source) -> None:
+    """Refuse to take a policy for one without a normaliser where moments of observations lie beside it."""
+    folder = source.path.absolute().parent
+    beside = [] if policy.info.obs_normalization else bare_moments(folder)
+    message = f"has no observation normaliser, but '{beside[0].name}' lies beside it" if beside else ""
+    advice = f"where it belongs to it, use it: {EXPORT_IT}; else move it elsewhere"
+    expect(not beside, source, f"{message}: {advice}")
 
 
 def _modules(function: str) -> Iterator[ModuleType]:

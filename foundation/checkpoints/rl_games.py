@@ -79,6 +79,14 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
             source, lambda: _critic(source, config, value, value_statistics, separate, trunk, activation[0], num_obs)
         )
     network = ActorCritic(trunk, distribution, critic, scaler)
+    if source.agent.path is None:
+        clips = "" if isinstance(distribution, Choices) else "its actions are not clipped, and "
+        logger.warning(
+            "'%s': no params/agent.yaml lies beside it, so that %swhether its observations were clipped in its "
+            "training is not known. Put the run's config there, or set distill.teacher.clip_actions.",
+            source.path,
+            clips,
+        )
     groups = at(source.agent.data, "params", "env", "obs_groups", "obs")
     groups = [str(group) for group in groups] if isinstance(groups, list) and groups else None
     return finish_actor_critic(

@@ -1,6 +1,6 @@
 """Stable-Baselines3 and sb3-contrib, ``*.zip``: actors and Q-networks.
 
-PPO, A2C, TRPO, RecurrentPPO, MaskablePPO, SAC, TQC, TD3, DDPG, ARS, DQN and QR-DQN are read.
+PPO, A2C, TRPO, RecurrentPPO, MaskablePPO, SAC, TQC, CrossQ, TD3, DDPG, ARS, DQN and QR-DQN are read.
 
 Its ``data`` is JSON with pickles in base64 in it; only the plain values beside those are read, and ``policy.pth`` as
 tensors. Statistics of a ``VecNormalize`` lie in a file of their own.
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from foundation.checkpoints.reading.agent_config import at
+from foundation.checkpoints.reading.agent_config import at, number
 from foundation.checkpoints.reading.assembler import (
     CHECKPOINT,
     choose_activation,
@@ -50,6 +50,9 @@ from foundation.policies.scaling import ClampedScaler
 
 _MOST_JSON = 16 << 20
 _FLATTENS = "<class 'stable_baselines3.common.torch_layers.FlattenExtractor'>"
+_NORM = ("ra_mean", "ra_var", "scale", "bias")
+"""Tensors of a normalised layer of CrossQ that are read."""
+_LINEAR = ("weight", "bias")
 _TYPE = re.compile(r"<class '(?:[\w.]*\.)?(\w+)'>")
 
 
@@ -100,10 +103,7 @@ def _kind(weights: dict[str, Any]) -> str:
 
 
 def _refuse_unread(source: Source, data: dict[str, Any]) -> None:
-    """Name what is not read: a kind of policy, a step before the network that only code describes, rows of actions."""
-    module = str(at(data, "policy_class", "__module__"))
-    if module.startswith("sb3_contrib.crossq."):
-        raise UserError(f"'{source.path}' is a policy of CrossQ, whose batch normalisation is not read. {EXPORT_IT}.")
+    """Name what is not read: a step before the network that only code describes, rows of actions."""
     before = at(data, "policy_kwargs", "features_extractor_class")
     if before is not None and str(before) != _FLATTENS:
         match = _TYPE.match(str(before))
@@ -237,7 +237,7 @@ def _squashed(
 def _off_policy_actor(
     entries: Entries, source: Source, data: dict[str, Any], activation: str
 ) -> tuple[Trunk, Deterministic]:
-    """Read the actor of SAC and TQC (a head each for means and deviations) or of TD3 and DDPG; all squash actions.
+    """Read the actor of SAC, TQC and CrossQ (a head each for means and deviations), TD3 or DDPG; all squash actions.
 
     With gSDE the deviation depends on the features in a way of its own: the mean alone is read, with the bound that
     the library sets to it.
@@ -250,11 +250,14 @@ def _off_policy_actor(
     body, mean, spread = (entries.take(f"actor.{name}.") for name in ("latent_pi", "mu", "log_std"))
     squash: nn.Module | None = resolve_activation("tanh")
     inner: Deterministic = Deterministic()
+    bounded = explores and any(name.startswith("0.") for name in mean)
+    if bounded:
+        mean = {name.removeprefix("0."): value for name, value in mean.items()}
+        squash = nn.Sequential(_bound_of_mean(source, data), squash)
+    if any(name.endswith(".ra_mean") for name in body):
+        body, (mean, spread) = _without_norms(body, [mean, spread], data, where)
     if explores:
         layers = linear_layers(body, where) if body else []
-        if any(name.startswith("0.") for name in mean):
-            mean = {name.removeprefix("0."): value for name, value in mean.items()}
-            squash = nn.Sequential(_bound_of_mean(source, data), squash)
         layers = [*layers, single_linear(mean, where, layers[-1].out_features if layers else None)]
     elif not body and not spread:
         layers = linear_layers(mean, where)
@@ -273,6 +276,43 @@ def _off_policy_actor(
     bounds = _bounds(source, data, layers[-1].out_features // inner.outputs_per_action)
     distribution = _squashed(inner, squash, bounds, where)
     return Trunk([*dense(layers[:-1], activation), layers[-1]]), distribution
+
+
+def _without_norms(
+    body: Tensors, heads: list[dict[str, torch.Tensor]], data: dict[str, Any], where: str
+) -> tuple[Tensors, list[dict[str, torch.Tensor]]]:
+    """Return CrossQ's dense layers and heads with the normalisation before each of them taken into its weights.
+
+    When the policy acts it is ``(x - ra_mean) / sqrt(ra_var + eps) * scale + bias``, before each dense layer and after
+    the last activation; ``eps`` is the option ``batch_norm_eps``.
+    """
+    eps = number(at(data, "policy_kwargs", "batch_norm_eps"), 1e-3)
+    count = sum(name.endswith(".ra_mean") for name in body)
+    try:
+        norms = [[body[f"{3 * place}.{name}"].double() for name in _NORM] for place in range(count)]
+        hidden = [{name: body[f"{3 * place + 1}.{name}"] for name in _LINEAR} for place in range(count - 1)]
+    except KeyError as error:
+        raise UserError(
+            f"{where} lacks 'latent_pi.{error.args[0]}' of its normalised layers: it is corrupt."
+        ) from error
+    if len(body) != 5 * count + 2 * (count - 1):  # a normalisation counts its steps, too
+        raise UserError(f"{where} has layers beside CrossQ's, {sorted(body)[:6]}. {EXPORT_IT}.")
+    if not 0 < eps < math.inf:
+        raise UserError(f"{where} has batch_norm_eps={eps:g}: a positive number was expected.")
+    folded = [_folded(layer, norm, eps, where) for layer, norm in zip(hidden, norms[:-1], strict=True)]
+    layers = {f"{2 * place}.{name}": value for place, layer in enumerate(folded) for name, value in layer.items()}
+    return layers, [_folded(head, norms[-1], eps, where) if set(head) == set(_LINEAR) else head for head in heads]
+
+
+def _folded(layer: Tensors, norm: list[torch.Tensor], eps: float, where: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of one dense layer that does what a normalisation and it do, one after the other."""
+    mean, var, scale, shift = norm
+    weight, bias = (layer[name].double() for name in _LINEAR)
+    fits = weight.dim() == 2 and bias.shape == weight.shape[:1] and all(p.shape == weight.shape[1:] for p in norm)
+    if not fits or bool((var < 0).any()):
+        raise UserError(f"{where} has a normalisation that does not fit the layer after it: it is corrupt.")
+    factor = scale / (var + eps).sqrt()
+    return {"weight": (weight * factor).float(), "bias": (bias + weight @ (shift - mean * factor)).float()}
 
 
 def _bound_of_mean(source: Source, data: dict[str, Any]) -> nn.Module:

@@ -32,7 +32,7 @@ _DEFAULTS = {
 }  # fmt: skip
 """Constants of PyTorch's activations; those of the file are in its code alone."""
 _MOVES = {
-    "unsqueeze", "squeeze", "slice", "copy_", "select", "zeros", "zeros_like", "_cast_Float", "to", "detach",
+    "unsqueeze", "squeeze", "slice", "copy_", "zeros", "zeros_like", "_cast_Float", "to", "detach",
 }  # fmt: skip
 """What exporters do between the layers, beside calling them."""
 
@@ -100,7 +100,7 @@ def _check_forward(root: Node, where: str) -> None:
 
 
 def _cuts(body: str) -> bool:
-    """Return whether code takes a part of a tensor by a slice, other than all of it, ``x[:]``."""
+    """Return whether code takes a part of a tensor by a slice, other than all of it, ``x[:]`` or ``x[::1]``."""
     found: list[str] = []
 
     def take_out(call: re.Match[str]) -> str:
@@ -114,8 +114,9 @@ def _cuts(body: str) -> bool:
             break
     else:
         return True
-    bounds = [[text.strip() for text in arguments.split(",")[2:4]] for arguments in found]
-    return any(part[:1] not in ([], ["0"], ["None"]) or part[1:] not in ([], ["None"], [_END]) for part in bounds)
+    taken = [[text.strip() for text in arguments.split(",")[2:5]] for arguments in found]
+    whole = (("0", "None"), ("None", _END), ("1", "None"))  # where it begins and ends, and its step
+    return any(text not in usual for part in taken for text, usual in zip(part, whole, strict=False))
 
 
 def _called_again(body: str) -> str:

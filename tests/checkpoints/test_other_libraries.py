@@ -46,6 +46,7 @@ CASES = {
         "qrdqn", "qrdqn_default", "tqc", "tqc_sde", "sac_sde", "sac_sde_free", "sac_sde_tight", "sac_empty",
         "tqc_empty", "sac_sde_empty", "trpo", "ars",
         "ars_mlp", "ars_squashed", "ars_free", "ars_discrete", "recurrent_ppo", "recurrent_deep", "maskable_ppo",
+        "crossq", "crossq_deep", "crossq_eps", "crossq_sde", "crossq_plain", "crossq_empty",
     ),
 }  # fmt: skip
 ALL = [(library, case) for library in LIBRARIES for case in CASES[library]]
@@ -152,6 +153,8 @@ def test_without_a_config(library, case, overrides, tmp_path, caplog):
         assert (teacher.act(obs) - expected["actions"][step]).abs().max() <= 1e-5
         teacher.reset(expected["dones"][step])
     assert ("taking 'elu'" in caplog.text) == ("activation" not in overrides)
+    assert ("observations were clipped in its training is not known" in caplog.text) == library.startswith("rl_games")
+    assert ("actions are not clipped" in caplog.text) == (library.startswith("rl_games") and case != "discrete")
 
 
 def test_unknown_outputs_are_refused_without_a_config(tmp_path):
@@ -244,13 +247,53 @@ def test_draws_of_scaled_actions():
 
 @pytest.mark.parametrize(
     ("case", "named"),
-    [("crossq", "CrossQ"), ("own_features", "features by 'Clamped'"), ("rows", r"actions of shape \[2, 2\]")],
+    [("own_features", "features by 'Clamped'"), ("rows", r"actions of shape \[2, 2\]")],
 )
 def test_what_sb3_contrib_writes_and_is_not_read_is_named(written, case, named):
-    """CrossQ, a step of one's own before the network and rows of actions are named; none is told to be corrupt."""
+    """A step of one's own before the network and rows of actions are named; none is told to be corrupt."""
     with pytest.raises(UserError, match=named) as refusal:
         TeacherPolicyWrapper(checkpoint_in(written("sb3-contrib-2.9.2") / case), strict=False)
     assert "corrupt" not in str(refusal.value)
+
+
+def _changed_crossq(path: Path, name: str, change) -> None:
+    with zipfile.ZipFile(path) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    weights = torch.load(io.BytesIO(members["policy.pth"]), weights_only=True)
+    data = json.loads(members["data"])
+    if name == "batch_norm_eps":
+        data["policy_kwargs"][name] = change
+    elif change is None:
+        del weights[f"actor.{name}"]
+    else:
+        weights[f"actor.{name}"] = change
+    stream = io.BytesIO()
+    torch.save(weights, stream)
+    members |= {"policy.pth": stream.getvalue(), "data": json.dumps(data).encode()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, content in members.items():
+            archive.writestr(member, content)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("latent_pi.0.ra_var", None, r"lacks 'latent_pi\.0\.ra_var'"),
+        ("latent_pi.1.bias", None, r"lacks 'latent_pi\.1\.bias'"),
+        ("latent_pi.3.ra_var", torch.full((8,), -1.0), "does not fit"),
+        ("latent_pi.3.scale", torch.ones(3), "does not fit"),
+        ("latent_pi.1.bias", torch.ones(3), "does not fit"),
+        ("latent_pi.9.weight", torch.ones(3, 3), "has layers beside"),
+        ("batch_norm_eps", -1.0, "batch_norm_eps=-1"),
+    ],
+)
+def test_a_normalised_layer_of_crossq_that_is_damaged(written, name, change, says, tmp_path):
+    """What is missing, of another size or below zero is one line."""
+    path = tmp_path / "model.zip"
+    shutil.copy(checkpoint_in(written("sb3-contrib-2.9.2") / "crossq"), path)
+    _changed_crossq(path, name, change)
+    with pytest.raises(UserError, match=says):
+        TeacherPolicyWrapper(path)
 
 
 def test_a_value_on_the_actors_memory_is_left_out(written):

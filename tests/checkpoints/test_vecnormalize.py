@@ -15,6 +15,7 @@ import numpy
 import pytest
 import torch
 import yaml
+from small_teacher import write_teacher
 
 from foundation.checkpoints.reading.inert_pickle import as_array, read_inert
 from foundation.checkpoints.reading.vecnormalize import VecNormalizeStatistics
@@ -288,3 +289,83 @@ def test_statistics_that_cannot_be_read_are_not_left_out(kind, tmp_path):
         statistics.symlink_to({"device": "/dev/zero", "link to nothing": "/nowhere"}.get(kind, "/proc/kmsg"))
     with pytest.raises(UserError, match=r"vecnormalize\.pkl'"):
         TeacherPolicyWrapper(path)
+
+
+@pytest.mark.parametrize("left_out", [("epsilon",), ("clip_obs",), ("epsilon", "clip_obs")])
+def test_options_that_an_npz_does_not_state(left_out, tmp_path, caplog):
+    """The library's own epsilon 1e-8 and bound 10 are taken, which is said; the case was trained with those."""
+    path = place(tmp_path, "run/model.zip", None)
+    with numpy.load(NPZ) as archive:
+        held = {name: archive[name] for name in archive.files if name not in left_out}
+        own = {"epsilon": 1e-8, "clip_obs": 10.0}
+        differs = any(float(archive[name]) != own[name] for name in left_out)
+    numpy.savez(tmp_path / "run" / "model_vecnormalize.npz", **held)
+    teacher = TeacherPolicyWrapper(path)
+    said = " and ".join(f"{name}={own[name]:g}" for name in left_out)
+    assert f"taking {said}, which are the library's own" in caplog.text
+    statistics = VecNormalizeStatistics.read(tmp_path / "run" / "model_vecnormalize.npz", teacher.num_obs)
+    assert all(getattr(statistics, name) == own[name] for name in left_out)
+    if not differs:
+        assert_as_the_library(path)
+
+
+class RunningMeanStd:
+    """Moments as older libraries keep them: pickled under the name of their own class."""
+
+    def __init__(self, mean: numpy.ndarray, var: numpy.ndarray) -> None:
+        self.mean, self.var, self.count = mean, var, 1e-4
+
+
+def write_moments(path: Path, mean: numpy.ndarray, var: numpy.ndarray) -> None:
+    """Write ``obs_rms.pkl`` as ``save_running_average`` of Stable Baselines did."""
+    text = pickle.dumps(RunningMeanStd(mean, var), protocol=2)
+    own = f"c{RunningMeanStd.__module__}\nRunningMeanStd\n".encode()
+    assert own in text
+    path.write_bytes(text.replace(own, b"cstable_baselines.common.running_mean_std\nRunningMeanStd\n"))
+
+
+@pytest.mark.parametrize("name", ["obs_rms.pkl", "ob_rms.pkl", "model/obs_rms.pkl"])
+def test_moments_alone(name, tmp_path, caplog):
+    """Moments in a file of their own normalise the observations; that their options are the library's is said."""
+    path = place(tmp_path, "run/model.zip", None)
+    with numpy.load(NPZ) as archive:
+        mean, var = archive["mean"], archive["var"]
+    target = tmp_path / "run" / name
+    target.parent.mkdir(exist_ok=True)
+    write_moments(target, mean, var)
+    obs = torch.randn(6, len(mean), generator=torch.Generator().manual_seed(3)) * 3
+    given = TeacherPolicyWrapper(path).act(obs)
+    assert "taking epsilon=1e-08 and clip_obs=10" in caplog.text
+    target.unlink()
+    normalized = ((obs.double() - torch.from_numpy(mean)) / (torch.from_numpy(var) + 1e-8).sqrt()).clamp(-10, 10)
+    assert (given - TeacherPolicyWrapper(path).act(normalized.float())).abs().max() <= 1e-5
+
+
+def test_moments_alone_that_cannot_be_read(tmp_path):
+    """Of another size, of another class, running code or leading nowhere: one line, and nothing runs."""
+    path = place(tmp_path, "run/model.zip", None)
+    target = tmp_path / "run" / "obs_rms.pkl"
+    write_moments(target, numpy.zeros(3), numpy.ones(3))
+    with pytest.raises(UserError, match="belongs to another model"):
+        TeacherPolicyWrapper(path)
+    marker = tmp_path / "marker"
+    for value in ({"mean": 1}, Evil(os.mkdir, str(marker))):
+        target.write_bytes(pickle.dumps(value))
+        with pytest.raises(UserError, match="cannot be read as the pickle"):
+            TeacherPolicyWrapper(path)
+    assert not marker.exists()
+    target.unlink()
+    target.symlink_to("gone.pkl")
+    with pytest.raises(UserError, match=r"is a link to 'gone\.pkl'"):
+        TeacherPolicyWrapper(path)
+
+
+def test_moments_beside_a_checkpoint_that_has_no_place_for_them(tmp_path, caplog):
+    """A policy of PyTorch tensors without a normaliser beside moments: refused, or a warning when not strict."""
+    path = write_teacher(tmp_path / "model_5.pt")
+    acts = TeacherPolicyWrapper(path).act(torch.ones(2, 26))
+    write_moments(tmp_path / "obs_rms.pkl", numpy.zeros(26), numpy.ones(26))
+    with pytest.raises(UserError, match=r"has no observation normaliser, but 'obs_rms\.pkl' lies beside it"):
+        TeacherPolicyWrapper(path)
+    assert torch.equal(TeacherPolicyWrapper(path, strict=False).act(torch.ones(2, 26)), acts)
+    assert "lies beside it" in caplog.text

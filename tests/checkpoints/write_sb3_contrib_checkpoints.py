@@ -59,6 +59,11 @@ CASES = {
     "maskable_ppo": (MaskablePPO, CHOICES, SMALL, {}),
     "rows": (SAC, gymnasium.spaces.Box(-1.0, 1.0, (2, 2)), SMALL, OFF_POLICY),
     "crossq": (CrossQ, BOX, SMALL, OFF_POLICY),
+    "crossq_deep": (CrossQ, BOX, {"net_arch": [7, 6, 5], "activation_fn": torch.nn.Tanh}, OFF_POLICY),
+    "crossq_eps": (CrossQ, BOX, SMALL | {"batch_norm_eps": 0.3}, OFF_POLICY),
+    "crossq_sde": (CrossQ, BOX, SMALL, OFF_POLICY | {"use_sde": True}),
+    "crossq_plain": (CrossQ, BOX, SMALL | {"batch_norm": False}, OFF_POLICY),
+    "crossq_empty": (CrossQ, BOX, {"net_arch": {"pi": [], "qf": [4]}}, OFF_POLICY),
 }
 POLICIES = {
     "ars": "LinearPolicy",
@@ -88,6 +93,9 @@ def write(case: str, folder: Path, stripped: bool) -> None:
     model = kind(POLICIES.get(case, "MlpPolicy"), env, policy_kwargs=dict(policy), device="cpu", **options)
     for parameter in model.policy.parameters():
         parameter.normal_(0.0, 0.4)
+    for name, moments in model.policy.named_buffers():  # of CrossQ's normalisation
+        if name.endswith(("ra_mean", "ra_var")):
+            moments.uniform_(0.2, 2.0)
     model.policy.set_training_mode(False)
     model.save(str(place / "model"))
     obs = torch.randn(STEPS, ENVS, OBS) * 3 + 1

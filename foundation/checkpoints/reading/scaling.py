@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy
@@ -14,6 +16,29 @@ from foundation.checkpoints.reading.loading import Tensors
 from foundation.core.archives import check_members, size_of
 from foundation.core.errors import UserError
 from foundation.core.text import one_line
+
+logger = logging.getLogger(__name__)
+
+
+VEC_NORMALIZE = {"epsilon": 1e-8, "clip_obs": 10.0}
+"""Options of a ``VecNormalize``, and the library's own values of them."""
+
+
+def report_defaults(path: Path, taken: Mapping[str, float]) -> None:
+    """Warn that a file of statistics does not state how they are used.
+
+    Args:
+        path: The file.
+        taken: The options that it lacks, with the values that are taken.
+    """
+    shown = " and ".join(f"{name}={value:g}" for name, value in taken.items())
+    logger.warning(
+        "'%s' does not state %s: taking %s, which are the library's own. If the training had others, write an .npz "
+        "with mean, var, epsilon and clip_obs.",
+        path,
+        " and ".join(taken),
+        shown,
+    )
 
 
 def moments(entries: Tensors, var_name: str, count_name: str, size: int, where: str) -> tuple[torch.Tensor, ...]:
@@ -45,19 +70,24 @@ def load_moments(path: Path, size: int) -> tuple[torch.Tensor, torch.Tensor, flo
     """Return mean, variance, epsilon and bound of a ``VecNormalize``, written by ``numpy.savez``; no pickle is read.
 
     Args:
-        path: An ``.npz`` with ``mean``, ``var``, ``epsilon`` and ``clip_obs``.
+        path: An ``.npz`` with ``mean`` and ``var``, and ``epsilon`` and ``clip_obs`` unless they are the library's own.
         size: Number of observations.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             check_members(archive, size_of(path))
-            names = ("mean", "var", "epsilon", "clip_obs")
+            held = [name for name in VEC_NORMALIZE if f"{name}.npy" in archive.namelist()]
+            names = ("mean", "var", *held)
             found = {name: torch.from_numpy(_array(archive.read(f"{name}.npy"))).double() for name in names}
     except Exception as error:  # zipfile, KeyError and ValueError all mean the same
         text = one_line(error)
         raise UserError(
             f"'{path}' cannot be read as the statistics of a VecNormalize: {text}. Write it again."
         ) from error
+    missing = {name: value for name, value in VEC_NORMALIZE.items() if name not in found}
+    if missing:
+        report_defaults(path, missing)
+    found |= {name: torch.tensor(value, dtype=torch.float64) for name, value in missing.items()}
     mean = found["mean"]
     var = found["var"]
     if mean.shape != (size,) or var.shape != (size,) or found["epsilon"].numel() != 1 or found["clip_obs"].numel() != 1:

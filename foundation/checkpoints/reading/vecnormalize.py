@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from foundation.checkpoints.reading.inert_pickle import Inert, as_array, read_inert
-from foundation.checkpoints.reading.scaling import load_moments
+from foundation.checkpoints.reading.scaling import VEC_NORMALIZE, load_moments, report_defaults
 from foundation.core.errors import UserError
 from foundation.core.files import load_yaml
 from foundation.core.text import one_line
@@ -21,6 +21,9 @@ _SUFFIXES = (".npz", ".pkl")
 
 _MODULE = b"stable_baselines3.common.vec_env.vec_normalize"
 """What the library's own pickle begins with, whatever it is called."""
+
+BARE = ("obs_rms.pkl", "ob_rms.pkl")
+"""Names under which older libraries keep the moments alone, without what is done with them."""
 
 _HEAD = 512
 """Bytes of a pickle within which its class is named."""
@@ -99,10 +102,18 @@ def find_statistics(model: Path) -> Path | None:
                 )
             if found:
                 return found[0]
+    bare = [path for place in places for path in bare_moments(place)]
+    if bare:
+        return bare[0]
     if own is None:
         _refuse_those_of_others(model, run)
     _refuse_those_of_another_name(model, run)
     return None
+
+
+def bare_moments(folder: Path) -> list[Path]:
+    """Return a folder's moments of observations that are kept alone, links to nothing too."""
+    return [path for path in (folder / name for name in BARE) if path.exists() or path.is_symlink()]
 
 
 def says_normalized(model: Path) -> Path | None:
@@ -211,6 +222,9 @@ def _is_named_so(path: Path) -> bool:
 def _from_pickle(path: Path, num_obs: int) -> VecNormalizeStatistics:
     root = read_inert(path)
     kind = root.kind if isinstance(root, Inert) else type(root).__name__
+    if isinstance(root, Inert) and kind.rpartition(".")[2] == "RunningMeanStd":
+        report_defaults(path, VEC_NORMALIZE)
+        return _statistics(path, num_obs, root, *VEC_NORMALIZE.values())
     if not isinstance(root, Inert) or kind.rpartition(".")[2] != "VecNormalize":
         raise ValueError(f"it holds a {kind[:80]}")
     norm_obs = root.attribute("norm_obs")
@@ -221,8 +235,12 @@ def _from_pickle(path: Path, num_obs: int) -> VecNormalizeStatistics:
         raise UserError(f"'{path}' normalises a dictionary of observations; only one array of them is understood.")
     if not isinstance(moments, Inert):
         raise ValueError("it lacks 'obs_rms'")
-    mean, var = (torch.from_numpy(as_array(moments.attribute(name)).copy()) for name in ("mean", "var"))
     epsilon, clip_obs = (float(as_array(root.attribute(name))) for name in ("epsilon", "clip_obs"))
+    return _statistics(path, num_obs, moments, epsilon, clip_obs)
+
+
+def _statistics(path: Path, num_obs: int, moments: Inert, epsilon: float, clip_obs: float) -> VecNormalizeStatistics:
+    mean, var = (torch.from_numpy(as_array(moments.attribute(name)).copy()) for name in ("mean", "var"))
     if mean.shape != (num_obs,) or var.shape != (num_obs,):
         raise UserError(
             f"'{path}' has statistics of shape {list(mean.shape)}, and the policy reads {num_obs} observations: "
