@@ -1,4 +1,4 @@
-"""The console command: ``foundation train|distill|play|export|info``, each a script of ``foundation/rsl_rl``."""
+"""The console command ``foundation``: one word for each script of ``foundation/rsl_rl``."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("foundation.rsl_rl.train", "train a teacher, or any policy, with RSL-RL", many_processes=True),
     "distill": Command("foundation.rsl_rl.distillation", "distil one or many trained teachers into a small student"),
+    "finetune": Command("foundation.rsl_rl.finetune", "go on training a distilled policy with PPO, without forgetting"),
     "play": Command("foundation.rsl_rl.play", "play a trained policy, measure it, record it"),
     "export": Command("foundation.rsl_rl.export", "write a policy for a robot: ONNX, TorchScript, NumPy, C, checked"),
     "info": Command("foundation.rsl_rl.teacher_info", "say what is understood about a policy's checkpoint"),

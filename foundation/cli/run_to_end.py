@@ -7,29 +7,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from foundation.cli.command import Interrupt, reader_has_gone
-from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import RunInterrupted
 from foundation.core.registry import import_flags
-from foundation.runs.base import Runner
+from foundation.runs.base import RunLoop
+from foundation.runs.context import RunSettings
 from foundation.runs.metrics_writer import MetricsWriter, make_writer
 from foundation.runs.run_dir import RunDir
 
 LOG_ROOT = Path("logs/distillation")
 
-BuildRunner = Callable[[MetricsWriter, Callable[[], str]], Runner]
+BuildRunner = Callable[[MetricsWriter, Callable[[], str]], RunLoop]
 """Builds the runner from the writer of its scalars and what names the signal that asks it to stop, "" without one."""
 
 
 @contextlib.contextmanager
-def run_folder(resumed: RunDir | None, experiment_name: str, run_name: str) -> Iterator[RunDir]:
+def run_folder(resumed: RunDir | None, experiment_name: str, run_name: str, root: Path = LOG_ROOT) -> Iterator[RunDir]:
     """Lock the folder of a run; a new one in which nothing was saved is removed afterwards.
 
     Args:
         resumed: The run to go on with, or None for a new one.
-        experiment_name: Folder of a new run under ``logs/distillation``.
+        experiment_name: Folder of a new run under ``root``.
         run_name: Suffix of its own folder.
+        root: Where the runs of the command lie.
     """
-    run = resumed or RunDir.create(LOG_ROOT, experiment_name, run_name)
+    run = resumed or RunDir.create(root, experiment_name, run_name)
     run.lock()
     try:
         yield run
@@ -38,7 +39,7 @@ def run_folder(resumed: RunDir | None, experiment_name: str, run_name: str) -> I
             run.discard_if_empty()
 
 
-def run_to_end(run: RunDir, cfg: DistillationCfg, first_step: int | None, build: BuildRunner) -> int:
+def run_to_end(run: RunDir, cfg: RunSettings, first_step: int | None, build: BuildRunner) -> int:
     """Build a runner and let it run until its end or a signal.
 
     Args:

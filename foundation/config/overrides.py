@@ -40,14 +40,15 @@ class Overrides:
     bare: list[Assignment] = field(default_factory=list)
     """Assignments without a prefix: their first name says which config they are for."""
 
-    def configure(self, env_cfg: object, agent_cfg: object, distill_cfg: object = None) -> None:
+    def configure(self, env_cfg: object, agent_cfg: object, own_cfg: object = None, own_scope: str = "distill") -> None:
         """Apply ``env.``, ``agent.`` and bare overrides, once a simulator is up and its configs are known.
 
         Args:
             env_cfg: The environment's config, changed in place.
             agent_cfg: The agent's config, changed in place.
-            distill_cfg: The distillation config, whose own overrides are applied already; None in the commands
-                that have none.
+            own_cfg: The command's own config (``DistillationCfg``, ``FinetuneCfg``), whose overrides are applied
+                already; None in the commands that have none.
+            own_scope: Its prefix.
 
         Raises:
             UserError: For an unknown key, a wrong type, or a bare key that matches more than one config.
@@ -55,13 +56,13 @@ class Overrides:
         configs = {"env": env_cfg, "agent": agent_cfg}
         for scope in configs:
             for item in self.scoped.get(scope, []):
-                _apply_one(configs, scope, item, distill_cfg)
-        if distill_cfg is not None:
-            configs["distill"] = distill_cfg
+                _apply_one(configs, scope, item, {own_scope: own_cfg})
+        if own_cfg is not None:
+            configs[own_scope] = own_cfg
         for item in self.bare:
             scope = self._scope_of(item, configs)
-            if scope != "distill":
-                _apply_one(configs, scope, item, distill_cfg)
+            if scope != own_scope:
+                _apply_one(configs, scope, item, {own_scope: own_cfg})
         check_env_and_agent(env_cfg, agent_cfg)
 
     def take(self, names: Sequence[str]) -> list[str]:
@@ -78,7 +79,7 @@ class Overrides:
         if len(found) == 1:
             return found[0]
         if head in FLAG_NAMES and len(found) > 1:
-            return "distill" if "distill" in found else "agent"
+            return next((scope for scope in found if scope not in ("env", "agent")), "agent")
         if found:
             choices = ", ".join(f"{scope}.{item.path}" for scope in found)
             raise UserError(f"override '{item.token}' could mean any of {choices}: write the one you want")
@@ -87,11 +88,11 @@ class Overrides:
         raise UserError(f"override '{item.token}': no key '{head}' in any of {known}. {suggest(head, valid)}")
 
 
-def _apply_one(configs: dict[str, Any], scope: str, item: Assignment, distill_cfg: object) -> None:
+def _apply_one(configs: dict[str, Any], scope: str, item: Assignment, own: dict[str, object]) -> None:
     """Set one key of the environment's or the agent's config."""
     value = item.value
     if has_interpolation(value):
-        known = {name: to_plain(cfg) for name, cfg in {**configs, "distill": distill_cfg}.items() if cfg is not None}
+        known = {name: to_plain(cfg) for name, cfg in {**configs, **own}.items() if cfg is not None}
         value = interpolate(value, known, f"override '{item.token}'")
     apply_values(configs[scope], {item.path: value}, scope, null=True)
 

@@ -193,6 +193,8 @@ def label(path: str) -> str:
     """Name a field as a user sets it: by its flag where it has one, else by its key."""
     if "." not in path:
         return f"--{path}"
+    if path.startswith("finetune."):  # the key of another command's config, whole
+        return path
     return _FLAGS.get(path, f"distill.{path}")
 
 

@@ -8,6 +8,7 @@ _CONSOLE_NAMES = {
     "play.py": "play",
     "teacher_info.py": "info",
     "export.py": "export",
+    "finetune.py": "finetune",
 }
 _started = {"by_console": False}
 
@@ -21,6 +22,6 @@ def command_name(script: str) -> str:
     """Return what to type for a script: its own name, or ``foundation distill`` where that was typed.
 
     Args:
-        script: ``train.py``, ``distillation.py``, ``play.py``, ``teacher_info.py`` or ``export.py``.
+        script: ``train.py``, ``distillation.py``, ``finetune.py``, ``play.py``, ``teacher_info.py`` or ``export.py``.
     """
     return f"foundation {_CONSOLE_NAMES[script]}" if _started["by_console"] else script

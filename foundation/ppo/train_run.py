@@ -105,13 +105,15 @@ def refuse_student(path: Path) -> None:
         checkpoint = load_checkpoint(path)
     except UserError:
         return  # whatever it is, the runner says so
-    distil = command_name("distillation.py")
     if isinstance(checkpoint, dict) and {"student", "model_state_dict"} <= set(checkpoint):
+        distil = command_name("distillation.py")
+        task = checkpoint.get("task")
+        typed = f"--task {task} " if isinstance(task, str) and task.isprintable() else ""
         raise UserError(
-            f"{path} is a student of {distil}, which RSL-RL's runners cannot go on with. Distil further from "
-            f"its weights: {distil} ... distill.student.init_checkpoint={path}; or write it in RSL-RL's layout "
-            f"({command_name('export.py')} --checkpoint {path} --formats rsl_rl) and --resume from that file, the "
-            "agent's networks sized as its params/agent.yaml says (agent.actor.hidden_dims=[...])"
+            f"{path} is a student of {distil}, which RSL-RL's runners cannot go on with. Go on training it with PPO: "
+            f"{command_name('finetune.py')} {typed}--checkpoint {path}; or distil further from its weights: {distil} "
+            f"... distill.student.init_checkpoint={path}; or write it in RSL-RL's layout "
+            f"({command_name('export.py')} --checkpoint {path} --formats rsl_rl)"
         )
 
 

@@ -1,4 +1,4 @@
-"""The base of every kind of run: its loop, its best checkpoint, saving and resuming."""
+"""The bases of every kind of run: the loop, the best checkpoint, saving and resuming; and that of those that distil."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import torch
 
 import foundation
 from foundation.checkpoints.initialise import initialise_student
+from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.plain import to_plain
 from foundation.core.errors import UserError
 from foundation.core.stopwatch import Stopwatch
 from foundation.learning.early_stopping import EarlyStopping
 from foundation.learning.learner import Learner, LearningStats
 from foundation.policies.obs_groups import ObsSelector
-from foundation.runs.context import RunContext
+from foundation.runs.context import ProcessContext, Settings, Shown
+from foundation.runs.report import Reporter
 from foundation.runs.run_state import BEST, LATEST, SavedState, write_state
 from foundation.students import make_student
 from foundation.students.base import Student
@@ -28,24 +30,17 @@ Collected = TypeVar("Collected")
 """What a kind of run knows of an epoch's collection; None where nothing is collected."""
 
 
-class Runner(ABC, Generic[Collected]):
-    """The loop over epochs: collect, learn, evaluate, log, save.
+class RunLoop(ABC, Generic[Settings, Shown, Collected]):
+    """The loop over epochs of any kind of run: collect, learn, evaluate, log, save.
 
-    A subclass says what each of these is, what comes before the first epoch and after the last, and what going on
-    needs. One that trains by another algorithm overrides :meth:`learn`, and the learner it makes.
+    A subclass says what each of these is, what comes before the first epoch and after the last, what its checkpoints
+    hold, and what going on needs.
 
     Args:
         context: What the run gets from its process.
     """
 
-    student: Student
-    learner: Learner
-    student_obs: ObsSelector
-    early_stopping: EarlyStopping
-    label_bound: float | None
-    """Labels are clipped to [-bound, bound]; None where nothing defines a bound."""
-
-    def __init__(self, context: RunContext):
+    def __init__(self, context: ProcessContext[Settings, Shown]):
         self.context = context
         self.cfg = context.cfg
         self.run_dir = context.run_dir
@@ -89,7 +84,23 @@ class Runner(ABC, Generic[Collected]):
     def state(self) -> SavedState:
         """Return what going on needs beside the student, its optimiser and the dataset's rows."""
 
+    @abstractmethod
+    def student_checkpoint(self, epoch: int, evaluation: dict[str, float] | None = None) -> dict[str, Any]:
+        """Return what rebuilds the policy, and its optimiser.
+
+        Args:
+            epoch: The epoch that made these weights, counted from 0; stored counted from 1.
+            evaluation: What the policy was measured at.
+
+        Returns:
+            Plain tensors and values, for ``torch.load(weights_only=True)``.
+        """
+
     # -- what all runs share ------------------------------------------------------------------------------------------
+
+    def stops_early(self) -> bool:
+        """Whether the run is to end before its last epoch."""
+        return False
 
     def run(self) -> dict[str, Any]:
         """Run all epochs and write ``summary.json``.
@@ -103,7 +114,7 @@ class Runner(ABC, Generic[Collected]):
         """
         self.begin()
         with self.reporter.progress(self.epoch):
-            while self.epoch < self.cfg.n_epochs and not self.early_stopping.due():
+            while self.epoch < self.cfg.n_epochs and not self.stops_early():
                 self.run_epoch(self.epoch)
         return self.finish()
 
@@ -120,6 +131,49 @@ class Runner(ABC, Generic[Collected]):
     def poll(self) -> None:
         """Raise ``RunInterrupted`` if the user asked to stop."""
         self.context.poll()
+
+    def resume_checkpoint(self) -> dict[str, Any]:
+        """Return the student and everything else that going on needs, but for the dataset's rows."""
+        return self.student_checkpoint(self.epoch - 1) | write_state(self.state())
+
+    def save_latest(self) -> None:
+        """Save everything that ``--resume`` needs."""
+        self.run_dir.save_checkpoint(LATEST, self.resume_checkpoint())
+
+    def save_best(self, epoch: int, evaluation: dict[str, float]) -> None:
+        """Save the student as the best so far.
+
+        Args:
+            epoch: The epoch that it has learned in, counted from 0.
+            evaluation: What it was measured at.
+        """
+        self.best_epoch = epoch
+        self.run_dir.save_checkpoint(BEST, self.student_checkpoint(epoch, evaluation))
+
+    def save(self, collected: Collected) -> None:
+        """Save the epoch that has just ended, under its own name every ``save_interval`` epochs.
+
+        Args:
+            collected: What the epoch collected.
+        """
+        if self.epoch % self.cfg.save_interval == 0:
+            self.run_dir.save_checkpoint(f"checkpoint_epoch_{self.epoch}.pt", self.resume_checkpoint())
+        self.save_latest()
+
+
+class Runner(RunLoop[DistillationCfg, Reporter, Collected]):
+    """The base of the runs that distil: the loop, with a student and the learner that fits it to a dataset."""
+
+    student: Student
+    learner: Learner
+    student_obs: ObsSelector
+    early_stopping: EarlyStopping
+    label_bound: float | None
+    """Labels are clipped to [-bound, bound]; None where nothing defines a bound."""
+
+    def stops_early(self) -> bool:
+        """Whether no evaluation was better for as long as the config waits."""
+        return self.early_stopping.due()
 
     def make_learner(self, num_obs: int, num_actions: int) -> None:
         """Make the student, its weights drawn or read, and what fits it."""
@@ -168,34 +222,6 @@ class Runner(ABC, Generic[Collected]):
             "distillation": to_plain(self.cfg),
             "version": foundation.__version__,
         }
-
-    def resume_checkpoint(self) -> dict[str, Any]:
-        """Return the student and everything else that going on needs, but for the dataset's rows."""
-        return self.student_checkpoint(self.epoch - 1) | write_state(self.state())
-
-    def save_latest(self) -> None:
-        """Save everything that ``--resume`` needs."""
-        self.run_dir.save_checkpoint(LATEST, self.resume_checkpoint())
-
-    def save_best(self, epoch: int, evaluation: dict[str, float]) -> None:
-        """Save the student as the best so far.
-
-        Args:
-            epoch: The epoch that it has learned in, counted from 0.
-            evaluation: What it was measured at.
-        """
-        self.best_epoch = epoch
-        self.run_dir.save_checkpoint(BEST, self.student_checkpoint(epoch, evaluation))
-
-    def save(self, collected: Collected) -> None:
-        """Save the epoch that has just ended, under its own name every ``save_interval`` epochs.
-
-        Args:
-            collected: What the epoch collected.
-        """
-        if self.epoch % self.cfg.save_interval == 0:
-            self.run_dir.save_checkpoint(f"checkpoint_epoch_{self.epoch}.pt", self.resume_checkpoint())
-        self.save_latest()
 
     def restore_student(self, values: dict[str, Any]) -> None:
         """Put the student and its optimiser back to where a checkpoint was written.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
-from foundation.config.distillation_cfg import DistillationCfg
+from foundation.config.distillation_cfg import DistillationCfg, LoggerName
 from foundation.core.errors import RunInterrupted
 from foundation.runs.metrics_writer import MetricsWriter
-from foundation.runs.report import Reporter
+from foundation.runs.report import LineReporter, Reporter
 from foundation.runs.run_dir import RunDir
 
 EVAL_SEED = 1_000_003
@@ -26,15 +27,35 @@ Interrupted = Callable[[], str | None]
 """Returns the reason to stop, or a false value."""
 
 
-@dataclass
-class RunContext:
-    """Everything that a run gets from the process that it runs in."""
+class RunSettings(Protocol):
+    """The settings that every kind of run has; each has a config of its own with more."""
 
-    cfg: DistillationCfg
+    task: str | None
+    seed: int
+    save_interval: int
+    """Epochs between two checkpoints that are kept."""
+    logger: LoggerName
+    log_project_name: str | None
+
+    @property
+    def n_epochs(self) -> int:
+        """Epochs, or iterations, of the run."""
+        ...
+
+
+Settings = TypeVar("Settings", bound=RunSettings)
+Shown = TypeVar("Shown", bound=LineReporter)
+
+
+@dataclass
+class ProcessContext(Generic[Settings, Shown]):
+    """Everything that a run of any kind gets from the process that it runs in."""
+
+    cfg: Settings
     """The run's configuration, observation groups resolved."""
     run_dir: RunDir
     """Where checkpoints and the summary go."""
-    reporter: Reporter
+    reporter: Shown
     """Takes lines for the console, and scalars."""
     interrupted: Interrupted
     """Returns the reason to stop, or a false value."""
@@ -44,26 +65,6 @@ class RunContext:
     """Of this process among those that share the run."""
     world_size: int = 1
     """Processes that share the run."""
-
-    @classmethod
-    def make(
-        cls,
-        cfg: DistillationCfg,
-        run_dir: RunDir,
-        device: torch.device | str,
-        writer: MetricsWriter | None = None,
-        interrupted: Interrupted = lambda: None,
-    ) -> RunContext:
-        """Make the context of a run in one process.
-
-        Args:
-            cfg: The run's configuration.
-            run_dir: Where checkpoints and the summary go.
-            device: Where the student is.
-            writer: Takes scalars; None writes none.
-            interrupted: Returns the reason to stop, or a false value.
-        """
-        return cls(cfg, run_dir, Reporter(cfg, writer), interrupted, torch.device(device))
 
     @property
     def is_first(self) -> bool:
@@ -90,3 +91,28 @@ class RunContext:
         reason = self.interrupted()
         if reason:
             raise RunInterrupted(str(reason))
+
+
+@dataclass
+class RunContext(ProcessContext[DistillationCfg, Reporter]):
+    """The context of a run that distils."""
+
+    @classmethod
+    def make(
+        cls,
+        cfg: DistillationCfg,
+        run_dir: RunDir,
+        device: torch.device | str,
+        writer: MetricsWriter | None = None,
+        interrupted: Interrupted = lambda: None,
+    ) -> RunContext:
+        """Make the context of a run in one process.
+
+        Args:
+            cfg: The run's configuration.
+            run_dir: Where checkpoints and the summary go.
+            device: Where the student is.
+            writer: Takes scalars; None writes none.
+            interrupted: Returns the reason to stop, or a false value.
+        """
+        return cls(cfg, run_dir, Reporter(cfg, writer), interrupted, torch.device(device))

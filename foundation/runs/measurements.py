@@ -14,7 +14,8 @@ from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.baselines import measure_baselines, ratio_interval, scores
 from foundation.rollout.episodes import CollectionStats, EvaluationResult
 from foundation.rollout.evaluate import evaluate, preserved_rng
-from foundation.runs.context import RunContext
+from foundation.runs.context import ProcessContext
+from foundation.runs.report import Reporter
 from foundation.runs.run_teachers import RunTeachers
 
 MAX_EVAL_ENVS = 4096
@@ -42,7 +43,7 @@ class Measurements:
         teacher: Policy,
         teachers: RunTeachers,
         student_obs: ObsSelector,
-        context: RunContext,
+        context: ProcessContext[DistillationCfg, Reporter],
         label_bound: float | None,
     ):
         self.collecting_env = env

@@ -78,26 +78,30 @@ def _minutes(seconds: float) -> str:
     return f"{whole // 3600}:{minutes:0>5}" if whole >= 3600 else minutes
 
 
-class Reporter:
-    """Prints and logs.
+class LineReporter:
+    """Prints lines, shows progress and logs scalars, for any kind of run.
 
     Args:
-        cfg: The run's configuration.
+        num_epochs: Epochs, or iterations, of the run.
         writer: Takes scalars, or None.
         console: Where lines go; standard output by default.
+        unit: What the progress bar counts.
     """
 
-    def __init__(self, cfg: DistillationCfg, writer: MetricsWriter | None = None, console: Console | None = None):
-        self.cfg = cfg
+    def __init__(
+        self,
+        num_epochs: int,
+        writer: MetricsWriter | None = None,
+        console: Console | None = None,
+        unit: str = "Epoch",
+    ):
+        self.num_epochs = num_epochs
         self.writer = writer
         self.console = console or _Console(highlight=False, soft_wrap=True)
         self.clock = Clock()
+        self._unit = unit
         self._progress: Progress | None = None
         self._task = TaskID(0)
-        self._teacher = math.nan
-        self._warned_of_few_updates = False
-        self._evaluations: list[float] = []
-        """Seconds that each has taken."""
 
     def line(self, text: str) -> None:
         """Print one line."""
@@ -106,6 +110,72 @@ class Reporter:
     def warn(self, text: str) -> None:
         """Log a warning, as the rest of the package does: on stderr, where it is seen when stdout goes to a file."""
         logger.warning("%s", text)
+
+    def scalars(self, scalars: Scalars, step: int) -> None:
+        """Log further numbers."""
+        if self.writer is not None:
+            self.writer.add_scalars(scalars, step)
+            self.writer.flush()
+
+    def advance(self, done: int) -> None:
+        """Move the bar on to so many epochs."""
+        self.clock.epoch_ended()
+        if self._progress is not None:
+            self._progress.update(self._task, completed=done, clock=self.clock.line(self.num_epochs - done))
+
+    def show_epoch(self, done: int, title: str, parts: list[str], evaluated: bool) -> None:
+        """Show an epoch in one line, if it was evaluated, is the last one, or nothing was shown for a while.
+
+        Args:
+            done: Epochs that have ended.
+            title: The beginning of the line.
+            parts: What follows it.
+            evaluated: Whether there is an evaluation in it.
+        """
+        self.advance(done)
+        left = self.num_epochs - done
+        if not (evaluated or left == 0 or self.clock.silent > MOST_SILENT):
+            return
+        self.clock.shown()
+        if not self.console.is_terminal:  # a terminal has the bar
+            parts = [*parts, self.clock.line(left)]
+        self.line(" | ".join([title, *parts]))
+
+    @contextmanager
+    def progress(self, done: int) -> Iterator[None]:
+        """Show a bar with the time left while the epochs run; nothing animated without a terminal."""
+        columns = (
+            TextColumn(self._unit),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[clock]}"),
+        )
+        self.clock = Clock()
+        with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
+            self._progress = progress
+            self._task = progress.add_task("epochs", total=self.num_epochs, completed=done, clock="")
+            try:
+                yield
+            finally:
+                self._progress = None
+
+
+class Reporter(LineReporter):
+    """Prints and logs a distillation run.
+
+    Args:
+        cfg: The run's configuration.
+        writer: Takes scalars, or None.
+        console: Where lines go; standard output by default.
+    """
+
+    def __init__(self, cfg: DistillationCfg, writer: MetricsWriter | None = None, console: Console | None = None):
+        super().__init__(cfg.n_epochs, writer, console)
+        self.cfg = cfg
+        self._teacher = math.nan
+        self._warned_of_few_updates = False
+        self._evaluations: list[float] = []
+        """Seconds that each has taken."""
 
     def baselines(self, baselines: dict[str, Scalars]) -> None:
         """Show what the teacher scores, beside zero and random actions."""
@@ -146,54 +216,6 @@ class Reporter:
             scalars = {f"baseline/{name}_mean_return": summary["mean_return"] for name, summary in baselines.items()}
             self.writer.add_scalars(scalars, 0)
             self.writer.flush()
-
-    def scalars(self, scalars: Scalars, step: int) -> None:
-        """Log further numbers."""
-        if self.writer is not None:
-            self.writer.add_scalars(scalars, step)
-            self.writer.flush()
-
-    def advance(self, done: int) -> None:
-        """Move the bar on to so many epochs."""
-        self.clock.epoch_ended()
-        if self._progress is not None:
-            self._progress.update(self._task, completed=done, clock=self.clock.line(self.cfg.n_epochs - done))
-
-    def show_epoch(self, done: int, title: str, parts: list[str], evaluated: bool) -> None:
-        """Show an epoch in one line, if it was evaluated, is the last one, or nothing was shown for a while.
-
-        Args:
-            done: Epochs that have ended.
-            title: The beginning of the line.
-            parts: What follows it.
-            evaluated: Whether there is an evaluation in it.
-        """
-        self.advance(done)
-        left = self.cfg.n_epochs - done
-        if not (evaluated or left == 0 or self.clock.silent > MOST_SILENT):
-            return
-        self.clock.shown()
-        if not self.console.is_terminal:  # a terminal has the bar
-            parts = [*parts, self.clock.line(left)]
-        self.line(" | ".join([title, *parts]))
-
-    @contextmanager
-    def progress(self, done: int) -> Iterator[None]:
-        """Show a bar with the time left while the epochs run; nothing animated without a terminal."""
-        columns = (
-            TextColumn("Epoch"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[clock]}"),
-        )
-        self.clock = Clock()
-        with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:
-            self._progress = progress
-            self._task = progress.add_task("epochs", total=self.cfg.n_epochs, completed=done, clock="")
-            try:
-                yield
-            finally:
-                self._progress = None
 
     def epoch(
         self,

@@ -192,20 +192,22 @@ class RunDir:
         distillation_cfg: object = None,
         overrides: object = None,
         teacher: object = None,
+        finetune_cfg: object = None,
     ) -> None:
-        """Write ``params/{env,agent}.{yaml,pkl}`` and ``params/{distillation,overrides,teacher}.yaml``.
+        """Write ``params/{env,agent}.{yaml,pkl}`` and ``params/{distillation,finetune,overrides,teacher}.yaml``.
 
         Args:
             env_cfg: The environment's config; None, here and below, is left out.
             agent_cfg: The agent's config.
-            distillation_cfg: The run's config.
+            distillation_cfg: The config of a run that distils.
             overrides: What was typed for the first two, so that a resumed run can set it again.
             teacher: Description of a teacher that is code.
+            finetune_cfg: The config of a run that fine-tunes.
         """
         self.check_there()
-        # What a resumed run reads comes first and in that order: where distillation.yaml is there, all of it is.
-        configs = {"overrides": overrides, "distillation": distillation_cfg, "env": env_cfg, "agent": agent_cfg}
-        configs["teacher"] = teacher
+        # What a resumed run reads comes first and in that order: where its own config is there, all of it is.
+        own = {"distillation": distillation_cfg, "finetune": finetune_cfg}
+        configs = {"overrides": overrides, **own, "env": env_cfg, "agent": agent_cfg, "teacher": teacher}
         for name, cfg in configs.items():
             if cfg is None:
                 continue

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {
     "train": "train.py",
     "distill": "distillation.py",
+    "finetune": "finetune.py",
     "play": "play.py",
     "export": "export.py",
     "info": "teacher_info.py",
@@ -71,8 +72,8 @@ def test_a_command_has_the_flags_of_its_script(name):
     ("argv", "line"),
     [
         (["distil"], "error: unknown command 'distil'. Did you mean 'distill'?"),
-        (["evaluate"], "error: unknown command 'evaluate'. Valid are: distill, export, info, play, train."),
-        (["--task", "X"], "error: unknown command '--task'. Valid are: distill, export, info, play, train."),
+        (["evaluate"], "error: unknown command 'evaluate'. Valid are: distill, export, finetune, info, play, train."),
+        (["--task", "X"], "error: unknown command '--task'. Valid are: distill, export, finetune, info, play, train."),
         (["play", "--chekpoint", "x"], "error: unknown flag '--chekpoint'. Did you mean '--checkpoint'?"),
     ],
 )

@@ -246,7 +246,7 @@ def test_signal_saves_and_exits(number, tmp_path):
 def student_file(folder: Path) -> Path:
     """What makes a file a student of distillation.py."""
     path = folder / "best_student.pt"
-    torch.save({"student": {"name": "mlp"}, "model_state_dict": {}, "distillation": {}}, path)
+    torch.save({"student": {"name": "mlp"}, "model_state_dict": {}, "distillation": {}, "task": TASK}, path)
     return path
 
 
@@ -260,7 +260,7 @@ def student_file(folder: Path) -> Path:
     ],
 )
 def test_a_student_is_named_and_what_can_be_done_with_it(flags, tmp_path, monkeypatch, capsys):
-    """PPO cannot go on with one: the line says so, before any folder is made, and names the two ways there are."""
+    """PPO cannot go on with one: the line says so, before any folder is made, and names the command to type instead."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "run"
     folder.mkdir()
@@ -269,6 +269,7 @@ def test_a_student_is_named_and_what_can_be_done_with_it(flags, tmp_path, monkey
     assert run_command(main, ["--task", TASK, *SMALL, *typed]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"{path} is a student of distillation.py" in error
+    assert f"finetune.py --task {TASK} --checkpoint {path};" in error
     assert f"distill.student.init_checkpoint={path}" in error and "--formats rsl_rl" in error
     assert not (tmp_path / "logs").exists()
 
