@@ -29,12 +29,13 @@ from foundation.cli.cli_args import _OTHER_NAMES as KEY_OF_FLAG
 from foundation.cli.command import run_command
 from foundation.cli.parser import ScriptParser
 from foundation.config.distillation_cfg import DistillationCfg, StudentCfg
+from foundation.config.finetune_cfg import FinetuneCfg
 from foundation.config.typing_fit import describe, field_hints
 from foundation.engines import engine_class, engine_names
 from foundation.export.formats import FORMATS
 from foundation.learning.losses import LOSSES
 from foundation.learning.schedules import KINDS
-from foundation.rsl_rl import distillation, export, play, teacher_info, train
+from foundation.rsl_rl import distillation, export, finetune, play, teacher_info, train
 from foundation.students import student_cfg_class, student_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +43,7 @@ FOLDER = ROOT / "docs" / "reference"
 COMMANDS: dict[str, ModuleType] = {
     "train.py": train,
     "distillation.py": distillation,
+    "finetune.py": finetune,
     "play.py": play,
     "export.py": export,
     "teacher_info.py": teacher_info,
@@ -127,12 +129,14 @@ def config_page() -> str:
         _NOTE,
         "# Config keys",
         "",
-        "Keys of `distillation.py`, typed as `key=value`: `distill.optimizer.max_grad_norm=1`. A bare key "
+        "Keys of `distillation.py` (`distill.`) and of `finetune.py` (`finetune.`), typed as `key=value`: "
+        "`distill.optimizer.max_grad_norm=1`. A bare key "
         "(`optimizer.max_grad_norm=1`) works where no other config has it. `null` is none. Every group of choices "
         "(`student=`, `loss=`, `schedule=`, `dataset=`, `experiment=`) is a folder of `configs/`: see "
         "[names to choose from](registries.md).",
     ]
     lines += _config_section("distill", DistillationCfg)
+    lines += _config_section("finetune", FinetuneCfg)
     lines += ["", "## Students", "", "What `distill.student` has beside the keys above, by `student=NAME`."]
     for name in student_names():
         cls = student_cfg_class(name)
@@ -272,13 +276,15 @@ def _module_of(task: str) -> ModuleType:
 def _presets() -> Iterator[tuple[str, str, list[str]]]:
     for folder in sorted(path for path in (ROOT / "configs").iterdir() if path.is_dir()):
         rows = []
+        typed = "experiment" if folder.name == "finetune" else folder.name
         for file in sorted(folder.glob("*.yaml")):
             text = file.read_text(encoding="utf-8")
             lines = [line[1:].strip() for line in text.splitlines() if line.startswith("#")]
             said = " ".join(line for line in lines if not line.startswith("@package"))
             values = yaml.safe_load(text) or {}
-            rows.append([f"`{folder.name}={file.stem}`", _plain(said) or _UNTYPED, _code(", ".join(_leaves(values)))])
-        yield (f"{folder.name}=", f"Files of `configs/{folder.name}/`.", _table(["choice", "what it is", "sets"], rows))
+            rows.append([f"`{typed}={file.stem}`", _plain(said) or _UNTYPED, _code(", ".join(_leaves(values)))])
+        title = f"{typed}= of finetune.py" if folder.name == "finetune" else f"{typed}="
+        yield (title, f"Files of `configs/{folder.name}/`.", _table(["choice", "what it is", "sets"], rows))
 
 
 def _leaves(values: Any, prefix: str = "") -> Iterator[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from foundation.cli.cli_args import CommandParser, parse_command, resolve_device, say_beaten
+from foundation.cli.cli_args import CommandParser, parse_command, say_beaten
 from foundation.cli.played_policy import own_task
 from foundation.cli.run_to_end import run_folder, run_to_end
 from foundation.cli.session import Session
@@ -21,6 +21,7 @@ from foundation.config.presets import own_preset, read_preset
 from foundation.config.resolve import config_folder
 from foundation.config.validate import read
 from foundation.config.values import apply_values
+from foundation.core.devices import resolve_device
 from foundation.core.errors import UserError
 from foundation.core.program import command_name
 from foundation.core.registry import refuse_untyped_names
