@@ -12,6 +12,10 @@ OutputKind = Literal["q_values", "logits", "mean"]
 Combine = Literal["per_env", "mean", "uncertainty", "value", "gate"]
 Selection = Literal["all", "best", "worst", "random"]
 StudentTemperature = Literal["1", "same"]
+Direction = Literal["forward", "reverse", "jensen_shannon"]
+Labels = Literal["mean", "sampled"]
+FeatureDistance = Literal["l2", "cosine"]
+SampleWeights = Literal["none", "action_gap", "advantage"]
 Eviction = Literal["oldest", "reservoir"]
 StorageType = Literal["float32", "float16", "bfloat16"]
 SequenceStart = Literal["stored", "zero"]
@@ -145,21 +149,53 @@ class StudentCfg:
 
 
 @dataclass
+class TermCfg:
+    """A further term of the loss that has more of its own than a weight."""
+
+    weight: float | ScheduleCfg = 1.0
+    """What it is multiplied by; may change over the epochs."""
+    temperature: float | ScheduleCfg | None = None
+    """Softmax temperature of this term. None: ``loss.temperature``."""
+    student_temperature: StudentTemperature | None = None
+    """Whether this term tempers the student's distribution too. None: ``loss.student_temperature``."""
+    direction: Direction | None = None
+    """Which divergence this term is, where it is ``kl``. None: ``loss.direction``."""
+    params: dict[str, float] = field(default_factory=dict)
+    """Parameters that this term has of its own; they beat ``loss.params``."""
+
+
+@dataclass
 class LossCfg:
     """What is minimised: a main term, and optional further ones with their weights."""
 
     name: str = "mse"
     """A function of ``foundation.learning.losses``, or ``"pkg.module:function"``."""
-    auxiliary: dict[str, float] = field(default_factory=dict)
-    """Further terms by name with their weights, e.g. ``{value: 0.5}``. Values are in units of the teacher's own spread,
-    features in units of each dimension's, so that weights mean the same in every task."""
+    weight: float | ScheduleCfg = 1.0
+    """What the main term is multiplied by; may change over the epochs."""
+    auxiliary: dict[str, float | TermCfg] = field(default_factory=dict)
+    """Further terms by name with their weights, e.g. ``{value: 0.5}``, or with settings of their own, e.g.
+    ``{value: {weight: {kind: linear, start: 1, end: 0.1}}}`` (:class:`TermCfg`). Values are in units of the teacher's
+    own spread, features in units of each dimension's, so that weights mean the same in every task."""
     params: dict[str, float] = field(default_factory=dict)
     """Parameters that a loss has of its own, by name: ``distill.loss.params.level=0.9`` for a loss that is
     ``def quantile(student, target, params, *, level: float = 0.5)``."""
     temperature: float | ScheduleCfg = 1.0
-    """Softmax temperature of a discrete teacher's targets (Rusu et al. 2015, eq. 3)."""
+    """Softmax temperature of a discrete teacher's targets (Rusu et al. 2015, eq. 3); a schedule anneals it."""
     student_temperature: StudentTemperature = "1"
     """``"1"`` or ``"same"``: whether the student's distribution is tempered too."""
+    direction: Direction = "forward"
+    """Of ``kl``: forward is KL(teacher || student), reverse KL(student || teacher), jensen_shannon the mean divergence
+    of both from their even mixture."""
+    labels: Labels = "mean"
+    """Of ``nll``: the teacher's mean (of choices the best one), or a draw of its distribution, new each time."""
+    feature_distance: FeatureDistance = "l2"
+    """Of ``feature``: mean squared error per dimension, or 1 - cosine."""
+    sample_weights: SampleWeights = "none"
+    """How much each sample counts, from a discrete teacher's Q-values: action_gap is the softmax over the minibatch of
+    the difference between the best and the second choice, advantage the difference between the best and the worst one
+    (Bastani et al. 2018, VIPER). Both average 1."""
+    gap_temperature: float = 1.0
+    """Of ``sample_weights=action_gap``: temperature of the softmax [the gap's standard deviations]."""
     huber_delta: float = 1.0
     """Where the Huber loss turns linear [action units]."""
     min_std: float = 0.01

@@ -8,7 +8,14 @@ from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args
 
-from foundation.config.distillation_cfg import DistillationCfg, OptimizerName, ScheduleCfg, ScheduleKind, TeacherCfg
+from foundation.config.distillation_cfg import (
+    DistillationCfg,
+    OptimizerName,
+    ScheduleCfg,
+    ScheduleKind,
+    TeacherCfg,
+    TermCfg,
+)
 from foundation.config.typing_fit import choices_of, field_hints
 from foundation.core.errors import UserError, suggest
 
@@ -65,6 +72,7 @@ _POSITIVE = (
     "dataset.memory_gb",
     "loss.huber_delta",
     "loss.min_std",
+    "loss.gap_temperature",
     "optimizer.update_ratio",
     "optimizer.max_grad_norm",
     "collection.label_bound",
@@ -265,11 +273,30 @@ def _check_collection(cfg: DistillationCfg) -> None:
 def _check_schedules(cfg: DistillationCfg) -> None:
     check_schedule(cfg.collection.beta, "collection.beta", 0.0, 1.0)
     check_schedule(cfg.optimizer.lr_schedule, "optimizer.lr_schedule", 0.0)
-    temperature = cfg.loss.temperature
+    _check_temperature(cfg.loss.temperature, "loss.temperature")
+    _check_weight(cfg.loss.weight, "loss.weight")
+    if cfg.loss.weight == 0:
+        _fail("loss.weight", 0.0, "above 0: the main loss trains the actions")
+    for name, term in cfg.loss.auxiliary.items():
+        if isinstance(term, TermCfg):
+            _check_weight(term.weight, f"loss.auxiliary.{name}.weight")
+            _check_temperature(term.temperature, f"loss.auxiliary.{name}.temperature")
+        else:
+            _check_weight(term, f"loss.auxiliary.{name}")
+
+
+def _check_temperature(temperature: float | ScheduleCfg | None, path: str) -> None:
     if isinstance(temperature, ScheduleCfg):
-        check_schedule(temperature, "loss.temperature", 0.0, zero=False)
-    elif not _is_positive(temperature):
-        _fail("loss.temperature", temperature, "a finite number above 0")
+        check_schedule(temperature, path, 0.0, zero=False)
+    elif temperature is not None and not _is_positive(temperature):
+        _fail(path, temperature, "a finite number above 0")
+
+
+def _check_weight(weight: float | ScheduleCfg, path: str) -> None:
+    if isinstance(weight, ScheduleCfg):
+        check_schedule(weight, path, 0.0)
+    elif not (weight >= 0 and math.isfinite(weight)):
+        _fail(path, weight, "a finite number, 0 or more")
 
 
 def check_schedule(
@@ -318,8 +345,8 @@ def _check_losses(cfg: DistillationCfg, loss_names: Iterable[str] | None) -> Non
         for path, name in [("loss.name", cfg.loss.name), *(("loss.auxiliary", n) for n in cfg.loss.auxiliary)]:
             if ":" not in name and name not in valid:
                 raise UserError(f"{label(path)}: unknown loss '{name}'. {suggest(name, valid)}")
-    for name, weight in cfg.loss.auxiliary.items():
-        if name == cfg.loss.name:
-            raise UserError(f"{label(f'loss.auxiliary.{name}')}: '{name}' is the main loss already, with weight 1")
-        if not (weight >= 0 and math.isfinite(weight)):
-            _fail(f"loss.auxiliary.{name}", weight, "a finite number, 0 or more")
+    if cfg.loss.name in cfg.loss.auxiliary:
+        name = cfg.loss.name
+        raise UserError(
+            f"{label(f'loss.auxiliary.{name}')}: '{name}' is the main loss already; its weight is distill.loss.weight"
+        )

@@ -21,7 +21,7 @@ COLUMN_DTYPES = DTYPES | {
     "bool": torch.bool,
 }
 """Types that a column of its own can have."""
-TARGET_FIELDS = ("mean", "std", "value", "logits", "features")
+TARGET_FIELDS = ("mean", "std", "value", "logits", "features", "pre_tanh", "concentration", "saliency")
 """The teacher's outputs, in the order in which they are stored."""
 
 

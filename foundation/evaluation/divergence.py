@@ -7,6 +7,7 @@ import math
 import torch
 from tensordict import TensorDict
 
+from foundation.learning.losses.divergence import gaussian_js
 from foundation.policies.actors import Policy
 from foundation.policies.obs_groups import ObsSelector
 from foundation.policies.output import PolicyOutput
@@ -15,9 +16,6 @@ from foundation.rollout.stepper import Observer
 
 def js_divergence(p: PolicyOutput, q: PolicyOutput, num_samples: int = 16) -> torch.Tensor:
     """Estimate the Jensen-Shannon divergence of two diagonal Gaussians [nats], between 0 and ln 2.
-
-    A mixture of Gaussians has no closed form: 0.5 E_p[log p/m] + 0.5 E_q[log q/m], m = (p+q)/2, by sampling from a
-    generator of its own.
 
     Args:
         p: Means and stds. Shape: (num_envs, num_actions).
@@ -28,22 +26,7 @@ def js_divergence(p: PolicyOutput, q: PolicyOutput, num_samples: int = 16) -> to
         Shape: (num_envs,).
     """
     assert p.std is not None and q.std is not None
-    generator = torch.Generator(p.mean.device).manual_seed(0)
-    noise = torch.randn((num_samples, *p.mean.shape), generator=generator, device=p.mean.device)
-    total = torch.zeros(p.mean.shape[:-1], device=p.mean.device)
-    for own, other in ((p, q), (q, p)):
-        samples = own.mean + own.std * noise  # type: ignore[operator]  # std is there, asserted above
-        log_own = _log_prob(samples, own)
-        log_other = _log_prob(samples, other)
-        log_mixture = torch.logaddexp(log_own, log_other) - math.log(2.0)
-        total += 0.5 * (log_own - log_mixture).mean(dim=0)
-    return total.clamp(0.0, math.log(2.0))
-
-
-def _log_prob(actions: torch.Tensor, output: PolicyOutput) -> torch.Tensor:
-    assert output.std is not None
-    standardised = (actions - output.mean) / output.std
-    return (-0.5 * standardised.square() - output.std.log() - 0.5 * math.log(2.0 * math.pi)).sum(dim=-1)
+    return gaussian_js((p.mean, p.std), (q.mean, q.std), num_samples).clamp(0.0, math.log(2.0))
 
 
 class DivergenceProbe(Observer):
@@ -86,7 +69,7 @@ class DivergenceProbe(Observer):
         self._squares.append((self._clipped(actions) - self._clipped(label.mean)).square().mean())
         if label.std is not None and self.student.state_size == 0:
             student = self.student.step(self.student_obs(obs), None)[0]
-            if student.std is not None:
+            if student.std is not None and not _is_bounded(student):
                 self._divergences.append(js_divergence(label, student).mean())
 
     def _clipped(self, actions: torch.Tensor) -> torch.Tensor:
@@ -100,3 +83,8 @@ class DivergenceProbe(Observer):
         if self._divergences:
             out["js_divergence"] = float(torch.stack(self._divergences).mean())
         return out
+
+
+def _is_bounded(output: PolicyOutput) -> bool:
+    """Whether a distribution is no Gaussian, so that the divergence of Gaussians says nothing of it."""
+    return output.pre_tanh is not None or output.concentration is not None

@@ -30,7 +30,7 @@ def held_out_loss(learner: Learner, dataset: DistillationDataset, epoch: int) ->
     """
     params = learner.loss_params(epoch)
     policy = learner.policy
-    names = [spec.name for spec, _ in learner.terms]
+    names = [term.name for term in learner.terms]
     device = next(policy.parameters()).device
     sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
     total = torch.zeros((), device=device)
@@ -44,7 +44,8 @@ def held_out_loss(learner: Learner, dataset: DistillationDataset, epoch: int) ->
         total += weights.sum()
     *means, square = (sums / total.clamp_min(1e-8)).tolist()
     terms = dict(zip(names, means, strict=True))
-    loss = sum(weight * terms[spec.name] for spec, weight in learner.terms)
+    weights = dict(zip(names, learner.term_weights(epoch), strict=True))
+    loss = sum(weight * terms[name] for name, weight in weights.items())
     return {"held_out_loss": loss, "action_rmse": math.sqrt(square)} | (terms if len(terms) > 1 else {})
 
 

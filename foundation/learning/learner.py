@@ -17,11 +17,13 @@ from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import UserError, suggest
 from foundation.core.memory import refuse_beyond_memory
 from foundation.dataset.dataset import Batch, DistillationDataset
-from foundation.learning.losses import LossParams, LossSpec, check_choices, check_main_loss, loss_spec, with_own_params
+from foundation.learning.losses import LossParams, check_choices
 from foundation.learning.no_effect import without_effect
 from foundation.learning.precision import Precision, compiled
+from foundation.learning.sample_weights import check_sample_weights, sample_weights
 from foundation.learning.schedules import value_at
 from foundation.learning.standardise import Standardiser
+from foundation.learning.terms import Term, make_terms
 from foundation.policies.output import PolicyOutput
 from foundation.students.base import Student
 
@@ -67,13 +69,10 @@ class Learner:
         self.cfg = cfg
         self.sequence_length = sequence_length
         self._check_batch()
-        names = {cfg.loss.name: 1.0, **cfg.loss.auxiliary}
-        specs = with_own_params([loss_spec(name) for name in names], cfg.loss.params)
-        self.terms: list[tuple[LossSpec, float]] = list(zip(specs, names.values(), strict=True))
-        check_main_loss(self.terms[0][0])
+        self.terms: list[Term] = make_terms(cfg)
         self.optimizer = _make_optimizer(student, cfg)
         self.adapter: nn.Linear | None = None
-        self.standardiser = Standardiser(field for spec, _ in self.terms for field in spec.teacher)
+        self.standardiser = Standardiser(field for term in self.terms for field in term.spec.teacher)
         self._own_units = list(self.standardiser.fields)
         """Fields that reach the losses in the teacher's units, and are standardised there."""
         self._loaded = False
@@ -104,7 +103,7 @@ class Learner:
 
     def target_fields(self) -> set[str]:
         """Return which of the teacher's outputs the losses read; of a discrete teacher the logits always."""
-        return {"mean", "logits"}.union(*(spec.teacher for spec, _ in self.terms))
+        return {"mean", "logits"}.union(*(term.spec.targets for term in self.terms))
 
     def prepare(self, student: PolicyOutput, teacher: PolicyOutput) -> None:
         """Check once that student and teacher have what the losses read; make the adapter that ``feature`` needs.
@@ -112,21 +111,26 @@ class Learner:
         Raises:
             UserError: Naming the loss, what is missing, and what to use instead.
         """
-        check_choices([spec.name for spec, _ in self.terms], student, teacher)
+        specs = [term.spec for term in self.terms]
+        check_choices(specs, student, teacher)
+        check_sample_weights(self.cfg.loss, teacher)
         unused = without_effect(
             self.cfg,
-            [spec for spec, _ in self.terms],
+            specs,
             discrete=teacher.logits is not None,
             sequences=self.sequence_length > 1,
             memory=self.student.state_size > 0,
         )
         if unused:
             logger.warning("Settings without effect: %s.", "; ".join(unused))
-        for spec, _ in self.terms:
+        for spec in specs:
             for role, output, wanted in (("student", student, spec.student), ("teacher", teacher, spec.teacher)):
                 missing = [name for name in wanted if getattr(output, name) is None]
                 if missing and output.logits is None:
                     raise UserError(_missing_output(spec.name, role, missing[0]))
+        for term, params in zip(self.terms, self.loss_params(0), strict=True):
+            if term.spec.optional:
+                term.spec.function(student, teacher, params)  # refuses families without a divergence
         if "features" in self.target_fields() and self.adapter is None:
             assert student.features is not None and teacher.features is not None
             sizes = student.features.shape[-1], teacher.features.shape[-1]
@@ -197,6 +201,7 @@ class Learner:
         """
         rate = self._set_learning_rate(epoch)
         params = self.loss_params(epoch)
+        weights = self.term_weights(epoch)
         draw = dataset.flat_minibatches if self.sequence_length == 1 else dataset.sequence_minibatches
         num_updates = self.num_updates(new_rows)
         totals = torch.zeros(len(self.terms), device=next(self.student.parameters()).device)
@@ -204,12 +209,13 @@ class Learner:
         self.student.train()
         with self._standardised():
             for batch in draw(self.batch_size, num_updates, self.cfg.shuffle):
-                totals += self._update(batch, params)
+                totals += self._update(batch, params, weights)
                 if poll is not None:
                     poll()
         self.student.eval()
         means = (totals / num_updates).tolist()
-        bad = [(spec.name, mean) for (spec, _), mean in zip(self.terms, means, strict=True) if not math.isfinite(mean)]
+        terms = {term.name: mean for term, mean in zip(self.terms, means, strict=True)}
+        bad = [(name, mean) for name, mean in terms.items() if not math.isfinite(mean)]
         if bad:
             raise UserError(
                 f"The training loss '{bad[0][0]}' became {bad[0][1]} in epoch {epoch + 1}: lower --learning_rate "
@@ -219,40 +225,40 @@ class Learner:
         if not bool(finite.all()):
             raise UserError(
                 f"The gradient of the training loss became NaN or infinite in epoch {epoch + 1}, and so did the "
-                f"student: check loss '{self.terms[0][0].name}' or lower --learning_rate (now {rate:g}). "
+                f"student: check loss '{self.terms[0].name}' or lower --learning_rate (now {rate:g}). "
                 "The last good checkpoint is kept."
             )
-        terms = {spec.name: mean for (spec, _), mean in zip(self.terms, means, strict=True)}
-        total = sum(weight * terms[spec.name] for spec, weight in self.terms)
-        self._check_scale(terms, epoch)
+        total = sum(weight * mean for weight, mean in zip(weights, means, strict=True))
+        self._check_scale(means, weights, epoch)
         return LearningStats(total, num_updates, rate, terms)
 
-    def _check_scale(self, terms: dict[str, float], epoch: int) -> None:
-        """Warn once of a term that is so much larger than the others that the student learns nothing else."""
-        if self._warned_of_scale or len(self.terms) == 1:
+    def _check_scale(self, means: list[float], weights: list[float], epoch: int) -> None:
+        """Warn once of a term that is so much larger than another one that the student learns little of that."""
+        if self._warned_of_scale:
             return
-        sizes = {spec.name: abs(weight * terms[spec.name]) for spec, weight in self.terms}
-        name = max(sizes, key=sizes.__getitem__)
-        others = sum(sizes.values()) - sizes[name]
-        if sizes[name] <= MOST_RATIO * others:
+        every = zip(self.terms, means, weights, strict=True)
+        sizes = [(abs(weight * mean), term) for term, mean, weight in every if weight > 0.0]
+        if len(sizes) < 2:
+            return
+        large, small = (choose(sizes, key=lambda entry: entry[0]) for choose in (max, min))
+        if large[0] <= MOST_RATIO * small[0]:
             return
         self._warned_of_scale = True
-        key = f"distill.loss.auxiliary.{name}" if name != self.terms[0][0].name else "the auxiliary weights"
-        change = "lower" if name != self.terms[0][0].name else "raise"
         logger.warning(
-            "The loss term '%s' is %.3g in epoch %d and the others together %.3g: the student learns little else. "
-            "%s %s.",
-            name,
-            sizes[name],
+            "The loss term '%s' is %.3g in epoch %d and '%s' %.3g: the student learns little of the latter. "
+            "Lower %s or raise %s.",
+            large[1].name,
+            large[0],
             epoch + 1,
-            others,
-            change.capitalize(),
-            key,
+            small[1].name,
+            small[0],
+            large[1].key,
+            small[1].key,
         )
 
-    def _update(self, batch: Batch, params: LossParams) -> torch.Tensor:
+    def _update(self, batch: Batch, params: list[LossParams], weights: list[float]) -> torch.Tensor:
         values = self.losses(batch, params)
-        weighted = [weight * value for value, (_, weight) in zip(values, self.terms, strict=True)]
+        weighted = [weight * value for value, weight in zip(values, weights, strict=True)]
         total = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
         self.precision.step(total, self.optimizer, self.student, self.cfg.optimizer.max_grad_norm)
         if self.average is not None:
@@ -294,7 +300,7 @@ class Learner:
             finally:
                 self._own_units = list(self.standardiser.fields)
 
-    def _losses(self, batch: Batch, params: LossParams) -> list[torch.Tensor]:
+    def _losses(self, batch: Batch, params: list[LossParams]) -> list[torch.Tensor]:
         """Return each term's mean over the batch, unweighted."""
         with self.precision.autocast():
             output = forward(self.student, batch)
@@ -305,13 +311,13 @@ class Learner:
         total = weights.sum().clamp_min(1e-8)
         return [(value * weights).sum() / total for value in values]
 
-    def per_sample(self, output: PolicyOutput, targets: PolicyOutput, params: LossParams) -> list[torch.Tensor]:
+    def per_sample(self, output: PolicyOutput, targets: PolicyOutput, params: list[LossParams]) -> list[torch.Tensor]:
         """Return each term for each sample, unweighted. Values and features reach the losses standardised.
 
         Args:
             output: The student's. Shape of each field: (..., size).
             targets: The teacher's, as stored.
-            params: Of this epoch.
+            params: Of this epoch, one for each term.
 
         Returns:
             One tensor per term. Shape: (...).
@@ -321,10 +327,19 @@ class Learner:
         if self.standardiser.fields:
             targets = self.standardiser(targets)
             output = self.standardiser(output, self._own_units)
-        return [spec.function(output, targets, params) for spec, _ in self.terms]
+        every = zip(self.terms, params, strict=True)
+        return [term.spec.function(output, targets, own) for term, own in every]
 
     def weights(self, batch: Batch) -> torch.Tensor | None:
         """Return the weight of each sample; None where all are 1. Shape: (...)."""
+        known = self._known_weights(batch)
+        own = sample_weights(self.cfg.loss, batch.targets)
+        if known is None or own is None:
+            return own if known is None else known
+        return known * own
+
+    def _known_weights(self, batch: Batch) -> torch.Tensor | None:
+        """Return the weights of the dataset, 0 where a student's memory is not yet warmed up. Shape: (...)."""
         burn_in = self.cfg.dataset.burn_in
         if batch.resets is None or burn_in == 0:
             return batch.weights
@@ -349,12 +364,13 @@ class Learner:
             group["lr"] = rate
         return rate
 
-    def loss_params(self, epoch: int) -> LossParams:
-        """Return the numbers that the losses read in an epoch, counted from 0."""
-        cfg = self.cfg.loss
-        temperature = value_at(cfg.temperature, epoch, self.cfg.n_epochs)
-        student_temperature = temperature if cfg.student_temperature == "same" else 1.0
-        return LossParams(cfg.huber_delta, cfg.min_std, temperature, student_temperature)
+    def loss_params(self, epoch: int) -> list[LossParams]:
+        """Return the numbers that each term reads in an epoch, counted from 0."""
+        return [term.params(self.cfg.loss, epoch, self.cfg.n_epochs) for term in self.terms]
+
+    def term_weights(self, epoch: int) -> list[float]:
+        """Return each term's weight in an epoch, counted from 0."""
+        return [term.weight(epoch, self.cfg.n_epochs) for term in self.terms]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the optimiser's state, and the training weights where the saved student is an average."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from foundation.config.distillation_cfg import DistillationCfg, ScheduleCfg
+from foundation.config.distillation_cfg import DistillationCfg, ScheduleCfg, TermCfg
 from foundation.learning.losses import LossSpec
 from foundation.learning.schedules import teacher_share
 
@@ -26,6 +26,17 @@ _OF_COLLECTING = (
     "collection",
 )
 """Settings, and parts of the config, that a run without a simulator does not read."""
+
+_READ_BY_LOSSES = (
+    "temperature",
+    "student_temperature",
+    "huber_delta",
+    "min_std",
+    "direction",
+    "labels",
+    "feature_distance",
+)
+"""Settings of ``distill.loss`` that only some losses read (see ``LossSpec``)."""
 
 
 def without_effect(
@@ -91,15 +102,19 @@ def _of_losses(cfg: DistillationCfg, losses: Sequence[LossSpec], discrete: bool)
     names = " and ".join(spec.name for spec in losses)
     verb = "reads" if len(losses) == 1 else "read"
     found = []
-    for name in ("temperature", "student_temperature", "huber_delta", "min_std"):
+    for name in _READ_BY_LOSSES:
         if name not in read:
             found += _unused(cfg, [f"loss.{name}"], f"{names} {verb} none with {kind} actions")
     return found + _zero_weights(cfg)
 
 
 def _zero_weights(cfg: DistillationCfg) -> list[str]:
-    weights = cfg.loss.auxiliary.items()
-    return [f"distill.loss.auxiliary.{name}=0 (the term adds nothing)" for name, weight in weights if weight == 0]
+    found = []
+    for name, term in cfg.loss.auxiliary.items():
+        key, weight = (f"{name}.weight", term.weight) if isinstance(term, TermCfg) else (name, term)
+        if weight == 0:
+            found.append(f"distill.loss.auxiliary.{key}=0 (the term adds nothing)")
+    return found
 
 
 def _of_student(cfg: DistillationCfg, losses: Sequence[LossSpec]) -> list[str]:

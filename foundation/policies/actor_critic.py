@@ -228,7 +228,8 @@ class ActorCritic(PolicyNetwork):
             state = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         mean, std = self.distribution(raw)
         logits = raw if self.num_choices is not None else None
-        return PolicyOutput(mean=mean, std=std, value=value, logits=logits, features=features), state
+        family = self.distribution.family(raw)
+        return PolicyOutput(mean=mean, std=std, value=value, logits=logits, features=features, **family), state
 
     @cached_property
     def num_parameters(self) -> int:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from foundation.policies.layers import BetaMoment, Constant, Layers, SquashedStd
+from foundation.policies.output import PolicyOutput
 
 Moments = tuple[torch.Tensor, torch.Tensor | None]
 NamedMoments = tuple[str, str | None]
@@ -22,6 +23,10 @@ class Deterministic(nn.Module):
     def forward(self, raw: torch.Tensor) -> Moments:
         """Return mean and std. Shape: (..., num_actions) each."""
         return raw, None
+
+    def family(self, raw: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what a bounded distribution has beside its moments, by the fields of :class:`PolicyOutput`."""
+        return {}
 
     def list_layers(self, layers: Layers, raw: str) -> NamedMoments:
         """Append what makes mean and std of the raw output (see :mod:`foundation.policies.layers`)."""
@@ -114,6 +119,12 @@ class Beta(Deterministic):
         std = (share * (1.0 - share) / (total + 1.0)).sqrt()
         return share * self.scale + self.low, std * self.scale
 
+    def family(self, raw: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the alphas and betas, where the range is [-1, 1]."""
+        if (self.low, self.scale) != (-1.0, 2.0):
+            return {}
+        return {"concentration": functional.softplus(raw) + 1.0}
+
     def list_layers(self, layers: Layers, raw: str) -> NamedMoments:
         """Append what makes mean and std of the raw output (see :mod:`foundation.policies.layers`)."""
         shape = (layers.size(raw) // 2,)
@@ -150,6 +161,11 @@ class SquashedGaussian(Deterministic):
         mean, log_std = raw.chunk(2, dim=-1)
         mean = mean.tanh()
         return mean, log_std.clamp(*self.log_std_range).exp() * self._slope(mean)
+
+    def family(self, raw: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return means and deviations before tanh."""
+        mean, log_std = raw.chunk(2, dim=-1)
+        return {"pre_tanh": torch.cat([mean, log_std.clamp(*self.log_std_range).exp()], dim=-1)}
 
     def list_layers(self, layers: Layers, raw: str) -> NamedMoments:
         """Append what makes mean and std of the raw output (see :mod:`foundation.policies.layers`)."""
@@ -205,6 +221,12 @@ class ShapedActions(Deterministic):
         self.register_buffer("high", high)
         self.register_buffer("scale", torch.ones(()) if scale is None else scale)
         self.register_buffer("shift", torch.zeros(()) if shift is None else shift)
+        same_range = (scale is None or bool((scale == 1.0).all())) and (shift is None or bool((shift == 0.0).all()))
+        self._untouched = squash is None and clip is None and same_range
+
+    def family(self, raw: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return that of the inner distribution, where nothing is done to its actions."""
+        return self.inner.family(raw) if self._untouched else {}
 
     def describe(self) -> str:
         """Return what is done to the mean, for people."""
@@ -290,3 +312,20 @@ def sample_gaussian(mean: torch.Tensor, std: torch.Tensor | None, generator: tor
         return mean
     noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
     return mean + std * noise
+
+
+def sample_output(output: PolicyOutput, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Draw actions from an output's distribution, bounded or Gaussian; the mean where there is none.
+
+    Shape: (..., num_actions).
+    """
+    if output.concentration is not None:
+        alpha, beta = output.concentration.chunk(2, dim=-1)
+        first = torch.ops.aten._standard_gamma(alpha, generator=generator)
+        second = torch.ops.aten._standard_gamma(beta, generator=generator)
+        total = (first + second).clamp_min(torch.finfo(first.dtype).tiny)
+        return 2.0 * first / total - 1.0
+    if output.pre_tanh is not None:
+        mean, std = output.pre_tanh.chunk(2, dim=-1)
+        return sample_gaussian(mean, std, generator).tanh()
+    return sample_gaussian(output.mean, output.std, generator)

@@ -24,7 +24,14 @@ class PolicyOutput(NamedTuple):
     logits: torch.Tensor | None = None
     """Logits or Q-values of a discrete policy. Shape: (..., num_choices)."""
     features: torch.Tensor | None = None
-    """Last hidden layer. Shape: (..., num_features)."""
+    """Last hidden layer, or the layers that were asked for, side by side. Shape: (..., num_features)."""
+    pre_tanh: torch.Tensor | None = None
+    """Of a Gaussian whose draws go through tanh: its means, then its deviations. Shape: (..., 2 * num_actions)."""
+    concentration: torch.Tensor | None = None
+    """Of a Beta distribution on [-1, 1]: its alphas, then its betas. Shape: (..., 2 * num_actions)."""
+    saliency: torch.Tensor | None = None
+    """How strongly the action depends on each observation that teacher and student share; only where a loss reads it.
+    Shape: (..., num_shared)."""
 
 
 def map_output(function: Callable[..., torch.Tensor], *outputs: PolicyOutput) -> PolicyOutput:

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 
 from foundation.core.errors import UserError
-from foundation.policies.distribution import sample_gaussian
+from foundation.policies.distribution import sample_output
 from foundation.policies.layers import Layers
 from foundation.policies.memory import EpisodeState
 from foundation.policies.output import PolicyOutput, map_output
@@ -50,8 +50,8 @@ class PolicyNetwork(EpisodeState):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def sample(self, output: PolicyOutput, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Draw actions from an output's distribution: Gaussian, or the mean alone. Shape: (..., num_actions)."""
-        return sample_gaussian(output.mean, output.std, generator)
+        """Draw actions from an output's distribution, or take the mean where it has none. Shape: (..., num_actions)."""
+        return sample_output(output, generator)
 
     def list_layers(self, layers: Layers) -> None:
         """Append the policy's layers and say which values are its outputs; what :meth:`layers` returns."""

@@ -106,7 +106,7 @@ class OfflineRunner(Runner[None]):
 
     def _load(self) -> tuple[DistillationDataset, DistillationDataset]:
         """Read the chunks, a random share of them into a dataset that is not learned from."""
-        needed = {name for spec, _ in self.learner.terms for name in spec.teacher}
+        needed = {name for term in self.learner.terms for name in term.spec.teacher}
         with self.stopwatch.stage("loading"):
             data = load_offline(self.cfg, self.saved, needed, self.learner.target_fields(), self.sequence_length)
         self.episodes = data.num_episodes

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from linear_teacher import GAIN, filled
 
 from foundation.config.distillation_cfg import DistillationCfg, LossCfg, OptimizerCfg, ScheduleCfg
 from foundation.core.errors import UserError
@@ -15,27 +16,11 @@ from foundation.policies.output import PolicyOutput
 from foundation.students import StudentPolicy, make_student, student_cfg_class
 from foundation.students.mlp import MLPStudentCfg
 
-GAIN = torch.tensor([[1.0, 0.5], [-0.5, 0.25], [0.0, -1.0]])
-
 
 def config(update_ratio: float = 1.0, **options) -> DistillationCfg:
     cfg = DistillationCfg(**{"batch_size": 16, "learning_rate": 1e-2, "n_epochs": 10, **options})
     cfg.optimizer.update_ratio = update_ratio
     return cfg
-
-
-def filled(chunks: int = 4, window: int = 1, value: bool = False, seed: int = 0) -> DistillationDataset:
-    targets = {"mean": 2, "std": 2} | ({"value": 1} if value else {})
-    dataset = DistillationDataset(BufferSpec(3, 8, 10_000, targets, chunk_steps=8, sequence_length=window), seed=seed)
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(chunks):
-        dataset.begin_chunk()
-        for step in range(8):
-            obs = torch.randn(8, 3, generator=generator)
-            target = PolicyOutput(obs @ GAIN, torch.full((8, 2), 0.3), obs.sum(-1, keepdim=True))
-            dataset.write(step, obs, target, torch.full((8,), step == 0))
-        dataset.commit_chunk()
-    return dataset
 
 
 def student(seed: int = 0, **options) -> StudentPolicy:

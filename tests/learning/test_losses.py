@@ -6,7 +6,15 @@ import math
 
 import pytest
 import torch
-from torch.distributions import Categorical, Independent, Normal, kl_divergence
+from torch.distributions import (
+    Beta,
+    Categorical,
+    Independent,
+    Normal,
+    TanhTransform,
+    TransformedDistribution,
+    kl_divergence,
+)
 
 from foundation.core.errors import UserError
 from foundation.learning.losses import LOSSES, LossParams, loss_spec
@@ -23,6 +31,24 @@ def outputs(*, steps: int = 0, std: bool = True, logits: bool = False, seed: int
         return torch.randn(*lead, size, generator=generator, dtype=torch.float64)
 
     return PolicyOutput(draw(3), draw(3).exp() if std else None, draw(1), draw(6) * 2.0 if logits else None, draw(7))
+
+
+def squashed(seed: int) -> tuple[PolicyOutput, TransformedDistribution]:
+    """A Gaussian before tanh, as a policy gives it and as torch.distributions has it."""
+    generator = torch.Generator().manual_seed(seed)
+    mean, log_std = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64).unbind()
+    before = Normal(mean, (0.5 * log_std).exp())
+    output = PolicyOutput(mean.tanh(), before.scale, pre_tanh=torch.cat([mean, before.scale], dim=-1))
+    return output, TransformedDistribution(before, TanhTransform())
+
+
+def beta(seed: int) -> tuple[PolicyOutput, Beta]:
+    """A Beta distribution on [-1, 1], as a policy gives it; that of torch.distributions is on [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    alpha, other = (1.0 + 4.0 * torch.rand(2, 5, 3, generator=generator, dtype=torch.float64)).unbind()
+    distribution = Beta(alpha, other)
+    mean, std = 2.0 * distribution.mean - 1.0, 2.0 * distribution.stddev
+    return PolicyOutput(mean, std, concentration=torch.cat([alpha, other], dim=-1)), distribution
 
 
 def call(name: str, student: PolicyOutput, teacher: PolicyOutput, params: LossParams = DEFAULT) -> torch.Tensor:
@@ -145,3 +171,149 @@ def test_a_loss_of_another_package_is_found_by_its_address():
     """``pkg.module:function`` is accepted; ours by its address is ours."""
     assert loss_spec("torch.nn.functional:l1_loss").function is torch.nn.functional.l1_loss
     assert loss_spec("foundation.learning.losses:kl") is LOSSES["kl"]
+    assert loss_spec("foundation.learning.losses.divergence:kl") is LOSSES["kl"]
+
+
+def test_reverse_kl_is_the_kl_with_both_exchanged():
+    """KL(student || teacher) by torch.distributions, for Gaussians and for choices."""
+    reverse = LossParams(direction="reverse", temperature=2.0)
+    student, teacher = outputs(seed=5), outputs(seed=6)
+    p, q = (Independent(Normal(one.mean, one.std), 1) for one in (teacher, student))
+    assert torch.allclose(call("kl", student, teacher, reverse), kl_divergence(q, p), atol=1e-6)
+    student, teacher = outputs(logits=True, seed=7), outputs(logits=True, seed=8)
+    assert student.logits is not None and teacher.logits is not None
+    p, q = Categorical(logits=teacher.logits / 2.0), Categorical(logits=student.logits)
+    assert torch.allclose(call("kl", student, teacher, reverse), kl_divergence(q, p), atol=1e-6)
+
+
+def test_jensen_shannon_of_choices_is_exact():
+    """The mean of both divergences from the even mixture, by torch.distributions; symmetric, and at most ln 2."""
+    params = LossParams(direction="jensen_shannon", temperature=0.5)
+    student, teacher = outputs(logits=True, seed=7), outputs(logits=True, seed=8)
+    assert student.logits is not None and teacher.logits is not None
+    p, q = Categorical(logits=teacher.logits / 0.5), Categorical(logits=student.logits)
+    mixture = Categorical(probs=0.5 * (p.probs + q.probs))
+    expected = 0.5 * (kl_divergence(p, mixture) + kl_divergence(q, mixture))
+    found = call("kl", student, teacher, params)
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert bool((found <= math.log(2.0)).all())
+
+
+def test_jensen_shannon_of_gaussians_is_an_estimate_of_the_integral():
+    """One action, 20,000 samples of 16 draws: the trapezoidal integral of the density, to 0.002; the same each time."""
+    params = LossParams(direction="jensen_shannon")
+    ones = torch.ones(20_000, 1, dtype=torch.float64)
+    student, teacher = PolicyOutput(0.7 * ones, 0.5 * ones), PolicyOutput(0.0 * ones, 1.0 * ones)
+    found = call("kl", student, teacher, params)
+    grid = torch.linspace(-12.0, 12.0, 200_001, dtype=torch.float64)
+    p, q = (Normal(mean, std).log_prob(grid).exp() for mean, std in ((0.0, 1.0), (0.7, 0.5)))
+    mixture = 0.5 * (p + q)
+    integrand = 0.5 * (torch.xlogy(p, p / mixture) + torch.xlogy(q, q / mixture))
+    expected = torch.trapezoid(integrand.nan_to_num(), grid)
+    assert found.mean().item() == pytest.approx(expected.item(), abs=2e-3)
+    assert torch.equal(found, call("kl", student, teacher, params))
+    assert torch.allclose(call("kl", teacher, teacher, params), torch.zeros_like(found), atol=1e-12)
+
+
+def test_the_advantages_are_what_the_choices_differ_by():
+    """Q-values off by a constant have the right advantages: q_mse 4, advantage_mse 0; worked by hand for [1, -1]."""
+    teacher = PolicyOutput(torch.zeros(1, 1), logits=torch.tensor([[1.0, 3.0]]))
+    shifted = PolicyOutput(torch.zeros(1, 1), logits=torch.tensor([[3.0, 5.0]]))
+    other = PolicyOutput(torch.zeros(1, 1), logits=torch.tensor([[2.0, 2.0]]))
+    assert call("q_mse", shifted, teacher).item() == 4.0
+    assert call("advantage_mse", shifted, teacher).item() == 0.0
+    assert call("advantage_mse", other, teacher).item() == 1.0
+
+
+def test_drawn_labels_have_the_teachers_distribution():
+    """The mean NLL over many draws is the cross-entropy of both distributions, for Gaussians and for choices."""
+    torch.manual_seed(0)
+    params = LossParams(labels="sampled", temperature=2.0)
+    ones = torch.ones(200_000, 1, dtype=torch.float64)
+    teacher, student = PolicyOutput(0.3 * ones, 0.5 * ones), PolicyOutput(0.0 * ones, 0.8 * ones)
+    p, q = Normal(0.3, 0.5), Normal(0.0, 0.8)
+    expected = kl_divergence(p, q) + p.entropy()
+    assert call("nll", student, teacher, params).mean().item() == pytest.approx(float(expected), abs=0.01)
+    logits, other = torch.tensor([0.0, 1.0, 2.0]).double(), torch.tensor([1.0, 0.5, 0.0]).double()
+    teacher = PolicyOutput(ones, logits=logits.expand(200_000, 3))
+    student = PolicyOutput(ones, logits=other.expand(200_000, 3))
+    p, q = Categorical(logits=logits / 2.0), Categorical(logits=other)
+    expected = kl_divergence(p, q) + p.entropy()
+    assert call("nll", student, teacher, params).mean().item() == pytest.approx(float(expected), abs=0.01)
+
+
+def test_a_squashed_student_has_the_likelihood_and_divergence_of_torch_distributions():
+    """-log p of an action in (-1, 1), with the slope of tanh; a bijection changes no divergence."""
+    (student, own), (teacher, wanted) = squashed(1), squashed(2)
+    label = PolicyOutput(teacher.mean.clamp(-0.99, 0.99))
+    assert torch.allclose(call("nll", student, label), -own.log_prob(label.mean).sum(-1), atol=1e-6)
+    for direction, pair in (("forward", (wanted, own)), ("reverse", (own, wanted))):
+        expected = kl_divergence(pair[0].base_dist, pair[1].base_dist).sum(-1)
+        assert torch.allclose(call("kl", student, teacher, LossParams(direction=direction)), expected, atol=1e-6)
+
+
+def test_a_beta_student_has_the_likelihood_and_divergence_of_torch_distributions():
+    """-log p of an action in (-1, 1), whose density is half of that on (0, 1)."""
+    (student, own), (teacher, wanted) = beta(1), beta(2)
+    expected = -(own.log_prob((teacher.mean + 1.0) / 2.0) - math.log(2.0)).sum(-1)
+    assert torch.allclose(call("nll", student, teacher), expected, atol=1e-6)
+    for direction, (p, q) in (("forward", (wanted, own)), ("reverse", (own, wanted))):
+        found = call("kl", student, teacher, LossParams(direction=direction))
+        assert torch.allclose(found, kl_divergence(p, q).sum(-1), atol=1e-6)
+
+
+def test_a_beta_student_is_floored_at_the_least_deviation():
+    """Alphas and betas of 1e6 have a deviation of 0.0007: with min_std=0.1 they count as 49.5, of 0.1."""
+    wide = Beta(torch.tensor(49.5), torch.tensor(49.5))
+    assert 2.0 * wide.stddev.item() == pytest.approx(0.1, rel=1e-5)
+    student = PolicyOutput(torch.zeros(1, 1), concentration=torch.full((1, 2), 1e6))
+    found = call("nll", student, PolicyOutput(torch.full((1, 1), 0.2)), LossParams(min_std=0.1))
+    assert found.item() == pytest.approx(-wide.log_prob(torch.tensor(0.6)).item() + math.log(2.0), rel=1e-4)
+
+
+def test_labels_beyond_the_range_of_a_bounded_student_count_as_its_edge():
+    """A Gaussian teacher's mean may be 3; the likelihood is finite, and that of 0.999."""
+    for student in (squashed(1)[0], beta(1)[0]):
+        far, edge = (PolicyOutput(torch.full((5, 3), at, dtype=torch.float64)) for at in (3.0, 0.999))
+        assert torch.equal(call("nll", student, far), call("nll", student, edge))
+        assert bool(torch.isfinite(call("nll", student, far)).all())
+
+
+@pytest.mark.parametrize(("make", "word"), [(squashed, "squashed Gaussian"), (beta, "Beta")])
+def test_kl_of_two_families_is_refused(make, word):
+    """A Gaussian teacher has actions that a bounded student never takes: the line says what to use."""
+    with pytest.raises(UserError, match=f"{word}.*use loss=nll, mse or huber, or distill.student.distribution="):
+        call("kl", make(1)[0], outputs(seed=2))
+    with pytest.raises(UserError, match="jensen_shannon has no form for Beta"):
+        call("kl", beta(1)[0], beta(2)[0], LossParams(direction="jensen_shannon"))
+
+
+GRADIENTS = [
+    *((name, LossParams(), "gaussian") for name in ("mse", "huber", "nll", "kl", "value", "value_l1", "feature")),
+    *((name, LossParams(temperature=2.0), "choices") for name in ("q_mse", "advantage_mse", "soft_cross_entropy")),
+    *(("kl", LossParams(direction=way), family)
+      for way in ("forward", "reverse", "jensen_shannon")
+      for family in ("gaussian", "choices", "squashed", "beta") if (way, family) != ("jensen_shannon", "beta")),
+    *(("nll", LossParams(), family) for family in ("choices", "squashed", "beta")),
+    ("feature", LossParams(feature_distance="cosine", layer_sizes=(3, 4)), "gaussian"),
+    ("feature", LossParams(layer_sizes=(3, 4)), "gaussian"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "params", "family"), GRADIENTS)
+def test_gradients_are_those_of_finite_differences(name, params, family):
+    """In float64 (``torch.autograd.gradcheck``), with respect to every output of the student that is read."""
+    if family in ("squashed", "beta"):
+        make = squashed if family == "squashed" else beta
+        student, teacher = make(1)[0], make(2)[0]
+        field = "pre_tanh" if family == "squashed" else "concentration"
+        read = [field]
+    else:
+        student, teacher = (outputs(logits=family == "choices", seed=seed) for seed in (1, 2))
+        read = ["logits"] if family == "choices" else list(LOSSES[name].student)
+    values = [getattr(student, field).requires_grad_() for field in read]
+
+    def function(*own: torch.Tensor) -> torch.Tensor:
+        return call(name, student._replace(**dict(zip(read, own, strict=True))), teacher, params)
+
+    assert torch.autograd.gradcheck(function, values)

@@ -64,6 +64,11 @@ def test_defaults_have_nothing_to_say():
         ("kl", False, "loss.min_std", 0.1, True),
         ("nll", False, "loss.min_std", 0.1, True),
         ("kl", True, "loss.min_std", 0.1, False),
+        ("kl", False, "loss.direction", "reverse", True),
+        ("mse", False, "loss.direction", "reverse", False),
+        ("nll", True, "loss.labels", "sampled", True),
+        ("kl", True, "loss.labels", "sampled", False),
+        ("mse", False, "loss.feature_distance", "cosine", False),
     ],
 )
 def test_what_a_loss_does_not_read_is_named(loss, discrete, path, value, read):
@@ -87,12 +92,13 @@ def test_the_lists_of_what_losses_read_are_true(name, discrete):
 
     def output() -> PolicyOutput:
         mean, logits = torch.randn(64, 3, generator=generator), torch.randn(64, 5, generator=generator)
-        small = torch.full((64, 3), 0.05)
+        small = 0.05 + 0.05 * torch.rand(64, 3, generator=generator)
         return PolicyOutput(mean, small, mean[:, :1], logits if discrete else None, mean)
 
     student, teacher = output(), output()
     base = LossParams(huber_delta=1.0, min_std=0.01, temperature=1.0, student_temperature=1.0)
     other = {"huber_delta": 0.1, "min_std": 0.2, "temperature": 3.0, "student_temperature": 3.0}
+    other |= {"direction": "reverse", "labels": "sampled", "feature_distance": "cosine"}
     expected = spec.function(student, teacher, base)
     reads = set()
     for field, value in other.items():

@@ -121,7 +121,7 @@ def test_gradients_are_those_of_finite_differences(name):
     batch = Batch(rows[:, dataset.columns["obs"]], targets)
 
     def loss() -> torch.Tensor:
-        return learner.per_sample(forward(student, batch), targets, LossParams())[1].mean()
+        return learner.per_sample(forward(student, batch), targets, learner.loss_params(0))[1].mean()
 
     loss().backward()
     reached = 0
@@ -248,7 +248,8 @@ def test_a_term_a_hundred_times_the_others_warns_once(weight, warned, caplog):
     learner = make({"value": weight})
     with caplog.at_level(logging.WARNING):
         fitted(learner, filled(2), 2)
-    found = [record.getMessage() for record in caplog.records if "learns little else" in record.getMessage()]
+    found = [record.getMessage() for record in caplog.records if "learns little of" in record.getMessage()]
     assert len(found) == int(warned)
     if warned:
-        assert "loss term 'value'" in found[0] and "Lower distill.loss.auxiliary.value" in found[0]
+        assert "loss term 'value'" in found[0] and "'mse'" in found[0]
+        assert "Lower distill.loss.auxiliary.value or raise distill.loss.weight." in found[0]

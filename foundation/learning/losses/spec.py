@@ -1,20 +1,15 @@
-"""Distillation losses: pure functions of the student's output and the teacher's targets, one value per sample.
-
-Masks and weights are the learner's business. A function added here under :func:`loss` can be chosen by its name; a
-function of a user's own package by ``"pkg.module:function"``.
-"""
+"""A loss as the learner knows it: its function, the outputs that it reads, the numbers that it reads."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 
+from foundation.config.distillation_cfg import Direction, FeatureDistance, Labels
 from foundation.core.errors import UserError, suggest
 from foundation.core.registry import resolve_attribute
 from foundation.policies.output import PolicyOutput
@@ -22,12 +17,17 @@ from foundation.policies.output import PolicyOutput
 
 @dataclass
 class LossParams:
-    """Numbers that losses read."""
+    """Numbers and choices that losses read."""
 
     huber_delta: float = 1.0
     min_std: float = 0.01
     temperature: float = 1.0
     student_temperature: float = 1.0
+    direction: Direction = "forward"
+    labels: Labels = "mean"
+    feature_distance: FeatureDistance = "l2"
+    layer_sizes: tuple[int, ...] = ()
+    """Sizes of the teacher's layers that lie side by side in ``features``; empty: it is one layer."""
 
 
 LossFunction = Callable[[PolicyOutput, PolicyOutput, LossParams], torch.Tensor]
@@ -47,11 +47,18 @@ class LossSpec:
     """Fields of :class:`LossParams` that it reads of continuous actions. None: unknown, of a user's own loss."""
     discrete: frozenset[str] | None = frozenset()
     """The same of discrete actions."""
+    optional: tuple[str, ...] = ()
+    """Further outputs of the teacher that it reads where they are there."""
 
     @property
     def trains_actions(self) -> bool:
-        """Whether it reaches the student's action head."""
+        """Whether it compares actions, so that it can stand alone."""
         return bool({"mean", "logits"} & set(self.student))
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The teacher's outputs that are kept for it."""
+        return self.teacher + self.optional
 
 
 LOSSES: dict[str, LossSpec] = {}
@@ -62,6 +69,7 @@ def loss(
     teacher: tuple[str, ...] = ("mean",),
     continuous: tuple[str, ...] = (),
     discrete: tuple[str, ...] = (),
+    optional: tuple[str, ...] = (),
 ) -> Callable[[LossFunction], LossFunction]:
     """Register a loss under its function's name.
 
@@ -70,11 +78,13 @@ def loss(
         teacher: The teacher's outputs that it reads.
         continuous: Fields of :class:`LossParams` that it reads of continuous actions.
         discrete: The same of discrete actions.
+        optional: Further outputs of the teacher that it reads where they are there.
     """
 
     def register(function: LossFunction) -> LossFunction:
         name = getattr(function, "__name__", "loss")
-        LOSSES[name] = LossSpec(name, function, student, teacher, frozenset(continuous), frozenset(discrete))
+        reads = frozenset(continuous), frozenset(discrete)
+        LOSSES[name] = LossSpec(name, function, student, teacher, *reads, optional)
         return function
 
     return register
@@ -93,6 +103,14 @@ def loss_spec(name: str) -> LossSpec:
     function = resolve_attribute(name, "loss", typed_as="loss=")
     known = next((spec for spec in LOSSES.values() if spec.function is function), None)
     return known or LossSpec(name, function, continuous=None, discrete=None)
+
+
+def with_labels(spec: LossSpec, labels: Labels) -> LossSpec:
+    """Return a loss as it is with ``distill.loss.labels``: to draw one, it reads the teacher's distribution too."""
+    if labels == "mean" or spec.continuous is None or "labels" not in spec.continuous:
+        return spec
+    discrete = None if spec.discrete is None else spec.discrete | {"temperature"}
+    return replace(spec, teacher=(*spec.teacher, "std"), discrete=discrete)
 
 
 def with_own_params(specs: Sequence[LossSpec], values: Mapping[str, float]) -> list[LossSpec]:
@@ -144,13 +162,23 @@ def check_main_loss(spec: LossSpec) -> None:
         )
 
 
-def check_choices(names: Sequence[str], student: PolicyOutput, teacher: PolicyOutput) -> None:
+_CONTINUOUS = ("mse", "huber")
+_OF_CHOICES = "kl, nll, q_mse or soft_cross_entropy"
+
+
+def check_choices(specs: Sequence[LossSpec], student: PolicyOutput, teacher: PolicyOutput) -> None:
     """Refuse a student and losses that do not fit the discrete actions of a teacher, or the other way round.
 
     Raises:
         UserError: Saying what to set.
     """
     if teacher.logits is None and student.logits is None:
+        wrong = [spec.name for spec in specs if "logits" in spec.teacher]
+        if wrong:
+            raise UserError(
+                f"Loss '{wrong[0]}' compares the values of discrete actions, and these are continuous: use loss=mse, "
+                "huber, nll or kl."
+            )
         return
     if teacher.logits is None:
         raise UserError("The student chooses among discrete actions and the teacher does not: unset num_choices.")
@@ -161,101 +189,19 @@ def check_choices(names: Sequence[str], student: PolicyOutput, teacher: PolicyOu
             f"The teacher chooses among {count} discrete actions and the student has {found}: "
             f"set distill.student.num_choices={count}."
         )
-    wrong = [name for name in names if name in ("mse", "huber")]
+    wrong = [spec.name for spec in specs if spec.name in _CONTINUOUS]
     if wrong:
         raise UserError(
-            f"Loss '{wrong[0]}' compares continuous actions, and these are discrete: use loss=kl, nll, q_mse or "
-            "soft_cross_entropy."
+            f"Loss '{wrong[0]}' compares continuous actions, and these are discrete: use loss={_OF_CHOICES}."
         )
 
 
-def _one_hot_argmax(logits: torch.Tensor) -> torch.Tensor:
-    return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits.dtype)
+def got(output: torch.Tensor | None, what: str) -> torch.Tensor:
+    """Return an output that a loss reads.
 
-
-def _got(value: torch.Tensor | None, what: str) -> torch.Tensor:
-    if value is None:
+    Raises:
+        UserError: If the policy does not have it.
+    """
+    if output is None:
         raise UserError(f"The loss reads {what}, which this policy does not have.")
-    return value
-
-
-@loss()
-def mse(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
-    """Mean squared error of the mean actions. Shapes: (..., num_actions) -> (...)."""
-    return (student.mean - target.mean).square().mean(dim=-1)
-
-
-@loss(continuous=("huber_delta",))
-def huber(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
-    """Huber loss of the mean actions, linear beyond ``huber_delta``. Shapes: (..., num_actions) -> (...)."""
-    return F.huber_loss(student.mean, target.mean, reduction="none", delta=params.huber_delta).mean(dim=-1)
-
-
-@loss(student=("mean", "std"), continuous=("min_std",))
-def nll(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
-    """Negative log-likelihood of the teacher's action (Rusu et al. 2015, eq. 1).
-
-    Gaussian for continuous actions, the student's std floored at ``min_std``: on the teacher's mean a learned std
-    would go to zero. Cross-entropy with the teacher's best action for discrete ones.
-    """
-    if target.logits is not None and student.logits is not None:
-        return -(_one_hot_argmax(target.logits) * F.log_softmax(student.logits, dim=-1)).sum(dim=-1)
-    std = _got(student.std, "a student's std").clamp_min(params.min_std)
-    standardised = (target.mean - student.mean) / std
-    return (0.5 * standardised.square() + std.log() + 0.5 * math.log(2.0 * math.pi)).sum(dim=-1)
-
-
-@loss(student=("logits",), teacher=("logits",))
-def q_mse(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
-    """Mean squared error of the Q-values (Rusu et al. 2015, eq. 2). Shapes: (..., num_choices) -> (...)."""
-    return (_got(student.logits, "Q-values") - _got(target.logits, "Q-values")).square().mean(dim=-1)
-
-
-@loss(
-    student=("mean", "std"),
-    teacher=("mean", "std"),
-    continuous=("min_std",),
-    discrete=("temperature", "student_temperature"),
-)
-def kl(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
-    """KL(teacher || student), analytic in the distributions (Rusu et al. 2015, eq. 3).
-
-    Closed form for diagonal Gaussians; softmax(Q_T / temperature) against the student's softmax for discrete actions.
-    """
-    if target.logits is not None and student.logits is not None:
-        log_p = F.log_softmax(target.logits / params.temperature, dim=-1)
-        return (log_p.exp() * (log_p - _student_log_softmax(student, params))).sum(dim=-1)
-    std_t = _got(target.std, "a teacher's std").clamp_min(params.min_std)
-    std_s = _got(student.std, "a student's std").clamp_min(params.min_std)
-    ratio = (std_t / std_s).square()
-    distance = ((target.mean - student.mean) / std_s).square()
-    return (0.5 * (ratio + distance - 1.0) - 0.5 * ratio.log()).sum(dim=-1)
-
-
-@loss(student=("logits",), teacher=("logits",), discrete=("temperature", "student_temperature"))
-def soft_cross_entropy(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
-    """Cross-entropy -sum p_T log p_S: the discrete KL up to the teacher's entropy."""
-    p = F.softmax(_got(target.logits, "logits") / params.temperature, dim=-1)
-    return -(p * _student_log_softmax(student, params)).sum(dim=-1)
-
-
-def _student_log_softmax(student: PolicyOutput, params: LossParams) -> torch.Tensor:
-    return F.log_softmax(_got(student.logits, "logits") / params.student_temperature, dim=-1)
-
-
-@loss(student=("value",), teacher=("value",))
-def value(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
-    """Squared error of the state value. Shapes: (..., 1) -> (...)."""
-    return (_got(student.value, "a student's value") - _got(target.value, "a teacher's value")).square().mean(dim=-1)
-
-
-@loss(student=("value",), teacher=("value",))
-def value_l1(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
-    """Absolute error of the state value. Shapes: (..., 1) -> (...)."""
-    return (_got(student.value, "a student's value") - _got(target.value, "a teacher's value")).abs().mean(dim=-1)
-
-
-@loss(student=("features",), teacher=("features",))
-def feature(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
-    """Squared error of hidden features, the student's already through the learner's linear adapter."""
-    return (_got(student.features, "features") - _got(target.features, "features")).square().mean(dim=-1)
+    return output

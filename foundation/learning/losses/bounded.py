@@ -1,0 +1,40 @@
+"""Parameters of bounded distributions, none narrower than ``min_std``, and labels within their range."""
+
+from __future__ import annotations
+
+import torch
+
+LIMIT = 0.999
+"""Labels beyond it count as it: at 1 a bounded density is zero or infinite, and a teacher's mean may be anywhere."""
+
+
+def inside(action: torch.Tensor) -> torch.Tensor:
+    """Return labels within the open interval (-1, 1)."""
+    return action.clamp(-LIMIT, LIMIT)
+
+
+def squashed_parameters(pre_tanh: torch.Tensor, min_std: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return means and standard deviations before tanh, where the floor counts too. Shape: (..., num_actions) each."""
+    mean, std = pre_tanh.chunk(2, dim=-1)
+    return mean, std.clamp_min(min_std)
+
+
+def beta_parameters(concentration: torch.Tensor, min_std: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return alphas and betas of distributions on [-1, 1] of these means, and at least this wide.
+
+    The deviation on [-1, 1] is ``2 sqrt(m (1 - m) / (alpha + beta + 1))`` with ``m = alpha / (alpha + beta)``: where it
+    is below ``min_std``, both are lowered by the same factor.
+
+    Args:
+        concentration: Alphas, then betas. Shape: (..., 2 * num_actions).
+        min_std: Least deviation [action units].
+
+    Returns:
+        Shape of each: (..., num_actions).
+    """
+    alpha, beta = concentration.chunk(2, dim=-1)
+    total = alpha + beta
+    share = alpha / total
+    most = (4.0 * share * (1.0 - share) / min_std**2 - 1.0).clamp_min(1.0)
+    factor = (most / total).clamp_max(1.0)
+    return alpha * factor, beta * factor
