@@ -9,9 +9,17 @@ from typing import Any
 
 import torch
 
+from foundation.config.distillation_cfg import ScheduleCfg, TermCfg
 from foundation.config.finetune_cfg import FinetuneCfg, KlDirection
 from foundation.core.errors import UserError
-from foundation.learning.losses import LossParams, LossSpec, check_main_loss, loss_spec, with_own_params
+from foundation.learning.losses import (
+    LossParams,
+    LossSpec,
+    check_main_loss,
+    loss_spec,
+    with_labels,
+    with_own_params,
+)
 from foundation.learning.schedules import value_at
 from foundation.policies.actors import Policy
 from foundation.policies.obs_groups import ObsSelector
@@ -249,7 +257,10 @@ class Retention:
 
     @property
     def _params(self) -> LossParams:
-        return LossParams(huber_delta=self.cfg.loss.huber_delta, min_std=self.cfg.loss.min_std)
+        loss = self.cfg.loss
+        return LossParams(
+            huber_delta=loss.huber_delta, min_std=loss.min_std, direction=loss.direction, labels=loss.labels
+        )
 
     def check(self) -> None:
         """Refuse terms that need a standard deviation of a teacher that has none.
@@ -303,13 +314,20 @@ def distillation_terms(cfg: FinetuneCfg) -> list[tuple[LossSpec, float]]:
     Raises:
         UserError: If one of them trains anything but actions.
     """
-    names = {cfg.loss.name: 1.0, **cfg.loss.auxiliary}
-    specs = with_own_params([loss_spec(name) for name in names], cfg.loss.params)
+    loss = cfg.loss
+    auxiliary = {name: term.weight if isinstance(term, TermCfg) else term for name, term in loss.auxiliary.items()}
+    names = {loss.name: loss.weight, **auxiliary}
+    specs = with_own_params([loss_spec(name) for name in names], loss.params)
     check_main_loss(specs[0])
+    weights = []
+    for name, weight in names.items():
+        if isinstance(weight, ScheduleCfg):
+            raise UserError(f"the weight of loss '{name}' is a schedule: give a number, and alpha the schedule")
+        weights.append(weight)
     for spec in specs:
         if not {*spec.student, *spec.teacher} <= {"mean", "std"}:
             raise UserError(
                 f"loss={spec.name} is not about the actions' distribution, which alone is distilled while PPO runs: "
                 "use mse, huber, nll or kl"
             )
-    return list(zip(specs, names.values(), strict=True))
+    return list(zip([with_labels(spec, loss.labels) for spec in specs], weights, strict=True))
