@@ -366,9 +366,12 @@ class DistillationDataset:
         """
         shape = [self.max_chunks, self.chunk_steps, self.num_envs, self.row_size]
         if list(state["shape"]) != shape:
+            what = ("chunks: dataset.size", "steps of a chunk: dataset.chunk_steps", "environments: --num_envs")
+            what = (*what, "columns: observation groups, losses, --save_dataset")
+            pairs = zip(state["shape"], shape, what, strict=True)
+            differ = ", ".join(f"{old} instead of {new} {name}" for old, new, name in pairs if old != new)
             raise UserError(
-                f"The run to resume had a dataset of (chunks, steps, envs, columns) = {list(state['shape'])}, this one "
-                f"has {shape}: resume with the same num_envs, dataset and observation settings."
+                f"The run to resume had a dataset of other sizes ({differ}): resume with the same settings."
             )
         numbers = [state[name] for name in ("num_chunks", "chunks_written", "chunks_evicted", "cursor")]
         whole = all(type(number) is int and number >= 0 for number in numbers)

@@ -389,9 +389,9 @@ class Learner:
             model: ``model_state_dict`` of the checkpoint.
             state: What :meth:`state_dict` returned.
         """
-        self.policy.load_state_dict(model)
-        if self.average is not None:
-            self.student.load_state_dict(state["training_state_dict"])
+        self.student.load_state_dict(state.get("training_state_dict", model))
+        if self.average is not None:  # of a run that had none, the average begins here
+            self.average.load_state_dict(model)
         if self.adapter is not None:
             self.adapter.load_state_dict(state["adapter_state_dict"])
         self.optimizer.load_state_dict(state["optimizer_state_dict"])

@@ -10,6 +10,7 @@ import torch
 
 import foundation
 from foundation.checkpoints.initialise import initialise_student
+from foundation.checkpoints.reading.agent_config import at
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.plain import to_plain
 from foundation.core.errors import UserError
@@ -230,10 +231,18 @@ class Runner(RunLoop[DistillationCfg, Reporter, Collected]):
             values: The checkpoint's.
 
         Raises:
-            UserError: If the student has another architecture now.
+            UserError: If the student has another architecture now, or what fits it is of another kind.
         """
         if values["student"] != self.student.describe():
             raise UserError(
                 "The student's architecture differs from that of the run to resume: give the same settings."
             )
+        kind = at(values, "distillation", "optimizer", "name")
+        if kind not in (None, self.cfg.optimizer.name):
+            raise UserError(
+                f"The run to resume has the optimiser {kind}, whose state means nothing to {self.cfg.optimizer.name}: "
+                f"leave distill.optimizer.name={self.cfg.optimizer.name} out."
+            )
+        if ("adapter_state_dict" in values) != (self.learner.adapter is not None):
+            raise UserError("The loss 'feature' cannot come or go when a run is resumed: give the same losses.")
         self.learner.load_state_dict(values["model_state_dict"], values)

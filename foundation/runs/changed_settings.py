@@ -16,6 +16,8 @@ from foundation.runs.run_dir import RunDir
 _OF_A_PROCESS = ("log_dir",)
 """Fields that an engine sets and no user chooses."""
 _ABSENT = object()
+_LONGEST = 80
+"""Characters of a value that are shown."""
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 """Where an object lies in memory, which is part of its text and differs from process to process."""
 
@@ -81,10 +83,11 @@ def _shown(value: object) -> str:
     """Write a value as people type it: 3e-4, not 0.0003."""
     if value is _ABSENT:
         return "not set"
-    if value is None:
-        return "null"
+    if value is None or isinstance(value, bool | Mapping):
+        text = yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
+        return text if len(text) < _LONGEST else f"{text[:_LONGEST]}..."
     if isinstance(value, float) and 0.0 < abs(value) < 1e-2:
         mantissa, _, exponent = f"{value:e}".partition("e")
         short = f"{float(mantissa):g}e{int(exponent)}"
         return short if float(short) == value else repr(value)
-    return value if isinstance(value, str) and value.isprintable() and len(value) < 80 else quoted(value)
+    return value if isinstance(value, str) and value.isprintable() and len(value) < _LONGEST else quoted(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,9 @@ from foundation.teachers.teacher_board import TeacherBoard
 
 Teacher = TeacherPolicyWrapper | TeacherEnsemble
 """One teacher, or several with the interface of one."""
+
+_OF_A_POLICY = ("activation", "distribution", "action_shape", "clip_actions", "recurrence", "obs_groups", "obs_slice")
+"""What of a teacher's description its actions depend on, beside its weights."""
 
 
 class RunTeachers:
@@ -68,6 +72,7 @@ class RunTeachers:
         if cfg.teacher.position_offset_correction:
             self.correction = PositionCorrection(env, student_obs, self.num_assigned)
         self.gate: TeacherGate | None = getattr(teacher, "gate", None)
+        self.fingerprint = fingerprint(teacher)
         self.gate_figures: dict[str, Any] = {}
 
     @property
@@ -210,7 +215,8 @@ class RunTeachers:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what an exact resume needs."""
-        state: dict[str, Any] = {"names": list(getattr(self.teacher, "names", []))}
+        names = list(getattr(self.teacher, "names", []))
+        state: dict[str, Any] = {"names": names, "fingerprint": self.fingerprint}
         if self.board is not None:
             state["board"] = self.board.state_dict()
         if self.gate is not None:
@@ -218,8 +224,12 @@ class RunTeachers:
             state["gate"] = {"weights": weights, "figures": self.gate_figures}
         return state if self.correction is None else state | {"offsets": self.correction.offsets.clone()}
 
+    def are_others(self, state: dict[str, Any]) -> bool:
+        """Return whether the teachers differ from those of a saved state, as where a file was written anew."""
+        return state.get("fingerprint", self.fingerprint) != self.fingerprint
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned; rows and figures go by the teachers' numbers."""
+        """Restore what :meth:`state_dict` returned; transitions and figures go by the teachers' numbers."""
         names = state.get("names")
         own = list(getattr(self.teacher, "names", []))
         if names is not None and names != own:
@@ -237,6 +247,23 @@ class RunTeachers:
             self.gate_figures = saved["figures"]
         if self.correction is not None and "offsets" in state:
             self.correction.offsets.copy_(state["offsets"])
+
+
+def fingerprint(teacher: Any) -> str:
+    """Return a checksum of a teacher's weights and of what was understood of its file, wherever that lies.
+
+    A gate that is fitted in the run is none of the teacher's own.
+    """
+    describe = getattr(teacher, "describe", dict)
+    understood = describe()
+    digest = hashlib.sha256(repr([understood.get(name) for name in _OF_A_POLICY]).encode())
+    weights = getattr(teacher, "state_dict", dict)()
+    for name in sorted(name for name in weights if not name.startswith("gate.")):
+        value = weights[name]
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def teacher_weights(weights: dict[str, int], assignment: TeacherAssignment | None) -> torch.Tensor | None:

@@ -388,6 +388,8 @@ class DistillationRunner(Runner[Collection]):
         reasons = []
         if not self.collector.load_state_dict(state.collector):
             reasons.append("this engine cannot restore its environments")
+        if self.teachers.are_others(state.teachers):
+            reasons.append("the teacher is not the one that it was begun with: its weights, or its config, are others")
         if not self.shards.restore(state.dataset, state.shards):
             reasons.append("its dataset is not on disk (dataset.disk_gb was too small, or the run had ended)")
         return " and ".join(reasons)

@@ -219,3 +219,53 @@ def test_a_resumed_run_keeps_the_clips_of_before(server: CommandServer, argv: li
     assert first.read_bytes() == before and len(steps) > 3
     assert all(step % 20 == 0 for step in steps)
     assert not list(first.parent.glob(".*"))
+
+
+def test_a_teacher_that_was_written_anew_is_not_exact(server: CommandServer, tmp_path: Path) -> None:
+    """Training that went on writes ``best_model.pt`` again: the path is the same, the labels are not."""
+    teacher = write_teacher(tmp_path / "teacher" / "best_model.pt")
+    stop_after(server, arguments(teacher, **SMALL), tmp_path / "run", "Epoch 2/4")
+    shutil.copytree(tmp_path / "run", tmp_path / "again")
+    moved = shutil.copytree(tmp_path / "teacher", tmp_path / "moved") / teacher.name
+    write_teacher(teacher, bias=0.5)
+    command = server.run(["--resume"], tmp_path / "run")
+    assert command.code == 0 and "(not exact: the teacher is not the one" in command.text, command.text
+    command = server.run(["--resume", "--teacher_checkpoint", str(moved)], tmp_path / "again")
+    assert command.code == 0 and "(exact, but teacher.checkpoint is " in command.text, command.text
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "says"),
+    [
+        ([], ["optimizer.name=sgd"], "leave distill.optimizer.name=sgd out"),
+        ([], ["distill.loss.auxiliary={feature: 0.1}"], "the same losses"),
+        ([], ["--save_dataset", "rows"], "instead of 34 columns: observation groups, losses, --save_dataset"),
+        ([], ["dataset.size=512"], "8 instead of 1 chunks: dataset.size"),
+    ],
+)
+def test_what_the_saved_state_means_nothing_to_is_named(
+    first: list[str], then: list[str], says: str, stopped: Path, server: CommandServer, tmp_path: Path
+) -> None:
+    """Another optimiser, a loss with weights of its own, a dataset of other sizes: one line, and no traceback."""
+    shutil.copytree(stopped, tmp_path / "run")
+    command = server.run(["--resume", *first, *then], tmp_path / "run")
+    assert command.code == 2 and "Traceback" not in command.text, command.text
+    assert says in command.error
+
+
+def test_an_average_may_begin_and_end_at_a_resume(
+    server: CommandServer, argv: list[str], stopped: Path, tmp_path: Path
+) -> None:
+    """``ema_decay`` switched on starts at the student; switched off, the student's own weights learn on."""
+    shutil.copytree(stopped, tmp_path / "on")
+    command = server.run(["--resume", "optimizer.ema_decay=0.5"], tmp_path / "on")
+    assert command.code == 0 and "optimizer.ema_decay is 0.5, was null" in command.text, command.text
+    run = stop_after(server, argv, tmp_path / "off", "Epoch 2/4", "optimizer.ema_decay=0.5")
+    saved = torch.load(run / "checkpoint_latest.pt", weights_only=True)
+    epochs = saved["epoch"]
+    command = server.run(["--resume", "optimizer.ema_decay=null", "--learning_rate", "1e-30"], tmp_path / "off")
+    assert command.code == 0 and epochs < 4, command.text
+    final = torch.load(run / "final_student.pt", weights_only=True)["model_state_dict"]
+    for name, weight in saved["training_state_dict"].items():
+        if not name.startswith("normalizer"):
+            assert torch.equal(final[name], weight), f"{name} is not the student's own"
