@@ -55,7 +55,7 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
         raise UserError(f"'{source.path}' is corrupt: 'clip_actions' is {bound:g}, more than float32 can hold.")
     groups = stated["obs_groups"]
     cfg = student.cfg
-    kind = "gaussian" if cfg.stochastic else "deterministic"
+    kind = cfg.distribution if cfg.stochastic else "deterministic"
     return finish(
         source,
         "foundation student",
@@ -68,6 +68,7 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
         num_choices=cfg.num_choices,
         obs_normalization=bool(student.normalizer.count > 0),
         recurrence=cfg.name if student.state_size else "none",
+        action_shape="tanh" if cfg.distribution != "gaussian" else None,
         distribution_name="choices" if cfg.num_choices else kind,
         has_std=cfg.stochastic,
         has_value=cfg.value_head,

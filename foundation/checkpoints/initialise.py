@@ -39,6 +39,7 @@ def initialise_student(student: Student, path: str | Path, **overrides: object) 
     else:
         raise UserError(f"'{path}' cannot start a student: only checkpoints of students and of RSL-RL can.")
     _compare_activations(student, loaded, str(path))
+    _compare_bounds(student, loaded, str(path))
     own = student.state_dict()
     wrong = [key for key in source if key in own and own[key].shape != source[key].shape]
     odd = [key for key in (own.keys() ^ source.keys()) if not key.startswith(("log_std", "value"))]
@@ -70,6 +71,16 @@ def _compare_activations(student: Student, loaded: PolicyNetwork, path: str) -> 
         raise UserError(
             f"'{path}' has {'/'.join(sorted(theirs))} activations and the student {'/'.join(sorted(ours))}. "
             "Set distill.student.activation to the file's."
+        )
+
+
+def _compare_bounds(student: Student, loaded: PolicyNetwork, path: str) -> None:
+    """Refuse weights whose actions are squashed in one of the two alone, which their shapes do not show."""
+    theirs = loaded.cfg.distribution if isinstance(loaded, Student) else "gaussian"
+    if theirs != student.cfg.distribution:
+        raise UserError(
+            f"'{path}' has distribution={theirs} and the student {student.cfg.distribution}: set "
+            f"distill.student.distribution={theirs}."
         )
 
 

@@ -121,6 +121,11 @@ def _export(student: Student, std: float) -> _Exported:
         )
     if student.cfg.num_choices is not None:
         raise UserError("RSL-RL's policies have continuous actions; this student chooses among discrete ones.")
+    if student.cfg.distribution != "gaussian":
+        raise UserError(
+            f"RSL-RL's policies end in a linear layer; this student's actions are of distribution="
+            f"{student.cfg.distribution}: write it as onnx, torchscript or npz."
+        )
     body = dict(student.body.state_dict())
     if not body:
         raise UserError("RSL-RL's networks have at least one hidden layer; this student has hidden_dims=[].")

@@ -9,6 +9,7 @@ import torch
 from foundation.config.distillation_cfg import CollectionCfg
 from foundation.core.errors import UserError
 from foundation.policies.actors import Policy
+from foundation.policies.distribution import sample_output
 from foundation.policies.output import PolicyOutput
 
 
@@ -115,7 +116,7 @@ class PolicyMixture:
                 "distill.collection.student_deterministic=false: this student has no standard deviation to explore "
                 "with; set distill.student.stochastic=true, or explore with distill.collection.noise_std."
             )
-        return student.mean + student.std * self._randn_like(student.mean)
+        return sample_output(student, self.generator)
 
     def _randn_like(self, tensor: torch.Tensor) -> torch.Tensor:
         return torch.randn(tensor.shape, generator=self.generator, device=tensor.device)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from foundation.config.distillation_cfg import StudentCfg
+from foundation.config.distillation_cfg import ActionDistribution, StudentCfg
 from foundation.core.errors import UserError
 from foundation.policies.layers import OBS, Constant, Layers
 from foundation.policies.memory import MemoryLayer, initial_state_of, reset_state_of, run_layers
@@ -21,6 +21,8 @@ from foundation.policies.policy_network import PolicyNetwork
 
 LOG_STD_RANGE = (-10.0, 2.0)
 """Bounds of the logarithm of a learned deviation."""
+LEAST_SHARE = 1e-4
+"""How near the mean of a Beta distribution may be to either end, as a share of the range: a parameter of 0 has none."""
 SIZES = ("hidden_dims", "encoder_dims", "channels", "hidden_size", "num_layers")
 """Fields of the built-in students' configs that hold sizes of layers."""
 
@@ -32,7 +34,10 @@ class NetworkCfg(StudentCfg):
     state_dependent_std: bool = False
     """With ``stochastic``: the deviation is an output of the network, not one parameter per action."""
     init_std: float = 0.5
-    """Standard deviation before training, in action units."""
+    """Standard deviation before training, in action units (of ``tanh`` before tanh)."""
+    distribution: ActionDistribution = "gaussian"
+    """Of continuous actions: gaussian (unbounded), tanh (a Gaussian whose draws go through tanh) or beta, both on
+    [-1, 1], with the mean action tanh(network). Without ``stochastic``, tanh has the mean action alone."""
     num_choices: int | None = None
     """Choices of a discrete action, whose index is then the only action; the teacher's ``num_choices``. None: the
     actions are continuous."""
@@ -65,6 +70,13 @@ class Student(PolicyNetwork):
             size = getattr(cfg, name, 1)
             if any(width < 1 for width in (size if isinstance(size, list) else [size])):
                 raise UserError(f"student.{name} is {size}: it must be at least 1.")
+        if cfg.distribution != "gaussian" and cfg.num_choices is not None:
+            raise UserError(
+                f"student.distribution={cfg.distribution} is of continuous actions, and this student chooses among "
+                f"{cfg.num_choices}: set student.distribution=gaussian."
+            )
+        if cfg.distribution == "beta" and not cfg.stochastic:
+            raise UserError("student.distribution=beta has a deviation: set student.stochastic=true, or use tanh.")
         low, high = (math.exp(bound) for bound in LOG_STD_RANGE)
         if cfg.stochastic and not low <= cfg.init_std <= high:
             raise UserError(f"student.init_std is {cfg.init_std:g}: it must be from {low:.2g} to {high:.3g}.")
@@ -130,11 +142,15 @@ class Student(PolicyNetwork):
         layers.outputs["features"] = x
         raw = layers.dense(x, "mean", self.mean)
         layers.outputs["mean"] = raw
+        if self.cfg.distribution != "gaussian":
+            layers.outputs["mean"] = layers.activation(raw, "action", "tanh")
         if self.num_choices is not None:
             layers.outputs["logits"] = raw
             layers.outputs["mean"] = layers.choice(raw)
         if self.value is not None:
             layers.outputs["value"] = layers.dense(x, "value", self.value)
+        if self.cfg.distribution != "gaussian":
+            return  # the deviation of a bounded distribution depends on its mean: no robot reads it
         if isinstance(self.log_std, nn.Linear):
             log_std = layers.clamp(layers.dense(x, "log_std", self.log_std), "log_std.clamp", *LOG_STD_RANGE)
             layers.outputs["std"] = layers.activation(log_std, "std", "exp")
@@ -176,8 +192,42 @@ class Student(PolicyNetwork):
             std = raw.clamp(*LOG_STD_RANGE).exp().expand_as(mean)
         value = None if self.value is None else self.value(features)
         logits = None if self.cfg.num_choices is None else raw_mean
-        return PolicyOutput(mean=mean, std=std, value=value, logits=logits, features=features)
+        output = PolicyOutput(mean=mean, std=std, value=value, logits=logits, features=features)
+        if std is None or self.cfg.distribution == "gaussian":
+            return output
+        return _squashed(output, raw_mean, std) if self.cfg.distribution == "tanh" else _beta(output, std)
 
     def _actions(self, raw: torch.Tensor) -> torch.Tensor:
-        """Return the deterministic actions: the raw output, or the index of the best choice as a float."""
+        """Return the deterministic actions: the raw output, its tanh, or the index of the best choice as a float."""
+        if self.cfg.distribution != "gaussian":
+            return raw.tanh()
         return raw if self.cfg.num_choices is None else raw.argmax(dim=-1, keepdim=True).to(raw.dtype)
+
+
+def _squashed(output: PolicyOutput, mean: torch.Tensor, std: torch.Tensor) -> PolicyOutput:
+    """Return the output of a Gaussian whose draws go through tanh.
+
+    Args:
+        output: Its mean is the action, tanh of the mean before.
+        mean: Before tanh. Shape: (..., num_actions).
+        std: Before tanh. Shape: (..., num_actions).
+    """
+    slope = 1.0 - output.mean.square()
+    return output._replace(std=std * slope, pre_tanh=torch.cat([mean, std], dim=-1))
+
+
+def _beta(output: PolicyOutput, std: torch.Tensor) -> PolicyOutput:
+    """Return the output of a Beta distribution on [-1, 1] with the output's mean.
+
+    It is written by its mean and its concentration ``alpha + beta = 1 / std^2`` (Ferrari and Cribari-Neto 2004), so
+    that the deviation of an action near 0 is about ``std``, and that of one near the bounds goes to zero.
+
+    Args:
+        output: Its mean is that of the distribution.
+        std: Shape: (..., num_actions).
+    """
+    total = std.square().reciprocal()
+    share = (0.5 + 0.5 * output.mean).clamp(LEAST_SHARE, 1.0 - LEAST_SHARE)
+    deviation = 2.0 * (share * (1.0 - share) / (total + 1.0)).sqrt()
+    concentration = torch.cat([share * total, (1.0 - share) * total], dim=-1)
+    return output._replace(std=deviation, concentration=concentration)

@@ -8,7 +8,7 @@ from typing import Self
 
 from torch import nn
 
-from foundation.config.distillation_cfg import StudentCfg
+from foundation.config.distillation_cfg import ActionDistribution, StudentCfg
 from foundation.policies.mlp import build_mlp
 from foundation.students.base import NetworkCfg, Student
 
@@ -42,6 +42,7 @@ class StudentPolicy(Student):
         state_dependent_std: bool = False,
         init_std: float = 0.5,
         num_choices: int | None = None,
+        distribution: ActionDistribution = "gaussian",
     ) -> None:
         """Create the network.
 
@@ -56,6 +57,7 @@ class StudentPolicy(Student):
             state_dependent_std: With ``stochastic``: the deviation depends on the observation.
             init_std: Standard deviation before training, in action units.
             num_choices: Choices of a discrete action. None: the actions are continuous.
+            distribution: Of continuous actions: gaussian, tanh or beta.
         """
         cfg = MLPStudentCfg(
             obs_normalization=obs_normalization,
@@ -64,6 +66,7 @@ class StudentPolicy(Student):
             state_dependent_std=state_dependent_std,
             init_std=init_std,
             num_choices=num_choices,
+            distribution=distribution,
             hidden_dims=[int(width) for width in hidden_dims],
             activation=activation,
         )
@@ -85,6 +88,7 @@ class StudentPolicy(Student):
             cfg.state_dependent_std,
             cfg.init_std,
             cfg.num_choices,
+            cfg.distribution,
         )
         student.cfg = cfg  # a class of another package keeps its own name and options
         return student

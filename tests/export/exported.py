@@ -30,6 +30,8 @@ STUDENTS: dict[str, tuple[str, dict]] = {
     "mlp": ("mlp", {}),
     "mlp-no-hidden": ("mlp", {"hidden_dims": []}),
     "gaussian": ("mlp", {"stochastic": True, "state_dependent_std": True, "value_head": True, "activation": "silu"}),
+    "tanh": ("mlp", {"distribution": "tanh"}),
+    "beta": ("gru", {"stochastic": True, "state_dependent_std": True, "distribution": "beta"}),
     "discrete": ("mlp", {"num_choices": 5, "activation": "tanh"}),
     "gru": ("gru", {}),
     "gru-2-layers": ("gru", {"num_layers": 2, "encoder_dims": [], "hidden_dims": [8], "learn_initial_state": True}),

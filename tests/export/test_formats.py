@@ -224,7 +224,7 @@ def test_onnx_has_rsl_rls_names(tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", ["mlp", "gru", "history", "tcn"])
+@pytest.mark.parametrize("case", ["mlp", "tanh", "gru", "history", "tcn"])
 def test_onnx_is_read_again(case, tmp_path):
     """Our reader of ONNX files gives the student's actions; its memory begins at zero, as these students' does."""
     network = student(case)

@@ -24,6 +24,7 @@ OPTIONS = (
     {},
     {"stochastic": True, "value_head": True},
     {"stochastic": True, "state_dependent_std": True, "activation": "gelu"},
+    {"distribution": "tanh"},
     {"num_layers": 2, "learn_initial_state": True, "hidden_dims": [8], "encoder_dims": []},
     {"length": 1},
     {"kernel_size": 3, "channels": [6, 5], "hidden_dims": []},

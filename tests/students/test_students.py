@@ -25,6 +25,9 @@ OPTIONS = (
     {},
     {"stochastic": True, "value_head": True},
     {"stochastic": True, "state_dependent_std": True},
+    {"distribution": "tanh"},
+    {"stochastic": True, "distribution": "tanh"},
+    {"stochastic": True, "state_dependent_std": True, "distribution": "beta"},
     {"num_layers": 2, "learn_initial_state": True, "hidden_dims": [8], "encoder_dims": []},
     {"length": 1},
     {"kernel_size": 3, "channels": [6, 5], "hidden_dims": []},
@@ -165,6 +168,46 @@ def test_sizes_and_deviations_that_cannot_be_are_refused(name, options):
     """One line that names the setting, before a layer is made or a deviation is clipped."""
     with pytest.raises(UserError, match=rf"student\.{next(iter(options))} is .*must be"):
         make_student(student_cfg_class(name)(name=name, stochastic=True, **options), 5, 2)
+
+
+@pytest.mark.parametrize("kind", ["tanh", "beta"])
+@pytest.mark.parametrize("dependent", [False, True])
+def test_a_bounded_student_is_the_distribution_of_its_moments(kind, dependent):
+    """Mean action tanh(network); its deviation and its draws are those of torch.distributions with its parameters."""
+    torch.manual_seed(1)
+    student = StudentPolicy(OBS, ACTIONS, stochastic=True, distribution=kind, state_dependent_std=dependent)
+    output, _ = student.step(torch.randn(ENVS, OBS))
+    raw = student.mean(output.features)
+    assert torch.equal(output.mean, raw.tanh())
+    if kind == "tanh":
+        mean, std = output.pre_tanh.chunk(2, dim=-1)
+        assert torch.equal(mean, raw) and torch.allclose(std, torch.tensor(0.5))
+        assert torch.allclose(output.std, std * torch.autograd.functional.jacobian(torch.tanh, raw).sum((-1, -2)))
+        drawn = torch.distributions.Normal(mean, std).sample((40_000,)).tanh()
+    else:
+        alpha, beta = output.concentration.chunk(2, dim=-1)
+        reference = torch.distributions.Beta(alpha, beta)
+        assert torch.allclose(2.0 * reference.mean - 1.0, output.mean, atol=1e-6)
+        assert torch.allclose(2.0 * reference.stddev, output.std, atol=1e-6)
+        assert torch.allclose(alpha + beta, torch.tensor(4.0))  # 1 / 0.5^2
+        drawn = 2.0 * reference.sample((40_000,)) - 1.0
+    many = type(output)(*(None if field is None else field.expand(40_000, *field.shape) for field in output))
+    own = student.sample(many, torch.Generator().manual_seed(2))
+    assert bool((own.abs() <= 1.0).all())
+    assert torch.allclose(own.mean(0), drawn.mean(0), atol=0.02) and torch.allclose(own.std(0), drawn.std(0), atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"distribution": "beta"}, "student.distribution=beta has a deviation: set student.stochastic=true"),
+        ({"distribution": "tanh", "num_choices": 3}, "distribution=tanh is of continuous actions"),
+    ],
+)
+def test_distributions_that_cannot_be_are_refused(options, words):
+    """One line that says what to set."""
+    with pytest.raises(UserError, match=words):
+        make_student(student_cfg_class("mlp")(**options), 5, 1)
 
 
 def test_users_snippet():
