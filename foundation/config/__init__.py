@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_HOMES = {"hydra_task_config": "foundation.cli.hydra_app"}
+_HOMES = {"hydra_task_config": "foundation.cli.hydra_script"}
 """Public names that are imported when they are asked for: the decorator loads tasks, which this room does not know."""
 
 

@@ -112,7 +112,7 @@ def test_the_decorator_is_isaac_labs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_scripts_configs_are_those_of_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``seed=`` seeds all three, ``num_envs=`` reaches the scene, and what is typed for one of them beats it."""
-    from foundation.cli.hydra_app import load_configs
+    from foundation.cli.hydra_script import load_configs
 
     monkeypatch.chdir(tmp_path)
     env_cfg, agent_cfg, cfg = load_configs(TASK, "rsl_rl_cfg_entry_point", ["seed=7", "num_envs=5", "device=cpu"])
@@ -135,7 +135,9 @@ def test_a_scripts_configs_are_those_of_the_commands(tmp_path: Path, monkeypatch
         (["-m"], "--multirun needs something to run over"),
         (["-m", "experiment=glob(*)"], "write the names, experiment=a,b,c"),
         (["-m", "experiment=fast,./none.yaml"], "experiment=./none.yaml: there is no such file"),
-        (["-m", "seed=1,2", "hydra/launcher=joblibb"], "there is no such launcher here"),
+        (["-m", "seed=1,2", "hydra/launcher=joblibb"], "there is no such launcher here. Did you mean 'joblib'"),
+        (["-m", "seed=1,2", "hydra/sweeper=basik"], "there is no such sweeper here. Did you mean 'basic'"),
+        (["-m", "seed=1,2", "hydra/sweeper=optuna"], "pip install hydra-optuna-sweeper"),
         (["run_name=${sed}"], "Did you mean 'seed'?"),
         (["--multrun", "seed=1,2"], "Did you mean '--multirun'?"),
         (["--cfg", "jop"], "invalid choice: 'jop'"),
