@@ -61,7 +61,7 @@ def text_of(page: str) -> str:
     return (ROOT / page).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["commands.md", "config.md", "registries.md"])
+@pytest.mark.parametrize("name", ["commands.md", "config.md", "registries.md", "tasks.md"])
 def test_the_reference_is_generated(name: str) -> None:
     """Flags, keys and names in docs/reference/ are those of the code: python scripts/make_reference.py."""
     committed = (make_reference.FOLDER / name).read_text(encoding="utf-8")

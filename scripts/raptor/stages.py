@@ -217,11 +217,11 @@ def _last_count(log: Path) -> str:
     return next((line for line in reversed(lines) if COUNTS.search(line)), "")
 
 
-def newest_run(experiment: str, run_name: str) -> Path:
-    """Return the newest run folder of an experiment that carries a name."""
-    runs = _runs(experiment, run_name)
+def newest_run(experiment: str, run_name: str, kind: str = "distillation") -> Path:
+    """Return the newest run folder of an experiment that carries a name, of ``distillation.py`` or ``finetune.py``."""
+    runs = _runs(experiment, run_name, kind)
     if not runs:
-        raise UserError(f"distillation.py left no run named '{run_name}' in logs/distillation/{experiment}.")
+        raise UserError(f"{kind}.py left no run named '{run_name}' in logs/{kind}/{experiment}.")
     return runs[-1]
 
 
@@ -243,10 +243,10 @@ def begun_run(experiment: str, run_name: str, teachers: Path, since: str) -> Pat
     return None
 
 
-def _runs(experiment: str, run_name: str) -> list[Path]:
+def _runs(experiment: str, run_name: str, kind: str = "distillation") -> list[Path]:
     """List the run folders of exactly this name by their time, which their names begin with."""
     stamp = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_" + re.escape(run_name))
-    folder = Path("logs") / "distillation" / experiment
+    folder = Path("logs") / kind / experiment
     return sorted(path for path in folder.glob("*") if stamp.fullmatch(path.name) and path.is_dir())
 
 

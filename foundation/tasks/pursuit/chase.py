@@ -7,10 +7,12 @@ import math
 import torch
 
 from foundation.tasks.pursuit import mdp
-from foundation.tasks.pursuit.env_cfg import QuadcopterChaseEnvCfg, check_chase_cfg
+from foundation.tasks.pursuit.env_cfg import QuadcopterChaseEnvCfg, QuadcopterChaseEnvCfg_PLAY, check_chase_cfg
 from foundation.tasks.pursuit.torch_env import PursuitEnv
 from foundation.tasks.quadrotor.episode_stats import LogNames
 from foundation.tasks.quadrotor.l2f_env import L2fPhysics
+
+__all__ = ["QuadcopterChaseEnv", "QuadcopterChaseEnvCfg", "QuadcopterChaseEnvCfg_PLAY", "QuadcopterChaseL2fEnv"]
 
 AMPLITUDE = slice(0, 3)
 PULSE = slice(3, 6)

@@ -66,7 +66,7 @@ class ChaseRewardsCfg:
     distance: float = -1.0
     """Times the distance to the target [1/m]."""
     orientation: float = -0.1
-    """Times the heading-like angle 2 acos(1 - \\|q_z\\|) [1/rad]."""
+    """Times the heading-like angle ``2 acos(1 - |q_z|)`` [1/rad]."""
     action_rate: float = -1.0
     """Times the norm of the change of the action."""
     termination: float = -100.0
@@ -82,7 +82,7 @@ class EvadeRewardsCfg:
     distance: float = 1.0
     """Times the distance to the pursuer, up to ``distance_cap`` [1/m]."""
     orientation: float = -0.1
-    """Times the heading-like angle 2 acos(1 - \\|q_z\\|) [1/rad]."""
+    """Times the heading-like angle ``2 acos(1 - |q_z|)`` [1/rad]."""
     action_rate: float = -0.5
     """Times the norm of the change of the action."""
     termination: float = -100.0

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 
 from foundation.tasks.pursuit import mdp
-from foundation.tasks.pursuit.env_cfg import QuadcopterEvadeEnvCfg, check_evade_cfg
+from foundation.tasks.pursuit.env_cfg import QuadcopterEvadeEnvCfg, QuadcopterEvadeEnvCfg_PLAY, check_evade_cfg
 from foundation.tasks.pursuit.torch_env import PursuitEnv
 from foundation.tasks.quadrotor.episode_stats import LogNames
 from foundation.tasks.quadrotor.l2f_env import L2fPhysics
 from foundation.tasks.quadrotor.sim.quadrotor import POSITION, VELOCITY
+
+__all__ = ["QuadcopterEvadeEnv", "QuadcopterEvadeEnvCfg", "QuadcopterEvadeEnvCfg_PLAY", "QuadcopterEvadeL2fEnv"]
 
 
 class QuadcopterEvadeEnv(PursuitEnv):

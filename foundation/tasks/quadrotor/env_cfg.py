@@ -73,7 +73,7 @@ class RewardsCfg:
     position: float = -1.0
     """Times the distance to the target [1/m]."""
     orientation: float = -0.1
-    """Times the heading-like angle 2 acos(1 - \\|q_z\\|) [1/rad]."""
+    """Times the heading-like angle ``2 acos(1 - |q_z|)`` [1/rad]."""
     action_rate: float = -1.0
     """Times the norm of the change of the action."""
     termination: float = -100.0

@@ -1,0 +1,71 @@
+"""What is compared: how a policy that chases is taught to evade."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+CHASE = "Isaac-Quadcopter-Chase-v0"
+EVADE = "Isaac-Quadcopter-Evade-v0"
+TASKS = {"chase": CHASE, "evade": EVADE}
+"""In the order of the stages."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of the second stage, as arguments of ``finetune.py``."""
+
+    label: str
+    """As tables and pictures have it."""
+    distilled: bool = False
+    """Starts from the student that was distilled from the chase's teacher, rather than from that teacher."""
+    kl_coef: float = 0.0
+    """Weight of the KL to the chase's teacher, on the states of the new task."""
+    replay: float | None = None
+    """Weight of the replay of the chase's transitions; None: they are not loaded."""
+    ewc: float = 0.0
+    """Weight of elastic weight consolidation."""
+
+    def tokens(self, teacher: Path, dataset: Path) -> list[str]:
+        """Return the arguments of ``finetune.py`` that are this method's.
+
+        Args:
+            teacher: The chase's teacher.
+            dataset: Folder of the chase's transitions.
+        """
+        tokens: list[str] = []
+        if self.kl_coef:
+            tokens += ["--teacher_checkpoint", str(teacher), "--kl_coef", str(self.kl_coef)]
+        if self.replay is not None:
+            tokens += [f"finetune.replay.dataset={dataset}", f"finetune.replay.coef={self.replay}"]
+        if self.ewc:
+            tokens.append(f"finetune.ewc.coef={self.ewc}")
+        return tokens
+
+
+METHODS: dict[str, Method] = {
+    "ppo": Method("PPO"),
+    "distil_ppo": Method("distil, then PPO", distilled=True),
+    "kl": Method("PPO + KL", kl_coef=0.3),
+    "replay": Method("PPO + replay", replay=10.0),
+    "kl_replay": Method("PPO + KL + replay", kl_coef=0.3, replay=10.0),
+    "ewc": Method("PPO + EWC", replay=0.0, ewc=100.0),
+}
+"""By the name that ``--methods`` takes."""
+
+
+def distil_tokens(teacher: Path, dataset: Path, hidden_dims: Sequence[int], seed: int) -> list[str]:
+    """Return the arguments of ``distillation.py`` that compress the chase's teacher and save what it was taught on.
+
+    Args:
+        teacher: The chase's teacher.
+        dataset: Folder for the transitions.
+        hidden_dims: The student's layers: the teacher's own, so that starting points differ by the distillation alone.
+        seed: Of the run.
+    """
+    dims = ",".join(map(str, hidden_dims))
+    return [
+        *("--task", CHASE, "--teacher_checkpoint", str(teacher), "--save_dataset", str(dataset), "--seed", str(seed)),
+        *("experiment=fast", "distill.student.obs_groups=[policy]", f"distill.student.hidden_dims=[{dims}]"),
+    ]

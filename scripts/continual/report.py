@@ -1,0 +1,114 @@
+"""The table and the picture of ``scripts/forgetting.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+from foundation.evaluation.forgetting import Forgetting, TaskReturns, measure_forgetting
+
+INK, OLD, NEW = "#333333", "#5b7db1", "#d1495b"
+Measured = Mapping[str, Mapping[str, float]]
+"""Task -> figures of ``measure``."""
+
+
+def measures(random: Measured, references: Measured, stages: Sequence[Measured]) -> Forgetting:
+    """Compute the measures of one run.
+
+    Args:
+        random: Figures of random actions, which an untrained policy is taken to be.
+        references: Figures of each task's own teacher on that task.
+        stages: Figures after each stage.
+    """
+    key = "mean_return"
+    return measure_forgetting(
+        [
+            TaskReturns(
+                name,
+                random=random[name][key],
+                reference=references[name][key],
+                before=random[name][key],
+                after=tuple(stage[name][key] for stage in stages),
+            )
+            for name in references
+        ]
+    )
+
+
+def spread(values: Sequence[float], percent: bool = True) -> str:
+    """Write a median, and the range where there are several values."""
+    factor, digits = (100.0, 1) if percent else (1.0, 2)
+    text = f"{factor * median(values):.{digits}f}"
+    if len(values) > 1:
+        text += f" ({factor * min(values):.{digits}f} to {factor * max(values):.{digits}f})"
+    return text
+
+
+def markdown(found: Mapping[str, Sequence[Forgetting]], ends: Mapping[str, Sequence[Measured]]) -> str:
+    """Write the table of two tasks.
+
+    Args:
+        found: Label of a method -> measures of its runs, one a seed.
+        ends: Label of a method -> what was measured at the end of its runs.
+    """
+    old, new = next(iter(found.values()))[0].names
+    lines = [
+        f"| second stage | runs | {old} before [%] | {old} after [%] | kept [%] | {new} after [%] | "
+        f"mean of both [%] | backward transfer | JS to the {old} teacher [nats] | JS to the {new} teacher [nats] |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for label, runs in found.items():
+        cells = [
+            label,
+            str(len(runs)),
+            spread([run.matrix[0][0] for run in runs]),
+            spread([run.matrix[-1][0] for run in runs]),
+            spread([run.retention[0] for run in runs]),
+            spread([run.matrix[-1][1] for run in runs]),
+            spread([run.mean_score for run in runs]),
+            spread([run.backward_transfer for run in runs], percent=False),
+            *(_divergence([end[name] for end in ends[label]]) for name in (old, new)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _divergence(figures: Sequence[Mapping[str, float]]) -> str:
+    values = [entry["js_divergence"] for entry in figures if "js_divergence" in entry]
+    return spread(values, percent=False) if values else "–"
+
+
+def draw(found: Mapping[str, Sequence[Forgetting]], path: Path) -> None:
+    """Draw each method's old-task and new-task scores at the end: the median as a bar, every run as a dot.
+
+    Args:
+        found: Label of a method -> measures of its runs.
+        path: The PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 10, "font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": "#bbbbbb"})
+    figure, axes = plt.subplots(figsize=(7.2, 0.62 * len(found) + 1.5), dpi=160)
+    names = next(iter(found.values()))[0].names
+    for row, runs in enumerate(found.values()):
+        for task, (shift, color) in enumerate(((-0.19, OLD), (0.19, NEW))):
+            scores = [100.0 * run.matrix[-1][task] for run in runs]
+            label = f"{names[task]} ({'old' if task == 0 else 'new'} task)" if row == 0 else None
+            axes.barh(row + shift, median(scores), height=0.34, color=color, alpha=0.75, label=label)
+            axes.plot(scores, [row + shift] * len(scores), "o", color=INK, markersize=3)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.invert_yaxis()
+    axes.axvline(100.0, color="#999999", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+    axes.axvline(0.0, color="#999999", linewidth=0.8)
+    axes.set_xlabel("normalised score after both stages [%]: 0 random actions, 100 the task's own teacher")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK, which="both", color="#bbbbbb")
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=9)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})
+    plt.close(figure)

@@ -1,0 +1,220 @@
+"""How much a policy that chases forgets when it learns to evade, by method: the forgetting matrix, a table, a picture.
+
+    python scripts/forgetting.py                          # every method, three seeds
+    python scripts/forgetting.py --methods ppo kl --seeds 0
+    python scripts/forgetting.py --quick                  # tiny sizes, to see that it runs
+
+The first stage is a teacher that chases (the shipped one unless ``--chase`` names another), the same for all seeds; the
+second is ``finetune.py`` on the evasion. Every finished stage is kept in ``<folder>/stages.json`` with its figures and
+is not run again: the same command goes on, also with more seeds or methods. Writes ``<out>.json``, ``<out>.md`` and
+``<out>.png`` of what is finished, and TensorBoard's files under ``<folder>/tensorboard``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from continual.methods import EVADE, METHODS, TASKS, distil_tokens
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = {name: ROOT / "foundation" / "assets" / "teachers" / name / "model.pt" for name in TASKS}
+EXPERIMENT = "forgetting"
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    from foundation.cli.cli_args import positive_int, seed
+    from foundation.cli.parser import ScriptParser
+
+    parser = ScriptParser(__doc__)
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="(default: all)")
+    parser.add_argument("--seeds", nargs="+", type=seed, default=[0, 1, 2], help="of the second stage (0 1 2)")
+    parser.add_argument("--iterations", type=positive_int, default=150, help="of the second stage (%(default)s)")
+    parser.add_argument("--episodes", type=positive_int, default=512, help="of each measurement (%(default)s)")
+    parser.add_argument("--chase", type=Path, default=SHIPPED["chase"], metavar="PATH", help="teacher that chases")
+    parser.add_argument("--evade", type=Path, default=SHIPPED["evade"], metavar="PATH", help="teacher that evades")
+    parser.add_argument("--folder", type=Path, default=Path("logs/forgetting"), help="(default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/forgetting"), help="(default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, reaches nothing")
+    args = parser.read(argv)
+    if args.quick:
+        args.iterations, args.episodes, args.seeds = 2, 16, args.seeds[:1]
+    return args
+
+
+class Study:
+    """The stages of one folder."""
+
+    def __init__(self, args: argparse.Namespace):
+        """Open, or begin, the folder."""
+        from raptor.stages import Stages
+
+        from foundation.core.errors import UserError
+
+        self.args = args
+        self.teachers: dict[str, Path] = {"chase": args.chase.resolve(), "evade": args.evade.resolve()}
+        for name, path in self.teachers.items():
+            if not path.is_file():
+                raise UserError(f"--{name} {path}: no such file")
+        settings = {"iterations": args.iterations, "episodes": args.episodes, "quick": args.quick}
+        settings |= {name: str(path) for name, path in self.teachers.items()}
+        self.folder: Path = args.folder.resolve()
+        self.stages = Stages(self.folder, settings)
+        self.dataset = self.folder / "chase_transitions"
+
+    def measure(self, checkpoint: Path | None) -> dict[str, dict[str, float]]:
+        """Measure a checkpoint, or random actions, on both tasks."""
+        from continual.measure import measure
+
+        return measure(checkpoint, TASKS, self.teachers, self.args.episodes)
+
+    def references(self) -> dict[str, Any]:
+        """Measure random actions and both teachers."""
+        return {"random": self.measure(None)} | {name: self.measure(path) for name, path in self.teachers.items()}
+
+    def distil(self) -> dict[str, Any]:
+        """Distil the teacher that chases into a student of its own size, and keep the transitions."""
+        import shutil
+
+        from raptor.stages import newest_run, python
+
+        from foundation.teachers import TeacherPolicyWrapper
+
+        shutil.rmtree(self.dataset, ignore_errors=True)  # of an attempt that did not end
+        dims = TeacherPolicyWrapper(str(self.teachers["chase"])).hidden_dims
+        tokens = distil_tokens(self.teachers["chase"], self.dataset, dims, seed=0)
+        tokens += ["--n_epochs", "2"] if self.args.quick else []
+        names = ("--experiment_name", EXPERIMENT, "--run_name", "student")
+        python("foundation/rsl_rl/distillation.py", *tokens, *names, log=self.folder / "student.log")
+        student = newest_run(EXPERIMENT, "student") / "best_student.pt"
+        return {"checkpoint": str(student.resolve()), "figures": self.measure(student)}
+
+    def fine_tune(self, name: str, seed: int) -> dict[str, Any]:
+        """Run the second stage by one method."""
+        from raptor.stages import newest_run, python
+
+        method = METHODS[name]
+        start = Path(self.stages.done["distil"]["checkpoint"]) if method.distilled else self.teachers["chase"]
+        run_name = f"{name}_s{seed}"
+        python(
+            "foundation/rsl_rl/finetune.py",
+            *("--task", EVADE, "--checkpoint", start, "--seed", seed, "--max_iterations", self.args.iterations),
+            *("--experiment_name", EXPERIMENT, "--run_name", run_name),
+            *method.tokens(self.teachers["chase"], self.dataset),
+            log=self.folder / f"{run_name}.log",
+        )
+        end = newest_run(EXPERIMENT, run_name, kind="finetune") / "best_student.pt"
+        return {"checkpoint": str(end.resolve()), "figures": self.measure(end)}
+
+    def run(self) -> None:
+        """Run what is not done yet, one seed of all methods after the other, and report after each."""
+        self.stages.run("references", self.references)
+        self.stages.run("distil", self.distil)
+        for seed in self.args.seeds:
+            for name in self.args.methods:
+                self.stages.run(f"{name}_s{seed}", lambda name=name, seed=seed: self.fine_tune(name, seed))
+                self.report()
+
+    def report(self) -> None:
+        """Write JSON, table, picture and TensorBoard's files of everything that is finished."""
+        from continual.report import draw, markdown, measures
+        from raptor.stages import write_json
+
+        from foundation.runs.metrics_writer import TensorBoardWriter
+
+        done = self.stages.done
+        known = done["references"]
+        own = {name: known[name][name] for name in TASKS}
+        found: dict[str, list[Any]] = {}
+        ends: dict[str, list[Any]] = {}
+        rows: list[dict[str, Any]] = []
+        for key, stage in done.items():
+            name, _, seed = key.rpartition("_s")
+            if name not in METHODS:
+                continue
+            method = METHODS[name]
+            first = done["distil"]["figures"] if method.distilled else known["chase"]
+            result = measures(known["random"], own, [first, stage["figures"]])
+            found.setdefault(method.label, []).append(result)
+            ends.setdefault(method.label, []).append(stage["figures"])
+            rows.append(
+                {
+                    "method": name,
+                    "seed": int(seed),
+                    "cpu_seconds": stage["cpu_seconds"],
+                    "stages": [first, stage["figures"]],
+                    "measures": result.tags(),
+                    "matrix": result.matrix,
+                }
+            )
+            writer = TensorBoardWriter(self.folder / "tensorboard" / key, purge_step=0)
+            writer.add_scalars(result.tags(), 1)
+            writer.add_scalars(
+                {
+                    f"forgetting/js_divergence/{task}": values["js_divergence"]
+                    for task, values in stage["figures"].items()
+                    if "js_divergence" in values
+                },
+                1,
+            )
+            writer.close()
+        settings = {key: value for key, value in self.stages.settings.items() if key not in TASKS}
+        write_json(self.args.out.with_suffix(".json"), {"settings": settings, "references": known, "runs": rows})
+        self.args.out.with_suffix(".md").write_text(self.page(markdown(found, ends)), encoding="utf-8")
+        draw(found, self.args.out.with_suffix(".png"))
+
+    def page(self, table: str) -> str:
+        """Write the page around the table."""
+        known = self.stages.done["references"]
+        rows = [
+            f"| {who} | {known[who]['chase']['mean_return']:.1f} | {known[who]['evade']['mean_return']:.1f} |"
+            for who in ("random", *TASKS)
+        ]
+        name = self.args.out.name
+        return "\n".join(
+            [
+                "# Chase, then evade: what is forgotten",
+                "",
+                "A policy that chases a target is taught to evade a pursuer, by several methods; both tasks have one "
+                "observation layout, with columns that say which task runs. Scores are normalised: 0 is what random "
+                "actions reach, 100 % what the task's own teacher reaches. Medians, and ranges over the seeds of the "
+                "second stage; the first stage is the same teacher for all.",
+                "",
+                f"    python scripts/forgetting.py --iterations {self.args.iterations} --episodes {self.args.episodes}",
+                "",
+                table,
+                f"![Scores after both stages]({name}.png)",
+                "",
+                "Mean returns of the references:",
+                "",
+                "| policy | chase | evade |",
+                "|---|---:|---:|",
+                *(
+                    row.replace("| chase |", "| chase teacher |", 1).replace("| evade |", "| evade teacher |", 1)
+                    for row in rows
+                ),
+                "",
+            ]
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study."""
+    args = parse(argv)
+    Study(args).run()
+    return 0
+
+
+if __name__ == "__main__":
+    from foundation.cli.command import run_command
+
+    sys.exit(run_command(main))
