@@ -61,10 +61,11 @@ class Study:
         from foundation.core.errors import UserError
 
         self.args = args
-        self.teachers: dict[str, Path] = {"chase": args.chase.resolve(), "evade": args.evade.resolve()}
-        for name, path in self.teachers.items():
+        given: dict[str, Path] = {"chase": args.chase, "evade": args.evade}
+        for name, path in given.items():
             if not path.is_file():
                 raise UserError(f"--{name} {path}: no such file")
+        self.teachers = {name: path.resolve() for name, path in given.items()}
         settings = {"iterations": args.iterations, "episodes": args.episodes, "quick": args.quick}
         settings |= {name: str(path) for name, path in self.teachers.items()}
         self.folder: Path = args.folder.resolve()

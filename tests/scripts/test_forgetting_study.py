@@ -1,0 +1,126 @@
+"""The study of forgetting: which commands it runs, what it skips, and what it reports."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import forgetting  # noqa: E402
+from continual import report  # noqa: E402
+from continual.methods import METHODS  # noqa: E402
+
+from foundation.core.errors import UserError  # noqa: E402
+
+RANDOM = {"chase": -100.0, "evade": -50.0}
+TEACHERS = {"chase": {"chase": 600.0, "evade": 0.0}, "evade": {"chase": -100.0, "evade": 450.0}}
+
+
+def figures(chase: float, evade: float) -> dict[str, Any]:
+    return {
+        "chase": {"mean_return": chase, "js_divergence": 0.25},
+        "evade": {"mean_return": evade, "js_divergence": 0.5},
+    }
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A study whose commands leave empty files, and whose policies reach known returns."""
+    calls: list[list[str]] = []
+
+    def python(script: str, *arguments: object, log: Path) -> None:
+        tokens = [str(x) for x in arguments]
+        calls.append([script, *tokens])
+        kind = "distillation" if "distillation" in script else "finetune"
+        folder = Path("logs") / kind / "forgetting" / f"2026-01-01_00-00-00_{tokens[tokens.index('--run_name') + 1]}"
+        folder.mkdir(parents=True)
+        (folder / "best_student.pt").touch()
+
+    def measure(self: Any, checkpoint: Path | None) -> dict[str, Any]:
+        if checkpoint is None:
+            return figures(**RANDOM)
+        for name, path in self.teachers.items():
+            if checkpoint == path:
+                return figures(**TEACHERS[name])
+        if "student" in str(checkpoint.parent):
+            return figures(530.0, -50.0)
+        return figures(250.0, 400.0) if "kl" in str(checkpoint.parent) else figures(-100.0, 450.0)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("raptor.stages.python", python)
+    monkeypatch.setattr(forgetting.Study, "measure", measure)
+    monkeypatch.setattr(
+        "foundation.teachers.TeacherPolicyWrapper", lambda path: type("Teacher", (), {"hidden_dims": [16, 8]})
+    )
+    for name in ("chase", "evade"):
+        Path(f"{name}.pt").touch()
+    line = "--methods ppo distil_ppo kl_replay --seeds 0 1 --chase chase.pt --evade evade.pt --out out/forgetting"
+    return forgetting.parse(line.split()), calls
+
+
+def test_stages_are_run_once_and_reported(study):
+    """Six second stages on one distillation; the same command runs nothing again, and one more seed runs only that."""
+    args, calls = study
+    forgetting.Study(args).run()
+    assert [Path(call[0]).name for call in calls] == ["distillation.py", *["finetune.py"] * 6]
+    assert "distill.student.hidden_dims=[16,8]" in calls[0]
+    starts = {call[call.index("--run_name") + 1]: call[call.index("--checkpoint") + 1] for call in calls[1:]}
+    assert starts["ppo_s0"].endswith("chase.pt") and starts["distil_ppo_s1"].endswith("student/best_student.pt")
+    forgetting.Study(args).run()
+    assert len(calls) == 7
+    args.seeds = [0, 1, 5]
+    forgetting.Study(args).run()
+    assert len(calls) == 10
+    written = json.loads(Path("out/forgetting.json").read_text())
+    assert len(written["runs"]) == 9
+    plain = next(run for run in written["runs"] if run["method"] == "ppo")
+    assert plain["matrix"] == [[1.0, 0.1], [0.0, 1.0]]  # all is forgotten, and the new task learned
+    assert plain["measures"]["forgetting/backward_transfer"] == -1.0
+    distilled = next(run for run in written["runs"] if run["method"] == "distil_ppo")
+    assert distilled["matrix"][0] == pytest.approx([0.9, 0.0])
+    assert Path("out/forgetting.png").stat().st_size > 1000
+    assert (
+        "| PPO + KL + replay | 3 | 100.0 (100.0 to 100.0) | 50.0 (50.0 to 50.0) |"
+        in Path("out/forgetting.md").read_text()
+    )
+    assert list(Path("logs/forgetting/tensorboard/ppo_s0").glob("events.*"))
+
+
+def test_other_settings_in_the_same_folder_are_refused(study):
+    """Figures of different lengths of training do not stand in one table."""
+    args, _ = study
+    forgetting.Study(args).run()
+    args.iterations += 1
+    with pytest.raises(UserError, match="other settings"):
+        forgetting.Study(args)
+
+
+def test_a_missing_teacher_is_named(study):
+    """Before anything is trained."""
+    args, _ = study
+    args.chase = Path("nowhere.pt")
+    with pytest.raises(UserError, match=r"--chase nowhere\.pt: no such file"):
+        forgetting.Study(args)
+
+
+def test_methods_say_what_they_add_to_ppo():
+    """Plain PPO adds nothing; each retention adds its own arguments, and only those."""
+    tokens = {name: method.tokens(Path("t.pt"), Path("data")) for name, method in METHODS.items()}
+    assert tokens["ppo"] == tokens["distil_ppo"] == []
+    assert tokens["kl"][:2] == ["--teacher_checkpoint", "t.pt"] and "--kl_coef" in tokens["kl"]
+    assert "finetune.replay.dataset=data" in tokens["replay"] and "--kl_coef" not in tokens["replay"]
+    assert set(tokens["kl_replay"]) == set(tokens["kl"]) | set(tokens["replay"])
+    assert "finetune.replay.coef=0.0" in tokens["ewc"]
+
+
+def test_medians_and_ranges():
+    """The median of three in per cent with its range; one value alone has none."""
+    assert report.spread([0.5, 0.1, 0.9]) == "50.0 (10.0 to 90.0)"
+    assert report.spread([0.5]) == "50.0"
+    assert report.spread([0.123], percent=False) == "0.12"
