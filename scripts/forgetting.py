@@ -28,6 +28,8 @@ from continual.methods import EVADE, METHODS, TASKS, distil_tokens
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = {name: ROOT / "foundation" / "assets" / "teachers" / name / "model.pt" for name in TASKS}
 EXPERIMENT = "forgetting"
+MEASURED = " measured"
+"""Ends the name of the stage that measures what another has left."""
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -44,6 +46,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--evade", type=Path, default=SHIPPED["evade"], metavar="PATH", help="teacher that evades")
     parser.add_argument("--folder", type=Path, default=Path("logs/forgetting"), help="(default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/results/forgetting"), help="(default: %(default)s)")
+    others = "folders of the same study that ran elsewhere, or beside this one: their stages are reported too"
+    parser.add_argument("--adopt", nargs="+", type=Path, default=[], metavar="FOLDER", help=others)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, reaches nothing")
     args = parser.read(argv)
     if args.quick:
@@ -97,7 +101,7 @@ class Study:
         names = ("--experiment_name", EXPERIMENT, "--run_name", "student")
         python("foundation/rsl_rl/distillation.py", *tokens, *names, log=self.folder / "student.log")
         student = newest_run(EXPERIMENT, "student") / "best_student.pt"
-        return {"checkpoint": str(student.resolve()), "figures": self.measure(student)}
+        return {"checkpoint": str(student.resolve())}
 
     def fine_tune(self, name: str, seed: int) -> dict[str, Any]:
         """Run the second stage by one method."""
@@ -110,20 +114,30 @@ class Study:
             "foundation/rsl_rl/finetune.py",
             *("--task", EVADE, "--checkpoint", start, "--seed", seed, "--max_iterations", self.args.iterations),
             *("--experiment_name", EXPERIMENT, "--run_name", run_name),
+            *("--eval_interval", 10, "--final_eval_episodes", 128),  # it is measured on both tasks afterwards
             *method.tokens(self.teachers["chase"], self.dataset),
             log=self.folder / f"{run_name}.log",
         )
         end = newest_run(EXPERIMENT, run_name, kind="finetune") / "best_student.pt"
-        return {"checkpoint": str(end.resolve()), "figures": self.measure(end)}
+        return {"checkpoint": str(end.resolve())}
+
+    def measure_stage(self, stage: str) -> None:
+        """Measure what a stage has left, as a stage of its own."""
+        checkpoint = Path(self.stages.done[stage]["checkpoint"])
+        self.stages.run(f"{stage}{MEASURED}", lambda: {"figures": self.measure(checkpoint)})
 
     def run(self) -> None:
         """Run what is not done yet, one seed of all methods after the other, and report after each."""
         self.stages.run("references", self.references)
         self.stages.run("distil", self.distil)
+        self.measure_stage("distil")
         for seed in self.args.seeds:
             for name in self.args.methods:
-                self.stages.run(f"{name}_s{seed}", lambda name=name, seed=seed: self.fine_tune(name, seed))
+                stage = f"{name}_s{seed}"
+                self.stages.run(stage, lambda name=name, seed=seed: self.fine_tune(name, seed))
+                self.measure_stage(stage)
                 self.report()
+        self.report()
 
     def report(self) -> None:
         """Write JSON, table, picture and TensorBoard's files of everything that is finished."""
@@ -138,12 +152,13 @@ class Study:
         found: dict[str, list[Any]] = {}
         ends: dict[str, list[Any]] = {}
         rows: list[dict[str, Any]] = []
-        for key, stage in done.items():
+        for key in sorted(done, key=self.order):
             name, _, seed = key.rpartition("_s")
-            if name not in METHODS:
+            if name not in METHODS or f"{key}{MEASURED}" not in done:
                 continue
+            stage = done[key] | done[f"{key}{MEASURED}"]
             method = METHODS[name]
-            first = done["distil"]["figures"] if method.distilled else known["chase"]
+            first = done[f"distil{MEASURED}"]["figures"] if method.distilled else known["chase"]
             result = measures(known["random"], own, [first, stage["figures"]])
             found.setdefault(method.label, []).append(result)
             ends.setdefault(method.label, []).append(stage["figures"])
@@ -172,6 +187,28 @@ class Study:
         write_json(self.args.out.with_suffix(".json"), {"settings": settings, "references": known, "runs": rows})
         self.args.out.with_suffix(".md").write_text(self.page(markdown(found, ends)), encoding="utf-8")
         draw(found, self.args.out.with_suffix(".png"))
+
+    @staticmethod
+    def order(stage: str) -> tuple[int, str]:
+        """Sort second stages as the methods are listed, and others last."""
+        names = list(METHODS)
+        name = stage.rpartition("_s")[0]
+        return names.index(name) if name in names else len(names), stage
+
+    def adopt(self, folders: Sequence[Path]) -> None:
+        """Take the stages that were done in other folders with the same settings and teachers.
+
+        Raises:
+            UserError: If one has other settings, or none.
+        """
+        from raptor.stages import Stages
+
+        from foundation.core.errors import UserError
+
+        for folder in folders:
+            if not (folder / "stages.json").is_file():
+                raise UserError(f"--adopt {folder}: there is no stages.json in it")
+            self.stages.done = Stages(folder, self.stages.settings).done | self.stages.done
 
     def page(self, table: str) -> str:
         """Write the page around the table."""
@@ -211,7 +248,9 @@ class Study:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study."""
     args = parse(argv)
-    Study(args).run()
+    study = Study(args)
+    study.adopt(args.adopt)
+    study.run()
     return 0
 
 

@@ -334,7 +334,7 @@ def _task_section(spec: EnvSpec) -> list[str]:
     engines = [name for name in engine_names() if f"{name}_env_entry_point" in spec.kwargs]
     steps = round(cfg.episode_length_s / (cfg.sim.dt * cfg.decimation))
     teacher = SHIPPED_TEACHERS.get(spec.id)
-    if teacher is not None and not (ROOT / teacher).is_file():
+    if teacher is not None and not (ROOT / teacher).is_file():  # a page that names what is not there
         raise SystemExit(f"{teacher}: no such file")
     lines = ["", f"## {spec.id}", "", _first_line(_module_of(spec.id)), "", _docstring(env_class), ""]
     lines += [f"Engines: {', '.join(engines)}. Episodes of {cfg.episode_length_s:g} s, {steps} steps.", ""]

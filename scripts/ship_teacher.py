@@ -1,6 +1,6 @@
 """Copy the best policy of a ``train.py`` run, with the settings it is read by, to where teachers are shipped.
 
-    python foundation/rsl_rl/train.py --task Isaac-Quadcopter-Chase-v0 --max_iterations 125
+    python foundation/rsl_rl/train.py --task Isaac-Quadcopter-Chase-v0 --max_iterations 135
     python scripts/ship_teacher.py logs/rsl_rl/quadcopter_chase/RUN foundation/assets/teachers/chase
 
 An observation that never changed in training, such as the columns that say which task runs, has no deviation: RSL-RL's

@@ -47,10 +47,10 @@ class Method:
 METHODS: dict[str, Method] = {
     "ppo": Method("PPO"),
     "distil_ppo": Method("distil, then PPO", distilled=True),
-    "kl": Method("PPO + KL", kl_coef=0.3),
-    "replay": Method("PPO + replay", replay=10.0),
-    "kl_replay": Method("PPO + KL + replay", kl_coef=0.3, replay=10.0),
-    "ewc": Method("PPO + EWC", replay=0.0, ewc=100.0),
+    "kl": Method("PPO + KL", kl_coef=0.03),
+    "replay": Method("PPO + replay", replay=100.0),
+    "kl_replay": Method("PPO + KL + replay", kl_coef=0.03, replay=100.0),
+    "ewc": Method("PPO + EWC", replay=0.0, ewc=1.0),
 }
 """By the name that ``--methods`` takes."""
 

@@ -39,7 +39,7 @@ def study(tmp_path, monkeypatch):
         calls.append([script, *tokens])
         kind = "distillation" if "distillation" in script else "finetune"
         folder = Path("logs") / kind / "forgetting" / f"2026-01-01_00-00-00_{tokens[tokens.index('--run_name') + 1]}"
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "best_student.pt").touch()
 
     def measure(self: Any, checkpoint: Path | None) -> dict[str, Any]:
@@ -124,3 +124,21 @@ def test_medians_and_ranges():
     assert report.spread([0.5, 0.1, 0.9]) == "50.0 (10.0 to 90.0)"
     assert report.spread([0.5]) == "50.0"
     assert report.spread([0.123], percent=False) == "0.12"
+
+
+def test_stages_of_another_folder_are_adopted(study):
+    """Half of the seeds ran elsewhere: nothing of them is run again, and one table has all."""
+    args, calls = study
+    args.seeds = [1]
+    forgetting.Study(args).run()
+    args.seeds, args.folder = [0], Path("logs/elsewhere")
+    forgetting.Study(args).run()
+    before = len(calls)
+    args.seeds = [0, 1]
+    whole = forgetting.Study(args)
+    whole.adopt([Path("logs/forgetting")])
+    whole.run()
+    assert len(calls) == before
+    assert len(json.loads(Path("out/forgetting.json").read_text())["runs"]) == 6
+    with pytest.raises(UserError, match=r"--adopt nowhere: there is no stages\.json"):
+        whole.adopt([Path("nowhere")])
