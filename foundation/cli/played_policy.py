@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from foundation.teachers.code import CodeTeacher, is_code
 
 LOG_ROOT = Path("logs")
 BEST = "best_student.pt"
+FINETUNED = "finetune"
+"""Folder of the runs of ``finetune.py`` among the logs."""
 
 
 @dataclass
@@ -126,20 +129,29 @@ def find_checkpoint(args: argparse.Namespace) -> Path:
     try:
         wanted = named or BEST  # a run that was stopped before its first evaluation has no student yet
         run = RunDir.find(LOG_ROOT / "distillation", args.experiment_name, args.load_run, with_file=wanted)
-    except UserError as error:  # it may be a run of train.py, but only if the user names one
+    except UserError as error:  # it may be a run of finetune.py or train.py, but only if the user names one
         if args.experiment_name is None and args.load_run is None:
             missing = f"'{named}' does not exist, and " if named else ""
             raise UserError(
                 f"{missing}no run found in {LOG_ROOT / 'distillation'}: give --checkpoint PATH, or distil a student "
                 "first"
             ) from None
-        try:
-            run = RunDir.find(LOG_ROOT / "rsl_rl", args.experiment_name, args.load_run)
-        except UserError:
+        run = _find_named(args, named or BEST)
+        if run is None:
             raise error from None
+        if run.path.resolve().is_relative_to((LOG_ROOT / FINETUNED).resolve()):
+            return run.checkpoint_path(named or BEST)
         best = run.path / "best_model.pt"
         return best if named is None and best.exists() else run.checkpoint_path(named or r"model_.*\.pt")
     return run.checkpoint_path(named or BEST)
+
+
+def _find_named(args: argparse.Namespace, wanted: str) -> RunDir | None:
+    """Find a run of ``finetune.py``, or else of ``train.py``; None where there is none of that name."""
+    for root in (FINETUNED, "rsl_rl"):
+        with contextlib.suppress(UserError):
+            return RunDir.find(LOG_ROOT / root, args.experiment_name, args.load_run, with_file=wanted)
+    return None
 
 
 def own_task(checkpoint: Path) -> str:

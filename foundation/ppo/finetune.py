@@ -165,6 +165,8 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
             )
         self.student: Student = actor.to(self.context.device)
         self._has_std = start is not None and start.had_std
+        self.fits_normalizer = start is None and cfg.student.obs_normalization
+        """Whether the actor's normaliser follows the rollouts; one that came with trained weights is kept."""
 
     def _refuse_discrete_task(self) -> None:
         if EnvCapabilities.of(self.env).action_choices is not None:
@@ -336,6 +338,8 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         with self.stopwatch.stage("learning"):
             losses = self.ppo.update(collected.rollout, terms, train_actor=train_actor, poll=self.poll)
             self.critic.fit_normalizer(collected.rollout.critic_obs)
+            if self.fits_normalizer:
+                self.student.normalizer.update(collected.rollout.obs)
         if train_actor:
             losses |= self.retention.end()
             if self.retention.replay is not None:
