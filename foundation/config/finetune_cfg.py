@@ -145,9 +145,8 @@ class FinetuneCfg:
     checkpoint: str | None = None
     """The policy to start from (``--checkpoint``). None: a fresh actor, as ``student`` describes it."""
     max_iterations: int = 100
-    """Iterations, each of a rollout and of PPO's updates on it; those of the critic's warm-up included."""
-    num_steps_per_env: int | None = None
-    """Env steps of a rollout in each environment. None: the agent config's."""
+    """Iterations, each of a rollout (``agent.num_steps_per_env``) and of PPO's updates on it; those of the critic's
+    warm-up included."""
     learning_rate: float | None = None
     """Step size of the optimiser at the start. None: the agent config's."""
     random_episode_starts: bool = True
@@ -207,7 +206,6 @@ def is_zero(coefficient: Coefficient) -> bool:
 _AT_LEAST = {
     "num_envs": 1,
     "max_iterations": 1,
-    "num_steps_per_env": 1,
     "eval_interval": 1,
     "num_eval_episodes": 1,
     "final_eval_episodes": 1,

@@ -58,7 +58,7 @@ class AgentSettings:
         floor = getattr(distribution, "min_std", 0.0)
         return cls(
             algorithm=algorithm,
-            num_steps_per_env=int(cfg.num_steps_per_env or values.get("num_steps_per_env") or 24),
+            num_steps_per_env=int(values.get("num_steps_per_env") or 24),
             actor_groups=list(groups.get("actor") or ["policy"]),
             critic_groups=list(groups["critic"]) if groups.get("critic") else None,
             critic_dims=list(critic.get("hidden_dims") or [256, 256, 256]),

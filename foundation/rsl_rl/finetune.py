@@ -45,7 +45,6 @@ def build_parser() -> CommandParser:
     add_rsl_rl_args(parser)
     flag = parser.add_argument_group("fine-tuning").add_argument
     flag("--max_iterations", type=whole, metavar="N", help="iterations of rollout and updates (100)")
-    flag("--num_steps_per_env", type=whole, metavar="N", help="env steps of a rollout (the agent config's)")
     flag("--learning_rate", type=number, metavar="X", help="step size at the start (the agent config's)")
     frozen = "a frozen policy to stay near; several for several (the starting policy itself)"
     flag("--teacher_checkpoint", action="append", metavar="PATH", help=frozen)
