@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -82,6 +83,22 @@ def test_a_student(tmp_path: Path) -> None:
     assert checkpoint["model_state_dict"]["body.0.weight"].shape == (64, 26)
 
 
+def test_a_student_with_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that makes ``step`` alone trains on sequences, and forgets where an episode begins."""
+    (command,) = lay_out("A student with memory", tmp_path, ROOT)
+    run(command, tmp_path, ROOT, *SMALL, *SHORT, "env.episode_length_s=0.5")
+    checkpoint = torch.load(next(tmp_path.rglob("best_student.pt")), weights_only=True)
+    assert checkpoint["model_state_dict"]["body.0.weight"].shape == (32, 52)
+    monkeypatch.syspath_prepend(tmp_path)
+    average = importlib.import_module("own_memory").LeakyAverage(1, 0.5)
+    x = torch.tensor([8.0, 4.0, 8.0]).view(3, 1, 1)
+    resets = torch.tensor([[False], [False], [True]])
+    outputs, state = average.sequence(x, torch.tensor([[2.0]]), resets)
+    # 0.5 * 2 + 0.5 * 8 = 5, 0.5 * 5 + 0.5 * 4 = 4.5; the third step begins at 0: 0.5 * 8 = 4.
+    assert outputs[:, 0].tolist() == [[8.0, 5.0], [4.0, 4.5], [8.0, 4.0]]
+    assert state.tolist() == [[4.0]]
+
+
 @pytest.mark.slow
 def test_a_task_with_its_own_groups(tmp_path: Path) -> None:
     """A teacher of two numbers is distilled into a student of one, from a group that the built-in tasks lack."""
@@ -137,6 +154,50 @@ def test_a_checkpoint_format(tmp_path: Path, in_package: bool) -> None:
     acted = json.loads(run(["python", "-c", act], tmp_path, clone))
     hidden = np.tanh(arrays["weight_0"] @ [0.1, -0.2, 0.3] + arrays["bias_0"])
     assert acted[0] == pytest.approx(list(arrays["weight_1"] @ hidden + arrays["bias_1"]), abs=1e-5)
+
+
+def write_cleanrl(path: Path, **more: torch.Tensor) -> torch.nn.Sequential:
+    """Write an agent as CleanRL saves it, with 3 observations and 2 actions; return its actor."""
+    torch.manual_seed(0)
+    actor = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2))
+    weights = {f"actor_mean.{name}": value for name, value in actor.state_dict().items()}
+    weights |= {"actor_logstd": torch.tensor([[0.0, 1.0]]), "critic.0.weight": torch.zeros(1, 3), **more}
+    torch.save(weights, path)
+    return actor
+
+
+def test_a_format_of_pytorch_checkpoints(tmp_path: Path) -> None:
+    """It acts as its weights say, with exp(actor_logstd) as its standard deviation."""
+    (command,) = lay_out("A format of PyTorch checkpoints", tmp_path, ROOT)
+    actor = write_cleanrl(tmp_path / "agent.pt")
+    described = json.loads(run(command, tmp_path, ROOT, "--json"))
+    assert (described["format"], described["num_obs"], described["num_actions"]) == ("CleanRL", 3, 2)
+    act = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import cleanrl; import torch;"
+        "from foundation import TeacherPolicyWrapper as T;"
+        "out = T('agent.pt').step(torch.tensor([[0.1, -0.2, 0.3]]))[0];"
+        "print([out.mean[0].tolist(), out.std[0].tolist()])"
+    )
+    mean, std = json.loads(run(["python", "-c", act], tmp_path, ROOT))
+    assert mean == pytest.approx(actor(torch.tensor([0.1, -0.2, 0.3])).tolist(), abs=1e-6)
+    assert std == pytest.approx([1.0, 2.7182818], abs=1e-6)
+
+
+@pytest.mark.parametrize(("keys", "code"), [('{"agent"}', 2), ('("agent", "extra")', 0), ("None", 0)])
+def test_entries_that_a_format_does_not_read_are_an_error(tmp_path: Path, keys: str, code: int) -> None:
+    """``KEYS`` names the entries that are read, in any collection; None reads all of them."""
+    lay_out("A format of PyTorch checkpoints", tmp_path, ROOT)
+    text = (tmp_path / "cleanrl.py").read_text(encoding="utf-8").replace("KEYS = None", f"KEYS = {keys}")
+    text = text.replace("<= checkpoint.keys()", '<= checkpoint["agent"].keys()')
+    text = text.replace("Entries(checkpoint, where)", 'Entries(checkpoint["agent"], where)')
+    (tmp_path / "cleanrl.py").write_text(text, encoding="utf-8")
+    write_cleanrl(tmp_path / "agent.pt")
+    weights = torch.load(tmp_path / "agent.pt", weights_only=True)
+    torch.save({"agent": weights, "extra": {"scale": torch.ones(3)}}, tmp_path / "agent.pt")
+    words = [str(ROOT / "foundation" / "rsl_rl" / "teacher_info.py"), "agent.pt", "--import", "cleanrl"]
+    done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr
+    assert code == 0 or "extra" in done.stderr
 
 
 def test_an_incomplete_checkpoint_format(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Checkpoint formats, one file each, recognised by content.
 
-A module of this folder has ``KEYS`` (the entries that it reads; None for any), ``recognise(checkpoint) -> bool`` and
+A module of this folder has ``KEYS`` (the checkpoint's entries that it reads, such as ``{"model_state_dict"}``; None
+where the checkpoint is the weights themselves), ``recognise(checkpoint) -> bool`` and
 ``load(checkpoint, source) -> LoadedPolicy``. The first that recognises a checkpoint reads it. A format that is not a
 PyTorch checkpoint has ``recognise_file(path, head) -> bool`` and ``load_file(source) -> LoadedPolicy`` instead.
 A module with ``LAST = True`` is asked after the others.
@@ -88,7 +89,7 @@ def load_policy(path: str | Path, overrides: Overrides) -> LoadedPolicy:
         if module.recognise(checkpoint):
             if module.KEYS is not None:
                 unknown = [key for key in checkpoint if _holds_tensors(checkpoint[key])]
-                unknown = sorted(set(unknown) - module.KEYS - _TRAINING_KEYS)
+                unknown = sorted(set(unknown).difference(module.KEYS, _TRAINING_KEYS))
                 report_unknown(unknown, f"'{file}'", overrides.strict)
             policy = _checked(module.load(checkpoint, source), source)
             _refuse_moments_beside(policy, source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,6 +24,10 @@ def said_of_teacher(tokens: Sequence[str]) -> dict[str, Any]:
     for token in tokens:
         key, found, value = token.partition("=")
         name = key.removeprefix("distill.").removeprefix("teacher.")
+        if not found and Path(token).exists():
+            raise UserError(
+                f"'{token}' is one checkpoint too many: give one (a pattern that the shell expands may be more)"
+            )
         if not found or not name.isidentifier():
             raise UserError(f"'{token}' is not understood: write distill.teacher.<key>=<value>, such as strict=false")
         try:

@@ -35,7 +35,11 @@ class EpisodeState(nn.Module):
 
 
 class MemoryLayer(EpisodeState):
-    """A layer that remembers: its memory is passed in and returned. A subclass makes both methods."""
+    """A layer that remembers: its memory is passed in and returned.
+
+    A subclass sets ``state_size`` and makes :meth:`step`. One that can take many steps at once faster than one after
+    the other also makes :meth:`sequence`.
+    """
 
     def step(self, x: torch.Tensor, state: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Advance one step.
@@ -52,7 +56,7 @@ class MemoryLayer(EpisodeState):
     def sequence(
         self, x: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Advance many steps; the same as ``step`` repeated.
+        """Advance many steps: :meth:`step` repeated, the memory reset where an episode begins.
 
         Args:
             x: Shape: (num_steps, num_envs, num_in).
@@ -62,7 +66,12 @@ class MemoryLayer(EpisodeState):
         Returns:
             The outputs, shape (num_steps, num_envs, num_out), and the state after the last step.
         """
-        raise TypeError(f"{type(self).__name__} does not define sequence")
+        outputs: list[torch.Tensor] = []
+        for index in range(len(x)):
+            state = state if resets is None else self.reset_state(state, resets[index])
+            output, state = self.step(x[index], state)
+            outputs.append(output)
+        return torch.stack(outputs), state
 
 
 class SlidingWindow(MemoryLayer):
