@@ -15,6 +15,7 @@ import torch
 from foundation.checkpoints.reading.loading import RUN_IT, LoadedPolicy, Source, report_unknown
 from foundation.checkpoints.reading.rsl_rl_parts import Parts, assemble
 from foundation.checkpoints.reading.script_archive import Node, is_script, read_script
+from foundation.checkpoints.reading.script_flow import RECURRENT, WITHOUT_EFFECT, FlowError, Signal, follow
 from foundation.core.errors import UserError
 from foundation.policies.distribution import Beta, Deterministic, Heteroscedastic, ShapedActions
 from foundation.policies.mlp import activation_class_names, resolve_activation
@@ -25,21 +26,10 @@ _KNOWN = {
 }  # fmt: skip
 _RECURRENT = ("rnn", "memory")
 """RSL-RL's and legged_gym's name of the recurrent layers."""
-_WITHOUT_EFFECT = ("Identity", "Dropout", "Unflatten")
-"""Modules that change nothing when a policy acts."""
 _DEFAULTS = {
     "ELU": {1.0}, "CELU": {1.0}, "LeakyReLU": {0.01}, "Softplus": {1.0, 20.0}, "SELU": set(), "GELU": set(),
 }  # fmt: skip
 """Constants of PyTorch's activations; those of the file are in its code alone."""
-_MOVES = {
-    "unsqueeze", "squeeze", "slice", "copy_", "zeros", "zeros_like", "_cast_Float", "to", "detach",
-}  # fmt: skip
-"""What exporters do between the layers, beside calling them."""
-
-_END = "9223372036854775807"
-"""The end of a slice that takes everything, in traced code."""
-_DEEPEST_CALLS = 50
-"""Calls inside of calls; exporters write a few."""
 
 
 def recognise_file(path: Path, head: bytes) -> bool:
@@ -56,11 +46,10 @@ def load_file(source: Source) -> LoadedPolicy:
     if not bare:
         extra = [n for n, v in root.values.items() if isinstance(v, Node | torch.Tensor) and n not in _KNOWN]
         report_unknown(sorted(extra), where, source.overrides.strict)
-        _check_forward(root, where)
-        _check_forward(layers, where)
     body, activation, last = _body(layers, where)
     if not body:
         _refuse(f"{where} has no dense layers that can be read: it is frozen, or a policy of another kind.")
+    _check_flow(root, [layers] if bare else _parts_in_order(root, layers), where)
     distribution = Deterministic() if bare else _distribution(root, where)
     if last is not None:
         distribution = ShapedActions(distribution, resolve_activation(last))
@@ -77,6 +66,13 @@ def load_file(source: Source) -> LoadedPolicy:
     )
 
 
+def _parts_in_order(root: Node, layers: Node) -> list[Node]:
+    """Return normaliser, recurrent layers, dense layers and what makes actions of them, as far as there are any."""
+    before = [root.values.get(name) for name in ("obs_normalizer", "normalizer", *_RECURRENT)]
+    parts = [*before, layers, root.values.get("deterministic_output")]
+    return [part for part in parts if isinstance(part, Node)]
+
+
 def _child(root: Node, names: tuple[str, ...], where: str) -> Node:
     found = [root.values[name] for name in names if isinstance(root.values.get(name), Node)]
     if len(found) != 1:
@@ -84,53 +80,32 @@ def _child(root: Node, names: tuple[str, ...], where: str) -> Node:
     return found[0]
 
 
-def _check_forward(root: Node, where: str) -> None:
-    """Refuse an export whose own code computes between the layers: only the layers are read."""
-    forward = root.code.partition("  def forward(")[2].partition("\n  def ")[0]
-    body = forward.partition(":\n")[2]
-    computes = set(re.findall(r"\btorch\.(\w+)\(", body)) - _MOVES
-    computes |= set(re.findall(r"\(self\)\.(\w+)\(", body)) | set(re.findall(r"\b__torch__\.([\w.]+)", body))
-    if computes:
-        _refuse(f"{where} computes '{min(computes)}' beside its layers, which is not read.")
-    if _cuts(body):
-        _refuse(f"{where} takes a part of the numbers between its layers, which is not read.")
-    again = _called_again(body)
+def _check_flow(root: Node, parts: list[Node], where: str) -> None:
+    """Refuse an export whose code does anything else than to run its parts, one after the other.
+
+    Args:
+        root: The archive's root module.
+        parts: What is read of it, in the order in which a policy runs it.
+        where: The file, for errors.
+    """
+    try:
+        flow = follow(root)
+    except FlowError as error:
+        _refuse(f"{where} {error}, which is not read.")
+    expected = [layer for part in parts for layer in _in_order(part) if not _has_no_effect(layer)]
+    found = flow.result.layers
+    again = next((layer.kind for place, layer in enumerate(found) if any(layer is x for x in found[:place])), "")
     if again:
         _refuse(f"{where} runs '{again}' more than once in a step, which is not read.")
+    if not flow.result.is_same(Signal(tuple(expected))):
+        shown = ", ".join(layer.kind for layer in found[:8]) or "none"
+        _refuse(f"{where} does not run all of its layers in their order ({shown}), which is not read.")
+    if not flow.remembers:
+        _refuse(f"{where} does not remember what its recurrent layers give, or more than that, which is not read.")
 
 
-def _cuts(body: str) -> bool:
-    """Return whether code takes a part of a tensor by a slice, other than all of it, ``x[:]`` or ``x[::1]``."""
-    found: list[str] = []
-
-    def take_out(call: re.Match[str]) -> str:
-        if call[1] == "torch.slice":
-            found.append(call[2])
-        return "_"
-
-    for _ in range(_DEEPEST_CALLS):
-        body, count = re.subn(r"([\w.]*)\(([^()]*)\)", take_out, body)  # innermost calls first
-        if not count:
-            break
-    else:
-        return True
-    taken = [[text.strip() for text in arguments.split(",")[2:5]] for arguments in found]
-    whole = (("0", "None"), ("None", _END), ("1", "None"))  # where it begins and ends, and its step
-    return any(text not in usual for part in taken for text, usual in zip(part, whole, strict=False))
-
-
-def _called_again(body: str) -> str:
-    """Return the name of a layer that code calls several times, empty if there is none."""
-    if re.search(r"^ *if ", body, re.MULTILINE):
-        return ""  # each branch has its own calls
-    names: dict[str, str] = {}
-    for to, holder, attribute in re.findall(r"^ *(\w+) = (\w+)\.(\w+)$", body, re.MULTILINE):
-        names[to] = f"{names[holder]}.{attribute}" if holder in names else attribute
-    for to, holder, attribute in re.findall(r'^ *(\w+) = getattr\((\w+), "(\w+)"\)$', body, re.MULTILINE):
-        names[to] = f"{names[holder]}.{attribute}" if holder in names else attribute
-    found: list[str] = re.findall(r"\((\w+)\)\.forward\w*\(", body)
-    called = [names.get(name, name) for name in found]
-    return next((name for name in called if called.count(name) > 1), "")
+def _has_no_effect(layer: Node) -> bool:
+    return layer.of_torch and layer.kind in WITHOUT_EFFECT
 
 
 def _body(node: Node, where: str) -> tuple[dict[str, torch.Tensor], str, str | None]:
@@ -138,6 +113,8 @@ def _body(node: Node, where: str) -> tuple[dict[str, torch.Tensor], str, str | N
     tensors: dict[str, torch.Tensor] = {}
     between: list[str | None] = []  # what follows each dense layer
     for layer in _in_order(node):
+        if not layer.of_torch:
+            _refuse(f"{where} has a layer '{layer.kind}' of its own, whose code is not read.")
         if layer.kind == "Linear":
             given = layer.tensors()
             said = "bias" in layer.values or "bias :" in layer.code or not layer.code
@@ -148,7 +125,7 @@ def _body(node: Node, where: str) -> tuple[dict[str, torch.Tensor], str, str | N
         elif layer.kind in activation_class_names() and between and between[-1] is None:
             _check_constants(layer, where)
             between[-1] = activation_class_names()[layer.kind]
-        elif layer.kind not in _WITHOUT_EFFECT:
+        elif not _has_no_effect(layer):
             _refuse(f"{where} has a layer '{layer.kind}' where none is understood.")
     kinds = {name or "identity" for name in between[:-1]}
     if len(kinds) > 1:
@@ -157,7 +134,10 @@ def _body(node: Node, where: str) -> tuple[dict[str, torch.Tensor], str, str | N
 
 
 def _in_order(node: Node) -> Iterator[Node]:
-    """Yield the layers of a Sequential, those inside of further ones too, by their numbers."""
+    """Yield the layers of a Sequential, those inside of further ones too, by their numbers; else the module itself."""
+    if not any(isinstance(value, Node) for value in node.values.values()):
+        yield node
+        return
     named = [(name, value) for name, value in node.values.items() if isinstance(value, Node)]
     if all(name.isdigit() for name, _ in named):
         named.sort(key=lambda item: int(item[0]))
@@ -180,7 +160,7 @@ def _rnn(root: Node, where: str) -> dict[str, torch.Tensor]:
     found = [node for node in found if node.kind != "Identity"]
     if not found:
         return {}
-    if len(found) > 1 or found[0].kind not in ("GRU", "LSTM"):
+    if len(found) > 1 or found[0].kind not in RECURRENT or not found[0].of_torch:
         _refuse(f"{where} has recurrent layers of an unknown kind.")
     return found[0].tensors()
 
@@ -191,6 +171,9 @@ def _normalizer(root: Node, where: str) -> dict[str, torch.Tensor]:
         return {}
     if node.kind != "EmpiricalNormalization" or abs(float(node.values.get("eps", 1e-2)) - 1e-2) > 1e-9:
         _refuse(f"{where} has a normaliser '{node.kind}' that is not RSL-RL's.")
+    forward = node.code.partition("  def forward(")[2].partition("\n  def ")[0]
+    if sorted(re.findall(r"\btorch\.(\w+)\(", forward)) != ["add", "div", "sub"]:  # (x - mean) / (std + eps)
+        _refuse(f"{where} has a normaliser whose formula is not RSL-RL's.")
     return node.tensors()
 
 

@@ -70,9 +70,8 @@ def write_fixed(folder: Path, kind: str) -> Path:
         options = {"input_names": ["obs"], "output_names": ["actions"], "dynamo": False}
         torch.onnx.export(layers, (torch.zeros(1, 5),), str(path), **options)
         return path
-    path, holder = folder / "policy.pt", torch.nn.Module()
-    holder.actor = layers
-    torch.jit.script(holder).save(str(path))
+    path = folder / "policy.pt"
+    torch.jit.script(layers).save(str(path))
     return path
 
 
