@@ -115,6 +115,11 @@ def _checked(policy: LoadedPolicy, source: Source) -> LoadedPolicy:
                 f"'{source.path}' ({found.format}) fixes how its outputs make actions ({found.distribution}), so that "
                 f"distill.teacher.{name}={value} has no effect: leave it out."
             )
+    if source.overrides.head is not None and "head" not in found.more:
+        raise UserError(
+            f"'{source.path}' ({found.format}) is a policy of one task, so that distill.teacher.head="
+            f"{source.overrides.head} has no effect: leave it out."
+        )
     return take_outputs_as_given(policy, source)
 
 

@@ -206,6 +206,8 @@ def add_distillation_args(parser: argparse.ArgumentParser) -> None:
     flag = group.add_argument
     many = "the policy to imitate, or pkg.module:function; several, a glob, a folder or a manifest for many"
     flag("--teacher_checkpoint", action="append", metavar="PATH", help=many)
+    several = "one student of several tasks: a file that lists them, each with its teacher"
+    flag("--multi_task", metavar="FILE", help=several)
     flag("--teacher_activation", metavar="NAME", help="activation of its layers, if neither it nor a config states it")
     flag("--teacher_min_return", type=number, metavar="X", help="stop at once if the teacher's own return is lower")
     flag("--teacher_below_min", metavar="WHAT", help=f"many teachers: {_any_of(BelowMin)} those below (refuse)")

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from foundation.cli.agent_defaults import (
     choose_groups,
@@ -40,6 +40,9 @@ from foundation.runs.runner import DistillationRunner
 from foundation.teachers.code import CodeTeacher
 
 logger = logging.getLogger("foundation.distillation")
+
+AnyRunner = TypeVar("AnyRunner", bound=DistillationRunner)
+"""The kind of runner that a job builds."""
 
 
 @dataclass
@@ -137,13 +140,26 @@ class Job:
             if checkpoint is None:
                 teacher = drop_weak_teachers(session, cfg, teacher)
             first = first_step(checkpoint) if self.resumed else None
-            build = self._builder(run, session, teacher, checkpoint)
+            build = self.builder(run, session, teacher, checkpoint, DistillationRunner)
             return run_to_end(run, cfg, first, build)
 
-    def _builder(
-        self, run: RunDir, session: Session, teacher: Teacher, checkpoint: RunCheckpoint[RunState] | None
-    ) -> Callable[[MetricsWriter, Callable[[], str]], DistillationRunner]:
-        """Make the environment; return what builds the runner in it, resumed where there is a checkpoint."""
+    def builder(
+        self,
+        run: RunDir,
+        session: Session,
+        teacher: Teacher,
+        checkpoint: RunCheckpoint[RunState] | None,
+        make: Callable[..., AnyRunner],
+    ) -> Callable[[MetricsWriter, Callable[[], str]], AnyRunner]:
+        """Make the environment; return what builds the runner in it, resumed where there is a checkpoint.
+
+        Args:
+            run: The run's folder.
+            session: Makes environments.
+            teacher: What is imitated.
+            checkpoint: What the run goes on from. None: it begins.
+            make: Makes the runner; :class:`DistillationRunner` or one derived from it.
+        """
         cfg = self.cfg
         args = self.args
         video = None
@@ -161,8 +177,8 @@ class Job:
             print(discrete)
         clip = read(session.agent_cfg, "clip_actions")
 
-        def build(writer: MetricsWriter, interrupted: Callable[[], str]) -> DistillationRunner:
-            runner = DistillationRunner(
+        def build(writer: MetricsWriter, interrupted: Callable[[], str]) -> AnyRunner:
+            runner = make(
                 env,
                 teacher,
                 cfg,

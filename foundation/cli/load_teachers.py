@@ -97,8 +97,9 @@ def code_changed(run: RunDir, teacher: Teacher) -> None:
 
 def _overrides(cfg: DistillationCfg) -> dict[str, Any]:
     """Return what the user has set about the checkpoint, which takes precedence over its config."""
-    names = ("activation", "distribution", "outputs", "action_range", "strict", "run_as_is", "num_obs", "input_sizes")
-    return {name: getattr(cfg.teacher, name) for name in names}
+    names = ("activation", "distribution", "outputs", "head", "action_range", "strict")
+    as_is = ("run_as_is", "num_obs", "input_sizes")
+    return {name: getattr(cfg.teacher, name) for name in (*names, *as_is)}
 
 
 def _load_many(cfg: DistillationCfg, entries: list[TeacherEntry]) -> TeacherEnsemble:

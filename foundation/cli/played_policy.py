@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import foundation
+from foundation.checkpoints.foundation_multi_task import find_head
 from foundation.cli.discrete_actions import check_choices
 from foundation.cli.teacher_tokens import TEACHER, said_of_teacher
 from foundation.core.devices import resolve_device
@@ -39,6 +40,8 @@ class PlayedPolicy:
     """What acts where there is no policy: ``zero`` or ``random``."""
     checkpoint: Path | None = None
     policy: TeacherPolicyWrapper | None = None
+    head: str | None = None
+    """Id of the task whose head acts, of a student of several tasks."""
 
     @classmethod
     def find(cls, args: argparse.Namespace, tokens: Sequence[str] = ()) -> PlayedPolicy:
@@ -59,6 +62,12 @@ class PlayedPolicy:
         overrides = said_of_teacher([token for token in tokens if token.startswith(TEACHER)])
         if args.obs_groups:
             overrides["obs_groups"] = args.obs_groups
+        found = find_head(checkpoint, args.task, overrides.get("head"))
+        if found is not None:
+            head, task = found
+            refuse_untyped(task, f"'{checkpoint}': its task", "--task")
+            policy = TeacherPolicyWrapper(checkpoint, device, **overrides | {"head": head})
+            return cls(task, device, args.agent, checkpoint, policy, head)
         policy = TeacherPolicyWrapper(checkpoint, device, **overrides)
         task = args.task or ("" if args.describe else own_task(checkpoint))
         return cls(task, device, args.agent, checkpoint, policy)
@@ -81,6 +90,8 @@ class PlayedPolicy:
         """The policy's run; a folder for all others where there is no policy, or one that is shipped."""
         package = Path(foundation.__file__).resolve().parent
         run = None if self.checkpoint is None else self.checkpoint.resolve().parent
+        if run is not None and self.head is not None:
+            run = run / "tasks" / self.head
         return LOG_ROOT / "play" if run is None or package in run.parents else run
 
     def describe(self) -> str:

@@ -83,6 +83,8 @@ class TeacherCfg:
     outputs: OutputKind | None = None
     """Meaning of the raw outputs of a network whose file does not state it (a plain state_dict, an export): q_values |
     logits | mean."""
+    head: str | None = None
+    """Id, or gym id, of the task whose head is read, of a student of several tasks (``--multi_task``)."""
     strict: bool = True
     """Refuse a checkpoint with entries that are not understood (off: warn)."""
     run_as_is: bool = False
@@ -332,6 +334,8 @@ class DistillationCfg:
     """Gym id of the task, or ``module:Id``."""
     engine: str = "auto"
     """auto | a module of ``foundation.engines``."""
+    multi_task: str | None = None
+    """File that lists the tasks of one student of several, each with its teacher (``--multi_task``)."""
     device: str = "auto"
     """Compute device; ``auto`` takes cuda:0 when there is one, else cpu."""
     seed: int = 42

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -199,6 +199,17 @@ class Learner:
         Raises:
             UserError: If the loss is NaN or infinite; the student's weights are then not to be kept.
         """
+        updates = self.updates(dataset, new_rows, epoch, poll)
+        while True:
+            try:
+                next(updates)
+            except StopIteration as end:
+                return end.value
+
+    def updates(
+        self, dataset: DistillationDataset, new_rows: int, epoch: int, poll: Callable[[], None] | None = None
+    ) -> Generator[None, None, LearningStats]:
+        """Learn for one epoch as :meth:`learn` does, and stop after each update: another learner's may come between."""
         rate = self._set_learning_rate(epoch)
         params = self.loss_params(epoch)
         weights = self.term_weights(epoch)
@@ -212,6 +223,7 @@ class Learner:
                 totals += self._update(batch, params, weights)
                 if poll is not None:
                     poll()
+                yield
         self.student.eval()
         means = (totals / num_updates).tolist()
         terms = {term.name: mean for term, mean in zip(self.terms, means, strict=True)}

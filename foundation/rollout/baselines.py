@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from tensordict import TensorDict
@@ -78,6 +78,15 @@ def ratio_interval(student: torch.Tensor, teacher: torch.Tensor) -> float:
     t = teacher.double()
     residual = s - s.mean() / t.mean() * t
     return 1.96 * float(residual.std() / t.mean().abs()) / math.sqrt(len(s))
+
+
+LEAST_SCORE = 1e-3
+"""Normalised scores below count as this much in a geometric mean: students that fail in one task still differ."""
+
+
+def geometric_mean(normalized: Sequence[float]) -> float:
+    """Return the geometric mean of normalised scores of several tasks (Rusu et al. 2015, sec. 5.3)."""
+    return math.exp(sum(math.log(max(score, LEAST_SCORE)) for score in normalized) / len(normalized))
 
 
 def scores(student: float, teacher: float, random: float) -> dict[str, float]:

@@ -75,6 +75,11 @@ def run(argv: Sequence[str]) -> int:
     from foundation.cli.distillation_job import Job
     from foundation.cli.load_teachers import load_teacher
 
+    if request.cfg.multi_task is not None:
+        from foundation.cli.multi_task_job import run_multi_task
+
+        return run_multi_task(request, build_parser)
+
     job = Job.choose_engine(request)
     teacher = load_teacher(job.cfg)
     print(teacher.architecture_line())
@@ -91,6 +96,10 @@ def compose_configs(argv: Sequence[str]) -> dict[str, Any]:
         return {"distill": to_plain(request.cfg)}
     from foundation.cli.distillation_job import Job  # simulators and tasks: an offline run does without them
 
+    if request.cfg.multi_task is not None:
+        from foundation.cli.multi_task_job import compose_multi_task
+
+        return compose_multi_task(request, build_parser)
     return Job.choose_engine(request).load_configs()
 
 

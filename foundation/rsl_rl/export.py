@@ -46,7 +46,11 @@ def build_parser() -> CommandParser:
     flag("--formats", nargs="+", metavar="NAME", help=listed)
     flag("--output", metavar="FOLDER", help="where to (default: exported/ beside the checkpoint)")
     flag("--name", metavar="NAME", help="name of the files and of the C functions (default: policy)")
-    flag("--task", metavar="ID", help="task that it acts in, for names and units (default: that of the checkpoint)")
+    flag(
+        "--task",
+        metavar="ID",
+        help="task that it acts in, for names and units; of a student of several tasks the head (default: the checkpoint's)",
+    )
     add_import_arg(parser)
     return parser
 
@@ -71,12 +75,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"'{folder}' is a file: name a folder to export to (--output)")
 
     from foundation.checkpoints import load_policy
+    from foundation.checkpoints.foundation_multi_task import find_head
     from foundation.checkpoints.reading.loading import Overrides
     from foundation.export.bundle import make_bundle
     from foundation.export.formats import export
 
-    policy = load_policy(checkpoint, Overrides.parse(said_of_teacher(tokens)))
-    bundle = make_bundle(policy, name, args.task)
+    said = said_of_teacher(tokens)
+    found = find_head(checkpoint, args.task, said.get("head"))
+    task = args.task
+    if found is not None:
+        said["head"], task = found
+    policy = load_policy(checkpoint, Overrides.parse(said))
+    bundle = make_bundle(policy, name, task)
     print(f"{bundle.description.architecture}: {bundle.program.num_weights} weights, state {bundle.program.state_size}")
     unchecked = 0
     for written in export(bundle, folder, formats):

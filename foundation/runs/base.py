@@ -179,12 +179,18 @@ class Runner(RunLoop[DistillationCfg, Reporter, Collected]):
     def make_learner(self, num_obs: int, num_actions: int) -> None:
         """Make the student, its weights drawn or read, and what fits it."""
         cfg = self.cfg
-        self.student = make_student(cfg.student, num_obs, num_actions).to(self.context.device)
-        if cfg.student.init_checkpoint is not None:
-            initialise_student(self.student, cfg.student.init_checkpoint)
+        self.student = self.build_student(num_obs, num_actions)
         default = RECURRENT_SEQUENCE if self.student.state_size else 1
         self.sequence_length = cfg.sequence_length or default
         self.learner = Learner(self.student, cfg, self.sequence_length)
+
+    def build_student(self, num_obs: int, num_actions: int) -> Student:
+        """Build the student on the run's device, its weights drawn or read."""
+        cfg = self.cfg.student
+        student = make_student(cfg, num_obs, num_actions).to(self.context.device)
+        if cfg.init_checkpoint is not None:
+            initialise_student(student, cfg.init_checkpoint)
+        return student
 
     @property
     def num_parameters(self) -> int:

@@ -125,6 +125,27 @@ class Writers(MetricsWriter):
             writer.close()
 
 
+class PrefixedWriter(MetricsWriter):
+    """A part of another sink, whose tags all begin alike; it is closed by whoever closes that.
+
+    Args:
+        writer: The whole sink.
+        prefix: Begins each tag.
+    """
+
+    def __init__(self, writer: MetricsWriter, prefix: str):
+        self.writer = writer
+        self.prefix = prefix
+
+    def add_scalars(self, scalars: Mapping[str, float], step: int) -> None:
+        """Record values of several tags at one step."""
+        self.writer.add_scalars({f"{self.prefix}{tag}": value for tag, value in scalars.items()}, step)
+
+    def flush(self) -> None:
+        """Flush the whole sink."""
+        self.writer.flush()
+
+
 _REMOTE = {"wandb": WandbWriter, "neptune": NeptuneWriter}
 
 

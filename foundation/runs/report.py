@@ -100,16 +100,18 @@ class LineReporter:
         self.console = console or _Console(highlight=False, soft_wrap=True)
         self.clock = Clock()
         self._unit = unit
+        self.prefix = ""
+        """Begins each line, where several tasks report to one console."""
         self._progress: Progress | None = None
         self._task = TaskID(0)
 
     def line(self, text: str) -> None:
         """Print one line."""
-        self.console.print(text, markup=False)
+        self.console.print(f"{self.prefix}{text}", markup=False)
 
     def warn(self, text: str) -> None:
         """Log a warning, as the rest of the package does: on stderr, where it is seen when stdout goes to a file."""
-        logger.warning("%s", text)
+        logger.warning("%s%s", self.prefix, text)
 
     def scalars(self, scalars: Scalars, step: int) -> None:
         """Log further numbers."""

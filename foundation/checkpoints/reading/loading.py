@@ -60,6 +60,7 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "activation": ("a name", lambda value: isinstance(value, str)),
     "distribution": ("a name", lambda value: isinstance(value, str)),
     "outputs": ("q_values, logits or mean", lambda value: value in get_args(OutputKind)),
+    "head": ("the id of a task", lambda value: isinstance(value, str)),
     "action_range": ("[low,high]", lambda value: _is_list(value) and len(value) == 2 and all(map(_is_number, value))),
     "obs_groups": ("[group,...]", lambda value: _is_list(value) and all(isinstance(group, str) for group in value)),
     "clip_actions": ("a number", _is_number),
@@ -91,6 +92,8 @@ class Overrides:
     """gaussian | heteroscedastic | heteroscedastic_log | beta | deterministic | categorical."""
     outputs: str | None = None
     """q_values | logits | mean: meaning of raw outputs, where the file does not state it."""
+    head: str | None = None
+    """Id, or gym id, of the task whose head is read, of a student of several tasks."""
     action_range: list[float] | None = None
     """``[low, high]`` of actions that the policy scales or clips to their range."""
     obs_groups: list[str] | None = None

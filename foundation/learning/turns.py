@@ -1,0 +1,44 @@
+"""Several learners whose students have layers in common, an update of one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from foundation.dataset.dataset import DistillationDataset
+from foundation.learning.learner import Learner, LearningStats
+
+
+def learn_in_turns(
+    learners: Mapping[str, Learner],
+    datasets: Mapping[str, DistillationDataset],
+    new_rows: int,
+    epoch: int,
+    poll: Callable[[], None] | None = None,
+) -> dict[str, LearningStats]:
+    """Make the updates of all learners for one epoch, a minibatch of one after another.
+
+    Args:
+        learners: By the names of their tasks.
+        datasets: What each draws from.
+        new_rows: New transitions that each learner's number of updates is in proportion to.
+        epoch: Counted from 0.
+        poll: Called once per update; may raise to abandon the epoch.
+    """
+    counts = {name: learner.num_updates(new_rows) for name, learner in learners.items()}
+    running = {name: learner.updates(datasets[name], new_rows, epoch, poll) for name, learner in learners.items()}
+    for name in turns(counts):
+        next(running[name])
+    learned = {}
+    for name, updates in running.items():  # students leave training all at once, as they have layers in common
+        try:
+            next(updates)
+        except StopIteration as end:
+            learned[name] = end.value
+    return learned
+
+
+def turns(counts: Mapping[str, int]) -> list[str]:
+    """Return the order of some numbers of updates: one after another, and those that are fewer spread evenly."""
+    numbered = enumerate(counts.items())
+    places = [(done / count, index, name) for index, (name, count) in numbered for done in range(count)]
+    return [name for _, _, name in sorted(places)]
