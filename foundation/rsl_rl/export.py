@@ -46,11 +46,8 @@ def build_parser() -> CommandParser:
     flag("--formats", nargs="+", metavar="NAME", help=listed)
     flag("--output", metavar="FOLDER", help="where to (default: exported/ beside the checkpoint)")
     flag("--name", metavar="NAME", help="name of the files and of the C functions (default: policy)")
-    flag(
-        "--task",
-        metavar="ID",
-        help="task that it acts in, for names and units; of a student of several tasks the head (default: the checkpoint's)",
-    )
+    acts = "task that it acts in, for names and units; or one of several (default: that of the checkpoint)"
+    flag("--task", metavar="ID", help=acts)
     add_import_arg(parser)
     return parser
 
