@@ -8,15 +8,17 @@ from typing import Any
 
 import foundation
 from foundation.checkpoints.foundation_multi_task import FORMAT
+from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.plain import to_plain
 from foundation.core.errors import RunInterrupted, UserError
 from foundation.learning.early_stopping import EarlyStopping
 from foundation.learning.learner import LearningStats
 from foundation.learning.turns import learn_in_turns
 from foundation.rollout.baselines import geometric_mean
-from foundation.runs.base import Runner
+from foundation.runs.base import RunLoop
 from foundation.runs.context import RunContext
 from foundation.runs.multi_task_state import MultiTaskState
+from foundation.runs.report import Reporter
 from foundation.runs.run_state import BEST, write_state
 from foundation.runs.runner import Collection
 from foundation.runs.task_part import TaskPart
@@ -25,7 +27,7 @@ Collections = dict[str, Collection]
 """What an epoch collected, by the tasks' ids."""
 
 
-class MultiTaskRunner(Runner[Collections]):
+class MultiTaskRunner(RunLoop[DistillationCfg, Reporter, Collections]):
     """Distils a teacher for each task into one student of all tasks.
 
     Every epoch collects in each task, then learns a minibatch of one task after another, as many of each: the paper
@@ -44,6 +46,10 @@ class MultiTaskRunner(Runner[Collections]):
         self.early_stopping = EarlyStopping(self.cfg.early_stopping, first.early_stopping.first_epoch)
         self.learned: dict[str, LearningStats] = {}
         self.evaluations: dict[str, dict[str, float] | None] = {}
+
+    def stops_early(self) -> bool:
+        """Whether the scores have not become better for too long."""
+        return self.early_stopping.due()
 
     # -- hooks ------------------------------------------------------------------------------------------------------
 
