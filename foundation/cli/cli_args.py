@@ -14,7 +14,9 @@ from foundation.cli.command import Interrupt, run_command, set_up_logging
 from foundation.cli.parser import OneLineParser
 from foundation.config.distillation_cfg import BelowMin, DistillationCfg, LoggerName, Selection
 from foundation.config.overrides import Overrides
+from foundation.config.typing_fit import MOST_WHOLE
 from foundation.config.validate import MOST_SEED
+from foundation.core.text import shorten
 
 _OTHER_NAMES = {
     "teacher_checkpoint": "teacher.checkpoint",
@@ -250,9 +252,12 @@ def add_hydra_args(parser: argparse.ArgumentParser) -> None:
 def whole(text: str) -> int:
     """Read a whole number."""
     try:
-        return int(text)
+        value = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        raise argparse.ArgumentTypeError(f"{shorten(text)!r} is not a whole number") from None
+    if abs(value) > MOST_WHOLE:
+        raise argparse.ArgumentTypeError(f"{shorten(text)} is too large: it must be at most {MOST_WHOLE}")
+    return value
 
 
 def number(text: str) -> float:
@@ -260,7 +265,7 @@ def number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        raise argparse.ArgumentTypeError(f"{shorten(text)!r} is not a number") from None
 
 
 def positive_int(text: str) -> int:

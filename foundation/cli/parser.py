@@ -10,7 +10,10 @@ from typing import Any, NoReturn
 
 from foundation.core.errors import UserError, suggest
 from foundation.core.registry import import_typed, note_typed
+from foundation.core.text import quoted
 
+_MAY_BE_EMPTY = ("run_name",)
+"""Flags, without their dashes, of which an empty value says something: no suffix."""
 _SAID = ("true", "false", "on", "off", "yes", "no", "1", "0")
 """What people write behind a switch."""
 
@@ -32,11 +35,30 @@ class OneLineParser(argparse.ArgumentParser):
     ) -> tuple[Any, list[str]]:
         """Parse, and remember the modules that were typed: those of ``--import`` are imported at once."""
         words = sys.argv[1:] if args is None else list(args)
+        self._refuse_nul(words)
         note_typed(words)
         known, rest = super().parse_known_args(words, namespace)
+        self._refuse_empty(known)
         for module in getattr(known, "import", None) or []:
             import_typed(module)
         return known, rest
+
+    def _refuse_nul(self, words: Sequence[str]) -> None:
+        """Complain of a NUL character, which no name, path or value has."""
+        for word in words:
+            if "\0" in word:
+                self.error(f"{quoted(word)} has a NUL character in it: leave it out")
+
+    def _refuse_empty(self, known: argparse.Namespace) -> None:
+        """Complain of a flag that was given nothing, as by a shell's variable that is not set."""
+        for action in self._actions:
+            value = getattr(known, action.dest, None)
+            if value != "" and not (isinstance(value, list) and "" in value):
+                continue
+            if action.dest not in _MAY_BE_EMPTY:
+                name = action.option_strings[-1] if action.option_strings else str(action.metavar)
+                what = f" {action.metavar}" if action.option_strings and action.metavar else ""
+                self.error(f"{name} was given an empty text: write {name}{what}, or leave it out")
 
     def flag_names(self) -> list[str]:
         """List every flag that would be accepted."""

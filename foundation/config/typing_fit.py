@@ -18,6 +18,8 @@ from foundation.core.errors import UserError
 from foundation.core.registry import UntypedNameError, resolve_attribute
 from foundation.core.text import quoted
 
+MOST_WHOLE = 2**53
+"""Largest integer: every smaller one is a ``float`` too, and what is counted up from it still fits into 64 bits."""
 _NAMES: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -109,7 +111,7 @@ def fit(value: object, hint: object) -> Any:
     alternatives = members(hint)
     for alternative in alternatives:  # an exact match first, so that int | float keeps an int
         if isinstance(alternative, type) and type(value) is alternative and type(value) not in (list, tuple, dict):
-            return _not_nan(value)
+            return _in_range(_not_nan(value))
     for alternative in alternatives:
         try:
             return _fit_one(value, alternative)
@@ -151,6 +153,13 @@ def read_fields(cls: type, values: Mapping[Any, Any], where: str, leave: Contain
 def _not_nan(value: object) -> Any:
     if isinstance(value, float) and math.isnan(value):
         raise MisfitError("a number that is not NaN")
+    return value
+
+
+def _in_range(value: object) -> Any:
+    """Refuse integers that neither a checkpoint nor a tensor's counters hold; as a ``float`` they would be others."""
+    if isinstance(value, int) and abs(value) > MOST_WHOLE:
+        raise MisfitError(f"a whole number of at most {MOST_WHOLE}")
     return value
 
 
@@ -199,7 +208,7 @@ def _fit_class(value: object, cls: type) -> Any:
     if cls is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return _not_nan(float(value))
     if cls is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
+        return _in_range(value)
     if cls is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     if issubclass(cls, enum.Enum) and isinstance(value, str):

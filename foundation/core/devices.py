@@ -38,3 +38,12 @@ def check_device(device: str) -> None:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (parsed.index or 0) >= count:
             raise UserError(f"--device {device}: torch sees {count} CUDA devices here; use --device cpu")
+    elif parsed.type != "cpu" and not _is_there(parsed):
+        raise UserError(f"--device {device}: torch sees no such device here; use --device cpu")
+
+
+def _is_there(device: torch.device) -> bool:
+    """Whether torch can compute on a device of Apple's or Intel's."""
+    if device.type == "mps":
+        return torch.backends.mps.is_available() and not device.index
+    return torch.xpu.is_available() and (device.index or 0) < torch.xpu.device_count()

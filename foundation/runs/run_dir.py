@@ -9,7 +9,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ import yaml
 from foundation.config.plain import finite, to_plain
 from foundation.core.errors import UserError, suggest
 from foundation.core.files import atomic_torch_save, atomic_write_bytes, load_checkpoint, load_yaml, lock_folder
+from foundation.core.text import quoted
 
 _SHELL = re.compile(r"(?:^|(?<!\\)[\w-])[*?]")
 """A star or question mark behind a plain character, or first: a shell pattern rather than a regular expression."""
 _STAMP = "%Y-%m-%d_%H-%M-%S"
+_LONGEST_NAME = 200
+"""Bytes of a name that a flag gives: the time and an ending still fit into the 255 that file systems take."""
 _RUN_NAME = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:_(.*))?")
 
 
@@ -56,11 +59,10 @@ class RunDir:
         Raises:
             UserError: If the folder cannot be made or written to, or a name would leave ``root``.
         """
-        for flag, name in (("experiment_name", experiment_name), ("run_name", run_name)):
-            if name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
-                raise UserError(f"--{flag} is {name!r}: it must be a plain name, without slashes")
         if not experiment_name:
             raise UserError("--experiment_name is empty: it must be a plain name")
+        check_name("experiment_name", experiment_name)
+        check_name("run_name", run_name)
         parent = Path(root) / experiment_name
         suffix = f"_{run_name}" if run_name else ""
         moment = datetime.now()
@@ -76,6 +78,7 @@ class RunDir:
                         break
                 moment += timedelta(seconds=1)
         except OSError as error:
+            _remove_empty(made)
             raise UserError(f"cannot make the run's folder in {parent}: {error.strerror or error}") from None
         run = cls(path)
         run._made = made
@@ -222,9 +225,7 @@ class RunDir:
             return
         self.unlock()
         shutil.rmtree(self.path, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            for folder in self._made:
-                folder.rmdir()
+        _remove_empty(self._made)
 
     def load_params(self, name: str = "distillation") -> dict[str, Any]:
         """Read ``params/<name>.yaml`` back as plain values."""
@@ -292,6 +293,34 @@ class RunDir:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def check_name(flag: str, name: str) -> None:
+    """Refuse a name that is no plain part of a folder's name, such as one with a line break or a slash.
+
+    Args:
+        flag: The flag that gives it, without its dashes.
+        name: The name; an empty one is plain.
+
+    Raises:
+        UserError: Naming the flag and what is wrong.
+    """
+    said = f"--{flag} is {quoted(name)}: it must be a plain name"
+    if name in (".", "..") or "/" in name or "\\" in name:
+        raise UserError(f"{said}, without slashes")
+    if not name.isprintable():
+        raise UserError(f"{said}, without line breaks and other characters that cannot be printed")
+    if name != name.strip():
+        raise UserError(f"{said}, without blanks at its ends")
+    if len(name.encode()) > _LONGEST_NAME:
+        raise UserError(f"{said} of at most {_LONGEST_NAME} bytes, it has {len(name.encode())}")
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders that were made for a run, innermost first, up to one that something else is in."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -122,6 +122,30 @@ def test_an_override_that_a_flag_beats_is_named(argv: list[str], said: list[str]
         assert words in message
 
 
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--checkpoint", ""], "--checkpoint was given an empty text: write --checkpoint FILE, or leave it out"),
+        (["--dataset="], "--dataset was given an empty text: write --dataset PATH, or leave it out"),
+        (["--teacher_checkpoint", "a.pt", "--teacher_checkpoint", ""], "--teacher_checkpoint was given an empty text"),
+        (["--device", ""], "--device was given an empty text: write --device DEVICE, or leave it out"),
+        (["--task", "a\0b"], r"'a\\x00b' has a NUL character in it: leave it out"),
+        (["--num_envs", "9" * 5000], r"'9+\.\.\.' is not a whole number"),
+        (["--n_epochs", "9007199254740993"], "9007199254740993 is too large: it must be at most 9007199254740992"),
+        (["--eval_interval", "-9007199254740993"], "is too large"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_one_line(argv: list[str], says: str) -> None:
+    """Nothing, as by a shell's variable that is not set, a NUL, an integer that no checkpoint can hold."""
+    with pytest.raises(UserError, match=says):
+        parse_command(full_parser(), argv)
+
+
+def test_an_empty_run_name_is_no_suffix() -> None:
+    """The one flag of which nothing means something."""
+    assert parse_command(full_parser(), ["--run_name", ""])[0].run_name == ""
+
+
 def test_an_engines_own_flags_are_left_until_it_is_known() -> None:
     """A lenient first look ignores ``--viz none``; the strict second one knows it, or refuses it."""
     parser = full_parser()

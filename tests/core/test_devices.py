@@ -26,6 +26,15 @@ def test_a_device_beyond_those_that_torch_sees_is_refused(monkeypatch: pytest.Mo
         resolve_device("cuda:2")
 
 
+@pytest.mark.parametrize("device", ["mps", "xpu", "xpu:3"])
+def test_a_kind_of_device_that_this_machine_lacks_is_refused(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apple's and Intel's too: torch itself would end in a traceback of its own."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: False)
+    with pytest.raises(UserError, match=f"--device {device}: torch sees no such device here; use --device cpu"):
+        check_device(device)
+
+
 @pytest.mark.parametrize("device", ["gpu", "meta", "cuda:x", "CPU", ""])
 def test_what_does_not_compute_is_no_device(device: str) -> None:
     """Neither other spellings, nor torch's ``meta``, whose tensors hold no numbers."""

@@ -137,6 +137,48 @@ def test_names_cannot_leave_the_log_folder(tmp_path: Path, names: tuple[str, str
     assert not (tmp_path / "logs").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("a\nb", r"'a\\nb': it must be a plain name, without line breaks"),
+        ("a\tb", "without line breaks"),
+        ("\x1b[31mred", "without line breaks"),
+        ("a\udcffb", "without line breaks"),
+        ("a\0b", "without line breaks"),
+        (" ", "without blanks at its ends"),
+        ("a ", "without blanks at its ends"),
+        ("ü" * 101, "of at most 200 bytes, it has 202"),
+    ],
+)
+@pytest.mark.parametrize("flag", ["experiment_name", "run_name"])
+def test_a_name_that_no_line_can_show_is_refused(flag: str, name: str, says: str, tmp_path: Path) -> None:
+    """It would break every line that names the run; nothing is made."""
+    names = {"experiment_name": "quad", flag: name}
+    with pytest.raises(UserError, match=f"--{flag} is .*{says}"):
+        RunDir.create(tmp_path / "logs", **names)
+    assert not (tmp_path / "logs").exists()
+
+
+def test_names_in_any_language_are_plain(tmp_path: Path) -> None:
+    """Letters of other alphabets, blanks inside, brackets: whatever can be printed."""
+    assert RunDir.create(tmp_path, "größe 3", "lr=1e-3 [a]").name.endswith("_lr=1e-3 [a]")
+
+
+def test_folders_made_for_a_run_that_cannot_be_made_go_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full once the experiment's folder is there leaves neither it nor ``logs``."""
+    made = Path.mkdir
+
+    def mkdir(self: Path, *args: object, **kwargs: object) -> None:
+        if self.parent.name == "quad":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        made(self, *args, **kwargs)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(UserError, match=r"cannot make the run's folder in .*quad: No space left on device"):
+        RunDir.create(tmp_path / "logs", "quad")
+    assert list(tmp_path.iterdir()) == []
+
+
 class Odd:
     """Something that no YAML knows."""
 

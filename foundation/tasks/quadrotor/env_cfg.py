@@ -172,6 +172,10 @@ def check_cfg(cfg: Any) -> None:
     )
 
 
+_MOST_STEPS = 2**31
+"""Longest episode: its end comes, and counters hold it [env steps]."""
+
+
 def check_shared(cfg: Any, noises: Mapping[str, NoiseCfg], further: Mapping[str, float]) -> None:
     """Refuse values that no simulation of quadrotors can have.
 
@@ -190,6 +194,12 @@ def check_shared(cfg: Any, noises: Mapping[str, NoiseCfg], further: Mapping[str,
     for name, value in positive.items():
         if not value > 0:
             raise UserError(f"env.{name} must be positive, it is {value}")
+    steps = cfg.episode_length_s / (cfg.sim.dt * cfg.decimation)
+    if not steps <= _MOST_STEPS:
+        raise UserError(
+            f"env.episode_length_s must be at most {_MOST_STEPS} steps of {cfg.sim.dt * cfg.decimation:g} s, "
+            f"it is {cfg.episode_length_s}"
+        )
     shown = getattr(getattr(cfg, "viewer", None), "num_envs", 1)
     if shown < 1:
         raise UserError(f"env.viewer.num_envs must be positive, it is {shown}")
