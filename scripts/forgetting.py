@@ -28,6 +28,9 @@ from continual.methods import EVADE, METHODS, TASKS, distil_tokens
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = {name: ROOT / "foundation" / "assets" / "teachers" / name / "model.pt" for name in TASKS}
 EXPERIMENT = "forgetting"
+EXPLORATION = 0.3
+"""Deviation of the actions at the start of the second stage, as of an untrained policy: one that has converged explores
+too little to learn another task."""
 MEASURED = " measured"
 """Ends the name of the stage that measures what another has left."""
 
@@ -115,6 +118,7 @@ class Study:
             *("--task", EVADE, "--checkpoint", start, "--seed", seed, "--max_iterations", self.args.iterations),
             *("--experiment_name", EXPERIMENT, "--run_name", run_name),
             *("--eval_interval", 10, "--final_eval_episodes", 128),  # it is measured on both tasks afterwards
+            *("--init_std", EXPLORATION, "--critic_warmup_iterations", 5),
             *method.tokens(self.teachers["chase"], self.dataset),
             log=self.folder / f"{run_name}.log",
         )

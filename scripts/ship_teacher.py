@@ -11,6 +11,7 @@ inputs of 100. Its deviation is written as 1, which changes nothing where it is 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def open_constant_columns(model: dict[str, Any]) -> int:
     return int(constant.sum())
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Read, change, write."""
     parser = ScriptParser(__doc__)
     parser.add_argument("run", type=Path, help="folder of a run of train.py")

@@ -45,7 +45,7 @@ class QuadcopterChaseEnv(PursuitEnv):
         check_chase_cfg(cfg)
         super().__init__(cfg, render_mode)
 
-    def draw_others(self) -> None:
+    def draw_others(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw each episode's curve, phase and kind; the vehicle's box is around the target's start."""
         target = self.cfg.target
         uniform = self.random_uniform(self.num_constants)
@@ -54,9 +54,9 @@ class QuadcopterChaseEnv(PursuitEnv):
         phase = uniform[PHASE] * (2.0 * math.pi)
         random = uniform[RANDOM:] < target.langevin.share
         langevin = mdp.langevin_start(self.random_normal(6), target.langevin.speed, self._spring)
-        self._other_table = torch.where(random, langevin, mdp.lissajous(phase, amplitude, pulse))
-        self._constants_table = torch.cat([amplitude, pulse, phase, random.to(self._dtype)])
-        self._table[:3] += self._other_table[:3]
+        others = torch.where(random, langevin, mdp.lissajous(phase, amplitude, pulse))
+        self._table[:3] += others[:3]
+        return others, torch.cat([amplitude, pulse, phase, random.to(self._dtype)])
 
     @property
     def _spring(self) -> float:

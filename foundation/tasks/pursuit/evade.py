@@ -34,14 +34,13 @@ class QuadcopterEvadeEnv(PursuitEnv):
         check_evade_cfg(cfg)
         super().__init__(cfg, render_mode)
 
-    def draw_others(self) -> None:
+    def draw_others(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw where each pursuer starts, at rest, and its greatest speed."""
         pursuer = self.cfg.pursuer
         uniform = self.random_uniform(4)
         away = mdp.direction(uniform[:2]) * mdp.between(uniform[2], pursuer.start)
         start = self._table[:3] + away
-        self._other_table = torch.cat([start, torch.zeros_like(start)])
-        self._constants_table = mdp.between(uniform[3:], pursuer.speed)
+        return torch.cat([start, torch.zeros_like(start)]), mdp.between(uniform[3:], pursuer.speed)
 
     def move(self, state: torch.Tensor) -> torch.Tensor:
         """Move the pursuers by one step, towards where the vehicles will be."""

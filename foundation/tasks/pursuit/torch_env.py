@@ -64,8 +64,13 @@ class PursuitEnv(QuadrotorEnv):
     # -- what a task says -----------------------------------------------------------------------------------------
 
     @abstractmethod
-    def draw_others(self) -> None:
-        """Draw the tables ``_other_table`` (6, steps, num_envs) and ``_constants_table`` of the coming steps."""
+    def draw_others(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw the other bodies of the episodes that begin in the coming steps.
+
+        Returns:
+            Their positions and velocities, shape (6, TABLE_STEPS, num_envs), and the constants of their motion, shape
+            (num_constants, TABLE_STEPS, num_envs).
+        """
 
     @abstractmethod
     def move(self, state: torch.Tensor) -> torch.Tensor:
@@ -84,7 +89,7 @@ class PursuitEnv(QuadrotorEnv):
     def draw_task_table(self) -> None:
         """Draw how the other bodies of episodes that begin in the coming steps start and move."""
         self._normal_table = self.random_normal(3)
-        self.draw_others()
+        self._other_table, self._constants_table = self.draw_others()
 
     def random_uniform(self, rows: int) -> torch.Tensor:
         """Draw uniform numbers for the coming steps. Shape: (rows, TABLE_STEPS, num_envs)."""

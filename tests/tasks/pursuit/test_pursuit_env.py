@@ -179,6 +179,18 @@ def test_the_tasks_pay_for_the_opposite():
     assert paid.tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
+def test_the_declared_fields_are_the_position_error_and_the_rotation():
+    """R, row by row, times the declared columns is the position less the target's, in the world; in both groups."""
+    env = make("chase", 64)
+    roll(env, 20)
+    for group, (first, frame) in env.position_fields.items():
+        assert frame == "body"
+        columns = env.get_observations()[group]
+        rotation = columns[:, env.rotation_fields[group] :][:, :9].view(-1, 3, 3)
+        apart = (rotation @ columns[:, first : first + 3].unsqueeze(-1)).squeeze(-1)
+        torch.testing.assert_close(apart, (env.state[POSITION] - env.other[:3]).T, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("task", "change", "message"),
     [
