@@ -126,7 +126,7 @@ class LineReporter:
             self._progress.update(self._task, completed=done, clock=self.clock.line(self.num_epochs - done))
 
     def show_epoch(self, done: int, title: str, parts: list[str], evaluated: bool) -> None:
-        """Show an epoch in one line, if it was evaluated, is the last one, or nothing was shown for a while.
+        """Show an epoch, if it was evaluated, is the last one, or nothing was shown for a while.
 
         Args:
             done: Epochs that have ended.
@@ -141,7 +141,11 @@ class LineReporter:
         self.clock.shown()
         if not self.console.is_terminal:  # a terminal has the bar
             parts = [*parts, self.clock.line(left)]
-        self.line(" | ".join([title, *parts]))
+        text = " | ".join([title, *parts])
+        if self.console.is_terminal and len(text) > self.console.width:
+            # A file keeps one line an epoch, for grep; on a terminal it would break in the middle of a figure.
+            text = "\n    ".join([title, *parts])
+        self.line(text)
 
     @contextmanager
     def progress(self, done: int) -> Iterator[None]:

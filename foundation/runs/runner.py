@@ -14,7 +14,6 @@ from foundation.dataset.transition import Column
 from foundation.engines.base import MakeEvalEnv, VecEnv
 from foundation.learning.early_stopping import EarlyStopping
 from foundation.learning.learner import LearningStats
-from foundation.learning.schedules import teacher_share
 from foundation.policies.actors import PolicyActor
 from foundation.policies.obs_groups import ObsSelector, teacher_selector
 from foundation.rollout.collector import Collector
@@ -22,6 +21,7 @@ from foundation.rollout.episodes import CollectionStats
 from foundation.runs.base import Runner
 from foundation.runs.context import Interrupted, RunContext
 from foundation.runs.dataset_shards import DatasetShards
+from foundation.runs.epoch_plan import EpochPlan
 from foundation.runs.measurements import FEWEST_EACH, Measurements
 from foundation.runs.metrics_writer import MetricsWriter
 from foundation.runs.run_dir import RunDir
@@ -73,9 +73,8 @@ class DistillationRunner(Runner[Collection]):
         self.teacher = teacher
         self.label_bound = label_bound
         self.env_steps = 0
-        self.mode = cfg.collection.mode
-        if self.mode == "auto":
-            self.mode = "episodes" if make_eval_env is None else "steps"
+        self.plan = EpochPlan(cfg, has_eval_env=make_eval_env is not None)
+        self.mode = self.plan.mode
         self._select_observations()
         self.measurements = Measurements(
             env, make_eval_env, teacher, self.teachers, self.student_obs, self.context, label_bound
@@ -100,15 +99,10 @@ class DistillationRunner(Runner[Collection]):
             recorder=self.recorder,
         )
         self.shards = DatasetShards(self.dataset, run_dir, cfg.dataset.disk_gb, keep=not cfg.on_policy)
-        first = next((epoch for epoch in range(cfg.n_epochs) if self.beta(epoch) < 1.0), None)
-        self.forced_epochs = cfg.n_epochs if first is None else first
-        self.early_stopping = EarlyStopping(cfg.early_stopping, first or 0)
-        self.rows_before: int | None = None
+        # Patience begins with the student's own episodes: before, it learns from states that it will not meet alone.
+        self.early_stopping = EarlyStopping(cfg.early_stopping, self.plan.first_student_epoch or 0)
+        self.transitions_before: int | None = None
         """Size of the dataset when the run was saved that is resumed; None once more is collected."""
-
-    def beta(self, epoch: int) -> float:
-        """Return the probability that the teacher acts in an episode of this epoch."""
-        return teacher_share(self.cfg, epoch)
 
     @property
     def baselines(self) -> dict[str, dict[str, float]]:
@@ -218,21 +212,22 @@ class DistillationRunner(Runner[Collection]):
 
     def collect(self, epoch: int) -> Collection:
         """Let teacher or student act, the teacher label; fit the normaliser to what came."""
-        beta = self.beta(epoch)
+        beta = self.plan.beta(epoch)
         if self.cfg.on_policy:
             self.dataset.clear()
         with self.stopwatch.stage("collection"):
             stats = self.collector.collect(epoch, beta, self.poll)
         self.env_steps += stats.env_steps
-        self.rows_before = None
+        self.transitions_before = None
         num_new = self.teachers.collected(epoch, beta, stats, self.dataset)
         if self.measurements.teacher_is_due:
             self.measurements.take_teacher(stats)
             self.reporter.log_baselines(self.baselines)
-        elif epoch == 0 and self._teacher_acts_alone(epoch):
+        elif epoch == 0 and self.plan.teacher_acts_alone(epoch):
             self.measurements.refine_teacher(stats)
         evaluation = None
-        if self._collection_is_evaluation(beta):  # of the weights that the epoch before has made
+        if self.plan.student_acts_alone(epoch):
+            # The episodes were those of the weights that the epoch before has made: this one has not learned yet.
             evaluation = self.measurements.summarise(stats)
             self._keep_best(evaluation, epoch, made_by=epoch - 1)
         self._fit_normalizer(epoch, stats)
@@ -247,7 +242,7 @@ class DistillationRunner(Runner[Collection]):
 
     def evaluate(self, epoch: int, collected: Collection) -> dict[str, float] | None:
         """Measure the student where that is due and the collection has not done it."""
-        if collected.evaluation is not None or not self._evaluation_due(epoch):
+        if collected.evaluation is not None or not self.plan.evaluation_due(epoch):
             return collected.evaluation
         with self.stopwatch.stage("evaluation"):
             evaluation = self._evaluate_student()
@@ -278,15 +273,12 @@ class DistillationRunner(Runner[Collection]):
         """
         if not self.fits_normalizer:
             return
-        if epoch >= max(1, self.forced_epochs):
+        if not self.plan.fits_normalizer(epoch):
+            # The student has acted by it since: another normaliser now would make another policy of the same weights.
             self.learner.watch_normalizer(self.dataset, collected.slots)
             return
         for slot in collected.slots:
             self.learner.fit_normalizer(self.dataset.chunk_obs(slot))
-
-    def _teacher_acts_alone(self, epoch: int) -> bool:
-        """Whether an epoch's episodes are those of an undisturbed teacher."""
-        return self.beta(epoch) == 1.0 and self.cfg.teacher_deterministic and self._whole_episodes_undisturbed()
 
     def _first_epoch_measures_teacher(self) -> bool:
         """Whether the baseline may leave the teacher to the first epoch.
@@ -295,24 +287,7 @@ class DistillationRunner(Runner[Collection]):
         the first collected step. A dataset that is saved is not begun before the teacher has passed its check.
         """
         enough = self.cfg.num_episodes >= FEWEST_EACH and self.cfg.dataset.save is None
-        return self.epoch == 0 and enough and self.teachers.is_single and self._teacher_acts_alone(0)
-
-    def _collection_is_evaluation(self, beta: float) -> bool:
-        """Whether the deterministic student acted alone in whole episodes (single-environment engines)."""
-        deterministic = self.cfg.collection.student_deterministic
-        same_policy = self.learner.average is None
-        return self._whole_episodes_undisturbed() and beta == 0.0 and deterministic and same_policy
-
-    def _whole_episodes_undisturbed(self) -> bool:
-        """Whether an epoch is whole episodes of the only environment, without noise on the actions."""
-        noise = self.cfg.collection
-        disturbed = noise.epsilon > 0.0 or noise.noise_std > 0.0
-        return not self.measurements.has_own_env and self.mode == "episodes" and not disturbed
-
-    def _evaluation_due(self, epoch: int) -> bool:
-        default = 10 if not self.measurements.has_own_env and self.beta(epoch) > 0.0 else 1
-        interval = self.cfg.eval_interval or default
-        return (epoch + 1) % interval == 0 or epoch + 1 == self.cfg.n_epochs
+        return self.epoch == 0 and enough and self.teachers.is_single and self.plan.teacher_acts_alone(0)
 
     def _evaluate_student(self) -> dict[str, float]:
         measured = self.measurements.student(self.learner.policy)
@@ -331,7 +306,7 @@ class DistillationRunner(Runner[Collection]):
     # -- saving and going on --------------------------------------------------------------------------------------
 
     def state(self) -> RunState:
-        """Return everything but the student and the dataset's rows."""
+        """Return everything but the student and the dataset's transitions."""
         device = self.context.device
         return RunState(
             epoch=self.epoch,
@@ -380,7 +355,7 @@ class DistillationRunner(Runner[Collection]):
         self._restore_best(values)
         self.epoch = state.epoch
         self.env_steps = state.env_steps
-        self.rows_before = state.num_rows
+        self.transitions_before = state.num_rows
         self.measurements.baselines = state.baselines
         self.stopwatch.load_state_dict(state.stopwatch)
         self.early_stopping.load_state_dict(state.early_stopping)
@@ -420,7 +395,7 @@ class DistillationRunner(Runner[Collection]):
             "epochs": self.epoch,
             "stopped_early": self.epoch < self.cfg.n_epochs,
             "env_steps": self.env_steps,
-            "dataset_rows": len(self.dataset) if self.rows_before is None else self.rows_before,
+            "dataset_rows": len(self.dataset) if self.transitions_before is None else self.transitions_before,
             "parameters": {
                 "student": sum(p.numel() for p in policy.parameters()),
                 "teacher": sum(p.numel() for p in self.teacher.parameters()),

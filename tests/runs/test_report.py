@@ -117,3 +117,16 @@ def test_the_advice_on_too_few_updates_makes_more_of_them(caplog, options, advic
     reporter = Reporter(DistillationCfg(optimizer=optimizer, **options))
     reporter._warn_of_few_updates(2)
     assert f"only 2 updates in an epoch: {advice}" in caplog.text
+
+
+def test_an_epoch_is_broken_between_its_figures_on_a_terminal_that_is_too_narrow() -> None:
+    """At 120 columns no line is longer, and none ends in the middle of a figure; a wide one shows one line."""
+    for width, number in ((120, 3), (400, 1)):
+        console = Console(file=io.StringIO(), highlight=False, soft_wrap=True, force_terminal=True, width=width)
+        reporter = Reporter(DistillationCfg(n_epochs=1), console=console)
+        title = "Epoch 1/1 (student acts): 102,400 transitions, 1,024 whole episodes"
+        parts = [f"Data collection - Mean return: {'1' * 80}", "Evaluation - Mean return: 640.00 ± 20.00"]
+        reporter.show_epoch(1, title, parts, evaluated=True)
+        shown = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        assert len(shown) == number and max(map(len, shown)) <= width
+        assert [line.strip() for line in shown] == ([title, *parts] if number == 3 else [" | ".join([title, *parts])])
