@@ -320,6 +320,11 @@ def tasks_page() -> str:
         "",
         "`--task ID`; `ID` with `-Play` is the same with few environments. Keys are typed as `key=value`: "
         "`env.scene.num_envs=2048`. [Your own task](../howto/own_task.md) is one file.",
+        "",
+        "Chase and evade have one observation layout, so that one network can do both. What `play.py --video` shows of "
+        "their teachers, a target (left) and a pursuer (right):",
+        "",
+        "![Four quadrotors follow their targets, four evade their pursuers](../chase_evade.png)",
     ]
     ids = sorted(key for key, spec in gymnasium.registry.items() if "torch_env_entry_point" in spec.kwargs)
     for key in ids:
