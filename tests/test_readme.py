@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from foundation.config.distillation_cfg import DistillationCfg
+from foundation.config.finetune_cfg import FinetuneCfg
 from foundation.config.resolve import choices
 from foundation.engines import engine_names
 from foundation.learning.losses import LOSSES
 from foundation.learning.schedules import KINDS
-from foundation.rsl_rl import distillation, export, play, teacher_info, train
 from foundation.students import student_cfg_class, student_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,9 +77,9 @@ def test_the_reference_leaves_nothing_out() -> None:
         listed = set(re.findall(r"`(--[\w-]+)`", section[1]))
         assert listed == set(module.build_parser().flag_names()) - {"--help"}
     config = text_of("docs/reference/config.md")
-    assert {f"distill.{key}" for key in leaves(DistillationCfg())} <= set(
-        re.findall(r"\| `(distill[\w.]+)` \|", config)
-    )
+    for scope, cfg in (("distill", DistillationCfg()), ("finetune", FinetuneCfg())):
+        listed = set(re.findall(rf"\| `({scope}[\w.]+)` \|", config))
+        assert {f"{scope}.{key}" for key in leaves(cfg)} <= listed
     names = text_of("docs/reference/registries.md")
     for group in ("student", "loss", "schedule", "dataset", "experiment"):
         assert {f"{group}={name}" for name in choices(group)} <= set(re.findall(r"\| `(\w+=\w+)` \|", names))
@@ -105,7 +105,7 @@ def test_the_readme_is_short() -> None:
 @pytest.mark.parametrize("page", WRITTEN)
 def test_flags_in_the_text_exist(page: str) -> None:
     """``--flag`` belongs to a command, or to a program that is known here."""
-    known = {flag for m in (train, distillation, export, play, teacher_info) for flag in m.build_parser().flag_names()}
+    known = {flag for module in make_reference.COMMANDS.values() for flag in module.build_parser().flag_names()}
     spans = re.findall(r"`[^`\n]+`|^```.*?^```", text_of(page), re.MULTILINE | re.DOTALL)
     commands = [line for span in spans for line in span.splitlines() if not re.search(r"pip install|scripts/", line)]
     written = {flag for line in commands for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", line)}
@@ -126,8 +126,12 @@ def test_keys_in_the_text_exist(page: str) -> None:
         for name in key.split("."):
             assert hasattr(cfg, name) or (name in {"kind", "start", "end", "epochs"} and cfg is None), key
             cfg = getattr(cfg, name)
+    keys = set(leaves(FinetuneCfg()))
+    for key in set(re.findall(r"finetune\.(?!py)([a-z_]+[a-z_.]*[a-z_]+)(?=[=`])", text_of(page))):
+        assert any(own.startswith(key) or key.startswith(f"{own}.") for own in keys), key
     own = {"mine"}  # what the pages call a file of the reader's; one by its path or package has a dot or a colon
-    assert set(re.findall(r"experiment=(\w+)(?![\w:.])", text_of(page))) - own <= set(choices("experiment"))
+    files = {*choices("experiment"), *choices("finetune")}
+    assert set(re.findall(r"experiment=(\w+)(?![\w:.])", text_of(page))) - own <= files
 
 
 def test_the_guide_names_no_choice_that_is_not_there() -> None:

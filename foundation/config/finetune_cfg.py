@@ -54,7 +54,8 @@ class ActorCfg:
     init_entropy: float | None = None
     """Entropy of the action distribution at the start [nats], from which ``init_std`` follows."""
     min_std: float | None = None
-    """Floor of a deviation that does not depend on the state [action units]. None: the agent config's."""
+    """Floor of a deviation that does not depend on the state [action units]. None: none for a policy that is trained
+    already, the agent config's for a fresh one, whose noise must not vanish before its mean is good."""
 
 
 @dataclass

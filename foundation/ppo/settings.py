@@ -9,6 +9,7 @@ from typing import Any
 
 from foundation.config.agent_cfg import PPOAlgorithmCfg
 from foundation.config.finetune_cfg import FinetuneCfg
+from foundation.config.validate import read
 from foundation.config.values import apply_values
 from foundation.core.errors import UserError
 from foundation.ppo.versions import translate
@@ -53,9 +54,10 @@ class AgentSettings:
         groups = values.get("obs_groups") or {}
         critic: Mapping[str, Any] = values["critic"]
         clip = values.get("clip_actions")
-        given = getattr(agent_cfg, "actor", None)
-        distribution = getattr(given, "distribution_cfg", None)
-        floor = getattr(distribution, "min_std", 0.0)
+        floor = cfg.actor.min_std
+        if floor is None:
+            distribution = read(read(agent_cfg, "actor"), "distribution_cfg")
+            floor = 0.0 if cfg.checkpoint is not None else float(read(distribution, "min_std") or 0.0)
         return cls(
             algorithm=algorithm,
             num_steps_per_env=int(values.get("num_steps_per_env") or 24),
@@ -63,7 +65,7 @@ class AgentSettings:
             critic_groups=list(groups["critic"]) if groups.get("critic") else None,
             critic_dims=list(critic.get("hidden_dims") or [256, 256, 256]),
             critic_activation=str(critic.get("activation") or "elu"),
-            min_std=float(floor if cfg.actor.min_std is None else cfg.actor.min_std),
+            min_std=floor,
             clip_actions=None if clip is None else float(clip),
         )
 
