@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from continual.methods import EVADE, METHODS, TASKS, distil_tokens
+from continual.methods import EVADE, METHODS, TASKS, distil_tokens, joint_tokens
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = {name: ROOT / "foundation" / "assets" / "teachers" / name / "model.pt" for name in TASKS}
@@ -41,7 +41,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     from foundation.cli.parser import ScriptParser
 
     parser = ScriptParser(__doc__)
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="(default: all)")
+    parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS), help="(default: all)")
+    both = "distil both teachers into one student too, which knows both tasks at once (on)"
+    parser.add_argument("--joint", action=argparse.BooleanOptionalAction, default=True, help=both)
     parser.add_argument("--seeds", nargs="+", type=seed, default=[0, 1, 2], help="of the second stage (0 1 2)")
     parser.add_argument("--iterations", type=positive_int, default=150, help="of the second stage (%(default)s)")
     parser.add_argument("--episodes", type=positive_int, default=512, help="of each measurement (%(default)s)")
@@ -106,6 +108,29 @@ class Study:
         student = newest_run(EXPERIMENT, "student") / "best_student.pt"
         return {"checkpoint": str(student.resolve())}
 
+    def joint(self) -> dict[str, Any]:
+        """Distil both teachers into one student with a head for each task: what is possible when both are at hand."""
+        import yaml
+        from continual.measure import measure
+        from raptor.stages import newest_run, python
+
+        tasks = [{"id": name, "task": TASKS[name], "teacher": str(path)} for name, path in self.teachers.items()]
+        listing = self.folder / "tasks.yaml"
+        listing.parent.mkdir(parents=True, exist_ok=True)
+        listing.write_text(yaml.safe_dump({"format": "foundation-tasks-1", "tasks": tasks}), encoding="utf-8")
+        python(
+            "foundation/rsl_rl/distillation.py",
+            *("--multi_task", listing, "--experiment_name", EXPERIMENT, "--run_name", "joint"),
+            *joint_tokens(self.args.quick),
+            log=self.folder / "joint.log",
+        )
+        run = newest_run(EXPERIMENT, "joint")
+        figures = {}
+        for name, task in TASKS.items():
+            student = run / "tasks" / name / "best_student.pt"
+            figures |= measure(student, {name: task}, self.teachers, self.args.episodes)
+        return {"figures": figures}
+
     def fine_tune(self, name: str, seed: int) -> dict[str, Any]:
         """Run the second stage by one method."""
         from raptor.stages import newest_run, python
@@ -135,6 +160,8 @@ class Study:
         self.stages.run("references", self.references)
         self.stages.run("distil", self.distil)
         self.measure_stage("distil")
+        if self.args.joint:
+            self.stages.run("joint", self.joint)
         for seed in self.args.seeds:
             for name in self.args.methods:
                 stage = f"{name}_s{seed}"
@@ -145,7 +172,7 @@ class Study:
 
     def report(self) -> None:
         """Write JSON, table, picture and TensorBoard's files of everything that is finished."""
-        from continual.report import draw, markdown, measures
+        from continual.report import draw, markdown, measures, page
         from raptor.stages import write_json
 
         from foundation.runs.metrics_writer import TensorBoardWriter
@@ -187,9 +214,16 @@ class Study:
                 1,
             )
             writer.close()
+        references = dict(known)
+        if "joint" in done:
+            references["joint"] = done["joint"]["figures"]
         settings = {key: value for key, value in self.stages.settings.items() if key not in TASKS}
-        write_json(self.args.out.with_suffix(".json"), {"settings": settings, "references": known, "runs": rows})
-        self.args.out.with_suffix(".md").write_text(self.page(markdown(found, ends)), encoding="utf-8")
+        write_json(self.args.out.with_suffix(".json"), {"settings": settings, "references": references, "runs": rows})
+        if not found:
+            return
+        seeds = sorted({row["seed"] for row in rows})
+        text = page(markdown(found, ends), references, settings, seeds, self.args.out.name)
+        self.args.out.with_suffix(".md").write_text(text, encoding="utf-8")
         draw(found, self.args.out.with_suffix(".png"))
 
     @staticmethod
@@ -213,40 +247,6 @@ class Study:
             if not (folder / "stages.json").is_file():
                 raise UserError(f"--adopt {folder}: there is no stages.json in it")
             self.stages.done = Stages(folder, self.stages.settings).done | self.stages.done
-
-    def page(self, table: str) -> str:
-        """Write the page around the table."""
-        known = self.stages.done["references"]
-        rows = [
-            f"| {who} | {known[who]['chase']['mean_return']:.1f} | {known[who]['evade']['mean_return']:.1f} |"
-            for who in ("random", *TASKS)
-        ]
-        name = self.args.out.name
-        return "\n".join(
-            [
-                "# Chase, then evade: what is forgotten",
-                "",
-                "A policy that chases a target is taught to evade a pursuer, by several methods; both tasks have one "
-                "observation layout, with columns that say which task runs. Scores are normalised: 0 is what random "
-                "actions reach, 100 % what the task's own teacher reaches. Medians, and ranges over the seeds of the "
-                "second stage; the first stage is the same teacher for all.",
-                "",
-                f"    python scripts/forgetting.py --iterations {self.args.iterations} --episodes {self.args.episodes}",
-                "",
-                table,
-                f"![Scores after both stages]({name}.png)",
-                "",
-                "Mean returns of the references:",
-                "",
-                "| policy | chase | evade |",
-                "|---|---:|---:|",
-                *(
-                    row.replace("| chase |", "| chase teacher |", 1).replace("| evade |", "| evade teacher |", 1)
-                    for row in rows
-                ),
-                "",
-            ]
-        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -55,6 +55,12 @@ METHODS: dict[str, Method] = {
 """By the name that ``--methods`` takes."""
 
 
+def joint_tokens(quick: bool) -> list[str]:
+    """Return the arguments of ``distillation.py --multi_task`` for one student of both teachers."""
+    size = ["--n_epochs", "2"] if quick else ["--n_epochs", "150"]
+    return ["experiment=fast", "distill.student.obs_groups=[policy]", "distill.student.hidden_dims=[128,128]", *size]
+
+
 def distil_tokens(teacher: Path, dataset: Path, hidden_dims: Sequence[int], seed: int) -> list[str]:
     """Return the arguments of ``distillation.py`` that compress the chase's teacher and save what it was taught on.
 

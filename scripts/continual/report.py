@@ -79,6 +79,66 @@ def _divergence(figures: Sequence[Mapping[str, float]]) -> str:
     return spread(values, percent=False) if values else "–"
 
 
+REFERENCES = {
+    "random": "random actions",
+    "chase": "the chase's teacher",
+    "evade": "the evasion's teacher",
+    "joint": "one student of both teachers, a head for each task",
+}
+
+
+def page(
+    table: str, references: Mapping[str, Measured], settings: Mapping[str, object], seeds: Sequence[int], name: str
+) -> str:
+    """Write the page around the table.
+
+    Args:
+        table: From :func:`markdown`.
+        references: Figures of the policies of :data:`REFERENCES` that were measured.
+        settings: ``iterations`` and ``episodes``.
+        seeds: Of the second stages.
+        name: The picture's file, without its ending.
+    """
+    rows = []
+    for who, label in REFERENCES.items():
+        if who in references:
+            cells = [_returns(references[who].get(task)) for task in ("chase", "evade")]
+            rows.append(f"| {label} | {' | '.join(cells)} |")
+    command = f"--iterations {settings['iterations']} --episodes {settings['episodes']}"
+    return "\n".join(
+        [
+            "# Chase, then evade",
+            "",
+            "A policy that chases a target is taught to evade a pursuer, by several methods. Both tasks have one "
+            "observation layout, with columns that say which task runs. Scores are normalised: 0 is what random "
+            "actions reach, 100 % what the task's own teacher reaches; *kept* is the score on the old task after the second "
+            "stage, of that before it. The first stage is the same teacher for all, the second has "
+            f"{settings['iterations']} iterations; medians, and ranges where there is more than one run.",
+            "",
+            "```bash",
+            f"python scripts/forgetting.py {command} --seeds {' '.join(map(str, seeds))}",
+            "```",
+            "",
+            table,
+            f"![Scores on both tasks after both stages, by method]({name}.png)",
+            "",
+            f"Mean returns and success rates that the scores are made of, {settings['episodes']} episodes each:",
+            "",
+            "| policy | chase | evade |",
+            "|---|---:|---:|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _returns(figures: Mapping[str, float] | None) -> str:
+    if figures is None:
+        return "–"
+    text = f"{figures['mean_return']:.1f}"
+    return text + (f", {100 * figures['success_rate']:.1f} %" if "success_rate" in figures else "")
+
+
 def draw(found: Mapping[str, Sequence[Forgetting]], path: Path) -> None:
     """Draw each method's old-task and new-task scores at the end: the median as a bar, every run as a dot.
 

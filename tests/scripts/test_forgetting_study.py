@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 import forgetting  # noqa: E402
 from continual import report  # noqa: E402
-from continual.methods import METHODS  # noqa: E402
+from continual.methods import METHODS, TASKS  # noqa: E402
 
 from foundation.core.errors import UserError  # noqa: E402
 
@@ -60,7 +61,8 @@ def study(tmp_path, monkeypatch):
     )
     for name in ("chase", "evade"):
         Path(f"{name}.pt").touch()
-    line = "--methods ppo distil_ppo kl_replay --seeds 0 1 --chase chase.pt --evade evade.pt --out out/forgetting"
+    line = "--methods ppo distil_ppo kl_replay --no-joint --seeds 0 1 --chase chase.pt --evade evade.pt"
+    line += " --out out/forgetting"
     return forgetting.parse(line.split()), calls
 
 
@@ -142,3 +144,26 @@ def test_stages_of_another_folder_are_adopted(study):
     assert len(json.loads(Path("out/forgetting.json").read_text())["runs"]) == 6
     with pytest.raises(UserError, match=r"--adopt nowhere: there is no stages\.json"):
         whole.adopt([Path("nowhere")])
+
+
+def test_one_student_of_both_teachers_is_measured_on_its_own_heads(study, monkeypatch):
+    """The file of tasks has both teachers; each head is measured on its task, and stands among the references."""
+    args, calls = study
+    args.joint, args.methods, args.seeds = True, ["ppo"], [0]
+    seen = []
+
+    def measure(checkpoint: Path, tasks: dict[str, str], *_: object) -> dict[str, Any]:
+        seen.append((checkpoint.parent.name, tasks))
+        return {name: {"mean_return": 400.0, "success_rate": 0.5} for name in tasks}
+
+    monkeypatch.setattr("continual.measure.measure", measure)
+    forgetting.Study(args).run()
+    assert seen == [("chase", {"chase": TASKS["chase"]}), ("evade", {"evade": TASKS["evade"]})]
+    listed = yaml.safe_load(Path("logs/forgetting/tasks.yaml").read_text())["tasks"]
+    assert [(entry["id"], Path(entry["teacher"]).name) for entry in listed] == [
+        ("chase", "chase.pt"),
+        ("evade", "evade.pt"),
+    ]
+    assert any("--multi_task" in call for call in calls)
+    row = "| one student of both teachers, a head for each task | 400.0, 50.0 % | 400.0, 50.0 % |"
+    assert row in Path("out/forgetting.md").read_text()
