@@ -111,8 +111,8 @@ def page(
             "",
             "A policy that chases a target is taught to evade a pursuer, by several methods. Both tasks have one "
             "observation layout, with columns that say which task runs. Scores are normalised: 0 is what random "
-            "actions reach, 100 % what the task's own teacher reaches; *kept* is the score on the old task after the second "
-            "stage, of that before it. The first stage is the same teacher for all, the second has "
+            "actions reach, 100 % what the task's own teacher reaches; *kept* is the score on the old task after the "
+            "second stage, of that before it. The first stage is the same teacher for all, the second has "
             f"{settings['iterations']} iterations; medians, and ranges where there is more than one run.",
             "",
             "```bash",
