@@ -79,7 +79,7 @@ class FinetuneState(SavedState):
 
 @dataclass
 class Collected:
-    """What an iteration collected."""
+    """Result of an iteration's collection."""
 
     rollout: Transitions
     stats: CollectionStats
@@ -478,7 +478,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
     def _restore(self, values: dict[str, Any], state: FinetuneState) -> str:
         if state.num_envs != self.env.num_envs:
             raise UserError(f"The run had --num_envs {state.num_envs}, now {self.env.num_envs}: resume with the same.")
-        if values["student"] != self.student.describe():
+        if not self.student.is_described_by(values["student"]):
             raise UserError("The policy's architecture differs from that of the run to resume: give the same settings.")
         for name in state.retention.get("frozen_here", []):
             self._restore_teacher(name)

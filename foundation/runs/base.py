@@ -28,7 +28,7 @@ RECURRENT_SEQUENCE = 50
 """Steps in a training sequence of a student with memory, where nothing else is asked for."""
 
 Collected = TypeVar("Collected")
-"""What a kind of run knows of an epoch's collection; None where nothing is collected."""
+"""Result of an epoch's collection in a kind of run; None where nothing is collected."""
 
 
 class RunLoop(ABC, Generic[Settings, Shown, Collected]):
@@ -83,7 +83,7 @@ class RunLoop(ABC, Generic[Settings, Shown, Collected]):
 
     @abstractmethod
     def state(self) -> SavedState:
-        """Return what going on needs beside the student, its optimiser and the dataset's rows."""
+        """Return what going on needs beside the student, its optimiser and the dataset's transitions."""
 
     @abstractmethod
     def student_checkpoint(self, epoch: int, evaluation: dict[str, float] | None = None) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class RunLoop(ABC, Generic[Settings, Shown, Collected]):
         self.context.poll()
 
     def resume_checkpoint(self) -> dict[str, Any]:
-        """Return the student and everything else that going on needs, but for the dataset's rows."""
+        """Return the student and everything else that going on needs, but for the dataset's transitions."""
         return self.student_checkpoint(self.epoch - 1) | write_state(self.state())
 
     def save_latest(self) -> None:
@@ -239,7 +239,7 @@ class Runner(RunLoop[DistillationCfg, Reporter, Collected]):
         Raises:
             UserError: If the student has another architecture now, or what fits it is of another kind.
         """
-        if values["student"] != self.student.describe():
+        if not self.student.is_described_by(values["student"]):
             raise UserError(
                 "The student's architecture differs from that of the run to resume: give the same settings."
             )

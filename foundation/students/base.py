@@ -1,9 +1,9 @@
-"""What every student is made of: a normaliser, a body of its own, and heads for mean, deviation and value."""
+"""Base of the students: a normaliser, the student's own body, and heads for mean, deviation and value."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -29,7 +29,7 @@ SIZES = ("hidden_dims", "encoder_dims", "channels", "hidden_size", "num_layers")
 
 @dataclass
 class NetworkCfg(StudentCfg):
-    """What every built-in student can be asked for beside :class:`StudentCfg`."""
+    """Settings of every built-in student beside :class:`StudentCfg`."""
 
     state_dependent_std: bool = False
     """With ``stochastic``: the deviation is an output of the network, not one parameter per action."""
@@ -174,6 +174,16 @@ class Student(PolicyNetwork):
         for run_only in ("obs_groups", "obs_slice", "init_checkpoint"):
             options.pop(run_only, None)
         return {"num_obs": self.num_obs, "num_actions": self.num_actions, **options}
+
+    def is_described_by(self, saved: Mapping[str, Any]) -> bool:
+        """Return whether a description is of this architecture; a setting that it does not have is at its default.
+
+        Args:
+            saved: What :meth:`describe` returned, perhaps in an earlier version, which had fewer settings.
+        """
+        own = self.describe()
+        defaults = asdict(type(self.cfg)())
+        return {name: defaults.get(name) for name in own} | dict(saved) == own
 
     @property
     def hidden_dims(self) -> list[int]:

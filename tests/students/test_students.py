@@ -117,6 +117,17 @@ def test_round_trip_through_a_checkpoint(student, tmp_path):
 
 
 @pytest.mark.parametrize("student", all_students())
+def test_a_description_of_fewer_settings_is_of_this_architecture(student):
+    """An earlier version lacked a setting: at its default it is the same student, at another value it is not."""
+    earlier = student.describe()
+    known = earlier.pop("distribution")
+    assert student.is_described_by(earlier) == (known == "gaussian")
+    assert student.is_described_by(student.describe())
+    for name, value in (("num_obs", student.num_obs + 1), ("init_std", 0.123), ("no_such_setting", 1)):
+        assert not student.is_described_by(student.describe() | {name: value})
+
+
+@pytest.mark.parametrize("student", all_students())
 def test_outputs_that_were_asked_for(student):
     """A deviation and a value are there exactly when the config asks for them; the deviation is positive."""
     output, _ = student.step(torch.randn(ENVS, OBS))
