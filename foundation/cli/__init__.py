@@ -1,1 +1,1 @@
-"""What the commands share."""
+"""Parsers, sessions and jobs that the commands share."""

@@ -1,4 +1,4 @@
-"""What a distillation run takes from the task's agent configs: observation groups, student sizes, the run's name."""
+"""Defaults from the task's agent configs: observation groups, student sizes, the run's name."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _warn_of_other_groups(own: list[str], taken: list[str], size: int, obs: Tens
     names = ", ".join(missing)
     why = f"the environment has no '{names}'" if missing else "the task's config names others"
     logger.warning(
-        "the teacher's own config says that it reads the observation groups %s, but %s: it is given %s, which have "
+        "the teacher's own config has the observation groups %s, but %s: it is given %s, which have "
         "the same size (%d). If these are not the numbers it was trained on, set distill.teacher.obs_groups.",
         own,
         why,

@@ -1,4 +1,4 @@
-"""How every command ends: one line for a user's mistake, the usual codes for signals, a traceback only for a bug."""
+"""The end of every command: one line for a user's mistake, the usual codes for signals, a traceback only for a bug."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Interrupt:
 
     @property
     def exit_code(self) -> int:
-        """What the command should return: 130 after Ctrl-C, 143 after SIGTERM, 0 if no signal came."""
+        """Exit code of the command: 130 after Ctrl-C, 143 after SIGTERM, 0 if no signal came."""
         return 128 + self.signal if self.signal is not None else 0
 
     def __enter__(self) -> Interrupt:
@@ -90,7 +90,7 @@ def run_command(
         many_processes: Whether ``main`` knows what to do when it is started several times at once (``torchrun``).
 
     Returns:
-        0; 2 for a user's mistake, told in one line on stderr; 130 or 143 after a signal; 1 for a bug.
+        0; 2 for a user's mistake, with one line on stderr; 130 or 143 after a signal; 1 for a bug.
     """
     previous = _unwind_on_sigterm()
     _interrupt_on_sigint()

@@ -47,7 +47,7 @@ AnyRunner = TypeVar("AnyRunner", bound=DistillationRunner)
 
 @dataclass
 class Job:
-    """What the command line asks of an engine, before its simulator is up."""
+    """Command line of ``distillation.py`` with its engine, before the simulator is up."""
 
     args: argparse.Namespace
     overrides: Overrides
@@ -89,7 +89,7 @@ class Job:
 
     @contextlib.contextmanager
     def launch(self, teacher: Teacher) -> Iterator[Session]:
-        """Start the simulator, and fill in what its configs say about the run.
+        """Start the simulator, and fill in the run's settings that its configs have.
 
         Args:
             teacher: One teacher, or many, to whose number the environments are fitted.
@@ -215,7 +215,7 @@ class Job:
 def resume(
     run: RunDir, runner: DistillationRunner, checkpoint: RunCheckpoint[RunState] | None, session: Session
 ) -> None:
-    """Put a run back to where it was, and say whether it goes on exactly and with which other settings."""
+    """Restore a run, and print whether it goes on exactly and which settings have changed."""
     inexact = "" if checkpoint is None else runner.restore(checkpoint)
     how = f"not exact: {inexact}" if inexact else "exact"
     changed = ""

@@ -80,9 +80,9 @@ def settle(args: argparse.Namespace, tokens: list[str], resumed: RunDir | None) 
 def refuse_checkpoint(args: argparse.Namespace) -> NoReturn:
     """Raise for ``--load_run`` and ``--checkpoint`` without ``--resume``, which are mostly meant for the teacher."""
     given = [f"--{name}" for name in ("load_run", "checkpoint") if getattr(args, name)]
-    say = f"{given[0]} says here which run to go on with and needs"
+    say = f"{given[0]} names here the run to resume and needs"
     if len(given) > 1:
-        say = f"{' and '.join(given)} say here which run to go on with and need"
+        say = f"{' and '.join(given)} name here the run to resume and need"
     teacher = args.checkpoint if args.checkpoint and Path(args.checkpoint).is_file() else None
     if teacher is None:
         with contextlib.suppress(UserError):

@@ -48,7 +48,7 @@ _OTHER_NAMES = {
 
 @dataclass
 class Job:
-    """What the command line asks for, before a simulator is up."""
+    """Command line of ``finetune.py`` with its engine, before the simulator is up."""
 
     args: argparse.Namespace
     overrides: Overrides
@@ -69,7 +69,7 @@ class Job:
         args, tokens = parse_command(parser, argv, strict=False)
         resumed = _find_run(args) if args.resume else None
         if args.load_run and resumed is None:
-            raise UserError("--load_run says which run to go on with: add --resume, or name a policy by --checkpoint")
+            raise UserError("--load_run names the run to resume: add --resume, or name a policy by --checkpoint")
         cfg, _, files = _settle(args, tokens, resumed)
         if cfg.task is None:
             parse_command(parser, argv)  # a misspelt --task is the likely reason
@@ -84,7 +84,7 @@ class Job:
 
     @property
     def request(self) -> LaunchRequest:
-        """What the engine is asked for."""
+        """Request to the engine."""
         args = self.args
         return LaunchRequest(
             self.cfg.task or "",
@@ -266,7 +266,7 @@ def _flags(args: argparse.Namespace, resumes: bool) -> dict[str, Any]:
     """Return the typed flags that are fields of the config, as dotted field -> value."""
     names = {own.name: own.name for own in fields(FinetuneCfg)} | _OTHER_NAMES
     if resumes:
-        del names["checkpoint"]  # it says there which state to go on from
+        del names["checkpoint"]  # there it names the state to resume from
     typed = {path: getattr(args, name, None) for name, path in names.items()}
     return {path: value for path, value in typed.items() if value is not None}
 

@@ -33,7 +33,7 @@ _NODE = "foundation_application"
 _ROOT = Path(__file__).resolve().parents[2]
 _PREFIX = "override."
 _OF_THE_JOB = re.compile(r"\$\{hydra:[^}]*\}")
-"""What is known once a job runs."""
+"""Interpolations that are known once a job runs."""
 _INTERRUPTED = 128
 """Exit codes from here on are those of signals: a sweep ends with the job that got one."""
 _SETTINGS = (
@@ -45,7 +45,7 @@ _SETTINGS = (
     "hydra.sweep.dir=logs/multirun/${now:%Y-%m-%d_%H-%M-%S}",
     "hydra.sweep.subdir=.",
 )
-"""What keeps Hydra from making ``outputs/``, changing the folder and taking the log lines over."""
+"""Settings that keep Hydra from making ``outputs/``, changing the folder and taking the log lines over."""
 _EXTRA = {
     "joblib": "hydra-joblib-launcher",
     "submitit_local": "hydra-submitit-launcher",

@@ -13,9 +13,9 @@ from foundation.core.registry import import_typed, note_typed
 from foundation.core.text import quoted
 
 _MAY_BE_EMPTY = ("run_name",)
-"""Flags, without their dashes, of which an empty value says something: no suffix."""
+"""Flags, without their dashes, whose empty value has a meaning: no suffix."""
 _SAID = ("true", "false", "on", "off", "yes", "no", "1", "0")
-"""What people write behind a switch."""
+"""Values that users type after a switch."""
 
 
 class OneLineParser(argparse.ArgumentParser):

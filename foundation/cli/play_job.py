@@ -51,7 +51,7 @@ AGENTS = ("trained", "zero", "random")
 
 @dataclass
 class Job:
-    """What the command line asks for, before a simulator is up."""
+    """Command line of ``play.py`` with its engine, before the simulator is up."""
 
     args: argparse.Namespace
     overrides: Overrides

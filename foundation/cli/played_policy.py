@@ -32,12 +32,12 @@ FINETUNED = "finetune"
 
 @dataclass
 class PlayedPolicy:
-    """What acts, and the task that it acts in."""
+    """The policy that acts, and the task that it acts in."""
 
     task: str
     device: str
     agent: str = "trained"
-    """What acts where there is no policy: ``zero`` or ``random``."""
+    """Agent where there is no policy: ``zero`` or ``random``."""
     checkpoint: Path | None = None
     policy: TeacherPolicyWrapper | None = None
     head: str | None = None
@@ -45,7 +45,7 @@ class PlayedPolicy:
 
     @classmethod
     def find(cls, args: argparse.Namespace, tokens: Sequence[str] = ()) -> PlayedPolicy:
-        """Find and read the policy; it also says which task it was trained on.
+        """Find and read the policy, and the task that it was trained on.
 
         Args:
             args: Flags.
@@ -172,6 +172,6 @@ def own_task(checkpoint: Path) -> str:
     except UserError:  # the policy could be read: its file is of another kind, which names no task
         task = None
     if not isinstance(task, str):
-        raise UserError(f"'{checkpoint}' does not say which task it was trained on: give --task ID")
+        raise UserError(f"'{checkpoint}' does not name the task that it was trained on: give --task ID")
     refuse_untyped(task, f"'{checkpoint}': its task", "--task")
     return task

@@ -1,4 +1,4 @@
-"""What was understood about a policy's checkpoint, as a table or as JSON."""
+"""Description of a policy's checkpoint, as a table or as JSON."""
 
 from __future__ import annotations
 

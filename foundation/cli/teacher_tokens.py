@@ -1,4 +1,4 @@
-"""What is said of a teacher's checkpoint on a command line: ``distill.teacher.<key>=<value>``."""
+"""Settings of a teacher's checkpoint on a command line: ``distill.teacher.<key>=<value>``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import yaml
 from foundation.core.errors import UserError
 
 TEACHER = "distill.teacher."
-"""What overrides that are about the policy's checkpoint begin with."""
+"""Prefix of the overrides that are about the policy's checkpoint."""
 
 
 def said_of_teacher(tokens: Sequence[str]) -> dict[str, Any]:
-    """Return what ``distill.teacher.<key>=<value>`` says about the checkpoint.
+    """Return the settings ``distill.teacher.<key>=<value>`` of the checkpoint.
 
     Args:
         tokens: As they were typed.

@@ -44,14 +44,14 @@ logger = logging.getLogger("foundation.train")
 
 @dataclass
 class Job:
-    """What the command line asks for, before a simulator is up."""
+    """Command line of ``train.py`` with its engine, before the simulator is up."""
 
     args: argparse.Namespace
     overrides: Overrides
     engine: Engine
     device: str
     rank: int
-    """Of this process among those that train together."""
+    """Rank of this process among those that train together."""
 
     @classmethod
     def choose_engine(cls, parser: CommandParser, argv: Sequence[str]) -> Job:
@@ -79,7 +79,7 @@ class Job:
 
     @property
     def request(self) -> LaunchRequest:
-        """What the engine is asked for."""
+        """Request to the engine."""
         args = self.args
         return LaunchRequest(args.task, args.agent, self.device, args.headless, args.video, args, needs_agent=True)
 

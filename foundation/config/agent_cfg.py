@@ -120,7 +120,7 @@ class DistillationAlgorithmCfg:
 
 @dataclass
 class RunnerCfg:
-    """What every RSL-RL run has."""
+    """Settings of every RSL-RL run."""
 
     class_name: str = "OnPolicyRunner"
     """Name of RSL-RL's runner class, or ``"pkg.module:Class"``."""

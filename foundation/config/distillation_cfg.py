@@ -54,7 +54,7 @@ class GateCfg:
     """How far it looks ahead [env steps]: a teacher counts by its return in so many steps. None: a quarter of an
     episode."""
     temperature: float = 0.1
-    """Of the softmax over what the teachers are expected to earn [standard deviations of the returns seen]: how much
+    """Temperature of the softmax over the expected returns [standard deviations of the returns seen]: how much
     worse a teacher must be to count e times less. Near 0: the best teacher of each state alone."""
     hidden_dims: list[int] = field(default_factory=lambda: [64, 64])
     """Hidden layers of the gate's network (ELU)."""
@@ -108,7 +108,7 @@ class TeacherCfg:
     combine_temperature: float = 1.0
     """Temperature of the softmax over the teachers' values that ``combine=value`` weights by [units of return]."""
     gate: GateCfg = field(default_factory=GateCfg)
-    """What ``combine=gate`` learns its weights with."""
+    """Settings of the gate of ``combine=gate``."""
     expert: str | None = None
     """Many teachers: which one each environment follows at each step, as an observation group of one column that holds
     its index, or ``"pkg.module:function"`` of the observation groups. None: ``combine`` decides."""
@@ -132,7 +132,7 @@ class TeacherCfg:
 
 @dataclass
 class StudentCfg:
-    """What every student has; each student's own file extends it with its sizes."""
+    """Settings that every student has; each student's own file adds its sizes."""
 
     name: str = "mlp"
     """A module of ``foundation.students``, or ``"pkg.module:Class"``."""
@@ -207,7 +207,7 @@ class LossCfg:
 
 @dataclass
 class EpisodeFilterCfg:
-    """Which episodes are learned from: those that pass all that is set. Rows of the others keep their place, weight 0.
+    """Which episodes are learned from: those that pass all that is set. Transitions of the others stay, with weight 0.
 
     Episodes that have not ended pass; of those that the beginning of a phase has cut only ``success`` is asked.
     """
@@ -243,7 +243,7 @@ class DatasetCfg:
     disk_gb: float = 2.0
     """Disk budget [GB] of the shards that make ``--resume`` exact; 0 writes none."""
     save: str | None = None
-    """Write every collected row to this folder too, or append to it (``--save_dataset``;
+    """Write every collected transition to this folder too, or append to it (``--save_dataset``;
     docs/reference/dataset_format.md)."""
     load: str | None = None
     """Begin with the transitions of this folder (``--dataset``); with ``offline`` there are no others."""

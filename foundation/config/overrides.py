@@ -31,14 +31,14 @@ class Assignment(NamedTuple):
 
 @dataclass
 class Overrides:
-    """What was typed, sorted by the config it is for."""
+    """Typed overrides, sorted by the config they are for."""
 
     groups: dict[str, str] = field(default_factory=dict)
     """Choices of files: group -> name."""
     scoped: dict[str, list[Assignment]] = field(default_factory=dict)
     """Assignments with a prefix: ``env``, ``agent`` or ``distill`` -> paths without it."""
     bare: list[Assignment] = field(default_factory=list)
-    """Assignments without a prefix: their first name says which config they are for."""
+    """Assignments without a prefix: their first name is a key of one config."""
 
     def configure(self, env_cfg: object, agent_cfg: object, own_cfg: object = None, own_scope: str = "distill") -> None:
         """Apply ``env.``, ``agent.`` and bare overrides, once a simulator is up and its configs are known.

@@ -11,7 +11,7 @@ _LONGEST_NAME = 200
 
 
 class UserError(Exception):
-    """Say in one line what is wrong, where, and what to do.
+    """Error of the user's, in one line: what is wrong, where, and what to do.
 
     Commands print it as ``error: <message>`` on stderr and exit with code 2.
     """

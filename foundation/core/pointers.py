@@ -1,4 +1,4 @@
-"""What stands in the place of a file that was not fetched: Git LFS's text, git-annex's links, links to nothing."""
+"""Pointers in place of files that were not fetched: Git LFS's text, git-annex's links, links to nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How this process was started, so that messages print commands as their reader types them."""
+"""Name under which this process was started, so that messages print commands as they are typed."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def resolve_attribute(name: str, what: str, *, trusted: bool = False, typed_as: 
 
 
 def refuse_untyped(name: str, what: str, typed_as: str = "") -> None:
-    """Refuse a name whose module may not be imported, and say what to type if it is to be.
+    """Refuse a name whose module may not be imported, and name what to type if it is to be.
 
     Args:
         name: ``pkg.module:Attr``, or a name without a module.

@@ -34,7 +34,7 @@ ANNOUNCED_BYTES = 1e9
 
 @dataclass(frozen=True)
 class CollectedData:
-    """What a run collects, as far as its dataset needs to know."""
+    """Shapes and settings of a collection from which its dataset is built."""
 
     obs: ObsSelector
     """The student's observation groups."""
@@ -74,9 +74,9 @@ class OfflineData(NamedTuple):
     num_episodes: int
     """Episodes that have ended."""
     num_left_out: int
-    """Those of them that the filter leaves out."""
+    """Episodes that the filter leaves out."""
     filtered: FilterOutcome | None
-    """What the filter did; None without one."""
+    """Result of the filter; None without one."""
 
 
 def build_dataset(cfg: DistillationCfg, data: CollectedData) -> tuple[DistillationDataset, EpisodeLog]:
@@ -105,7 +105,7 @@ def build_dataset(cfg: DistillationCfg, data: CollectedData) -> tuple[Distillati
         table = fill(saved, [dataset], initial_state=data.initial_state)
         if dataset.weights is not None:
             weigh(dataset, table.number[:0])
-        logger.info("The dataset begins with %d rows of '%s'.", saved.num_rows, saved.path)
+        logger.info("The dataset begins with %d transitions of '%s'.", saved.num_rows, saved.path)
     writer = None
     if cfg.dataset.save is not None:
         writer = DatasetWriter(cfg.dataset.save, layout_of(cfg, data, spec), data.run, data.teacher)
@@ -176,14 +176,14 @@ def plan_spec(cfg: DistillationCfg, data: CollectedData, saved: SavedDataset | N
     budget_rows = int(cfg.dataset.memory_gb * 1e9 // row_bytes)
     if cfg.dataset.size is not None and cfg.dataset.size > budget_rows:
         raise UserError(
-            f"dataset.size={cfg.dataset.size} rows take {cfg.dataset.size * row_bytes / 1e9:.2f} GB, more than "
+            f"dataset.size={cfg.dataset.size} transitions take {cfg.dataset.size * row_bytes / 1e9:.2f} GB, more than "
             f"dataset.memory_gb={cfg.dataset.memory_gb:g}: lower dataset.size, raise dataset.memory_gb, or set "
             "dataset.dtype=float16."
         )
     capacity = min(cfg.dataset.size or most_rows(cfg, data, chunk_steps) + rows_to_load, budget_rows)
     if rows_to_load > capacity:
         logger.warning(
-            "The dataset has room for %d rows and --dataset holds %d: of those some make room for others "
+            "The dataset has room for %d transitions and --dataset holds %d: of those some make room for others "
             "(dataset.memory_gb or dataset.size asks for more).",
             capacity,
             rows_to_load,

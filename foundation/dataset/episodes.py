@@ -133,12 +133,12 @@ class FilterOutcome(NamedTuple):
         """
         text = (
             f"Filter: {self.left_out.episodes} of {self.finished.episodes} finished episodes are left out "
-            f"({self.left_out.rows} of {self.finished.rows} rows); {self.unfinished.episodes} unfinished ones "
-            f"({self.unfinished.rows} rows) are kept, as their outcome is not known"
+            f"({self.left_out.rows} of {self.finished.rows} transitions); {self.unfinished.episodes} unfinished ones "
+            f"({self.unfinished.rows} transitions) are kept, as their outcome is not known"
         )
         if self.cut.episodes and (cfg.min_length is not None or cfg.return_quantile is not None):
             judged = "judged by success alone" if cfg.success else "kept"
-            text += f"; {self.cut.episodes} without their beginning ({self.cut.rows} rows) are {judged}"
+            text += f"; {self.cut.episodes} without their beginning ({self.cut.rows} transitions) are {judged}"
         return text
 
     @property

@@ -41,7 +41,7 @@ class BufferSpec:
     track_episodes: bool = False
     """Keep the number of each transition's episode (int32; see ``episode_log``)."""
     weighted: bool = False
-    """Keep a weight for each transition, 1 where nothing else is said."""
+    """Keep a weight for each transition, 1 unless it is set."""
     dtype: str = "float32"
     """float32, float16 or bfloat16; batches are float32 always."""
     eviction: str = "oldest"
@@ -69,7 +69,7 @@ class BufferSpec:
 
     @property
     def columns(self) -> dict[str, slice]:
-        """Where each part of the matrix lies."""
+        """Columns of each part of the matrix."""
         return lay_out_columns(self.num_obs, self.targets)
 
     @property

@@ -1,4 +1,4 @@
-"""What a user of an exported policy has to know: names, units and sizes of what it reads and gives, and how often."""
+"""Description of an exported policy: names, units and sizes of observations and actions, and their rate."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Field:
     """Some of the numbers of an observation or an action that belong together."""
 
     name: str
-    """Such as ``body_rates``."""
+    """Name, such as ``body_rates``."""
     size: int
-    """How many numbers."""
+    """Size."""
     unit: str = ""
-    """Such as ``rad/s``; empty for numbers without a unit, or where it is not known."""
+    """Unit, such as ``rad/s``; empty for numbers without a unit, or where it is not known."""
     frame: str = ""
     """Frame and order of the components, such as ``body, FLU``; empty where it does not matter or is not known."""
 
@@ -46,9 +46,9 @@ class Description:
     state_size: int = 0
     """Numbers that it remembers from step to step."""
     observations: tuple[Field, ...]
-    """What the observation is made of, in order."""
+    """Fields of the observation, in order."""
     actions: tuple[Field, ...]
-    """What the action is made of, in order."""
+    """Fields of the action, in order."""
     obs_groups: tuple[str, ...] = ()
     """The environment's observation groups, concatenated in this order."""
     obs_slice: tuple[int, int] | None = None
@@ -68,7 +68,7 @@ class Description:
     format: str
     """Kind of the file that it was read from."""
     architecture: str
-    """Its layers, for people."""
+    """Its layers, as text."""
     source_sha256: str | None = None
     """Hash of the file that it was read from."""
 

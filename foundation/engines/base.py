@@ -168,7 +168,7 @@ AGENT_ENTRY_POINT = "rsl_rl_cfg_entry_point"
 
 @dataclass
 class LaunchRequest:
-    """What an engine needs to launch: the task, the device and the command line."""
+    """Request to launch an engine: the task, the device and the command line."""
 
     task: str
     agent_entry_point: str = AGENT_ENTRY_POINT

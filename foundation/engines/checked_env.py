@@ -43,7 +43,7 @@ class CheckedEnv(EnvWrapper):
     """
 
     _told: ClassVar[set[tuple[type, str]]] = set()
-    """Classes and methods that have been told of; a run makes several environments."""
+    """Classes and methods that were logged already; a run makes several environments."""
 
     def __init__(self, env: Any, env_cfg: Any = None):
         super().__init__(env)

@@ -52,7 +52,7 @@ INSTALL = "pip install -e .[gymnasium]"
 LONGEST_EPISODE = 10_000
 """Time limit of a task that registers none [env steps]: an episode that can go on for ever cannot be measured."""
 ENV_BYTES = 50_000
-"""What a small environment of Python objects takes."""
+"""Memory of a small environment of Python objects."""
 
 _NAMESPACES = {"ALE": "ale_py", "MinAtar": "minatar.gym"}
 """Namespace of ids -> the module that registers them."""
@@ -349,7 +349,7 @@ def make_agent_cfg(spec: EnvSpec) -> OnPolicyRunnerCfg:
 
 
 def fill_obs_groups(agent_cfg: Any, env: GymnasiumVecEnv) -> None:
-    """Let actor and critic read every flat group, where the environment has no ``policy`` and nothing else was said."""
+    """Let actor and critic read every flat group, where the environment has no ``policy`` and nothing else is set."""
     obs = env.get_observations()
     flat = [str(name) for name, group in obs.items() if group.ndim == 2]
     if "policy" in obs.keys() or not flat:  # noqa: SIM118  # a TensorDict supports `in` for its keys() only
@@ -673,7 +673,7 @@ def _autoreset_mode(vector: VectorEnv, spec: EnvSpec) -> AutoresetMode:
     mode = vector.metadata.get("autoreset_mode")
     if not isinstance(mode, AutoresetMode):
         raise UserError(
-            f"the vector environment of {spec.id} does not say its autoreset mode: use env.vectorization=sync"
+            f"the vector environment of {spec.id} does not declare its autoreset mode: use env.vectorization=sync"
         )
     knows_masks = isinstance(vector, SyncVectorEnv | AsyncVectorEnv) or _is_atari(vector)
     if mode is not AutoresetMode.SAME_STEP and not knows_masks:

@@ -1,4 +1,4 @@
-"""What the installed Isaac Lab is, and what versions 2.3 and 3.0 have in common."""
+"""Version of the installed Isaac Lab, and what 2.3 and 3.0 have in common."""
 
 # Isaac Lab has an environment of its own, so a type checker may not find it.
 # pyright: reportMissingImports=false

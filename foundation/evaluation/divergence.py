@@ -86,5 +86,5 @@ class DivergenceProbe(Observer):
 
 
 def _is_bounded(output: PolicyOutput) -> bool:
-    """Whether a distribution is no Gaussian, so that the divergence of Gaussians says nothing of it."""
+    """Whether a distribution is no Gaussian, so that the divergence of Gaussians does not apply."""
     return output.pre_tanh is not None or output.concentration is not None

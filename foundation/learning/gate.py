@@ -21,7 +21,7 @@ LEARNING_RATE = 1e-3
 BATCH_ROWS = 512
 CHECKS = 20
 LEAST_ROWS = 32
-"""Rows of a teacher below which nothing can be said of it."""
+"""Fewest transitions of a teacher that the gate is fitted to."""
 
 
 class GateRows(NamedTuple):
@@ -44,7 +44,7 @@ def fit_gate(
     seed: int,
     poll: Callable[[], None] | None = None,
 ) -> tuple[TeacherGate, float]:
-    """Regress, for each row, the output of the teacher that acted on its standardised return.
+    """Regress, for each transition, the output of the teacher that acted on its standardised return.
 
     The squared error makes the outputs conditional means. Every teacher counts the same, however few its rows are. A
     tenth of the episodes is held out: the weights that do best there, of 20 moments, are taken.
@@ -84,7 +84,7 @@ def fit_gate(
 
 
 def _held_out(episode: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return which rows are of a tenth of the episodes, one at least; of a single episode all. Shape: (num_rows,)."""
+    """Mark the transitions of a tenth of the episodes, one at least; of a single episode all. Shape: (num_rows,)."""
     _, index = torch.unique(episode, return_inverse=True)
     number = int(index.max()) + 1
     order = torch.randperm(number, generator=generator).to(episode.device)
@@ -125,7 +125,7 @@ def _learn(
 
 
 def _squares(gate: TeacherGate, rows: GateRows, share: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:
-    """Return each picked row's squared error, weighted by its share. Shape: (num_picked,)."""
+    """Return each picked transition's squared error, weighted by its share. Shape: (num_picked,)."""
     predicted = gate.values(rows.obs[picked]).gather(1, rows.teacher[picked].unsqueeze(1)).squeeze(1)
     return share[picked] * (predicted - rows.returns[picked]).square()
 
@@ -137,9 +137,9 @@ def _error(gate: TeacherGate, rows: GateRows, share: torch.Tensor, picked: torch
 
 
 KEPT_ENVS = 1024
-"""Environments, evenly spread, whose rows are kept."""
+"""Environments, evenly spread, whose transitions are kept."""
 KEPT_ROWS = 131072
-"""Rows that are kept at most, about: every so many steps, so that all phases of the episodes are there."""
+"""Most transitions kept, about: every so many steps, so that all phases of the episodes are there."""
 
 
 class TeacherShifts:
@@ -232,7 +232,7 @@ def window_returns(
 
 
 class _TeachersInTurn:
-    """Let the teacher act that the shifts say, in each environment."""
+    """Let the teacher of its shift act in each environment."""
 
     def __init__(
         self, teachers: TeacherEnsemble, selector: Callable[[TensorDict], torch.Tensor], shifts: TeacherShifts
@@ -297,7 +297,7 @@ class _GateRecord(Observer):
         self.step += 1
 
     def rows(self, horizon: int, length: int) -> GateRows:
-        """Return the rows whose next ``horizon`` steps are one teacher's.
+        """Return the transitions whose next ``horizon`` steps are one teacher's.
 
         Which rows those are follows from when they are and not from what came of them: leaving out only the episodes
         that a change of the teacher or the time limit cut, and keeping those that failed before, would make every

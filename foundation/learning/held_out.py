@@ -1,4 +1,4 @@
-"""How well a student imitates transitions that it has not learned from."""
+"""Loss and action error on transitions that are held out of the training."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ MOST_RATIO = 100.0
 
 @dataclass
 class LearningStats:
-    """What an epoch of learning did."""
+    """Result of an epoch of learning."""
 
     mean_loss: float
     num_updates: int
@@ -89,7 +89,7 @@ class Learner:
         return self.cfg.batch_size or max(DEFAULT_ROWS // self.sequence_length, FEWEST_SEQUENCES)
 
     def _check_batch(self) -> None:
-        """Refuse a minibatch that no memory holds: its rows' indices, columns, and activations with their gradients."""
+        """Refuse a minibatch that no memory holds: indices, columns, and activations with their gradients."""
         student = self.student
         numbers = student.num_obs + 2 * student.num_actions + 2 * sum(student.hidden_dims)
         rows = self.batch_size * self.sequence_length

@@ -1,4 +1,4 @@
-"""Settings that the chosen losses, student and mode do not read: a run says so instead of ignoring them."""
+"""Settings that the chosen losses, student and mode do not read: a run warns instead of ignoring them."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Policy(Protocol):
         ...
 
     def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> torch.Tensor | None:
-        """Return ``state`` with the rows of ``dones`` made fresh."""
+        """Return ``state``, that of the environments in ``dones`` set to an episode's start."""
         ...
 
     def step(self, obs: torch.Tensor, state: torch.Tensor | None) -> tuple[PolicyOutput, torch.Tensor | None]:

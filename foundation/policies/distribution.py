@@ -229,13 +229,13 @@ class ShapedActions(Deterministic):
         return self.inner.family(raw) if self._untouched else {}
 
     def describe(self) -> str:
-        """Return what is done to the mean, for people."""
-        said = [] if self.squash is None else [" ".join(str(self.squash).split())]
+        """Return the processing of the mean as text."""
+        done = [] if self.squash is None else [" ".join(str(self.squash).split())]
         if self.low is not None and self.high is not None:
-            said.append(f"clipped to {_range(self.low, self.high)}")
+            done.append(f"clipped to {_range(self.low, self.high)}")
         if bool((self.scale != 1.0).any() or (self.shift != 0.0).any()):
-            said.append(f"then from ±1 to {_range(self.shift - self.scale, self.shift + self.scale)}")
-        return ", ".join(said) or "none"
+            done.append(f"then from ±1 to {_range(self.shift - self.scale, self.shift + self.scale)}")
+        return ", ".join(done) or "none"
 
     def forward(self, raw: torch.Tensor) -> Moments:
         """Return mean and std. Shape: (..., num_actions) each."""

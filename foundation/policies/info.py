@@ -1,4 +1,4 @@
-"""What is known about a policy that was read from a file."""
+"""Description of a policy that was read from a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class PolicyInfo:
     """The architecture of a policy, where it was read from, and what it reads and gives."""
 
     format: str
-    """Library, version and kind of the file, for people."""
+    """Library, version and kind of the file, as text."""
     path: str
     """The file."""
     num_obs: int
@@ -29,7 +29,7 @@ class PolicyInfo:
     activation: str
     """Activation of the hidden layers."""
     activation_from: str
-    """Where that is known from: ``override``, ``checkpoint``, the config's path, or that it is not known."""
+    """Source of the activation: ``override``, ``checkpoint``, the config's path, or that it is not known."""
     obs_normalization: bool | None = None
     """Whether observations are normalised. None: not known."""
     normalizer: str | None = None
@@ -39,7 +39,7 @@ class PolicyInfo:
     distribution: str
     """Distribution of its actions."""
     action_shape: str | None = None
-    """What is done to its actions: squashed, clipped, brought to a range."""
+    """Processing of its actions: squashed, clipped, brought to a range."""
     has_std: bool
     """Whether it gives a standard deviation."""
     has_value: bool = False
@@ -57,7 +57,7 @@ class PolicyInfo:
     agent_config: str | None = None
     """The run's config that was read beside it."""
     more: dict[str, Fact] = field(default_factory=dict)
-    """Further facts of its format, for people."""
+    """Further facts of its format, as text."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values by name, ``more`` among them."""

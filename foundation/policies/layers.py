@@ -9,8 +9,8 @@
                 ...
 
 A layer reads values by name: ``"obs"``, the policy's observation, or what an earlier layer gives. ``layers.outputs``
-says which values are the policy's ``mean``, ``std``, ``value``, ``logits`` and ``features``. A layer with memory says
-which columns of the policy's state are its own, and what they are when an episode begins.
+names the values that are the policy's ``mean``, ``std``, ``value``, ``logits`` and ``features``. A layer with memory
+has columns of the policy's state, and their values when an episode begins.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Layer:
     shape: tuple[int, ...]
     """Shape of what it gives, without the dimension of environments; flat but for images."""
     memory: tuple[Memory, ...] = ()
-    """What it remembers."""
+    """Its memory."""
 
     @property
     def size(self) -> int:
@@ -181,9 +181,9 @@ class BetaMoment(Layer):
 
     moment: Literal["mean", "std"]
     low: float
-    """Where the range begins."""
+    """Lower end of the range."""
     width: float
-    """How wide it is."""
+    """Width of the range."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -414,7 +414,7 @@ class Layers:
 
 @runtime_checkable
 class ListsLayers(Protocol):
-    """A module of this project or of a user's own that says which layers it is."""
+    """A module, of this project or a user's own, that lists its layers."""
 
     def list_layers(self, layers: Layers, x: str, name: str) -> str:
         """Append its layers, which read the value ``x``, and return the name of its result."""

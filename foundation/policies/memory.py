@@ -126,7 +126,7 @@ class SlidingWindow(MemoryLayer):
 
 
 class Skip(nn.Module):
-    """Where the input of the first layer is appended to what the next one reads."""
+    """Marker: the first layer's input is appended to the next layer's."""
 
 
 def run_layers(

@@ -54,7 +54,7 @@ class PolicyNetwork(EpisodeState):
         return sample_output(output, generator)
 
     def list_layers(self, layers: Layers) -> None:
-        """Append the policy's layers and say which values are its outputs; what :meth:`layers` returns."""
+        """Append the policy's layers and name the values that are its outputs; what :meth:`layers` returns."""
         raise UserError(f"the layers of a {type(self).__name__} are not known, so that it can only be run.")
 
     def layers(self) -> Layers:

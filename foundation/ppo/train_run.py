@@ -81,7 +81,7 @@ def find_checkpoint(
         if load_run or checkpoint:
             if checkpoint and Path(checkpoint).is_file():
                 refuse_student(Path(checkpoint))
-            raise UserError("--load_run and --checkpoint say what to go on with: add --resume")
+            raise UserError("--load_run and --checkpoint name what to resume: add --resume")
         return None
     if checkpoint and (os.sep in checkpoint or Path(checkpoint).is_file()):
         refuse_student(Path(checkpoint))

@@ -57,7 +57,7 @@ def installed_version() -> str:
 
 
 def check_version() -> str:
-    """Return the installed version, or say which ones work.
+    """Return the installed version, if it works.
 
     Raises:
         UserError: If rsl-rl-lib is missing, or of a release that this project does not know.

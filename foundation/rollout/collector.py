@@ -28,7 +28,7 @@ class Collector:
 
     Args:
         env: The environment.
-        teacher: Labels every step, and acts where the mixture says so.
+        teacher: Labels every step, and acts where the mixture has drawn it.
         student: Acts elsewhere.
         dataset: Takes the transitions.
         teacher_obs: Selects the teacher's observations.
@@ -39,7 +39,7 @@ class Collector:
         num_episodes: Episodes to finish in an epoch.
         seed: Seed of the resets and of the collector's own randomness.
         label_bound: The environment's or agent config's bound of the actions, if any; labels are clipped to it unless
-            ``cfg`` says otherwise.
+            ``cfg`` sets another.
         teacher_deterministic: Whether the acting teacher returns its mean; labels are always its mean.
         assignment: Tells the teachers of the environments apart; None where all have the same.
         correction: Takes the teachers' position offsets out of the stored observations; None leaves them.

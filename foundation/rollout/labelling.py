@@ -25,7 +25,7 @@ class LabellingActor:
 
     Args:
         teacher: Labels every step; its memory is carried from chunk to chunk.
-        student: Acts where the mixture says so.
+        student: Acts where the mixture has drawn it.
         mixture: Draws which of the two acts, and adds noise.
         dataset: Takes the transitions.
         label_bound: Labels are clipped to [-bound, bound]; None: they are not.

@@ -138,7 +138,7 @@ class RealTimePace(Observer):
     def __init__(self, env: VecEnv):
         step_dt = EnvCapabilities.of(env).step_dt
         if not step_dt:
-            raise UserError("--real-time: this environment does not say how long its step is (step_dt)")
+            raise UserError("--real-time: this environment does not declare the length of its step (step_dt)")
         self.step_dt = step_dt
         self._due = time.perf_counter()
 

@@ -1,7 +1,7 @@
 """Write a trained policy in formats for robots: ``python foundation/rsl_rl/export.py --help``.
 
 Reads any checkpoint that ``distillation.py`` can take as a teacher, or the student that it made. Each file is loaded
-back by its own runtime and compared with the policy before the command says that it is done.
+back by its own runtime and compared with the policy before the command ends.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def build_parser() -> CommandParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Export the policy and say what was written."""
+    """Export the policy and list the files."""
     args, tokens = parse_command(build_parser(), argv)
     set_up_logging()
     from foundation.export.formats import DEFAULT_FORMATS, check_formats

@@ -1,4 +1,4 @@
-"""Fly, walk or drive a trained policy and measure it: ``python foundation/rsl_rl/play.py --help``.
+"""Play a trained policy and measure it: ``python foundation/rsl_rl/play.py --help``.
 
 Plays a student that ``distillation.py`` trained or a policy that ``train.py`` trained. The episodes are deterministic,
 the first of each environment count, and the command ends by itself.
@@ -47,9 +47,7 @@ def build_parser() -> CommandParser:
     flag("--experiment_name", metavar="NAME", help="only this experiment's runs, under logs/")
     flag("--agent", metavar="NAME", default="trained", help="trained, zero or random actions (trained)")
     flag("--obs_groups", nargs="+", metavar="GROUP", help="observation groups (default: those it was trained on)")
-    flag(
-        "--describe", action="store_true", help="say what is understood about the policy's checkpoint, and play nothing"
-    )
+    flag("--describe", action="store_true", help="describe the policy's checkpoint, and play nothing")
     flag("--no-export", action="store_true", help="do not write exported/policy.pt and policy.onnx beside the policy")
     group = parser.add_argument_group("measurement")
     flag = group.add_argument

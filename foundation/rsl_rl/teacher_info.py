@@ -1,4 +1,4 @@
-"""Print what is understood about a policy's checkpoint: ``python foundation/rsl_rl/teacher_info.py PATH``."""
+"""Describe a policy's checkpoint: ``python foundation/rsl_rl/teacher_info.py PATH``."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ from foundation.core.program import command_name
 
 def build_parser() -> CommandParser:
     """Return the command's parser."""
-    parser = CommandParser(
-        prog=command_name("teacher_info.py"), description="Say what is understood about a policy's checkpoint."
-    )
+    parser = CommandParser(prog=command_name("teacher_info.py"), description="Describe a policy's checkpoint.")
     parser.epilog = (
         f"Further arguments are those that {command_name('distillation.py')} takes about its teacher: "
         "distill.teacher.strict=false, "

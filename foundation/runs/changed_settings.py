@@ -80,7 +80,7 @@ def _same(old: object, new: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    """Write a value as people type it: 3e-4, not 0.0003."""
+    """Write a value as it is typed: 3e-4, not 0.0003."""
     if value is _ABSENT:
         return "not set"
     if value is None or isinstance(value, bool | Mapping):

@@ -60,9 +60,9 @@ class ProcessContext(Generic[Settings, Shown]):
     interrupted: Interrupted
     """Returns the reason to stop, or a false value."""
     device: torch.device
-    """Where the student and its observations are."""
+    """Device of the student and its observations."""
     rank: int = 0
-    """Of this process among those that share the run."""
+    """Rank of this process among those that share the run."""
     world_size: int = 1
     """Processes that share the run."""
 

@@ -1,4 +1,4 @@
-"""What each epoch's episodes are: who acts in them, and whether they measure the teacher or the student too."""
+"""Plan of a run's epochs: which policy acts, and whether the episodes also measure the teacher or the student."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where scalars go: TensorBoard always, and Weights & Biases or Neptune beside it when asked for."""
+"""Writers of scalars: TensorBoard always, and Weights & Biases or Neptune beside it on request."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from foundation.runs.runner import Collection
 from foundation.runs.task_part import TaskPart
 
 Collections = dict[str, Collection]
-"""What an epoch collected, by the tasks' ids."""
+"""Result of an epoch's collection, by the tasks' ids."""
 
 
 class MultiTaskRunner(RunLoop[DistillationCfg, Reporter, Collections]):
@@ -157,7 +157,7 @@ class MultiTaskRunner(RunLoop[DistillationCfg, Reporter, Collections]):
         return self._around(epoch, tasks) | {"evaluation": evaluation or {}}
 
     def resume_checkpoint(self) -> dict[str, Any]:
-        """Return everything that going on needs, but for the datasets' rows."""
+        """Return everything that going on needs, but for the datasets' transitions."""
         tasks = {name: part.resume_checkpoint() for name, part in self.parts.items()}
         return self._around(self.epoch - 1, tasks) | write_state(self.state())
 

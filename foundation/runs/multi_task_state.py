@@ -1,4 +1,4 @@
-"""What a run of several tasks goes on from: one file, so that no task is behind the others."""
+"""State that a run of several tasks resumes from: one file, so that no task is behind the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from foundation.runs.run_state import LATEST, RunCheckpoint, RunState, SavedStat
 
 @dataclass
 class MultiTaskState(SavedState):
-    """What a run of several tasks goes on from, beside the states of its tasks."""
+    """State of a run of several tasks, beside the states of its tasks."""
 
     key: ClassVar[str] = "multi_task"
     epoch: int

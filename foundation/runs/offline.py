@@ -1,4 +1,4 @@
-"""Distillation from a saved dataset alone: no simulator, no teacher; rows that are held out measure the student."""
+"""Distillation from a saved dataset alone: no simulator, no teacher; held-out transitions measure the student."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class OfflineRunner(Runner[None]):
             return self.learner.learn(self.train, len(self.train), epoch, self.poll)
 
     def evaluate(self, epoch: int, collected: None) -> dict[str, float] | None:
-        """Measure the student on the rows that are held out, where that is due."""
+        """Measure the student on the held-out transitions, where that is due."""
         if (epoch + 1) % (self.cfg.eval_interval or 1) and epoch + 1 != self.cfg.n_epochs:
             return None
         with self.stopwatch.stage("evaluation"):
@@ -116,7 +116,7 @@ class OfflineRunner(Runner[None]):
 
     @torch.no_grad()
     def _prepare(self) -> None:
-        """Let the learner look at one row of each side, and fit the normaliser to all rows to learn from."""
+        """Show the learner one transition's outputs, and fit the normaliser to all that are learned from."""
         row = self.train.rows[0, 0, :1].float().to(self.cfg.device)
         teacher = PolicyOutput(**{name: row[:, part] for name, part in self.train.columns.items() if name != "obs"})
         student = self.student.step(row[:, self.train.columns["obs"]], None)[0]

@@ -43,7 +43,7 @@ class Clock:
         self._ends = [self._begun]
         self._shown = self._begun
         self.closing = 0.0
-        """What the last measurement is expected to take [s]."""
+        """Expected duration of the last measurement [s]."""
 
     def epoch_ended(self) -> None:
         """Note the end of an epoch."""

@@ -134,12 +134,12 @@ class RunDir:
 
     @property
     def params_dir(self) -> Path:
-        """Where the parameters are."""
+        """Folder of the configs."""
         return self.path / "params"
 
     @property
     def dataset_dir(self) -> Path:
-        """Where the shards of the dataset are, one per epoch."""
+        """Folder of the dataset's shards, one per epoch."""
         return self.path / "dataset"
 
     def video_dir(self, kind: str = "distillation") -> Path:
@@ -348,7 +348,7 @@ def _age(path: Path) -> tuple[str, float]:
 
 
 def _matching(paths: list[Path], pattern: str) -> list[Path]:
-    """Return the paths whose names match a regular expression, or a shell pattern, which people type too."""
+    """Return the paths whose names match a regular expression, or a shell pattern, which users type too."""
     shell = _SHELL.search(pattern) is not None
     found = [path for path in paths if shell and fnmatch.fnmatchcase(path.name, pattern)]
     if found:

@@ -21,7 +21,7 @@ BEST = "best_student.pt"
 
 @dataclass
 class _Student:
-    """What every checkpoint of a run holds."""
+    """Entries that every checkpoint of a run has."""
 
     epoch: int
     model_state_dict: dict[str, Any]
@@ -33,7 +33,7 @@ class _Student:
 
 @dataclass
 class SavedState(ABC):
-    """What a kind of run goes on from; its fields are the values that a checkpoint holds."""
+    """State that a kind of run resumes from; its fields are entries of a checkpoint."""
 
     key: ClassVar[str]
     """The checkpoint's entry."""
@@ -45,7 +45,7 @@ class SavedState(ABC):
 
 @dataclass
 class RunState(SavedState):
-    """Everything that a distillation run goes on from, but for the student and the dataset's rows."""
+    """Everything that a distillation run resumes from, but for the student and the dataset's transitions."""
 
     key: ClassVar[str] = "resume"
     epoch: int
@@ -59,7 +59,7 @@ class RunState(SavedState):
     collector: dict[str, Any]
     dataset: dict[str, Any]
     shards: dict[str, Any]
-    """Which files hold the dataset's rows."""
+    """Files that hold the dataset's transitions."""
     torch_rng: torch.Tensor
     teachers: dict[str, Any] = field(default_factory=dict)
     early_stopping: dict[str, int | float] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class RunState(SavedState):
 
     @property
     def steps_taken(self) -> int:
-        """How often the environment was stepped that the run collects in."""
+        """Steps of the environment that the run collects in."""
         return self.env_steps // self.num_envs
 
     def restore_rng(self, device: torch.device) -> None:
@@ -105,7 +105,7 @@ class OfflineState(SavedState):
     epoch: int
     """Epochs that have ended."""
     best_loss: float
-    """Lowest loss on the rows that are held out."""
+    """Lowest loss on the held-out transitions."""
     best: dict[str, Any]
     """Figures of the best student."""
     files: list[str]
@@ -131,7 +131,7 @@ class RunCheckpoint(Generic[State]):
     values: dict[str, Any]
     """The whole file: the student, its optimiser and what describes them."""
     state: State | None
-    """What the run goes on from; None where the file holds a student alone."""
+    """State to resume from; None where the file holds a student alone."""
 
     @property
     def epoch(self) -> int:

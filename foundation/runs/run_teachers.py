@@ -30,7 +30,7 @@ Teacher = TeacherPolicyWrapper | TeacherEnsemble
 """One teacher, or several with the interface of one."""
 
 _OF_A_POLICY = ("activation", "distribution", "action_shape", "clip_actions", "recurrence", "obs_groups", "obs_slice")
-"""What of a teacher's description its actions depend on, beside its weights."""
+"""Parts of a teacher's description that change its actions, beside its weights."""
 
 
 class RunTeachers:
@@ -77,7 +77,7 @@ class RunTeachers:
 
     @property
     def num_assigned(self) -> int:
-        """Teachers that rows are told apart by: 1 where all rows have the same."""
+        """Number of teachers that transitions are labelled with by index; 1 where all have the same."""
         return 1 if self.assignment is None else self.number
 
     def round_envs(self, num_envs: int, most: int) -> int:
@@ -208,7 +208,7 @@ class RunTeachers:
         reporter.scalars(self.board.scalars(epoch, evaluated), epoch + 1)
 
     def summary(self) -> dict[str, Any]:
-        """Return what ``summary.json`` says of many teachers."""
+        """Return the entries of ``summary.json`` about many teachers."""
         if self.board is None:
             return {"gate": self.gate_figures} if self.gate_figures else {}
         return {"teachers": self.board.summary() | {"dropped": list(self.cfg.teacher.dropped)}}

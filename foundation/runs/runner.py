@@ -31,7 +31,7 @@ from foundation.runs.run_teachers import RunTeachers, Teacher
 
 @dataclass
 class Collection:
-    """What an epoch collected."""
+    """Result of an epoch's collection."""
 
     beta: float
     """Probability that the teacher drove an episode."""

@@ -18,7 +18,7 @@ from foundation.students.multi_task import MultiTaskStudent
 
 @dataclass
 class SharedStudents:
-    """What the tasks of a run have in common."""
+    """Settings that the tasks of a run share."""
 
     trained: MultiTaskStudent = field(default_factory=MultiTaskStudent)
     """The students that learn."""

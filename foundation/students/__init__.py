@@ -162,7 +162,7 @@ def _compare_shapes(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch
 
 
 def _defined_in(module: ModuleType) -> list[type[Student]]:
-    """Return the students, told by their ``cfg_class``, that a module defines itself."""
+    """Return the students, recognised by their ``cfg_class``, that a module defines itself."""
     return [
         member
         for member in vars(module).values()

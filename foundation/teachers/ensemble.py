@@ -81,7 +81,7 @@ class TeacherEnsemble(PolicyNetwork):
             self.gate = untrained.requires_grad_(False).eval()
         self.num_parameters = sum(teacher.num_parameters for teacher in teachers)
         self.info = replace(first.info, more=first.info.more | {"num_teachers": len(teachers), "combine": mode})
-        """What was understood about the first of them, which differs from the others in its weights alone."""
+        """Description of the first of them; the others differ in their weights alone."""
         networks = stack_networks([teacher.policy for teacher in teachers])
         self.networks = networks.requires_grad_(False).eval()
         self.device = first.device

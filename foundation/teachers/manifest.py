@@ -43,7 +43,7 @@ class TeacherEntry:
     vehicle: Path | None = None
     """The vehicle that it flies (l2f's JSON form). None: the task's."""
     mean_return: float | None = None
-    """What it scored when it was trained."""
+    """Mean return at the end of its training."""
     terminated: float | None = None
     """Share of its episodes that ended by a limit."""
     status: str = OK

@@ -1,4 +1,4 @@
-"""How each of many teachers does, and how the student does with each of them."""
+"""Returns of each of many teachers, and of the student with each of them."""
 
 from __future__ import annotations
 

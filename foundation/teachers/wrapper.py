@@ -48,7 +48,7 @@ class TeacherPolicyWrapper(nn.Module):
         self.num_obs: int = self.policy.num_obs
         self.num_actions: int = self.policy.num_actions
         self.info = loaded.info
-        """What was understood about the checkpoint."""
+        """Description of the checkpoint's policy."""
         self.num_choices = loaded.info.num_choices
         self.state_size: int = self.policy.state_size
         self.hidden_dims = loaded.info.hidden_dims

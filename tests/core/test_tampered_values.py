@@ -169,7 +169,7 @@ def test_tampered_values_are_read_or_refused(kind, tmp_path):
     ("changes", "words"),
     [
         ({"files": INDEX["files"] * 4}, "twice"),
-        ({"files": [INDEX["files"][0] | {"chunks": 10**12, "rows": 8 * 10**12}]}, "lists 8000000000000 rows"),
+        ({"files": [INDEX["files"][0] | {"chunks": 10**12, "rows": 8 * 10**12}]}, "lists 8000000000000 transitions"),
         ({"files": [INDEX["files"][0] | {"chunks": 1e30}]}, "'chunks' is 1e"),
         ({"files": [INDEX["files"][0] | {"file": "../c"}]}, "corrupt"),
         ({"files": [{}]}, "lacks 'file'"),

@@ -175,12 +175,12 @@ def test_what_a_filter_did_is_counted_and_told():
     assert outcome == FilterOutcome(finished=(3, 7), left_out=(1, 2), unfinished=(2, 3), cut=(1, 2))
     line = outcome.line(EpisodeFilterCfg(success=True))
     assert line == (
-        "Filter: 1 of 3 finished episodes are left out (2 of 7 rows); 2 unfinished ones (3 rows) are kept, as their "
-        "outcome is not known"
+        "Filter: 1 of 3 finished episodes are left out (2 of 7 transitions); 2 unfinished ones (3 transitions) are "
+        "kept, as their outcome is not known"
     )
-    assert outcome.line(EpisodeFilterCfg(min_length=2)) == line + "; 1 without their beginning (2 rows) are kept"
+    assert outcome.line(EpisodeFilterCfg(min_length=2)) == line + "; 1 without their beginning (2 transitions) are kept"
     judged = outcome.line(EpisodeFilterCfg(success=True, return_quantile=0.5))
-    assert judged.endswith("; 1 without their beginning (2 rows) are judged by success alone")
+    assert judged.endswith("; 1 without their beginning (2 transitions) are judged by success alone")
     assert not outcome.nothing_known_passes
     assert filter_outcome(datasets, table, numbers).nothing_known_passes
 
@@ -192,7 +192,7 @@ def test_an_empty_dataset_has_nothing_to_filter():
 
 
 def test_a_run_tells_what_its_filter_did(caplog):
-    """Every collection says how many episodes were left out, and how many rows of unfinished ones were kept."""
+    """Every collection says how many episodes were left out, and how many transitions of unfinished ones were kept."""
     caplog.set_level("INFO", "foundation")
     collector, dataset = collect("steps", epochs=2, success=True)
     assert dataset.episode is not None
@@ -200,7 +200,7 @@ def test_a_run_tells_what_its_filter_did(caplog):
     left = numbers[(numbers >= 0) & ~torch.isin(numbers, collector.recorder.table.number)]
     told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Filter: ")]
     assert len(told) == 2 and len(left) > 0
-    assert f"{len(left.unique())} unfinished ones ({len(left)} rows) are kept" in told[-1]
+    assert f"{len(left.unique())} unfinished ones ({len(left)} transitions) are kept" in told[-1]
 
 
 def test_weights_decide_what_is_learned():

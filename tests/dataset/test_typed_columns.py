@@ -168,8 +168,8 @@ def test_on_disk_they_keep_their_types_and_shapes(tmp_path):
 @pytest.mark.parametrize(
     ("entry", "says"),
     [
-        ({"shape": [3, 8, 7], "dtype": "uint8"}, r"'image' is \(5, 4, 3, 3, 8, 6\), dataset.json says"),
-        ({"shape": [3, 8, 6], "dtype": "int16"}, "'image' is torch.uint8, dataset.json says int16"),
+        ({"shape": [3, 8, 7], "dtype": "uint8"}, r"'image' is \(5, 4, 3, 3, 8, 6\), dataset.json has"),
+        ({"shape": [3, 8, 6], "dtype": "int16"}, "'image' is torch.uint8, dataset.json has int16"),
         ({"shape": [3, 8, 6], "dtype": "float8"}, "type float8"),
         ({"shape": [], "dtype": "uint8"}, "of shape"),
         ({"shape": [True, 8, 6], "dtype": "uint8"}, "of shape"),

@@ -85,7 +85,7 @@ def test_describe_prints_what_teacher_info_prints(capsys):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--checkpoint", str(PUBLISHED)], "does not say which task it was trained on: give --task"),
+        (["--checkpoint", str(PUBLISHED)], "does not name the task that it was trained on: give --task"),
         (["--task", TASK, "--agent", "zero", "--describe"], "no checkpoint to --describe"),
         (["--checkpoint", str(PUBLISHED), "--descrieb"], "--describe"),
     ],

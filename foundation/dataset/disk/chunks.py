@@ -10,7 +10,7 @@ from foundation.core.errors import UserError
 from foundation.dataset.dataset import DistillationDataset
 
 CHUNK_TENSORS = ("rows", "resets", "teacher_index", "episode", "weights", "base_weights", "states")
-"""What a chunk may hold: attributes of the dataset, each with the chunks first."""
+"""Tensors of a chunk: attributes of the dataset, each with the chunks first."""
 
 
 def export_chunks(dataset: DistillationDataset, chunks: list[int]) -> dict[str, Any]:

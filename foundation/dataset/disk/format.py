@@ -24,7 +24,7 @@ EPISODE_COLUMNS = ("episode_id", "episode_return", "episode_length", "episode_su
 
 @dataclass(frozen=True)
 class DatasetLayout:
-    """What all chunk files of a dataset have in common."""
+    """Shapes and types that all chunk files of a dataset share."""
 
     task: str
     """Gym id of the task."""
@@ -119,7 +119,7 @@ class DatasetLayout:
             raise ValueError(f"clip_actions {self.clip_actions}")
 
     def _check_columns(self, values: Mapping[str, Any]) -> None:
-        """Check the columns against each other, and against what the file says of them."""
+        """Check the columns against each other, and against the file's own sizes."""
         if bool(self.typed) != (values["version"] == VERSION):
             raise ValueError(f"typed columns {sorted(self.typed)} in version {values['version']}")
         if "mean" not in self.sizes or not set(self.targets) <= set(TARGET_FIELDS):

@@ -54,7 +54,7 @@ class SavedDataset:
         self._check_files(index)
 
     def _check_files(self, index: Path) -> None:
-        """Refuse a list that names a file twice, or more rows than its file can hold: memory is set aside by it."""
+        """Refuse a list that names a file twice, or more transitions than its file holds: memory is set aside by it."""
         seen: set[str] = set()
         row_bytes = self.layout.row_size * DTYPES[self.layout.dtype].itemsize
         for entry in self.files:
@@ -67,7 +67,7 @@ class SavedDataset:
             rows = entry.chunks * self.layout.chunk_steps * self.layout.num_envs
             if entry.rows != rows or rows * max(1, row_bytes) > min(size, entry.bytes):
                 raise UserError(
-                    f"'{index}' is corrupt: it lists {entry.rows} rows in '{entry.file}', which has {size} bytes."
+                    f"'{index}' is corrupt: it lists {entry.rows} transitions in '{entry.file}', of {size} bytes."
                 )
 
     @property
@@ -131,12 +131,12 @@ class SavedDataset:
         for name, expected in self._row_shapes(entry).items():
             found = tuple(tensors[name].shape) if name in tensors else "missing"
             if found != expected:
-                raise UserError(f"'{path}': '{name}' is {found}, {INDEX} says {expected}")
+                raise UserError(f"'{path}': '{name}' is {found}, {INDEX} has {expected}")
         if tensors["rows"].dtype != DTYPES[layout.dtype]:
-            raise UserError(f"'{path}': its rows are {tensors['rows'].dtype}, {INDEX} says {layout.dtype}")
+            raise UserError(f"'{path}': its transitions are {tensors['rows'].dtype}, {INDEX} has {layout.dtype}")
         for name, column in layout.typed.items():
             if tensors[name].dtype != column.torch_dtype:
-                raise UserError(f"'{path}': '{name}' is {tensors[name].dtype}, {INDEX} says {column.dtype}")
+                raise UserError(f"'{path}': '{name}' is {tensors[name].dtype}, {INDEX} has {column.dtype}")
         self._check_values(path, tensors)
         lengths = {name: tuple(tensors[name].shape) if name in tensors else None for name in EPISODE_COLUMNS}
         if len(set(lengths.values())) != 1 or len(lengths["episode_id"] or (1, 1)) != 1:
@@ -150,13 +150,15 @@ class SavedDataset:
         if layout.num_teachers > 1 and not bool(
             ((tensors["teacher_index"] >= 0) & (tensors["teacher_index"] < layout.num_teachers)).all()
         ):
-            raise UserError(f"'{path}' has rows of teachers that {INDEX} does not have ({layout.num_teachers} of them)")
+            raise UserError(
+                f"'{path}' has transitions of teachers that {INDEX} does not have ({layout.num_teachers} of them)"
+            )
         names = ("rows", *(["weights"] if layout.weighted else []), *layout.typed)
         numbers = [tensors[name] for name in names if tensors[name].is_floating_point()]
         if layout.weighted and bool((tensors["weights"] < 0).any()):
-            raise UserError(f"'{path}' has rows of negative weight: take its entry out of {INDEX}")
+            raise UserError(f"'{path}' has transitions of negative weight: take its entry out of {INDEX}")
         if not all(bool(torch.isfinite(tensor).all()) for tensor in numbers):
-            raise UserError(f"'{path}' has NaN or infinite numbers in its rows: take its entry out of {INDEX}")
+            raise UserError(f"'{path}' has NaN or infinite numbers in its transitions: take its entry out of {INDEX}")
 
     def contents(self) -> Iterator[tuple[str, dict[str, torch.Tensor], EpisodeTable]]:
         """Go through the files: the run that wrote each, its transition tensors, and the episodes that ended in it."""
