@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import math
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,9 +28,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from foundation.cli.cli_args import set_up_logging
 from foundation.cli.command import run_command
+from foundation.cli.sweep_table import JobResult, read_results, table_lines
 from foundation.config.overrides import key_of, values_of
 from foundation.core.errors import UserError, suggest
+from foundation.core.program import run_folders
 
+SWEEP_ROOT = Path("logs/multirun")
+"""The folders of sweeps: Hydra's ``multirun.yaml``, the launcher's files and the results of the jobs."""
 _NODE = "foundation_application"
 _ROOT = Path(__file__).resolve().parents[2]
 _PREFIX = "override."
@@ -42,7 +48,6 @@ _SETTINGS = (
     "hydra.job.chdir=false",
     "hydra/job_logging=none",
     "hydra/hydra_logging=none",
-    "hydra.sweep.dir=logs/multirun/${now:%Y-%m-%d_%H-%M-%S}",
     "hydra.sweep.subdir=.",
 )
 """Settings that keep Hydra from making ``outputs/``, changing the folder and taking the log lines over."""
@@ -103,14 +108,28 @@ def run_sweep(job: Job, node: Mapping[str, Any], sweep: Sequence[str], hydras: S
         name: The program's name.
 
     Returns:
-        The highest exit code of the jobs in this process.
+        The highest exit code of the jobs. A table of them is printed, after Ctrl-C of those that have run.
     """
     Outcome.reset()
-    with _importable_in_children():
-        _hydra_main(job, node, ["--multirun", *map(_for_hydra, sweep), *hydras], name)
+    folder = _make_sweep_folder()
+    node = {"command": {**node["command"], "results": str(folder)}}
+    given = {key_of(token) for token in hydras}
+    # A literal: another process would read the clock anew where the time is interpolated.
+    where = [] if "hydra.sweep.dir" in given else [f"hydra.sweep.dir={folder}"]
+    try:
+        with _importable_in_children():
+            _hydra_main(job, node, ["--multirun", *map(_for_hydra, sweep), *where, *hydras], name)
+    finally:
+        results = read_results(folder)
+        with contextlib.suppress(OSError):  # no job has begun
+            folder.rmdir()
+        if results:
+            own_sweeper = any(key_of(token).startswith(("hydra.sweeper", "hydra/sweeper")) for token in hydras)
+            planned = None if own_sweeper else math.prod(len(values_of(token)) for token in sweep)
+            print("\n".join(table_lines(results, planned, folder)), flush=True)
     if Outcome.error is not None:
         raise Outcome.error
-    return Outcome.code
+    return max([Outcome.code, *(result.code for result in results)])
 
 
 def show(node: Mapping[str, Any], arguments: Sequence[str], name: str) -> None:
@@ -176,8 +195,12 @@ class Outcome:
         cls.error = None
 
 
-def run_job(cfg: Any) -> int:
-    """Run one job of a command. Hydra calls it, in this process or in a launcher's."""
+def run_job(cfg: Any) -> float:
+    """Run one job of a command. Hydra calls it, in this process or in a launcher's.
+
+    Returns:
+        The number that a sweeper such as Optuna's optimises, in a sweep; otherwise the exit code.
+    """
     module = importlib.import_module(cfg.command.module)
     about = HydraConfig.get()
     swept = swept_values()
@@ -189,18 +212,50 @@ def run_job(cfg: Any) -> int:
             token.startswith(("--run_name", "run_name=", "distill.run_name=")) for token in argv
         ):
             argv += ["--run_name", _name_of(swept)]
-        if cfg.command.pid != os.getpid():
-            return module.run(argv)  # in a launcher's process: what is raised reaches the sweeper
-        code = run_command(module.run, argv)  # the other jobs go on
-        Outcome.code = max(Outcome.code, code)
-        if code >= _INTERRUPTED:
-            raise SystemExit(code)
-        return code
+        result = JobResult(int(about.job.num), swept, 1)
+        _carry_out(module.run, argv, result, Path(cfg.command.results))
+        Outcome.code = max(Outcome.code, result.code)
+        if result.code >= _INTERRUPTED and cfg.command.pid == os.getpid():
+            raise SystemExit(result.code)
+        return result.objective()
     try:
         Outcome.code = module.run(argv)
     except Exception as error:  # Hydra would print lines of its own
         Outcome.error = error
     return Outcome.code
+
+
+def _make_sweep_folder() -> Path:
+    """Make the folder in which Hydra and the jobs of a sweep leave what they have to say, named by the time."""
+    moment = datetime.now()
+    while True:  # two sweeps may start in the same second
+        folder = SWEEP_ROOT / moment.strftime("%Y-%m-%d_%H-%M-%S")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if not folder.exists():  # a file is in the place of one above it
+                raise
+            moment += timedelta(seconds=1)
+
+
+def _carry_out(run: Callable[[Sequence[str]], int], argv: Sequence[str], result: JobResult, folder: Path) -> None:
+    """Run a job of a sweep to its end, whatever that is, so that the others can go on; leave its result in a folder."""
+
+    def noting_errors(words: Sequence[str] | None) -> int:
+        try:
+            return run(words or [])
+        except UserError as error:
+            result.error = " ".join(str(error).split())
+            raise
+
+    before = len(run_folders())
+    try:
+        result.code = run_command(noting_errors, argv)
+    finally:
+        made = [path for path in run_folders()[before:] if path.is_dir()]
+        result.folder = str(made[-1]) if made else None
+        result.write(folder)
 
 
 def _for_hydra(token: str) -> str:

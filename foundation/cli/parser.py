@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from foundation.core.errors import UserError, suggest
 from foundation.core.registry import import_typed, note_typed
@@ -37,7 +37,7 @@ class OneLineParser(argparse.ArgumentParser):
         words = sys.argv[1:] if args is None else list(args)
         self._refuse_nul(words)
         note_typed(words)
-        known, rest = super().parse_known_args(words, namespace)
+        known, rest = cast("tuple[argparse.Namespace, list[str]]", super().parse_known_args(words, namespace))
         self._refuse_empty(known)
         for module in getattr(known, "import", None) or []:
             import_typed(module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,16 +53,24 @@ def run_to_end(run: RunDir, cfg: RunSettings, first_step: int | None, build: Bui
         The exit code.
     """
     writer = make_writer(cfg.logger, run.path, cfg.log_project_name, cfg, purge_step=first_step)
-    go_on = f"Go on with: --resume --load_run {run.name}{import_flags()}"
+    go_on = f"Go on with: --resume --load_run {shlex.quote(run.name)}{import_flags()}"
+    runner: RunLoop | None = None
     with Interrupt() as interrupt:
         try:
             runner = build(writer, interrupt.interrupted)
             print(f"Logging to {run.path}")
             runner.run()
         except RunInterrupted as reason:
-            print(f"Stopped ({reason}). {go_on}")
+            print(f"Stopped ({reason}){_progress(runner)}. {go_on}")
         except BrokenPipeError:
-            return reader_has_gone(f"Stopped: the output was closed. {go_on}")
+            return reader_has_gone(f"Stopped: the output was closed{_progress(runner)}. {go_on}")
         finally:
             writer.close()
     return interrupt.exit_code
+
+
+def _progress(runner: RunLoop | None) -> str:
+    """Return how far a run that is stopped has come."""
+    if runner is None:
+        return ""
+    return f" after {runner.unit} {runner.epoch} of {runner.cfg.n_epochs}"

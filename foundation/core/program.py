@@ -1,6 +1,8 @@
-"""Name under which this process was started, so that messages print commands as they are typed."""
+"""Name under which this process was started, so that messages print commands as they are typed, and its runs."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 _CONSOLE_NAMES = {
     "train.py": "train",
@@ -11,6 +13,7 @@ _CONSOLE_NAMES = {
     "finetune.py": "finetune",
 }
 _started = {"by_console": False}
+_run_folders: list[Path] = []
 
 
 def note_console() -> None:
@@ -25,3 +28,13 @@ def command_name(script: str) -> str:
         script: ``train.py``, ``distillation.py``, ``finetune.py``, ``play.py``, ``teacher_info.py`` or ``export.py``.
     """
     return f"foundation {_CONSOLE_NAMES[script]}" if _started["by_console"] else script
+
+
+def note_run_folder(path: Path) -> None:
+    """Remember the folder of a run that this process has begun."""
+    _run_folders.append(path)
+
+
+def run_folders() -> list[Path]:
+    """Return the folders of the runs that this process has begun, the first one first."""
+    return list(_run_folders)

@@ -101,6 +101,8 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         UserError: If policy, teachers and environment do not fit each other.
     """
 
+    unit: ClassVar[str] = "iteration"
+
     def __init__(
         self,
         env: VecEnv,

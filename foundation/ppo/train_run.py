@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import random
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -160,13 +161,16 @@ def learn(runner: RslRlRunner, run: RunDir, iterations: int, judge: Judge, inter
             raise RunInterrupted
 
     runner.on_iteration = after
+    first = runner.iteration
     try:
         runner.learn(iterations)
     except RunInterrupted:
         path = run.path / f"model_{runner.iteration}.pt"
         run.check_there()
         runner.save(path)
-        logger.info("%s: saved %s; go on with --resume", interrupted(), path)
+        how_far = f"after {runner.iteration - first + 1} of {iterations} iterations"
+        go_on = f"Go on with: --resume --load_run {shlex.quote(run.name)}"
+        logger.info("Stopped (%s) %s; saved %s. %s", interrupted(), how_far, path, go_on)
         return
     runner.on_iteration = None
     judge(runner.iteration, last=True)

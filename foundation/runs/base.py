@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
@@ -40,6 +40,9 @@ class RunLoop(ABC, Generic[Settings, Shown, Collected]):
     Args:
         context: What the run gets from its process.
     """
+
+    unit: ClassVar[str] = "epoch"
+    """What is counted, in messages."""
 
     def __init__(self, context: ProcessContext[Settings, Shown]):
         self.context = context

@@ -19,6 +19,7 @@ import yaml
 from foundation.config.plain import finite, to_plain
 from foundation.core.errors import UserError, suggest
 from foundation.core.files import atomic_torch_save, atomic_write_bytes, load_checkpoint, load_yaml, lock_folder
+from foundation.core.program import note_run_folder
 from foundation.core.text import quoted
 
 _SHELL = re.compile(r"(?:^|(?<!\\)[\w-])[*?]")
@@ -83,6 +84,7 @@ class RunDir:
         run = cls(path)
         run._made = made
         run.lock()
+        note_run_folder(path)
         return run
 
     @classmethod

@@ -55,8 +55,10 @@ def test_a_signal_in_any_stage_saves_and_the_resumed_run_is_exact(
         command = server.run(argv, tmp_path, setup={"crash_points:signal_in": setup})
         assert time.time() - float(note.read_text()) < LIMIT
         assert command.code == SIGNALS[name], command.text
-        assert f"Stopped ({name})" in command.text and "Traceback" not in command.text
         run = run_folder(tmp_path)
+        how_far = f"Stopped ({name}) after epoch {finished} of 8. "
+        assert how_far + f"Go on with: --resume --load_run {run.name}\n" in command.text
+        assert "Traceback" not in command.text
         assert torch.load(run / "checkpoint_latest.pt", weights_only=True)["resume"]["epoch"] == finished
         assert f"Epoch {finished + 1}/" not in command.text
         assert not (run / "summary.json").exists()
