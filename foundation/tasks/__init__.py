@@ -90,11 +90,20 @@ def load_entry_point(spec: EnvSpec, key: str) -> Any:
     """
     target = spec.kwargs.get(key)
     if target is None:
-        entries = [name for name in spec.kwargs if name.endswith("_entry_point")]
-        raise UserError(f"task '{spec.id}' has no '{key}'. {suggest(key, entries)}")
+        raise UserError(f"task '{spec.id}' has no '{key}'{_what_to_register(spec, key)}")
     if isinstance(target, str):
         target = resolve_attribute(target, f"task '{spec.id}': its {key}", trusted=True)
     return target() if callable(target) else target
+
+
+def _what_to_register(spec: EnvSpec, key: str) -> str:
+    """Return what to do about an entry point that a task lacks: another agent's may be meant, else it is to be added."""
+    others = ("env_cfg_entry_point", "torch_env_entry_point")
+    agents = [name for name in spec.kwargs if name.endswith("_cfg_entry_point") and name not in others]
+    if agents and key not in others:
+        return f" (--agent). {suggest(key, agents)}"
+    what = "the config of its environment" if key in others else "the agent's config, which training needs"
+    return f": add {what} to gymnasium.register(..., kwargs={{'{key}': 'module:Class'}})"
 
 
 for _module in pkgutil.iter_modules(__path__):

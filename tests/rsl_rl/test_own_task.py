@@ -47,7 +47,8 @@ def test_a_task_in_the_working_folder_is_trained_distilled_and_played(tmp_path):
     run(tmp_path, "distillation.py", "--teacher_checkpoint", str(teacher), "--experiment_name", "bare", *small)
     run(tmp_path, "play.py", "--num_episodes", "8", "--experiment_name", "bare")
     refused = run(tmp_path, "train.py", "--max_iterations", "1", expect=2)
-    assert "'Point-v0' has no 'rsl_rl_cfg_entry_point'" in refused
+    assert "'Point-v0' has no 'rsl_rl_cfg_entry_point': add the agent's config" in refused
+    assert "kwargs={'rsl_rl_cfg_entry_point': 'module:Class'}" in refused and "Did you mean" not in refused
 
 
 TRAIN_DIRECTLY = """
