@@ -83,7 +83,7 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
         clips = "" if isinstance(distribution, Choices) else "its actions are not clipped, and "
         logger.warning(
             "'%s': no params/agent.yaml lies beside it, so that %swhether its observations were clipped in its "
-            "training is not known. Put the run's config there, or set distill.teacher.clip_actions.",
+            "training is not known. Put the run's config there, or set agent.clip_actions.",
             source.path,
             clips,
         )

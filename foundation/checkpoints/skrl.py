@@ -184,7 +184,7 @@ def _distribution(
             "(categorical or deterministic)."
         )
     if config.get("clip_mean_actions") is True:
-        logger.warning("'%s': its mean actions were clipped to an unknown range; give clip_actions.", source.path)
+        logger.warning("'%s': its mean actions were clipped to an unknown range; set agent.clip_actions.", source.path)
     inner: Deterministic = Deterministic()
     if log_std is not None:
         if config.get("clip_log_std", True) is not False:

@@ -99,6 +99,9 @@ def describe(hint: object) -> str:
         return f"a list, each {describe(args[0])}"
     if origin in _NAMES:
         return _NAMES[origin]
+    if isinstance(origin, type) and dataclasses.is_dataclass(origin):
+        names = [entry.name for entry in dataclasses.fields(origin)]
+        return f"{{{', '.join(f'{name}: ...' for name in names[:2])}{', ...' if len(names) > 2 else ''}}}"
     return getattr(origin, "__name__", str(origin))
 
 

@@ -106,7 +106,10 @@ class _Update:
             raise UserError(f"unknown key '{full}'. {self._suggest(name, names)}")
         if isinstance(target, dict):
             key = next((k for k in target if str(k) == name), name)
-            target[key] = self._merge(target.get(key), value, value_hint(hint), full)
+            own_hint = value_hint(hint)
+            if value is None and key not in target and not self.null:  # an entry that was not there has no null to keep
+                _refuse_null(own_hint, full)
+            target[key] = self._merge(target.get(key), value, own_hint, full)
         elif isinstance(target, list):
             target[int(name)] = self._merge(target[int(name)], value, Any, full)
         else:
@@ -176,6 +179,12 @@ def _convert(current: object, value: object, hint: object, full: str) -> Any:
         raise UserError(f"'{full}' is {_show(value)}. {suggest(value, choices)}")
     such = f", such as {full}=[{value}]" if isinstance(value, (str, int, float)) and _fits([value], hint) else ""
     raise UserError(f"'{full}' is {_show(value)}: it must be {expected}{such}")
+
+
+def _refuse_null(hint: object, full: str) -> None:
+    """Raise ``UserError`` unless a type has a null."""
+    if hint is not Any and not _fits(None, hint):
+        raise UserError(f"'{full}' is null: it must be {describe(hint)}")
 
 
 def _fits(value: object, hint: object) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -53,6 +53,7 @@ def without_effect(
     """
     return [
         *_of_losses(cfg, losses, discrete),
+        *_of_terms(cfg, losses, discrete),
         *_of_student(cfg, losses),
         *_of_schedules(cfg),
         *_of_optimizer(cfg),
@@ -108,6 +109,35 @@ def _of_losses(cfg: DistillationCfg, losses: Sequence[LossSpec], discrete: bool)
     return found + _zero_weights(cfg)
 
 
+def _of_terms(cfg: DistillationCfg, losses: Sequence[LossSpec], discrete: bool) -> list[str]:
+    """Name settings of a single term that it does not read."""
+    kind = "discrete" if discrete else "continuous"
+    reads = {spec.name: spec.discrete if discrete else spec.continuous for spec in losses}
+    found = []
+    for name, term in cfg.loss.auxiliary.items():
+        read = reads.get(name)
+        if not isinstance(term, TermCfg) or read is None:  # of a user's own loss nothing is known
+            continue
+        for setting in ("temperature", "student_temperature", "direction"):
+            value = getattr(term, setting)
+            if value is not None and setting not in read:
+                key = f"distill.loss.auxiliary.{name}.{setting}={_shown(value)}"
+                found.append(f"{key} ({name} reads none with {kind} actions)")
+    return found
+
+
+def _schedules(cfg: DistillationCfg) -> Iterator[tuple[str, ScheduleCfg]]:
+    """Yield every schedule that is set, with its key."""
+    paths = ("collection.beta", "optimizer.lr_schedule", "loss.weight", "loss.temperature")
+    values = {path: _value(cfg, path) for path in paths}
+    for name, term in cfg.loss.auxiliary.items():
+        if isinstance(term, TermCfg):
+            values |= {f"loss.auxiliary.{name}.{part}": getattr(term, part) for part in ("weight", "temperature")}
+    for path, value in values.items():
+        if isinstance(value, ScheduleCfg):
+            yield path, value
+
+
 def _zero_weights(cfg: DistillationCfg) -> list[str]:
     found = []
     for name, term in cfg.loss.auxiliary.items():
@@ -135,14 +165,12 @@ def _of_student(cfg: DistillationCfg, losses: Sequence[LossSpec]) -> list[str]:
 
 def _of_schedules(cfg: DistillationCfg) -> list[str]:
     found = []
-    for path in ("collection.beta", "optimizer.lr_schedule", "loss.temperature"):
-        schedule = _value(cfg, path)
-        if isinstance(schedule, ScheduleCfg):
-            read = _READ_BY_KIND.get(schedule.kind, _RAMP)
-            reason = f"a {schedule.kind} schedule reads {', '.join(sorted(read))}"
-            unread = [entry.name for entry in fields(schedule) if entry.name not in {"kind", *read}]
-            names = [name for name in unread if getattr(schedule, name) != getattr(ScheduleCfg(), name)]
-            found += [f"distill.{path}.{name}={_shown(getattr(schedule, name))} ({reason})" for name in names]
+    for path, schedule in _schedules(cfg):
+        read = _READ_BY_KIND.get(schedule.kind, _RAMP)
+        reason = f"a {schedule.kind} schedule reads {', '.join(sorted(read))}"
+        unread = [entry.name for entry in fields(schedule) if entry.name not in {"kind", *read}]
+        names = [name for name in unread if getattr(schedule, name) != getattr(ScheduleCfg(), name)]
+        found += [f"distill.{path}.{name}={_shown(getattr(schedule, name))} ({reason})" for name in names]
     return found
 
 

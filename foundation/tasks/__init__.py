@@ -97,7 +97,7 @@ def load_entry_point(spec: EnvSpec, key: str) -> Any:
 
 
 def _what_to_register(spec: EnvSpec, key: str) -> str:
-    """Return what to do about an entry point that a task lacks: another agent's may be meant, else it is to be added."""
+    """Return what to do about an entry point that a task lacks: choose another agent's, or add it."""
     others = ("env_cfg_entry_point", "torch_env_entry_point")
     agents = [name for name in spec.kwargs if name.endswith("_cfg_entry_point") and name not in others]
     if agents and key not in others:

@@ -240,3 +240,13 @@ def test_annotations_that_cannot_be_resolved_go_by_the_default(tmp_path: Path, m
     for key, value in (("odd", "x"), ("plain", "x")):
         with pytest.raises(UserError, match=f"env.{key}"):
             apply_values(cfg, {key: value}, "env")
+
+
+@pytest.mark.parametrize("values", [{"weights": {"a": None}}, {"weights.a": None}, {"groups": {"more": None}}])
+def test_an_entry_that_was_not_there_is_not_null(values) -> None:
+    """``distill.loss.auxiliary={value: null}``: what a mapping holds must be of its kind."""
+    cfg = Outer()
+    with pytest.raises(UserError, match=r"^'cfg\.(weights\.a|groups\.more)' is null: it must be a") as refusal:
+        apply_values(cfg, values, "cfg")
+    assert "\n" not in str(refusal.value)
+    assert "a" not in cfg.weights and "more" not in cfg.groups

@@ -14,6 +14,7 @@ from foundation.config.distillation_cfg import (
     GateCfg,
     ScheduleCfg,
     TeacherCfg,
+    TermCfg,
 )
 from foundation.learning.learner import Learner
 from foundation.learning.losses import LOSSES, LossParams, LossSpec, loss_spec
@@ -135,6 +136,10 @@ def test_the_lists_of_what_losses_read_are_true(name, discrete):
          "optimizer.lr_schedule.points=[[0, 1]]"),
         (changed("optimizer.lr_schedule", ScheduleCfg("step", epochs=3, points=[[0, 1]])),
          "optimizer.lr_schedule.epochs=3"),
+        (changed("loss.auxiliary", {"huber": TermCfg(temperature=2.0)}), "loss.auxiliary.huber.temperature=2"),
+        (changed("loss.auxiliary", {"huber": TermCfg(direction="reverse")}), "loss.auxiliary.huber.direction=reverse"),
+        (changed("loss.auxiliary", {"huber": TermCfg(weight=ScheduleCfg("constant", 0.5, end=0.1))}),
+         "loss.auxiliary.huber.weight.end=0.1"),
         (changed("early_stopping.min_delta", 5.0), "early_stopping.min_delta=5"),
         (changed("log_project_name", "mine"), "log_project_name=mine"),
         (changed("student.stochastic", True), "student.stochastic=true"),
