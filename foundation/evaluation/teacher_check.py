@@ -19,6 +19,10 @@ SMALL_EFFECT = 0.8
 above it (Cohen 1988)."""
 SMALL_SHARE = 0.1
 """Share of the way from no policy to the task's solved return below which a teacher has learned next to nothing."""
+SMALL_PART = 0.01
+"""Part of a return below which a gain is next to nothing where returns are the same in every episode."""
+ROUNDING = 1e-5
+"""Spread, as a part of the return, that float32's sums over an episode may have."""
 
 
 def check_teacher(
@@ -84,15 +88,19 @@ def _barely_better(results: dict[str, EvaluationResult], solved_return: float | 
     )
     gain = teacher.mean_return - floor.mean_return
     beside = f"The teacher's mean return, {_figure(teacher)}, is barely above that of {name}, {_figure(floor)}"
-    if solved_return is not None:
-        way = solved_return - floor.mean_return
-        if way <= 0.0 or gain >= SMALL_SHARE * way:
+    way = 0.0 if solved_return is None else solved_return - floor.mean_return
+    if way > 0.0:  # else doing nothing solves the task, and the way says nothing
+        if gain >= SMALL_SHARE * way:
             return []
         return [f"{beside}: {100.0 * gain / way:.1f} % of the way to the task's solved return {solved_return:.2f}."]
     if min(len(teacher.returns), len(floor.returns)) < 2:
         return []
     spread = math.sqrt(0.5 * sum(float(result.returns.double().var()) for result in (teacher, floor)))
-    if spread == 0.0 or gain >= SMALL_EFFECT * spread:
+    size = max(abs(teacher.mean_return), abs(floor.mean_return))
+    if spread <= ROUNDING * size:
+        small = 0.0 < gain < SMALL_PART * size
+        return [f"{beside}: {100.0 * gain / size:.2g} % of it, the same in every episode."] if small else []
+    if gain >= SMALL_EFFECT * spread:
         return []
     return [f"{beside}: {gain / spread:.1f} of the standard deviation of an episode's return."]
 
@@ -108,7 +116,12 @@ def is_above(one: EvaluationResult, other: EvaluationResult) -> bool:
 
 def _figure(result: EvaluationResult) -> str:
     interval = result.return_interval
-    return f"{result.mean_return:.2f}" + (f" ± {interval:.2f}" if math.isfinite(interval) else "")
+    return _number(result.mean_return) + (f" ± {_number(interval)}" if math.isfinite(interval) else "")
+
+
+def _number(value: float) -> str:
+    """Write two decimals, or two digits of a number that they do not show."""
+    return f"{value:.2g}" if 0.0 < abs(value) < 0.1 else f"{value:.2f}"
 
 
 def _causes(cfg: TeacherCfg) -> str:

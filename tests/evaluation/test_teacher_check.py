@@ -25,6 +25,11 @@ def episodes(returns: list[float]) -> EvaluationResult:
     return EvaluationResult(values, torch.ones_like(values), values > 0)
 
 
+def unknown(returns: torch.Tensor) -> EvaluationResult:
+    """Episodes of which nobody says whether they succeeded."""
+    return EvaluationResult(returns, torch.ones_like(returns), None)
+
+
 def results(teacher: list[float], zero: list[float], random: list[float]) -> dict[str, EvaluationResult]:
     return {"teacher": episodes(teacher), "zero": episodes(zero), "random": episodes(random)}
 
@@ -146,3 +151,40 @@ def test_in_an_environment_a_misread_teacher_is_told_from_a_good_one(gain, stops
             check_teacher(measured, TeacherCfg())
     else:
         assert check_teacher(measured, TeacherCfg()) == []
+
+
+@pytest.mark.parametrize(
+    ("teacher", "no_policy", "says"),
+    [
+        (200.0002, 200.0, "% of it, the same in every episode"),
+        (-99.9, -100.0, "0.1 % of it, the same in every episode"),
+        (200.0, 100.0, None),
+        (-50.0, -100.0, None),
+    ],
+)
+def test_returns_that_are_the_same_in_every_episode_have_a_scale_too(teacher, no_policy, says):
+    """Without a spread a gain is compared with the return itself: a rounding of float32 is no teacher."""
+    constant = {"teacher": teacher, "zero": no_policy, "random": no_policy}
+    measured = {name: unknown(torch.full((64,), value)) for name, value in constant.items()}
+    warnings = check_teacher(measured, TeacherCfg())
+    if says is None:
+        assert warnings == []
+    else:
+        assert len(warnings) == 1 and says in warnings[0]
+
+
+def test_small_returns_are_shown_with_their_digits():
+    """Returns of a ten-millionth are not "0.00 ± 0.00"."""
+    spread = torch.linspace(-1e-8, 1e-8, 65)
+    measured = {name: unknown(mean + spread) for name, mean in (("teacher", 1.03e-7), ("zero", 1e-7), ("random", 9e-8))}
+    [warning] = check_teacher(measured, TeacherCfg())
+    assert warning.count("1e-07 ± ") == 2 and "0.00" not in warning
+
+
+def test_a_solved_return_that_doing_nothing_reaches_says_nothing_of_the_way():
+    """The gain is then compared with the spread, instead of passing whatever it is."""
+    spread = torch.linspace(-1.0, 1.0, 65)
+    means = (("teacher", 150.3), ("zero", 150.0), ("random", 149.0))
+    measured = {name: unknown(mean + spread) for name, mean in means}
+    [warning] = check_teacher(measured, TeacherCfg(), 100.0)
+    assert "of the standard deviation" in warning
