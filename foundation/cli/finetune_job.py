@@ -38,7 +38,7 @@ from foundation.students import student_cfg_class
 logger = logging.getLogger("foundation.finetune")
 
 LOG_ROOT = Path("logs/finetune")
-_SCOPES = ("env", "agent", "finetune")
+SCOPES = ("env", "agent", "finetune")
 _OTHER_NAMES = {
     "teacher_checkpoint": "teacher.checkpoint",
     "critic_warmup_iterations": "critic.warmup_iterations",
@@ -209,7 +209,7 @@ def _settle(
             refuse_untyped_names(saved, f"{resumed.params_dir / 'overrides.yaml'}")
         if args.task not in (None, base.get("task")):
             raise UserError(f"{resumed.path} is a run of --task {base.get('task')}: name another one by --load_run")
-    overrides = parse_overrides([*saved.pop("tokens", []), *tokens], scopes=_SCOPES)
+    overrides = parse_overrides([*saved.pop("tokens", []), *tokens], scopes=SCOPES)
     files = dict(saved)
     file_values = _take_experiment(overrides)
     files |= {scope: file_values.pop(scope) for scope in ("env", "agent") if scope in file_values}
@@ -232,12 +232,14 @@ def _settle(
 
 
 def _take_experiment(overrides: Overrides) -> dict[str, Any]:
-    """Read the file that ``experiment=`` names: of ``configs/finetune``, or the user's own."""
+    """Take what ``experiment=`` chooses out of what was typed, and return the file's values."""
     chosen = [item for item in overrides.bare if item.path == "experiment"]
     overrides.bare = [item for item in overrides.bare if item.path != "experiment"]
-    if not chosen:
-        return {}
-    name = str(chosen[-1].value)
+    return read_experiment(str(chosen[-1].value)) if chosen else {}
+
+
+def read_experiment(name: str) -> dict[str, Any]:
+    """Read a file of ``configs/finetune``, or the user's own."""
     folder = config_folder() / "finetune"
     path = folder / f"{name}.yaml"
     if not path.is_file():

@@ -50,7 +50,7 @@ class ActorCfg:
     """``[a, b]``: only these columns of the concatenated groups. None: as in the checkpoint."""
     init_std: float | None = None
     """Standard deviation of the actions at the start [action units] (``--init_std``). None: the checkpoint's own, or
-    else the first teacher's on the first states, or else 0.1."""
+    else the first teacher's on the first states, or else 0.05."""
     init_entropy: float | None = None
     """Entropy of the action distribution at the start [nats], from which ``init_std`` follows."""
     min_std: float | None = None
@@ -76,6 +76,8 @@ class CriticCfg:
     warmup_iterations: int | None = None
     """Iterations in which the critic alone learns and the actor is frozen (``--critic_warmup_iterations``). None: 10
     with a fresh critic of an actor that is trained already, else 0."""
+    warmup_learning_rate: float = 1e-3
+    """Step size of the optimiser in these iterations: the policy cannot be spoiled by a large one."""
 
 
 @dataclass
@@ -220,6 +222,7 @@ _AT_LEAST = {
 }
 _POSITIVE = (
     "learning_rate",
+    "critic.warmup_learning_rate",
     "actor.init_std",
     "teacher.std",
     "kl.off_below",

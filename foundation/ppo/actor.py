@@ -23,7 +23,7 @@ from foundation.policies.rnn import RecurrentCore
 from foundation.students import make_student, student_cfg_class, student_from_description
 from foundation.students.base import LOG_STD_RANGE, Student
 
-DEFAULT_STD = 0.1
+DEFAULT_STD = 0.05
 """Deviation of a deterministic policy's actions where nothing says more [action units]: enough to explore with, and
 little enough that the noisy actions are about as good."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -69,7 +69,6 @@ class FinetuneState(SavedState):
     stopwatch: dict[str, dict[str, float]]
     torch_rng: torch.Tensor
     cuda_rng: torch.Tensor | None = None
-    best_evaluation: dict[str, Any] = field(default_factory=dict)
 
     def check(self, where: str) -> None:
         """Raise :class:`UserError` for numbers that no run has."""
@@ -120,7 +119,6 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         self.agent = agent
         self.env_steps = 0
         self.evaluations: list[list[float]] = []
-        self.best_evaluation: dict[str, Any] = {}
         self._recent: deque[float] = deque(maxlen=RECENT_EPISODES)
         self._make_eval_env = make_eval_env
         self._eval_envs: dict[int, VecEnv] = {}
@@ -338,7 +336,8 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         terms = self.retention if train_actor and self.retention.is_on else None
         algorithm = self.ppo.cfg
         with self.stopwatch.stage("learning"):
-            losses = self.ppo.update(collected.rollout, terms, train_actor=train_actor, poll=self.poll)
+            critic_rate = None if train_actor else self.cfg.critic.warmup_learning_rate
+            losses = self.ppo.update(collected.rollout, terms, critic_rate=critic_rate, poll=self.poll)
             self.critic.fit_normalizer(collected.rollout.critic_obs)
             if self.fits_normalizer:
                 self.student.normalizer.update(collected.rollout.obs)
@@ -375,7 +374,6 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         self.evaluations.append([float(epoch + 1), value])
         if value > self.best_return:
             self.best_return = value
-            self.best_evaluation = dict(evaluation)
             self.save_best(epoch, evaluation)
 
     def _measure(self, actor: Actor, episodes: int | None = None, seed: int | None = None) -> EvaluationResult:
@@ -457,7 +455,6 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
             stopwatch=self.stopwatch.state_dict(),
             torch_rng=torch.get_rng_state(),
             cuda_rng=torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-            best_evaluation=dict(self.best_evaluation),
         )
 
     def resume(self, checkpoint: RunCheckpoint[FinetuneState] | None = None) -> str:
@@ -496,7 +493,6 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         self.epoch = state.epoch
         self.env_steps = state.env_steps
         self.evaluations = state.evaluations
-        self.best_evaluation = state.best_evaluation
         self._recent.extend(state.recent_returns)
         self._restore_best(values)
         self.stopwatch.load_state_dict(state.stopwatch)

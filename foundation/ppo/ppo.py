@@ -207,7 +207,7 @@ class Ppo:
         rollout: Transitions,
         terms: PolicyTerms | None = None,
         *,
-        train_actor: bool = True,
+        critic_rate: float | None = None,
         poll: Callable[[], None] | None = None,
     ) -> dict[str, float]:
         """Learn from a rollout.
@@ -215,7 +215,7 @@ class Ppo:
         Args:
             rollout: With returns and advantages, these normalised unless that is done in each minibatch.
             terms: What is added to the policy's loss; None: nothing.
-            train_actor: Off: the critic alone learns.
+            critic_rate: Step size with which the critic alone learns; None: both learn.
             poll: Called once per minibatch; may raise to abandon the update.
 
         Returns:
@@ -225,10 +225,11 @@ class Ppo:
         Raises:
             UserError: If a weight became NaN or infinite.
         """
+        self._set_rate(self.learning_rate if critic_rate is None else critic_rate)
         sums: dict[str, torch.Tensor] = {}
         number = 0
         for batch in self._minibatches(rollout):
-            for name, value in self._step(batch, terms, train_actor).items():
+            for name, value in self._step(batch, terms, critic_rate is None).items():
                 sums[name] = sums[name] + value if name in sums else value
             number += 1
             if poll is not None:
@@ -322,9 +323,12 @@ class Ppo:
             self.learning_rate = max(LEAST_RATE, self.learning_rate / RATE_FACTOR)
         elif 0.0 < kl < desired / 2.0:
             self.learning_rate = min(MOST_RATE, self.learning_rate * RATE_FACTOR)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+        self._set_rate(self.learning_rate)
         return kl
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
     @torch.no_grad()
     def _floor_std(self) -> None:

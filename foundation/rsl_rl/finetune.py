@@ -72,7 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str]) -> int:
     """Run one job and return its exit code."""
     from foundation.cli.finetune_job import Job  # torch: --help does without it
+    from foundation.cli.finetune_stages import Curriculum
 
+    curriculum = Curriculum.read(build_parser(), argv)
+    if curriculum is not None:
+        return curriculum.run()
     job = Job.choose_engine(build_parser(), argv)
     with job.launch() as session:
         return job.run(session)

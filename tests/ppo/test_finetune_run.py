@@ -177,10 +177,10 @@ def test_a_large_kl_keeps_the_policy_and_none_lets_it_go(tmp_path):
 
 @pytest.mark.parametrize(
     ("actor", "expected"),
-    [(ActorCfg(init_std=0.25), 0.25), (ActorCfg(init_entropy=2.0), 0.65774), (ActorCfg(), 0.1)],
+    [(ActorCfg(init_std=0.25), 0.25), (ActorCfg(init_entropy=2.0), 0.65774), (ActorCfg(), 0.05)],
 )
 def test_the_deviation_at_the_start(actor, expected, tmp_path):
-    """By the flag; by the entropy: exp(2 / 2) / sqrt(2 pi e) = 0.658; else 0.1 for a deterministic student."""
+    """By the flag; by the entropy: exp(2 / 2) / sqrt(2 pi e) = 0.658; else 0.05 for a deterministic student."""
     start = write_student(tmp_path / "s.pt")
     runner = make_runner(tmp_path / "run", config(start, actor=actor))
     std = runner.student.step(torch.randn(4, 2))[0].std

@@ -1,0 +1,170 @@
+"""Stages of fine-tuning in one file: each begins from what the one before has learned.
+
+A file of ``configs/finetune`` (or the user's own) with ``stages:``, a list of what each stage sets, is one command.
+Each stage is a run of its own in ``logs/finetune``, in a process of its own, as some simulators start only once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from foundation.cli.cli_args import CommandParser, parse_command
+from foundation.cli.finetune_job import LOG_ROOT, SCOPES, read_experiment
+from foundation.config.overrides import key_of, parse_overrides
+from foundation.core.errors import UserError
+from foundation.core.files import atomic_write_bytes
+from foundation.runs.run_dir import RunDir
+from foundation.runs.run_state import BEST
+
+DEFAULT_NAME = "curriculum"
+"""Experiment and run name where none are typed: with both, ``--resume`` finds the stages again."""
+
+
+@dataclass
+class Curriculum:
+    """The stages of a file, and what was typed beside it."""
+
+    stages: list[dict[str, Any]]
+    shared: dict[str, Any]
+    """What the file sets for all stages."""
+    argv: list[str]
+    """What was typed and goes to every stage."""
+    checkpoint: str | None
+    experiment_name: str
+    run_name: str
+    resumes: bool
+
+    @classmethod
+    def read(cls, parser: CommandParser, argv: Sequence[str]) -> Curriculum | None:
+        """Read a command line; None where it names no file with stages.
+
+        Args:
+            parser: The command's, without an engine's flags.
+            argv: Arguments without the program's name.
+        """
+        args, tokens = parse_command(parser, argv, strict=False)
+        names = [item.value for item in parse_overrides(tokens, scopes=SCOPES).bare if item.path == "experiment"]
+        values = read_experiment(str(names[-1])) if names else {}
+        if "stages" not in values:
+            return None
+        stages = values.pop("stages")
+        if not (isinstance(stages, list) and stages and all(isinstance(stage, dict) for stage in stages)):
+            raise UserError(f"experiment={names[-1]}: 'stages' must be a list of mappings, one for each stage")
+        if args.load_run:
+            raise UserError("the stages of a file are resumed together: type --resume without --load_run")
+        ours = {"--checkpoint": 1, "--experiment_name": 1, "--run_name": 1, "--resume": 0}
+        return cls(
+            stages,
+            values,
+            _without([word for word in argv if key_of(word) != "experiment"], ours),
+            args.checkpoint or values.pop("checkpoint", None),
+            args.experiment_name or DEFAULT_NAME,
+            args.run_name or DEFAULT_NAME,
+            bool(args.resume),
+        )
+
+    def run(self) -> int:
+        """Run the stages one after the other, those that are done left out; return the exit code."""
+        done: dict[str, str] = {} if self.checkpoint is None else {"start": self.checkpoint}
+        for index in range(len(self.stages)):
+            name = f"stage{index + 1}"
+            run = self._find(name) if self.resumes else None
+            if run is not None and (run.path / "summary.json").exists():
+                print(f"{name} is done: {run.path}", flush=True)
+            else:
+                argv = ["--resume", "--load_run", run.name] if run is not None else self._arguments(index, done)
+                print(f"{name} of {len(self.stages)}", flush=True)
+                code = _run_in_a_process([*argv, "--experiment_name", self.experiment_name])
+                if code:
+                    return code
+                run = self._find(name)
+            assert run is not None
+            done[name] = str(run.path / BEST)
+        return 0
+
+    def _find(self, stage: str) -> RunDir | None:
+        """Find the newest run of a stage."""
+        pattern = rf"\d{{4}}.*_{re.escape(self.run_name)}_{stage}$"
+        try:
+            return RunDir.find(LOG_ROOT, self.experiment_name, pattern)
+        except UserError:
+            return None
+
+    def _arguments(self, index: int, done: dict[str, str]) -> list[str]:
+        """Write a stage's file; return the arguments that run it."""
+        values = _filled(_merged(self.shared, self.stages[index]), done)
+        path = LOG_ROOT / self.experiment_name / "stages" / f"{self.run_name}_stage{index + 1}.yaml"
+        text = f"# @package _global_\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
+        atomic_write_bytes(path, text.encode())
+        argv = [*self.argv, f"experiment={path}", "--run_name", f"{self.run_name}_stage{index + 1}"]
+        before = done.get(f"stage{index}") or self.checkpoint
+        return argv if before is None else [*argv, "--checkpoint", before]
+
+
+def _without(argv: Sequence[str], flags: dict[str, int]) -> list[str]:
+    """Leave flags out, with so many values behind each."""
+    kept: list[str] = []
+    skip = 0
+    for word in argv:
+        name, equals, _ = word.partition("=")
+        if skip:
+            skip -= 1
+        elif name in flags:
+            skip = 0 if equals else flags[name]
+        else:
+            kept.append(word)
+    return kept
+
+
+def _merged(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return nested values, a stage's own over those of all stages."""
+    merged = dict(shared)
+    for key, value in own.items():
+        before = merged.get(key)
+        merged[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _filled(value: Any, done: dict[str, str]) -> Any:
+    """Put the files of earlier stages in the place of ``{start}``, ``{stage1}``, ... ."""
+    if isinstance(value, dict):
+        return {key: _filled(item, done) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, done) for item in value]
+    named = re.fullmatch(r"\{(start|stage\d+)\}", value) if isinstance(value, str) else None
+    if named is None:
+        return value
+    if named[1] not in done:
+        known = ", ".join(f"{{{name}}}" for name in done) or "none"
+        raise UserError(f"a stage names {value}, and there is no such policy before it; there are: {known}")
+    return done[named[1]]
+
+
+def _run_in_a_process(argv: Sequence[str]) -> int:
+    """Run ``finetune.py``; whatever ends this process, that one saves and leaves first."""
+    process = subprocess.Popen([sys.executable, "-m", "foundation.rsl_rl.finetune", *argv], env=_environment())
+    try:
+        return process.wait()
+    except KeyboardInterrupt:  # the terminal has sent it to both
+        return process.wait()
+    except BaseException:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        raise
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's environment, with the package on the path where it runs from a clone."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
