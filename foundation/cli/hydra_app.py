@@ -17,6 +17,9 @@ from foundation.cli.cli_args import CommandParser, add_hydra_args, parse_command
 from foundation.config.overrides import is_sweep, key_of
 from foundation.core.errors import UserError
 
+_OUTPUT = ("hydra.run.dir", "hydra.output_subdir", "hydra.job.chdir")
+"""Where Hydra itself would put a run."""
+
 
 class CommandLine(NamedTuple):
     """A command line, split into the command's own part and Hydra's."""
@@ -46,6 +49,10 @@ def run_application(command: str, parser: CommandParser, argv: Sequence[str] | N
         The exit code; of a sweep, the highest of its jobs'.
     """
     line = split(sys.argv[1:] if argv is None else list(argv), parser)
+    for token in line.hydra:
+        if key_of(token) in _OUTPUT:
+            names = " and ".join(name for name in ("--experiment_name", "--run_name") if name in parser.flag_names())
+            raise UserError(f"override '{token}': a run's folder is not Hydra's here; {names or '--output'} names it")
     module = importlib.import_module(command)
     needed = line.args.multirun or line.hydra or any("${hydra:" in word for word in line.own)
     if not (needed or line.args.cfg or line.args.info):

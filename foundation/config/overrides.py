@@ -112,7 +112,9 @@ def parse_overrides(tokens: Sequence[str], scopes: Sequence[str] = ("env", "agen
         head, _, rest = item.path.partition(".")
         group = _group_of(item) if "distill" in scopes else None
         if group is not None:
-            result.groups[group] = str(item.value)
+            before = result.groups.setdefault(group, str(item.value))
+            if before != item.value:
+                raise UserError(f"override '{token}': {group}={before} is typed too; choose one")
         elif head in scopes:
             if not rest:
                 raise UserError(f"override '{token}' replaces a whole config: set one key of it, {head}.<key>=<value>")

@@ -22,6 +22,8 @@ from foundation.core.errors import UserError, suggest
 logger = logging.getLogger(__name__)
 
 MOST_EMPHASIS = 255
+MOST_EPOCHS = 1_000_000
+"""Each epoch is a checkpoint's step, a line and a shard: more are a slip of the keyboard."""
 MOST_SEED = 2**32 - 1
 """What NumPy takes."""
 LEAST_POSITIVE = 1.2e-38
@@ -101,6 +103,9 @@ def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> N
     """
     for path, least in _AT_LEAST.items():
         _check(cfg, path, lambda v, least=least: v >= least, f"at least {least}")
+    for path in ("n_epochs", "epoch_teacher_forcing"):
+        _check(cfg, path, lambda v: v <= MOST_EPOCHS, f"at most {MOST_EPOCHS}")
+    _check(cfg, "dataset.save", lambda v: v.strip() != "", "the path of a folder")
     _check(cfg, "seed", lambda v: v <= MOST_SEED, f"at most {MOST_SEED}")
     for path in _POSITIVE:
         _check(cfg, path, _is_positive, f"a finite number above 0 ({LEAST_POSITIVE:g} or more)")

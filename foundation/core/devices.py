@@ -34,6 +34,8 @@ def check_device(device: str) -> None:
         parsed = None
     if parsed is None or parsed.type not in _KINDS:
         raise UserError(f"--device {device}: not a torch device; use cpu or cuda:0")
+    if parsed.type == "cpu" and parsed.index:
+        raise UserError(f"--device {device}: torch has one CPU device; use --device cpu")
     if parsed.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (parsed.index or 0) >= count:

@@ -141,6 +141,11 @@ def test_every_way_of_writing_an_override_takes_effect(tokens: list[str], path: 
         ("distill.student.hidden_dims=3", "must be a list"),
         ("distill.n_epochs=1.5", "whole number"),
         ("distill.n_epochs=0", "--n_epochs is 0"),
+        ("distill.n_epochs=1000001", "--n_epochs is 1000001: it must be at most 1000000"),
+        ("distill.epoch_teacher_forcing=9999999999", "it must be at most 1000000"),
+        ("distill.n_epochs=99999999999999999999", "a whole number of at most 9007199254740992"),
+        ("distill.num_envs=99999999999999999999", "a whole number of at most 9007199254740992"),
+        ("distill.dataset.save=''", "--save_dataset is '': it must be the path of a folder"),
         ("distill.num_envs=0", "--num_envs is 0"),
         ("distill.batch_size=-1", "--batch_size is -1"),
         ("distill.learning_rate=nan", "learning_rate"),
@@ -177,6 +182,13 @@ def test_bad_overrides_are_one_clear_line(token: str, says: str) -> None:
         cfg_of(token)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_group_is_chosen_once() -> None:
+    """Two students typed are a mistake, in Hydra as here; the same one twice is none."""
+    with pytest.raises(UserError, match=r"override 'student=memory': student=mlp is typed too; choose one"):
+        cfg_of("student=mlp", "student=memory")
+    assert cfg_of("student=memory", "distill.student=memory").student.name == "memory"
 
 
 def test_teacher_forcing_beyond_the_run_warns(caplog: pytest.LogCaptureFixture) -> None:

@@ -35,6 +35,13 @@ def test_a_kind_of_device_that_this_machine_lacks_is_refused(device: str, monkey
         check_device(device)
 
 
+def test_the_cpu_is_one_device() -> None:
+    """Torch names tensors ``cpu:9`` and cannot load a file onto them: refused before a run trains for hours."""
+    check_device("cpu:0")
+    with pytest.raises(UserError, match=r"--device cpu:9: torch has one CPU device; use --device cpu"):
+        check_device("cpu:9")
+
+
 @pytest.mark.parametrize("device", ["gpu", "meta", "cuda:x", "CPU", ""])
 def test_what_does_not_compute_is_no_device(device: str) -> None:
     """Neither other spellings, nor torch's ``meta``, whose tensors hold no numbers."""
