@@ -128,6 +128,8 @@ def compose(groups: Mapping[str, str | None], *, defaults: bool) -> tuple[dict[s
         values, package = read_preset(group, own_preset(group, name, choices(group)))
         store.store(_OWN, values, group=group, package=package)
     typed = [f"{group}={_OWN if group in own else name or _NOTHING}" for group, name in groups.items()]
+    # Hydra keeps its state in a singleton. A command that runs as a Hydra application has set it, and its launcher
+    # still needs it after this: it is put back below, whatever happens in between.
     application = GlobalHydra.instance().hydra  # the command itself is one, and there can be one at a time
     GlobalHydra.instance().clear()
     try:
@@ -170,6 +172,7 @@ def resolve(
         UserError: For an unknown key, group or name, a wrong type, or a value out of range.
     """
     stack = _Stack(overrides, flags, base)
+    # Which student is in force decides which fields its config has, so that the choice is settled before any value is.
     cfg = DistillationCfg(student=student_cfg_class(stack.student)())
     stack.leave_out_foreign(key_names(cfg.student))
     stack.interpolate(cfg)
@@ -218,6 +221,8 @@ class _Stack:
         name = self.files.get("experiment")
         if name is None:
             return []
+        # Composed twice: first to see which group files it chooses, then with those alone that nothing typed has
+        # replaced. A replaced student's settings would otherwise stay in the values of the experiment.
         values, chosen = compose({"experiment": name}, defaults=False)
         del chosen["experiment"]
         for group in _BY_NAME:  # a name in its body is a choice too
@@ -267,7 +272,7 @@ class _Stack:
         """Drop, with a log line, what files set for another student or loss than the one that was typed."""
         for layer in self.layers:
             if layer.origin == _TYPED:
-                continue
+                continue  # what was typed and does not fit is a mistake, and an error where its key is checked
             student = _mapping(layer.values.get("student"))
             for name in [name for name in student if name not in student_fields]:
                 if "student" in self.typed_groups:

@@ -66,6 +66,8 @@ class DistillationDataset:
         check_memory(spec.num_bytes, self.device)
 
         shape = (self.max_chunks, spec.chunk_steps, spec.num_envs)
+        # All floating-point columns side by side: a minibatch is one gather instead of one for each column, which is
+        # what a small student's update otherwise spends its time on.
         self.rows = empty_pinned((*shape, self.row_size), self.dtype, self.device, self.compute_device)
         self.typed = {
             name: empty_pinned((*shape, *column.shape), column.torch_dtype, self.device, self.compute_device)
@@ -120,6 +122,7 @@ class DistillationDataset:
             self._chunk = self.chunks_written % self.max_chunks
         else:
             self._chunk = int(torch.randint(self.max_chunks, (1,), generator=self.generator, device=self.device))
+        # The place may have been another chunk's: neither its choice of environments nor its weights hold any more.
         self.activate([self._chunk], None)
         for weights in (self.weights, self.base_weights):
             if weights is not None:
@@ -153,6 +156,7 @@ class DistillationDataset:
         if targets is None or self.dtype != obs.dtype or self.device != obs.device or self.typed:
             self._write_parts(row, step, obs, targets, extra or {})
         else:
+            # The usual case writes the step in one kernel, straight into the storage.
             parts = [obs] + [getattr(targets, name) for name in TARGET_FIELDS if name in self.columns]
             torch.cat(parts, dim=-1, out=row)
         self.resets[self._chunk, step].copy_(resets)
@@ -206,6 +210,7 @@ class DistillationDataset:
 
     def clear(self) -> None:
         """Forget every transition (on-policy learning)."""
+        # Nothing is zeroed: what does not count is not drawn, and is overwritten.
         self.num_chunks = self.chunks_written = self._cursor = 0
 
     def activate(self, chunks: list[int], envs: torch.Tensor | None) -> None:
@@ -274,6 +279,7 @@ class DistillationDataset:
 
     def _flat(self, batch_size: int, num_batches: int, shuffle: bool) -> Iterator[Batch]:
         weights = None if self.weights is None else self.weights.view(-1)
+        # A gather of a few thousand transitions costs little more than one of 256, so that small batches share one.
         together = max(1, GATHERED_ROWS // batch_size)
         for index in self._draw(self.chunk_steps, batch_size, num_batches, shuffle).split(together):
             flat = index.flatten()
@@ -313,6 +319,7 @@ class DistillationDataset:
         steps = torch.arange(length, device=self.device).unsqueeze(1) * envs
         for window in self._draw(self.chunk_steps // length, batch_size, num_batches, shuffle):
             first = torch.div(window, envs, rounding_mode="floor") * (length * envs) + window % envs
+            # Time is the first dimension of a batch and environments are neighbours in storage, hence the stride.
             index = (first + steps).view(-1)
             parts = self._gather(index, (length, len(window)))
             resets = self.resets.view(-1).index_select(0, index).view(length, -1)
@@ -374,6 +381,7 @@ class DistillationDataset:
                 f"The run to resume had a dataset of other sizes ({differ}): resume with the same settings."
             )
         numbers = [state[name] for name in ("num_chunks", "chunks_written", "chunks_evicted", "cursor")]
+        # Read from a file that anyone may have written: a cursor beyond the end would only fail much later.
         whole = all(type(number) is int and number >= 0 for number in numbers)
         if not whole or numbers[0] > self.max_chunks or numbers[3] > math.prod(shape[:3]):
             raise UserError(f"The run to resume has a corrupt dataset: {quoted(numbers)} of {shape[0]} chunks.")

@@ -91,6 +91,7 @@ class Learner:
     def _check_batch(self) -> None:
         """Refuse a minibatch that no memory holds: indices, columns, and activations with their gradients."""
         student = self.student
+        # A rough lower bound is enough: the mistake that it catches, a batch of 10**9, is off by orders of magnitude.
         numbers = student.num_obs + 2 * student.num_actions + 2 * sum(student.hidden_dims)
         rows = self.batch_size * self.sequence_length
         device = next(student.parameters()).device
@@ -141,6 +142,7 @@ class Learner:
     def fit_normalizer(self, obs: torch.Tensor) -> None:
         """Take more observations into the student's normaliser. Shape: (..., num_obs)."""
         self.student.normalizer.update(obs.reshape(-1, obs.shape[-1]).float())
+        # The averaged student reads by the same moments: the same weights on other inputs are another policy.
         if self.average is not None:
             self.average.normalizer.load_state_dict(self.student.normalizer.state_dict())
 
@@ -157,6 +159,7 @@ class Learner:
         if self._first_watch:
             self._first_watch = False
             unvaried = normalizer.unvaried.nonzero().flatten().tolist()
+            # One host sync now, so that the usual case, in which every observation varied, never has another.
             self._nothing_to_watch = not bool((normalizer.unvaried | (normalizer.var < normalizer.eps**2)).any())
             if unvaried:
                 logger.warning(
@@ -179,6 +182,7 @@ class Learner:
         """Return the updates of an epoch: in proportion to the new transitions, or as given."""
         if self.cfg.optimizer.updates_per_epoch is not None:
             return self.cfg.optimizer.updates_per_epoch
+        # In proportion to the new data and not to all of it, so that an epoch costs the same however large the dataset.
         samples = new_rows / self.sequence_length
         return max(1, math.ceil(math.ceil(samples / self.batch_size) * self.cfg.optimizer.update_ratio))
 
@@ -215,6 +219,7 @@ class Learner:
         weights = self.term_weights(epoch)
         draw = dataset.flat_minibatches if self.sequence_length == 1 else dataset.sequence_minibatches
         num_updates = self.num_updates(new_rows)
+        # Losses are summed on the device: reading each one would make the host wait for every update.
         totals = torch.zeros(len(self.terms), device=next(self.student.parameters()).device)
         self._fit_standardiser(dataset, epoch)
         self.student.train()
@@ -233,6 +238,7 @@ class Learner:
                 f"The training loss '{bad[0][0]}' became {bad[0][1]} in epoch {epoch + 1}: lower --learning_rate "
                 f"(now {rate:g}) or set distill.optimizer.max_grad_norm=1. The last good checkpoint is kept."
             )
+        # A finite loss can have an infinite gradient (a square root at 0), which shows in the weights alone.
         finite = torch.stack([torch.isfinite(parameter).all() for parameter in self.student.parameters()])
         if not bool(finite.all()):
             raise UserError(
@@ -320,6 +326,7 @@ class Learner:
         weights = self.weights(batch)
         if weights is None:
             return [value.mean() for value in values]
+        # By the sum of the weights and not by the number of samples: samples of weight 0 must not shrink the step.
         total = weights.sum().clamp_min(1e-8)
         return [(value * weights).sum() / total for value in values]
 
@@ -357,6 +364,7 @@ class Learner:
             return batch.weights
         weights = torch.ones_like(batch.resets, dtype=batch.obs.dtype) if batch.weights is None else batch.weights
         # Steps whose memory was warmed up for fewer than burn_in steps do not count, unless the episode began inside.
+        # After a reset the memory is exactly that of an episode's start, so that nothing has to be warmed up.
         known = batch.resets.cumsum(dim=0) > 0
         steps = torch.arange(weights.shape[0], device=weights.device).unsqueeze(1)
         return weights * (known | (steps >= burn_in))

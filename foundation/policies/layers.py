@@ -267,6 +267,7 @@ class Layers:
         """
         needed = {self.outputs[output] for output in outputs}
         kept: list[Layer] = []
+        # From the end: a layer comes after all that it reads, so that one pass finds everything that is needed.
         for layer in reversed(self._layers.values()):
             if layer.name in needed:
                 needed.update(layer.inputs)
@@ -279,6 +280,7 @@ class Layers:
         """Append a layer and return the name of what it gives."""
         if layer.name in self._shapes:
             raise ValueError(f"a policy has two layers '{layer.name}'")
+        # A layer can only name what is there already, so that the order of the list is one in which it can be computed.
         self._layers[layer.name] = layer
         self._shapes[layer.name] = layer.shape
         return layer.name
@@ -360,9 +362,10 @@ class Layers:
                 x = self.module(child, x, f"{name}.{key}")
             return x
         if isinstance(module, nn.Identity | nn.Flatten):
-            return x
+            return x  # values are flat but for images, and those are flattened by whatever reads them
         if isinstance(module, nn.Linear):
             return self.dense(x, name, module)
+        # By the exact type: a subclass of an activation may compute something else.
         if type(module) in _ACTIVATIONS:
             function, constants = _ACTIVATIONS[type(module)]
             return self.activation(x, name, function, **{key: float(getattr(module, key)) for key in constants})
@@ -383,6 +386,7 @@ class Layers:
                 eps=module.eps,
             )
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
+            # A policy that acts is in eval mode: its batch normalisation is an affine map of fixed moments.
             scale = module.weight.detach() * (module.running_var + module.eps).rsqrt()
             mean = module.running_mean
             shift = module.bias.detach()
@@ -443,5 +447,6 @@ def _pair(value: str | int | tuple[int, ...]) -> tuple[int, int]:
 
 @torch.no_grad()
 def _shape_after(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+    # Asked of the module itself: its rules of padding, dilation and rounding are not written a second time.
     weight = next(module.parameters(), torch.zeros(()))
     return tuple(module(weight.new_zeros(1, *shape)).shape[1:])

@@ -72,6 +72,8 @@ class Collector:
         self.mode = mode
         self.num_episodes = num_episodes
         self.seed = seed
+        # Every environment plays as many episodes as any other: the first that end are the short ones, whose mean
+        # return is not that of the policy.
         self.rounds = math.ceil(num_episodes / env.num_envs)
         self.mixture = PolicyMixture(
             teacher,
@@ -144,6 +146,8 @@ class Collector:
 
     def _begin(self, epoch: int, beta: float) -> None:
         if self.mode == "episodes" or self.stepper.obs is None:
+            # The seed depends on the epoch, so that no two begin alike, and on nothing else, so that a resumed run does
+            # as the one that was not stopped. The factor is a prime: epochs of neighbouring seeds do not coincide.
             self.stepper.reset((self.seed * 1_000_003 + epoch) % (2**31))
             self.tracker.restart(self.rounds if self.mode == "episodes" else math.inf)
             if self.mode == "steps" and self.cfg.staggered:
@@ -163,11 +167,13 @@ class Collector:
             generator=self.mixture.generator,
             device=self.env.device,
         )
+        # Only the clock moves: the states are those of a reset, which is why these episodes count for no statistic.
         self.env.episode_length_buf = lengths.to(self.env.episode_length_buf.dtype)
         self.stepper.obs = self.env.get_observations()
         self.tracker.cut()
 
     def _collect_chunk(self, beta: float) -> int:
+        # The chunk counts after it was found finite: what is not is overwritten, and never learned from.
         slot = self.actor.begin_chunk(beta)
         self.stepper.run(self.dataset.chunk_steps)
         self.actor.finish_chunk()
@@ -180,6 +186,8 @@ class Collector:
         """Fit DART's noise to the errors that the student, having learned, still makes on some chunks' states."""
         if self.cfg.dart_alpha == 0.0 or not slots:
             return
+        # Noise of the size and the correlation of the student's errors shows the teacher the states that the student
+        # will get into (Laskey et al. 2017).
         self.mixture.fit_noise(torch.cat([self._student_errors(slot) for slot in slots]))
 
     def _student_errors(self, slot: int) -> torch.Tensor:
@@ -189,6 +197,7 @@ class Collector:
         resets = dataset.resets[slot].to(device)
         obs = dataset.column("obs")[slot].to(device).float()
         mean = dataset.column("mean")[slot].to(device).float()
+        # From the stored memory on, not from zeros: a chunk may begin in the middle of an episode.
         state = None if dataset.states is None else dataset.states[slot, 0].to(device)
         output, _ = self.student.policy.sequence(obs, state, resets)
         return output.mean - mean
@@ -231,6 +240,7 @@ class Collector:
         """Return what an exact resume needs, the environment's own state included where it can give it."""
         state: dict[str, Any] = {**self.mixture.state_dict(), "beta": self._beta, "begun": self.stepper.obs is not None}
         state["recorder"] = self.recorder.state_dict()
+        # Epochs of whole episodes begin with a reset: there is nothing in progress that a resumed run would need.
         if self.mode == "steps" and self.stepper.obs is not None and saves_state(self.env):
             state["env"] = self.env.state_dict()
             state["tracker"] = self.tracker.state_dict()

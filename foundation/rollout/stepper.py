@@ -77,12 +77,15 @@ class Stepper:
             if poll is not None and step % SYNC_INTERVAL == 0:
                 poll()
             actions = self.actor.act(self.obs)
+            # Before the step: many environments write the next observations into the same tensors.
             for observer in self.observers:
                 observer.before_step(self.obs, actions)
             self.obs, rewards, dones, self.extras = self.env.step(actions)
             dones = dones.bool()
             for observer in self.observers:
                 observer.after_step(rewards, dones, self.extras)
+            # Last of all, as observers may ask the actor about the episodes that have just ended. Where nothing is done
+            # it is called too: to ask whether any is would wait for the device at every step.
             self.actor.reset(dones)
 
 
@@ -102,6 +105,7 @@ class FiniteCheck(Observer):
 
     def after_step(self, rewards: torch.Tensor, dones: torch.Tensor, extras: dict[str, Any]) -> None:
         """See :class:`Observer`."""
+        # Once false it stays false, so that the steps counted are those before the first bad one.
         self.finite &= torch.stack([*self._acted, torch.isfinite(rewards).all()])
         self.steps += self.finite
 

@@ -292,7 +292,7 @@ class DistillationRunner(Runner[Collection]):
     def _evaluate_student(self) -> dict[str, float]:
         measured = self.measurements.student(self.learner.policy)
         if not self.measurements.has_own_env:
-            self.collector.restart()
+            self.collector.restart()  # the evaluation has left the only environment in the middle of other episodes
         return measured
 
     def _keep_best(self, evaluation: dict[str, float], epoch: int, made_by: int) -> None:
