@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,18 @@ def test_its_critic_knows_what_is_coming():
         far = critic(QuadcopterPointCtrlEnv(cfg).get_observations()["policy"]).mean()
     assert 40 < near < 1.5 / 0.02
     assert far < near - 5
+
+
+def test_the_clip_of_the_demo_ends_when_all_have_arrived():
+    """Over the demo's 64 flights the last vehicle is at its target, within 5 cm, before the clip's last step."""
+    script = (Path(__file__).parents[2] / "scripts" / "demo.sh").read_text(encoding="utf-8")
+    [length] = re.findall(r"--num_envs 64 .*--video_length (\d+)", script)
+    env = _env(64, 42)
+    state = _checkpoint()["actor_state_dict"]
+    network = build_mlp(26, [256, 256, 256], 4, "elu")
+    network.load_state_dict({k.removeprefix("mlp."): v for k, v in state.items() if k.startswith("mlp.")})
+    obs = env.reset(42)
+    with torch.no_grad():
+        for _ in range(int(length)):
+            obs, *_ = env.step(network(obs["policy"]))
+    assert float(obs["policy"][:, :3].norm(dim=-1).max()) < 0.05
