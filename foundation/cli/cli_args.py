@@ -20,6 +20,7 @@ from foundation.core.text import shorten
 
 _OTHER_NAMES = {
     "teacher_checkpoint": "teacher.checkpoint",
+    "watch_teacher": "teacher.watch",
     "teacher_activation": "teacher.activation",
     "teacher_min_return": "teacher.min_return",
     "teacher_below_min": "teacher.below_min",
@@ -208,6 +209,8 @@ def add_distillation_args(parser: argparse.ArgumentParser) -> None:
     flag = group.add_argument
     many = "the policy to imitate, or pkg.module:function; several, a glob, a folder or a manifest for many"
     flag("--teacher_checkpoint", action="append", metavar="PATH", help=many)
+    watched = "folder of a training that goes on: its best checkpoint so far, read again when there is a newer one"
+    flag("--watch_teacher", metavar="DIR", help=watched)
     several = "one student of several tasks: a file that lists them, each with its teacher"
     flag("--multi_task", metavar="FILE", help=several)
     flag("--teacher_activation", metavar="NAME", help="activation of its layers, if neither it nor a config states it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from pathlib import Path
 from typing import Any
 
 from foundation.cli.agent_defaults import choose_groups
@@ -18,6 +19,7 @@ from foundation.rollout.evaluate import evaluate
 from foundation.runs.context import EVAL_SEED
 from foundation.runs.run_dir import RunDir
 from foundation.runs.run_teachers import Teacher
+from foundation.runs.teacher_watch import wait_for_first
 from foundation.teachers import TeacherPolicyWrapper
 from foundation.teachers.assignment import TeacherAssignment
 from foundation.teachers.code import CodeTeacher, is_code
@@ -33,6 +35,8 @@ _UNSET = {"strict": True, "run_as_is": False}
 
 def load_teacher(cfg: DistillationCfg) -> Teacher:
     """Read the teacher, or the teachers; a path of one checkpoint is one teacher, in any environment."""
+    if cfg.teacher.watch is not None:
+        watch_training(cfg, Path(cfg.teacher.watch))
     spec = cfg.teacher.checkpoint
     if spec is None:
         raise UserError("no teacher was given: --teacher_checkpoint PATH")
@@ -48,6 +52,23 @@ def load_teacher(cfg: DistillationCfg) -> Teacher:
         )
     path = spec if isinstance(spec, str) else spec[0]
     return TeacherPolicyWrapper(path, cfg.device, **_overrides(cfg))
+
+
+def watch_training(cfg: DistillationCfg, folder: Path) -> None:
+    """Take the best checkpoint of a training that goes on; it may be weak yet, which is no reason to stop.
+
+    Args:
+        cfg: Its ``teacher.checkpoint`` is set, and ``teacher.check`` is off.
+        folder: Where the training writes.
+
+    Raises:
+        UserError: If another teacher was given too, or there is no such folder.
+    """
+    given = cfg.teacher.checkpoint
+    if given is not None and (isinstance(given, list) or Path(given).resolve().parent != folder.resolve()):
+        raise UserError("--teacher_checkpoint and --watch_teacher name two teachers: leave one of them out")
+    cfg.teacher.checkpoint = str(wait_for_first(folder))
+    cfg.teacher.check = False
 
 
 def _load_code(cfg: DistillationCfg, name: str) -> CodeTeacher:

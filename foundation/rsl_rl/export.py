@@ -82,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     task = args.task
     if found is not None:
         said["head"], task = found
+        if args.output is None:  # each head's files in the folder of its task, as play.py leaves them
+            folder = checkpoint.parent / "tasks" / found[0] / "exported"
     policy = load_policy(checkpoint, Overrides.parse(said))
     bundle = make_bundle(policy, name, task)
     print(f"{bundle.description.architecture}: {bundle.program.num_weights} weights, state {bundle.program.state_size}")

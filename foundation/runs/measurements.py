@@ -140,6 +140,17 @@ class Measurements:
         self._check(results)
         self._keep(results)
 
+    def newer_teacher(self) -> dict[str, float] | None:
+        """Measure the teacher that has replaced another, on the student's seeds; None where that disturbs the run."""
+        if not self.has_own_env:
+            return None
+        context = self.context
+        actor = PolicyActor(self.teacher, self.teacher_obs)
+        episodes = self.cfg.num_eval_episodes
+        result = evaluate(self.env(), actor, episodes, context.eval_seed, poll=context.poll, role="teacher")
+        self.baselines["teacher"] = result.summary()
+        return self.baselines["teacher"]
+
     def _check(self, results: dict[str, EvaluationResult]) -> None:
         solved = EnvCapabilities.of(self.collecting_env).solved_return
         for warning in check_teacher(results, self.cfg.teacher, solved):

@@ -204,6 +204,23 @@ class Reporter(LineReporter):
             f"from the {episodes} episodes of the first epoch"
         )
 
+    def newer_teacher(self, said: str, summary: Scalars | None, epoch: int) -> None:
+        """Show and log that a newer teacher teaches.
+
+        Args:
+            said: What was read.
+            summary: Its figures. None: it was not measured.
+            epoch: The epoch from which on it does, counted from 0.
+        """
+        if summary is None:
+            self.line(f"{said}; it is not measured here")
+            return
+        self._teacher = summary["mean_return"]
+        self.line(
+            f"{said} - Mean return: {summary['mean_return']:.2f} ± {summary['std_return']:.2f}{_success(summary)}"
+        )
+        self.scalars({"teacher/mean_return": summary["mean_return"]}, epoch)
+
     def begin(self, *, teacher_return: float | None, student: str, dataset: str) -> None:
         """Show what is about to run.
 

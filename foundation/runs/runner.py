@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ from foundation.runs.metrics_writer import MetricsWriter
 from foundation.runs.run_dir import RunDir
 from foundation.runs.run_state import BEST, RunCheckpoint, RunState, load_latest
 from foundation.runs.run_teachers import RunTeachers, Teacher
+from foundation.runs.teacher_watch import TeacherWatch
+from foundation.teachers import TeacherPolicyWrapper
 
 
 @dataclass
@@ -100,6 +103,9 @@ class DistillationRunner(Runner[Collection]):
         )
         self.shards = DatasetShards(self.dataset, run_dir, cfg.dataset.disk_gb, keep=not cfg.on_policy)
         # Patience begins with the student's own episodes: before, it learns from states that it will not meet alone.
+        self.watch = None
+        if cfg.teacher.watch is not None and isinstance(teacher, TeacherPolicyWrapper):
+            self.watch = TeacherWatch(Path(cfg.teacher.watch), teacher)
         self.early_stopping = EarlyStopping(cfg.early_stopping, self.plan.first_student_epoch or 0)
         self.transitions_before: int | None = None
         """Size of the dataset when the run was saved that is resumed; None once more is collected."""
@@ -213,6 +219,8 @@ class DistillationRunner(Runner[Collection]):
     def collect(self, epoch: int) -> Collection:
         """Let teacher or student act, the teacher label; fit the normaliser to what came."""
         beta = self.plan.beta(epoch)
+        if self.watch is not None:
+            self._look_for_teacher(self.watch, epoch)
         if self.cfg.on_policy:
             self.dataset.clear()
         with self.stopwatch.stage("collection"):
@@ -232,6 +240,15 @@ class DistillationRunner(Runner[Collection]):
             self._keep_best(evaluation, epoch, made_by=epoch - 1)
         self._fit_normalizer(epoch, stats)
         return Collection(beta, stats, num_new, evaluation)
+
+    def _look_for_teacher(self, watch: TeacherWatch, epoch: int) -> None:
+        """Take the newest teacher of a training that goes on, and measure it: the student is compared with it."""
+        said = watch.look()
+        if not said:
+            return
+        with self.stopwatch.stage("baselines"):
+            measured = self.measurements.newer_teacher()
+        self.reporter.newer_teacher(said, measured, epoch)
 
     def learn(self, epoch: int, collected: Collection) -> LearningStats:
         """Fit the student to the dataset."""
@@ -360,7 +377,7 @@ class DistillationRunner(Runner[Collection]):
         self.stopwatch.load_state_dict(state.stopwatch)
         self.early_stopping.load_state_dict(state.early_stopping)
         state.restore_rng(self.context.device)
-        reasons = []
+        reasons = [] if self.watch is None else ["the training of its teacher goes on"]
         if not self.collector.load_state_dict(state.collector):
             reasons.append("this engine cannot restore its environments")
         if self.teachers.are_others(state.teachers):

@@ -40,9 +40,10 @@ class TeacherPolicyWrapper(nn.Module):
                 ``activation="relu"``.
         """
         super().__init__()
+        self._overrides = Overrides.parse({k: v for k, v in overrides.items() if v is not None})
         loaded = checkpoint_path
         if not isinstance(loaded, LoadedPolicy):
-            loaded = load_policy(loaded, Overrides.parse({k: v for k, v in overrides.items() if v is not None}))
+            loaded = load_policy(loaded, self._overrides)
         self.policy: PolicyNetwork = loaded.network.to(device).requires_grad_(False).eval()
         self.device = torch.device(device)
         self.num_obs: int = self.policy.num_obs
@@ -178,6 +179,41 @@ class TeacherPolicyWrapper(nn.Module):
     def describe(self) -> dict[str, Any]:
         """Return what was understood about the checkpoint, as plain values."""
         return self.info.as_dict()
+
+    def read_again(self, path: str | Path) -> LoadedPolicy:
+        """Read a newer checkpoint of this policy, with what the user has set about the first; nothing is changed.
+
+        Args:
+            path: The checkpoint.
+        """
+        return load_policy(path, self._overrides)
+
+    def replace_by(self, newer: LoadedPolicy) -> bool:
+        """Act and label by a newer checkpoint of this policy from here on. Its memory of the episodes goes on.
+
+        Args:
+            newer: What :meth:`read_again` returned.
+
+        Returns:
+            Whether its weights are others.
+
+        Raises:
+            UserError: If it has another architecture.
+        """
+        network = newer.network
+        if isinstance(network, ActorCritic) and self.info.image_shapes:
+            network.bind(self.info.image_shapes)
+        network = network.to(self.device).requires_grad_(False).eval()
+        before = self.policy.state_dict()
+        after = network.state_dict()
+        shapes = [{name: tensor.shape for name, tensor in state.items()} for state in (before, after)]
+        if type(network) is not type(self.policy) or shapes[0] != shapes[1]:
+            raise UserError(
+                f"'{newer.info.path}' is no newer version of the teacher: its architecture is another. Begin a new run"
+            )
+        network.with_value = self.policy.with_value
+        self.policy = network
+        return any(not torch.equal(before[name], after[name]) for name in before)
 
     def architecture_line(self) -> str:
         """Return the console's line on the architecture."""
