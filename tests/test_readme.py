@@ -107,7 +107,8 @@ def test_flags_in_the_text_exist(page: str) -> None:
     """``--flag`` belongs to a command, or to a program that is known here."""
     known = {flag for module in make_reference.COMMANDS.values() for flag in module.build_parser().flag_names()}
     spans = re.findall(r"`[^`\n]+`|^```.*?^```", text_of(page), re.MULTILINE | re.DOTALL)
-    commands = [line for span in spans for line in span.splitlines() if not re.search(r"pip (install|download)|scripts/", line)]
+    foreign = re.compile(r"pip (install|download)|scripts/")
+    commands = [line for span in spans for line in span.splitlines() if not foreign.search(line)]
     written = {flag for line in commands for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", line)}
     assert written <= known | OTHER_FLAGS
 
