@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeGuard
+from typing import Any, ClassVar, Protocol, TypeGuard, TypeVar
 
 import torch
 from tensordict import TensorDict
 
 from foundation.core.errors import UserError
+from foundation.core.text import quoted
+
+T = TypeVar("T")
 
 
 class VecEnv(Protocol):
@@ -120,33 +125,114 @@ class EnvCapabilities:
 
     @classmethod
     def of(cls, env: VecEnv) -> EnvCapabilities:
-        """Read the attributes of an environment, or of the one inside its wrappers."""
+        """Read the attributes of an environment, or of the one inside its wrappers.
+
+        Raises:
+            UserError: If one is of another kind than its field; names the class and the attribute.
+        """
         inner = getattr(env, "unwrapped", env)
 
         def declared(name: str) -> Any:
             value = getattr(env, name, None)
             return getattr(inner, name, None) if value is None else value
 
-        dt = declared("step_dt")
-        solved = declared("solved_return")
-        choices = declared("action_choices")
-        bounds = declared("action_range")
+        def read(name: str, convert: Callable[[Any], T], expected: str, absent: T) -> T:
+            value = declared(name)
+            if value is None:
+                return absent
+            try:
+                return convert(value)
+            except (TypeError, ValueError, AttributeError, OverflowError, RuntimeError):
+                raise UserError(f"{type(inner).__name__}.{name} must be {expected}, got {quoted(value)}") from None
+
         return cls(
-            step_dt=None if dt is None else float(dt),
-            position_fields=dict(declared("position_fields") or {}),
-            rotation_fields=dict(declared("rotation_fields") or {}),
-            metric_units=dict(declared("metric_units") or {}),
-            position_unit=declared("position_unit") or (1.0, "m"),
-            variant_kind=declared("variant_kind") or "",
-            variant_names=tuple(declared("variant_names") or ()),
-            variant_index=declared("variant_index"),
-            solved_return=None if solved is None else float(solved),
-            action_choices=None if choices is None else tuple(int(count) for count in choices),
-            action_range=None if bounds is None else tuple((float(low), float(high)) for low, high in bounds),
+            step_dt=read("step_dt", _positive, "a positive number [s]", None),
+            position_fields=read(
+                "position_fields", _positions, "a mapping: group -> (first column, 'world' or 'body')", {}
+            ),
+            rotation_fields=read("rotation_fields", _columns, "a mapping: group -> first column", {}),
+            metric_units=read("metric_units", _units, "a mapping: metric -> (factor, unit)", {}),
+            position_unit=read("position_unit", _unit, "(factor, unit), such as (100.0, 'cm')", (1.0, "m")),
+            variant_kind=read("variant_kind", _text, "a word, such as 'vehicle'", ""),
+            variant_names=read("variant_names", _texts, "a list of names", ()),
+            variant_index=read("variant_index", _index, "integers, one for each environment", None),
+            solved_return=read("solved_return", _finite, "a finite number", None),
+            action_choices=read("action_choices", _counts, "a list of numbers of choices, each at least 1", None),
+            action_range=read("action_range", _bounds, "a list of (lowest, highest), lowest <= highest", None),
             one_per_process=bool(declared("one_per_process")),
             can_render=callable(declared("render")),
             can_save_state=saves_state(env),
         )
+
+
+def _finite(value: Any) -> float:
+    """Read a number; text that spells one is none."""
+    if isinstance(value, str | bytes | bool) or not math.isfinite(number := float(value)):
+        raise ValueError(value)
+    return number
+
+
+def _positive(value: Any) -> float:
+    if not (number := _finite(value)) > 0:
+        raise ValueError(value)
+    return number
+
+
+def _whole(value: Any, least: int) -> int:
+    if isinstance(value, bool) or (number := operator.index(value)) < least:
+        raise ValueError(value)
+    return number
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):  # a sequence of its letters
+        raise TypeError(value)
+    return tuple(_text(name) for name in value)
+
+
+def _unit(value: Any) -> tuple[float, str]:
+    factor, unit = value
+    return _finite(factor), _text(unit)
+
+
+def _units(value: Any) -> dict[str, tuple[float, str]]:
+    return {_text(name): _unit(unit) for name, unit in value.items()}
+
+
+def _columns(value: Any) -> dict[str, int]:
+    return {_text(group): _whole(column, 0) for group, column in value.items()}
+
+
+def _positions(value: Any) -> dict[str, tuple[int, str]]:
+    found = {}
+    for group, (column, frame) in value.items():
+        if frame not in ("world", "body"):
+            raise ValueError(frame)
+        found[_text(group)] = (_whole(column, 0), frame)
+    return found
+
+
+def _counts(value: Any) -> tuple[int, ...]:
+    return tuple(_whole(count, 1) for count in value)
+
+
+def _bounds(value: Any) -> tuple[tuple[float, float], ...]:
+    bounds = tuple((float(low), float(high)) for low, high in value)
+    if not all(low <= high for low, high in bounds):
+        raise ValueError(bounds)
+    return bounds
+
+
+def _index(value: Any) -> torch.Tensor:
+    if value.ndim != 1 or value.is_floating_point():
+        raise ValueError(value)
+    return value
 
 
 @dataclass

@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import logging
 import random
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, cast
 
 import numpy as np
 import torch
 from tensordict import TensorDict
 
 from foundation.core.errors import UserError
+from foundation.core.text import quoted
+from foundation.engines.base import EnvCapabilities, VecEnv
 from foundation.engines.other_forms import is_batch, read_observations, read_step
 from foundation.engines.video import EnvWrapper
 
@@ -19,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 ATTRIBUTES = ("num_envs", "num_actions", "max_episode_length", "episode_length_buf", "device")
 METHODS = ("get_observations", "step")
+MOST_STEPS = 2**31
+"""Longest episode: one whose end does not come cannot be measured [env steps]."""
 OBSERVATIONS = "a TensorDict of observation groups with batch_size [num_envs]"
 STEP = "(TensorDict, rewards, dones, extras)"
 
@@ -75,15 +79,7 @@ class CheckedEnv(EnvWrapper):
             value = getattr(env, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
                 raise UserError(f"{self._name}.{name} must be a positive integer, got {_describe(value)}")
-        longest = env.max_episode_length
-        if not isinstance(longest, int | float | np.number | torch.Tensor):
-            raise UserError(f"{self._name}.max_episode_length must be an integer [env steps], got {_describe(longest)}")
-        most = torch.as_tensor(longest).double()
-        if most.numel() == 0 or not (most.isfinite() & (most >= 1)).all():
-            got = longest if most.numel() == 1 else "nothing"
-            if most.numel() > 1:
-                got = f"as little as {most.min()}"
-            raise UserError(f"{self._name}.max_episode_length must be 1 or more [env steps], got {got}")
+        self._check_longest(env.max_episode_length)
         try:
             torch.device(env.device)
         except (RuntimeError, TypeError):
@@ -92,6 +88,24 @@ class CheckedEnv(EnvWrapper):
         if not isinstance(lengths, torch.Tensor) or lengths.shape != (env.num_envs,):
             expected = f"a tensor of shape ({env.num_envs},) [env steps]"
             raise UserError(f"{self._name}.episode_length_buf must be {expected}, got {_describe(lengths)}")
+        if lengths.is_complex() or not lengths.isfinite().all():
+            raise UserError(f"{self._name}.episode_length_buf must be integers [env steps], got other numbers")
+        index = EnvCapabilities.of(cast(VecEnv, env)).variant_index
+        if index is not None and len(index) != env.num_envs:
+            expected = f"integers, one for each environment ({env.num_envs})"
+            raise UserError(f"{self._name}.variant_index must be {expected}, got {_describe(index)}")
+
+    def _check_longest(self, longest: Any) -> None:
+        if isinstance(longest, bool) or not isinstance(longest, int | float | np.number | torch.Tensor):
+            raise UserError(f"{self._name}.max_episode_length must be an integer [env steps], got {_describe(longest)}")
+        most = torch.as_tensor(longest).double()
+        if most.numel() == 0 or not (most.isfinite() & (most >= 1)).all():
+            got = longest if most.numel() == 1 else "nothing"
+            if most.numel() > 1:
+                got = f"as little as {most.min()}"
+            raise UserError(f"{self._name}.max_episode_length must be 1 or more [env steps], got {got}")
+        if (most > MOST_STEPS).any():
+            raise UserError(f"{self._name}.max_episode_length must be at most {MOST_STEPS} [env steps], got {longest}")
 
     # -- stepping ---------------------------------------------------------------------------------------------------
 
@@ -157,6 +171,7 @@ class CheckedEnv(EnvWrapper):
         if metrics is not None and not isinstance(metrics, dict):
             self._refuse("step(actions)", f"extras['episode_metrics'] of {_describe(metrics)}", "a dictionary")
         for name, value in (metrics or {}).items():
+            self._check_key("episode_metrics", name)
             self._check_per_env(f"extras['episode_metrics']['{name}']", value)
 
     def _check_observations(self, given: Any, method: str, expected: str) -> None:
@@ -171,18 +186,28 @@ class CheckedEnv(EnvWrapper):
         if tuple(obs.batch_size) != (num_envs,):
             got = f"a TensorDict with batch_size {list(obs.batch_size)}"
             self._refuse(method, got, f"batch_size [{num_envs}], as num_envs is {num_envs}")
+        if not list(obs.keys()):
+            self._refuse(method, "a TensorDict without groups", "one group or more, such as 'policy'")
         for group, value in obs.items():
-            if isinstance(value, torch.Tensor) and value.ndim < 2:
-                self._refuse(method, f"group '{group}' of {_describe(value)}", f"({num_envs}, size), as for all groups")
-            if isinstance(value, torch.Tensor) and value.device.type != torch.device(self.env.device).type:
-                got = f"group '{group}' on {value.device}"
-                self._refuse(method, got, f"it on the environment's device, {self.env.device}")
-            if isinstance(value, torch.Tensor) and value.dtype in _UNUSABLE:
-                self._refuse(method, f"group '{group}' of {value.dtype}", f"torch.float32: {group}.float()")
+            self._check_group(group, value, method)
         sizes = {str(group): tuple(value.shape) for group, value in obs.items()}
         self._sizes = self._sizes or sizes
         if sizes != self._sizes:
             self._refuse(method, f"groups {_list_sizes(sizes)}", f"{_list_sizes(self._sizes)}, as observed before")
+
+    def _check_group(self, group: str, value: Any, method: str) -> None:
+        num_envs = self.env.num_envs
+        if not isinstance(value, torch.Tensor):
+            self._refuse(method, f"group '{group}' of {_describe(value)}", f"a tensor ({num_envs}, size)")
+        if value.ndim < 2 or value.numel() == 0:
+            self._refuse(method, f"group '{group}' of {_describe(value)}", f"({num_envs}, size), as for all groups")
+        if value.layout is not torch.strided:
+            self._refuse(method, f"group '{group}' as a sparse tensor", f"a plain one: {group}.to_dense()")
+        if value.device.type != torch.device(self.env.device).type:
+            got = f"group '{group}' on {value.device}"
+            self._refuse(method, got, f"it on the environment's device, {self.env.device}")
+        if value.dtype in _UNUSABLE:
+            self._refuse(method, f"group '{group}' of {value.dtype}", f"torch.float32: {group}.float()")
 
     def _check_flags(self, name: str, value: Any) -> None:
         self._check_per_env(name, value)
@@ -193,13 +218,23 @@ class CheckedEnv(EnvWrapper):
         if not isinstance(log, dict):
             self._refuse("step(actions)", f"extras['{name}'] of {_describe(log)}", "a dictionary")
         for key, value in log.items():
-            if not isinstance(value, int | float | np.number | torch.Tensor):
+            self._check_key(name, key)
+            empty = isinstance(value, torch.Tensor) and value.numel() == 0
+            if empty or not isinstance(value, int | float | np.number | torch.Tensor):
                 self._refuse("step(actions)", f"extras['{name}']['{key}'] of {_describe(value)}", "a number")
+
+    def _check_key(self, name: str, key: Any) -> None:
+        if not isinstance(key, str):
+            self._refuse("step(actions)", f"extras['{name}'] with the key {quoted(key)}", "names as keys")
 
     def _check_per_env(self, name: str, value: Any) -> None:
         num_envs = self.env.num_envs
         if not isinstance(value, torch.Tensor) or value.shape != (num_envs,):
             self._refuse("step(actions)", f"{name} of {_describe(value)}", f"a tensor of shape ({num_envs},)")
+        if value.layout is not torch.strided:
+            self._refuse("step(actions)", f"{name} as a sparse tensor", f"a plain one of shape ({num_envs},)")
+        if value.is_complex():
+            self._refuse("step(actions)", f"{name} of {value.dtype}", "floating point, or dtype bool")
         if value.device.type != torch.device(self.env.device).type:
             self._refuse(
                 "step(actions)", f"{name} on {value.device}", f"them on the environment's device, {self.env.device}"

@@ -18,7 +18,7 @@ from tensordict import TensorDict
 
 from foundation.config.agent_cfg import AgentDict
 from foundation.core.errors import UserError
-from foundation.engines.base import LaunchRequest, VideoRequest
+from foundation.engines.base import EnvCapabilities, LaunchRequest, VideoRequest
 from foundation.engines.checked_env import CheckedEnv
 from foundation.engines.torch import TorchEngine
 from foundation.engines.video import VideoRecorder
@@ -108,6 +108,10 @@ def _as(obs: TensorDict, dtype: torch.dtype) -> TensorDict:
     return TensorDict({"policy": obs["policy"].to(dtype)}, batch_size=obs.batch_size)
 
 
+def _with(obs: TensorDict, policy: object) -> TensorDict:
+    return TensorDict({"policy": policy}, batch_size=obs.batch_size)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -150,6 +154,23 @@ def _as(obs: TensorDict, dtype: torch.dtype) -> TensorDict:
             r"'policy' of torch.float64; .*float32: policy.float\(\)",
         ),
         (lambda o, r, d, e: (_as(o, torch.float16), r, d, e), "'policy' of torch.float16"),
+        (lambda o, r, d, e: (TensorDict({}, batch_size=[3]), r, d, e), "a TensorDict without groups"),
+        (lambda o, r, d, e: (_with(o, torch.zeros(3, 0)), r, d, e), r"'policy' of a tensor of shape \(3, 0\)"),
+        (lambda o, r, d, e: (_with(o, o), r, d, e), "'policy' of a TensorDict; expected a tensor"),
+        (lambda o, r, d, e: (_with(o, "seen"), r, d, e), "'policy' of .*; expected a tensor"),
+        (
+            lambda o, r, d, e: (_with(o, o["policy"].to_sparse()), r, d, e),
+            r"sparse tensor; expected .*policy.to_dense\(\)",
+        ),
+        (lambda o, r, d, e: (o, r.to_sparse(), d, e), "rewards as a sparse tensor"),
+        (lambda o, r, d, e: (o, r, d + 0j, e), "dones of torch.complex64"),
+        (
+            lambda o, r, d, e: (o, r, d, {"log": {"height": torch.zeros(0)}}),
+            r"\['height'\] of a tensor of shape \(0,\)",
+        ),
+        (lambda o, r, d, e: (o, r, d, {"log": {3: 1.0}}), r"extras\['log'\] with the key 3; expected names as keys"),
+        (lambda o, r, d, e: (o, r, d, {"episode_metrics": {3: r}}), r"extras\['episode_metrics'\] with the key 3"),
+        (lambda o, r, d, e: (o, r, d, {"episode_metrics": {"x": r + 0j}}), r"\['x'\] of torch.complex64"),
         (lambda o, r, d, e: (_as(o, torch.complex64), r, d, e), "'policy' of torch.complex64"),
     ],
 )
@@ -384,6 +405,9 @@ def test_whole_rewards_are_read_as_float(dtype, caplog):
     ("name", "value", "words"),
     [
         *[("max_episode_length", value, "must be 1 or more") for value in (0, -1, math.nan, math.inf)],
+        ("max_episode_length", 1e30, "at most 2147483648"),
+        ("max_episode_length", True, "must be an integer"),
+        ("episode_length_buf", torch.full((3,), math.nan), "must be integers"),
         ("max_episode_length", torch.tensor([4, 0, 4]), "as little as 0"),
         ("max_episode_length", torch.tensor([]), "nothing"),
         *[("device", value, "must be a torch device, such as 'cpu'") for value in (None, "gpu", (), "cuda:x")],
@@ -449,3 +473,53 @@ def test_an_agents_config_that_is_none_is_named(monkeypatch, agent, words):
     with pytest.raises(UserError, match=r"'Flat-v0': its rsl_rl_cfg_entry_point gives .*OnPolicyRunnerCfg") as caught:
         TorchEngine().load_configs(LaunchRequest("Flat-v0", needs_agent=True))
     assert words in str(caught.value)
+
+
+DECLARED = {
+    "step_dt": (["x", 0, -1, math.nan, True, [1], "0.01"], "must be a positive number [s]"),
+    "solved_return": (["x", math.nan, math.inf, [1], True], "must be a finite number"),
+    "action_choices": ([3, "ab", [0], [2.5], ["a"], [True]], "numbers of choices, each at least 1"),
+    "action_range": ([3, "ab", [1, 2], [(1,)], [(2, 1)], [(math.nan, 1)]], "a list of (lowest, highest)"),
+    "position_fields": (
+        [3, {"policy": 3}, {"policy": (0, "earth")}, {"policy": (-1, "world")}, {3: (0, "body")}],
+        "a mapping: group -> (first column, 'world' or 'body')",
+    ),
+    "rotation_fields": ([3, {"policy": "x"}, {"policy": -2}, ["policy"]], "a mapping: group -> first column"),
+    "metric_units": ([3, {"m": "cm"}, {"m": ("x", "cm")}, {"m": (math.nan, "cm")}], "metric -> (factor, unit)"),
+    "position_unit": ([3, "cm", (1, 2), ("cm", 1.0)], "(factor, unit), such as (100.0, 'cm')"),
+    "variant_kind": ([3, ["a"]], "a word, such as 'vehicle'"),
+    "variant_names": ([3, "abc", [1]], "a list of names"),
+    "variant_index": ([3, [0, 1, 2], torch.zeros(4).long(), torch.zeros(3)], "integers, one for each environment"),
+}
+"""Optional attribute -> values that it cannot have, and what the error says."""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, (values, _) in DECLARED.items() for value in values]
+)
+def test_optional_attributes_of_another_kind_are_named_before_anything_runs(name: str, value: object) -> None:
+    """One line with the class and the attribute, when the environment is made, and not a traceback when it is used."""
+    env = BareEnv()
+    setattr(env, name, value)
+    with pytest.raises(UserError, match=rf"^BareEnv\.{name} must be ") as caught:
+        CheckedEnv(env)
+    assert DECLARED[name][1] in str(caught.value)
+
+
+def test_optional_attributes_are_read_as_plain_values() -> None:
+    """Numbers of NumPy and lists as those of Python; infinite bounds are bounds."""
+    env = BareEnv()
+    declared = {
+        "step_dt": np.float32(0.5),
+        "action_choices": np.array([2, 3]),
+        "action_range": [(-math.inf, 1), [0, 2.5]],
+        "position_fields": {"policy": [3, "body"]},
+        "metric_units": {"height": [100, "cm"]},
+        "variant_names": ["a", "b"],
+    }
+    for name, value in declared.items():
+        setattr(env, name, value)
+    found = EnvCapabilities.of(CheckedEnv(env))
+    assert (found.step_dt, found.action_choices, found.action_range) == (0.5, (2, 3), ((-math.inf, 1.0), (0.0, 2.5)))
+    assert (found.position_fields, found.metric_units) == ({"policy": (3, "body")}, {"height": (100.0, "cm")})
+    assert found.variant_names == ("a", "b")
