@@ -376,6 +376,10 @@ class DistillationCfg:
     """Epochs in which the teacher acts; the student acts afterwards (DAgger)."""
     shuffle: bool = True
     """Draw minibatches at random; off: in order of collection."""
+    augment: str | None = None
+    """A mirror symmetry of the task, ``"pkg.module:function"``: each minibatch is learned from as it is and mirrored,
+    which costs twice the time. The function takes observation groups by name and actions, and returns both mirrored
+    (docs/howto/losses.md)."""
     offline: bool = False
     """Learn from ``dataset.load`` alone: no simulator, no teacher (``--offline``)."""
     on_policy: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from foundation.core.errors import UserError, suggest
 from foundation.core.memory import refuse_beyond_memory
 from foundation.dataset.dataset import Batch, DistillationDataset
 from foundation.learning.losses import LossParams, check_choices
+from foundation.learning.mirror import Mirror
 from foundation.learning.no_effect import without_effect
 from foundation.learning.precision import Precision, compiled
 from foundation.learning.sample_weights import check_sample_weights, sample_weights
@@ -72,6 +73,7 @@ class Learner:
         self.terms: list[Term] = make_terms(cfg)
         self.optimizer = _make_optimizer(student, cfg)
         self.adapter: nn.Linear | None = None
+        self.mirror: Mirror | None = None
         self.standardiser = Standardiser(field for term in self.terms for field in term.spec.teacher)
         self._own_units = list(self.standardiser.fields)
         """Fields that reach the losses in the teacher's units, and are standardised there."""
@@ -106,8 +108,14 @@ class Learner:
         """Return which of the teacher's outputs the losses read; of a discrete teacher the logits always."""
         return {"mean", "logits"}.union(*(term.spec.targets for term in self.terms))
 
-    def prepare(self, student: PolicyOutput, teacher: PolicyOutput) -> None:
-        """Check once that student and teacher have what the losses read; make the adapter that ``feature`` needs.
+    def prepare(self, student: PolicyOutput, teacher: PolicyOutput, groups: Mapping[str, int] | None = None) -> None:
+        """Check once that student and teacher have what the losses read; make what the losses need beside them.
+
+        Args:
+            student: The student's output for some observations.
+            teacher: The teacher's.
+            groups: Sizes of the student's observation groups, in order, which ``distill.augment`` mirrors. None: they
+                are not known.
 
         Raises:
             UserError: Naming the loss, what is missing, and what to use instead.
@@ -132,11 +140,27 @@ class Learner:
         for term, params in zip(self.terms, self.loss_params(0), strict=True):
             if term.spec.optional:
                 term.spec.function(student, teacher, params)  # refuses families without a divergence
+        self._make_mirror(teacher, groups)
         if "features" in self.target_fields() and self.adapter is None:
             assert student.features is not None and teacher.features is not None
             sizes = student.features.shape[-1], teacher.features.shape[-1]
             adapter = self.adapter = nn.Linear(*sizes, device=student.features.device)
             self.optimizer.add_param_group({"params": list(adapter.parameters())})
+
+    def _make_mirror(self, teacher: PolicyOutput, groups: Mapping[str, int] | None) -> None:
+        cfg = self.cfg
+        if cfg.augment is None:
+            return
+        where = f"distill.augment={cfg.augment}"
+        if groups is None or cfg.student.obs_slice is not None:
+            raise UserError(f"{where} mirrors whole observation groups of known sizes: unset distill.student.obs_slice")
+        stored = cfg.dataset.sequence_start == "stored"
+        if self.student.state_size and self.sequence_length > 1 and stored:
+            raise UserError(
+                f"{where}: the stored memory of a student has no mirror image: set distill.dataset.sequence_start=zero"
+            )
+        self.mirror = Mirror(cfg.augment, groups, teacher)
+        self.mirror.check_losses(self.target_fields())
 
     @torch.no_grad()
     def fit_normalizer(self, obs: torch.Tensor) -> None:
@@ -225,7 +249,8 @@ class Learner:
         self.student.train()
         with self._standardised():
             for batch in draw(self.batch_size, num_updates, self.cfg.shuffle):
-                totals += self._update(batch, params, weights)
+                doubled = batch if self.mirror is None else self.mirror.doubled(batch)
+                totals += self._update(doubled, params, weights)
                 if poll is not None:
                     poll()
                 yield

@@ -120,7 +120,9 @@ class OfflineRunner(Runner[None]):
         row = self.train.rows[0, 0, :1].float().to(self.cfg.device)
         teacher = PolicyOutput(**{name: row[:, part] for name, part in self.train.columns.items() if name != "obs"})
         student = self.student.step(row[:, self.train.columns["obs"]], None)[0]
-        self.learner.prepare(student, teacher)
+        layout = self.saved.layout
+        groups = {layout.obs_groups[0]: layout.num_obs} if len(layout.obs_groups) == 1 else None
+        self.learner.prepare(student, teacher, groups)
         if self.fits_normalizer:
             for slot in range(self.train.num_chunks):
                 self.learner.fit_normalizer(self.train.chunk_obs(slot))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,9 @@ class DistillationRunner(Runner[Collection]):
         self.teachers.ask_for(wanted)
         teacher = PolicyActor(self.teacher, self.teacher_obs).output(self.teacher_obs(obs))
         student = PolicyActor(self.student, self.student_obs).output(self.student_obs(obs))
-        self.learner.prepare(student, teacher)
+        self.learner.prepare(
+            student, teacher, {name: math.prod(obs[name].shape[1:]) for name in self.student_obs.groups}
+        )
         if self.cfg.dataset.save is not None:
             wanted = wanted | {"std"}  # for students and losses to come
         outputs = teacher._asdict().items()
