@@ -196,6 +196,9 @@ class LossCfg:
     """Of ``nll``: the teacher's mean (of choices the best one), or a draw of its distribution, new each time."""
     feature_distance: FeatureDistance = "l2"
     """Of ``feature``: mean squared error per dimension, or 1 - cosine."""
+    layers: list[list[str]] = field(default_factory=list)
+    """Of ``feature``: ``[student's layer, teacher's layer]`` pairs, e.g. ``[[body.1, actor.1], [body.3, actor.3]]``.
+    Empty: the last hidden layer of either."""
     sample_weights: SampleWeights = "none"
     """How much each sample counts, from a discrete teacher's Q-values: action_gap is the softmax over the minibatch of
     the difference between the best and the second choice, advantage the difference between the best and the worst one

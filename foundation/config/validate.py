@@ -345,6 +345,8 @@ def check_schedule(
 
 
 def _check_losses(cfg: DistillationCfg, loss_names: Iterable[str] | None) -> None:
+    if any(len(pair) != 2 for pair in cfg.loss.layers):
+        _fail("loss.layers", cfg.loss.layers, "a list of [student's layer, teacher's layer] pairs")
     if loss_names is not None:
         valid = list(loss_names)
         for path, name in [("loss.name", cfg.loss.name), *(("loss.auxiliary", n) for n in cfg.loss.auxiliary)]:

@@ -9,7 +9,7 @@ import torch
 
 from foundation.dataset.dataset import DistillationDataset
 from foundation.dataset.transition import Batch
-from foundation.learning.learner import Learner, forward
+from foundation.learning.learner import Learner
 
 BATCH_ROWS = 16384
 """Transitions in a batch of the measurement, about."""
@@ -35,7 +35,7 @@ def held_out_loss(learner: Learner, dataset: DistillationDataset, epoch: int) ->
     sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
     total = torch.zeros((), device=device)
     for batch in _whole_pass(dataset, learner.sequence_length):
-        output = forward(policy, batch)
+        output = learner.outputs(policy, batch)
         weights = learner.weights(batch)
         weights = torch.ones(batch.obs.shape[:-1], device=device) if weights is None else weights
         values = learner.per_sample(output, batch.targets, params)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,15 +17,18 @@ from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import UserError, suggest
 from foundation.core.memory import refuse_beyond_memory
 from foundation.dataset.dataset import Batch, DistillationDataset
+from foundation.learning.adapters import LayerAdapters, make_adapter, predictors
 from foundation.learning.losses import LossParams, check_choices
 from foundation.learning.mirror import Mirror
 from foundation.learning.no_effect import without_effect
 from foundation.learning.precision import Precision, compiled
+from foundation.learning.saliency import action_saliency
 from foundation.learning.sample_weights import check_sample_weights, sample_weights
 from foundation.learning.schedules import value_at
-from foundation.learning.standardise import Standardiser
+from foundation.learning.standardise import Predictor, Standardiser
 from foundation.learning.terms import Term, make_terms
 from foundation.policies.output import PolicyOutput
+from foundation.policies.policy_network import as_float
 from foundation.students.base import Student
 
 logger = logging.getLogger(__name__)
@@ -43,6 +46,18 @@ FEWEST_SEQUENCES = 8
 """Size of a batch where ``batch_size`` is not given: transitions, or as many sequences as hold them, at least 8."""
 MOST_RATIO = 100.0
 """Ratio of a loss term to all others together from which there is a warning."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known of a run's teacher and observations beside the outputs."""
+
+    groups: Mapping[str, int] | None = None
+    """Sizes of the student's observation groups, in order, which ``distill.augment`` mirrors."""
+    layer_sizes: Sequence[int] = ()
+    """Sizes of the teacher's layers that ``distill.loss.layers`` names."""
+    shared_columns: torch.Tensor | None = None
+    """The student's observations that the teacher sees too. Shape: (num_shared,)."""
 
 
 @dataclass
@@ -72,8 +87,15 @@ class Learner:
         self._check_batch()
         self.terms: list[Term] = make_terms(cfg)
         self.optimizer = _make_optimizer(student, cfg)
-        self.adapter: nn.Linear | None = None
+        if cfg.loss.layers and "features" not in self.target_fields():
+            raise UserError("distill.loss.layers is for loss feature: add distill.loss.auxiliary={feature: 0.1}")
+        student.tap([own for own, _ in cfg.loss.layers], "distill.loss.layers")
+        self.adapter: nn.Linear | LayerAdapters | None = None
+        self.layer_sizes: tuple[int, ...] = ()
+        """Sizes of the teacher's layers in ``features``, where there are several."""
         self.mirror: Mirror | None = None
+        self.salient_columns: torch.Tensor | None = None
+        """Observations that student and teacher see, where a loss reads saliencies. Shape: (num_shared,)."""
         self.standardiser = Standardiser(field for term in self.terms for field in term.spec.teacher)
         self._own_units = list(self.standardiser.fields)
         """Fields that reach the losses in the teacher's units, and are standardised there."""
@@ -108,18 +130,23 @@ class Learner:
         """Return which of the teacher's outputs the losses read; of a discrete teacher the logits always."""
         return {"mean", "logits"}.union(*(term.spec.targets for term in self.terms))
 
-    def prepare(self, student: PolicyOutput, teacher: PolicyOutput, groups: Mapping[str, int] | None = None) -> None:
+    def prepare(
+        self,
+        student: PolicyOutput,
+        teacher: PolicyOutput,
+        facts: RunFacts | None = None,
+    ) -> None:
         """Check once that student and teacher have what the losses read; make what the losses need beside them.
 
         Args:
             student: The student's output for some observations.
             teacher: The teacher's.
-            groups: Sizes of the student's observation groups, in order, which ``distill.augment`` mirrors. None: they
-                are not known.
+            facts: What is known of the teacher and the observations; None: nothing.
 
         Raises:
             UserError: Naming the loss, what is missing, and what to use instead.
         """
+        facts = facts or RunFacts()
         specs = [term.spec for term in self.terms]
         check_choices(specs, student, teacher)
         check_sample_weights(self.cfg.loss, teacher)
@@ -132,6 +159,8 @@ class Learner:
         )
         if unused:
             logger.warning("Settings without effect: %s.", "; ".join(unused))
+        if self.reads_saliency:
+            student = self._with_columns(student, facts.shared_columns)
         for spec in specs:
             for role, output, wanted in (("student", student, spec.student), ("teacher", teacher, spec.teacher)):
                 missing = [name for name in wanted if getattr(output, name) is None]
@@ -140,12 +169,46 @@ class Learner:
         for term, params in zip(self.terms, self.loss_params(0), strict=True):
             if term.spec.optional:
                 term.spec.function(student, teacher, params)  # refuses families without a divergence
-        self._make_mirror(teacher, groups)
+        self._make_mirror(teacher, facts.groups)
         if "features" in self.target_fields() and self.adapter is None:
-            assert student.features is not None and teacher.features is not None
-            sizes = student.features.shape[-1], teacher.features.shape[-1]
-            adapter = self.adapter = nn.Linear(*sizes, device=student.features.device)
-            self.optimizer.add_param_group({"params": list(adapter.parameters())})
+            self._make_adapter(student.features, teacher.features, list(facts.layer_sizes))
+
+    def _make_adapter(self, student: torch.Tensor | None, teacher: torch.Tensor | None, layer_sizes: list[int]) -> None:
+        assert student is not None and teacher is not None
+        wanted = layer_sizes or [teacher.shape[-1]]
+        own = self.student.tapped_sizes() or [student.shape[-1]]
+        if len(own) != len(wanted):
+            raise UserError(
+                f"distill.loss.layers names {len(own)} layers, and the teacher's features are of one whose parts are "
+                "not known: name one."
+            )
+        self.layer_sizes = tuple(wanted) if len(wanted) > 1 else ()
+        self.adapter = make_adapter(list(zip(own, wanted, strict=True)), student.device)
+        self.optimizer.add_param_group({"params": list(self.adapter.parameters())})
+
+    @property
+    def reads_saliency(self) -> bool:
+        """Whether a loss compares saliencies."""
+        return "saliency" in self.target_fields()
+
+    def _with_columns(self, student: PolicyOutput, columns: torch.Tensor | None) -> PolicyOutput:
+        """Keep the observations that both see, and return the student's output as if it had a saliency."""
+        if self.student.state_size:
+            raise UserError("Loss 'attention' is for students without memory: leave it out, or use student=mlp.")
+        if columns is None:
+            raise UserError("Loss 'attention' needs the teacher, and --offline has none: leave it out.")
+        self.salient_columns = columns
+        return student._replace(saliency=student.mean[..., :1].expand(*student.mean.shape[:-1], len(columns)))
+
+    def outputs(self, policy: Student, batch: Batch) -> PolicyOutput:
+        """Return a student's outputs on a batch, with its saliency where a loss reads it."""
+        if self.salient_columns is None:
+            return forward(policy, batch)
+        derived = torch.is_grad_enabled()
+        with torch.enable_grad():
+            obs = as_float(batch.obs).detach().requires_grad_()
+            output = forward(policy, batch._replace(obs=obs))
+            return output._replace(saliency=action_saliency(output, obs, self.salient_columns, create_graph=derived))
 
     def _make_mirror(self, teacher: PolicyOutput, groups: Mapping[str, int] | None) -> None:
         cfg = self.cfg
@@ -316,28 +379,28 @@ class Learner:
         self.standardiser.fit(dataset)
         if not first or self._loaded:
             return
-        for name, layers in self._predictors().items():
+        for name, several in self._predictors().items():
             # New weights predict standardised numbers, trained ones the teacher's.
             if name == "features" or self.cfg.student.init_checkpoint is None:
-                for layer in layers:
-                    self.standardiser.to_own_units(name, layer)
+                for predictor in several:
+                    self.standardiser.to_own_units(name, predictor)
 
-    def _predictors(self) -> dict[str, list[nn.Linear]]:
+    def _predictors(self) -> dict[str, list[Predictor]]:
         """Return the layers that predict each standardised field."""
-        found: dict[str, list[nn.Linear]] = {}
+        found: dict[str, list[Predictor]] = {}
         if "value" in self.standardiser.fields:
             heads = [getattr(policy, "value", None) for policy in (self.student, self.average) if policy is not None]
-            found["value"] = [head for head in heads if isinstance(head, nn.Linear)]
+            found["value"] = [Predictor(head) for head in heads if isinstance(head, nn.Linear)]
         if "features" in self.standardiser.fields and self.adapter is not None:
-            found["features"] = [self.adapter]
-        return {name: layers for name, layers in found.items() if layers}
+            found["features"] = predictors(self.adapter)
+        return {name: several for name, several in found.items() if several}
 
     @contextmanager
     def _standardised(self) -> Iterator[None]:
         """Let the student's value head and the adapter predict standardised numbers while they learn."""
-        predictors = self._predictors()
-        with self.standardiser.standardised(predictors):
-            self._own_units = [name for name in self.standardiser.fields if name not in predictors]
+        found = self._predictors()
+        with self.standardiser.standardised(found):
+            self._own_units = [name for name in self.standardiser.fields if name not in found]
             try:
                 yield
             finally:
@@ -346,7 +409,7 @@ class Learner:
     def _losses(self, batch: Batch, params: list[LossParams]) -> list[torch.Tensor]:
         """Return each term's mean over the batch, unweighted."""
         with self.precision.autocast():
-            output = forward(self.student, batch)
+            output = self.outputs(self.student, batch)
         values = self.per_sample(self.precision.full(output), batch.targets, params)
         weights = self.weights(batch)
         if weights is None:
@@ -368,6 +431,11 @@ class Learner:
         """
         if self.adapter is not None and output.features is not None:
             output = output._replace(features=self.adapter(output.features))
+        if self.salient_columns is not None and output.saliency is not None and targets.saliency is not None:
+            normalizer = self.student.normalizer
+            deviation = (normalizer.var.sqrt() + normalizer.eps)[self.salient_columns].to(output.saliency.dtype)
+            output = output._replace(saliency=output.saliency * deviation)
+            targets = targets._replace(saliency=targets.saliency * deviation)
         if self.standardiser.fields:
             targets = self.standardiser(targets)
             output = self.standardiser(output, self._own_units)
@@ -411,7 +479,7 @@ class Learner:
 
     def loss_params(self, epoch: int) -> list[LossParams]:
         """Return the numbers that each term reads in an epoch, counted from 0."""
-        return [term.params(self.cfg.loss, epoch, self.cfg.n_epochs) for term in self.terms]
+        return [term.params(self.cfg.loss, epoch, self.cfg.n_epochs, self.layer_sizes) for term in self.terms]
 
     def term_weights(self, epoch: int) -> list[float]:
         """Return each term's weight in an epoch, counted from 0."""

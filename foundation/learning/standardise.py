@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,6 +16,14 @@ STANDARDISED = ("value", "features")
 """Outputs whose unit is arbitrary: returns are in the task's own unit, features in none."""
 LEAST_SHARE = 0.1
 """A dimension that hardly varies is divided by this share of the root mean square spread of all dimensions."""
+
+
+class Predictor(NamedTuple):
+    """A layer that predicts a field, or a part of it."""
+
+    layer: nn.Linear
+    part: slice = slice(None)
+    """Columns of the field."""
 
 
 class Standardiser:
@@ -71,31 +79,33 @@ class Standardiser:
         return output._replace(**changed) if changed else output
 
     @contextmanager
-    def standardised(self, layers: dict[str, list[nn.Linear]]) -> Iterator[None]:
+    def standardised(self, layers: dict[str, list[Predictor]]) -> Iterator[None]:
         """Let layers predict standardised numbers within this context, and the teacher's units after it.
 
         Args:
             layers: The layers that predict each field.
         """
-        pairs = [(name, layer) for name, several in layers.items() for layer in several]
-        for name, layer in pairs:
-            self._to_standardised(name, layer)
+        pairs = [(name, predictor) for name, several in layers.items() for predictor in several]
+        for name, predictor in pairs:
+            self._to_standardised(name, predictor)
         try:
             yield
         finally:
-            for name, layer in pairs:
-                self.to_own_units(name, layer)
+            for name, predictor in pairs:
+                self.to_own_units(name, predictor)
 
     @torch.no_grad()
-    def _to_standardised(self, name: str, layer: nn.Linear) -> None:
-        layer.weight.div_(self.scale[name].unsqueeze(1))
-        layer.bias.sub_(self.mean[name]).div_(self.scale[name])
+    def _to_standardised(self, name: str, predictor: Predictor) -> None:
+        layer, part = predictor
+        layer.weight.div_(self.scale[name][part].unsqueeze(1))
+        layer.bias.sub_(self.mean[name][part]).div_(self.scale[name][part])
 
     @torch.no_grad()
-    def to_own_units(self, name: str, layer: nn.Linear) -> None:
+    def to_own_units(self, name: str, predictor: Predictor) -> None:
         """Let a layer that predicts standardised numbers predict the teacher's."""
-        layer.weight.mul_(self.scale[name].unsqueeze(1))
-        layer.bias.mul_(self.scale[name]).add_(self.mean[name])
+        layer, part = predictor
+        layer.weight.mul_(self.scale[name][part].unsqueeze(1))
+        layer.bias.mul_(self.scale[name][part]).add_(self.mean[name][part])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the moments, for an exact resume; empty without any."""

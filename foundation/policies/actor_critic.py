@@ -11,7 +11,7 @@ from torch import nn
 from foundation.policies.distribution import Choices, Deterministic, ShapedActions
 from foundation.policies.image_encoders import ImageEncoders
 from foundation.policies.layers import OBS, Layers
-from foundation.policies.memory import MemoryLayer, Skip, initial_state_of, reset_state_of, run_layers
+from foundation.policies.memory import MemoryLayer, Skip, Taps, initial_state_of, reset_state_of, run_layers
 from foundation.policies.normalizer import ObsNormalizer
 from foundation.policies.output import PolicyOutput
 from foundation.policies.policy_network import PolicyNetwork
@@ -88,11 +88,16 @@ class Trunk(nn.Module):
         return dense and between and (self.normalizer is None or isinstance(self.normalizer, ObsNormalizer))
 
     def run(
-        self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
+        self,
+        obs: torch.Tensor,
+        state: torch.Tensor | None,
+        resets: torch.Tensor | None,
+        sequence: bool,
+        taps: Taps | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Return the raw output, the last hidden layer and the next state."""
         x = obs if self.normalizer is None else self.normalizer(obs)
-        return run_layers(self.layers, x, state, resets, sequence, self._head)
+        return run_layers(self.layers, x, state, resets, sequence, self._head, taps)
 
     def list_layers(self, layers: Layers, x: str, name: str) -> tuple[str, str]:
         """Append the layers; return the names of the raw output and of the last hidden layer."""
@@ -220,7 +225,8 @@ class ActorCritic(PolicyNetwork):
         actor_state = critic_state = value = None
         if state is not None:
             actor_state, critic_state = state.split(self._sizes, dim=-1)
-        raw, features, actor_state = self.actor.run(x, actor_state, resets, sequence)
+        taps = self.make_taps()
+        raw, features, actor_state = self.actor.run(x, actor_state, resets, sequence, taps)
         if self.critic is not None and self.with_value:
             value, critic_state = self.critic.run(x, features, critic_state, resets, sequence)
         if actor_state is not None or critic_state is not None:
@@ -228,8 +234,19 @@ class ActorCritic(PolicyNetwork):
             state = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         mean, std = self.distribution(raw)
         logits = raw if self.num_choices is not None else None
+        features = features if taps is None else taps.side_by_side()
         family = self.distribution.family(raw)
         return PolicyOutput(mean=mean, std=std, value=value, logits=logits, features=features, **family), state
+
+    def named_layers(self) -> dict[str, nn.Module]:
+        """Return the actor's layers before its head, as ``actor.0``, ``actor.1`` and so on."""
+        head = self.actor.head
+        found = {}
+        for index, layer in enumerate(self.actor.layers):
+            if layer is head:
+                break
+            found[f"actor.{index}"] = layer
+        return found
 
     @cached_property
     def num_parameters(self) -> int:

@@ -129,6 +129,36 @@ class Skip(nn.Module):
     """Marker: the first layer's input is appended to the next layer's."""
 
 
+class Taps:
+    """The outputs of chosen layers in one run of a policy.
+
+    Args:
+        layers: In the order in which their outputs are wanted.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        self._layers = list(layers)
+        self._seen: dict[int, torch.Tensor] = {}
+
+    def see(self, layer: nn.Module, x: torch.Tensor) -> None:
+        """Take a layer's output, if it is one of those."""
+        self._seen[id(layer)] = x
+
+    def through(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Return a layer's output, and take those of the layers inside it."""
+        if type(layer) is not nn.Sequential:  # a class derived from it may compute something else
+            return layer(x)
+        for inner in layer:
+            x = inner(x)
+            self.see(inner, x)
+        return x
+
+    def side_by_side(self) -> torch.Tensor:
+        """Return the outputs. Shape: (..., sum of their sizes)."""
+        outputs = [self._seen[id(layer)] for layer in self._layers]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+
 def run_layers(
     layers: Iterable[nn.Module],
     x: torch.Tensor,
@@ -136,6 +166,7 @@ def run_layers(
     resets: torch.Tensor | None,
     sequence: bool,
     head: int = -1,
+    taps: Taps | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Run layers in order, for one step or for many; each that remembers has its columns of the state.
 
@@ -146,6 +177,7 @@ def run_layers(
         resets: True where a step begins an episode. Shape: (num_steps, num_envs). None: nowhere.
         sequence: Whether there is a dimension of steps.
         head: The layer whose input is the last hidden layer. -1: the last layer's output is.
+        taps: Takes the outputs of these layers, and of those inside an ``nn.Sequential`` among them.
 
     Returns:
         The last layer's output, the last hidden layer, and the state after the last step.
@@ -168,7 +200,9 @@ def run_layers(
         elif isinstance(layer, Skip):
             x = torch.cat([x, given], dim=-1)
         else:
-            x = layer(x)
+            x = layer(x) if taps is None else taps.through(layer, x)
+        if taps is not None:
+            taps.see(layer, x)
     if after:
         state = after[0] if len(after) == 1 else torch.cat(after, dim=-1)
     return x, x if features is None else features, state

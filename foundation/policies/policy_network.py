@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
+from torch import nn
 
-from foundation.core.errors import UserError
+from foundation.core.errors import UserError, suggest
 from foundation.policies.distribution import sample_output
 from foundation.policies.layers import Layers
-from foundation.policies.memory import EpisodeState
+from foundation.policies.memory import EpisodeState, Taps
 from foundation.policies.output import PolicyOutput, map_output
 
 
@@ -27,6 +29,53 @@ class PolicyNetwork(EpisodeState):
     """Number of actions."""
     with_value: bool = True
     """Whether the value is computed, where there is one."""
+    tapped: tuple[str, ...] = ()
+    """Layers whose outputs, side by side, are ``features``; none: the last hidden layer."""
+
+    def named_layers(self) -> dict[str, nn.Module]:
+        """Return the hidden layers that can be tapped, by their names in :meth:`layers`."""
+        return {}
+
+    def tap(self, names: Sequence[str], key: str) -> None:
+        """Let ``features`` be the outputs of named layers, side by side.
+
+        Args:
+            names: Of :meth:`named_layers`.
+            key: What the user has typed them as, for messages.
+
+        Raises:
+            UserError: For a name that is none, with the nearest.
+        """
+        known = self.named_layers()
+        if names and not known:
+            raise UserError(f"{key}: the layers of a {type(self).__name__} have no names; only its last one is known.")
+        for name in names:
+            if name not in known:
+                raise UserError(f"{key}: there is no layer '{name}'. {suggest(name, known, ordered=True)}")
+        self.tapped = tuple(names)
+
+    @torch.no_grad()
+    def tapped_sizes(self) -> list[int]:
+        """Return the sizes of the tapped layers' outputs, in order."""
+        names = self.tapped
+        device = next(self.parameters()).device
+        sizes = []
+        try:
+            for name in names:
+                self.tapped = (name,)
+                features = self.step(torch.zeros(1, self.num_obs, device=device))[0].features
+                assert features is not None
+                sizes.append(features.shape[-1])
+        finally:
+            self.tapped = names
+        return sizes
+
+    def make_taps(self) -> Taps | None:
+        """Return what takes the tapped layers' outputs in one run; None where there are none."""
+        if not self.tapped:
+            return None
+        known = self.named_layers()
+        return Taps([known[name] for name in self.tapped])
 
     def run(
         self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool

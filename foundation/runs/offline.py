@@ -15,7 +15,7 @@ from foundation.dataset.dataset import DistillationDataset
 from foundation.dataset.disk.reader import SavedDataset
 from foundation.learning.early_stopping import EarlyStopping
 from foundation.learning.held_out import held_out_loss
-from foundation.learning.learner import LearningStats
+from foundation.learning.learner import LearningStats, RunFacts
 from foundation.policies.obs_groups import ObsSelector
 from foundation.policies.output import PolicyOutput
 from foundation.runs.base import Runner
@@ -122,7 +122,7 @@ class OfflineRunner(Runner[None]):
         student = self.student.step(row[:, self.train.columns["obs"]], None)[0]
         layout = self.saved.layout
         groups = {layout.obs_groups[0]: layout.num_obs} if len(layout.obs_groups) == 1 else None
-        self.learner.prepare(student, teacher, groups)
+        self.learner.prepare(student, teacher, RunFacts(groups))
         if self.fits_normalizer:
             for slot in range(self.train.num_chunks):
                 self.learner.fit_normalizer(self.train.chunk_obs(slot))

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from tensordict import TensorDict
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import UserError, suggest
 from foundation.dataset.dataset import DistillationDataset
 from foundation.engines.base import EnvCapabilities, VecEnv
 from foundation.learning.gate import collect_gate_rows, fit_gate, gate_horizon
+from foundation.learning.saliency import shared_columns
 from foundation.policies.actors import Actor
 from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.episodes import CollectionStats
@@ -50,6 +52,7 @@ class RunTeachers:
         self.number = int(getattr(teacher, "num_teachers", 1))
         mode = getattr(teacher, "mode", "one")
         self.selector = base
+        self.student_obs = student_obs
         self.assignment = None
         if mode == "expert":
             choose = make_choice(cfg.teacher.expert or "", env.get_observations())
@@ -93,6 +96,40 @@ class RunTeachers:
         leave_out = getattr(self.teacher, "without_features", None)
         if leave_out is not None and "features" not in wanted:
             leave_out()
+
+    def tap_layers(self) -> list[int]:
+        """Let the teacher's features be the layers of ``distill.loss.layers``; return their sizes.
+
+        Raises:
+            UserError: If it has no layer of such a name, or there are several teachers.
+        """
+        names = [theirs for _, theirs in self.cfg.loss.layers]
+        if not names:
+            return []
+        if not isinstance(self.teacher, TeacherPolicyWrapper):
+            raise UserError("distill.loss.layers names layers of one teacher, and there are several: unset it")
+        policy = self.teacher.policy
+        policy.tap(names, "distill.loss.layers, of the teacher")
+        return policy.tapped_sizes()
+
+    def share_columns(self, wanted: set[str], obs: TensorDict) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return which observations student and teacher share, where a loss compares saliencies.
+
+        Args:
+            wanted: The teacher's outputs that the losses read.
+            obs: Observations of the environment.
+
+        Returns:
+            Columns of the student's and of the teacher's observation, (num_shared,) each.
+
+        Raises:
+            UserError: If there are several teachers, the teacher has memory, or they share nothing.
+        """
+        if "saliency" not in wanted:
+            return None
+        if not isinstance(self.teacher, TeacherPolicyWrapper) or self.teacher.state_size:
+            raise UserError("Loss 'attention' is for one teacher, without memory: leave it out.")
+        return shared_columns(self.student_obs, self.selector, obs, self.teacher.device)
 
     def fit_gate(self, env: VecEnv, reporter: Reporter, poll: Callable[[], None]) -> None:
         """Learn how much each teacher counts in a state, with ``distill.teacher.combine=gate``."""

@@ -15,8 +15,9 @@ from foundation.dataset.build import CollectedData, build_dataset
 from foundation.dataset.transition import Column
 from foundation.engines.base import MakeEvalEnv, VecEnv
 from foundation.learning.early_stopping import EarlyStopping
-from foundation.learning.learner import LearningStats
-from foundation.policies.actors import PolicyActor
+from foundation.learning.learner import LearningStats, RunFacts
+from foundation.learning.saliency import SalientTeacher
+from foundation.policies.actors import Policy, PolicyActor
 from foundation.policies.obs_groups import ObsSelector, teacher_selector
 from foundation.rollout.collector import Collector
 from foundation.rollout.episodes import CollectionStats
@@ -87,7 +88,7 @@ class DistillationRunner(Runner[Collection]):
         self._make_dataset()
         self.collector = Collector(
             env,
-            teacher,
+            self.labelling,
             self.student,
             self.dataset,
             self.teacher_obs,
@@ -174,11 +175,16 @@ class DistillationRunner(Runner[Collection]):
         obs = self.env.get_observations()
         wanted = self.learner.target_fields()
         self.teachers.ask_for(wanted)
-        teacher = PolicyActor(self.teacher, self.teacher_obs).output(self.teacher_obs(obs))
-        student = PolicyActor(self.student, self.student_obs).output(self.student_obs(obs))
-        self.learner.prepare(
-            student, teacher, {name: math.prod(obs[name].shape[1:]) for name in self.student_obs.groups}
+        shared = self.teachers.share_columns(wanted, obs)
+        self.labelling: Policy = self.teacher if shared is None else SalientTeacher(self.teacher, shared[1])
+        facts = RunFacts(
+            groups={name: math.prod(obs[name].shape[1:]) for name in self.student_obs.groups},
+            layer_sizes=self.teachers.tap_layers(),
+            shared_columns=None if shared is None else shared[0],
         )
+        teacher = PolicyActor(self.labelling, self.teacher_obs).output(self.teacher_obs(obs))
+        student = PolicyActor(self.student, self.student_obs).output(self.student_obs(obs))
+        self.learner.prepare(student, teacher, facts)
         if self.cfg.dataset.save is not None:
             wanted = wanted | {"std"}  # for students and losses to come
         outputs = teacher._asdict().items()

@@ -130,8 +130,19 @@ class Student(PolicyNetwork):
         self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool
     ) -> tuple[PolicyOutput, torch.Tensor | None]:
         """Act for one step or for many."""
-        features, _, state = run_layers(self.trunk(), self.normalizer(obs), state, resets, sequence)
-        return self._heads(features), state
+        taps = self.make_taps()
+        features, _, state = run_layers(self.trunk(), self.normalizer(obs), state, resets, sequence, taps=taps)
+        output = self._heads(features)
+        return output if taps is None else output._replace(features=taps.side_by_side()), state
+
+    def named_layers(self) -> dict[str, nn.Module]:
+        """Return the hidden layers by their names in the state_dict, those inside an ``nn.Sequential`` too."""
+        names = {module: name for name, module in self.named_modules()}
+        found = {}
+        for layer in self.trunk():
+            inner = list(layer.children()) if type(layer) is nn.Sequential else [layer]
+            found |= {names[part]: part for part in inner}
+        return found
 
     def list_layers(self, layers: Layers) -> None:
         """Append the normaliser, the hidden layers and the heads, by their names in the state_dict."""

@@ -30,7 +30,8 @@ def outputs(*, steps: int = 0, std: bool = True, logits: bool = False, seed: int
     def draw(size: int) -> torch.Tensor:
         return torch.randn(*lead, size, generator=generator, dtype=torch.float64)
 
-    return PolicyOutput(draw(3), draw(3).exp() if std else None, draw(1), draw(6) * 2.0 if logits else None, draw(7))
+    output = PolicyOutput(draw(3), draw(3).exp() if std else None, draw(1), draw(6) * 2.0 if logits else None, draw(7))
+    return output._replace(saliency=draw(5).abs())
 
 
 def squashed(seed: int) -> tuple[PolicyOutput, TransformedDistribution]:
@@ -60,7 +61,7 @@ def call(name: str, student: PolicyOutput, teacher: PolicyOutput, params: LossPa
 def test_every_loss_gives_one_finite_value_per_sample(name, steps):
     """A loss keeps the leading shape, of rows or of sequences, and has a finite gradient."""
     student, teacher = outputs(steps=steps, logits=True, seed=1), outputs(steps=steps, logits=True, seed=2)
-    student = PolicyOutput(*(field.requires_grad_() for field in student if field is not None))
+    student = PolicyOutput(*(None if field is None else field.requires_grad_() for field in student))
     values = call(name, student, teacher)
     assert values.shape == teacher.mean.shape[:-1]
     values.sum().backward()
@@ -68,7 +69,7 @@ def test_every_loss_gives_one_finite_value_per_sample(name, steps):
     assert gradients and all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
 
 
-@pytest.mark.parametrize("name", ["mse", "huber", "kl", "q_mse", "value", "value_l1", "feature"])
+@pytest.mark.parametrize("name", ["mse", "huber", "kl", "q_mse", "value", "value_l1", "feature", "attention"])
 @pytest.mark.parametrize("logits", [False, True])
 def test_distances_are_zero_at_the_teacher_and_positive_elsewhere(name, logits):
     """What measures a distance vanishes where student and teacher agree."""
@@ -289,7 +290,8 @@ def test_kl_of_two_families_is_refused(make, word):
 
 
 GRADIENTS = [
-    *((name, LossParams(), "gaussian") for name in ("mse", "huber", "nll", "kl", "value", "value_l1", "feature")),
+    *((name, LossParams(), "gaussian") for name in ("mse", "huber", "nll", "value", "value_l1", "feature")),
+    ("attention", LossParams(), "gaussian"),
     *((name, LossParams(temperature=2.0), "choices") for name in ("q_mse", "advantage_mse", "soft_cross_entropy")),
     *(("kl", LossParams(direction=way), family)
       for way in ("forward", "reverse", "jensen_shannon")

@@ -9,7 +9,7 @@ from linear_teacher import filled
 from foundation.config.distillation_cfg import DatasetCfg, DistillationCfg, LossCfg
 from foundation.core.errors import UserError
 from foundation.dataset.transition import Batch
-from foundation.learning.learner import Learner
+from foundation.learning.learner import Learner, RunFacts
 from foundation.learning.mirror import Mirror
 from foundation.policies.output import PolicyOutput
 from foundation.students import StudentPolicy, make_student, student_cfg_class
@@ -116,7 +116,9 @@ def test_the_student_learns_the_symmetry():
     torch.manual_seed(0)
     cfg = DistillationCfg(batch_size=64, learning_rate=1e-2, augment=f"{__name__}:exchange")
     learner = Learner(StudentPolicy(3, 2, hidden_dims=(32,)), cfg, 1)
-    learner.prepare(learner.student.step(torch.zeros(1, 3))[0], PolicyOutput(torch.zeros(1, 2)), {"policy": 3})
+    learner.prepare(
+        learner.student.step(torch.zeros(1, 3))[0], PolicyOutput(torch.zeros(1, 2)), RunFacts({"policy": 3})
+    )
     dataset = filled(8)
     for epoch in range(60):
         learner.learn(dataset, 512, epoch)
@@ -135,7 +137,7 @@ def test_what_cannot_be_mirrored_is_refused():
 
     def prepare(cfg: DistillationCfg, student=None, length: int = 1) -> None:
         learner = Learner(student or StudentPolicy(3, 2), cfg, length)
-        learner.prepare(learner.student.step(torch.zeros(1, 3), None)[0], teacher, {"policy": 3})
+        learner.prepare(learner.student.step(torch.zeros(1, 3), None)[0], teacher, RunFacts({"policy": 3}))
 
     with pytest.raises(UserError, match="cannot mirror what loss 'feature' reads"):
         prepare(DistillationCfg(augment=name, loss=LossCfg("mse", auxiliary={"feature": 0.1})))

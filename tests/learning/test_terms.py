@@ -65,6 +65,7 @@ def test_a_weight_that_changes_is_that_of_its_epoch():
             r"distill.loss.auxiliary.nll is -1: it must be a finite number, 0 or more",
         ),
         ("distill.loss.auxiliary={nll: {wieght: 1}}", r"unknown key 'distill.loss.auxiliary.nll.wieght'.*'weight'"),
+        ("distill.loss.layers=[[body.1]]", r"distill.loss.layers is .*: it must be a list of .* pairs"),
         ("distill.loss.weight=0", r"distill.loss.weight is 0: it must be above 0"),
         ("distill.loss.direction=backward", r"'distill.loss.direction' is 'backward'. .*forward"),
         ("distill.loss.labels=drawn", r"'distill.loss.labels' is 'drawn'. Valid are: mean, sampled"),
