@@ -75,7 +75,9 @@ def run_multi_task(request: Request, build_parser: BuildParser) -> int:
             write_list(run, request)
         checkpoint = None if request.resumed is None else load_multi_task(run, ids, request.args.checkpoint)
         build = builder(run, cfg, tasks, sessions, checkpoint)
-        first = None if request.resumed is None else 0 if checkpoint is None else checkpoint.state.epoch + 1
+        first = None if request.resumed is None else 0
+        if checkpoint is not None:
+            first = checkpoint.state.epoch + 1
         return run_to_end(run, cfg, first, build)
 
 
@@ -183,7 +185,8 @@ def write_list(run: RunDir, request: Request) -> None:
 def listed_ids(run: RunDir) -> list[str]:
     """Return the ids of a run's tasks, in order."""
     tasks = run.load_params(LIST).get("tasks")
-    ids = [own.get("id") if isinstance(own, dict) else None for own in tasks] if isinstance(tasks, list) else []
+    listed = tasks if isinstance(tasks, list) else []
+    ids = [own.get("id") if isinstance(own, dict) else None for own in listed]
     plain = [name for name in ids if isinstance(name, str) and name and "/" not in name and name not in (".", "..")]
     if not ids or len(plain) != len(ids):
         raise UserError(f"'{run.params_dir / LIST}.yaml' is corrupt: its tasks are {quoted(tasks)}.")
