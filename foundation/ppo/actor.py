@@ -52,7 +52,7 @@ def load_start(path: str) -> StartPolicy:
         raise UserError(f"'{path}' chooses among discrete actions; fine-tuning needs continuous ones")
     network = loaded.network
     if isinstance(network, Student):
-        _refuse_bounded(network.cfg.distribution, f"'{path}'")
+        _refuse_other(network.cfg.distribution, f"'{path}'")
         student = with_std(network)
         return StartPolicy(student, network.log_std is not None, loaded.info)
     student = make_student(_like(network, path), network.num_obs, network.num_actions)
@@ -72,14 +72,16 @@ def with_std(student: Student) -> Student:
 
 def fresh_actor(cfg: StudentCfg, num_obs: int, num_actions: int) -> Student:
     """Build an untrained actor."""
-    _refuse_bounded(getattr(cfg, "distribution", "gaussian"), "the student")
+    _refuse_other(getattr(cfg, "distribution", "gaussian"), "the student")
     return make_student(replace(cfg, stochastic=True), num_obs, num_actions)
 
 
-def _refuse_bounded(distribution: str, what: str) -> None:
-    """Refuse an actor whose likelihood is not that of a Gaussian, which is what PPO computes here."""
-    if distribution != "gaussian":
-        raise UserError(f"{what} has distribution={distribution}; fine-tuning needs student.distribution=gaussian")
+def _refuse_other(distribution: str, what: str) -> None:
+    """Refuse an actor that does not draw from a Gaussian, with tanh behind it or without, as PPO does here."""
+    if distribution not in ("gaussian", "tanh"):
+        raise UserError(
+            f"{what} has distribution={distribution}; fine-tuning needs student.distribution=gaussian or tanh"
+        )
 
 
 def _like(network: PolicyNetwork, path: str) -> StudentCfg:

@@ -6,7 +6,9 @@ import torch
 from torch.distributions import Normal
 
 from foundation.core.errors import UserError
+from foundation.policies.distribution import sample_gaussian
 from foundation.policies.output import PolicyOutput
+from foundation.ppo.ppo import gaussian_of
 from foundation.ppo.replay import Replay
 from foundation.students.base import Student
 
@@ -59,9 +61,9 @@ def fisher_diagonal(actor: Student, replay: Replay, num_samples: int, seed: int)
         obs.append(replay.draw().obs)
     for row in torch.cat(obs)[:num_samples]:
         output: PolicyOutput = actor.step(row.unsqueeze(0), None)[0]
-        assert output.std is not None
-        drawn = actor.sample(PolicyOutput(output.mean.detach(), output.std.detach()), generator)
-        density = Normal(output.mean, output.std, validate_args=False).log_prob(drawn).sum()
+        mean, std = gaussian_of(output)
+        drawn = sample_gaussian(mean.detach(), std.detach(), generator)
+        density = Normal(mean, std, validate_args=False).log_prob(drawn).sum()
         grads = torch.autograd.grad(density, list(parameters.values()), allow_unused=True)
         for name, grad in zip(parameters, grads, strict=True):
             if grad is not None:

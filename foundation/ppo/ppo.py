@@ -42,7 +42,7 @@ class Transitions:
     critic_obs: torch.Tensor
     """What the critic reads. Shape: (..., num_critic_obs)."""
     actions: torch.Tensor
-    """Shape: (..., num_actions)."""
+    """Draws from the policy's Gaussian, before tanh where it is squashed. Shape: (..., num_actions)."""
     log_probs: torch.Tensor
     """Logarithm of the actions' density when they were drawn. Shape: (...)."""
     mean: torch.Tensor
@@ -86,6 +86,19 @@ class Transitions:
 
 
 _OTHER = ("targets", "state", "critic_state")
+
+
+def gaussian_of(output: PolicyOutput) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and deviation of the Gaussian that actions are drawn from; of a squashed one, before tanh.
+
+    PPO works on what is drawn: tanh is the same for the old and the new policy, so that neither the ratio of their
+    densities nor their divergence knows of it. Shape of both: (..., num_actions).
+    """
+    if output.pre_tanh is not None:
+        mean, std = output.pre_tanh.chunk(2, dim=-1)
+        return mean, std
+    assert output.std is not None
+    return output.mean, output.std
 
 
 def bootstrap_time_outs(
@@ -198,9 +211,8 @@ class Ppo:
         return bool(self.actor.state_size or self.critic.state_size)
 
     def distribution(self, output: PolicyOutput) -> Normal:
-        """Return the distribution of the actions. Shape: (..., num_actions)."""
-        assert output.std is not None
-        return Normal(output.mean, output.std, validate_args=False)
+        """Return the distribution that actions are drawn from. Shape: (..., num_actions)."""
+        return Normal(*gaussian_of(output), validate_args=False)
 
     def update(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from foundation.dataset.build import load_offline
 from foundation.dataset.dataset import Batch
 from foundation.dataset.disk.reader import SavedDataset
 from foundation.learning.learner import forward
-from foundation.learning.losses import LossParams, LossSpec
+from foundation.learning.terms import Term
+from foundation.policies.output import PolicyOutput
 from foundation.students.base import Student
 
 DRAWN_AT_ONCE = 64
@@ -27,16 +28,14 @@ class Replay:
     Args:
         cfg: The run's configuration; ``replay.dataset`` is set.
         actor: Learns from them.
-        losses: The distillation losses, whose targets are read.
+        terms: The distillation loss, whose targets are read.
         device: Where the actor is.
 
     Raises:
         UserError: If the dataset is missing, or of other observations or actions.
     """
 
-    def __init__(
-        self, cfg: FinetuneCfg, actor: Student, losses: Sequence[tuple[LossSpec, float]], device: torch.device
-    ):
+    def __init__(self, cfg: FinetuneCfg, actor: Student, terms: Sequence[Term], device: torch.device):
         assert cfg.replay.dataset is not None
         self.cfg = cfg.replay
         self.actor = actor
@@ -48,7 +47,7 @@ class Replay:
                 f"({', '.join(layout.obs_groups)}) and {layout.targets['mean']} actions, the actor "
                 f"{actor.num_obs} and {actor.num_actions}: replay a dataset that was collected for this actor"
             )
-        needed = {name for spec, _ in losses for name in spec.teacher}
+        needed = {name for term in terms for name in term.spec.teacher}
         self._length = self.cfg.sequence_length if actor.state_size else 1
         own = DistillationCfg(
             device=str(device),
@@ -68,12 +67,14 @@ class Replay:
             batch = next(self._batches)
         return batch
 
-    def loss(self, losses: Sequence[tuple[LossSpec, float]], params: LossParams) -> torch.Tensor:
-        """Return the distillation loss on the next minibatch."""
+    def loss(self, distance: Callable[[PolicyOutput, PolicyOutput], torch.Tensor]) -> torch.Tensor:
+        """Return the mean of a loss of each sample on the next minibatch.
+
+        Args:
+            distance: Takes the actor's outputs and the stored targets.
+        """
         batch = self.draw()
-        output = forward(self.actor, batch)
-        parts = [weight * spec.function(output, batch.targets, params) for spec, weight in losses]
-        values = torch.stack(parts).sum(dim=0)
+        values = distance(forward(self.actor, batch), batch.targets)
         if batch.weights is None:
             return values.mean()
         return (values * batch.weights).sum() / batch.weights.sum().clamp_min(1e-8)

@@ -9,23 +9,17 @@ from typing import Any
 
 import torch
 
-from foundation.config.distillation_cfg import ScheduleCfg, TermCfg
+from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.finetune_cfg import FinetuneCfg, KlDirection
 from foundation.core.errors import UserError
-from foundation.learning.losses import (
-    LossParams,
-    LossSpec,
-    check_main_loss,
-    loss_spec,
-    with_labels,
-    with_own_params,
-)
+from foundation.learning.losses.divergence import gaussian_kl
 from foundation.learning.schedules import value_at
+from foundation.learning.terms import Term, make_terms
 from foundation.policies.actors import Policy
 from foundation.policies.obs_groups import ObsSelector
 from foundation.policies.output import PolicyOutput
 from foundation.ppo.consolidation import Consolidation
-from foundation.ppo.ppo import Transitions
+from foundation.ppo.ppo import Transitions, gaussian_of
 from foundation.ppo.replay import Replay
 from foundation.students.base import Student
 
@@ -35,19 +29,21 @@ TARGET_MARGIN = 1.5
 """How far the KL may be from its target before it does."""
 
 
-def gaussian_kl(mean_p: torch.Tensor, std_p: torch.Tensor, mean_q: torch.Tensor, std_q: torch.Tensor) -> torch.Tensor:
-    """Return KL(p || q) of two diagonal Gaussians in closed form [nats]. Shapes: (..., num_actions) to (...)."""
-    ratio = (std_p / std_q).square()
-    distance = ((mean_p - mean_q) / std_q).square()
-    return (0.5 * (ratio + distance - 1.0) - 0.5 * ratio.log()).sum(dim=-1)
-
-
 def policy_kl(policy: PolicyOutput, teacher: PolicyOutput, direction: KlDirection) -> torch.Tensor:
-    """Return the divergence of two action distributions on the same states. Shape: (...)."""
-    assert policy.std is not None and teacher.std is not None
-    if direction == "teacher_policy":
-        return gaussian_kl(teacher.mean, teacher.std, policy.mean, policy.std)
-    return gaussian_kl(policy.mean, policy.std, teacher.mean, teacher.std)
+    """Return the divergence of two action distributions on the same states, in closed form [nats]. Shape: (...)."""
+    if policy.pre_tanh is None:
+        assert policy.std is not None and teacher.std is not None
+        own = policy.mean, policy.std
+        other = teacher.mean, teacher.std
+    elif teacher.pre_tanh is None:
+        raise UserError(
+            "kl_coef compares distributions of one family: the policy's actions go through tanh and the teacher's do "
+            "not; retain it by --alpha with loss=mse"
+        )
+    else:  # tanh is a bijection: it changes no divergence
+        own = gaussian_of(policy)
+        other = gaussian_of(teacher)
+    return gaussian_kl(other, own) if direction == "teacher_policy" else gaussian_kl(own, other)
 
 
 @dataclass
@@ -87,7 +83,7 @@ class FrozenTeacher:
         std = output.std
         if std is None and self.std is not None:
             std = torch.full_like(output.mean, self.std)
-        return PolicyOutput(output.mean, None if std is None else std.contiguous())
+        return PolicyOutput(output.mean, None if std is None else std.contiguous(), pre_tanh=output.pre_tanh)
 
 
 @dataclass
@@ -147,6 +143,7 @@ class Retention:
         """The coefficient of a KL that is held to a target; None before the first change."""
         self._was_above = False
         self._sums = _Sums()
+        self._iteration = 0
 
     def set_teacher(self, name: str, student: Student, selector: ObsSelector) -> FrozenTeacher:
         """Freeze a policy as it is now as a teacher, in the place of one of the same name.
@@ -178,6 +175,7 @@ class Retention:
             iteration: Counted from 0 among those in which the actor learns.
         """
         cfg = self.cfg
+        self._iteration = iteration
         self.alpha = value_at(cfg.alpha, iteration, self.num_iterations)
         self.kl_coef = self._kl_coefficient(iteration)
         self.replay_coef = 0.0
@@ -205,7 +203,7 @@ class Retention:
             added["teacher_kl"] = self.divergence(batch, output)
             loss = loss + self.kl_coef * added["teacher_kl"]
         if self.replay is not None and self.replay_coef:
-            added["replay"] = self.replay.loss(self.losses, self._params)
+            added["replay"] = self.replay.loss(self.distance)
             loss = loss + self.replay_coef * added["replay"]
         if self.consolidation is not None:
             added["ewc"] = self.consolidation.penalty()
@@ -221,11 +219,18 @@ class Retention:
             target = batch.targets[teacher.name]
             if self.label_bound is not None:
                 target = target._replace(mean=target.mean.clamp(-self.label_bound, self.label_bound))
-            for spec, weight in self.losses:
-                value = spec.function(output, target, self._params).mean()
-                total = total + teacher.weight * weight * value
+            total = total + teacher.weight * self.distance(output, target).mean()
             weights += teacher.weight
         return total / max(weights, 1e-8)
+
+    def distance(self, output: PolicyOutput, target: PolicyOutput) -> torch.Tensor:
+        """Return the distillation losses, by their weights in this iteration, of each sample. Shape: (...)."""
+        when = self._iteration, self.num_iterations
+        parts = [
+            term.weight(*when) * term.spec.function(output, target, term.params(self.cfg.loss, *when))
+            for term in self.losses
+        ]
+        return torch.stack(parts).sum(dim=0)
 
     def divergence(self, batch: Transitions, output: PolicyOutput) -> torch.Tensor:
         """Return the mean KL on a batch, added up over the teachers with their weights [nats]."""
@@ -255,13 +260,6 @@ class Retention:
             elif kl < cfg.target / TARGET_MARGIN:
                 self._adapted = self.kl_coef / TARGET_FACTOR
 
-    @property
-    def _params(self) -> LossParams:
-        loss = self.cfg.loss
-        return LossParams(
-            huber_delta=loss.huber_delta, min_std=loss.min_std, direction=loss.direction, labels=loss.labels
-        )
-
     def check(self) -> None:
         """Refuse terms that need a standard deviation of a teacher that has none.
 
@@ -269,10 +267,10 @@ class Retention:
             UserError: Naming the teacher and what to do.
         """
         by_kl = self.cfg.kl_coef != 0.0
-        by_loss = self.cfg.alpha != 0.0 and any("std" in spec.teacher for spec, _ in self.losses)
+        by_loss = self.cfg.alpha != 0.0 and any("std" in term.spec.teacher for term in self.losses)
         for teacher in self.teachers:
             if (by_kl or by_loss) and not _has_std(teacher):
-                term = "kl_coef" if by_kl else f"loss={self.losses[0][0].name}"
+                term = "kl_coef" if by_kl else f"loss={self.losses[0].name}"
                 raise UserError(
                     f"{term} compares action distributions, and {teacher.name} is deterministic: set "
                     "finetune.teacher.std=0.1, the deviation that it is to have, or retain it by --alpha with loss=mse"
@@ -308,26 +306,17 @@ def _has_std(teacher: FrozenTeacher) -> bool:
     return bool(getattr(policy, "has_std", False))
 
 
-def distillation_terms(cfg: FinetuneCfg) -> list[tuple[LossSpec, float]]:
-    """Return the distillation losses with their weights.
+def distillation_terms(cfg: FinetuneCfg) -> list[Term]:
+    """Return the terms of the distillation loss.
 
     Raises:
         UserError: If one of them trains anything but actions.
     """
-    loss = cfg.loss
-    auxiliary = {name: term.weight if isinstance(term, TermCfg) else term for name, term in loss.auxiliary.items()}
-    names = {loss.name: loss.weight, **auxiliary}
-    specs = with_own_params([loss_spec(name) for name in names], loss.params)
-    check_main_loss(specs[0])
-    weights = []
-    for name, weight in names.items():
-        if isinstance(weight, ScheduleCfg):
-            raise UserError(f"the weight of loss '{name}' is a schedule: give a number, and alpha the schedule")
-        weights.append(weight)
-    for spec in specs:
-        if not {*spec.student, *spec.teacher} <= {"mean", "std"}:
+    terms = make_terms(DistillationCfg(loss=cfg.loss))
+    for term in terms:
+        if not {*term.spec.student, *term.spec.teacher} <= {"mean", "std"}:
             raise UserError(
-                f"loss={spec.name} is not about the actions' distribution, which alone is distilled while PPO runs: "
+                f"loss={term.name} is not about the actions' distribution, which alone is distilled while PPO runs: "
                 "use mse, huber, nll or kl"
             )
-    return list(zip([with_labels(spec, loss.labels) for spec in specs], weights, strict=True))
+    return terms

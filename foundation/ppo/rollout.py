@@ -10,8 +10,16 @@ from tensordict import TensorDict
 
 from foundation.core.errors import UserError
 from foundation.engines.base import VecEnv, saves_state
+from foundation.policies.distribution import sample_gaussian
 from foundation.policies.obs_groups import ObsSelector
-from foundation.ppo.ppo import Ppo, Transitions, bootstrap_time_outs, estimate_advantages, normalised
+from foundation.ppo.ppo import (
+    Ppo,
+    Transitions,
+    bootstrap_time_outs,
+    estimate_advantages,
+    gaussian_of,
+    normalised,
+)
 from foundation.ppo.retention import FrozenTeacher
 from foundation.rollout.episodes import CollectionStats, EpisodeTracker
 from foundation.rollout.stepper import Observer, Stepper
@@ -64,21 +72,22 @@ class SamplingActor(Observer):
         own = self.actor_obs(obs)
         of_critic = self.critic_obs(obs)
         output, self.state = self.ppo.actor.step(own, self.state)
-        actions = self.ppo.actor.sample(output)
+        mean, std = gaussian_of(output)
+        drawn = sample_gaussian(mean, std, None)
         values, self.critic_state = self.ppo.critic.step(of_critic, self.critic_state)
-        assert output.std is not None and self.begins is not None
+        assert self.begins is not None
         self._store(
             obs=own,
             critic_obs=of_critic,
-            actions=actions,
-            log_probs=self.ppo.distribution(output).log_prob(actions).sum(dim=-1),
-            mean=output.mean,
-            std=output.std,
+            actions=drawn,
+            log_probs=self.ppo.distribution(output).log_prob(drawn).sum(dim=-1),
+            mean=mean,
+            std=std,
             values=values,
             resets=self.begins,
             **{_name(selector): selector(obs) for selector in self.further},
         )
-        return actions
+        return drawn if output.pre_tanh is None else drawn.tanh()
 
     def after_step(self, rewards: torch.Tensor, dones: torch.Tensor, extras: dict[str, Any]) -> None:
         """See :class:`foundation.rollout.stepper.Observer`."""

@@ -64,8 +64,9 @@ STUDENTS = [
     ("gru", {"encoder_dims": [8], "hidden_size": 4}),
     ("lstm", {"encoder_dims": [], "hidden_size": 4, "hidden_dims": [8]}),
     ("history", {"length": 3, "hidden_dims": [8]}),
+    ("mlp", {"hidden_dims": [8], "distribution": "tanh"}),
 ]
-IDS = ["deterministic", "gaussian", "state_dependent_std", "gru", "lstm", "history"]
+IDS = ["deterministic", "gaussian", "state_dependent_std", "gru", "lstm", "history", "tanh"]
 
 
 @pytest.mark.parametrize(("name", "options"), STUDENTS, ids=IDS)

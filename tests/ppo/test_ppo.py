@@ -30,6 +30,7 @@ from foundation.students import StudentPolicy
 from foundation.students.base import Student
 from foundation.students.gru import GRUStudent, GRUStudentCfg
 from foundation.students.history import HistoryStudent, HistoryStudentCfg
+from foundation.students.mlp import MLPStudentCfg
 
 models = pytest.importorskip("rsl_rl.models", reason="RSL-RL 3.x has no models of its own")
 
@@ -227,8 +228,9 @@ def test_a_recurrent_actor_gives_rsl_rls_losses_and_gradients_to_rounding():
         lambda: GRUStudent(GRUStudentCfg(stochastic=True), 2, 2),
         lambda: HistoryStudent(HistoryStudentCfg(length=3, hidden_dims=[8], stochastic=True), 2, 2),
         lambda: StudentPolicy(2, 2, [8], stochastic=True, state_dependent_std=True),
+        lambda: StudentPolicy.from_cfg(MLPStudentCfg(hidden_dims=[8], stochastic=True, distribution="tanh"), 2, 2),
     ],
-    ids=["gru", "history", "state_dependent_std"],
+    ids=["gru", "history", "state_dependent_std", "tanh"],
 )
 def test_the_first_pass_over_a_rollout_finds_the_densities_that_were_drawn_from(actor):
     """With the weights that collected, every action's density is what was stored: memories and resets are right."""

@@ -234,3 +234,13 @@ def test_the_fisher_information_of_a_gaussians_mean_is_its_closed_form():
     with torch.no_grad():
         actor.mean.bias.add_(torch.tensor([1.0, 3.0]))
     assert consolidation.penalty().item() == pytest.approx(0.5 * (4.0 * 1.0 + 2.0 * 9.0))
+
+
+def test_the_kl_of_two_squashed_gaussians_is_that_before_tanh():
+    """A bijection changes no divergence; against a distribution of another family it is refused in one line."""
+    policy, teacher = outputs(0, 0.5), outputs(1, 0.2)
+    squashed = [PolicyOutput(o.mean.tanh(), pre_tanh=torch.cat([o.mean, o.std], dim=-1)) for o in (policy, teacher)]
+    found = policy_kl(squashed[0], squashed[1], "teacher_policy")
+    torch.testing.assert_close(found, policy_kl(policy, teacher, "teacher_policy"))
+    with pytest.raises(UserError, match="compares distributions of one family"):
+        policy_kl(squashed[0], teacher, "teacher_policy")
