@@ -11,15 +11,15 @@ CACHED = 32768
 
 
 def draw_without_replacement(
-    num_rows: int, num_draws: int, generator: torch.Generator, device: str | torch.device = "cpu"
+    num_items: int, num_draws: int, generator: torch.Generator, device: str | torch.device = "cpu"
 ) -> torch.Tensor:
     """Draw indices uniformly, none twice before all have been drawn.
 
     Whole passes are permutations. The rest is drawn from ``k`` strata of (nearly) equal width under a random
-    rotation: every index has the same probability, none comes twice, and the cost is O(k), not O(num_rows).
+    rotation: every index has the same probability, none comes twice, and the cost is O(k), not O(num_items).
 
     Args:
-        num_rows: Transitions, or sequences, to draw from, at least 1.
+        num_items: Transitions, or sequences, to draw from, at least 1.
         num_draws: How many to draw.
         generator: Source of randomness, on ``device``.
         device: Where the result lives.
@@ -27,22 +27,22 @@ def draw_without_replacement(
     Returns:
         Indices in random order. Shape: (num_draws,).
     """
-    passes, rest = divmod(num_draws, num_rows)
-    parts = [torch.randperm(num_rows, generator=generator, device=device) for _ in range(passes)]
+    passes, rest = divmod(num_draws, num_items)
+    parts = [torch.randperm(num_items, generator=generator, device=device) for _ in range(passes)]
     if rest:
-        edges = torch.arange(rest + 1, device=device, dtype=torch.int64) * num_rows // rest
+        edges = torch.arange(rest + 1, device=device, dtype=torch.int64) * num_items // rest
         low = edges[:-1]
         width = edges[1:] - edges[:-1]
         uniform = torch.rand(rest, generator=generator, device=device, dtype=torch.float64)
         picked = low + torch.minimum((uniform * width).long(), width - 1)
-        rotation = torch.randint(num_rows, (1,), generator=generator, device=device)
+        rotation = torch.randint(num_items, (1,), generator=generator, device=device)
         order = torch.randperm(rest, generator=generator, device=device)
-        parts.append(((picked + rotation) % num_rows)[order])
+        parts.append(((picked + rotation) % num_items)[order])
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def draw_minibatches(
-    num_rows: int, num_batches: int, batch_size: int, generator: torch.Generator, device: str | torch.device = "cpu"
+    num_items: int, num_batches: int, batch_size: int, generator: torch.Generator, device: str | torch.device = "cpu"
 ) -> torch.Tensor:
     """Draw the indices of batches uniformly, none twice before all have been drawn.
 
@@ -52,7 +52,7 @@ def draw_minibatches(
     groups come together as often as by chance. Its indices rise, which memory likes.
 
     Args:
-        num_rows: Transitions, or sequences, to draw from, at least 1.
+        num_items: Transitions, or sequences, to draw from, at least 1.
         num_batches: How many batches.
         batch_size: Indices in each.
         generator: Source of randomness, on ``device``.
@@ -62,17 +62,17 @@ def draw_minibatches(
         Indices. Shape: (num_batches, batch_size).
     """
     draws = num_batches * batch_size
-    if draws >= num_rows:
-        return draw_without_replacement(num_rows, draws, generator, device).view(num_batches, batch_size)
+    if draws >= num_items:
+        return draw_without_replacement(num_items, draws, generator, device).view(num_batches, batch_size)
     options = {"generator": generator, "device": device}
-    rotation = torch.randint(num_rows, (1,), **options)
+    rotation = torch.randint(num_items, (1,), **options)
     shift = torch.randint(num_batches, (batch_size,), **options).double()
     first = torch.arange(batch_size, device=device, dtype=torch.float64).mul_(num_batches)
     # Where strata are narrow the 24 bits of a float32 are more than enough to choose within one.
-    kind = torch.float32 if num_rows < NARROW * draws else torch.float64
+    kind = torch.float32 if num_items < NARROW * draws else torch.float64
     index = torch.empty(num_batches, batch_size, dtype=torch.int64, device=device)
     # A little more than the width of a stratum, so that the last one ends with the last index.
-    spacing = num_rows / draws * (1.0 + 2.0**-50)
+    spacing = num_items / draws * (1.0 + 2.0**-50)
     together = max(1, CACHED // batch_size) if index.device.type == "cpu" else num_batches
     for start in range(0, num_batches, together):
         number = torch.arange(start, min(num_batches, start + together), device=device, dtype=torch.float64)
@@ -84,7 +84,7 @@ def draw_minibatches(
         row = torch.rand(low.shape, dtype=kind, **options).mul(width).floor_()
         torch.minimum(row, width.sub_(1.0), out=row)
         row.add_(low).add_(rotation)
-        row.sub_((row >= num_rows).double().mul_(num_rows))
+        row.sub_((row >= num_items).double().mul_(num_items))
         index[start : start + len(row)] = row
     return index
 

@@ -41,7 +41,7 @@ OPTIMIZERS = {
 }
 FUSED = ("adam", "adamw", "sgd")
 
-DEFAULT_ROWS = 256
+DEFAULT_TRANSITIONS = 256
 FEWEST_SEQUENCES = 8
 """Size of a batch where ``batch_size`` is not given: transitions, or as many sequences as hold them, at least 8."""
 MOST_RATIO = 100.0
@@ -110,7 +110,7 @@ class Learner:
     @property
     def batch_size(self) -> int:
         """Transitions, or sequences, in a batch."""
-        return self.cfg.batch_size or max(DEFAULT_ROWS // self.sequence_length, FEWEST_SEQUENCES)
+        return self.cfg.batch_size or max(DEFAULT_TRANSITIONS // self.sequence_length, FEWEST_SEQUENCES)
 
     def _check_batch(self) -> None:
         """Refuse a minibatch that no memory holds: indices, columns, and activations with their gradients."""
@@ -265,22 +265,22 @@ class Learner:
         if self.average is not None:
             self.average.normalizer.load_state_dict(normalizer.state_dict())
 
-    def num_updates(self, new_rows: int) -> int:
+    def num_updates(self, new_transitions: int) -> int:
         """Return the updates of an epoch: in proportion to the new transitions, or as given."""
         if self.cfg.optimizer.updates_per_epoch is not None:
             return self.cfg.optimizer.updates_per_epoch
         # In proportion to the new data and not to all of it, so that an epoch costs the same however large the dataset.
-        samples = new_rows / self.sequence_length
+        samples = new_transitions / self.sequence_length
         return max(1, math.ceil(math.ceil(samples / self.batch_size) * self.cfg.optimizer.update_ratio))
 
     def learn(
-        self, dataset: DistillationDataset, new_rows: int, epoch: int, poll: Callable[[], None] | None = None
+        self, dataset: DistillationDataset, new_transitions: int, epoch: int, poll: Callable[[], None] | None = None
     ) -> LearningStats:
         """Learn for one epoch.
 
         Args:
             dataset: Where batches are drawn from.
-            new_rows: Transitions that this epoch collected.
+            new_transitions: Transitions that this epoch collected.
             epoch: Counted from 0, for the schedules.
             poll: Called once per update; may raise to abandon the epoch.
 
@@ -290,7 +290,7 @@ class Learner:
         Raises:
             UserError: If the loss is NaN or infinite; the student's weights are then not to be kept.
         """
-        updates = self.updates(dataset, new_rows, epoch, poll)
+        updates = self.updates(dataset, new_transitions, epoch, poll)
         while True:
             try:
                 next(updates)
@@ -298,14 +298,14 @@ class Learner:
                 return end.value
 
     def updates(
-        self, dataset: DistillationDataset, new_rows: int, epoch: int, poll: Callable[[], None] | None = None
+        self, dataset: DistillationDataset, new_transitions: int, epoch: int, poll: Callable[[], None] | None = None
     ) -> Generator[None, None, LearningStats]:
         """Learn for one epoch as :meth:`learn` does, and stop after each update: another learner's may come between."""
         rate = self._set_learning_rate(epoch)
         params = self.loss_params(epoch)
         weights = self.term_weights(epoch)
         draw = dataset.flat_minibatches if self.sequence_length == 1 else dataset.sequence_minibatches
-        num_updates = self.num_updates(new_rows)
+        num_updates = self.num_updates(new_transitions)
         # Losses are summed on the device: reading each one would make the host wait for every update.
         totals = torch.zeros(len(self.terms), device=next(self.student.parameters()).device)
         self._fit_standardiser(dataset, epoch)

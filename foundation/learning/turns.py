@@ -11,7 +11,7 @@ from foundation.learning.learner import Learner, LearningStats
 def learn_in_turns(
     learners: Mapping[str, Learner],
     datasets: Mapping[str, DistillationDataset],
-    new_rows: int,
+    new_transitions: int,
     epoch: int,
     poll: Callable[[], None] | None = None,
 ) -> dict[str, LearningStats]:
@@ -20,12 +20,14 @@ def learn_in_turns(
     Args:
         learners: By the names of their tasks.
         datasets: What each draws from.
-        new_rows: New transitions that each learner's number of updates is in proportion to.
+        new_transitions: New transitions that each learner's number of updates is in proportion to.
         epoch: Counted from 0.
         poll: Called once per update; may raise to abandon the epoch.
     """
-    counts = {name: learner.num_updates(new_rows) for name, learner in learners.items()}
-    running = {name: learner.updates(datasets[name], new_rows, epoch, poll) for name, learner in learners.items()}
+    counts = {name: learner.num_updates(new_transitions) for name, learner in learners.items()}
+    running = {
+        name: learner.updates(datasets[name], new_transitions, epoch, poll) for name, learner in learners.items()
+    }
     for name in turns(counts):
         next(running[name])
     learned = {}

@@ -338,9 +338,9 @@ def test_on_policy_runs_learn_from_their_own_epoch_only(tmp_path):
     held = []
     learn = runner.learner.learn
 
-    def spy(dataset: Any, new_rows: int, *rest: Any) -> Any:
-        held.append((len(dataset), new_rows))
-        return learn(dataset, new_rows, *rest)
+    def spy(dataset: Any, new_transitions: int, *rest: Any) -> Any:
+        held.append((len(dataset), new_transitions))
+        return learn(dataset, new_transitions, *rest)
 
     runner.learner.learn = spy  # type: ignore[method-assign]
     runner.run()
@@ -513,11 +513,11 @@ def test_nan_in_training_keeps_the_last_good_checkpoint(tmp_path):
     runner = make(tmp_path, config())
     learn = runner.learner.learn
 
-    def explode(dataset: Any, new_rows: int, epoch: int, *rest: Any) -> Any:
+    def explode(dataset: Any, new_transitions: int, epoch: int, *rest: Any) -> Any:
         if epoch == 3:
             with torch.no_grad():
                 runner.student.mean.weight.fill_(torch.nan)
-        return learn(dataset, new_rows, epoch, *rest)
+        return learn(dataset, new_transitions, epoch, *rest)
 
     runner.learner.learn = explode  # type: ignore[method-assign]
     with pytest.raises(UserError, match="training loss"):
