@@ -6,6 +6,8 @@ import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
 
+from foundation.core.text import printable
+
 _LONGEST_NAME = 200
 """Letters of an unknown name that are compared: the time that it takes grows with their square."""
 
@@ -13,8 +15,13 @@ _LONGEST_NAME = 200
 class UserError(Exception):
     """Error of the user's, in one line: what is wrong, where, and what to do.
 
-    Commands print it as ``error: <message>`` on stderr and exit with code 2.
+    Commands print it as ``error: <message>`` on stderr and exit with code 2. Whatever a file's values bring into the
+    message, it is one line that can be printed.
     """
+
+    def __init__(self, message: object = "") -> None:
+        """Take the message; what cannot be printed in it is escaped, and it is cut off after some length."""
+        super().__init__(printable(str(message)))
 
 
 def suggest(name: str, valid: Iterable[str], limit: int = 12, *, ordered: bool = False) -> str:

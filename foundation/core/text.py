@@ -27,6 +27,14 @@ def shorten(text: str, most: int = 80) -> str:
     return short if short.isprintable() else short.encode("unicode_escape").decode("ascii")
 
 
+def printable(text: str, most: int = 4000) -> str:
+    """Return text in one line, cut off after some length: letters that cannot be printed are escaped one by one."""
+    short = text if len(text) <= most else text[: most - 3] + "..."
+    if short.isprintable():
+        return short
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in short)
+
+
 def quoted(value: object, most: int = 80) -> str:
     """Return a value as Python writes it, looked at only as far as is shown: lists of lists are not expanded."""
     return shorten(_REPR.repr(value), most)

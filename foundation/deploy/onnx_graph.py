@@ -20,6 +20,8 @@ _MOST_FIELDS = 100_000
 """Fields of all messages together; a policy has a few thousand."""
 _MOST_NODES = 2000
 _MOST_DIMENSIONS = 8
+_MOST_PACKED = 1000
+"""Bytes of whole numbers in one field; a shape, axes or strides take a few."""
 
 _FIELDS: dict[str, dict[int, str]] = {
     "model": {1: "", 2: "", 3: "", 4: "", 5: "", 6: "", 7: "graph", 8: "operators", 14: "property"},
@@ -133,6 +135,8 @@ class _Message:
             yield part.value
             return
         place = part.start
+        if part.stop - place > _MOST_PACKED:
+            raise ValueError("it has a list of more whole numbers than a shape")
         while part.kind == BYTES and place < part.stop:
             value, place = read_varint(self.content, place, part.stop)
             yield value

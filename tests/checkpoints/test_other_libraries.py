@@ -104,7 +104,10 @@ def compare(place: Path) -> TeacherPolicyWrapper:
 
 @pytest.mark.parametrize(("library", "case"), ALL, ids=lambda value: value)
 def test_same_actions_as_the_library(written, library, case):
-    """Deterministic actions, deviations, values and Q-values equal those of the library itself to 1e-5."""
+    """Over 20 steps with resets of part of 6 envs, what the library itself gives: actions, deviations and values."""
+    expected = torch.load(written(library) / case / "expected.pt")
+    assert len(expected["obs"]) == 20
+    assert 0 < expected["dones"].float().mean() < 1
     compare(written(library) / case)
 
 

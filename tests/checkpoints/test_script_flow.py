@@ -288,3 +288,14 @@ def test_code_that_is_nested_without_end(name, tmp_path):
     with pytest.raises(UserError, match=r"policy\.pt") as refusal:
         TeacherPolicyWrapper(tmp_path / "policy.pt")
     assert str(refusal.value).isprintable()
+
+
+def test_modules_without_a_state(tmp_path):
+    """A module that the pickle gives no attributes has none, and is refused in one line."""
+    write(SAME["plain"], OBS, "scripted", tmp_path / "sound.pt")
+    with zipfile.ZipFile(tmp_path / "sound.pt") as sound, zipfile.ZipFile(tmp_path / "policy.pt", "w") as changed:
+        for member in sound.namelist():
+            bare = b"\x80\x02c__torch__\nX\n)\x81."
+            changed.writestr(member, bare if member.endswith("/data.pkl") else sound.read(member))
+    with pytest.raises(UserError, match="it has no 'mlp'"):
+        TeacherPolicyWrapper(tmp_path / "policy.pt")

@@ -16,7 +16,7 @@ import yaml
 from rl_games.algos_torch import torch_ext
 from rl_games.torch_runner import Runner
 
-OBS, ACTIONS, ENVS, STEPS = 7, 2, 6, 12
+OBS, ACTIONS, ENVS, STEPS = 7, 2, 6, 20
 RNN = {"name": "gru", "units": 9, "layers": 1}
 CASES = {
     "normalized": {},

@@ -15,7 +15,7 @@ import skrl
 import torch
 import yaml
 
-OBS, ACTIONS, ENVS, STEPS = 7, 2, 6, 5
+OBS, ACTIONS, ENVS, STEPS = 7, 2, 6, 20
 NEW = skrl.__version__.startswith("2")
 
 
@@ -102,7 +102,7 @@ def write(case: str, folder: Path) -> None:
     fit(getattr(agent, "_observation_preprocessor", None), OBS)
     fit(agent._value_preprocessor, 1)
     obs = torch.randn(STEPS, ENVS, OBS) * 4 + 1
-    result = {"obs": obs, "dones": torch.zeros(STEPS, ENVS, dtype=torch.bool)}
+    result = {"obs": obs, "dones": torch.rand(STEPS, ENVS) < 0.15}
     (agent.enable_models_training_mode(False) if NEW else agent.set_running_mode("eval"))
     with torch.no_grad():
         for step in range(STEPS):

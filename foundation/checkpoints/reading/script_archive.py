@@ -50,9 +50,14 @@ class Node:
     code = ""
     """Text of the class, for looking at; it is never run. Empty: the archive has none."""
 
-    def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
-        """Attributes: tensors, plain values, and further nodes."""
+    values: dict[str, Any]
+    """Attributes: tensors, plain values, and further nodes."""
+
+    def __new__(cls, *_: object) -> Node:
+        """Begin without attributes: a pickle makes objects without ``__init__``, and may give them no state."""
+        node = object.__new__(cls)
+        node.values = {}
+        return node
 
     def __setstate__(self, state: object) -> None:
         self.values = dict(state) if isinstance(state, dict) else {}
