@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
 
 from foundation.dataset.dataset import DistillationDataset
 from foundation.learning.learner import Learner, LearningStats
@@ -37,6 +39,23 @@ def learn_in_turns(
         except StopIteration as end:
             learned[name] = end.value
     return learned
+
+
+def share_moments(optimizers: Sequence[torch.optim.Optimizer], parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Let several optimisers have one state for the parameters that they have in common.
+
+    With moments of its own, a task that has all but converged takes the trunk's small gradients for large ones when
+    another task moves the trunk, and the two push each other away.
+
+    Args:
+        optimizers: The state is that of the first.
+        parameters: In all of them.
+    """
+    first, *others = optimizers
+    for parameter in parameters:
+        state = first.state[parameter]
+        for other in others:
+            other.state[parameter] = state
 
 
 def turns(counts: Mapping[str, int]) -> list[str]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
+
+import torch
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import UserError
 from foundation.engines.base import MakeEvalEnv, VecEnv
+from foundation.learning.turns import share_moments
 from foundation.runs.context import Interrupted
 from foundation.runs.metrics_writer import MetricsWriter, PrefixedWriter
 from foundation.runs.run_dir import RunDir
 from foundation.runs.run_teachers import Teacher
 from foundation.runs.runner import DistillationRunner
 from foundation.students.base import Student
-from foundation.students.multi_task import MultiTaskStudent
+from foundation.students.multi_task import MultiTaskStudent, shared_layers
 
 
 @dataclass
@@ -24,6 +28,15 @@ class SharedStudents:
     """The students that learn."""
     averaged: MultiTaskStudent = field(default_factory=MultiTaskStudent)
     """The averages of their weights, where ``optimizer.ema_decay`` is set."""
+    optimizers: list[torch.optim.Optimizer] = field(default_factory=list)
+    """One for each task."""
+
+    def share_moments(self) -> None:
+        """Let the optimisers have one state for the trunk; to be done again where the state of one was loaded."""
+        first = self.trained.students[0]
+        assert isinstance(first, Student)
+        trunk = [parameter for layer in shared_layers(first) for parameter in layer.parameters()]
+        share_moments(self.optimizers, trunk)
 
 
 class TaskPart(DistillationRunner):
@@ -77,10 +90,17 @@ class TaskPart(DistillationRunner):
         return self.shared.trained.add(self.task_id, super().build_student(num_obs, num_actions))
 
     def make_learner(self, num_obs: int, num_actions: int) -> None:
-        """Make the student, and a learner of its own: its optimiser's moments follow the scale of this task's loss."""
+        """Make the student, and a learner for it that shares what the others have learned of the trunk."""
         super().make_learner(num_obs, num_actions)
+        self.shared.optimizers.append(self.learner.optimizer)
+        self.shared.share_moments()
         if self.learner.average is not None:
             self.shared.averaged.add(self.task_id, self.learner.average)
+
+    def restore_student(self, values: dict[str, Any]) -> None:
+        """Put the student and its optimiser back to where a checkpoint was written."""
+        super().restore_student(values)
+        self.shared.share_moments()
 
     def _keep_best(self, evaluation: dict[str, float], epoch: int, made_by: int) -> None:
         """Leave it to the run of all tasks, which compares what they reach together."""

@@ -14,7 +14,7 @@ from toy_env import REGULATOR_GAIN, LinearTeacher, RegulatorEnv
 
 from foundation.config.distillation_cfg import DistillationCfg, LossCfg
 from foundation.core.errors import UserError
-from foundation.learning.turns import turns
+from foundation.learning.turns import share_moments, turns
 from foundation.rollout.baselines import geometric_mean
 from foundation.runs.context import RunContext
 from foundation.runs.metrics_writer import MetricsWriter
@@ -166,6 +166,31 @@ def test_a_best_student_that_a_kill_left_halfway_is_made_whole(tmp_path):
     torch.save({"model_state_dict": {}, "best_return": 99.0, "best_epoch": 7}, own)
     make(tmp_path)
     assert torch.load(own, weights_only=True)["best_epoch"] == 0
+
+
+def test_shared_moments_are_those_of_one_optimiser():
+    """Two optimisers, a trunk in common, take the steps of one Adam over all parameters, to the bit."""
+
+    def train(make_optimizers):
+        torch.manual_seed(0)
+        trunk, heads = torch.nn.Linear(3, 4), [torch.nn.Linear(4, 2), torch.nn.Linear(4, 1)]
+        optimizers = make_optimizers(trunk, heads)
+        for step in range(20):
+            task = step % 2
+            optimizers[task].zero_grad(set_to_none=True)
+            heads[task](trunk(torch.randn(5, 3))).square().mean().backward()
+            optimizers[task].step()
+        return [parameter for part in (trunk, *heads) for parameter in part.parameters()]
+
+    def of_each(trunk, heads):
+        optimizers = [torch.optim.Adam([*trunk.parameters(), *head.parameters()], lr=0.1) for head in heads]
+        share_moments(optimizers, trunk.parameters())
+        return optimizers
+
+    def of_all(trunk, heads):
+        return [torch.optim.Adam([p for part in (trunk, *heads) for p in part.parameters()], lr=0.1)] * 2
+
+    assert all(torch.equal(one, other) for one, other in zip(train(of_each), train(of_all), strict=True))
 
 
 def test_turns_go_round_and_spread_the_fewer():
