@@ -1,0 +1,79 @@
+"""A fine-tuning run that is killed, or stopped by Ctrl-C, in the middle: resumed, it ends with the same bits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import NUM_ACTIONS, TASK, differing
+
+from foundation.students import StudentPolicy
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "foundation" / "rsl_rl" / "finetune.py"
+FLAGS = ["--checkpoint", "s.pt", "--device", "cpu", "--num_envs", "8", "env.episode_length_s=0.4"]
+FLAGS += ["agent.num_steps_per_env=8", "--max_iterations", "12", "--eval_interval", "3", "--num_eval_episodes", "8"]
+FLAGS += ["--final_eval_episodes", "8", "--critic_warmup_iterations", "2", "--kl_coef", "0.5", "--save_interval", "100"]
+
+
+def start(folder: Path, *argv: str) -> subprocess.Popen[str]:
+    """Type ``finetune.py`` in a folder."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    typed = [sys.executable, str(SCRIPT), *argv]
+    return subprocess.Popen(
+        typed, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def run_of(folder: Path) -> Path:
+    """The only run of a folder."""
+    (run,) = (folder / "logs" / "finetune").glob("*/*")
+    return run
+
+
+def wait_for_saves(folder: Path, number: int, process: subprocess.Popen[str]) -> None:
+    """Return once the newest checkpoint has been written so many times."""
+    seen: set[int] = set()
+    while len(seen) < number and process.poll() is None:
+        for path in folder.glob("logs/finetune/*/*/checkpoint_latest.pt"):
+            seen.add(path.stat().st_mtime_ns)
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    torch.manual_seed(0)
+    policy = StudentPolicy(26, NUM_ACTIONS, (8,))
+    values = {"student": policy.describe(), "model_state_dict": policy.state_dict(), "task": TASK}
+    torch.save(values | {"obs_groups": ["policy"], "obs_slice": None, "clip_actions": 1.0}, folder / "s.pt")
+    process = start(folder, *FLAGS)
+    out = process.communicate()[0]
+    assert process.returncode == 0, out
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("number", "saves"), [(signal.SIGKILL, 2), (signal.SIGKILL, 5), (signal.SIGKILL, 9), (signal.SIGINT, 4)]
+)
+def test_what_is_left_is_resumed_exactly(number, saves, whole, tmp_path):
+    """Killed at different moments: files are whole, and the resumed run ends as if nothing had happened."""
+    (tmp_path / "s.pt").write_bytes((whole / "s.pt").read_bytes())
+    process = start(tmp_path, *FLAGS)
+    wait_for_saves(tmp_path, saves, process)
+    process.send_signal(number)
+    out = process.communicate()[0]
+    assert process.returncode == (130 if number is signal.SIGINT else -signal.SIGKILL), out
+    resumed = start(tmp_path, "--resume")
+    out = resumed.communicate()[0]
+    assert resumed.returncode == 0, out
+    assert "(exact)" in out
+    for name in ("checkpoint_latest.pt", "final_student.pt", "best_student.pt"):
+        assert not differing(run_of(whole) / name, run_of(tmp_path) / name), name
