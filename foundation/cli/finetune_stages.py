@@ -21,6 +21,7 @@ import yaml
 from foundation.cli.cli_args import CommandParser, parse_command
 from foundation.cli.finetune_job import LOG_ROOT, SCOPES, read_experiment
 from foundation.config.overrides import key_of, parse_overrides
+from foundation.core.child_process import end_with_parent
 from foundation.core.errors import UserError
 from foundation.core.files import atomic_write_bytes
 from foundation.runs.run_dir import RunDir
@@ -152,7 +153,8 @@ def _filled(value: Any, done: dict[str, str]) -> Any:
 
 def _run_in_a_process(argv: Sequence[str]) -> int:
     """Run ``finetune.py``; whatever ends this process, that one saves and leaves first."""
-    process = subprocess.Popen([sys.executable, "-m", "foundation.rsl_rl.finetune", *argv], env=_environment())
+    command = [sys.executable, "-m", "foundation.rsl_rl.finetune", *argv]
+    process = subprocess.Popen(command, env=_environment(), preexec_fn=end_with_parent())
     try:
         return process.wait()
     except KeyboardInterrupt:  # the terminal has sent it to both

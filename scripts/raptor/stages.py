@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from foundation.config.plain import finite
+from foundation.core.child_process import end_with_parent
 from foundation.core.errors import UserError
 from foundation.core.files import atomic_write_bytes, load_yaml
 
@@ -159,7 +159,7 @@ def _run(command: Sequence[str], output: IO[str], log: Path) -> tuple[int, int]:
         stderr=subprocess.STDOUT,
         env=dict(os.environ),
         process_group=0,
-        preexec_fn=_end_with(os.getpid()),
+        preexec_fn=end_with_parent(),
     )
 
     def pass_on(number: int, _: FrameType | None) -> None:
@@ -177,20 +177,6 @@ def _run(command: Sequence[str], output: IO[str], log: Path) -> tuple[int, int]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _end_with(parent: int) -> Callable[[], None] | None:
-    """Return what makes a child end, saving what it has, when its parent is killed; None where Linux is not."""
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl, set_parent_death_signal = ctypes.CDLL(None, use_errno=True).prctl, 1
-
-    def in_child() -> None:
-        prctl(set_parent_death_signal, signal.SIGTERM)
-        if os.getppid() != parent:  # it was killed before this was asked for
-            os._exit(128 + signal.SIGTERM)
-
-    return in_child
 
 
 def _follow(child: subprocess.Popen[bytes], log: Path) -> int:

@@ -75,3 +75,19 @@ def test_a_stage_that_names_what_is_not_there_is_one_line(student):
     Path("fails.yaml").write_text("stages:\n  - alpha: 7\n")
     assert finetune.main(["experiment=./fails.yaml", "--checkpoint", str(student)]) == 2
     assert not RunDir(Path("logs/finetune/curriculum")).checkpoints()
+
+
+@pytest.mark.parametrize(
+    "stage",
+    ["task: named_by_a_file:Id-v0", "teacher: {checkpoint: 'named_by_a_file:function'}\n    alpha: 1.0"],
+    ids=["task", "teacher"],
+)
+def test_what_a_stage_names_is_not_imported(student: Path, stage: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """A received file of stages runs no code: a module that it names has to be typed."""
+    Path("named_by_a_file.py").write_text("import pathlib\npathlib.Path('ran').touch()\n")
+    Path("received.yaml").write_text(f"stages:\n  - {stage}\n")
+    argv = ["experiment=./received.yaml", *SMALL, *FEW, "--checkpoint", str(student)]
+    assert finetune.main(argv) == 2
+    error = capfd.readouterr().err
+    assert "named_by_a_file" in error and "Traceback" not in error
+    assert not Path("ran").exists()
