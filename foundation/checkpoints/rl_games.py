@@ -29,6 +29,7 @@ from foundation.checkpoints.reading.loading import (
 )
 from foundation.checkpoints.reading.scaling import moments
 from foundation.core.errors import UserError, suggest
+from foundation.core.text import shorten
 from foundation.policies.actor_critic import ActorCritic, Critic, Trunk
 from foundation.policies.distribution import Choices, Deterministic, Heteroscedastic, ShapedActions
 from foundation.policies.memory import Skip
@@ -126,7 +127,9 @@ def _actions(entries: Entries, source: Source, config: dict[str, Any]) -> tuple[
     """Return the last layer (with a learned deviation: means and then deviations), and what makes actions of it."""
     model = at(source.agent.data, "params", "model", "name")
     if model is not None and model not in _MODELS:
-        raise UserError(f"'{source.agent.path}' names the model '{model}'. {suggest(str(model), _MODELS)}")
+        raise UserError(
+            f"'{source.agent.path}' names the model '{shorten(str(model))}'. {suggest(str(model), _MODELS)}"
+        )
     logits = entries.take("a2c_network.logits.")
     if logits:
         return single_linear(logits, f"'{source.path}' (logits)"), Choices(q_values=False)
@@ -166,7 +169,9 @@ def _named(source: Source, given: object) -> nn.Module:
     name = str(given or "none").lower()
     name = "identity" if name == "none" else name
     if name not in activation_names():
-        raise UserError(f"'{source.agent.path}' names the activation '{given}'. {suggest(name, activation_names())}")
+        raise UserError(
+            f"'{source.agent.path}' names the activation '{shorten(str(given))}'. {suggest(name, activation_names())}"
+        )
     return resolve_activation(name)
 
 

@@ -21,6 +21,7 @@ from foundation.checkpoints.reading.assembler import (
 from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source, linear_layers, logger, optional
 from foundation.checkpoints.reading.scaling import moments
 from foundation.core.errors import UserError
+from foundation.core.text import shorten
 from foundation.policies.actor_critic import ActorCritic, Critic, Trunk
 from foundation.policies.distribution import Choices, Deterministic, ShapedActions
 from foundation.policies.mlp import activation_names, resolve_activation
@@ -80,7 +81,9 @@ def _activation(source: Source, config: dict[str, Any]) -> Any:
     given = str(given) if isinstance(given, dict) else given
     names = {str(name) for name in given} if isinstance(given, list) else {given}
     if len(names) > 1:
-        raise UserError(f"'{source.agent.path}' has several activations: {', '.join(sorted(map(str, names)))}.")
+        raise UserError(
+            f"'{source.agent.path}' has several activations: {shorten(', '.join(sorted(map(str, names))))}."
+        )
     return names.pop() if names else None
 
 
@@ -176,7 +179,7 @@ def _distribution(
     if kind.startswith("categorical"):
         return Choices(q_values=False)
     if "gaussian" not in kind and "deterministic" not in kind and kind:
-        raise UserError(f"'{source.agent.path}' names the model '{kind}', which is not understood.")
+        raise UserError(f"'{source.agent.path}' names the model '{shorten(kind)}', which is not understood.")
     if log_std is None and "deterministic" not in kind:
         raise UserError(
             f"'{source.path}' has no 'log_std_parameter', so that it is not known how its {num_out} outputs make "
@@ -205,7 +208,7 @@ def _shaped(source: Source, config: dict[str, Any], inner: Deterministic) -> Det
     parts = _OUTPUT.match(given.replace(" ", ""))
     squash = parts and parts["squash"]
     if parts is None or (squash is not None and squash not in activation_names()):
-        raise UserError(f"'{source.agent.path}' has the policy output '{given}', which is not understood.")
+        raise UserError(f"'{source.agent.path}' has the policy output '{shorten(given)}', which is not understood.")
     factor = float(parts["factor"] or 1.0)
     if squash is None and factor == 1.0:
         return inner

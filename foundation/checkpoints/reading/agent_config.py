@@ -10,6 +10,7 @@ from typing import Any
 from foundation.core.errors import UserError
 from foundation.core.files import load_yaml
 from foundation.core.pointers import refuse_pointer
+from foundation.core.text import shorten
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class AgentConfig:
             }.get(name)
             if kind is None:
                 raise UserError(
-                    f"'{self.path}' names the action distribution '{name}', which is not known. "
+                    f"'{self.path}' names the action distribution '{shorten(name)}', which is not known. "
                     "Set the one that it resembles: distill.teacher.distribution."
                 )
             return kind, {"std_range": [1e-6, 1e6]} | given  # the library's own default

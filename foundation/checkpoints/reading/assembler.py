@@ -20,6 +20,7 @@ from foundation.checkpoints.reading.loading import (
     linear_layers,
 )
 from foundation.core.errors import UserError, suggest
+from foundation.core.text import shorten
 from foundation.policies.actor_critic import ActorCritic
 from foundation.policies.distribution import Beta, Deterministic, Gaussian, Heteroscedastic, ShapedActions
 from foundation.policies.info import PolicyInfo
@@ -62,7 +63,7 @@ def choose_activation(source: Source, stated: object, stated_by: str, known: boo
     if stated is not None:
         if name not in activation_names():
             raise UserError(
-                f"'{file}' names the activation '{stated}', which is not known. "
+                f"'{file}' names the activation '{shorten(str(stated))}', which is not known. "
                 f"{suggest(name, activation_names())} Give the right one: --teacher_activation "
                 "(distill.teacher.activation)."
             )

@@ -14,7 +14,7 @@ from foundation.core.archives import check_regular
 from foundation.core.errors import UserError
 from foundation.core.files import load_json
 from foundation.core.pointers import refuse_pointer
-from foundation.core.text import quoted
+from foundation.core.text import one_line, quoted
 from foundation.dataset.disk.format import EPISODE_COLUMNS, INDEX, ChunkFile, DatasetLayout
 from foundation.dataset.episodes import EpisodeTable
 from foundation.dataset.transition import DTYPES
@@ -112,7 +112,7 @@ class SavedDataset:
         try:
             tensors = load(data)
         except (SafetensorError, ValueError, KeyError) as error:
-            raise UserError(f"'{path}' is not a safetensors file: {' '.join(str(error).split())}") from None
+            raise UserError(f"'{path}' is not a safetensors file: {one_line(error)}") from None
         self._check(path, entry, tensors)
         return tensors
 
