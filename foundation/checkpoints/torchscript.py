@@ -97,7 +97,7 @@ def _check_flow(root: Node, parts: list[Node], where: str) -> None:
     again = next((layer.kind for place, layer in enumerate(found) if any(layer is x for x in found[:place])), "")
     if again:
         _refuse(f"{where} runs '{again}' more than once in a step, which is not read.")
-    if not flow.result.is_same(Signal(tuple(expected))):
+    if not flow.result.is_same(Signal(tuple(expected), first=root.values.get("state_dependent_std") is True)):
         shown = ", ".join(layer.kind for layer in found[:8]) or "none"
         _refuse(f"{where} does not run all of its layers in their order ({shown}), which is not read.")
     if not flow.remembers:

@@ -42,10 +42,14 @@ class Signal:
     """What it went through."""
     state: int | None = None
     """Which of the last layer's memories it is. None: it is what the layer gives."""
+    first: bool = False
+    """Whether it is the means alone, the first of the two rows of a policy whose deviation depends on the state."""
 
     def is_same(self, other: object) -> bool:
         """Return whether another value is the same numbers: layers are compared by what they are, not hold."""
-        if not isinstance(other, Signal) or self.state != other.state or len(self.layers) != len(other.layers):
+        if not isinstance(other, Signal) or len(self.layers) != len(other.layers):
+            return False
+        if (self.state, self.first) != (other.state, other.first):
             return False
         return all(one is two for one, two in zip(self.layers, other.layers, strict=True))
 
@@ -146,7 +150,7 @@ class _Follower:
         if node.kind == "Dropout" and re.search(r"torch\.dropout\([^()]*, True\)", node.code):
             raise FlowError("was traced while it was trained, so that it drops numbers by chance")
         x = given[0] if given else None
-        if not isinstance(x, Signal) or x.state is not None:
+        if not isinstance(x, Signal) or x.state is not None or x.first:
             raise FlowError(f"gives a {node.kind} something else than the observation or what a layer gives")
         if node.kind in RECURRENT:
             return self._recurrent(node, x, given[1:])
@@ -310,6 +314,14 @@ def _slice(given: list[Value]) -> Value:
     return given[0]
 
 
+def _select(given: list[Value]) -> Value:
+    x = given[0]
+    place = [value.value if isinstance(value, _Plain) else None for value in given[1:]]
+    if not isinstance(x, Signal) or x.state is not None or x.first or place != [-2, 0]:
+        raise FlowError("takes a part of the numbers between its layers")
+    return Signal(x.layers, first=True)
+
+
 def _to(given: list[Value]) -> Value:
     if not isinstance(given[1], _Plain) or given[1].value != _FLOAT:
         raise FlowError("turns numbers into another type between its layers")
@@ -333,6 +345,7 @@ def _negated(compare: Callable[[list[Value]], Value]) -> Callable[[list[Value]],
 
 _MOVES: dict[str, Callable[[list[Value]], Value]] = {
     **dict.fromkeys(("unsqueeze", "squeeze", "detach", "contiguous", "clone", "_cast_Float"), _same),
+    "select": _select,
     "slice": _slice,
     "to": _to,
     "eq": _compare,
