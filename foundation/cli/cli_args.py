@@ -16,7 +16,8 @@ from foundation.config.distillation_cfg import BelowMin, DistillationCfg, Logger
 from foundation.config.overrides import Overrides
 from foundation.config.typing_fit import MOST_WHOLE
 from foundation.config.validate import MOST_SEED
-from foundation.core.text import shorten
+from foundation.core.errors import UserError
+from foundation.core.text import quoted, shorten
 
 _OTHER_NAMES = {
     "teacher_checkpoint": "teacher.checkpoint",
@@ -88,6 +89,22 @@ def parse_command(
         elif strict or "=" in token or token[:1] in "+~":
             tokens.append(token)
     return args, tokens
+
+
+def refuse_other_encodings(argv: Sequence[str]) -> None:
+    """Refuse names that are not UTF-8 where a run's checkpoint would hold them: it could not be read again.
+
+    Args:
+        argv: Arguments without the program's name.
+
+    Raises:
+        UserError: Naming the first one.
+    """
+    for word in argv:
+        if any("\ud800" <= sign <= "\udfff" for sign in word):
+            raise UserError(
+                f"{quoted(word)} is not UTF-8, and a run's checkpoint holds it: rename it, or give a link to it"
+            )
 
 
 def _spread_teachers(argv: list[str]) -> list[str]:

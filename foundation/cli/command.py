@@ -106,17 +106,26 @@ def run_command(
         return 128 + signal.SIGTERM
     except BrokenPipeError:
         return reader_has_gone()
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, BrokenPipeError):  # rich, which prints tables, leaves so
+            return reader_has_gone()
+        raise
     except Exception as error:
-        if _has_interrupt(error):  # a library that was being imported made another error of it
-            return 128 + signal.SIGINT
-        message = _users_line(error)
-        if message is not None:
-            return _fail(message)
-        theirs = _users_frames(error)
-        return _report_users_bug(error, theirs) if theirs is not None else _report_bug()
+        return _end_of(error)
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
+
+
+def _end_of(error: Exception) -> int:
+    """Say what an error means, and return the exit code."""
+    if _has_interrupt(error):  # a library that was being imported made another error of it
+        return 128 + signal.SIGINT
+    message = _users_line(error)
+    if message is not None:
+        return _fail(message)
+    theirs = _users_frames(error)
+    return _report_users_bug(error, theirs) if theirs is not None else _report_bug()
 
 
 def refuse_many_processes(what_to_do: str) -> None:

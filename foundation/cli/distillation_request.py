@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from foundation.cli.cli_args import CommandParser, distillation_flags, parse_command
+from foundation.cli.cli_args import CommandParser, distillation_flags, parse_command, refuse_other_encodings
 from foundation.cli.run_to_end import LOG_ROOT
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.overrides import Overrides, parse_overrides
@@ -46,6 +46,7 @@ class Request:
             parser: Knows the flags that need no engine.
             argv: Arguments without the program's name.
         """
+        refuse_other_encodings(argv)
         args, tokens = parse_command(parser, argv, strict=False)
         resumed = find_run(args) if args.resume else None
         overrides, resolved = settle(args, tokens, resumed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import logging
 import math
 import os
@@ -111,6 +112,7 @@ def run_sweep(job: Job, node: Mapping[str, Any], sweep: Sequence[str], hydras: S
         The highest exit code of the jobs. A table of them is printed, after Ctrl-C of those that have run.
     """
     Outcome.reset()
+    above = [path for path in (SWEEP_ROOT, *SWEEP_ROOT.parents) if not path.exists()]
     folder = _make_sweep_folder()
     node = {"command": {**node["command"], "results": str(folder)}}
     given = {key_of(token) for token in hydras}
@@ -122,7 +124,8 @@ def run_sweep(job: Job, node: Mapping[str, Any], sweep: Sequence[str], hydras: S
     finally:
         results = read_results(folder)
         with contextlib.suppress(OSError):  # no job has begun
-            folder.rmdir()
+            for made in (folder, *above):
+                made.rmdir()
         if results:
             own_sweeper = any(key_of(token).startswith(("hydra.sweeper", "hydra/sweeper")) for token in hydras)
             planned = None if own_sweeper else math.prod(len(values_of(token)) for token in sweep)
@@ -140,6 +143,13 @@ def show(node: Mapping[str, Any], arguments: Sequence[str], name: str) -> None:
         arguments: ``--cfg job``, ``--info``, and overrides of Hydra's own config.
         name: The program's name.
     """
+    part = dict(itertools.pairwise(arguments)).get("--package", "")
+    held: Any = node
+    for key in part.split(".") if part.partition(".")[0] not in ("", "hydra", "_global_") else ():
+        if not isinstance(held, Mapping) or key not in held:
+            known = map(str, held) if isinstance(held, Mapping) else ()
+            raise UserError(f"--package {part}: the config has no such part. {suggest(key, known)}")
+        held = held[key]
     _hydra_main(_nothing, node, arguments, name)
 
 

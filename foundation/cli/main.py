@@ -63,6 +63,10 @@ def dispatch(argv: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
+    if len(argv) > 1 and argv[0] == "help":  # foundation help distill
+        return dispatch([argv[1], "--help", *argv[2:]])
+    if len(argv) > 1 and argv[0] in ("-h", "--help", "--version"):
+        raise UserError(f"{argv[0]} stands alone here, got '{argv[1]}' behind it: foundation COMMAND --help")
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(help_text())
         return 0

@@ -53,12 +53,22 @@ class OneLineParser(argparse.ArgumentParser):
         """Complain of a flag that was given nothing, as by a shell's variable that is not set."""
         for action in self._actions:
             value = getattr(known, action.dest, None)
+            self._refuse_control(action, value)
             if value != "" and not (isinstance(value, list) and "" in value):
                 continue
             if action.dest not in _MAY_BE_EMPTY:
                 name = action.option_strings[-1] if action.option_strings else str(action.metavar)
                 what = f" {action.metavar}" if action.option_strings and action.metavar else ""
                 self.error(f"{name} was given an empty text: write {name}{what}, or leave it out")
+
+    def _refuse_control(self, action: argparse.Action, value: object) -> None:
+        """Complain of a line break, or a terminal's code, in what will be printed and may become a file's name."""
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and any(ord(sign) < 32 or ord(sign) == 127 for sign in text):
+                name = action.option_strings[-1] if action.option_strings else str(action.metavar)
+                self.error(
+                    f"{name} is {quoted(text)}: it must be a plain name or path, without line breaks and the like"
+                )
 
     def flag_names(self) -> list[str]:
         """List every flag that would be accepted."""

@@ -30,6 +30,7 @@ from foundation.ppo.train_run import (
     LOG_ROOT,
     RslRlAgentCfg,
     check_agent_cfg,
+    check_rollout,
     find_checkpoint,
     learn,
     load,
@@ -136,6 +137,7 @@ class Job:
             if run is not None:
                 session.set_log_dir(run.path)
             env = session.make_env(video=video)
+            check_rollout(agent_cfg, env.num_envs, env.num_actions)
             runner = RslRlRunner(env, agent_cfg, None if run is None else run.path, agent_cfg.device)
             if checkpoint is not None:
                 load(runner, checkpoint, agent_cfg.resume)

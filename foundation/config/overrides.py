@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -163,6 +164,10 @@ def is_sweep(token: str) -> bool:
     return "=" in token and _read(token).is_sweep_override()
 
 
+_MOST_VALUES = 10_000
+"""Values of one key that a sweep runs over."""
+
+
 def values_of(token: str) -> list[str]:
     """Return the tokens that a sweep stands for, ``seed=1`` and ``seed=2``; none where its sweeper alone can say."""
     from hydra.core.override_parser.types import Glob
@@ -172,7 +177,14 @@ def values_of(token: str) -> list[str]:
         return []
     if isinstance(parsed.value(), Glob):
         raise UserError(f"override '{token}': glob() finds nothing here: write the names, {key_of(token)}=a,b,c")
-    return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
+    values = list(itertools.islice(parsed.sweep_string_iterator(), _MOST_VALUES + 1))
+    if not values:
+        raise UserError(f"override '{token}' has no value to run over")
+    if len(values) > _MOST_VALUES:
+        raise UserError(
+            f"override '{token}' has more than {_MOST_VALUES} values: a sweep runs a job for each; give fewer"
+        )
+    return [f"{parsed.get_key_element()}={value}" for value in values]
 
 
 @functools.cache

@@ -35,7 +35,7 @@ from foundation.core.devices import check_device
 from foundation.core.errors import UserError, suggest
 from foundation.core.memory import refuse_beyond_memory
 from foundation.core.registry import refuse_untyped, resolve_module
-from foundation.core.text import one_line
+from foundation.core.text import one_line, shorten
 from foundation.engines.base import (
     AGENT_ENTRY_POINT,
     Configure,
@@ -180,12 +180,12 @@ class GymnasiumEngine(Engine):
         if num_envs is not None:
             if num_envs < 1:
                 raise UserError(f"--num_envs must be at least 1, it is {num_envs}")
-            env_cfg.scene.num_envs = num_envs
+            _need(env_cfg, "scene", "num_envs").num_envs = num_envs
         if seed is not None:
             env_cfg.seed = seed
         if device is not None:
             check_device(device)
-            env_cfg.sim.device = device
+            _need(env_cfg, "sim", "device").device = device
 
     def make_env(self, env_cfg: Any, agent_cfg: Any, *, video: VideoRequest | None = None) -> VecEnv:
         """Build environments of the launched task, recording the first of them where asked to."""
@@ -374,12 +374,15 @@ def make_vec_env(spec: EnvSpec, cfg: GymnasiumEnvCfg, rendered: bool = False) ->
     """
     if cfg.max_episode_steps is not None and cfg.max_episode_steps < 1:
         raise UserError(f"env.max_episode_steps is {cfg.max_episode_steps}: it must be at least 1")
-    num_envs = cfg.scene.num_envs
+    num_envs = _need(cfg, "scene", "num_envs").num_envs
+    _need(cfg, "sim", "device")
+    _refuse_own_arguments(cfg.make_kwargs)
     what = f"--num_envs {num_envs} ({ENV_BYTES} bytes each)"
     refuse_beyond_memory(num_envs * ENV_BYTES, "cpu", what, "give fewer")
     creators = _creators(spec)
     how = _choose_vectorization(spec, cfg, creators)
-    kwargs: dict[str, Any] = _changed_arguments(spec, cfg, creators, how) | cfg.make_kwargs
+    typed: dict[str, Any] = _changed_arguments(spec, cfg, creators, how) | cfg.make_kwargs
+    kwargs = dict(typed)
     options: dict[str, Any] = {}
     longest = cfg.max_episode_steps or spec.max_episode_steps
     mode = AutoresetMode[cfg.autoreset_mode.upper()]
@@ -406,7 +409,37 @@ def make_vec_env(spec: EnvSpec, cfg: GymnasiumEnvCfg, rendered: bool = False) ->
         raise UserError(f"--task {spec.id}: cannot be imported: {one_line(failure)}; {INSTALL}") from failure
     except (TypeError, error.Error) as failure:
         raise UserError(f"--task {spec.id} cannot be made: {one_line(failure, 300)}") from failure
+    except (LookupError, ValueError, AttributeError, AssertionError) as failure:
+        _name_arguments(spec, typed, failure)
+        raise
     return GymnasiumVecEnv(vector, spec, cfg, longest)
+
+
+def _need(cfg: Any, group: str, name: str) -> Any:
+    """Return a group of a config, which ``env.scene=null`` may have taken away."""
+    found = getattr(cfg, group)
+    if found is None:
+        raise UserError(f"env.{group}=null: the task needs it; set single values of it, env.{group}.{name}=VALUE")
+    return found
+
+
+def _name_arguments(spec: EnvSpec, typed: Mapping[str, Any], failure: Exception) -> None:
+    """Explain an error of gymnasium's own constructors, which use values unchecked, by the typed arguments."""
+    if not typed or not _entry_point(spec).startswith("gymnasium."):
+        return  # a user's own constructor: the error shows its line
+    given = ", ".join(f"env.{name}={value}" for name, value in typed.items())
+    text = f"{type(failure).__name__}: {one_line(failure, 300)}"
+    raise UserError(f"--task {spec.id} cannot be made with {shorten(given, 200)}: {text}") from failure
+
+
+def _refuse_own_arguments(given: Mapping[str, Any]) -> None:
+    """Refuse what this engine sets itself, and would set again without a word."""
+    flags = {"num_envs": "--num_envs", "max_episode_steps": "env.max_episode_steps", "render_mode": "--video"}
+    flags["autoreset_mode"] = "env.autoreset_mode"
+    for name in given:
+        if name in _NOT_THEIRS:
+            instead = f"; write {flags[name]}" if name in flags else ""
+            raise UserError(f"env.make_kwargs: '{name}' is not for the constructor{instead}")
 
 
 def _choose_vectorization(spec: EnvSpec, cfg: GymnasiumEnvCfg, creators: Mapping[str, Callable[..., Any]]) -> str:

@@ -150,10 +150,14 @@ def _does_without_agent(request: LaunchRequest, spec: EnvSpec) -> bool:
     return not asked and AGENT_ENTRY_POINT not in spec.kwargs
 
 
+def _holds(holder: object, name: str) -> bool:
+    return name in holder if isinstance(holder, dict) else hasattr(holder, name)
+
+
 def _place(env_cfg: object, group: str | None, name: str) -> Any:
     """Find the config that holds a setting: ``env_cfg.<group>``, else ``env_cfg`` itself; None where neither does."""
     for holder in (read(env_cfg, group) if group else None, env_cfg):
-        if holder is not None and (name in holder if isinstance(holder, dict) else hasattr(holder, name)):
+        if holder is not None and _holds(holder, name):
             return holder
     return None
 
@@ -172,6 +176,8 @@ def _write(env_cfg: object, group: str | None, name: str, value: object) -> None
     elif holder is not None:
         setattr(holder, name, value)
     elif name == "num_envs" or (name == "device" and value != "cpu"):
+        if group and _holds(env_cfg, group):
+            raise UserError(f"env.{group}=null, and --{name} {value} is to be set in it: leave one of them out")
         raise UserError(
             f"--{name} {value}: the task's config, {type(env_cfg).__name__}, has neither {group}.{name} nor {name}"
         )

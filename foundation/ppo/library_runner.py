@@ -53,6 +53,22 @@ class InferencePolicy:
             reset(dones)
 
 
+def _name_whole_observations(env: Any, error: RuntimeError) -> None:
+    """Explain an error of RSL-RL's networks, which compute on floating-point numbers alone, by the observations.
+
+    Raises:
+        UserError: If a group is of integers or booleans; names it.
+    """
+    if "dtype" not in str(error) and "floating point" not in str(error):
+        return
+    for name, group in env.get_observations().items():
+        if isinstance(group, torch.Tensor) and not group.is_floating_point():
+            raise UserError(
+                f"{type(env.unwrapped).__name__}.get_observations() returned group '{name}' of {group.dtype}: RSL-RL's "
+                f"networks compute on floating-point numbers; return {name}.float() there and in step(actions)"
+            ) from error
+
+
 class RslRlRunner:
     """RSL-RL's runner behind handles that are the same in every release.
 
@@ -73,6 +89,9 @@ class RslRlRunner:
             self.runner: Any = cls(env, cfg, log_dir=None if log_dir is None else str(log_dir), device=device)
         except ValueError as error:
             raise UserError(f"rsl-rl-lib {installed_version()}: {error}") from error
+        except RuntimeError as error:
+            _name_whole_observations(env, error)
+            raise
         self.on_iteration: Callable[[int], None] | None = None
         self._returns: Collection[float] = ()
         self._init_output(env.num_actions)
@@ -164,6 +183,7 @@ class RslRlRunner:
             raise UserError(f"training stopped in iteration {self.iteration + 1}: {error}") from error
         except RuntimeError as error:
             if "std >= 0" not in str(error):
+                _name_whole_observations(self.runner.env, error)
                 raise
             self.check_finite()
             raise UserError(

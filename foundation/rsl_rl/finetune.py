@@ -25,6 +25,7 @@ from foundation.cli.cli_args import (
     add_launch_args,
     add_rsl_rl_args,
     number,
+    refuse_other_encodings,
     run_command,
     set_up_logging,
     whole,
@@ -77,6 +78,7 @@ def run(argv: Sequence[str]) -> int:
     curriculum = Curriculum.read(build_parser(), argv)
     if curriculum is not None:
         return curriculum.run()
+    refuse_other_encodings(argv)
     job = Job.choose_engine(build_parser(), argv)
     with job.launch() as session:
         return job.run(session)

@@ -20,6 +20,7 @@ from foundation.cli.cli_args import (
     add_rsl_rl_args,
     distillation_flags,
     parse_command,
+    refuse_other_encodings,
     say_beaten,
 )
 from foundation.cli.command import Interrupt, _PrintableFormatter, run_command
@@ -130,6 +131,8 @@ def test_an_override_that_a_flag_beats_is_named(argv: list[str], said: list[str]
         (["--teacher_checkpoint", "a.pt", "--teacher_checkpoint", ""], "--teacher_checkpoint was given an empty text"),
         (["--device", ""], "--device was given an empty text: write --device DEVICE, or leave it out"),
         (["--task", "a\0b"], r"'a\\x00b' has a NUL character in it: leave it out"),
+        (["--save_dataset", "a\nb"], r"--save_dataset is 'a\\nb': it must be a plain name or path"),
+        (["--teacher_checkpoint", "a\x1bb"], "--teacher_checkpoint is .* without line breaks"),
         (["--num_envs", "9" * 5000], r"'9+\.\.\.' is not a whole number"),
         (["--n_epochs", "9007199254740993"], "9007199254740993 is too large: it must be at most 9007199254740992"),
         (["--eval_interval", "-9007199254740993"], "is too large"),
@@ -139,6 +142,26 @@ def test_a_value_that_cannot_be_meant_is_one_line(argv: list[str], says: str) ->
     """Nothing, as by a shell's variable that is not set, a NUL, an integer that no checkpoint can hold."""
     with pytest.raises(UserError, match=says):
         parse_command(full_parser(), argv)
+
+
+def test_a_name_that_no_checkpoint_could_hold_is_refused() -> None:
+    """Not UTF-8: the run would end with a student that cannot be read. Names in any alphabet are fine."""
+    refuse_other_encodings(["--teacher_checkpoint", "größe/模型.pt"])
+    with pytest.raises(UserError, match=r"'b.udcffd\.pt' is not UTF-8, .*rename it, or give a link to it"):
+        refuse_other_encodings(["--teacher_checkpoint", "b\udcffd.pt"])
+
+
+def test_a_table_whose_reader_has_gone_ends_as_any_other_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich turns a closed pipe into exit code 1; of ``| head -1`` it is that of SIGPIPE, 141."""
+
+    def main(argv: object) -> int:
+        try:
+            raise BrokenPipeError
+        except BrokenPipeError:
+            raise SystemExit(1)  # noqa: B904  # as rich does
+
+    monkeypatch.setattr("foundation.cli.command.reader_has_gone", lambda: 141)
+    assert run_command(main, []) == 141
 
 
 def test_an_empty_run_name_is_no_suffix() -> None:

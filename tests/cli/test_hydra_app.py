@@ -142,6 +142,12 @@ def test_a_scripts_configs_are_those_of_the_commands(tmp_path: Path, monkeypatch
         (["hydra.run.dir=elsewhere"], "a run's folder is not Hydra's here; "),
         (["--multrun", "seed=1,2"], "Did you mean '--multirun'?"),
         (["--cfg", "jop"], "invalid choice: 'jop'"),
+        (["-m", "seed=range(0)"], "override 'seed=range(0)' has no value to run over"),
+        (["-m", "seed=range(1000000000)"], "has more than 10000 values"),
+        (
+            ["--cfg", "job", "--package", "distil"],
+            "--package distil: the config has no such part. Did you mean 'distill'?",
+        ),
     ],
 )
 def test_mistakes_in_a_script_are_one_line(

@@ -96,3 +96,18 @@ def test_version():
     """``foundation --version`` is the package's."""
     done = console("--version")
     assert done.stdout == f"foundation {tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['version']}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (["help", "info"], 0, "--activation NAME"),
+        (["help", "nosuch"], 2, "unknown command 'nosuch'"),
+        (["--version", "x"], 2, "--version stands alone here, got 'x' behind it"),
+        (["--help", "train"], 2, "foundation COMMAND --help"),
+    ],
+)
+def test_help_takes_a_command_and_what_stands_alone_says_so(argv, code, says):
+    """Nothing behind a flag is left out without a word."""
+    done = console(*argv)
+    assert done.returncode == code and says in done.stdout + done.stderr, done.stderr

@@ -85,7 +85,7 @@ def test_a_sweep_in_which_no_job_begins_leaves_no_folder(sweep, capsys: pytest.C
     """Hydra's own mistakes come first."""
     assert sweep("seed=1,4", "hydra.nothing=1") == 2
     assert "hydra.nothing" in capsys.readouterr().err
-    assert not list(Path("logs/multirun").iterdir())
+    assert not Path("logs").exists()
 
 
 def test_figures_of_every_command_are_columns_where_they_are_known(tmp_path: Path) -> None:

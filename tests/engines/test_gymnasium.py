@@ -339,6 +339,11 @@ def test_overrides_are_arguments_of_the_constructor():
         ("env.limits=3", r"'env\.limits' is 3: it must be true or false"),
         ("env.autoreset_mode=later", r"'env\.autoreset_mode' is 'later'"),
         ("env.make_kwargs={wind: 3}", r"cannot be made: .*unexpected keyword argument 'wind'"),
+        ("env.make_kwargs={num_envs: 3}", r"env\.make_kwargs: 'num_envs' is not for the constructor; write --num_envs"),
+        ("env.make_kwargs={max_episode_steps: x}", r"not for the constructor; write env\.max_episode_steps"),
+        ("env.make_kwargs={render_mode: x}", r"not for the constructor; write --video"),
+        ("env.scene=null", r"env\.scene=null: the task needs it; .* env\.scene\.num_envs=VALUE"),
+        ("env.sim=null", r"env\.sim=null: the task needs it; .* env\.sim\.device=VALUE"),
         ("env.max_episode_steps=0", r"env\.max_episode_steps is 0"),
         ("env.vectorization=vector_entry_point", r"Test/Walk-v0 registers none"),
     ],
@@ -346,6 +351,13 @@ def test_overrides_are_arguments_of_the_constructor():
 def test_a_wrong_override_is_named(token, message):
     """An unknown argument, a wrong type and a value that cannot be are each one line."""
     with pytest.raises(UserError, match=message), made("Test/Walk-v0", token):
+        pass
+
+
+def test_a_value_that_gymnasiums_own_constructor_cannot_look_up_is_named():
+    """It raises a bare ``KeyError: '7x7'``; the line says which override that is."""
+    said = r"--task FrozenLake-v1 cannot be made with env\.map_name=7x7: KeyError"
+    with pytest.raises(UserError, match=said), made("FrozenLake-v1", "env.map_name=7x7"):
         pass
 
 

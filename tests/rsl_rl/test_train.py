@@ -285,3 +285,57 @@ def test_what_was_typed_is_interpolated_checked_and_named_where_a_flag_beats_it(
     for token, says in (("env.seed=-1", "env.seed is -1"), ("agent.algorithm.optimizer=2", "optimizer is '2'")):
         assert run_command(main, [*small, token]) == 2
         assert says in capsys.readouterr().err
+
+
+ODD_DTYPE = """
+import gymnasium, torch
+from foundation.config.agent_cfg import OnPolicyRunnerCfg
+from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
+
+class WholeEnv(QuadcopterPointCtrlEnv):
+    def get_observations(self):
+        obs = super().get_observations().clone()
+        obs["policy"] = obs["policy"].to(torch.int64)
+        return obs
+
+own = dict(gymnasium.spec("Isaac-Quadcopter-Point-Ctrl-v0").kwargs, torch_env_entry_point="whole_task:WholeEnv")
+gymnasium.register(id="Whole-v0", entry_point="whole_task:WholeEnv", kwargs=own)
+"""
+
+
+def test_observations_that_rsl_rl_cannot_compute_on_are_named(tmp_path, monkeypatch, capsys):
+    """Integers: one line with the method, the group and what to return, and not RSL-RL's traceback; no folder stays."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "whole_task.py").write_text(ODD_DTYPE)
+    assert run_command(main, ["--task", "whole_task:Whole-v0", *SMALL, "--max_iterations", "1"]) == 2
+    error = capsys.readouterr().err
+    assert "WholeEnv.get_observations() returned group 'policy' of torch.int64" in error
+    assert "return policy.float() there" in error and "Traceback" not in error
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["agent.algorithm.num_mini_batches=-1"], "agent.algorithm.num_mini_batches must be at least 1, it is -1"),
+        (["agent.algorithm.num_learning_epochs=0"], "agent.algorithm.num_learning_epochs must be at least 1"),
+        (["agent.algorithm.gamma=-1"], "agent.algorithm.gamma must be from 0 to 1, it is -1"),
+        (["agent.algorithm.lam=1.5"], "agent.algorithm.lam must be from 0 to 1, it is 1.5"),
+        (["agent.algorithm.clip_param=-1"], "agent.algorithm.clip_param must be above 0"),
+        (["agent.algorithm.max_grad_norm=0"], "agent.algorithm.max_grad_norm must be above 0"),
+        (["agent.algorithm.desired_kl=-1"], "agent.algorithm.desired_kl must be above 0"),
+        (["agent.algorithm.num_mini_batches=1000000"], "num_mini_batches is 1000000: it must be at most"),
+        (["agent.num_steps_per_env=9000000000000"], "agent.num_steps_per_env=9000000000000 in"),
+        (["--max_iterations", "9000000000000000"], "--max_iterations must be at most 2147483647"),
+        (["env.scene=null"], "env.scene=null"),
+        (["env.init=null"], "env.init=null: this task needs it"),
+        (["env.episode_length_s=inf"], "env.episode_length_s must be at most"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_one_line(argv, says, tmp_path, monkeypatch, capsys):
+    """RSL-RL would train nothing, something else or for ever, and say so nowhere; no folder stays."""
+    monkeypatch.chdir(tmp_path)
+    assert run_command(main, ["--task", TASK, *SMALL, *argv]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "logs").exists()

@@ -172,8 +172,24 @@ def check_cfg(cfg: Any) -> None:
     )
 
 
+def _need(cfg: Any, *groups: str) -> None:
+    """Refuse a config from which ``env.scene=null`` has taken what the task is made of."""
+    for group in groups:
+        if getattr(cfg, group) is None:
+            raise UserError(f"env.{group}=null: the task needs it; set single values of it, env.{group}.<name>=VALUE")
+
+
 _MOST_STEPS = 2**31
 """Longest episode: its end comes, and counters hold it [env steps]."""
+
+
+def _check_length(cfg: Any) -> None:
+    steps = cfg.episode_length_s / (cfg.sim.dt * cfg.decimation)
+    if not steps <= _MOST_STEPS:
+        raise UserError(
+            f"env.episode_length_s must be at most {_MOST_STEPS} steps of {cfg.sim.dt * cfg.decimation:g} s, "
+            f"it is {cfg.episode_length_s}"
+        )
 
 
 def check_shared(cfg: Any, noises: Mapping[str, NoiseCfg], further: Mapping[str, float]) -> None:
@@ -184,6 +200,7 @@ def check_shared(cfg: Any, noises: Mapping[str, NoiseCfg], further: Mapping[str,
         noises: Observation group -> its noise.
         further: Further values that must be positive, by their name below ``env``.
     """
+    _need(cfg, "scene", "sim", "init")
     positive = {
         "scene.num_envs": cfg.scene.num_envs,
         "sim.dt": cfg.sim.dt,
@@ -194,12 +211,7 @@ def check_shared(cfg: Any, noises: Mapping[str, NoiseCfg], further: Mapping[str,
     for name, value in positive.items():
         if not value > 0:
             raise UserError(f"env.{name} must be positive, it is {value}")
-    steps = cfg.episode_length_s / (cfg.sim.dt * cfg.decimation)
-    if not steps <= _MOST_STEPS:
-        raise UserError(
-            f"env.episode_length_s must be at most {_MOST_STEPS} steps of {cfg.sim.dt * cfg.decimation:g} s, "
-            f"it is {cfg.episode_length_s}"
-        )
+    _check_length(cfg)
     shown = getattr(getattr(cfg, "viewer", None), "num_envs", 1)
     if shown < 1:
         raise UserError(f"env.viewer.num_envs must be positive, it is {shown}")
