@@ -49,10 +49,6 @@ def run_application(command: str, parser: CommandParser, argv: Sequence[str] | N
         The exit code; of a sweep, the highest of its jobs'.
     """
     line = split(sys.argv[1:] if argv is None else list(argv), parser)
-    for token in line.hydra:
-        if key_of(token) in _OUTPUT:
-            names = " and ".join(name for name in ("--experiment_name", "--run_name") if name in parser.flag_names())
-            raise UserError(f"override '{token}': a run's folder is not Hydra's here; {names or '--output'} names it")
     module = importlib.import_module(command)
     needed = line.args.multirun or line.hydra or any("${hydra:" in word for word in line.own)
     if not (needed or line.args.cfg or line.args.info):
@@ -84,6 +80,10 @@ def split(argv: list[str], parser: CommandParser) -> CommandLine:
     flags += ["--resolve"] if args.resolve else []
     tokens = set(parse_command(parser, rest, strict=False)[1])
     hydra = [token for token in rest if token in tokens and key_of(token).startswith(("hydra.", "hydra/"))]
+    for token in hydra:
+        if key_of(token) in _OUTPUT:
+            names = " and ".join(name for name in ("--experiment_name", "--run_name") if name in parser.flag_names())
+            raise UserError(f"override '{token}': a run's folder is not Hydra's here; {names or '--output'} names it")
     sweep = [token for token in rest if args.multirun and token in tokens and token not in hydra and is_sweep(token)]
     own = [token for token in rest if token not in hydra and token not in sweep]
     return CommandLine(own, sweep, hydra, flags, args)
