@@ -202,10 +202,12 @@ def find_teachers(spec: str | Sequence[str]) -> list[TeacherEntry]:
     """
     parts = [spec] if isinstance(spec, str) else list(spec)
     entries: list[TeacherEntry] = []
-    for part in filter(None, parts):  # an empty one, such as a variable that is not set, would be the current folder
-        pieces = [part] if Path(part).exists() else [piece for piece in str(part).split(",") if piece]
-        for piece in pieces:
-            entries += _found(piece)
+    with reading("--teacher_checkpoint"):  # a name that is longer than a file's can be
+        # An empty one, such as a variable that is not set, would be the current folder.
+        for part in filter(None, parts):
+            pieces = [part] if Path(part).exists() else [piece for piece in str(part).split(",") if piece]
+            for piece in pieces:
+                entries += _found(piece)
     if not entries:
         raise UserError("--teacher_checkpoint names no teacher: give a checkpoint, a folder, a glob or a manifest.")
     with reading("--teacher_checkpoint"):  # links in a circle

@@ -174,3 +174,10 @@ def test_one_file_is_one_teacher_even_with_odd_characters(tmp_path):
     assert is_one_file(str(file))
     assert is_one_file("missing.pt")
     assert not is_one_file(str(tmp_path)) and not is_one_file("teachers.yaml") and not is_one_file("a.pt,b.pt")
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000 + "x"])
+def test_a_name_that_is_too_long(name):
+    """A specification that no file can have as its name is one line."""
+    with pytest.raises(UserError, match="--teacher_checkpoint"):
+        find_teachers(name)
