@@ -87,6 +87,11 @@ REFERENCES = {
 }
 
 
+LEAST_SEEDS = 3
+FEW = [f"Of fewer than {LEAST_SEEDS} seeds: a first look, not a ranking.", ""]
+"""Said of a table that no spread can be read from."""
+
+
 def page(
     table: str, references: Mapping[str, Measured], settings: Mapping[str, object], seeds: Sequence[int], name: str
 ) -> str:
@@ -115,6 +120,7 @@ def page(
             "second stage, of that before it. The first stage is the same teacher for all, the second has "
             f"{settings['iterations']} iterations; medians, and ranges where there is more than one run.",
             "",
+            *(FEW if len(seeds) < LEAST_SEEDS else []),
             "```bash",
             f"python scripts/forgetting.py {command} --seeds {' '.join(map(str, seeds))}",
             "```",
