@@ -15,8 +15,8 @@ from foundation.teachers import TeacherPolicyWrapper
 
 logger = logging.getLogger("foundation.distillation")
 
-BEST_NAMES = ("best_model.pt", "best_model.zip", "best_agent.pt", "best_student.pt")
-"""Files that trainings keep of their best policy so far."""
+BEST_NAMES = ("best_model.pt", "best_model.zip", "best_agent.pt", "best_student.pt", "model.zip")
+"""Files that trainings keep of their best policy so far; scripts/train_dqn.py renames its own to the last at last."""
 NUMBERED = ("model_*.pt", "agent_*.pt", "*_steps.zip")
 """Checkpoints that are taken where there is none of them: the one with the largest number."""
 LOOK_SECONDS = 1.0

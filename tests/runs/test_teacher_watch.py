@@ -73,6 +73,18 @@ def test_a_newer_complete_file_is_read_once(tmp_path):
     assert watch.look() == ""
 
 
+def test_a_training_that_ends_may_rename_its_best_model(tmp_path):
+    """The last best model is not missed where its file has another name by then; the same weights are no news."""
+    teacher = read(write(tmp_path))
+    watch = TeacherWatch(tmp_path, teacher)
+    assert watch.look() == ""
+    (tmp_path / "best_model.pt").rename(tmp_path / "model.zip")
+    assert watch.look() == ""
+    newer = write(tmp_path, "model.zip", scale=0.5)
+    assert watch.look().startswith("The teacher is model.zip of ")
+    assert torch.equal(teacher.act(torch.ones(1, 2)), read(newer).act(torch.ones(1, 2)))
+
+
 def test_another_architecture_is_refused(tmp_path):
     """A file of other sizes is no newer version of the teacher."""
     watch = TeacherWatch(tmp_path, read(write(tmp_path)))
