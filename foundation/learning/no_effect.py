@@ -93,6 +93,15 @@ def _shown(value: object) -> str:
 
 
 def _of_losses(cfg: DistillationCfg, losses: Sequence[LossSpec], discrete: bool) -> list[str]:
+    if cfg.loss.sample_weights != "action_gap":
+        gap = _unused(cfg, ["loss.gap_temperature"], "it needs loss.sample_weights=action_gap")
+    else:
+        gap = []
+    return gap + _of_read(cfg, losses, discrete)
+
+
+def _of_read(cfg: DistillationCfg, losses: Sequence[LossSpec], discrete: bool) -> list[str]:
+    """Name settings that some losses read and none of the chosen ones."""
     read: set[str] = set()
     for spec in losses:
         own = spec.discrete if discrete else spec.continuous

@@ -147,6 +147,7 @@ def test_the_lists_of_what_losses_read_are_true(name, discrete):
         (changed("student.init_std", 0.1), "student.init_std=0.1"),
         (changed("student.state_dependent_std", True), "student.state_dependent_std=True"),
         (changed("loss.auxiliary", {"huber": 0.0}), "loss.auxiliary.huber=0"),
+        (changed("loss.gap_temperature", 2.0), "loss.gap_temperature=2"),
     ],
 )  # fmt: skip
 def test_other_settings_without_effect_are_named(cfg, key):
