@@ -302,6 +302,11 @@ def _hydra_main(function: Callable, node: Mapping[str, Any], arguments: Sequence
             hydra.main(config_path=None, config_name=_NODE, version_base="1.3")(function)()
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_one_line(error, arguments)) from error
+        except OSError as error:
+            typed = next((token for token in arguments if key_of(token) == "hydra.sweep.dir"), None)
+            if typed is None or not str(error.filename).startswith(str(Path(typed.partition("=")[2]))):
+                raise
+            raise UserError(f"'{typed}': the folder cannot be made ({error.strerror})") from None
 
 
 def _values_of(arguments: Sequence[str]) -> set[str]:

@@ -138,6 +138,7 @@ def test_a_scripts_configs_are_those_of_the_commands(tmp_path: Path, monkeypatch
         (["-m", "seed=1,2", "hydra/launcher=joblibb"], "there is no such launcher here. Did you mean 'joblib'"),
         (["-m", "seed=1,2", "hydra/sweeper=basik"], "there is no such sweeper here. Did you mean 'basic'"),
         (["-m", "seed=1,2", "hydra/sweeper=optuna"], "pip install hydra-optuna-sweeper"),
+        (["-m", "seed=1,2", "hydra.sweep.dir=/proc/none"], "'hydra.sweep.dir=/proc/none': the folder cannot be made"),
         (["run_name=${sed}"], "Did you mean 'seed'?"),
         (["hydra.run.dir=elsewhere"], "a run's folder is not Hydra's here; "),
         (["--multrun", "seed=1,2"], "Did you mean '--multirun'?"),
