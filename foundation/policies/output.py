@@ -35,6 +35,7 @@ class PolicyOutput(NamedTuple):
 
 
 def map_output(function: Callable[..., torch.Tensor], *outputs: PolicyOutput) -> PolicyOutput:
-    """Apply a function of tensors to each field that the outputs have."""
-    fields: list[Any] = [None if parts[0] is None else function(*parts) for parts in zip(*outputs, strict=True)]
+    """Apply a function of tensors to each field that all outputs have; the others are None."""
+    columns = zip(*outputs, strict=True)
+    fields: list[Any] = [None if any(part is None for part in parts) else function(*parts) for parts in columns]
     return PolicyOutput(*fields)

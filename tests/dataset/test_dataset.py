@@ -279,7 +279,7 @@ def test_chunks_hold_whole_windows():
 
 def test_state_of_another_shape_is_refused():
     """A resumed run with other sizes is told so instead of being filled with garbage."""
-    with pytest.raises(UserError, match="resume with the same num_envs"):
+    with pytest.raises(UserError, match="3 instead of 2 environments: --num_envs"):
         make(2, 2, 1, 3).load_state_dict(make(3, 2, 1, 3).state_dict())
 
 

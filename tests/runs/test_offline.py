@@ -167,7 +167,7 @@ def test_a_filter_changes_what_is_learned_from(saved, tmp_path, caplog):
     assert 0.2 < float((runner.train.weights == 0).float().mean()) < 0.7
     unfinished = unfinished_in(saved)
     assert unfinished[0] > 0 and runner.filtered is not None and runner.filtered.unfinished == unfinished
-    assert f"{unfinished[0]} unfinished ones ({unfinished[1]} rows) are kept" in caplog.text
+    assert f"{unfinished[0]} unfinished ones ({unfinished[1]} transitions) are kept" in caplog.text
     assert runner.run()["dataset"]["episodes_unfinished"] == unfinished[0]
     cfg.dataset.filter.return_quantile, cfg.dataset.filter.min_length = None, 13
     cfg.dataset.load = str(finished_only(saved, tmp_path / "finished"))
