@@ -53,6 +53,8 @@ class OneLineParser(argparse.ArgumentParser):
         """Complain of a flag that was given nothing, as by a shell's variable that is not set."""
         for action in self._actions:
             value = getattr(known, action.dest, None)
+            if value == action.default:  # Isaac Lab's --experience is empty unless it is typed
+                continue
             self._refuse_control(action, value)
             if value != "" and not (isinstance(value, list) and "" in value):
                 continue

@@ -24,6 +24,7 @@ from foundation.cli.cli_args import (
     say_beaten,
 )
 from foundation.cli.command import Interrupt, _PrintableFormatter, run_command
+from foundation.cli.parser import OneLineParser
 from foundation.config.overrides import parse_overrides
 from foundation.core.errors import UserError
 from foundation.rsl_rl import distillation, export, play, teacher_info, train
@@ -121,6 +122,14 @@ def test_an_override_that_a_flag_beats_is_named(argv: list[str], said: list[str]
     assert len(caplog.messages) == len(said)
     for words, message in zip(said, sorted(caplog.messages, reverse=True), strict=True):
         assert words in message
+
+
+def test_a_flag_that_is_empty_unless_it_is_typed_is_no_mistake() -> None:
+    """A simulator's own flag may have an empty default, as Isaac Lab's ``--experience`` has."""
+    parser = OneLineParser()
+    parser.add_argument("--experience", type=str, default="")
+    assert parser.read([]).experience == ""
+    assert parser.read(["--experience", "mine.kit"]).experience == "mine.kit"
 
 
 @pytest.mark.parametrize(
