@@ -31,6 +31,7 @@ from foundation.cli.cli_args import (
 )
 from foundation.cli.hydra_app import run_application
 from foundation.config.plain import to_plain
+from foundation.core.imports import many_imports
 from foundation.core.program import command_name
 
 
@@ -64,16 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str]) -> int:
     """Run one job and return its exit code."""
-    from foundation.cli.distillation_request import Request  # torch: --help does without it
+    with many_imports():
+        from foundation.cli.distillation_request import Request  # torch: --help does without it
 
     request = Request.read(build_parser(), argv)
     if request.cfg.offline:
         from foundation.cli.offline_job import run_offline  # whoever needs no dataset on disk does without it
 
         return run_offline(request)
-    # simulators and tasks: an offline run does without them
-    from foundation.cli.distillation_job import Job
-    from foundation.cli.load_teachers import load_teacher
+    with many_imports():  # simulators and tasks: an offline run does without them
+        from foundation.cli.distillation_job import Job
+        from foundation.cli.load_teachers import load_teacher
 
     if request.cfg.multi_task is not None:
         from foundation.cli.multi_task_job import run_multi_task

@@ -31,6 +31,7 @@ from foundation.cli.cli_args import (
     whole,
 )
 from foundation.cli.hydra_app import run_application
+from foundation.core.imports import many_imports
 from foundation.core.program import command_name
 
 
@@ -72,8 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str]) -> int:
     """Run one job and return its exit code."""
-    from foundation.cli.finetune_job import Job  # torch: --help does without it
-    from foundation.cli.finetune_stages import Curriculum
+    with many_imports():
+        from foundation.cli.finetune_job import Job  # torch: --help does without it
+        from foundation.cli.finetune_stages import Curriculum
 
     curriculum = Curriculum.read(build_parser(), argv)
     if curriculum is not None:

@@ -30,6 +30,7 @@ from foundation.cli.cli_args import (
 )
 from foundation.cli.hydra_app import run_application
 from foundation.core.errors import UserError
+from foundation.core.imports import many_imports
 from foundation.core.program import command_name
 
 NUM_EPISODES = 64
@@ -66,10 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str]) -> int:
     """Run one job and return its exit code."""
-    # torch: --help does without it
-    from foundation.cli.play_job import Job, check_args, refuse_near_misses, typed_device
-    from foundation.cli.played_policy import PlayedPolicy
-    from foundation.cli.policy_table import show_policy
+    with many_imports():  # torch: --help does without it
+        from foundation.cli.play_job import Job, check_args, refuse_near_misses, typed_device
+        from foundation.cli.played_policy import PlayedPolicy
+        from foundation.cli.policy_table import show_policy
 
     parser = build_parser()
     args, tokens = parse_command(parser, argv, strict=False)

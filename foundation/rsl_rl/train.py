@@ -29,6 +29,7 @@ from foundation.cli.cli_args import (
     set_up_logging,
 )
 from foundation.cli.hydra_app import run_application
+from foundation.core.imports import many_imports
 from foundation.core.program import command_name
 
 
@@ -59,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str]) -> int:
     """Run one job and return its exit code."""
-    from foundation.cli.train_job import Job  # torch: --help does without it
+    with many_imports():
+        from foundation.cli.train_job import Job  # torch: --help does without it
 
     job = Job.choose_engine(build_parser(), argv)
     with job.launch() as session:
