@@ -6,6 +6,7 @@ comes first, then the file, then the config beside it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any
 
@@ -20,7 +21,7 @@ from foundation.checkpoints.reading.loading import (
     linear_layers,
 )
 from foundation.core.errors import UserError, suggest
-from foundation.core.text import shorten
+from foundation.core.text import quoted, shorten
 from foundation.policies.actor_critic import ActorCritic
 from foundation.policies.distribution import Beta, Deterministic, Gaussian, Heteroscedastic, ShapedActions
 from foundation.policies.info import PolicyInfo
@@ -100,7 +101,7 @@ def choose_distribution(
         log_std: Its logarithm, where there is one.
     """
     kind, options = source.agent.distribution(role)
-    bounds = _pair(options.get("std_range"), _STD_RANGE)
+    bounds = _bounds(options.get("std_range"), "std_range", source, _STD_RANGE)
     bounds = (max(bounds[0], 1e-6), bounds[1])
     given = std if std is not None else log_std
     if given is not None:
@@ -119,7 +120,8 @@ def choose_distribution(
     if name in ("heteroscedastic", "heteroscedastic_log", "beta") and num_out % 2:
         raise UserError(f"'{source.path}': a {name} policy has an even number of outputs; this one has {num_out}.")
     if name == "beta":
-        return Beta(_pair(source.given("action_range") or options.get("action_range"), (-1.0, 1.0)))
+        given_range = source.given("action_range") or options.get("action_range")
+        return Beta(_bounds(given_range, "action_range", source, (-1.0, 1.0)))
     if name == "heteroscedastic_log":
         return Heteroscedastic(True, bounds)
     if name == "heteroscedastic":
@@ -141,10 +143,16 @@ def _valid_without_deviation() -> str:
     return f"set distill.teacher.distribution to one of: {', '.join(valid)}"
 
 
-def _pair(value: object, default: tuple[float, float]) -> tuple[float, float]:
+def _bounds(value: object, name: str, source: Source, default: tuple[float, float]) -> tuple[float, float]:
+    """Return the bounds that the agent's config gives, or the default where it gives none."""
+    if value is None:
+        return default
     if isinstance(value, list | tuple) and len(value) == 2:
-        return float(value[0]), float(value[1])
-    return default
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            low, high = map(float, value)  # YAML has 1e-6 as text
+            if low < high:  # false with NaN
+                return low, high
+    raise UserError(f"'{source.agent.path}': {name} is {quoted(value)}: it must be [low, high] with low < high.")
 
 
 def gaussian(spread: torch.Tensor, num_actions: int, where: str) -> Gaussian:
