@@ -17,6 +17,7 @@ from foundation.tasks.quadrotor.env_cfg import (
     RewardsCfg,
     SceneCfg,
 )
+from foundation.tasks.quadrotor.quadrotor_env import QuadrotorEnv
 from foundation.tasks.quadrotor.sim.quadrotor import ROTORS
 from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
 
@@ -357,6 +358,21 @@ def test_the_step_compiles_as_one_graph_and_does_the_same(monkeypatch, vehicles)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["judge", "observe", "integrate"])
+def test_a_subclass_with_a_method_of_its_own_is_not_compiled(method):
+    """The compiled step is the built-in task's: another reward would be left out without a word."""
+    own = type("Own", (QuadcopterPointCtrlEnv,), {method: lambda self, *args: None})
+    with pytest.raises(UserError, match=f"Own has a {method} of its own: leave env.compile off"):
+        own(_cfg(compile=True))
+
+
+def test_a_task_that_names_no_terms_is_one_line():
+    """The names of reward terms and limits are needed before anything is logged."""
+    nameless = type("Nameless", (QuadrotorEnv,), dict.fromkeys(("lay_out", "judge", "observe", "solved_return")))
+    with pytest.raises(UserError, match="Nameless has no log_names: set LogNames"):
+        nameless(_cfg())
+
+
 def test_the_compiled_step_gives_the_eager_steps_numbers():
     """The real compiler's code gives the eager step's observations and rewards over 30 random steps.
 

@@ -65,6 +65,10 @@ class QuadrotorEnv(ABC):
                 ``seed``, ``vehicles`` and ``viewer``, beside what the task itself reads.
             render_mode: Kept for gymnasium.
         """
+        if not hasattr(self, "log_names"):
+            raise UserError(
+                f"{type(self).__name__} has no log_names: set LogNames(reward terms, limits, metric) in the class"
+            )
         self.cfg = cfg
         self.render_mode = render_mode
         self.num_envs = cfg.scene.num_envs

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 
+from foundation.core.errors import UserError
 from foundation.tasks.quadrotor import mdp
 from foundation.tasks.quadrotor.compiled_step import StepState, advance, step_settings
 from foundation.tasks.quadrotor.env_cfg import QuadcopterPointCtrlEnvCfg, check_cfg
@@ -44,9 +45,20 @@ class QuadcopterPointCtrlEnv(QuadrotorEnv):
         """Compile the step where asked to."""
         self._advance: Any = None
         if self.cfg.compile:
+            self._refuse_own_methods()
             self._advance = compile_rows(advance, self.device)
             self._constants = step_settings(
                 self.cfg, self.dynamics, self._limits, self._weights, self.max_episode_length
+            )
+
+    def _refuse_own_methods(self) -> None:
+        """Refuse to compile a subclass whose methods the compiled step would not call."""
+        names = ("judge", "observe", "integrate", "move_others", "begin_task", "task_metrics")
+        own = [name for name in names if getattr(type(self), name) is not getattr(QuadcopterPointCtrlEnv, name)]
+        if own:
+            raise UserError(
+                f"env.compile=true compiles the built-in task's step, and {type(self).__name__} has a {own[0]} of its "
+                "own: leave env.compile off"
             )
 
     def judge(self, state: torch.Tensor, action: torch.Tensor) -> Judgement:
