@@ -36,8 +36,8 @@ def choose_groups(
     """Fill in the observation groups that were not given.
 
     The student's are those of the agent's config. The teacher's are too, or else those it was trained on, or else what
-    the actor reads: the first of them whose size is the teacher's input size. A warning says where those that the
-    teacher's own config names are not taken: a size alone does not show that the numbers mean the same.
+    the actor reads: the first of them whose size is the teacher's input size. Where they are not those of the teacher's own
+    config, a warning names both: an equal size does not show that the numbers mean the same.
 
     Args:
         cfg: Its ``teacher.obs_groups`` and ``student.obs_groups`` are set where they are None.
@@ -105,7 +105,7 @@ def warn_without_effect(overrides: Overrides, cfg: DistillationCfg, env_cfg: Env
     Args:
         overrides: What was typed.
         cfg: The run's config, whose keys may be typed bare.
-        env_cfg: The environment's config; so may its.
+        env_cfg: The environment's config, whose keys may be typed bare too.
     """
     seeds = [item for item in overrides.scoped.get("env", []) if item.path == "seed" and item.value != cfg.seed]
     if seeds:
@@ -137,7 +137,7 @@ def size_student(cfg: DistillationCfg, overrides: Overrides) -> bool:
         overrides: What was typed.
 
     Returns:
-        Whether it has them now.
+        Whether the student has those sizes now.
     """
     typed = {item.path for item in [*overrides.scoped.get("distill", []), *overrides.bare]}
     if cfg.student.name != "mlp" or "student" in overrides.groups or "student.name" in typed:

@@ -113,7 +113,7 @@ class Curriculum:
 
 
 def _without(argv: Sequence[str], flags: dict[str, int]) -> list[str]:
-    """Leave flags out, with so many values behind each."""
+    """Return the arguments without some flags (flag -> number of its values) and without their values."""
     kept: list[str] = []
     skip = 0
     for word in argv:

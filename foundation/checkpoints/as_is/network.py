@@ -58,7 +58,7 @@ class ForeignNetwork(PolicyNetwork):
         self.memories = list(memories)
         self.num_obs = sum(self.inputs.values())
         self.num_parameters = 0
-        """Numbers in its weights."""
+        """Parameters in total."""
         self.batched = False
         """Whether the environments can be run in one batch."""
         self._sizes = [memory.initial.numel() for memory in self.memories]

@@ -25,9 +25,9 @@ from foundation.core.text import one_line
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _SECONDS = 5
 _BYTES_PER_SECOND = 20 << 20
-"""Time on the processor for a small file [s], and how fast the rest of a large one must be read at the least [B/s]."""
+"""CPU time allowed for a small file [s], and the least speed at which the rest of a large one must be read [B/s]."""
 _PATIENCE = 12
-"""Time on the clock for each second on the processor: the disk may be slow and other processes may run."""
+"""Wall-clock seconds allowed for each CPU second: the disk may be slow and other processes may run."""
 
 
 class Hdf5Process:
