@@ -36,8 +36,8 @@ def choose_groups(
     """Fill in the observation groups that were not given.
 
     The student's are those of the agent's config. The teacher's are too, or else those it was trained on, or else what
-    the actor reads: the first of them whose size is the teacher's input size. Where they are not those of the teacher's own
-    config, a warning names both: an equal size does not show that the numbers mean the same.
+    the actor reads: the first of them whose size is the teacher's input size. Where they are not those of the teacher's
+    own config, a warning names both: an equal size does not show that the numbers mean the same.
 
     Args:
         cfg: Its ``teacher.obs_groups`` and ``student.obs_groups`` are set where they are None.
