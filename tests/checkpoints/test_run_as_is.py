@@ -13,6 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from foundation.checkpoints.as_is import trial
 from foundation.core.errors import UserError
 from foundation.teachers import TeacherPolicyWrapper
 from foundation.teachers.ensemble import TeacherEnsemble
@@ -486,6 +487,66 @@ def test_what_cannot_be_run_is_one_line(module, says, tmp_path):
     with pytest.raises(UserError, match=says) as refusal:
         TeacherPolicyWrapper(path, run_as_is=True)
     assert "\n" not in str(refusal.value)
+
+
+class Endless(nn.Module):
+    """Never returns, whatever it observes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp(9, 8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Act."""
+        step = 0
+        while step >= 0:
+            step = 1 - step
+        return self.net(x)
+
+
+class Looped(nn.Module):
+    """Refines its action a number of times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp(9, 8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Act."""
+        action = self.net(x)
+        for _ in range(3):
+            action = action + 0.1 * torch.tanh(action)
+        return action
+
+
+def test_code_that_loops_for_ever_is_one_line(tmp_path, monkeypatch):
+    """A policy whose code does not end is named after the time that its first steps may take."""
+    monkeypatch.setattr(trial, "_SECONDS", 3.0)
+    path = scripted(Endless(), tmp_path / "policy.pt")
+    with pytest.raises(
+        UserError, match=r"has not ended its first steps after 3 s in PyTorch.*one step per call"
+    ) as refusal:
+        TeacherPolicyWrapper(path, run_as_is=True)
+    assert "\n" not in str(refusal.value)
+
+
+def test_code_that_crashes_its_process_is_one_line(tmp_path, monkeypatch):
+    """Long code is tried in another process: where that one dies of a signal, the signal is named.
+
+    30,000 statements do that to PyTorch's compiler, but it takes half a minute; here the process kills itself.
+    """
+    monkeypatch.setattr(trial, "_PLAIN_CODE", 10)
+    monkeypatch.setattr(trial, "_PROGRAM", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    path = scripted(Scaled(), tmp_path / "policy.pt")
+    with pytest.raises(UserError, match=r"crashes PyTorch in its first steps \(SIGSEGV\).*Export the policy again"):
+        TeacherPolicyWrapper(path, run_as_is=True)
+
+
+def test_code_that_loops_and_ends_is_run(tmp_path):
+    """A loop that ends is no reason to refuse a policy."""
+    module = Looped()
+    teacher = TeacherPolicyWrapper(scripted(module, tmp_path / "policy.pt"), run_as_is=True)
+    compare(teacher, module(OBS).detach())
 
 
 def test_a_size_that_is_given_is_checked(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from foundation.checkpoints.as_is.onnx_runtime import load_onnx
 from foundation.checkpoints.as_is.script import load_script
+from foundation.checkpoints.as_is.trial import try_in_child
 from foundation.checkpoints.onnx.file import is_onnx
 from foundation.checkpoints.reading.assembler import CHECKPOINT, finish
 from foundation.checkpoints.reading.loading import LoadedPolicy, Source, logger
@@ -31,9 +32,11 @@ def load_as_is(source: Source, head: bytes) -> LoadedPolicy:
         )
     if is_script(source.path, head):
         runtime = "TorchScript"
+        try_in_child(source.path, sizes, onnx=False)
         network = load_script(source.path, sizes)
     elif is_onnx(source.path, head):
         runtime = "onnxruntime, on the CPU"
+        try_in_child(source.path, sizes, onnx=True)
         network = load_onnx(source.path, sizes)
     else:
         raise UserError(
