@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from foundation.tasks.quadrotor import mdp
+from foundation.tasks.quadrotor.sim.rows import norm
 
 WEIGHTS = mdp.reward_weights(1.5, -1.0, -0.1, -1.0, -100.0, torch.float64, "cpu")
 
@@ -20,7 +21,7 @@ def test_reward_by_hand():
     """At (0.3, 0.4, 0) m, yawed 60 degrees, one motor changed by 0.2: 1.5 - 0.5 - 0.2 acos(0.5) - 0.2, and -100."""
     half = math.radians(30)
     terms = mdp.reward_terms(
-        _column(0.3, 0.4, 0.0),
+        norm(_column(0.3, 0.4, 0.0)),
         _column(math.cos(half), 0, 0, math.sin(half)),
         _column(0.6, 0.6, 0.6, 0.8),
         _column(0.6, 0.6, 0.6, 0.6),
@@ -35,7 +36,7 @@ def test_the_best_reward_is_the_alive_bonus():
     """Level, at the target, with a still command: exactly 1.5."""
     still = _column(0.6, 0.6, 0.6, 0.6)
     zero = torch.tensor([False])
-    terms = mdp.reward_terms(_column(0, 0, 0), _column(1, 0, 0, 0), still, still, zero, WEIGHTS)
+    terms = mdp.reward_terms(norm(_column(0, 0, 0)), _column(1, 0, 0, 0), still, still, zero, WEIGHTS)
     assert terms.sum().item() == 1.5
 
 
@@ -47,7 +48,7 @@ def test_smooth_reward_stays_near_the_reward_and_has_gradients_at_the_target():
     quaternion /= quaternion.norm(dim=0)
     action, before = torch.rand(2, 4, 100, generator=generator, dtype=torch.float64)
     alive = torch.zeros(100, dtype=torch.bool)
-    exact = mdp.reward_terms(position, quaternion, action, before, alive, WEIGHTS).sum(0)
+    exact = mdp.reward_terms(norm(position), quaternion, action, before, alive, WEIGHTS).sum(0)
     smooth = mdp.smooth_reward(position, quaternion, action, before, WEIGHTS)
     assert (exact - smooth).abs().max() < 0.25
     at_target = [

@@ -11,6 +11,7 @@ from foundation.tasks.pursuit.env_cfg import QuadcopterChaseEnvCfg, QuadcopterCh
 from foundation.tasks.pursuit.torch_env import PursuitEnv
 from foundation.tasks.quadrotor.episode_stats import LogNames
 from foundation.tasks.quadrotor.l2f_env import L2fPhysics
+from foundation.tasks.quadrotor.mdp import between
 
 __all__ = ["QuadcopterChaseEnv", "QuadcopterChaseEnvCfg", "QuadcopterChaseEnvCfg_PLAY", "QuadcopterChaseL2fEnv"]
 
@@ -49,8 +50,8 @@ class QuadcopterChaseEnv(PursuitEnv):
         """Draw each episode's curve, phase and kind; the vehicle's box is around the target's start."""
         target = self.cfg.target
         uniform = self.random_uniform(self.num_constants)
-        amplitude = mdp.between(uniform[AMPLITUDE], target.lissajous.amplitude)
-        pulse = mdp.between(uniform[PULSE], target.lissajous.frequency) * (2.0 * math.pi)
+        amplitude = between(uniform[AMPLITUDE], target.lissajous.amplitude)
+        pulse = between(uniform[PULSE], target.lissajous.frequency) * (2.0 * math.pi)
         phase = uniform[PHASE] * (2.0 * math.pi)
         random = uniform[RANDOM:] < target.langevin.share
         langevin = mdp.langevin_start(self.random_normal(6), target.langevin.speed, self._spring)

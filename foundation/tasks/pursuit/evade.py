@@ -9,6 +9,7 @@ from foundation.tasks.pursuit.env_cfg import QuadcopterEvadeEnvCfg, QuadcopterEv
 from foundation.tasks.pursuit.torch_env import PursuitEnv
 from foundation.tasks.quadrotor.episode_stats import LogNames
 from foundation.tasks.quadrotor.l2f_env import L2fPhysics
+from foundation.tasks.quadrotor.mdp import between, direction
 from foundation.tasks.quadrotor.sim.quadrotor import POSITION, VELOCITY
 
 __all__ = ["QuadcopterEvadeEnv", "QuadcopterEvadeEnvCfg", "QuadcopterEvadeEnvCfg_PLAY", "QuadcopterEvadeL2fEnv"]
@@ -38,9 +39,9 @@ class QuadcopterEvadeEnv(PursuitEnv):
         """Draw where each pursuer starts, at rest, and its greatest speed."""
         pursuer = self.cfg.pursuer
         uniform = self.random_uniform(4)
-        away = mdp.direction(uniform[:2]) * mdp.between(uniform[2], pursuer.start)
+        away = direction(uniform[:2]) * between(uniform[2], pursuer.start)
         start = self._table[:3] + away
-        return torch.cat([start, torch.zeros_like(start)]), mdp.between(uniform[3:], pursuer.speed)
+        return torch.cat([start, torch.zeros_like(start)]), between(uniform[3:], pursuer.speed)
 
     def move(self, state: torch.Tensor) -> torch.Tensor:
         """Move the pursuers by one step, towards where the vehicles will be."""

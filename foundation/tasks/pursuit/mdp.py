@@ -29,6 +29,7 @@ ROTATION_FIELDS: dict[str, int] = {"policy": 3, "deployable": 3}
 """Where each group has the rotation matrix, body to world, row by row: first column."""
 
 REWARD_TERMS = ("alive", "distance", "orientation", "action_rate", "termination")
+"""Names of the terms of ``mdp.reward_terms``, whose distance is that to the other body here."""
 LIMITS = mdp.TERMINATION_TERMS
 """The limits of the vehicle's own motion; each task adds one on the distance."""
 
@@ -76,45 +77,17 @@ def observations(
     return {"policy": policy, "deployable": policy[:, :DEPLOYABLE_SIZE]}
 
 
-def noise_scale(
+def noise_columns(
     position: float,
     orientation: float,
     velocity: float,
     body_rates: float,
     relative_position: float,
     relative_velocity: float,
-    device: torch.device | str,
-) -> torch.Tensor | None:
-    """Lay out the noise of ``deployable``, or None where it is all zero. Shape: (30,)."""
-    own = [position] * 3 + [orientation] * 9 + [velocity] * 3 + [body_rates] * 3 + [0.0] * 4
-    parts = own + [relative_position] * 3 + [relative_velocity] * 3 + [0.0] * len(TASKS)
-    return torch.tensor(parts, device=device) if any(parts) else None
-
-
-def reward_terms(
-    distance: torch.Tensor,
-    quaternion: torch.Tensor,
-    action: torch.Tensor,
-    previous_action: torch.Tensor,
-    terminated: torch.Tensor,
-    weights: torch.Tensor,
-) -> torch.Tensor:
-    """Compute the weighted terms of the reward, whose sum is the reward.
-
-    Args:
-        distance: To the other body after the step, capped where a task caps it [m]. Shape: (num_envs,).
-        quaternion: After the step. Shape: (4, num_envs).
-        action: The one applied in the step. Shape: (4, num_envs).
-        previous_action: The one before it. Shape: (4, num_envs).
-        terminated: Shape: (num_envs,).
-        weights: In the order of :data:`REWARD_TERMS`. Shape: (5, 1).
-
-    Returns:
-        Shape: (5, num_envs).
-    """
-    _, angle, change = mdp.deviations(quaternion[1:4], quaternion, action, previous_action)
-    rows = torch.stack([torch.ones_like(distance), distance, angle, change, terminated.to(distance.dtype)])
-    return rows * weights
+) -> list[float]:
+    """Return the standard deviation of the noise of each column of ``deployable``; the task's columns have none."""
+    own = mdp.noise_columns(position, orientation, velocity, body_rates)
+    return own + [relative_position] * 3 + [relative_velocity] * 3 + [0.0] * len(TASKS)
 
 
 # -- how the other body moves ------------------------------------------------------------------------------------------
@@ -210,17 +183,3 @@ def pursue(
     acceleration = acceleration * (max_acceleration / size.clamp(min=max_acceleration))
     after = other[3:] + dt * acceleration
     return torch.cat([other[:3] + dt * after, after])
-
-
-def direction(uniform: torch.Tensor) -> torch.Tensor:
-    """Turn uniform numbers into directions that are uniform on the sphere. Shape: (2, ...) -> (3, ...)."""
-    cosine = uniform[0] * 2.0 - 1.0
-    azimuth = uniform[1] * (2.0 * math.pi)
-    sine = (1.0 - cosine.square()).clamp(min=0.0).sqrt()
-    return torch.stack([sine * azimuth.cos(), sine * azimuth.sin(), cosine])
-
-
-def between(uniform: torch.Tensor, limits: tuple[float, float]) -> torch.Tensor:
-    """Map uniform numbers in [0, 1) to a range."""
-    low, high = limits
-    return uniform * (high - low) + low

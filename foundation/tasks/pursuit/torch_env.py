@@ -47,11 +47,11 @@ class PursuitEnv(QuadrotorEnv):
         )
         rows = [ones * limits.position, ones * limits.velocity, ones * limits.body_rate]
         weights = [getattr(cfg.rewards, name) for name in mdp.REWARD_TERMS]
-        noise = mdp.noise_scale(**vars(cfg.observation_noise.deployable), device=ones.device)
+        noise = vehicle_mdp.noise_scale(mdp.noise_columns(**vars(cfg.observation_noise.deployable)), ones.device)
         return TaskTensors(
             torch.stack(rows).repeat_interleave(3, 0),
             ranges,
-            torch.tensor(weights, dtype=ones.dtype, device=ones.device).unsqueeze(1),
+            vehicle_mdp.reward_weights(*weights, dtype=ones.dtype, device=ones.device),
             {} if noise is None else {"deployable": noise},
         )
 
@@ -122,7 +122,7 @@ class PursuitEnv(QuadrotorEnv):
         limits = vehicle_mdp.terminations(state[:9], self._limits)
         exceeded = torch.cat([limits, self.is_over(distance).unsqueeze(0)])
         terminated = exceeded.any(0)
-        terms = mdp.reward_terms(
+        terms = vehicle_mdp.reward_terms(
             self.worth(distance), state[QUATERNION], action, self._action, terminated, self._weights
         )
         return Judgement(terms, exceeded, terminated, distance)

@@ -12,7 +12,7 @@ import torch
 
 from foundation.tasks.quadrotor import mdp
 from foundation.tasks.quadrotor.sim.quadrotor import QuadrotorDynamics, RowParams, row_params, step_rows
-from foundation.tasks.quadrotor.sim.rows import Rows
+from foundation.tasks.quadrotor.sim.rows import Rows, norm
 
 
 class StepSettings(NamedTuple):
@@ -105,8 +105,8 @@ def advance(
     state = _integrate(settings, before, action)
     exceeded = _exceeded(state, settings.limits.unbind())
     terminated = exceeded[0] | exceeded[1] | exceeded[2]
-    distance, angle, change = mdp.deviations(state[:3], state[9:13], action, previous)
-    parts = [torch.ones_like(distance), distance, angle, change, terminated.to(distance.dtype)]
+    distance = norm(state[:3])
+    parts = mdp.reward_parts(distance, state[9:13], action, previous, terminated)
     terms = [weight * part for weight, part in zip(settings.weights, parts, strict=True)]
     reward = terms[0] + terms[1] + terms[2] + terms[3] + terms[4]
     length = before.length + 1

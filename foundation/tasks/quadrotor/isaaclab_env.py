@@ -37,6 +37,7 @@ from foundation.tasks.quadrotor.env_cfg import InitCfg, ObservationNoiseCfg, Rew
 from foundation.tasks.quadrotor.episode_stats import EpisodeStats
 from foundation.tasks.quadrotor.rotor_wrench import RotorWrench
 from foundation.tasks.quadrotor.settings import assign_vehicles, task_tensors
+from foundation.tasks.quadrotor.sim.rows import norm
 from foundation.tasks.quadrotor.sim.vehicles import vehicle_names
 
 _USD = Path(__file__).parents[2] / "assets" / "quadrotor.usda"
@@ -221,10 +222,10 @@ class QuadcopterPointCtrlIsaacEnv(DirectRLEnv):
         return mdp.solved_return(self.cfg.rewards.alive, self.max_episode_length)
 
     def _get_rewards(self) -> torch.Tensor:
+        distance = norm(self._position)
         terms = mdp.reward_terms(
-            self._position, self._quaternion, self._action, self._previous, self.reset_terminated, self._weights
+            distance, self._quaternion, self._action, self._previous, self.reset_terminated, self._weights
         )
-        distance = torch.linalg.vector_norm(self._position, dim=0)
         metrics = self._stats.add(terms, distance, self._exceeded, self.reset_time_outs, self.reset_buf)
         self.extras["episode_metrics"] = metrics
         self.extras["log"] = self._stats.log

@@ -74,12 +74,14 @@ def motor_commands(rotor_speeds: Vector) -> Vector:
     return [speed * 2.0 - 1.0 for speed in rotor_speeds]
 
 
-def noise_scale(
-    position: float, orientation: float, velocity: float, body_rates: float, device: torch.device | str
-) -> torch.Tensor | None:
-    """Lay out the noise of a 22-column group, or None where it is all zero. Shape: (22,)."""
-    parts = [position] * 3 + [orientation] * 9 + [velocity] * 3 + [body_rates] * 3 + [0.0] * 4
-    return torch.tensor(parts, device=device) if any(parts) else None
+def noise_columns(position: float, orientation: float, velocity: float, body_rates: float) -> list[float]:
+    """Return the standard deviation of the noise of each column of ``deployable``; previous actions have none."""
+    return [position] * 3 + [orientation] * 9 + [velocity] * 3 + [body_rates] * 3 + [0.0] * 4
+
+
+def noise_scale(stds: Sequence[float], device: torch.device | str) -> torch.Tensor | None:
+    """Return the noise of a group's columns as a tensor, shape (num_columns,), or None where it is all zero."""
+    return torch.tensor(stds, device=device) if any(stds) else None
 
 
 def reward_weights(
@@ -106,36 +108,52 @@ def solved_return(alive: float, max_episode_length: int) -> float:
     return 0.8 * alive * max_episode_length
 
 
-def deviations(
-    position: Vector, quaternion: Vector, action: Vector, previous_action: Vector, softness: float = 0.0
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Compute what the reward is made of: the distance, the yaw-like angle ``2 acos(1 - |q_z|)``, the change of action.
+def angle_and_change(
+    quaternion: Vector, action: Vector, previous_action: Vector, softness: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the yaw-like angle ``2 acos(1 - |q_z|)`` and the size of the change of action.
 
     Args:
-        position: Relative to the target [m]. 3 components.
         quaternion: 4 components.
         action: The one applied in the step. 4 components.
         previous_action: The one before it. 4 components.
-        softness: 0 for the exact terms. Otherwise the terms have finite gradients everywhere: norms as
-            :func:`~foundation.tasks.quadrotor.sim.rows.norm` softens them, and the angle becomes its expansion
+        softness: 0 for the exact values. Otherwise both have finite gradients everywhere: the change as
+            :func:`~foundation.tasks.quadrotor.sim.rows.norm` softens it, and the angle becomes its expansion
             ``sqrt(8 |q_z|)`` with the same softening. At the target, where a tenth of the episodes start, the exact
-            terms have no gradient or an infinite one.
+            values have no gradient or an infinite one.
 
     Returns:
-        Distance [m], angle [rad] and change of the action, each of shape (num_envs,).
+        Angle [rad] and change of the action, each of shape (num_envs,).
     """
-    distance = norm(position, softness)
     change = norm(difference(action, previous_action), softness)
     if softness == 0.0:
-        angle = (1.0 - quaternion[3].abs()).acos() * 2.0
-    else:
-        softened = (quaternion[3].square() + softness * softness).sqrt()
-        angle = (8.0 * softened).sqrt() - math.sqrt(8.0 * softness)
-    return distance, angle, change
+        return (1.0 - quaternion[3].abs()).acos() * 2.0, change
+    softened = (quaternion[3].square() + softness * softness).sqrt()
+    return (8.0 * softened).sqrt() - math.sqrt(8.0 * softness), change
+
+
+def reward_parts(
+    distance: torch.Tensor,
+    quaternion: Vector,
+    action: Vector,
+    previous_action: Vector,
+    terminated: torch.Tensor,
+) -> list[torch.Tensor]:
+    """Compute what the reward weighs, in the order of :data:`REWARD_TERMS`: five tensors of shape (num_envs,).
+
+    Args:
+        distance: To the target, or to what a task follows or avoids, after the step [m]. Shape: (num_envs,).
+        quaternion: After the step. 4 components.
+        action: The one applied in the step. 4 components.
+        previous_action: The one before it. 4 components.
+        terminated: Shape: (num_envs,).
+    """
+    angle, change = angle_and_change(quaternion, action, previous_action)
+    return [torch.ones_like(distance), distance, angle, change, terminated.to(distance.dtype)]
 
 
 def reward_terms(
-    position: torch.Tensor,
+    distance: torch.Tensor,
     quaternion: torch.Tensor,
     action: torch.Tensor,
     previous_action: torch.Tensor,
@@ -145,7 +163,7 @@ def reward_terms(
     """Compute the weighted terms of the reward, whose sum is the reward.
 
     Args:
-        position: After the step [m]. Shape: (3, num_envs).
+        distance: To the target, or to what a task follows or avoids, after the step [m]. Shape: (num_envs,).
         quaternion: After the step. Shape: (4, num_envs).
         action: The one applied in the step. Shape: (4, num_envs).
         previous_action: The one before it. Shape: (4, num_envs).
@@ -155,9 +173,7 @@ def reward_terms(
     Returns:
         Shape: (5, num_envs).
     """
-    distance, angle, change = deviations(position, quaternion, action, previous_action)
-    rows = torch.stack([torch.ones_like(distance), distance, angle, change, terminated.to(distance.dtype)])
-    return rows * weights
+    return torch.stack(reward_parts(distance, quaternion, action, previous_action, terminated)) * weights
 
 
 def smooth_reward(
@@ -178,12 +194,13 @@ def smooth_reward(
         action: 4 components.
         previous_action: 4 components.
         weights: From :func:`reward_weights`, or as five numbers.
-        softness: Where the softening begins, in the units of each term (see :func:`deviations`).
+        softness: Where the softening begins, in the units of each term (see :func:`angle_and_change`).
 
     Returns:
         Shape: (num_envs,).
     """
-    distance, angle, change = deviations(position, quaternion, action, previous_action, softness)
+    distance = norm(position, softness)
+    angle, change = angle_and_change(quaternion, action, previous_action, softness)
     return weights[0] + weights[1] * distance + weights[2] * angle + weights[3] * change
 
 
@@ -217,6 +234,20 @@ class InitialRanges(NamedTuple):
     """Fraction of the episodes."""
 
 
+def direction(uniform: torch.Tensor) -> torch.Tensor:
+    """Turn uniform numbers into directions that are uniform on the sphere. Shape: (2, ...) -> (3, ...)."""
+    cosine = uniform[0] * 2.0 - 1.0
+    azimuth = uniform[1] * (2.0 * math.pi)
+    sine = (1.0 - cosine.square()).clamp(min=0.0).sqrt()
+    return torch.stack([sine * azimuth.cos(), sine * azimuth.sin(), cosine])
+
+
+def between(uniform: torch.Tensor, limits: tuple[float, float]) -> torch.Tensor:
+    """Map uniform numbers in [0, 1) to a range."""
+    low, high = limits
+    return uniform * (high - low) + low
+
+
 NUM_UNIFORM = 3 + 3 + 1 + 4
 """Uniform numbers that :func:`initial_states` takes: position, rotation, at-target, rotors (and 6 for velocities)."""
 
@@ -237,16 +268,12 @@ def initial_states(uniform: torch.Tensor, ranges: InitialRanges) -> torch.Tensor
         Position (3), velocity (3), body rates (3), quaternion (4), rotor speeds (4). Shape: (17, ..., num_envs).
     """
     position = (uniform[0:3] * 2.0 - 1.0) * ranges.position
-    cosine = uniform[3] * 2.0 - 1.0
-    azimuth = uniform[4] * (2.0 * math.pi)
-    sine = (1.0 - cosine.square()).clamp(min=0.0).sqrt()
+    axis = direction(uniform[3:5])
     half = uniform[5] * (0.5 * ranges.max_angle)
-    axis = torch.stack([sine * azimuth.cos(), sine * azimuth.sin(), cosine])
     away = (uniform[6] >= ranges.at_target).to(uniform.dtype)
     half = half * away
     quaternion = torch.cat([half.cos().unsqueeze(0), axis * half.sin()])
-    low, high = ranges.rotor_speed
-    rotors = uniform[7:11] * (high - low) + low
+    rotors = between(uniform[7:11], ranges.rotor_speed)
     if uniform.shape[0] == NUM_UNIFORM:
         motion = torch.zeros_like(uniform[:6])
     else:

@@ -65,7 +65,7 @@ def task_tensors(cfg: Any, vehicles: VehicleParams) -> TaskTensors:
         at_target=init.at_target,
     )
     parts = {"deployable": cfg.observation_noise.deployable, "l2f": cfg.observation_noise.l2f}
-    scales = {group: mdp.noise_scale(**vars(part), device=mass.device) for group, part in parts.items()}
+    scales = {group: mdp.noise_scale(mdp.noise_columns(**vars(part)), mass.device) for group, part in parts.items()}
     return TaskTensors(
         torch.stack(rows).repeat_interleave(3, 0),
         ranges,

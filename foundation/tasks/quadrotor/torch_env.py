@@ -15,7 +15,7 @@ from foundation.tasks.quadrotor.episode_stats import POINT_CTRL
 from foundation.tasks.quadrotor.quadrotor_env import Judgement, QuadrotorEnv
 from foundation.tasks.quadrotor.settings import TaskTensors, task_tensors
 from foundation.tasks.quadrotor.sim.quadrotor import BODY_RATES, POSITION, QUATERNION, ROTORS, VELOCITY
-from foundation.tasks.quadrotor.sim.rows import compile_rows
+from foundation.tasks.quadrotor.sim.rows import compile_rows, norm
 from foundation.tasks.quadrotor.sim.vehicles import VehicleParams
 
 __all__ = ["QuadcopterPointCtrlEnv", "QuadcopterPointCtrlEnvCfg"]
@@ -65,8 +65,9 @@ class QuadcopterPointCtrlEnv(QuadrotorEnv):
         """Compute reward, terminations and distance to the target after a step."""
         exceeded = mdp.terminations(state[:9], self._limits)
         terminated = exceeded.any(0)
-        terms = mdp.reward_terms(state[POSITION], state[QUATERNION], action, self._action, terminated, self._weights)
-        return Judgement(terms, exceeded, terminated, state[POSITION].square().sum(0).sqrt())
+        distance = norm(state[POSITION])
+        terms = mdp.reward_terms(distance, state[QUATERNION], action, self._action, terminated, self._weights)
+        return Judgement(terms, exceeded, terminated, distance)
 
     def observe(self) -> dict[str, torch.Tensor]:
         """Build the observation groups of the current state."""

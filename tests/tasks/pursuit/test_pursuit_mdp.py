@@ -9,6 +9,7 @@ import torch
 
 from foundation.tasks.pursuit import mdp
 from foundation.tasks.pursuit.layout import make_layout
+from foundation.tasks.quadrotor import mdp as vehicle_mdp
 
 
 def _column(*values: float) -> torch.Tensor:
@@ -18,7 +19,7 @@ def _column(*values: float) -> torch.Tensor:
 def test_reward_by_hand():
     """0.5 m apart, yawed 60 degrees, one motor changed by 0.2, ended: each term is its weight times its quantity."""
     half = math.radians(30)
-    terms = mdp.reward_terms(
+    terms = vehicle_mdp.reward_terms(
         torch.tensor([0.5], dtype=torch.float64),
         _column(math.cos(half), 0, 0, math.sin(half)),
         _column(0.6, 0.6, 0.6, 0.8),
@@ -122,7 +123,7 @@ def test_a_pursuer_respects_its_bounds_and_arrives():
 def test_directions_are_uniform_on_the_sphere():
     """Unit length; each component has mean 0 and variance 1/3."""
     uniform = torch.rand(2, 100_000, generator=torch.Generator().manual_seed(3))
-    drawn = mdp.direction(uniform)
+    drawn = vehicle_mdp.direction(uniform)
     torch.testing.assert_close(drawn.norm(dim=0), torch.ones(100_000))
     assert drawn.mean(1).abs().max() < 0.01
     assert drawn.var(1).tolist() == pytest.approx([1 / 3] * 3, abs=0.005)
