@@ -1,4 +1,4 @@
-"""Fine-tuning by PPO: a distilled policy, or any other, goes on learning without forgetting."""
+"""The runner of fine-tuning: PPO on a distilled policy, or any other, with terms that keep it from forgetting."""
 
 from __future__ import annotations
 
@@ -14,16 +14,11 @@ import foundation
 from foundation.config.finetune_cfg import FinetuneCfg
 from foundation.config.plain import to_plain
 from foundation.core.errors import UserError, reading
-from foundation.engines.base import EnvCapabilities, MakeEvalEnv, VecEnv
+from foundation.engines.base import MakeEvalEnv, VecEnv
 from foundation.learning.learner import LearningStats
 from foundation.policies.actors import Actor, PolicyActor
-from foundation.policies.obs_groups import ObsSelector, teacher_selector
-from foundation.ppo.actor import DEFAULT_STD, StartPolicy, fresh_actor, load_start, set_std, std_of_entropy
-from foundation.ppo.consolidation import Consolidation, fisher_diagonal
-from foundation.ppo.critic import ValueFunction
+from foundation.ppo.finetune_setup import FinetuneSetup
 from foundation.ppo.ppo import Ppo, Transitions
-from foundation.ppo.replay import Replay
-from foundation.ppo.retention import FrozenTeacher, Retention, distillation_terms
 from foundation.ppo.rollout import RolloutCollector
 from foundation.ppo.settings import AgentSettings
 from foundation.rollout.episodes import CollectionStats, EvaluationResult
@@ -35,29 +30,26 @@ from foundation.runs.report import LineReporter
 from foundation.runs.run_dir import RunDir
 from foundation.runs.run_state import BEST, RunCheckpoint, SavedState, load_latest
 from foundation.students import make_student
-from foundation.students.base import Student
-from foundation.teachers import TeacherPolicyWrapper
 
 log = logging.getLogger(__name__)
 
 START = "start_student.pt"
-"""The policy as the run found it, with the deviation that it began with; the run's own first teacher."""
+"""The policy before the first iteration, with its initial standard deviation."""
 OWN_TEACHER = "start"
-"""Name of that teacher."""
-WARMUP = 10
-"""Iterations in which a fresh critic learns alone, where an actor is there that it could spoil."""
+"""Name of the teacher that is a frozen copy of that policy, where the user names none."""
 RECENT_EPISODES = 100
-"""Training episodes whose mean return is the measure where no second environment can exist."""
+"""Training episodes whose mean return stands in for an evaluation where no second environment can exist."""
 
 
 @dataclass
 class FinetuneState(SavedState):
-    """Everything that a fine-tuning run goes on from, but for the policy and its optimiser."""
+    """State that a fine-tuning run resumes from, beside the policy and its optimiser."""
 
     key: ClassVar[str] = "finetune_state"
     epoch: int
-    """Iterations that have ended."""
+    """Finished iterations."""
     env_steps: int
+    """Transitions collected so far, over all environments."""
     num_envs: int
     critic_state_dict: dict[str, Any]
     ppo_learning_rate: float
@@ -85,7 +77,7 @@ class Collected:
 
 
 class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
-    """PPO on a policy that is there, or on a fresh one beside teachers.
+    """Trains a policy by PPO: one read from a checkpoint, or a fresh one that teachers guide.
 
     Args:
         env: The environment to collect in.
@@ -93,7 +85,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         agent: What the task's agent config says.
         run_dir: Where checkpoints and the summary go.
         make_eval_env: Builds a second environment; None where a process can hold only one.
-        writer: Takes scalars; None writes none.
+        writer: Where scalars are logged. None: nowhere.
         interrupted: Returns the reason to stop, or a false value.
 
     Raises:
@@ -124,11 +116,13 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         self._eval_envs: dict[int, VecEnv] = {}
         self.frozen_here: list[str] = []
         """Names of the teachers that :meth:`set_teacher` has made."""
-        self._make_actor()
-        self._refuse_discrete_task()
-        teachers = self._load_teachers()
-        self._choose_std(teachers)
-        self._make_critic(teachers)
+        setup = FinetuneSetup(env, cfg, agent, self.context.device)
+        self.student = setup.student
+        self.student_obs = setup.student_obs
+        self.fits_normalizer = setup.fits_normalizer
+        self.critic = setup.critic
+        self.critic_obs = setup.critic_obs
+        self.warmup = setup.warmup
         self.ppo = Ppo(self.student, self.critic, agent.algorithm, agent.min_std)
         self.collector = RolloutCollector(
             env,
@@ -139,164 +133,31 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
             random_starts=cfg.random_episode_starts,
             seed=self.context.seed,
         )
-        self._make_retention(teachers)
-
-    # -- construction -------------------------------------------------------------------------------------------
-
-    def _make_actor(self) -> None:
-        """Read the policy to start from, or build one, and choose its observations."""
-        cfg = self.cfg
-        obs = self.env.get_observations()
-        start: StartPolicy | None = None
-        groups = cfg.actor.obs_groups
-        columns = cfg.actor.obs_slice
-        if cfg.checkpoint is not None:
-            start = load_start(cfg.checkpoint)
-            groups = groups or start.info.obs_groups
-            columns = columns or start.info.obs_slice
-        self.student_obs = ObsSelector(groups or self.agent.actor_groups, columns)
-        wanted = None if start is None else start.student.num_obs
-        num_obs = self.student_obs.check(obs, "policy", wanted, key="finetune.actor.obs_groups")
-        actor = fresh_actor(cfg.student, num_obs, self.env.num_actions) if start is None else start.student
-        if actor.num_actions != self.env.num_actions:
-            raise UserError(
-                f"'{cfg.checkpoint}' has {actor.num_actions} actions but the task '{cfg.task}' takes "
-                f"{self.env.num_actions}: it was trained on another task"
-            )
-        self.student: Student = actor.to(self.context.device)
-        self._has_std = start is not None and start.had_std
-        self.fits_normalizer = start is None and cfg.student.obs_normalization
-        """Whether the actor's normaliser follows the rollouts; one that came with trained weights is kept."""
-
-    def _refuse_discrete_task(self) -> None:
-        if EnvCapabilities.of(self.env).action_choices is not None:
-            raise UserError(f"the task '{self.cfg.task}' takes discrete actions; fine-tuning needs continuous ones")
-
-    def _load_teachers(self) -> dict[str, TeacherPolicyWrapper]:
-        """Read the teachers that were named."""
-        cfg = self.cfg.teacher
-        device = self.context.device
-        teachers = {}
-        for name, path in self.cfg.teacher_checkpoints().items():
-            teacher = TeacherPolicyWrapper(path, device, activation=cfg.activation)
-            if teacher.num_choices is not None or teacher.num_actions != self.student.num_actions:
-                raise UserError(
-                    f"teacher '{path}' gives {teacher.num_actions} actions and the policy {self.student.num_actions}: "
-                    "they must be of the same task's actions, continuous ones"
-                )
-            teachers[name] = teacher
-        return teachers
-
-    def _selector_of(self, name: str, teacher: TeacherPolicyWrapper) -> ObsSelector:
-        """Choose a teacher's observations: as asked for, or those of its size that it, the task or the actor names."""
-        cfg = self.cfg.teacher
-        obs = self.env.get_observations()
-        columns = cfg.obs_slice or teacher.obs_slice
-        asked = cfg.groups.get(name) or cfg.obs_groups
-        candidates = [teacher.obs_groups, self.agent.actor_groups, list(self.student_obs.groups)]
-        named = [list(groups) for groups in candidates if groups]
-        for groups in [] if asked else named:
-            selector = teacher_selector(teacher, obs, groups, columns)
-            try:
-                selector.check(obs, "teacher", teacher.num_obs)
-            except UserError:
-                continue
-            return selector
-        selector = teacher_selector(teacher, obs, asked or named[0], columns)
-        selector.check(obs, "teacher", teacher.num_obs, key=f"finetune.teacher.groups.{name}")
-        return selector
-
-    @torch.no_grad()
-    def _choose_std(self, teachers: dict[str, TeacherPolicyWrapper]) -> None:
-        """Set the deviation that the actions begin with."""
-        cfg = self.cfg.actor
-        student = self.student
-        if cfg.init_std is not None:
-            set_std(student, cfg.init_std)
-            why = "--init_std"
-        elif cfg.init_entropy is not None:
-            set_std(student, std_of_entropy(cfg.init_entropy, student.num_actions))
-            why = "finetune.actor.init_entropy"
-        elif self._has_std:
-            return
-        elif with_std := next(((name, t) for name, t in teachers.items() if t.has_std), None):
-            name, teacher = with_std
-            selected = self._selector_of(name, teacher)(self.env.get_observations())
-            std = teacher.step(selected)[0].std
-            assert std is not None
-            set_std(student, std.mean(dim=0).clamp_min(self.agent.min_std))
-            why = f"that of {name} on the first states"
-        else:
-            set_std(student, max(DEFAULT_STD, self.agent.min_std))
-            why = "the policy had none; --init_std sets it"
-        obs = self.student_obs(self.env.get_observations())
-        std = self.student.step(obs)[0].std
-        assert std is not None
-        log.info("Deviation of the actions at the start: %.3f (%s)", float(std.mean()), why)
-
-    def _make_critic(self, teachers: dict[str, TeacherPolicyWrapper]) -> None:
-        cfg = self.cfg.critic
-        obs = self.env.get_observations()
-        if cfg.init == "teacher":
-            name, teacher = next(iter(teachers.items()))
-            self.critic_obs = self._selector_of(name, teacher)
-            critic = ValueFunction.of_teacher(teacher)
-            self.critic_obs.check(obs, "critic", critic.num_obs, key="finetune.critic.obs_groups")
-        else:
-            groups = cfg.obs_groups or self.agent.critic_groups or list(self.student_obs.groups)
-            self.critic_obs = ObsSelector(groups)
-            num_obs = self.critic_obs.check(obs, "critic", key="finetune.critic.obs_groups")
-            critic = ValueFunction.fresh(
-                num_obs,
-                self.agent.critic_dims if cfg.hidden_dims is None else cfg.hidden_dims,
-                cfg.activation or self.agent.critic_activation,
-                cfg.obs_normalization,
-            )
-        self.critic = critic.to(self.context.device)
-        warmup = cfg.warmup_iterations
-        if warmup is None:
-            warmup = WARMUP if cfg.init == "fresh" and self.cfg.checkpoint is not None else 0
-            warmup = min(warmup, self.cfg.max_iterations - 1)
-        self.warmup = warmup
-
-    def _make_retention(self, teachers: dict[str, TeacherPolicyWrapper]) -> None:
-        cfg = self.cfg
-        frozen = []
-        for name, teacher in teachers.items() if cfg.wants_teacher() else ():
-            weight = cfg.teacher.weights.get(name, 1.0)
-            frozen.append(FrozenTeacher(name, teacher, self._selector_of(name, teacher), weight, cfg.teacher.std))
-        replay = None
-        if cfg.replay.dataset is not None:
-            replay = Replay(cfg, self.student, distillation_terms(cfg), self.context.device)
-        consolidation = None
-        if cfg.ewc.coef > 0.0 and replay is not None:
-            fisher = fisher_diagonal(self.student, replay, cfg.ewc.samples, self.context.seed)
-            consolidation = Consolidation(self.student, fisher)
-        actor_iterations = max(1, cfg.max_iterations - self.warmup)
-        bound = self.agent.clip_actions
-        self.retention = Retention(cfg, frozen, actor_iterations, bound, replay, consolidation)
-        if cfg.wants_teacher() and not frozen:
+        self.retention = setup.make_retention(self.context.seed)
+        if cfg.wants_teacher() and not self.retention.teachers:
             self.set_teacher(OWN_TEACHER)
             log.info("The policy that the run starts from is its own frozen teacher ('%s')", OWN_TEACHER)
         self.retention.check()
 
-    def set_teacher(self, name: str) -> None:
-        """Freeze the policy as it is now as a teacher of what follows, such as the next stage.
+    # -- teachers of its own ------------------------------------------------------------------------------------
 
-        It is written to the run's folder as ``<name>_student.pt``, from where a run that is resumed reads it.
+    def set_teacher(self, name: str) -> None:
+        """Add a frozen copy of the current policy to the teachers, such as for the next stage.
+
+        The copy is saved in the run's folder as ``<name>_student.pt``; a resumed run reads it from there.
 
         Args:
             name: The teacher's name; one of the same name is replaced.
         """
         self.retention.set_teacher(name, self.student, self.student_obs)
         self.frozen_here = [*(other for other in self.frozen_here if other != name), name]
-        if name != OWN_TEACHER:  # the start is written when the run begins
+        if name != OWN_TEACHER:  # START is saved when the run begins
             self.run_dir.save_checkpoint(f"{name}_student.pt", self.student_checkpoint(self.epoch - 1))
 
     # -- the beginning ------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Show what is about to run; measure and keep the policy as it is at the start."""
+        """Show what is about to run; measure the policy before the first iteration, and save it."""
         student = self.student
         kind = student.cfg.name
         critic = "the teacher's own" if self.cfg.critic.init == "teacher" else "fresh"
@@ -313,7 +174,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         if self.epoch == 0 and not self.evaluations:
             self.run_dir.save_checkpoint(START, self.student_checkpoint(-1))
             if self._make_eval_env is not None:
-                self._judge(self._measure(PolicyActor(student, self.student_obs)).summary(), -1)
+                self._record(self._measure(PolicyActor(student, self.student_obs)).summary(), -1)
                 self.reporter.line(f"At the start - Mean return: {self.best_return:.2f}")
             self.save_latest()
 
@@ -358,18 +219,18 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
                 return None
             evaluation = {"mean_return": sum(self._recent) / len(self._recent)}
         elif not self._actor_learns(epoch) and not last:
-            return None  # the actor is what it was at the start
+            return None  # during the warm-up the actor does not change
         else:
             with self.stopwatch.stage("evaluation"):
                 evaluation = self._measure(PolicyActor(self.student, self.student_obs)).summary()
-        self._judge(evaluation, epoch)
+        self._record(evaluation, epoch)
         return evaluation
 
     def _actor_learns(self, epoch: int) -> bool:
         return epoch >= self.warmup
 
-    def _judge(self, evaluation: dict[str, float], epoch: int) -> None:
-        """Note an evaluation, and keep the policy if no other was better."""
+    def _record(self, evaluation: dict[str, float], epoch: int) -> None:
+        """Record an evaluation, and save the policy if it is the best so far."""
         value = evaluation["mean_return"]
         self.evaluations.append([float(epoch + 1), value])
         if value > self.best_return:
@@ -418,7 +279,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         title = f"Iteration {epoch + 1}/{self.cfg.max_iterations}{phase}"
         self.reporter.show_epoch(epoch + 1, title, parts, evaluation is not None)
 
-    # -- saving and going on --------------------------------------------------------------------------------------
+    # -- saving and resuming --------------------------------------------------------------------------------------
 
     def student_checkpoint(self, epoch: int, evaluation: dict[str, float] | None = None) -> dict[str, Any]:
         """Return what rebuilds the policy, in the format of a distilled student."""
@@ -440,7 +301,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         }
 
     def state(self) -> FinetuneState:
-        """Return everything but the policy and its optimiser."""
+        """Return what a resumed run needs beside the policy and its optimiser."""
         device = self.context.device
         return FinetuneState(
             epoch=self.epoch,
@@ -458,10 +319,10 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         )
 
     def resume(self, checkpoint: RunCheckpoint[FinetuneState] | None = None) -> str:
-        """Go on from a checkpoint of this run (None: the newest), or begin if there is none yet.
+        """Resume from a checkpoint of this run (None: the newest), or begin if there is none yet.
 
         Returns:
-            "" if the run goes on exactly, else why not.
+            "" if the run resumes exactly, else why it does not.
         """
         checkpoint = load_latest(self.run_dir, FinetuneState) if checkpoint is None else checkpoint
         if checkpoint is None:
@@ -504,7 +365,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         return "this engine cannot restore its environments"
 
     def _restore_teacher(self, name: str) -> None:
-        """Read a teacher that this run froze."""
+        """Read a teacher that :meth:`set_teacher` saved."""
         saved = self.run_dir.load_checkpoint(f"{name}_student.pt", map_location=str(self.context.device))
         frozen = make_student(self.student.cfg, self.student.num_obs, self.student.num_actions)
         frozen.load_state_dict(saved["model_state_dict"])
@@ -512,7 +373,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         self.frozen_here = [*(other for other in self.frozen_here if other != name), name]
 
     def _restore_best(self, values: dict[str, Any]) -> None:
-        """Take the best return so far: the best policy may be newer than the checkpoint, and is not to be lost."""
+        """Restore the best return so far. BEST may be newer than the checkpoint: no worse policy may replace it."""
         known = [values]
         if (self.run_dir.path / BEST).exists():
             known.append(self.run_dir.load_checkpoint(BEST))
@@ -525,13 +386,13 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
     # -- the end ------------------------------------------------------------------------------------------------
 
     def finish(self) -> dict[str, Any]:
-        """Save the last policy, measure the best one beside that of the start on fresh seeds, write the summary."""
+        """Save the last policy, measure the first, best and last one on fresh seeds, and write the summary."""
         self.run_dir.save_checkpoint("final_student.pt", self.student_checkpoint(self.epoch - 1))
         summary: dict[str, Any] = {
             "task": self.cfg.task,
             "checkpoint": self.cfg.checkpoint,
             "best_iteration": self.best_epoch + 1,
-            **_course(self.evaluations),
+            **_evaluation_history(self.evaluations),
             "iterations": self.epoch,
             "critic_warmup_iterations": self.warmup,
             "env_steps": self.env_steps,
@@ -540,11 +401,11 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
             summary |= self._measure_at_the_end()
         summary |= {"wall_seconds": self.stopwatch.wall, "cpu_seconds": self.stopwatch.cpu}
         self.run_dir.write_summary(summary)
-        self._say_end(summary)
+        self._show_end(summary)
         return summary
 
     def _measure_at_the_end(self) -> dict[str, Any]:
-        """Measure the policies of the start, of the end and the best one on the same fresh episodes."""
+        """Measure the first, the best and the last policy on the same fresh episodes."""
         episodes = self.cfg.final_eval_episodes
         figures = {}
         last = {name: value.clone() for name, value in self.student.state_dict().items()}
@@ -566,7 +427,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
             **figures,
         }
 
-    def _say_end(self, summary: dict[str, Any]) -> None:
+    def _show_end(self, summary: dict[str, Any]) -> None:
         path = self.run_dir.path / BEST
         if "start_return" not in summary:
             self.reporter.line(f"Best policy (iteration {summary['best_iteration']}): {path}")
@@ -587,11 +448,11 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
 
 
 _SHOWN = ("surrogate", "value", "kl", "distillation", "teacher_kl", "replay", "ewc")
-"""Losses on the console."""
+"""Losses that the console shows, by their names in TensorBoard."""
 
 
-def _course(evaluations: list[list[float]]) -> dict[str, Any]:
-    """Return the evaluations, and how low they fell."""
+def _evaluation_history(evaluations: list[list[float]]) -> dict[str, Any]:
+    """Return the summary's entries about the evaluations: all of them, and the lowest, alone and over the first."""
     if not evaluations:
         return {"evaluations": [], "lowest_return": None, "lowest_share_of_start": None}
     values = [value for _, value in evaluations]
