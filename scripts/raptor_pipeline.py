@@ -33,7 +33,7 @@ SLOW = 2.0
 that flies there fast passes it."""
 EMPHASISED_SHARE, EMPHASIS = 8, 8
 """One teacher in so many is emphasised, and its rows are drawn so many times as often."""
-DEPLOYED, LEAST_WEIGHT, MOST_WEIGHT, WEIGHT_EACH = "crazyflie", 16, 255, 2 / 9
+DEPLOYED, MIN_WEIGHT, MAX_WEIGHT, WEIGHT_EACH = "crazyflie", 16, 255, 2 / 9
 """The vehicle that the student is to be deployed on; how many times as often its rows are drawn at least, at most, and
 for each teacher: beside 72 and beside 1000 others it is about a fifth of what is learned from."""
 FIRST_USED = {
@@ -246,7 +246,7 @@ def emphasis_tokens(names: Sequence[str]) -> list[str]:
     if len(names) < 2:
         return []
     chosen = ["--num_active_teachers", str(max(1, len(names) // EMPHASISED_SHARE)), "--teacher_selection", "worst"]
-    weight = min(MOST_WEIGHT, max(LEAST_WEIGHT, round(WEIGHT_EACH * len(names))))
+    weight = min(MAX_WEIGHT, max(MIN_WEIGHT, round(WEIGHT_EACH * len(names))))
     deployed = [f"distill.teacher.weights.{DEPLOYED}={weight}"] if DEPLOYED in names else []
     return [*chosen, f"distill.teacher.emphasis={EMPHASIS}", *deployed]
 

@@ -31,7 +31,7 @@ from gymnasium import spaces
 
 from foundation.cli.command import run_command
 from foundation.cli.parser import ScriptParser
-from foundation.config.validate import MOST_SEED
+from foundation.config.validate import MAX_SEED
 from foundation.core.devices import resolve_device
 from foundation.core.errors import UserError
 from foundation.core.files import atomic_write_bytes
@@ -106,8 +106,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             raise UserError(f"--{name} must be at least 1, it is {value}")
     if args.net_arch is not None and min(args.net_arch) < 1:
         raise UserError(f"--net_arch {' '.join(map(str, args.net_arch))}: each size must be at least 1")
-    if not 0 <= args.seed <= MOST_SEED:
-        raise UserError(f"--seed must be between 0 and {MOST_SEED}, got {args.seed}")
+    if not 0 <= args.seed <= MAX_SEED:
+        raise UserError(f"--seed must be between 0 and {MAX_SEED}, got {args.seed}")
     return args
 
 

@@ -42,7 +42,7 @@ from teacher_training.job import JobCfg, TeacherJob
 
 from foundation.cli.command import Interrupt, run_command
 from foundation.cli.parser import ScriptParser
-from foundation.config.validate import MOST_SEED
+from foundation.config.validate import MAX_SEED
 from foundation.core.devices import resolve_device
 from foundation.core.errors import UserError
 from foundation.core.files import atomic_torch_save, load_checkpoint, lock_folder
@@ -93,8 +93,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         raise UserError(f"--hidden_dims must be at least 1 each, they are {args.hidden_dims}")
     if math.isnan(args.min_return):
         raise UserError("--min_return must be a number, it is nan")
-    if not 0 <= args.seed <= MOST_SEED:
-        raise UserError(f"--seed must be between 0 and {MOST_SEED}, it is {args.seed}")
+    if not 0 <= args.seed <= MAX_SEED:
+        raise UserError(f"--seed must be between 0 and {MAX_SEED}, it is {args.seed}")
     if args.quick:
         args.num_envs, args.horizon, args.shared_updates, args.updates = 4, 10, 2, 4
         args.more_updates, args.max_rounds, args.num_episodes = 2, 1, 2

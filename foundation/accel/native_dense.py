@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("stacked_dense.c")
 PANEL = 64
 """Columns of a panel of weights."""
-MOST_ROWS = 32
+MAX_ROWS = 32
 """Rows per network beyond which a BLAS is as fast."""
 
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
@@ -125,7 +125,7 @@ def panels(weights: torch.Tensor) -> torch.Tensor:
 def usable(x: torch.Tensor) -> bool:
     """Return whether the C code computes this faster: few rows of float32 on the CPU, nothing differentiated."""
     plain = x.device.type == "cpu" and x.dtype == torch.float32 and not (torch.is_grad_enabled() and x.requires_grad)
-    return plain and x.shape[1] <= MOST_ROWS and not torch.compiler.is_compiling() and library() is not None
+    return plain and x.shape[1] <= MAX_ROWS and not torch.compiler.is_compiling() and library() is not None
 
 
 class StackedMlp:

@@ -48,7 +48,7 @@ from foundation.policies.distribution import Choices, Deterministic, ShapedActio
 from foundation.policies.mlp import activation_class_names, resolve_activation
 from foundation.policies.scaling import ClampedScaler
 
-_MOST_JSON = 16 << 20
+_MAX_JSON = 16 << 20
 _FLATTENS = "<class 'stable_baselines3.common.torch_layers.FlattenExtractor'>"
 _NORM = ("ra_mean", "ra_var", "scale", "bias")
 """Tensors of a normalised layer of CrossQ that are read."""
@@ -123,7 +123,7 @@ def _members(path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
         with zipfile.ZipFile(path) as archive:
             sizes = {info.filename: info.file_size for info in archive.infolist()}
             check_members(archive, size_of(path))
-            if sizes.get("data", 0) > _MOST_JSON:
+            if sizes.get("data", 0) > _MAX_JSON:
                 raise ValueError(f"its 'data' would unpack to {sizes['data'] >> 20} MiB")
             corrupt = archive.testzip()
             if corrupt is not None:

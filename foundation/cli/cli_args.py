@@ -14,8 +14,8 @@ from foundation.cli.command import Interrupt, run_command, set_up_logging
 from foundation.cli.parser import OneLineParser
 from foundation.config.distillation_cfg import BelowMin, DistillationCfg, LoggerName, Selection
 from foundation.config.overrides import Overrides
-from foundation.config.typing_fit import MOST_WHOLE
-from foundation.config.validate import MOST_SEED
+from foundation.config.typing_fit import MAX_INTEGER
+from foundation.config.validate import MAX_SEED
 from foundation.core.errors import UserError
 from foundation.core.text import quoted, shorten
 
@@ -270,13 +270,13 @@ def add_hydra_args(parser: argparse.ArgumentParser) -> None:
 
 
 def whole(text: str) -> int:
-    """Read a whole number."""
+    """Read an integer."""
     try:
         value = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{shorten(text)!r} is not a whole number") from None
-    if abs(value) > MOST_WHOLE:
-        raise argparse.ArgumentTypeError(f"{shorten(text)} is too large: it must be at most {MOST_WHOLE}")
+        raise argparse.ArgumentTypeError(f"{shorten(text)!r} is not an integer") from None
+    if abs(value) > MAX_INTEGER:
+        raise argparse.ArgumentTypeError(f"{shorten(text)} is too large: it must be at most {MAX_INTEGER}")
     return value
 
 
@@ -289,7 +289,7 @@ def number(text: str) -> float:
 
 
 def positive_int(text: str) -> int:
-    """Read a whole number of 1 or more."""
+    """Read an integer of 1 or more."""
     if (value := whole(text)) < 1:
         raise argparse.ArgumentTypeError(f"{value} is too small: it must be at least 1")
     return value
@@ -297,8 +297,8 @@ def positive_int(text: str) -> int:
 
 def seed(text: str) -> int:
     """Read a seed."""
-    if not 0 <= (value := whole(text)) <= MOST_SEED:
-        raise argparse.ArgumentTypeError(f"must be between 0 and {MOST_SEED}, got {value}")
+    if not 0 <= (value := whole(text)) <= MAX_SEED:
+        raise argparse.ArgumentTypeError(f"must be between 0 and {MAX_SEED}, got {value}")
     return value
 
 

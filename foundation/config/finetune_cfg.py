@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from foundation.config.distillation_cfg import LoggerName, LossCfg, ScheduleCfg, StudentCfg
 from foundation.config.typing_fit import choices_of, field_hints
-from foundation.config.validate import MOST_SEED, check_device, check_schedule
+from foundation.config.validate import MAX_SEED, check_device, check_schedule
 from foundation.core.errors import UserError, suggest
 
 KlDirection = Literal["teacher_policy", "policy_teacher"]
@@ -257,8 +257,8 @@ def check_finetune(cfg: FinetuneCfg) -> None:
         value = _get(cfg, path)
         if value is not None and value < least:
             raise UserError(f"{key_of_finetune(path)} is {value}: it must be at least {least}")
-    if cfg.seed > MOST_SEED:
-        raise UserError(f"--seed is {cfg.seed}: it must be at most {MOST_SEED}")
+    if cfg.seed > MAX_SEED:
+        raise UserError(f"--seed is {cfg.seed}: it must be at most {MAX_SEED}")
     for path in _POSITIVE:
         value = _get(cfg, path)
         if value is not None and not (value > 0.0 and math.isfinite(value)):

@@ -164,7 +164,7 @@ def is_sweep(token: str) -> bool:
     return "=" in token and _read(token).is_sweep_override()
 
 
-_MOST_VALUES = 10_000
+_MAX_VALUES = 10_000
 """Values of one key that a sweep runs over."""
 
 
@@ -177,12 +177,12 @@ def values_of(token: str) -> list[str]:
         return []
     if isinstance(parsed.value(), Glob):
         raise UserError(f"override '{token}': glob() finds nothing here: write the names, {key_of(token)}=a,b,c")
-    values = list(itertools.islice(parsed.sweep_string_iterator(), _MOST_VALUES + 1))
+    values = list(itertools.islice(parsed.sweep_string_iterator(), _MAX_VALUES + 1))
     if not values:
         raise UserError(f"override '{token}' has no value to run over")
-    if len(values) > _MOST_VALUES:
+    if len(values) > _MAX_VALUES:
         raise UserError(
-            f"override '{token}' has more than {_MOST_VALUES} values: a sweep runs a job for each; give fewer"
+            f"override '{token}' has more than {_MAX_VALUES} values: a sweep runs a job for each; give fewer"
         )
     return [f"{parsed.get_key_element()}={value}" for value in values]
 

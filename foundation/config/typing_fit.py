@@ -18,11 +18,11 @@ from foundation.core.errors import UserError
 from foundation.core.registry import UntypedNameError, resolve_attribute
 from foundation.core.text import quoted
 
-MOST_WHOLE = 2**53
+MAX_INTEGER = 2**53
 """Largest integer: every smaller one is a ``float`` too, and what is counted up from it still fits into 64 bits."""
 _NAMES: dict[Any, str] = {
     bool: "true or false",
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
     str: "text",
     list: "a list",
@@ -161,8 +161,8 @@ def _not_nan(value: object) -> Any:
 
 def _in_range(value: object) -> Any:
     """Refuse integers that neither a checkpoint nor a tensor's counters hold; as a ``float`` they would be others."""
-    if isinstance(value, int) and abs(value) > MOST_WHOLE:
-        raise MisfitError(f"a whole number of at most {MOST_WHOLE}")
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise MisfitError(f"an integer of at most {MAX_INTEGER}")
     return value
 
 

@@ -21,14 +21,14 @@ from foundation.core.errors import UserError, suggest
 
 logger = logging.getLogger(__name__)
 
-MOST_EMPHASIS = 255
-MOST_EPOCHS = 1_000_000
+MAX_EMPHASIS = 255
+MAX_EPOCHS = 1_000_000
 """Each epoch is a checkpoint's step, a line and a shard: more are a slip of the keyboard."""
-MOST_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1
 """What NumPy takes."""
-LEAST_POSITIVE = 1.2e-38
+MIN_POSITIVE = 1.2e-38
 """Below it float32 has no full precision."""
-LEAST_BOUND = 1e-6
+MIN_BOUND = 1e-6
 """Smaller bounds than this would make every label zero [action units]."""
 _FLAGS = {
     "teacher.checkpoint": "--teacher_checkpoint",
@@ -104,12 +104,12 @@ def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> N
     for path, least in _AT_LEAST.items():
         _check(cfg, path, lambda v, least=least: v >= least, f"at least {least}")
     for path in ("n_epochs", "epoch_teacher_forcing"):
-        _check(cfg, path, lambda v: v <= MOST_EPOCHS, f"at most {MOST_EPOCHS}")
+        _check(cfg, path, lambda v: v <= MAX_EPOCHS, f"at most {MAX_EPOCHS}")
     _check(cfg, "dataset.save", lambda v: v.strip() != "", "the path of a folder")
-    _check(cfg, "seed", lambda v: v <= MOST_SEED, f"at most {MOST_SEED}")
+    _check(cfg, "seed", lambda v: v <= MAX_SEED, f"at most {MAX_SEED}")
     for path in _POSITIVE:
-        _check(cfg, path, _is_positive, f"a finite number above 0 ({LEAST_POSITIVE:g} or more)")
-    _check(cfg, "collection.label_bound", lambda v: v >= LEAST_BOUND, f"at least {LEAST_BOUND:g}")
+        _check(cfg, path, _is_positive, f"a finite number above 0 ({MIN_POSITIVE:g} or more)")
+    _check(cfg, "collection.label_bound", lambda v: v >= MIN_BOUND, f"at least {MIN_BOUND:g}")
     for path in _NOT_NEGATIVE:
         _check(cfg, path, lambda v: v >= 0 and math.isfinite(v), "a finite number, 0 or more")
     _check(cfg, "collection.epsilon", lambda v: 0 <= v <= 1, "from 0 to 1")
@@ -135,7 +135,7 @@ def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> N
 
 
 def _is_positive(value: float) -> bool:
-    return value >= LEAST_POSITIVE and math.isfinite(value)
+    return value >= MIN_POSITIVE and math.isfinite(value)
 
 
 def check_env_and_agent(env_cfg: object, agent_cfg: object) -> None:
@@ -145,13 +145,13 @@ def check_env_and_agent(env_cfg: object, agent_cfg: object) -> None:
         UserError: At the first value that cannot be.
     """
     seed = read(env_cfg, "seed")
-    if isinstance(seed, int) and not 0 <= seed <= MOST_SEED:
-        raise UserError(f"env.seed is {seed}: it must be at least 0 and at most {MOST_SEED}")
+    if isinstance(seed, int) and not 0 <= seed <= MAX_SEED:
+        raise UserError(f"env.seed is {seed}: it must be at least 0 and at most {MAX_SEED}")
     clip = read(agent_cfg, "clip_actions")
     number = isinstance(clip, (int, float)) and not isinstance(clip, bool)
-    if clip is not None and not (number and clip >= LEAST_BOUND):
+    if clip is not None and not (number and clip >= MIN_BOUND):
         shown = f"{clip:g}" if number else repr(clip)
-        raise UserError(f"agent.clip_actions is {shown}: it must be null, or a number of at least {LEAST_BOUND:g}")
+        raise UserError(f"agent.clip_actions is {shown}: it must be null, or a number of at least {MIN_BOUND:g}")
     optimizer = read(read(agent_cfg, "algorithm"), "optimizer")
     if optimizer is not None and str(optimizer).lower() not in _AGENT_OPTIMIZERS:
         near = suggest(str(optimizer), _AGENT_OPTIMIZERS)
@@ -169,8 +169,8 @@ def _check_teachers(cfg: DistillationCfg) -> None:
         raise UserError("--num_active_teachers and --teacher_selection best|worst|random go together: give both")
     if teacher.below_min == "drop" and teacher.min_return is None:
         raise UserError("--teacher_below_min drop leaves out those below --teacher_min_return: give both")
-    if teacher.emphasis > MOST_EMPHASIS:
-        _fail("teacher.emphasis", teacher.emphasis, f"at most {MOST_EMPHASIS}")
+    if teacher.emphasis > MAX_EMPHASIS:
+        _fail("teacher.emphasis", teacher.emphasis, f"at most {MAX_EMPHASIS}")
     if teacher.emphasis and teacher.num_active is None:
         raise UserError("distill.teacher.emphasis needs a selection of teachers: give --num_active_teachers")
     if any(width < 1 for width in teacher.gate.hidden_dims):
@@ -184,8 +184,8 @@ def _check_teachers(cfg: DistillationCfg) -> None:
 
 def _check_weights(teacher: TeacherCfg) -> None:
     for name, weight in teacher.weights.items():
-        if not 1 <= weight <= MOST_EMPHASIS:
-            _fail(f"teacher.weights.{name}", weight, f"1 to {MOST_EMPHASIS}")
+        if not 1 <= weight <= MAX_EMPHASIS:
+            _fail(f"teacher.weights.{name}", weight, f"1 to {MAX_EMPHASIS}")
     if teacher.expert is None and teacher.combine == "per_env":
         return
     for flag, given in (("--num_active_teachers", teacher.num_active), ("distill.teacher.weights", teacher.weights)):

@@ -21,11 +21,11 @@ ROOM = 64 << 20
 """Bytes that any file may ask for beyond what it holds itself."""
 _OF_THE_SYSTEM = (("/", "proc"), ("/", "sys"))
 """Folders whose files look regular and are none: reading the kernel's messages waits for the next one."""
-_MOST_MEMBERS = 100_000
-_MOST_PICKLE = 16 << 20
-_MOST_STEPS = 1_000_000
+_MAX_MEMBERS = 100_000
+_MAX_PICKLE = 16 << 20
+_MAX_STEPS = 1_000_000
 """Opcodes of a pickle: each may make an object."""
-_MOST_NAMES = 1000
+_MAX_NAMES = 1000
 _STRETCHED = 1 << 20
 """Bytes that one tensor may have beyond its storage: a scalar that was expanded."""
 
@@ -64,7 +64,7 @@ def check_members(archive: zipfile.ZipFile, size: int) -> None:
     """
     members = archive.infolist()
     total = sum(member.file_size for member in members)
-    if len(members) > _MOST_MEMBERS:
+    if len(members) > _MAX_MEMBERS:
         raise ArchiveError(f"it has {len(members)} records")
     if total > 2 * size + ROOM:
         raise ArchiveError(f"its {size >> 10} KiB would unpack to {total >> 20} MiB")
@@ -91,7 +91,7 @@ class PlainUnpickler(_PYTHON_UNPICKLER):
         Args:
             content: Its bytes.
         """
-        if len(content) > _MOST_PICKLE:
+        if len(content) > _MAX_PICKLE:
             raise ArchiveError(f"its pickle has {len(content) >> 20} MiB")
         super().__init__(io.BytesIO(content))
         self.dispatch = _Counted(_DISPATCH)
@@ -112,12 +112,12 @@ class PlainUnpickler(_PYTHON_UNPICKLER):
 class _Counted(dict):
     """The functions of the opcodes, looked up once for each step."""
 
-    left = _MOST_STEPS
+    left = _MAX_STEPS
 
     def __getitem__(self, key: int) -> Any:
         self.left -= 1
         if self.left < 0:
-            raise ArchiveError(f"its pickle has more than {_MOST_STEPS} steps")
+            raise ArchiveError(f"its pickle has more than {_MAX_STEPS} steps")
         return dict.__getitem__(self, key)
 
 
@@ -219,8 +219,8 @@ class TensorChecker(PlainUnpickler):
         """Return a stand-in for a name."""
         name = f"{module_name}.{global_name}"
         if name not in self._known:
-            if len(self._known) >= _MOST_NAMES:
-                raise ForeignObjectError(f"it names more than {_MOST_NAMES} classes and functions")
+            if len(self._known) >= _MAX_NAMES:
+                raise ForeignObjectError(f"it names more than {_MAX_NAMES} classes and functions")
             self._known[name] = type("_Inert", (_Inert,), {"name": name, "checker": self})
         return self._known[name]
 

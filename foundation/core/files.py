@@ -33,10 +33,10 @@ from foundation.core.text import one_line
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_START = b"\x80"
-_MOST_YAML = 2 << 20
-_MOST_JSON = 16 << 20
+_MAX_YAML = 2 << 20
+_MAX_JSON = 16 << 20
 """Largest files of text [B]."""
-_MOST_YAML_NODES = 50_000
+_MAX_YAML_NODES = 50_000
 _DEEPEST_YAML = 64
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -296,16 +296,16 @@ def load_yaml(path: str | os.PathLike[str], *, as_hydra: bool = False) -> Any:
     """
     file = Path(path)
     refuse_pointer(file)
-    text = read_text(file, _MOST_YAML)
+    text = read_text(file, _MAX_YAML)
     try:
         values = _construct(_HydraLoader(text) if as_hydra else _PlainLoader(text))
-        check_tree(values, _MOST_YAML_NODES, _DEEPEST_YAML)
+        check_tree(values, _MAX_YAML_NODES, _DEEPEST_YAML)
     except Exception as error:  # besides YAML's own errors: KeyError, AttributeError and others of a tag's scalar
         raise UserError(f"'{file}' is not readable YAML: {one_line(error)}.") from error
     return values
 
 
-def load_json(path: str | os.PathLike[str], most: int = _MOST_JSON) -> Any:
+def load_json(path: str | os.PathLike[str], most: int = _MAX_JSON) -> Any:
     """Read JSON: plain values, nested no deeper than anyone writes them by hand.
 
     Args:
@@ -368,8 +368,8 @@ def _count_nodes(node: yaml.Node, counts: dict[int, int]) -> int:
     elif isinstance(node, yaml.SequenceNode):
         below = node.value
     total = 1 + sum(_count_nodes(part, counts) for part in below)
-    if total > _MOST_YAML_NODES:
-        raise ArchiveError(f"its aliases make more than {_MOST_YAML_NODES} values of it")
+    if total > _MAX_YAML_NODES:
+        raise ArchiveError(f"its aliases make more than {_MAX_YAML_NODES} values of it")
     counts[id(node)] = total
     return total
 
@@ -385,8 +385,8 @@ class _PlainLoader(yaml.SafeLoader):
         """Compose a node, if there are not too many already."""
         self._nodes += 1
         self._depth += 1
-        if self._nodes > _MOST_YAML_NODES:
-            raise ArchiveError(f"it has more than {_MOST_YAML_NODES} values")
+        if self._nodes > _MAX_YAML_NODES:
+            raise ArchiveError(f"it has more than {_MAX_YAML_NODES} values")
         if self._depth > _DEEPEST_YAML:
             raise ArchiveError(f"it is nested more than {_DEEPEST_YAML} levels deep")
         node = super().compose_node(parent, index)

@@ -7,7 +7,7 @@ from typing import Any
 
 from foundation.core.archives import ArchiveError, check_tree
 
-_MOST_VALUES = 500_000
+_MAX_VALUES = 500_000
 _DEEPEST = 64
 
 
@@ -20,8 +20,8 @@ def parse_json(text: str) -> Any:
     Raises:
         ValueError: If it is no JSON, or holds too much; RecursionError where it is nested deeper than Python goes.
     """
-    if sum(text.count(sign) for sign in ",[{") > _MOST_VALUES:
-        raise ArchiveError(f"it has more than {_MOST_VALUES} values")
+    if sum(text.count(sign) for sign in ",[{") > _MAX_VALUES:
+        raise ArchiveError(f"it has more than {_MAX_VALUES} values")
     values = json.loads(text)
     check_tree(values, len(text) + 1, _DEEPEST)
     return values

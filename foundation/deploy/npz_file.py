@@ -23,9 +23,9 @@ from foundation.deploy.program import Memory, Operation, Option, Program
 from foundation.deploy.shapes import check_shapes
 
 _GOLDEN = ("golden_obs", "golden_resets", "golden_actions")
-_MOST_STEPS = 10_000
+_MAX_STEPS = 10_000
 """Longest golden sequence that is replayed [env steps]; exports have a hundred."""
-_MOST_JSON = 4 << 20
+_MAX_JSON = 4 << 20
 """Longest text of a program or a description [B]; an operation takes some 300."""
 
 
@@ -126,7 +126,7 @@ def _golden(arrays: Mapping[str, numpy.ndarray], where: str) -> Golden:
     if obs.ndim != 3 or actions.ndim != 3 or not obs.shape[:2] == actions.shape[:2] == resets.shape or not obs.size:
         shapes = f"{obs.shape}, {resets.shape}, {actions.shape}"
         raise UserError(f"{where} is corrupt: its golden sequence has the shapes {shapes}. Export it again.")
-    if len(obs) > _MOST_STEPS:
+    if len(obs) > _MAX_STEPS:
         raise UserError(f"{where} is corrupt: its golden sequence has {len(obs)} steps. Export it again.")
     as_float = [array.astype(numpy.float32) for array in (obs, actions)]
     return Golden(obs=as_float[0], resets=resets.astype(numpy.bool_), actions=as_float[1])
@@ -184,7 +184,7 @@ def _operation(index: int, record: dict[str, Json], arrays: Mapping[str, numpy.n
 
 def _whole(value: Json) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError(f"{quoted(value)} is no whole number")
+        raise ValueError(f"{quoted(value)} is not an integer")
     return value
 
 
@@ -207,6 +207,6 @@ def _from_json(values: Json) -> numpy.ndarray:
 
 
 def _to_json(array: numpy.ndarray) -> object:
-    if array.nbytes > _MOST_JSON:
+    if array.nbytes > _MAX_JSON:
         raise ValueError(f"its program or description has {array.nbytes >> 20} MiB")
     return parse_json(array.astype(numpy.uint8).tobytes().decode())

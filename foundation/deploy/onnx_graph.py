@@ -14,14 +14,14 @@ import numpy
 
 from foundation.core.protobuf import BYTES, VARINT, WireField, read_varint, wire_fields
 from foundation.core.text import shorten
-from foundation.deploy.shapes import MOST_NUMBERS, Shape
+from foundation.deploy.shapes import MAX_ELEMENTS, Shape
 
-_MOST_FIELDS = 100_000
+_MAX_FIELDS = 100_000
 """Fields of all messages together; a policy has a few thousand."""
-_MOST_NODES = 2000
-_MOST_DIMENSIONS = 8
-_MOST_PACKED = 1000
-"""Bytes of whole numbers in one field; a shape, axes or strides take a few."""
+_MAX_NODES = 2000
+_MAX_DIMENSIONS = 8
+_MAX_PACKED = 1000
+"""Bytes of integers in one field; a shape, axes or strides take a few."""
 
 _FIELDS: dict[str, dict[int, str]] = {
     "model": {1: "", 2: "", 3: "", 4: "", 5: "", 6: "", 7: "graph", 8: "operators", 14: "property"},
@@ -51,10 +51,10 @@ class _Node:
     inputs: list[str]
     outputs: list[str]
     integers: dict[str, list[int]]
-    """Attributes that are whole numbers."""
+    """Attributes that are integers."""
 
     def integer(self, name: str, default: int) -> int:
-        """Return an attribute that is one whole number."""
+        """Return an attribute that is one integer."""
         (value,) = self.integers.get(name, [default])
         return value
 
@@ -67,7 +67,7 @@ class _Graph:
     shapes: dict[str, Shape] = field(default_factory=dict)
     """Of the constants."""
     integers: dict[str, list[int]] = field(default_factory=dict)
-    """The constants that are whole numbers: shapes, axes and indices."""
+    """The constants that are integers: shapes, axes and indices."""
     inputs: dict[str, list[int | None]] = field(default_factory=dict)
     """Their shapes; None: the number of environments."""
 
@@ -87,7 +87,7 @@ def check_model(content: bytes) -> dict[str, Shape]:
     graph = _read(content)
     # Values of every operator for 1, 2 and 3 environments: they may grow with their number, not with its square.
     one, two, three = (_count_numbers(graph, num_envs) for num_envs in (1, 2, 3))
-    if one > MOST_NUMBERS or three - two != two - one:
+    if one > MAX_ELEMENTS or three - two != two - one:
         raise ValueError(f"it computes with {one} numbers, more than a policy")
     return {name: _shape(dims, 1) for name, dims in graph.inputs.items()}
 
@@ -106,7 +106,7 @@ class _Message:
             left[0] -= 1
             message = _FIELDS[kind].get(part.number)
             if left[0] < 0:
-                raise ValueError(f"it has more than {_MOST_FIELDS} fields, many more than a policy")
+                raise ValueError(f"it has more than {_MAX_FIELDS} fields, many more than a policy")
             if message is None:
                 raise ValueError(f"its {kind} has the field {part.number}, which an export does not have")
             if message:
@@ -127,7 +127,7 @@ class _Message:
         return ["", *self.texts(number)][-1]
 
     def integers(self, number: int) -> list[int]:
-        """Return a field's whole numbers, one by one or packed."""
+        """Return a field's integers, one by one or packed."""
         return [_signed(value) for part in self.plain.get(number, []) for value in self._values(part)]
 
     def _values(self, part: WireField) -> Iterator[int]:
@@ -135,8 +135,8 @@ class _Message:
             yield part.value
             return
         place = part.start
-        if part.stop - place > _MOST_PACKED:
-            raise ValueError("it has a list of more whole numbers than a shape")
+        if part.stop - place > _MAX_PACKED:
+            raise ValueError("it has a list of more integers than a shape")
         while part.kind == BYTES and place < part.stop:
             value, place = read_varint(self.content, place, part.stop)
             yield value
@@ -149,7 +149,7 @@ def _signed(value: int) -> int:
 
 
 def _read(content: bytes) -> _Graph:
-    model = _Message(content, 0, len(content), "model", [_MOST_FIELDS])
+    model = _Message(content, 0, len(content), "model", [_MAX_FIELDS])
     if len(model.inner.get(7, [])) != 1:
         raise ValueError("it has no graph, or several")
     (whole,) = model.inner[7]
@@ -162,7 +162,7 @@ def _read(content: bytes) -> _Graph:
             raise ValueError(f"two values have the name '{shorten(name, 40)}'")
         graph.inputs[name] = _dims(value)
     nodes = whole.inner.get(1, [])
-    if len(nodes) > _MOST_NODES:
+    if len(nodes) > _MAX_NODES:
         raise ValueError(f"it has {len(nodes)} operators, many more than a policy")
     graph.nodes = [_node(node) for node in nodes]
     return graph
@@ -173,11 +173,11 @@ def _add_constant(graph: _Graph, tensor: _Message) -> None:
     shape = tuple(tensor.integers(1))
     (kind,) = tensor.integers(2)
     numbers = b"".join(tensor.content[part.start : part.stop] for part in tensor.plain.get(9, []))
-    fits = kind in _ITEM_SIZES and len(shape) <= _MOST_DIMENSIONS and min(shape, default=0) >= 0
+    fits = kind in _ITEM_SIZES and len(shape) <= _MAX_DIMENSIONS and min(shape, default=0) >= 0
     if name in graph.shapes or not fits or len(numbers) != prod(shape) * _ITEM_SIZES[kind]:
         raise ValueError(f"its constant '{shorten(name, 40)}' has the shape {str(shape)[:80]}, which it does not hold")
     graph.shapes[name] = shape
-    if kind == _INT64 and prod(shape) <= 2 * _MOST_DIMENSIONS:
+    if kind == _INT64 and prod(shape) <= 2 * _MAX_DIMENSIONS:
         graph.integers[name] = numpy.frombuffer(numbers, "<i8").tolist()
 
 
@@ -187,7 +187,7 @@ def _dims(value: _Message) -> list[int | None]:
     (tensor,) = kind.inner[1]
     (shape,) = tensor.inner[2]
     dims = [[None, *dim.integers(1)][-1] for dim in shape.inner.get(1, [])]
-    if tensor.integers(1) != [_FLOAT] or len(dims) > _MOST_DIMENSIONS or dims.count(None) != 1:
+    if tensor.integers(1) != [_FLOAT] or len(dims) > _MAX_DIMENSIONS or dims.count(None) != 1:
         raise ValueError(f"its input '{shorten(value.text(1), 40)}' is not numbers for any number of environments")
     return dims
 
@@ -221,17 +221,17 @@ def _count_numbers(graph: _Graph, num_envs: int) -> int:
         for name, shape in zip(node.outputs, results, strict=False):
             if name and name in shapes:
                 raise ValueError(f"two values have the name '{shorten(name, 40)}'")
-            if len(shape) > _MOST_DIMENSIONS or min(shape, default=0) < 0:
+            if len(shape) > _MAX_DIMENSIONS or min(shape, default=0) < 0:
                 raise ValueError(f"its {node.kind} gives the shape {str(shape)[:80]}")
             shapes[name] = shape
         total += sum(prod(shape) for shape in results)
-        if len(node.outputs) > len(results) or total > 3 * MOST_NUMBERS:
+        if len(node.outputs) > len(results) or total > 3 * MAX_ELEMENTS:
             raise ValueError(f"its {node.kind} gives more than an export's")
     return total
 
 
 Integers = list[list[int]]
-"""The whole numbers of each input of an operator that is a constant of them."""
+"""The integers of each input of an operator that is a constant of them."""
 
 
 def _same(node: _Node, x: list[Shape], constants: Integers) -> list[Shape]:
@@ -288,7 +288,7 @@ def _squeeze(node: _Node, x: list[Shape], constants: Integers) -> list[Shape]:
 def _unsqueeze(node: _Node, x: list[Shape], constants: Integers) -> list[Shape]:
     shape = list(x[0])
     for axis in sorted(constants[1]):
-        _need(node, 0 <= axis <= len(shape) < _MOST_DIMENSIONS)
+        _need(node, 0 <= axis <= len(shape) < _MAX_DIMENSIONS)
         shape.insert(axis, 1)
     return [tuple(shape)]
 
@@ -371,7 +371,7 @@ _ATTRIBUTES = {
     "alpha", "axis", "dilations", "epsilon", "group", "hidden_size", "keepdims", "kernel_shape", "linear_before_reset",
     "mode", "pads", "strides", "to", "transB",
 }  # fmt: skip
-"""Settings of operators; those that are not whole numbers change no shape."""
+"""Settings of operators; those that are not integers change no shape."""
 
 _SHAPES: Mapping[str, Callable[[_Node, list[Shape], Integers], list[Shape]]] = {
     **dict.fromkeys(_OF_EACH_NUMBER, _same),

@@ -75,7 +75,7 @@ class Operation:
         return value
 
     def pair(self, name: str) -> tuple[int, int]:
-        """Return a setting that is two whole numbers."""
+        """Return a setting that is two integers."""
         value = self.options[name]
         if not isinstance(value, tuple):
             raise TypeError(f"{self.kind}: {name} is no pair")

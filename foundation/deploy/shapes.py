@@ -13,7 +13,7 @@ import numpy
 
 from foundation.deploy.program import OBS, Operation, Program
 
-MOST_NUMBERS = 1 << 22
+MAX_ELEMENTS = 1 << 22
 """Numbers that a policy may compute with for one environment, all of its values together."""
 
 Shape = tuple[int, ...]
@@ -29,7 +29,7 @@ def check_shapes(program: Program) -> None:
         ValueError: Naming the first operation that gives something else, or more than a policy needs.
     """
     shapes: dict[str, Shape] = {OBS: (program.num_obs,)}
-    left = MOST_NUMBERS - program.num_obs
+    left = MAX_ELEMENTS - program.num_obs
     for operation in program.operations:
         if operation.name in shapes:
             raise ValueError(f"two values have the name '{operation.name}'")
@@ -80,7 +80,7 @@ def _convolution(op: Operation, x: list[Shape]) -> Shape:
         _windows(op, *settings)
         for settings in zip(x[0][1:], kernel, op.pair("stride"), op.pair("padding"), op.pair("dilation"), strict=True)
     ]
-    _need(op, prod(sides) * num_in * prod(kernel) <= MOST_NUMBERS)
+    _need(op, prod(sides) * num_in * prod(kernel) <= MAX_ELEMENTS)
     return filters, *sides
 
 
@@ -88,7 +88,7 @@ def _max_pool(op: Operation, x: list[Shape]) -> Shape:
     channels, *sides = x[0]
     kernel, stride, padding = (int(op.number(name)) for name in ("kernel", "stride", "padding"))
     sides = [_windows(op, side, kernel, stride, padding, 1) for side in sides]
-    _need(op, channels * prod(sides) * kernel**2 <= MOST_NUMBERS)
+    _need(op, channels * prod(sides) * kernel**2 <= MAX_ELEMENTS)
     return channels, *sides
 
 

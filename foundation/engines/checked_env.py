@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 ATTRIBUTES = ("num_envs", "num_actions", "max_episode_length", "episode_length_buf", "device")
 METHODS = ("get_observations", "step")
-MOST_STEPS = 2**31
+MAX_STEPS = 2**31
 """Longest episode: one whose end does not come cannot be measured [env steps]."""
 OBSERVATIONS = "a TensorDict of observation groups with batch_size [num_envs]"
 STEP = "(TensorDict, rewards, dones, extras)"
@@ -104,8 +104,8 @@ class CheckedEnv(EnvWrapper):
             if most.numel() > 1:
                 got = f"as little as {most.min()}"
             raise UserError(f"{self._name}.max_episode_length must be 1 or more [env steps], got {got}")
-        if (most > MOST_STEPS).any():
-            raise UserError(f"{self._name}.max_episode_length must be at most {MOST_STEPS} [env steps], got {longest}")
+        if (most > MAX_STEPS).any():
+            raise UserError(f"{self._name}.max_episode_length must be at most {MAX_STEPS} [env steps], got {longest}")
 
     # -- stepping ---------------------------------------------------------------------------------------------------
 

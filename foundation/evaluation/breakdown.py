@@ -11,7 +11,7 @@ from rich.text import Text
 
 from foundation.rollout.evaluate import EvaluationResult
 
-MOST_ROWS = 20
+MAX_ROWS = 20
 """Variants that the table shows; of more, the worst."""
 
 
@@ -56,14 +56,14 @@ def variant_table(rows: Sequence[Mapping[str, Any]], kind: str, units: Mapping[s
         units: Metric -> (factor, unit) by which it is shown, as the task declares them.
     """
     worst = sorted(rows, key=lambda row: row["return"])
-    order = f"the worst {MOST_ROWS}" if len(rows) > MOST_ROWS else "the worst first"
+    order = f"the worst {MAX_ROWS}" if len(rows) > MAX_ROWS else "the worst first"
     table = Table(title=f"{len(rows)} {kind}s, {order}", box=box.ROUNDED, title_justify="left")
     table.add_column(kind)
     metrics = [name for name in units if any(name in row for row in rows)]
     headings = [f"{name.replace('_', ' ')} [{units[name][1]}]" for name in metrics]
     for heading in ("episodes", "return", "success", *headings):
         table.add_column(Text(heading), justify="right")  # markup would swallow "[cm]"
-    for row in worst[:MOST_ROWS]:
+    for row in worst[:MAX_ROWS]:
         success = row["success_rate"]
         cells = [row[kind], str(row["episodes"]), f"{row['return']:.1f}"]
         cells.append("" if success is None else f"{100 * success:.1f} %")

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 GOLDEN_STEPS = 120
 GOLDEN_ENVS = 4
-_MOST_NUMBERS = 1 << 17
+_MAX_ELEMENTS = 1 << 17
 """Observations of a golden sequence: one of images is shorter."""
 _LAYOUT = "layout_entry_point"
 """Where a task registers what its observations and actions are: a function that returns group -> fields."""
@@ -104,7 +104,7 @@ def record(network: PolicyNetwork, clip: float | None, program: Program, seed: i
         seed: Of the observations.
     """
     generator = numpy.random.default_rng(seed)
-    steps = max(4, min(GOLDEN_STEPS, _MOST_NUMBERS // (GOLDEN_ENVS * program.num_obs)))
+    steps = max(4, min(GOLDEN_STEPS, _MAX_ELEMENTS // (GOLDEN_ENVS * program.num_obs)))
     obs = generator.standard_normal((steps, GOLDEN_ENVS, program.num_obs)).astype(numpy.float32)
     for operation in program.operations:
         if operation.kind == "normalize" and operation.inputs == (OBS,):

@@ -135,7 +135,7 @@ class _Graph:
         return outputs
 
     def constant(self, value: FloatArray | float | Sequence[int]) -> str:
-        """Append a constant: whole numbers in a list are a shape or axes."""
+        """Append a constant: integers in a list are a shape or axes."""
         import onnx
 
         if isinstance(value, numpy.ndarray | float):

@@ -20,7 +20,7 @@ from foundation.teachers.gate import TeacherGate
 LEARNING_RATE = 1e-3
 BATCH_ROWS = 512
 CHECKS = 20
-LEAST_ROWS = 32
+MIN_ROWS = 32
 """Fewest transitions of a teacher that the gate is fitted to."""
 
 
@@ -63,10 +63,10 @@ def fit_gate(
         UserError: If a teacher has next to no rows.
     """
     counts = torch.bincount(rows.teacher, minlength=len(names))
-    few = [name for name, count in zip(names, counts.tolist(), strict=True) if count < LEAST_ROWS]
+    few = [name for name, count in zip(names, counts.tolist(), strict=True) if count < MIN_ROWS]
     if few:
         raise UserError(
-            f"distill.teacher.gate: after {len(rows.obs)} env steps there are fewer than {LEAST_ROWS} of "
+            f"distill.teacher.gate: after {len(rows.obs)} env steps there are fewer than {MIN_ROWS} of "
             f"'{few[0]}': raise distill.teacher.gate.episodes ({cfg.episodes}) or lower distill.teacher.gate.horizon."
         )
     with torch.random.fork_rng(devices=[]):

@@ -44,7 +44,7 @@ FUSED = ("adam", "adamw", "sgd")
 DEFAULT_TRANSITIONS = 256
 FEWEST_SEQUENCES = 8
 """Size of a batch where ``batch_size`` is not given: transitions, or as many sequences as hold them, at least 8."""
-MOST_RATIO = 100.0
+MAX_RATIO = 100.0
 """Ratio of a loss term to all others together from which there is a warning."""
 
 
@@ -347,7 +347,7 @@ class Learner:
         if len(sizes) < 2:
             return
         large, small = (choose(sizes, key=lambda entry: entry[0]) for choose in (max, min))
-        if large[0] <= MOST_RATIO * small[0]:
+        if large[0] <= MAX_RATIO * small[0]:
             return
         self._warned_of_scale = True
         logger.warning(

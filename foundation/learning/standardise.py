@@ -14,7 +14,7 @@ from foundation.policies.output import PolicyOutput
 
 STANDARDISED = ("value", "features")
 """Outputs whose unit is arbitrary: returns are in the task's own unit, features in none."""
-LEAST_SHARE = 0.1
+MIN_SHARE = 0.1
 """A dimension that hardly varies is divided by this share of the root mean square spread of all dimensions."""
 
 
@@ -57,7 +57,7 @@ class Standardiser:
         for name in self.fields:
             mean, std = dataset.target_moments(name)
             overall = std.square().mean().sqrt()
-            scale = torch.maximum(std, LEAST_SHARE * overall)
+            scale = torch.maximum(std, MIN_SHARE * overall)
             # What never varies cannot be divided by its spread; its unit is kept.
             least = 1e-6 * mean.abs().amax().clamp_min(1e-6)
             scale = torch.where(overall > least, scale, torch.ones_like(scale))

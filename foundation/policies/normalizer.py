@@ -7,7 +7,7 @@ from torch import nn
 
 from foundation.policies.layers import Layers
 
-LEAST_DEVIATION = 0.1
+MIN_STD = 0.1
 """Deviation [eps] below which an observation has not varied."""
 OUTLIER = 10.0
 """Normalised root mean square from which an observation that hardly varied at first is rescaled."""
@@ -82,7 +82,7 @@ class ObsNormalizer(nn.Module):
         self.var.copy_(var)
         # A fitted variance that happens to equal the placeholder must not be taken for it.
         self.var.copy_(torch.where(self.unvaried, self.var * (1.0 + 1e-6), self.var))
-        self.var.masked_fill_(var < (LEAST_DEVIATION * self.eps) ** 2, self.placeholder)
+        self.var.masked_fill_(var < (MIN_STD * self.eps) ** 2, self.placeholder)
         self.count.copy_(total)
         self.refresh()
 

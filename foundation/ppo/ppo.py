@@ -26,8 +26,8 @@ from foundation.policies.output import PolicyOutput, map_output
 from foundation.ppo.critic import ValueFunction
 from foundation.students.base import Student
 
-LEAST_RATE = 1e-5
-MOST_RATE = 1e-2
+MIN_LEARNING_RATE = 1e-5
+MAX_LEARNING_RATE = 1e-2
 """Bounds of an adaptive learning rate."""
 RATE_FACTOR = 1.5
 """By which it changes."""
@@ -332,9 +332,9 @@ class Ppo:
         if self.cfg.schedule != "adaptive" or not desired:
             return kl
         if kl > desired * 2.0:
-            self.learning_rate = max(LEAST_RATE, self.learning_rate / RATE_FACTOR)
+            self.learning_rate = max(MIN_LEARNING_RATE, self.learning_rate / RATE_FACTOR)
         elif 0.0 < kl < desired / 2.0:
-            self.learning_rate = min(MOST_RATE, self.learning_rate * RATE_FACTOR)
+            self.learning_rate = min(MAX_LEARNING_RATE, self.learning_rate * RATE_FACTOR)
         self._set_rate(self.learning_rate)
         return kl
 

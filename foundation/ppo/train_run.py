@@ -60,8 +60,8 @@ def check_agent_cfg(agent_cfg: RslRlAgentCfg) -> None:
         raise UserError(
             "agent.algorithm=null: training needs it; set single values of it, agent.algorithm.<name>=VALUE"
         )
-    if agent_cfg.max_iterations > _MOST_ITERATIONS:
-        raise UserError(f"--max_iterations must be at most {_MOST_ITERATIONS}, it is {agent_cfg.max_iterations}")
+    if agent_cfg.max_iterations > _MAX_ITERATIONS:
+        raise UserError(f"--max_iterations must be at most {_MAX_ITERATIONS}, it is {agent_cfg.max_iterations}")
     _check_algorithm(agent_cfg.algorithm)
     rate = getattr(agent_cfg.algorithm, "learning_rate", 1.0)
     if not 0.0 < rate < float("inf"):
@@ -72,7 +72,7 @@ def check_agent_cfg(agent_cfg: RslRlAgentCfg) -> None:
         raise UserError(f"--logger {agent_cfg.logger}: not installed, pip install {agent_cfg.logger}")
 
 
-_MOST_ITERATIONS = 2**31 - 1
+_MAX_ITERATIONS = 2**31 - 1
 """The largest number that event files count to."""
 _SHARES = ("gamma", "lam")
 _ABOVE_ZERO = ("clip_param", "max_grad_norm", "desired_kl")

@@ -80,13 +80,13 @@ def ratio_interval(student: torch.Tensor, teacher: torch.Tensor) -> float:
     return 1.96 * float(residual.std() / t.mean().abs()) / math.sqrt(len(s))
 
 
-LEAST_SCORE = 1e-3
+MIN_SCORE = 1e-3
 """Normalised scores below count as this much in a geometric mean: students that fail in one task still differ."""
 
 
 def geometric_mean(normalized: Sequence[float]) -> float:
     """Return the geometric mean of normalised scores of several tasks (Rusu et al. 2015, sec. 5.3)."""
-    return math.exp(sum(math.log(max(score, LEAST_SCORE)) for score in normalized) / len(normalized))
+    return math.exp(sum(math.log(max(score, MIN_SCORE)) for score in normalized) / len(normalized))
 
 
 def scores(student: float, teacher: float, random: float) -> dict[str, float]:

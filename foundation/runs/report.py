@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 Scalars = dict[str, float]
 FEW_UPDATES = 8
 """Updates in an epoch below which there is a warning."""
-MOST_SILENT = 10.0
+MAX_SILENCE = 10.0
 """Seconds after which an epoch without an evaluation is shown too."""
 RECENT = 10
 """Epochs by which the time left is estimated."""
@@ -136,7 +136,7 @@ class LineReporter:
         """
         self.advance(done)
         left = self.num_epochs - done
-        if not (evaluated or left == 0 or self.clock.silent > MOST_SILENT):
+        if not (evaluated or left == 0 or self.clock.silent > MAX_SILENCE):
             return
         self.clock.shown()
         if not self.console.is_terminal:  # a terminal has the bar

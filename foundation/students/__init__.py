@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-_MOST_STATE = 1 << 22
+_MAX_STATE = 1 << 22
 """Numbers that a student of a file may remember for each environment."""
 
 
@@ -98,7 +98,7 @@ def student_from_description(description: dict[str, Any], weights: Mapping[str, 
             with torch.device("meta"):
                 _compare_shapes(make_student(cfg, **numbers).state_dict(), weights)
         student = make_student(cfg, **numbers)
-        if student.state_size > _MOST_STATE:
+        if student.state_size > _MAX_STATE:
             raise ValueError(f"it remembers {student.state_size} numbers")
         if weights is not None:
             student.load_state_dict(weights)
@@ -118,7 +118,7 @@ def _read_description(description: Mapping[str, Any]) -> tuple[dict[str, int], d
     for key in ("num_obs", "num_actions"):
         numbers[key] = options.pop(key, None)
         if type(numbers[key]) is not int:
-            raise UserError(f"the checkpoint's student has {key}={quoted(numbers[key])}: a whole number was expected.")
+            raise UserError(f"the checkpoint's student has {key}={quoted(numbers[key])}: an integer was expected.")
     name = options.get("name")
     if not isinstance(name, str):
         raise UserError(f"the checkpoint's student has name={quoted(name)}: text was expected.")

@@ -21,7 +21,7 @@ from foundation.policies.policy_network import PolicyNetwork
 
 LOG_STD_RANGE = (-10.0, 2.0)
 """Bounds of the logarithm of a learned deviation."""
-LEAST_SHARE = 1e-4
+MIN_SHARE = 1e-4
 """How near the mean of a Beta distribution may be to either end, as a share of the range: a parameter of 0 has none."""
 SIZES = ("hidden_dims", "encoder_dims", "channels", "hidden_size", "num_layers")
 """Fields of the built-in students' configs that hold sizes of layers."""
@@ -248,7 +248,7 @@ def _beta(output: PolicyOutput, std: torch.Tensor) -> PolicyOutput:
         std: Shape: (..., num_actions).
     """
     total = std.square().reciprocal()
-    share = (0.5 + 0.5 * output.mean).clamp(LEAST_SHARE, 1.0 - LEAST_SHARE)
+    share = (0.5 + 0.5 * output.mean).clamp(MIN_SHARE, 1.0 - MIN_SHARE)
     deviation = 2.0 * (share * (1.0 - share) / (total + 1.0)).sqrt()
     concentration = torch.cat([share * total, (1.0 - share) * total], dim=-1)
     return output._replace(std=deviation, concentration=concentration)

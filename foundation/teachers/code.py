@@ -126,7 +126,7 @@ class CodeTeacher(TeacherPolicyWrapper):
         if not callable(function):
             raise UserError(f"teacher '{name}' is no function: it must map observations to actions")
         if type(size) is not int or size < 0:
-            raise UserError(f"teacher '{name}': state_size must be a whole number of 0 or more, got {size!r}"[:200])
+            raise UserError(f"teacher '{name}': state_size must be an integer of 0 or more, got {size!r}"[:200])
         policy = CodePolicy(function, None if outputs == "mean" else outputs)
         info = PolicyInfo(
             format=f"code {name}",
@@ -223,7 +223,7 @@ class CodeTeacher(TeacherPolicyWrapper):
         whole = checked.float()
         if bool((whole != whole.round()).any() | (whole < 0).any() | (whole >= count).any()):
             raise UserError(
-                f"teacher '{self.name}' must return whole numbers from 0 to {count - 1}, got {whole.min():g} to "
+                f"teacher '{self.name}' must return integers from 0 to {count - 1}, got {whole.min():g} to "
                 f"{whole.max():g}"
             )
 

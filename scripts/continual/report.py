@@ -87,8 +87,8 @@ REFERENCES = {
 }
 
 
-LEAST_SEEDS = 3
-FEW = [f"Of fewer than {LEAST_SEEDS} seeds: a first look, not a ranking.", ""]
+MIN_SEEDS = 3
+FEW = [f"Of fewer than {MIN_SEEDS} seeds: a first look, not a ranking.", ""]
 """Said of a table that no spread can be read from."""
 
 
@@ -120,7 +120,7 @@ def page(
             "second stage, of that before it. The first stage is the same teacher for all, the second has "
             f"{settings['iterations']} iterations; medians, and ranges where there is more than one run.",
             "",
-            *(FEW if len(seeds) < LEAST_SEEDS else []),
+            *(FEW if len(seeds) < MIN_SEEDS else []),
             "```bash",
             f"python scripts/forgetting.py {command} --seeds {' '.join(map(str, seeds))}",
             "```",

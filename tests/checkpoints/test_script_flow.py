@@ -49,7 +49,7 @@ OTHER = {
     "a column written in": ("x = x.clone()\nx[:, 0] = 0.0\nreturn self.actor(x)", 8),
     "actions written over": ("y = self.actor(x)\ny.copy_(torch.zeros_like(y))\nreturn y", 8),
     "actions cleared": ("y = self.actor(x)\ny.zero_()\nreturn y", 8),
-    "whole numbers": ("return self.actor(x.int().float())", 8),
+    "integers": ("return self.actor(x.int().float())", 8),
     "half numbers": ("return self.actor(x.half().float())", 8),
     "scaled in place": ("return self.actor(x.clone().mul_(2.0))", 8),
     "clamped": ("return self.actor(x).clamp(-0.1, 0.1)", 8),

@@ -126,7 +126,7 @@ def test_a_scripts_configs_are_those_of_the_commands(tmp_path: Path, monkeypatch
     [
         (["scene.num_env=3"], "unknown key 'env.scene.num_env'. Did you mean 'num_envs'?"),
         (["distill.bach_size=3"], "Did you mean 'batch_size'?"),
-        (["agent.max_iterations=many"], "'agent.max_iterations' is 'many': it must be a whole number"),
+        (["agent.max_iterations=many"], "'agent.max_iterations' is 'many': it must be an integer"),
         (["student=gruu"], "Did you mean 'gru'"),
         (["experiment=fats"], "Did you mean 'fast'"),
         (["seed=1,2"], "add --multirun"),

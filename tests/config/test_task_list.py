@@ -40,7 +40,7 @@ def test_a_list_becomes_command_lines(tmp_path):
         ("id: acrobot", "id: a/b", r"task 2: the id 'a/b' must be letters"),
         ("id: acrobot, ", "", r"task 2 lacks 'id'"),
         ("teacher: cart.zip", "teachr: cart.zip", r"task 1 has 'teachr'\. Did you mean 'teacher'"),
-        ("num_envs: 16", "num_envs: many", r"task 1: 'num_envs' is 'many', it must be a whole number"),
+        ("num_envs: 16", "num_envs: many", r"task 1: 'num_envs' is 'many', it must be an integer"),
         ("num_envs: 16", "num_envs: 0", r"'num_envs' must be at least 1"),
         ("[env.max_episode_steps=200]", "[--import, os]", r"task 2 has '--import': flags are for the command line"),
         ("[env.max_episode_steps=200]", "[fast]", r"the override 'fast' must be key=value"),

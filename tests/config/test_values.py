@@ -166,7 +166,7 @@ def test_one_value_for_a_list_is_answered_with_the_list_to_type() -> None:
     """``key=value`` where the key holds a list of such values: the error shows the brackets; no other misfit does."""
     with pytest.raises(UserError, match=r"must be a list, each text, such as env\.groups\.policy=\[height\]$"):
         apply_values(Outer(), {"groups.policy": "height"}, "env")
-    with pytest.raises(UserError, match=r"must be a list, each a whole number$"):
+    with pytest.raises(UserError, match=r"must be a list, each an integer$"):
         apply_values(Outer(), {"sizes": "policy"}, "env")
 
 

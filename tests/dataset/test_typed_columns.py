@@ -64,7 +64,7 @@ def check(obs: torch.Tensor, mean: torch.Tensor, image: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_batches_have_each_column_in_its_own_type(dtype):
-    """Images stay bytes of shape (N, C, H, W), indices stay whole numbers; other numbers are float32."""
+    """Images stay bytes of shape (N, C, H, W), indices stay integers; other numbers are float32."""
     dataset = filled(dtype=dtype)
     [batch] = dataset.flat_minibatches(len(dataset), 1)
     assert batch.extra is not None and batch.extra["image"].shape == (60, 3, 8, 6)

@@ -335,7 +335,7 @@ def test_overrides_are_arguments_of_the_constructor():
     ("token", "message"),
     [
         ("env.drft=1", r"unknown key 'env\.drft'.*'drift'"),
-        ("env.scale=1.5", r"'env\.scale' is 1\.5: it must be a whole number"),
+        ("env.scale=1.5", r"'env\.scale' is 1\.5: it must be an integer"),
         ("env.limits=3", r"'env\.limits' is 3: it must be true or false"),
         ("env.autoreset_mode=later", r"'env\.autoreset_mode' is 'later'"),
         ("env.make_kwargs={wind: 3}", r"cannot be made: .*unexpected keyword argument 'wind'"),

@@ -40,7 +40,7 @@ def test_overrides_reach_the_configurations(task):
         ("env.scene.num_env=8", "num_envs"),
         ("scen.num_envs=8", "scene"),
         ("env.scene.num_envs=abc", "env.scene.num_envs"),
-        ("env.scene.num_envs=1.5", "whole number"),
+        ("env.scene.num_envs=1.5", "an integer"),
         ("agent.max_iteration=1", "max_iterations"),
         ("+scene.num_envs=8", "added"),
     ],

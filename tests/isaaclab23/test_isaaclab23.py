@@ -61,7 +61,7 @@ def test_train_distil_and_play(tmp_path):
     ("token", "message"),
     [
         ("env.gian=4", "error: unknown key 'env.gian'. Did you mean 'gain'?"),
-        ("env.scene.num_envs=abc", "error: 'env.scene.num_envs' is 'abc': it must be a whole number"),
+        ("env.scene.num_envs=abc", "error: 'env.scene.num_envs' is 'abc': it must be an integer"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(token, message, tmp_path):

@@ -134,8 +134,8 @@ def test_what_is_returned_is_checked_once(module, returns, says):
     ("returns", "says"),
     [
         (values, r"2 numbers for each environment .* distill\.teacher\.outputs=q_values or logits"),
-        (lambda obs: torch.full((ENVS, 1), 2.0), r"whole numbers from 0 to 1, got 2 to 2"),
-        (lambda obs: torch.full((ENVS,), 0.5), r"whole numbers from 0 to 1, got 0\.5"),
+        (lambda obs: torch.full((ENVS, 1), 2.0), r"integers from 0 to 1, got 2 to 2"),
+        (lambda obs: torch.full((ENVS,), 0.5), r"integers from 0 to 1, got 0\.5"),
     ],
 )
 def test_choices_are_checked(module, returns, says):

@@ -24,7 +24,7 @@ _FORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "steps": lambda obs: obs.unsqueeze(0),
 }
 """Shapes in which a policy may take its observations: (num_rows, num_obs), (num_obs,) or (1, num_rows, num_obs)."""
-_MOST_SIZES = 64
+_MAX_SIZES = 64
 
 
 class ScriptNetwork(ForeignNetwork):
@@ -245,7 +245,7 @@ def _sizes(tensors: dict[str, torch.Tensor]) -> list[int]:
     for value in tensors.values():
         if value.dim() == 2 and value.shape[1] > 1:
             found[value.shape[1]] = None
-    return list(found)[:_MOST_SIZES]
+    return list(found)[:_MAX_SIZES]
 
 
 def _tensors(node: Node, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:

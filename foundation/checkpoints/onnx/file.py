@@ -20,7 +20,7 @@ from foundation.core.text import one_line
 _DTYPES = {1: torch.float32, 10: torch.float16, 11: torch.float64}
 _MAX_BYTES = 1 << 30
 _MAX_MODEL = 2 << 30  # protobuf's own limit
-_MOST_NODES = 2000
+_MAX_NODES = 2000
 
 
 @dataclass
@@ -102,7 +102,7 @@ def load_model(path: Path) -> Any:
         check_wire(content, onnx.ModelProto.DESCRIPTOR)
         model = onnx.ModelProto.FromString(content)
         del content
-        if len(model.graph.node) > _MOST_NODES:
+        if len(model.graph.node) > _MAX_NODES:
             _refuse(path, f"has {len(model.graph.node)} operators, more than a policy")
         beside: dict[Path, int] = {}
         taken = 0

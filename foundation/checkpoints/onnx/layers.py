@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 Value = torch.Tensor | None
-_MAX_NUMBERS = 1 << 24
-_MOST_PIECES = 1 << 12
+_MAX_ELEMENTS = 1 << 24
+_MAX_PIECES = 1 << 12
 """Pieces that one operator may cut its input into, or steps of time in a recurrent layer."""
 _PAD_MODES = {"constant": "constant", "edge": "replicate", "reflect": "reflect", "wrap": "circular"}
 
@@ -29,14 +29,14 @@ def optional(inputs: Sequence[Value], index: int) -> Value:
 
 def bounded(shape: Sequence[int]) -> list[int]:
     """Refuse a shape that a corrupt file could ask for."""
-    if math.prod(abs(size) for size in shape) > _MAX_NUMBERS:
+    if math.prod(abs(size) for size in shape) > _MAX_ELEMENTS:
         raise ValueError(f"a tensor of shape {list(shape)} is too large")
     return list(shape)
 
 
 def few(count: int) -> int:
     """Refuse a number of pieces that would take for ever, one by one."""
-    if count > _MOST_PIECES:
+    if count > _MAX_PIECES:
         raise ValueError(f"an operator with {count} pieces or steps is too large")
     return count
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from foundation.core.protobuf import BYTES, WireField, wire_fields
 
-_MOST_FIELDS = 200_000
+_MAX_FIELDS = 200_000
 """Fields of all messages together; a large policy has a few thousand."""
-_MOST_INTEGERS = 8 << 20
+_MAX_INTEGERS = 8 << 20
 """Bytes of integers that are packed, each of which may become eight."""
 _INTEGERS = {3, 4, 5, 13, 14, 17, 18, 8}
 """Protobuf's types of fields that are varints: int64, uint64, int32, uint32, enum, sint32, sint64, bool."""
@@ -32,8 +32,8 @@ class _WireCheck:
 
     def __init__(self, content: bytes) -> None:
         self.content = content
-        self.fields = _MOST_FIELDS
-        self.integers = _MOST_INTEGERS
+        self.fields = _MAX_FIELDS
+        self.integers = _MAX_INTEGERS
         self.todo: list[tuple[int, int, Any]] = []
         self.known: dict[str, dict[int, tuple[Any, bool]]] = {}
 
@@ -46,7 +46,7 @@ class _WireCheck:
             for part in wire_fields(self.content, place, end):
                 self.fields -= 1
                 if self.fields < 0:
-                    raise ValueError(f"it has more than {_MOST_FIELDS} fields, many more than a policy")
+                    raise ValueError(f"it has more than {_MAX_FIELDS} fields, many more than a policy")
                 if part.kind == BYTES:
                     self._enter(part, *inner.get(part.number, (None, False)))
 
@@ -63,4 +63,4 @@ class _WireCheck:
         elif integers:
             self.integers -= part.stop - part.start
             if self.integers < 0:
-                raise ValueError(f"it has more than {_MOST_INTEGERS >> 20} MiB of integers, more than a policy")
+                raise ValueError(f"it has more than {_MAX_INTEGERS >> 20} MiB of integers, more than a policy")

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, BinaryIO, NoReturn
 
-MOST_TEXT = 1 << 20
+MAX_TEXT = 1 << 20
 """Largest attribute, and most text of the names in a group [B]."""
-MOST_NAMES = 10_000
+MAX_NAMES = 10_000
 """Members of a group."""
 _FILTERS = {1, 2, 3}  # deflate, shuffle, Fletcher's checksum: those that HDF5 itself brings along
 
@@ -77,15 +77,15 @@ class Hdf5Reader:
 
     def _names(self, group: int) -> list[str]:
         found = self._groups[group]
-        if len(found) > MOST_NAMES:
+        if len(found) > MAX_NAMES:
             raise RefusalError(f"'{_name(found)}' has {len(found)} members")
         names: list[str] = []
-        left = MOST_TEXT
+        left = MAX_TEXT
         for name in found:
             names.append(str(name))
             left -= len(names[-1])
             if left < 0:
-                raise RefusalError(f"'{_name(found)}' has members with names of more than {MOST_TEXT} letters")
+                raise RefusalError(f"'{_name(found)}' has members with names of more than {MAX_TEXT} letters")
         return names
 
     def _attribute(self, group: int, name: str) -> str | None:
@@ -93,13 +93,13 @@ class Hdf5Reader:
         if name not in attributes:
             return None
         found = attributes.get_id(name)
-        if math.prod(found.shape or ()) * found.dtype.itemsize > MOST_TEXT:
+        if math.prod(found.shape or ()) * found.dtype.itemsize > MAX_TEXT:
             raise RefusalError(f"'{_name(self._groups[group])}' has an attribute '{name}' of shape {found.shape}")
         value = attributes.get(name)
         if value is None:
             return None
         text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-        if len(text) > MOST_TEXT:
+        if len(text) > MAX_TEXT:
             raise RefusalError(f"'{_name(self._groups[group])}' has an attribute '{name}' of {len(text)} letters")
         return text
 

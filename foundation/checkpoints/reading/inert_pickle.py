@@ -18,12 +18,12 @@ import numpy
 from foundation.core.archives import check_regular
 from foundation.core.pointers import refuse_pointer
 
-_MOST_BYTES = 16 << 20
+_MAX_BYTES = 16 << 20
 """Largest file that is read [B]; statistics of a hundred thousand observations take 2 MB."""
-_MOST_STEPS = 100_000
+_MAX_STEPS = 100_000
 """Most opcodes: each may make an object, whose memory is then bounded too."""
-_MOST_NAMES = 500
-_MOST_DIMENSIONS = 8
+_MAX_NAMES = 500
+_MAX_DIMENSIONS = 8
 
 _KINDS = "fiub"
 """NumPy's kinds of types that are read: floating, signed, unsigned, boolean."""
@@ -93,9 +93,9 @@ def read_inert(path: Path) -> Any:
     check_regular(path)
     refuse_pointer(path)
     with path.open("rb") as stream:
-        content = stream.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MiB")
+        content = stream.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise ValueError(f"it is larger than {_MAX_BYTES >> 20} MiB")
     _check_opcodes(content)
     return _Reader(io.BytesIO(content)).load()
 
@@ -132,8 +132,8 @@ class _Reader(pickle.Unpickler):
         """Return a stand-in for a name."""
         name = f"{module_name}.{global_name}"
         if name not in self._known:
-            if len(self._known) >= _MOST_NAMES:
-                raise pickle.UnpicklingError(f"it names more than {_MOST_NAMES} classes and functions")
+            if len(self._known) >= _MAX_NAMES:
+                raise pickle.UnpicklingError(f"it names more than {_MAX_NAMES} classes and functions")
             self._known[name] = type("Inert", (Inert,), {"name": name})
         return self._known[name]
 
@@ -149,9 +149,9 @@ def _check_opcodes(content: bytes) -> None:
     huge: the C unpickler allocates a table up to the largest.
     """
     for step, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-        if step >= _MOST_STEPS:
-            raise ValueError(f"it has more than {_MOST_STEPS} steps")
-        if "PUT" in opcode.name and isinstance(argument, int) and argument > _MOST_STEPS:
+        if step >= _MAX_STEPS:
+            raise ValueError(f"it has more than {_MAX_STEPS} steps")
+        if "PUT" in opcode.name and isinstance(argument, int) and argument > _MAX_STEPS:
             raise ValueError(f"it numbers its objects up to {argument}")
 
 
@@ -160,9 +160,9 @@ def _from_bytes(kind: object, content: object, shape: object, fortran: bool) -> 
         content = str(content.given[0]).encode("latin1")  # how protocol 2 writes bytes
     if not isinstance(content, bytes | bytearray):
         _refuse("an array has no content")
-    if not isinstance(shape, tuple) or len(shape) > _MOST_DIMENSIONS:
+    if not isinstance(shape, tuple) or len(shape) > _MAX_DIMENSIONS:
         _refuse("an array has no shape")
-    if not all(type(size) is int and 0 <= size <= _MOST_BYTES for size in shape):
+    if not all(type(size) is int and 0 <= size <= _MAX_BYTES for size in shape):
         _refuse(f"an array has the shape {str(shape)[:80]}")
     dtype = _dtype(kind)
     if math.prod(shape) * dtype.itemsize != len(content):

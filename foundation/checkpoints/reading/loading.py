@@ -68,7 +68,7 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "agent_config": ("a path", lambda value: isinstance(value, str | Path)),
     "strict": ("true or false", lambda value: isinstance(value, bool)),
     "run_as_is": ("true or false", lambda value: isinstance(value, bool)),
-    "num_obs": ("a positive whole number", lambda value: _is_count(value)),
+    "num_obs": ("a positive integer", lambda value: _is_count(value)),
     "input_sizes": ("[size,...]", lambda value: _is_list(value) and bool(value) and all(map(_is_count, value))),
 }
 """What each override must be, for the message, and the check."""

@@ -32,10 +32,10 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_MOST_CODE = 1 << 20
+_MAX_CODE = 1 << 20
 """Largest file of code that is looked at [B]."""
-_MOST_NAMES = 10_000
-_MOST_NODES = 20_000
+_MAX_NAMES = 10_000
+_MAX_NODES = 20_000
 _DEEPEST = 50
 _LISTS = ("build_intlist", "build_floatlist", "build_doublelist", "build_boollist", "build_tensorlist")
 
@@ -109,8 +109,8 @@ class _Reader(PlainUnpickler):
     def find_class(self, module_name: str, global_name: str) -> Any:
         """Return what a name stands for, from a closed list."""
         self._named += 1
-        if self._named > _MOST_NAMES:
-            raise ArchiveError(f"it names more than {_MOST_NAMES} classes and functions")
+        if self._named > _MAX_NAMES:
+            raise ArchiveError(f"it names more than {_MAX_NAMES} classes and functions")
         if module_name.split(".")[0] == "__torch__":
             of_torch = module_name.startswith("__torch__.torch.nn.modules.")
             code = self._class_text(module_name, global_name)
@@ -130,7 +130,7 @@ class _Reader(PlainUnpickler):
     def _class_text(self, module_name: str, class_name: str) -> str:
         """Return a class's text among the archive's code."""
         member = f"{self._root}code/{module_name.replace('.', '/')}.py"
-        if member not in self._archive.NameToInfo or self._archive.getinfo(member).file_size > _MOST_CODE:
+        if member not in self._archive.NameToInfo or self._archive.getinfo(member).file_size > _MAX_CODE:
             return ""
         text = self._archive.read(member).decode(errors="replace")
         _, found, rest = f"\n{text}".partition(f"\nclass {class_name}(Module):\n")
@@ -165,7 +165,7 @@ def _check_nodes(root: Node, where: str) -> None:
     while todo:
         node, prefix, depth = todo.pop()
         met += 1 + len(node.values)
-        if met > _MOST_NODES or depth > _DEEPEST or not all(isinstance(name, str) for name in node.values):
+        if met > _MAX_NODES or depth > _DEEPEST or not all(isinstance(name, str) for name in node.values):
             raise UserError(f"'{where}' has modules that hold each other, or too many. Export it again.")
         try:
             check_tree([value for value in node.values.values() if not isinstance(value, Node)], depth=_DEEPEST)

@@ -18,11 +18,11 @@ from foundation.core.text import shorten
 WITHOUT_EFFECT = ("Identity", "Dropout", "Unflatten")
 """PyTorch's modules that change no number when a policy acts."""
 RECURRENT = ("GRU", "LSTM")
-_MOST_STEPS = 20_000
+_MAX_STEPS = 20_000
 """Expressions that are looked at: modules that call each other may ask for any number."""
 _DEEPEST = 50
 """Calls inside of calls; exporters write a few."""
-_MOST_CODE = 128 << 10
+_MAX_CODE = 128 << 10
 """Text that is parsed in all [B]: an exporter writes a few KiB, and its syntax tree takes two hundred times as much."""
 _FLOAT = 6
 """TorchScript's number of float32."""
@@ -121,8 +121,8 @@ class _Follower:
     def __init__(self) -> None:
         self.before: dict[str, Signal] = {}
         self.after: dict[str, Value] = {}
-        self._left = _MOST_STEPS
-        self._code_left = _MOST_CODE
+        self._left = _MAX_STEPS
+        self._code_left = _MAX_CODE
         self._depth = 0
         self._functions: dict[tuple[type[Node], str], ast.FunctionDef] = {}
 

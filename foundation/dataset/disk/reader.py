@@ -19,7 +19,7 @@ from foundation.dataset.disk.format import EPISODE_COLUMNS, INDEX, ChunkFile, Da
 from foundation.dataset.episodes import EpisodeTable
 from foundation.dataset.transition import DTYPES
 
-_MOST_HEADER = 1 << 20
+_MAX_HEADER = 1 << 20
 """Longest header of a file of transitions [B]; one of a dozen tensors takes 2 KiB."""
 
 
@@ -107,7 +107,7 @@ class SavedDataset:
             raise UserError(
                 f"'{path}' is corrupt: its checksum is not that of {INDEX}. Copy it again, or take its entry out."
             )
-        if int.from_bytes(data[:8], "little") > _MOST_HEADER:  # each tensor that a header lists costs a kilobyte
+        if int.from_bytes(data[:8], "little") > _MAX_HEADER:  # each tensor that a header lists costs a kilobyte
             raise UserError(f"'{path}' is corrupt: its header is far longer than a dataset's. Copy it again.")
         try:
             tensors = load(data)

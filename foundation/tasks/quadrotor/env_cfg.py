@@ -179,15 +179,15 @@ def _need(cfg: Any, *groups: str) -> None:
             raise UserError(f"env.{group}=null: the task needs it; set single values of it, env.{group}.<name>=VALUE")
 
 
-_MOST_STEPS = 2**31
+_MAX_STEPS = 2**31
 """Longest episode: its end comes, and counters hold it [env steps]."""
 
 
 def _check_length(cfg: Any) -> None:
     steps = cfg.episode_length_s / (cfg.sim.dt * cfg.decimation)
-    if not steps <= _MOST_STEPS:
+    if not steps <= _MAX_STEPS:
         raise UserError(
-            f"env.episode_length_s must be at most {_MOST_STEPS} steps of {cfg.sim.dt * cfg.decimation:g} s, "
+            f"env.episode_length_s must be at most {_MAX_STEPS} steps of {cfg.sim.dt * cfg.decimation:g} s, "
             f"it is {cfg.episode_length_s}"
         )
 

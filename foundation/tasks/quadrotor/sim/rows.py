@@ -75,7 +75,7 @@ def bilinear(terms: Sequence[tuple[float, int, int]], a: Rows, b: Rows) -> torch
     for coefficient, i, j in terms:
         product = a[i] * b[j]
         if coefficient != 1.0:
-            product = float(coefficient) * product  # a whole number would keep the loop from being vectorised
+            product = float(coefficient) * product  # an integer would keep the loop from being vectorised
         total = product if total is None else total + product
     assert total is not None, "a bilinear form has at least one term"
     return total

@@ -49,7 +49,7 @@ def vehicle_files(path: str | Path) -> list[Path]:
     return files
 
 
-_MOST_JSON = 1 << 20
+_MAX_JSON = 1 << 20
 """Largest file of a vehicle [B]."""
 
 
@@ -67,7 +67,7 @@ def load_vehicles(paths: str | Path | list[str] | list[Path]) -> VehicleParams:
         if str(entry).startswith("sampled:"):
             vehicles.append(sample_vehicles(*sampled_number(str(entry))))
             continue
-        vehicles += [from_dict(load_json(file, _MOST_JSON), str(file)) for file in vehicle_files(entry)]
+        vehicles += [from_dict(load_json(file, _MAX_JSON), str(file)) for file in vehicle_files(entry)]
     if not vehicles:
         raise UserError("vehicles: the list is empty")
     if len({v.num_rotors for v in vehicles}) > 1:

@@ -12,9 +12,9 @@ from foundation.engines.base import VecEnv
 from foundation.tasks.quadrotor.training.bptt import PolicyStack
 
 Policy = Callable[[torch.Tensor], torch.Tensor]
-_LEAST_SCALE = 0.05
+_MIN_SCALE = 0.05
 """Least standard deviation that an observation is divided by: an input that hardly varies is not blown up."""
-_LEAST_SPREAD = 1e-6
+_MIN_SPREAD = 1e-6
 """Least standard deviation that returns are divided by."""
 
 
@@ -145,9 +145,9 @@ def fit_critics(
     held = order[: len(x) // 10]
     used = order[len(x) // 10 :]
     center = x[used].mean(0)
-    scale = x[used].std(0).clamp(min=_LEAST_SCALE)
+    scale = x[used].std(0).clamp(min=_MIN_SCALE)
     level = y[used].mean(0)
-    spread = y[used].std(0).clamp(min=_LEAST_SPREAD)
+    spread = y[used].std(0).clamp(min=_MIN_SPREAD)
     critics = PolicyStack(num_policies, obs.shape[1], hidden_dims, 1, seed=seed).to(x.device)
     optimizer = torch.optim.Adam(critics.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
