@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeGuard, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard, TypeVar
 
 import torch
 from tensordict import TensorDict
@@ -84,6 +84,36 @@ class SavesState(VecEnv, Protocol):
         ...
 
 
+class Perturbable(VecEnv, Protocol):
+    """An environment whose simulation can be varied, to measure how robust a policy is."""
+
+    perturbations: Mapping[str, tuple[str, float, Sequence[float]]]
+    """What can be varied: name -> (unit, nominal value, values to measure at)."""
+
+    def perturb(self, values: Mapping[str, float]) -> None:
+        """Vary the simulation from the next ``reset`` on; what is not named is nominal again.
+
+        Args:
+            values: Names of ``perturbations`` and the values that they take. Where the length of a step changes,
+                ``max_episode_length`` follows, and rewards are scaled so that returns stay comparable.
+        """
+        ...
+
+
+class Quantity(NamedTuple):
+    """Something that can be varied."""
+
+    unit: str
+    nominal: float
+    values: tuple[float, ...]
+    """Values to measure at, without the nominal one."""
+
+
+def is_perturbable(env: VecEnv) -> TypeGuard[Perturbable]:
+    """Return whether the simulation of an environment can be varied."""
+    return callable(getattr(env, "perturb", None)) and bool(EnvCapabilities.of(env).perturbations)
+
+
 def saves_state(env: VecEnv) -> TypeGuard[SavesState]:
     """Return whether an environment can save its episodes in progress; a wrapper's methods may be the inner one's."""
     # isinstance() with a runtime-checkable protocol would not see what a wrapper delegates (Python 3.12).
@@ -112,6 +142,8 @@ class EnvCapabilities:
     """Index of each environment's variant. Shape: (num_envs,)."""
     solved_return: float | None = None
     """Mean return at which the task counts as solved; the check of the teacher compares with it."""
+    perturbations: Mapping[str, Quantity] = field(default_factory=dict)
+    """What its method ``perturb`` can vary: name -> (unit, nominal value, values to measure at)."""
     action_choices: tuple[int, ...] | None = None
     """Number of choices of each discrete action (indices from 0, as floats); None for continuous actions."""
     action_range: tuple[tuple[float, float], ...] | None = None
@@ -157,6 +189,9 @@ class EnvCapabilities:
             variant_names=read("variant_names", _texts, "a list of names", ()),
             variant_index=read("variant_index", _index, "integers, one for each environment", None),
             solved_return=read("solved_return", _finite, "a finite number", None),
+            perturbations=read(
+                "perturbations", _quantities, "a mapping: name -> (unit, nominal value, [values to measure at])", {}
+            ),
             action_choices=read("action_choices", _counts, "a list of numbers of choices, each at least 1", None),
             action_range=read("action_range", _bounds, "a list of (lowest, highest), lowest <= highest", None),
             one_per_process=bool(declared("one_per_process")),
@@ -215,6 +250,16 @@ def _positions(value: Any) -> dict[str, tuple[int, str]]:
         if frame not in ("world", "body"):
             raise ValueError(frame)
         found[_text(group)] = (_whole(column, 0), frame)
+    return found
+
+
+def _quantities(value: Any) -> dict[str, Quantity]:
+    found = {}
+    for name, (unit, nominal, values) in value.items():
+        levels = tuple(_finite(level) for level in values)
+        if not levels:
+            raise ValueError(name)
+        found[_text(name)] = Quantity(_text(unit), _finite(nominal), levels)
     return found
 
 

@@ -19,16 +19,16 @@ from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
 class L2fPhysics(QuadrotorEnv):
     """The vehicles' physics computed by ``l2f``; named before a task's environment among the base classes."""
 
-    def prepare(self) -> None:
+    def make_dynamics(self) -> None:
         """Hand the vehicles to ``l2f``."""
-        super().prepare()
-        self._l2f = L2fDynamics(self.vehicles, self.cfg.sim.dt)
+        super().make_dynamics()
+        self._l2f = L2fDynamics(self.vehicles, self.dt)
 
     def integrate(self, state: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Integrate the physics over one action; not differentiable. Shapes: (17, num_envs), (4, num_envs)."""
         if self._disturbed:
             self._l2f.push(self._forces[:3])
-        for _ in range(self.cfg.decimation):
+        for _ in range(self.decimation):
             state = self._l2f.step(state, actions)
         return state
 

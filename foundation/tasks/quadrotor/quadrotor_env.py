@@ -11,6 +11,7 @@ ends takes its own entry of that step, so that no random number depends on which
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from tensordict import TensorDict
 from foundation.core.errors import UserError
 from foundation.tasks.quadrotor import mdp
 from foundation.tasks.quadrotor.episode_stats import EpisodeStats, LogNames
+from foundation.tasks.quadrotor.perturbations import QUANTITIES, Pushes, control_interval, reward_scale, vary_vehicles
 from foundation.tasks.quadrotor.settings import TaskTensors, assign_vehicles, is_disturbed
 from foundation.tasks.quadrotor.sim.quadrotor import ROTORS, QuadrotorDynamics
 from foundation.tasks.quadrotor.sim.vehicles import VehicleParams, vehicle_names
@@ -53,6 +55,8 @@ class QuadrotorEnv(ABC):
     """Metric of an episode -> (factor, unit) in which it is shown."""
     position_unit = mdp.POSITION_UNIT
     variant_kind = "vehicle"
+    perturbations = QUANTITIES
+    """What :meth:`perturb` can vary: name -> (unit, nominal value, values to measure at)."""
     metadata = {"render_modes": ["rgb_array"], "render_fps": 100}  # noqa: RUF012 (gymnasium's convention)
     log_names: ClassVar[LogNames]
     """Names of the reward's terms, of the limits and of the metric."""
@@ -75,28 +79,57 @@ class QuadrotorEnv(ABC):
         self.device = torch.device(cfg.sim.device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise UserError(f"device '{self.device}' was asked for, but torch sees no CUDA device: use --device cpu")
-        self.step_dt = cfg.sim.dt * cfg.decimation
-        self.max_episode_length = max(1, round(cfg.episode_length_s / self.step_dt))
         self._dtype = torch.float32
-        self.vehicles, self.vehicle_index = assign_vehicles(cfg.vehicles, self.num_envs, self.device)
+        self._nominal_vehicles, self.vehicle_index = assign_vehicles(cfg.vehicles, self.num_envs, self.device)
         self.variant_index = self.vehicle_index
         self.variant_names = vehicle_names(cfg.vehicles)
-        self.dynamics = QuadrotorDynamics(self.vehicles, cfg.sim.dt)
-        self._disturbed = is_disturbed(self.vehicles)
-        self._limits, self._ranges, self._weights, self._noise = self.lay_out(self.vehicles)
+        self._disturbed = is_disturbed(self._nominal_vehicles)
+        self._limits, self._ranges, self._nominal_weights, self._noise = self.lay_out(self._nominal_vehicles)
         self._renderer: FleetRenderer | None = None
         self._generator = torch.Generator(self.device)
         n = self.num_envs
         d = self.device
         self.episode_length_buf = torch.zeros(n, dtype=torch.long, device=d)
-        window = max(1, round(1.0 / self.step_dt))
-        self._stats = EpisodeStats(n, window, cfg.episode_length_s, d, self.log_names)
+        self._set_physics({})
         self._state = torch.zeros(13 + 4, n, device=d)
         self._action = torch.zeros(4, n, device=d)
         self._disturbance: tuple[torch.Tensor, torch.Tensor] | None = None
         self._forces = torch.zeros(6, n, device=d)
         self.prepare()
         self.reset(cfg.seed)
+
+    # -- physics ----------------------------------------------------------------------------------------------------
+
+    def perturb(self, values: Mapping[str, float]) -> None:
+        """Vary the simulation from the next :meth:`reset` on; what is not named is nominal again.
+
+        Args:
+            values: Names of :attr:`perturbations` and the values that they take.
+
+        Raises:
+            UserError: If the step is compiled, with the nominal parameters in it.
+        """
+        if getattr(self.cfg, "compile", False):
+            raise UserError("env.compile=true: the compiled step has the nominal vehicles in it; leave it out")
+        self._set_physics(values)
+
+    def _set_physics(self, values: Mapping[str, float]) -> None:
+        """Fold the vehicles, the time step and the reward's weights for a perturbation of the simulation."""
+        cfg = self.cfg
+        self.vehicles = vary_vehicles(self._nominal_vehicles, values)
+        self.dt, self.decimation = control_interval(cfg.sim.dt, cfg.decimation, values)
+        self.step_dt = self.dt * self.decimation
+        self.max_episode_length = max(1, round(cfg.episode_length_s / self.step_dt))
+        scale = reward_scale(self.log_names.rewards, self.step_dt / (cfg.sim.dt * cfg.decimation))
+        self._weights = self._nominal_weights * torch.tensor(scale, device=self.device).unsqueeze(1)
+        window = max(1, round(1.0 / self.step_dt))
+        self._stats = EpisodeStats(self.num_envs, window, cfg.episode_length_s, self.device, self.log_names)
+        self._pushes = Pushes.of(values, self.step_dt, self.num_envs, self.device)
+        self.make_dynamics()
+
+    def make_dynamics(self) -> None:
+        """Make what integrates ``self.vehicles`` by time steps of ``self.dt``."""
+        self.dynamics = QuadrotorDynamics(self.vehicles, self.dt)
 
     # -- what a task says -----------------------------------------------------------------------------------------
 
@@ -192,6 +225,8 @@ class QuadrotorEnv(ABC):
             Observation groups.
         """
         with torch.no_grad():
+            if self._pushes is not None:
+                self._pushes.restart(seed)
             if seed is not None:
                 self._generator.manual_seed(seed)
             elif not hasattr(self, "_table"):
@@ -221,7 +256,7 @@ class QuadrotorEnv(ABC):
         Returns:
             The next state, before any reset. Shape: (17, num_envs).
         """
-        for _ in range(self.cfg.decimation):
+        for _ in range(self.decimation):
             state = self.dynamics.step(state, actions, self._disturbance)
         return state
 
@@ -239,7 +274,10 @@ class QuadrotorEnv(ABC):
             dones (num_envs,), 1 where an episode ended; extras with ``time_outs``, ``log`` and ``episode_metrics``.
         """
         action = actions.to(self.device, self._dtype).clamp(-1.0, 1.0).T.contiguous()
-        state = self.integrate(self._state, action)
+        state = self._state
+        if self._pushes is not None:
+            state = self._pushes(state, self.episode_length_buf)
+        state = self.integrate(state, action)
         self.move_others(state)
         judged = self.judge(state, action)
         reward = judged.terms.sum(0)
