@@ -31,7 +31,8 @@ DIRECTLY_BELOW: dict[str, set[str]] = {
     "engines": {"tasks"},
     "runs": {"evaluation", "export"},
     "ppo": {"runs"},
-    "cli": {"ppo"},
+    "report": {"runs"},
+    "cli": {"ppo", "report"},
     "rsl_rl": {"cli"},
 }
 """Rooms, low to high, each with those directly below it; it may import these and all that is below them."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,14 +16,15 @@ from rich.console import Console
 from tensordict import TensorDict
 
 from foundation.checkpoints.reading.loading import LoadedPolicy
+from foundation.cli.beside_teacher import find_teacher, teacher_actor
 from foundation.cli.cli_args import CommandParser, Interrupt, parse_command, say_beaten
 from foundation.cli.played_policy import PlayedPolicy
 from foundation.cli.session import Session
+from foundation.cli.studies import read_summary, study_robustness, write_json
 from foundation.cli.teacher_tokens import TEACHER
 from foundation.config.overrides import Overrides, parse_overrides
-from foundation.config.plain import finite, to_plain
+from foundation.config.plain import to_plain
 from foundation.core.errors import RunInterrupted, UserError, suggest
-from foundation.core.files import atomic_write_bytes
 from foundation.engines import select_engine
 from foundation.engines.base import (
     AGENT_ENTRY_POINT,
@@ -39,7 +39,9 @@ from foundation.engines.base import (
 )
 from foundation.evaluation.breakdown import variant_figures, variant_table
 from foundation.evaluation.report_table import evaluation_figures, evaluation_table, inference_seconds
+from foundation.evaluation.robustness import SEED as STUDY_SEED
 from foundation.export.on_play import export_played
+from foundation.policies.actors import Actor
 from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.evaluate import evaluate
 from foundation.rollout.stepper import RealTimePace
@@ -94,6 +96,8 @@ class Job:
     def launch(self) -> Iterator[Session]:
         """Start the simulator."""
         args = self.args
+        if args.robustness:
+            read_summary(self.played.folder)  # refused before the first episode, not after many minutes
         entry_point = args.agent if args.agent.endswith("_entry_point") else AGENT_ENTRY_POINT
         request = LaunchRequest(self.played.task, entry_point, self.played.device, args.headless, args.video, args)
         with Session.launch(self.engine, request, self.configure) as session:
@@ -158,11 +162,30 @@ class Job:
         if variants:
             figures[f"{kind}s"] = variants
             console.print(variant_table(variants, kind, units))
+        if args.robustness:
+            figures["robustness"] = self.study(env, actor, poll)
         if args.json:
             write_json(Path(args.json), self.origin(env) | figures)
         if played.policy is not None and not isinstance(played.policy, CodeTeacher) and not args.no_export:
             loaded = LoadedPolicy(played.policy.policy, played.policy.info)
             export_played(loaded, played.folder / "exported", played.task)
+
+    def study(self, env: VecEnv, actor: Actor, poll: Callable[[], None]) -> dict[str, Any]:
+        """Measure how robust the policy is, beside its teacher where there is one."""
+        args = self.args
+        folder = self.played.folder
+        seed = STUDY_SEED if args.seed is None else self.seed
+        actors = self.beside_teacher(env, actor)
+        return study_robustness(env, actors, args.perturbation or (), args.num_episodes, seed, folder, poll)
+
+    def beside_teacher(self, env: VecEnv, actor: Actor) -> dict[str, Actor]:
+        """Name what acts, the teacher first where one is known."""
+        played = self.played
+        typed = self.args.teacher_checkpoint
+        teacher = find_teacher(played, typed)
+        if teacher is None:
+            return {"policy": actor}
+        return {"teacher": teacher_actor(teacher, env, played.task), "student": actor}
 
     def origin(self, env: VecEnv) -> dict[str, Any]:
         """Return what the figures are of."""
@@ -196,11 +219,6 @@ def network_figures(played: PlayedPolicy, env: VecEnv, selector: ObsSelector | N
     timed = {len(batch): 1e6 * inference_seconds(policy, batch) for batch in (obs, obs[:1])}
     network = getattr(policy.policy, "actor", policy.policy)
     return {"inference_us": timed, "parameters": sum(p.numel() for p in network.parameters())}
-
-
-def write_json(path: Path, figures: dict[str, Any]) -> None:
-    """Write the figures, whole or not at all; what is not finite becomes null."""
-    atomic_write_bytes(path, (json.dumps(finite(to_plain(figures)), indent=2) + "\n").encode())
 
 
 def of_env_and_agent(tokens: list[str]) -> list[str]:
@@ -244,6 +262,11 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError(f"--agent {args.agent} needs no policy: leave --checkpoint and --load_run out")
     if args.agent in ("zero", "random") and args.describe:
         raise UserError(f"--agent {args.agent} has no checkpoint to --describe: leave one of them out")
+    for name, value in (("--perturbation", args.perturbation), ("--teacher_checkpoint", args.teacher_checkpoint)):
+        if value is not None and not args.robustness:
+            raise UserError(
+                f"{name} {value if isinstance(value, str) else value[0]} has no effect without --robustness"
+            )
     if args.json and (Path(args.json).is_dir() or not _can_hold(_existing_parent(Path(args.json)))):
         raise UserError(f"--json {args.json}: cannot be written; give the path of a file")
 

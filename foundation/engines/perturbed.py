@@ -84,7 +84,7 @@ class PerturbedEnv(EnvWrapper):
         """
         if name is not None and name not in self.quantities:
             raise UserError(
-                f"--robustness {name}: this environment cannot vary it. {suggest(name, sorted(self.quantities))}"
+                f"--perturbation {name}: this environment cannot vary it. {suggest(name, sorted(self.quantities))}"
             )
         self._active = {}
         self._delay = 0
@@ -190,6 +190,6 @@ def _check(name: str, value: float) -> None:
     is_share = name in (OBSERVATION_DROPOUT, ACTION_LOSS)
     if not (math.isfinite(value) and value >= 0.0) or (is_share and value > 100.0):
         most = "0 to 100" if is_share else "0 or more"
-        raise UserError(f"--robustness {name}={value:g}: expected {most} [{BOUNDARY[name].unit}]")
+        raise UserError(f"--perturbation {name}={value:g}: expected {most} [{BOUNDARY[name].unit}]")
     if name == ACTION_DELAY and value != int(value):
-        raise UserError(f"--robustness {name}={value:g}: expected a whole number of steps")
+        raise UserError(f"--perturbation {name}={value:g}: expected a whole number of steps")

@@ -176,7 +176,7 @@ def chosen_quantities(env: PerturbedEnv, typed: Sequence[str]) -> dict[str, Quan
         name, equals, listed = text.partition("=")
         if name not in env.quantities:
             raise UserError(
-                f"--robustness {name}: this environment cannot vary it. {suggest(name, sorted(env.quantities))}"
+                f"--perturbation {name}: this environment cannot vary it. {suggest(name, sorted(env.quantities))}"
             )
         quantity = env.quantities[name]
         chosen[name] = quantity._replace(values=_numbers(text, listed)) if equals else quantity
@@ -191,7 +191,7 @@ def _numbers(text: str, listed: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in listed.split(","))
     except ValueError:
-        raise UserError(f"--robustness {text}: expected NAME=NUMBER,NUMBER,..., such as mass=-20,20") from None
+        raise UserError(f"--perturbation {text}: expected NAME=NUMBER,NUMBER,..., such as mass=-20,20") from None
 
 
 def measure_robustness(

@@ -53,6 +53,14 @@ def build_parser() -> CommandParser:
     group = parser.add_argument_group("measurement")
     flag = group.add_argument
     flag("--num_episodes", type=positive_int, default=NUM_EPISODES, metavar="N", help=f"episodes ({NUM_EPISODES})")
+    flag("--robustness", action="store_true", help="measure again under noise, delays, another mass ... (docs/howto)")
+    flag(
+        "--perturbation",
+        action="append",
+        metavar="NAME[=V,V]",
+        help="of --robustness: only this quantity, at these values; may be given several times",
+    )
+    flag("--teacher_checkpoint", metavar="FILE", help="teacher to measure beside (default: that of the student's run)")
     flag("--json", metavar="PATH", help="write the figures to this file")
     flag("--real-time", action="store_true", help="no faster than real time")
     add_hydra_args(parser)

@@ -43,7 +43,7 @@ def _factor(name: str, percent: float) -> float:
     least = 0.0 if name == "gravity" else 1e-3  # without gravity a vehicle can fly, without mass it cannot
     factor = 1.0 + percent / 100.0
     if not (math.isfinite(factor) and factor >= least):
-        raise UserError(f"--robustness {name}={percent:g}: a change of more than -100 % is needed")
+        raise UserError(f"--perturbation {name}={percent:g}: a change of more than -100 % is needed")
     return factor
 
 
@@ -62,7 +62,7 @@ def control_interval(dt: float, decimation: int, values: Mapping[str, float]) ->
     if rate == 1.0:
         return dt, decimation
     if not (math.isfinite(rate) and rate > 0.0):
-        raise UserError(f"--robustness control_rate={rate:g}: a positive number is needed, 0.5 for half the rate")
+        raise UserError(f"--perturbation control_rate={rate:g}: a positive number is needed, 0.5 for half the rate")
     steps = max(1, math.ceil(decimation / rate - 1e-9))
     return dt * decimation / rate / steps, steps
 
@@ -100,7 +100,7 @@ class Pushes:
         """Return the pushes that ``values["push"]`` [m/s] asks for; None where it asks for none."""
         speed = values.get("push", 0.0)
         if not math.isfinite(speed):
-            raise UserError(f"--robustness push={speed}: a number is needed [m/s]")
+            raise UserError(f"--perturbation push={speed}: a number is needed [m/s]")
         return cls(speed, step_dt, num_envs, device) if speed else None
 
     def restart(self, seed: int | None) -> None:
