@@ -26,18 +26,18 @@ def find_teacher(played: PlayedPolicy, typed: str | None) -> TeacherPolicyWrappe
 
     Args:
         played: The student.
-        typed: ``--teacher_checkpoint``; None: the one of its run.
+        typed: ``--teacher``; None: the one of its run.
     """
     if typed is not None:
         return TeacherPolicyWrapper(typed, played.device)
     settings = _of_run(played)
     spec = settings.get("checkpoint")
     if spec is None:
-        logger.info("no teacher is known of this policy: it is measured alone (--teacher_checkpoint FILE names one)")
+        logger.info("no teacher is known of this policy: it is measured alone (--teacher FILE names one)")
         return None
     if not isinstance(spec, str) or not is_one_file(spec) or not Path(spec).exists():
         what = f"'{spec}' is not there" if isinstance(spec, str) and is_one_file(spec) else "the run has several"
-        logger.warning("the teacher is left out, as %s: --teacher_checkpoint FILE names one", what)
+        logger.warning("the teacher is left out, as %s: --teacher FILE names one", what)
         return None
     said = {name: settings[name] for name in _SETTINGS if settings.get(name) is not None}
     return TeacherPolicyWrapper(spec, played.device, **said)
@@ -68,6 +68,6 @@ def teacher_actor(teacher: TeacherPolicyWrapper, env: VecEnv, task: str) -> Poli
     if teacher.num_actions != env.num_actions:
         raise UserError(
             f"the teacher has {teacher.num_actions} actions but the task '{task}' takes {env.num_actions}: "
-            "--teacher_checkpoint FILE names another one"
+            "--teacher FILE names another one"
         )
     return PolicyActor(teacher, selector)

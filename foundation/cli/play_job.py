@@ -181,7 +181,7 @@ class Job:
     def beside_teacher(self, env: VecEnv, actor: Actor) -> dict[str, Actor]:
         """Name what acts, the teacher first where one is known."""
         played = self.played
-        typed = self.args.teacher_checkpoint
+        typed = self.args.teacher
         teacher = find_teacher(played, typed)
         if teacher is None:
             return {"policy": actor}
@@ -262,7 +262,7 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError(f"--agent {args.agent} needs no policy: leave --checkpoint and --load_run out")
     if args.agent in ("zero", "random") and args.describe:
         raise UserError(f"--agent {args.agent} has no checkpoint to --describe: leave one of them out")
-    for name, value in (("--perturbation", args.perturbation), ("--teacher_checkpoint", args.teacher_checkpoint)):
+    for name, value in (("--perturbation", args.perturbation), ("--teacher", args.teacher)):
         if value is not None and not args.robustness:
             raise UserError(
                 f"{name} {value if isinstance(value, str) else value[0]} has no effect without --robustness"
