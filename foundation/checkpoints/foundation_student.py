@@ -14,6 +14,7 @@ from foundation.config.typing_fit import read_fields
 from foundation.core.errors import UserError
 from foundation.core.text import quoted
 from foundation.students import student_from_description
+from foundation.students.cnn import CNNStudent
 
 KEYS: set[str] | None = None
 """None: the file is ours, and any entry may be in it."""
@@ -55,6 +56,9 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
         raise UserError(f"'{source.path}' is corrupt: 'clip_actions' is {bound:g}, more than float32 can hold.")
     groups = stated["obs_groups"]
     cfg = student.cfg
+    images = student.image_shapes if isinstance(student, CNNStudent) else {}
+    if groups is not None and images and list(images) != groups[-len(images) :]:
+        raise UserError(f"'{source.path}' is corrupt: its images {quoted(list(images))} are not its last groups.")
     kind = cfg.distribution if cfg.stochastic else "deterministic"
     return finish(
         source,
@@ -65,6 +69,8 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
         obs_groups=groups,
         obs_slice=columns,
         clip_actions=stated["clip_actions"],
+        image_groups=list(images),
+        image_shapes=images or None,
         num_choices=cfg.num_choices,
         obs_normalization=bool(student.normalizer.count > 0),
         recurrence=cfg.name if student.state_size else "none",

@@ -91,7 +91,7 @@ def _size(groups: list[str], columns: list[int] | None, obs: TensorDict) -> int 
     """Return how many columns some groups have together; None where one of them is not there."""
     if any(group not in obs.keys() for group in groups):  # noqa: SIM118  # a TensorDict supports `in` for its keys() only
         return None
-    total = sum(obs[group].shape[-1] for group in groups)
+    total = sum(math.prod(obs[group].shape[1:]) for group in groups)
     return total if columns is None else min(columns[1], total) - columns[0]
 
 

@@ -39,7 +39,7 @@ class CollectedData:
     obs: ObsSelector
     """The student's observation groups."""
     num_obs: int
-    """Size of the student's observation; 0 where ``typed`` has a column ``obs``."""
+    """Size of the student's observation but for its images; 0 where ``typed`` has a column ``obs``."""
     targets: Mapping[str, int]
     """Size of each of the teacher's outputs to store."""
     num_envs: int
@@ -131,6 +131,13 @@ def open_saved(cfg: DistillationCfg, data: CollectedData) -> SavedDataset | None
         found = getattr(saved.layout, name)
         if found != value:
             raise UserError(f"the dataset '{saved.path}' has {name} {found}, this run {value}: they cannot be mixed")
+    for name, column in (data.typed or {}).items():
+        found = saved.layout.typed.get(name)
+        if found is not None and found != column:
+            raise UserError(
+                f"the dataset '{saved.path}' has '{name}' as {found.dtype} {list(found.shape)}, this run as "
+                f"{column.dtype} {list(column.shape)}: they cannot be mixed"
+            )
     check_targets(saved, data.targets)
     return saved
 

@@ -14,13 +14,15 @@ from foundation.dataset.memory import check_memory, empty_pinned, located
 from foundation.dataset.prefetch import deliver
 from foundation.dataset.sampling import ActiveDraws, draw_minibatches
 from foundation.dataset.spec import BufferSpec
-from foundation.dataset.transition import DTYPES, TARGET_FIELDS, Batch, make_batch
+from foundation.dataset.transition import DTYPES, TARGET_FIELDS, Batch, make_batch, with_images
 from foundation.policies.output import PolicyOutput
 
 __all__ = ["DTYPES", "TARGET_FIELDS", "Batch", "BufferSpec", "DistillationDataset"]
 
 GATHERED_ROWS = 16384
 """Transitions that are gathered at once, for several small batches together."""
+GATHERED_BYTES = 1 << 25
+"""Most bytes of images that are gathered at once, a batch at least."""
 
 
 class DistillationDataset:
@@ -57,6 +59,7 @@ class DistillationDataset:
         self.eviction = spec.eviction
         self.num_teachers = spec.num_teachers
         self.columns = spec.columns
+        self.images = spec.images
         self.row_size = spec.row_size
         self.rows_per_chunk = spec.rows_per_chunk
         self.max_chunks = spec.max_chunks
@@ -143,7 +146,8 @@ class DistillationDataset:
 
         Args:
             step: Step within the chunk.
-            obs: The student's observations. Shape: (num_envs, num_obs), or that of the column ``obs``.
+            obs: The student's observations, images flattened behind what is flat. Shape: (num_envs, num_obs), or that
+                of the column ``obs``.
             targets: The teacher's outputs at them; every stored field must be there. None: they follow by
                 :meth:`write_targets`.
             resets: Whether this step begins an episode. Shape: (num_envs,).
@@ -174,7 +178,7 @@ class DistillationDataset:
         extra: Mapping[str, torch.Tensor],
     ) -> None:
         """Write one step part by part: other types, another device, or targets that follow."""
-        parts = {"obs": obs, **extra}
+        parts = {**self._split_images(obs), **extra}
         if targets is not None:
             parts |= {name: getattr(targets, name) for name in self.spec.target_names}
         missing = set(self.typed) - set(parts) - set(self.spec.target_names)
@@ -185,6 +189,16 @@ class DistillationDataset:
                 row[:, self.columns[name]].copy_(part)
             else:
                 self.typed[name][self._chunk, step].copy_(part)
+
+    def _split_images(self, obs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the flat part of observations, if there is any, and each image in its shape."""
+        if not self.images:
+            return {"obs": obs}
+        shapes = [self.spec.typed[name].shape for name in self.images]
+        flat, *images = obs.split([self.num_obs, *(math.prod(shape) for shape in shapes)], dim=-1)
+        parts = {"obs": flat} if self.num_obs else {}
+        named = zip(self.images, shapes, images, strict=True)
+        return parts | {name: image.unflatten(-1, shape) for name, shape, image in named}
 
     def write_targets(self, first: int, targets: PolicyOutput) -> None:
         """Write the teacher's outputs of several env steps of the chunk begun last.
@@ -228,11 +242,30 @@ class DistillationDataset:
         self.active[index] = 1 if envs is None else envs.to(self.device, torch.uint8)
 
     def chunk_obs(self, chunk: int) -> torch.Tensor:
-        """Return a chunk's observations but those of weight 0. Shape: (num_transitions, num_obs)."""
-        obs = self.column("obs")[chunk].flatten(0, 1)
+        """Return a chunk's observations, images left out, but those of weight 0. Shape: (num_transitions, num_obs)."""
+        if "obs" in self.columns or "obs" in self.typed:
+            obs = self.column("obs")[chunk].flatten(0, 1)
+        else:
+            obs = self.rows[chunk, ..., :0].flatten(0, 1)
         if self.weights is not None:
             obs = obs[self.weights[chunk].flatten() > 0]
         return obs.to(self.compute_device)
+
+    def chunk_batch(self, chunk: int, envs: slice = slice(None)) -> Batch:
+        """Return a chunk as one sequence, on the compute device.
+
+        Args:
+            chunk: Its place in the buffer.
+            envs: Of these environments.
+        """
+        row = self.rows[chunk, :, envs].float()
+        parts = {name: row[..., part] for name, part in self.columns.items()}
+        parts |= {name: column[chunk, :, envs] for name, column in self.typed.items()}
+        state = None if self.states is None else self.states[chunk, 0, envs]
+        weights = None if self.weights is None else self.weights[chunk, :, envs]
+        batch = make_batch(parts, weights, self.resets[chunk, :, envs], state)
+        [moved] = deliver(iter([batch]), self.device, self.compute_device)
+        return with_images(moved, self.images)
 
     def target_moments(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation of a stored target, over all transitions but those of weight 0.
@@ -275,12 +308,19 @@ class DistillationDataset:
         Returns:
             Batches with ``obs`` of shape (batch_size, num_obs), on the compute device.
         """
-        return deliver(self._flat(batch_size, num_batches, shuffle), self.device, self.compute_device)
+        return self._delivered(self._flat(batch_size, num_batches, shuffle))
+
+    def _delivered(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Return batches on the compute device, with images as numbers there: they travel as they are stored."""
+        moved = deliver(batches, self.device, self.compute_device)
+        return (with_images(batch, self.images) for batch in moved) if self.images else moved
 
     def _flat(self, batch_size: int, num_batches: int, shuffle: bool) -> Iterator[Batch]:
         weights = None if self.weights is None else self.weights.view(-1)
         # A gather of a few thousand transitions costs little more than one of 256, so that small batches share one.
-        together = max(1, GATHERED_ROWS // batch_size)
+        heavy = sum(self.spec.typed[name].num_bytes for name in self.images)
+        rows = min(GATHERED_ROWS, GATHERED_BYTES // heavy) if heavy else GATHERED_ROWS
+        together = max(1, rows // batch_size)
         for index in self._draw(self.chunk_steps, batch_size, num_batches, shuffle).split(together):
             flat = index.flatten()
             parts = {name: part.unbind() for name, part in self._gather(flat, index.shape).items()}
@@ -311,7 +351,7 @@ class DistillationDataset:
             Batches with ``obs`` of shape (sequence_length, batch_size, num_obs), with ``resets`` and, where the
             student's memory is stored, ``state``; on the compute device.
         """
-        return deliver(self._sequences(batch_size, num_batches, shuffle), self.device, self.compute_device)
+        return self._delivered(self._sequences(batch_size, num_batches, shuffle))
 
     def _sequences(self, batch_size: int, num_batches: int, shuffle: bool) -> Iterator[Batch]:
         length = self.sequence_length

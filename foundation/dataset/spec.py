@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 from foundation.core.errors import UserError
-from foundation.dataset.transition import DTYPES, TARGET_FIELDS, Column, lay_out_columns
+from foundation.dataset.transition import DTYPES, IMAGE, TARGET_FIELDS, Column, lay_out_columns
 
 RESERVED = ("rows", "resets", "teacher_index", "episode", "weights", "base_weights", "states", "active")
 """Names that a column cannot have, as the buffer and its files use them."""
@@ -23,7 +24,7 @@ class BufferSpec:
     """
 
     num_obs: int
-    """Size of the student's observation; 0 where ``typed`` has a column ``obs``."""
+    """Size of the student's observation but for its images; 0 where ``typed`` has a column ``obs``."""
     num_envs: int
     """Environments, the width of a chunk."""
     capacity: int
@@ -47,7 +48,8 @@ class BufferSpec:
     eviction: str = "oldest"
     """``oldest`` or ``reservoir`` (a random chunk makes room)."""
     typed: Mapping[str, Column] = field(default_factory=dict)
-    """Columns stored as they are, by name: ``obs``, a target, or a further part of the observation."""
+    """Columns stored as they are, by name: ``obs``, a target, an image group (:func:`image_column`), which follows the
+    flat part of the observation, or what else is to be kept."""
 
     def __post_init__(self) -> None:
         """Check what does not depend on data.
@@ -64,13 +66,25 @@ class BufferSpec:
         if twice or taken:
             name = sorted(twice or taken)[0]
             raise UserError(f"A dataset cannot have a typed column '{name}': the name is taken.")
-        if not {"obs", "mean"} <= {*self.columns, *self.typed}:
+        names = {*self.columns, *self.typed} | ({"obs"} if self.images else set())
+        if not {"obs", "mean"} <= names:
             raise UserError("A dataset needs the student's observation and the teacher's mean.")
 
     @property
     def columns(self) -> dict[str, slice]:
         """Columns of each part of the matrix."""
         return lay_out_columns(self.num_obs, self.targets)
+
+    @property
+    def images(self) -> list[str]:
+        """The columns that are images of the observation, in order."""
+        return [name for name in self.typed if name.startswith(IMAGE)]
+
+    @property
+    def obs_size(self) -> int:
+        """Size of the student's whole observation."""
+        flat = math.prod(self.typed["obs"].shape) if "obs" in self.typed else self.num_obs
+        return flat + sum(math.prod(self.typed[name].shape) for name in self.images)
 
     @property
     def target_names(self) -> list[str]:

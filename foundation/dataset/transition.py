@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
+from foundation.core.errors import UserError
 from foundation.policies.output import PolicyOutput
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -21,6 +23,8 @@ COLUMN_DTYPES = DTYPES | {
     "bool": torch.bool,
 }
 """Types that a column of its own can have."""
+IMAGE = "image_"
+"""Begins the name of a column that holds an image group of the student's observation."""
 TARGET_FIELDS = ("mean", "std", "value", "logits", "features", "pre_tanh", "concentration", "saliency")
 """The teacher's outputs, in the order in which they are stored."""
 
@@ -79,6 +83,46 @@ def lay_out_columns(num_obs: int, targets: Mapping[str, int]) -> dict[str, slice
     return columns
 
 
+def image_column(group: str) -> str:
+    """Return the name of the column that holds an image group."""
+    return IMAGE + re.sub(r"\W", "_", group)
+
+
+def stored_column(image: torch.Tensor, group: str) -> Column:
+    """Return how an image group is stored: as it is, float64 as float32.
+
+    Args:
+        image: Shape: (num_envs, channels, height, width).
+        group: Its name, for the error.
+
+    Raises:
+        UserError: If images of its type cannot be stored.
+    """
+    dtype = torch.float32 if image.dtype == torch.float64 else image.dtype
+    names = {kind: name for name, kind in COLUMN_DTYPES.items()}
+    if dtype not in names:
+        raise UserError(
+            f"the image group '{group}' is {image.dtype}, which cannot be stored: give uint8, float16 or float32."
+        )
+    return Column(tuple(image.shape[1:]), names[dtype])
+
+
+def with_images(batch: Batch, images: Sequence[str]) -> Batch:
+    """Put image columns, flattened, behind the flat part of the observation, as float32.
+
+    Args:
+        batch: Its ``obs`` is the flat part.
+        images: Names of the columns, in order.
+    """
+    if not images:
+        return batch
+    assert batch.extra is not None
+    lead = batch.obs.ndim - 1
+    parts = [batch.extra[name].flatten(lead).float() for name in images]
+    rest = {name: part for name, part in batch.extra.items() if name not in images}
+    return batch._replace(obs=torch.cat([batch.obs, *parts], dim=-1), extra=rest or None)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """Return the name that ``dataset.dtype`` gives a storage type."""
     return next(name for name, known in DTYPES.items() if known == dtype)
@@ -100,4 +144,5 @@ def make_batch(
     """
     targets = PolicyOutput(**{name: parts[name] for name in TARGET_FIELDS if name in parts})
     extra = {name: part for name, part in parts.items() if name != "obs" and name not in TARGET_FIELDS}
-    return Batch(parts["obs"], targets, weights, resets, state, extra or None)
+    obs = parts["obs"] if "obs" in parts else targets.mean[..., :0].float()  # images alone, which follow
+    return Batch(obs, targets, weights, resets, state, extra or None)

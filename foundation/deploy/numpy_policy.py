@@ -261,6 +261,18 @@ def _global_pool(operation: Operation) -> Compute:
     return lambda x: x[0].mean(axis=(2, 3), keepdims=True)
 
 
+def _spatial_softmax(operation: Operation) -> Compute:
+    grid = operation.arrays["grid"]
+
+    def compute(x: list[Numbers]) -> Numbers:
+        pixels = x[0].reshape(*x[0].shape[:2], -1)
+        shares = numpy.exp(pixels - pixels.max(axis=2, keepdims=True))
+        shares = shares / shares.sum(axis=2, keepdims=True)
+        return (shares @ grid).reshape(len(pixels), -1)
+
+    return compute
+
+
 def _recurrent(operation: Operation) -> Remember:
     weights = [numpy.ascontiguousarray(operation.arrays[name].T) for name in ("weight_ih", "weight_hh")]
     biases = [operation.arrays[name] for name in ("bias_ih", "bias_hh")]
@@ -299,6 +311,7 @@ def _window(operation: Operation) -> Remember:
 
 _KINDS: dict[str, Callable[[Operation], Compute]] = {
     "activation": _activation,
+    "add": lambda operation: lambda x: x[0] + x[1],
     "arg_max": _arg_max,
     "beta_moment": _beta_moment,
     "channel_norm": _channel_norm,
@@ -312,6 +325,7 @@ _KINDS: dict[str, Callable[[Operation], Compute]] = {
     "max_pool": _max_pool,
     "normalize": _normalize,
     "scale": _scale,
+    "spatial_softmax": _spatial_softmax,
 }
 _WITH_MEMORY: dict[str, Callable[[Operation], Remember]] = {"recurrent": _recurrent, "window": _window}
 KINDS = tuple(sorted((*_KINDS, *_WITH_MEMORY)))

@@ -250,6 +250,13 @@ def _gemm(node: _Node, x: list[Shape], constants: Integers) -> list[Shape]:
     return [(rows, num_out)]
 
 
+def _mat_mul(node: _Node, x: list[Shape], constants: Integers) -> list[Shape]:
+    *outer, num_in = x[0]
+    expected, num_out = x[1]
+    _need(node, num_in == expected)
+    return [(*outer, num_out)]
+
+
 def _flatten(node: _Node, x: list[Shape], constants: Integers) -> list[Shape]:
     _need(node, node.integer("axis", 1) == 1)
     return [(x[0][0], prod(x[0][1:]))]
@@ -365,7 +372,7 @@ def _need(node: _Node, fits: bool) -> None:
 
 _OF_EACH_NUMBER = (
     "Celu", "Elu", "Exp", "Gelu", "Identity", "LayerNormalization", "LeakyRelu", "Mish", "Relu", "Selu", "Sigmoid",
-    "Softplus", "Tanh",
+    "Softmax", "Softplus", "Tanh",
 )  # fmt: skip
 _ATTRIBUTES = {
     "alpha", "axis", "dilations", "epsilon", "group", "hidden_size", "keepdims", "kernel_shape", "linear_before_reset",
@@ -387,6 +394,7 @@ _SHAPES: Mapping[str, Callable[[_Node, list[Shape], Integers], list[Shape]]] = {
     "GlobalAveragePool": _global_pool,
     "GlobalMaxPool": _global_pool,
     "LSTM": _recurrent,
+    "MatMul": _mat_mul,
     "MaxPool": _max_pool,
     "Pad": _pad,
     "Reshape": _reshape,

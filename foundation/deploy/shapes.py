@@ -84,6 +84,17 @@ def _convolution(op: Operation, x: list[Shape]) -> Shape:
     return filters, *sides
 
 
+def _add(op: Operation, x: list[Shape]) -> Shape:
+    _need(op, len(x) == 2 and x[0] == x[1])
+    return x[0]
+
+
+def _spatial_softmax(op: Operation, x: list[Shape]) -> Shape:
+    channels, *sides = x[0]
+    _need(op, op.arrays["grid"].shape == (prod(sides), 2))
+    return (2 * channels,)
+
+
 def _max_pool(op: Operation, x: list[Shape]) -> Shape:
     channels, *sides = x[0]
     kernel, stride, padding = (int(op.number(name)) for name in ("kernel", "stride", "padding"))
@@ -119,6 +130,7 @@ def _need(op: Operation, fits: bool) -> None:
 
 _SHAPES: dict[str, Callable[[Operation, list[Shape]], Shape]] = {
     "activation": _same,
+    "add": _add,
     "arg_max": lambda op, x: (1,),
     "beta_moment": lambda op, x: (prod(x[0]) // 2,),
     "channel_norm": _channels,
@@ -133,5 +145,6 @@ _SHAPES: dict[str, Callable[[Operation, list[Shape]], Shape]] = {
     "normalize": _element_wise,
     "recurrent": _recurrent,
     "scale": _element_wise,
+    "spatial_softmax": _spatial_softmax,
     "window": _window,
 }

@@ -334,6 +334,20 @@ def _global_pool(graph: _Graph, op: Operation, before: list[str]) -> list[str]:
     return []
 
 
+def _add(graph: _Graph, op: Operation, before: list[str]) -> list[str]:
+    graph.node("Add", list(op.inputs), output=op.name)
+    return []
+
+
+def _spatial_softmax(graph: _Graph, op: Operation, before: list[str]) -> list[str]:
+    grid = op.arrays["grid"]
+    pixels = graph.node("Reshape", [op.inputs[0], graph.constant([-1, op.size // 2, len(grid)])])
+    shares = graph.node("Softmax", [pixels], axis=2)
+    positions = graph.node("MatMul", [shares, graph.constant(grid)])
+    graph.node("Reshape", [positions, graph.constant([-1, op.size])], output=op.name)
+    return []
+
+
 def _recurrent(graph: _Graph, op: Operation, before: list[str]) -> list[str]:
     cell = op.text("cell")
     size = op.size
@@ -371,6 +385,7 @@ def _window(graph: _Graph, op: Operation, before: list[str]) -> list[str]:
 
 _WRITERS: dict[str, Callable[[_Graph, Operation, list[str]], list[str]]] = {
     "activation": _activation,
+    "add": _add,
     "arg_max": _arg_max,
     "beta_moment": _beta_moment,
     "channel_norm": _channel_norm,
@@ -385,6 +400,7 @@ _WRITERS: dict[str, Callable[[_Graph, Operation, list[str]], list[str]]] = {
     "normalize": _normalize,
     "recurrent": _recurrent,
     "scale": _scale,
+    "spatial_softmax": _spatial_softmax,
     "window": _window,
 }
 """What writes each operation; it returns the next value of each of its memories. Shape: (num_envs, size)."""

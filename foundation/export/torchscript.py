@@ -195,8 +195,13 @@ def _global_pool(op: Operation, w: Tensors, x: Inputs) -> torch.Tensor:
     return x[0].amax((2, 3), keepdim=True) if op.text("pooling") == "max" else x[0].mean((2, 3), keepdim=True)
 
 
+def _spatial_softmax(op: Operation, w: Tensors, x: Inputs) -> torch.Tensor:
+    return (x[0].flatten(2).softmax(-1) @ w["grid"]).flatten(1)
+
+
 _COMPUTE: dict[str, Callable[[Operation, Tensors, Inputs], torch.Tensor]] = {
     "activation": _activation,
+    "add": lambda op, w, x: x[0] + x[1],
     "arg_max": lambda op, w, x: x[0].argmax(dim=-1, keepdim=True).to(x[0].dtype),
     "beta_moment": _beta_moment,
     "channel_norm": _channel_norm,
@@ -210,6 +215,7 @@ _COMPUTE: dict[str, Callable[[Operation, Tensors, Inputs], torch.Tensor]] = {
     "max_pool": _max_pool,
     "normalize": lambda op, w, x: (x[0] - w["mean"]) * w["scale"],
     "scale": lambda op, w, x: x[0] * w["scale"] + w["shift"],
+    "spatial_softmax": _spatial_softmax,
 }
 
 

@@ -227,8 +227,8 @@ class Learner:
 
     @torch.no_grad()
     def fit_normalizer(self, obs: torch.Tensor) -> None:
-        """Take more observations into the student's normaliser. Shape: (..., num_obs)."""
-        self.student.normalizer.update(obs.reshape(-1, obs.shape[-1]).float())
+        """Take more observations into the student's normaliser. Shape: (..., num_obs), or without images."""
+        self.student.update_normalizer(obs)
         # The averaged student reads by the same moments: the same weights on other inputs are another policy.
         if self.average is not None:
             self.average.normalizer.load_state_dict(self.student.normalizer.state_dict())

@@ -99,7 +99,7 @@ class SalientTeacher:
 def shared_columns(
     student: ObsSelector, teacher: ObsSelector, obs: TensorDict, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return which columns of student and teacher are the same observations: those of the groups that both read.
+    """Return which columns of student and teacher are the same observations: those of the flat groups that both read.
 
     Args:
         student: The student's observation groups.
@@ -115,7 +115,7 @@ def shared_columns(
     """
     own, theirs = _named_columns(student, obs), _named_columns(teacher, obs)
     place = {name: index for index, name in enumerate(theirs)}
-    pairs = [(index, place[name]) for index, name in enumerate(own) if name in place]
+    pairs = [(index, place[name]) for index, name in enumerate(own) if name in place and name[0] not in student.images]
     if not pairs:
         raise UserError(
             f"Loss 'attention' compares how the actions depend on observations that both see, and the student reads "

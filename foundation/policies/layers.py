@@ -234,6 +234,19 @@ class GlobalPool(Layer):
     kind: Literal["max", "mean"]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Add(Layer):
+    """The sum of two inputs of the same shape: a residual block's."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SpatialSoftmax(Layer):
+    """Mean position of each channel's softmax over its pixels: x, y of the first channel, x, y of the second, ..."""
+
+    grid: torch.Tensor
+    """Position of each pixel, row by row. Shape: (height * width, 2)."""
+
+
 class Layers:
     """A policy's layers, each after those that it reads."""
 

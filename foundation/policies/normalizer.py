@@ -100,9 +100,9 @@ class ObsNormalizer(nn.Module):
             The observations that were rescaled.
         """
         watched = self.unvaried | (self.var < self.eps**2)
-        rows = x.detach().reshape(-1, x.shape[-1])
-        if rows.shape[0] == 0:
+        if x.numel() == 0:
             return []
+        rows = x.detach().reshape(-1, x.shape[-1])
         square = (rows[:, watched].double() - self.mean[watched]).square().mean(0)
         index = watched.nonzero().flatten()[square.sqrt() * self._scale[watched] > OUTLIER]
         if len(index):

@@ -63,8 +63,9 @@ class ObsSelector:
             if name not in offered:
                 raise UserError(f"{key}: the environment has no observation group '{name}'. {suggest(name, offered)}")
             if len(offered[name]) != 1 and name not in self.images:
+                hint = " (images are for student=cnn)" if len(offered[name]) == 3 and role == "student" else ""
                 raise UserError(
-                    f"{key}: group '{name}' has shape {offered[name]}; only flat groups can be concatenated."
+                    f"{key}: group '{name}' has shape {offered[name]}; only flat groups can be concatenated{hint}."
                 )
         total = sum(math.prod(offered[name]) for name in self.groups)
         if self.obs_slice is not None:
@@ -79,6 +80,17 @@ class ObsSelector:
                 f"The environment's groups are: {sizes}. Set {key}{slice_hint} to what it was trained on."
             )
         return total
+
+
+def image_shapes(obs: TensorDict, groups: Sequence[str]) -> dict[str, list[int]]:
+    """Return channels, height and width of those groups that are images, in order.
+
+    Args:
+        obs: Observations of the environment.
+        groups: Names of groups; one that is not there is left to :meth:`ObsSelector.check`.
+    """
+    there = [name for name in groups if name in obs.keys()]  # noqa: SIM118  # a TensorDict's
+    return {name: list(obs[name].shape[1:]) for name in there if obs[name].ndim == 4}
 
 
 @runtime_checkable

@@ -201,7 +201,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
             losses = self.ppo.update(collected.rollout, terms, critic_rate=critic_rate, poll=self.poll)
             self.critic.fit_normalizer(collected.rollout.critic_obs)
             if self.fits_normalizer:
-                self.student.normalizer.update(collected.rollout.obs)
+                self.student.update_normalizer(collected.rollout.obs)
         if train_actor:
             losses |= self.retention.end()
             if self.retention.replay is not None:

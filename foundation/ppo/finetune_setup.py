@@ -17,6 +17,7 @@ from foundation.ppo.replay import Replay
 from foundation.ppo.retention import FrozenTeacher, Retention, distillation_terms
 from foundation.ppo.settings import AgentSettings
 from foundation.students.base import Student
+from foundation.students.observations import student_selector
 from foundation.teachers import TeacherPolicyWrapper
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,13 @@ class FinetuneSetup:
             start = load_start(cfg.checkpoint)
             groups = groups or start.info.obs_groups
             columns = columns or start.info.obs_slice
-        self.student_obs = ObsSelector(groups or self.agent.actor_groups, columns)
+        groups = list(groups or self.agent.actor_groups)
+        if start is None:
+            cfg.student.obs_groups = groups
+            cfg.student.obs_slice = columns
+            self.student_obs = student_selector(cfg.student, obs)
+        else:
+            self.student_obs = ObsSelector(groups, columns, start.info.image_groups)
         wanted = None if start is None else start.student.num_obs
         num_obs = self.student_obs.check(obs, "policy", wanted, key="finetune.actor.obs_groups")
         actor = fresh_actor(cfg.student, num_obs, self.env.num_actions) if start is None else start.student

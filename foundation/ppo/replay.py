@@ -41,9 +41,9 @@ class Replay:
         self.actor = actor
         saved = SavedDataset(cfg.replay.dataset)
         layout = saved.layout
-        if (layout.num_obs, layout.targets["mean"]) != (actor.num_obs, actor.num_actions):
+        if (layout.obs_size, layout.targets["mean"]) != (actor.num_obs, actor.num_actions):
             raise UserError(
-                f"finetune.replay.dataset: '{saved.path}' has {layout.num_obs} observations "
+                f"finetune.replay.dataset: '{saved.path}' has {layout.obs_size} observations "
                 f"({', '.join(layout.obs_groups)}) and {layout.targets['mean']} actions, the actor "
                 f"{actor.num_obs} and {actor.num_actions}: replay a dataset that was collected for this actor"
             )

@@ -194,16 +194,16 @@ class Collector:
         """Return student less teacher on a chunk. Shape: (chunk_steps, num_envs, num_actions)."""
         dataset = self.dataset
         device = self.env.device
-        resets = dataset.resets[slot].to(device)
-        obs = dataset.column("obs")[slot].to(device).float()
-        mean = dataset.column("mean")[slot].to(device).float()
+        batch = dataset.chunk_batch(slot)
+        resets = None if batch.resets is None else batch.resets.to(device)
         # From the stored memory on, not from zeros: a chunk may begin in the middle of an episode.
-        state = None if dataset.states is None else dataset.states[slot, 0].to(device)
-        output, _ = self.student.policy.sequence(obs, state, resets)
-        return output.mean - mean
+        state = None if batch.state is None else batch.state.to(device)
+        output, _ = self.student.policy.sequence(batch.obs.to(device).float(), state, resets)
+        return output.mean - batch.targets.mean.to(device).float()
 
     def _check_finite(self, slot: int) -> None:
         """Stop on NaN or infinity before the chunk counts (one host sync per chunk)."""
+        self._check_images(slot)
         rows = self.dataset.rows[slot]
         returns = self.tracker.chunk()["returns"]
         if bool(torch.isfinite(rows.sum() + returns.sum())):  # NaN and infinity survive a sum: one pass suffices
@@ -230,6 +230,16 @@ class Collector:
             f"The teacher's output '{name}' is NaN or infinite: check its normaliser and its observation groups "
             f"({', '.join(self.teacher.selector.groups)}){room}."
         )
+
+    def _check_images(self, slot: int) -> None:
+        """Stop on images that are not finite; bytes always are."""
+        for name in self.dataset.images:
+            image = self.dataset.typed[name][slot]
+            if image.is_floating_point() and not bool(torch.isfinite(image).all()):
+                raise UserError(
+                    f"The environment returned images that are NaN or infinite (column {name}, {image.dtype}): check "
+                    "its camera; a depth of float16 must be at most 65504."
+                )
 
     def _most_chunks(self) -> int:
         """Return how many chunks suffice if every episode ends in time."""

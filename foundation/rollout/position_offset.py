@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -59,7 +60,7 @@ class PositionCorrection:
 
     def _locate(self, obs: TensorDict, selector: ObsSelector) -> list[_Field]:
         start = 0
-        total = sum(obs[name].shape[-1] for name in selector.groups)
+        total = sum(math.prod(obs[name].shape[1:]) for name in selector.groups)
         low, high = selector.obs_slice or (0, total)
         fields = []
         for group in selector.groups:
@@ -69,7 +70,7 @@ class PositionCorrection:
                 if column < 0 or column + 3 > high - low:
                     raise UserError(f"{FLAG}: distill.student.obs_slice cuts the position of group '{group}' off.")
                 fields.append(_Field(column, frame))
-            start += obs[group].shape[-1]
+            start += math.prod(obs[group].shape[1:])
         if not fields:
             declared = ", ".join(self.positions)
             raise UserError(f"{FLAG}: the groups {list(selector.groups)} declare no position ({declared} do).")

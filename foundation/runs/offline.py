@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from foundation.config.distillation_cfg import DistillationCfg
+from foundation.config.distillation_cfg import DistillationCfg, StudentCfg
 from foundation.core.errors import UserError, reading
 from foundation.core.program import command_name
 from foundation.dataset.build import load_offline
@@ -17,12 +17,14 @@ from foundation.learning.early_stopping import EarlyStopping
 from foundation.learning.held_out import held_out_loss
 from foundation.learning.learner import LearningStats, RunFacts
 from foundation.policies.obs_groups import ObsSelector
-from foundation.policies.output import PolicyOutput
+from foundation.policies.output import map_output
 from foundation.runs.base import Runner
 from foundation.runs.context import Interrupted, RunContext
 from foundation.runs.metrics_writer import MetricsWriter
 from foundation.runs.run_dir import RunDir
 from foundation.runs.run_state import BEST, OfflineState, RunCheckpoint, load_latest
+from foundation.students.cnn import CNNStudentCfg
+from foundation.students.observations import tell_images
 
 
 class OfflineRunner(Runner[None]):
@@ -49,12 +51,13 @@ class OfflineRunner(Runner[None]):
         super().__init__(RunContext.make(cfg, run_dir, cfg.device, writer, interrupted))
         self.saved = open_for(cfg)
         layout = self.saved.layout
-        self.student_obs = ObsSelector(layout.obs_groups, layout.obs_slice)
+        _tell_images(cfg.student, self.saved)
+        self.student_obs = ObsSelector(layout.obs_groups, layout.obs_slice, list(layout.images))
         self.label_bound = layout.clip_actions
         self.best_loss = math.inf
         self.best: dict[str, float] = {}
         self.early_stopping = EarlyStopping(cfg.early_stopping)
-        self.make_learner(layout.num_obs, layout.targets["mean"])
+        self.make_learner(layout.obs_size, layout.sizes["mean"])
         self.train, self.held_out = self._load()
         self._prepare()
 
@@ -117,11 +120,11 @@ class OfflineRunner(Runner[None]):
     @torch.no_grad()
     def _prepare(self) -> None:
         """Show the learner one transition's outputs, and fit the normaliser to all that are learned from."""
-        row = self.train.rows[0, 0, :1].float().to(self.cfg.device)
-        teacher = PolicyOutput(**{name: row[:, part] for name, part in self.train.columns.items() if name != "obs"})
-        student = self.student.step(row[:, self.train.columns["obs"]], None)[0]
+        batch = self.train.chunk_batch(0, slice(0, 1))
+        teacher = map_output(lambda target: target[0].float(), batch.targets)
+        student = self.student.step(batch.obs[0].float(), None)[0]
         layout = self.saved.layout
-        groups = {layout.obs_groups[0]: layout.num_obs} if len(layout.obs_groups) == 1 else None
+        groups = {layout.obs_groups[0]: layout.obs_size} if len(layout.obs_groups) == 1 else None
         self.learner.prepare(student, teacher, RunFacts(groups))
         if self.fits_normalizer:
             for slot in range(self.train.num_chunks):
@@ -160,8 +163,8 @@ class OfflineRunner(Runner[None]):
         layout = self.saved.layout
         size = self.train.num_bytes + self.held_out.num_bytes
         self.reporter.line(
-            f"Student: {self.cfg.student.name}, obs={layout.num_obs} ({', '.join(layout.obs_groups)}), "
-            f"actions={layout.targets['mean']}, {self.num_parameters} parameters"
+            f"Student: {self.cfg.student.name}, obs={layout.obs_size} ({', '.join(layout.obs_groups)}), "
+            f"actions={layout.sizes['mean']}, {self.num_parameters} parameters"
         )
         self.reporter.line(
             f"Dataset: {self.saved.num_rows} transitions of {layout.task} ({size / 1e6:.0f} MB) on "
@@ -242,3 +245,19 @@ def open_for(cfg: DistillationCfg) -> SavedDataset:
     cfg.student.obs_groups = layout.obs_groups
     cfg.student.obs_slice = layout.obs_slice
     return saved
+
+
+def _tell_images(cfg: StudentCfg, saved: SavedDataset) -> None:
+    """Tell a student that sees the shapes of the images that a dataset holds.
+
+    Raises:
+        UserError: If it sees and there are none, or the other way round.
+    """
+    images = saved.layout.images
+    if isinstance(cfg, CNNStudentCfg) != bool(images):
+        there = f"images ({', '.join(images)})" if images else f"no images (its groups are {saved.layout.obs_groups})"
+        other = "student=cnn" if images else "another student"
+        raise UserError(f"student={cfg.name} does not fit the dataset '{saved.path}', which holds {there}: use {other}")
+    if isinstance(cfg, CNNStudentCfg):
+        shapes = {group: list(column.shape) for group, column in images.items()}
+        tell_images(cfg, shapes, {group: column.torch_dtype for group, column in images.items()})

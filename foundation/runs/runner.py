@@ -12,13 +12,14 @@ import torch
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import RunInterrupted, UserError, reading
 from foundation.dataset.build import CollectedData, build_dataset
-from foundation.dataset.transition import Column
+from foundation.dataset.disk.reader import SavedDataset
+from foundation.dataset.transition import Column, image_column, stored_column
 from foundation.engines.base import MakeEvalEnv, VecEnv
 from foundation.learning.early_stopping import EarlyStopping
 from foundation.learning.learner import LearningStats, RunFacts
 from foundation.learning.saliency import SalientTeacher
 from foundation.policies.actors import Policy, PolicyActor
-from foundation.policies.obs_groups import ObsSelector, teacher_selector
+from foundation.policies.obs_groups import teacher_selector
 from foundation.rollout.collector import Collector
 from foundation.rollout.episodes import CollectionStats
 from foundation.runs.base import Runner
@@ -31,6 +32,7 @@ from foundation.runs.run_dir import RunDir
 from foundation.runs.run_state import BEST, RunCheckpoint, RunState, load_latest
 from foundation.runs.run_teachers import RunTeachers, Teacher
 from foundation.runs.teacher_watch import TeacherWatch
+from foundation.students.observations import num_pixels, student_selector
 from foundation.teachers import TeacherPolicyWrapper
 
 
@@ -125,7 +127,7 @@ class DistillationRunner(Runner[Collection]):
         obs = self.env.get_observations()
         base = teacher_selector(self.teacher, obs, teacher.obs_groups, teacher.obs_slice)
         base.check(obs, "teacher", self.teacher.num_obs)
-        self.student_obs = ObsSelector(student.obs_groups or ["policy"], student.obs_slice)
+        self.student_obs = student_selector(student, obs)
         self.num_obs = self.student_obs.check(obs, "student")
         self.teachers = RunTeachers(self.teacher, self.cfg, self.env, base, self.student_obs)
         self.teacher_obs = self.teachers.selector
@@ -141,11 +143,11 @@ class DistillationRunner(Runner[Collection]):
         env = self.env
         describe = getattr(self.teacher, "describe", None)
         memory = student.initial_state(1, env.device) if student.state_size else None
-        stored = self._stored_bytes()
+        typed = self._typed_columns()
         data = CollectedData(
             obs=self.student_obs,
-            num_obs=self.num_obs if stored is None else 0,
-            typed=None if stored is None else {"obs": stored},
+            num_obs=0 if "obs" in typed else self.num_obs - num_pixels(self.cfg.student),
+            typed=typed,
             targets=self._probe_targets(),
             num_envs=env.num_envs,
             max_episode_length=int(env.max_episode_length),
@@ -163,11 +165,21 @@ class DistillationRunner(Runner[Collection]):
             for slot in range(self.dataset.num_chunks):
                 self.learner.fit_normalizer(self.dataset.chunk_obs(slot))
 
-    def _stored_bytes(self) -> Column | None:
-        """Return how the student's observation is stored where it is bytes: as it is, but on disk as float32."""
-        obs = self.student_obs(self.env.get_observations())
-        on_disk = self.cfg.dataset.save is not None or self.cfg.dataset.load is not None
-        return Column((self.num_obs,), "uint8") if obs.dtype == torch.uint8 and not on_disk else None
+    def _typed_columns(self) -> dict[str, Column]:
+        """Return the parts of the student's observation that are stored as they are: images, or all of it if bytes."""
+        obs = self.env.get_observations()
+        images = [name for name in self.student_obs.groups if name in self.student_obs.images]
+        columns = {image_column(name): stored_column(obs[name], name) for name in images}
+        if len(columns) < len(images):
+            raise UserError(f"the image groups {images} need names that differ in their letters: rename one")
+        if images or self.student_obs(obs).dtype != torch.uint8 or self._loads_numbers():
+            return columns
+        return {"obs": Column((self.num_obs,), "uint8")}
+
+    def _loads_numbers(self) -> bool:
+        """Whether the run begins with a dataset that holds its observations as numbers, though they are bytes."""
+        path = self.cfg.dataset.load
+        return path is not None and "obs" not in SavedDataset(path).layout.typed
 
     @torch.no_grad()
     def _probe_targets(self) -> dict[str, int]:

@@ -140,6 +140,10 @@ def _check_sizes(options: Mapping[str, Any], weights: Mapping[str, torch.Tensor]
     widest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
     for key, value in options.items():
         sizes = value if isinstance(value, list) else [value]
+        if key == "num_obs" and options.get("images"):
+            continue  # no weight is as wide as all pixels together
+        if key in ("hidden_size", "num_layers") and options.get("memory") == "none":
+            continue  # without recurrent layers they have no weights
         if key not in (*SIZES, "num_obs", "num_actions", "num_choices", "length", "kernel_size"):
             continue
         wrong = [size for size in sizes if isinstance(size, int) and size > max(widest, 1)]

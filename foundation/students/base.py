@@ -131,9 +131,23 @@ class Student(PolicyNetwork):
     ) -> tuple[PolicyOutput, torch.Tensor | None]:
         """Act for one step or for many."""
         taps = self.make_taps()
-        features, _, state = run_layers(self.trunk(), self.normalizer(obs), state, resets, sequence, taps=taps)
+        features, _, state = run_layers(self.trunk(), self._normalized(obs), state, resets, sequence, taps=taps)
         output = self._heads(features)
         return output if taps is None else output._replace(features=taps.side_by_side()), state
+
+    def update_normalizer(self, obs: torch.Tensor) -> None:
+        """Take more observations into the normaliser. Shape: (..., num_obs), or without images."""
+        size = self.normalizer.mean.numel()
+        if size:  # else it reads images alone
+            self.normalizer.update(obs[..., :size].reshape(-1, size).float())
+
+    def _normalized(self, obs: torch.Tensor) -> torch.Tensor:
+        """Return what the first hidden layer reads. Shape: (..., num_obs)."""
+        return self.normalizer(obs)
+
+    def _list_normalized(self, layers: Layers) -> str:
+        """Append what :meth:`_normalized` computes."""
+        return layers.module(self.normalizer, OBS, "normalizer")
 
     def named_layers(self) -> dict[str, nn.Module]:
         """Return the hidden layers by their names in the state_dict, those inside an ``nn.Sequential`` too."""
@@ -146,7 +160,7 @@ class Student(PolicyNetwork):
 
     def list_layers(self, layers: Layers) -> None:
         """Append the normaliser, the hidden layers and the heads, by their names in the state_dict."""
-        x = layers.module(self.normalizer, OBS, "normalizer")
+        x = self._list_normalized(layers)
         names = {module: name for name, module in self.named_modules()}
         for layer in self.trunk():
             x = layers.module(layer, x, names[layer])
@@ -175,7 +189,7 @@ class Student(PolicyNetwork):
         Shape: (..., num_obs) to (..., num_actions).
         """
         if self.state_size == 0:
-            return self._actions(self.mean(run_layers(self.trunk(), self.normalizer(obs), None, None, False)[0]))
+            return self._actions(self.mean(run_layers(self.trunk(), self._normalized(obs), None, None, False)[0]))
         flat = obs.reshape(-1, self.num_obs)
         return self.step(flat)[0].mean.reshape(*obs.shape[:-1], self.num_actions)
 

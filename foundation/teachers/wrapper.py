@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,21 @@ class TeacherPolicyWrapper(nn.Module):
             self.num_obs = self.policy.num_obs
             listed = {name: list(shape) for name, shape in shapes.items()}
             self.info = replace(self.info, num_obs=self.num_obs, image_shapes=listed)
+        elif self.info.image_shapes:
+            self._check_images(obs, self.info.image_shapes)
         return [name for name in groups if name not in images] + images
+
+    def _check_images(self, obs: TensorDict, known: Mapping[str, Sequence[int]]) -> None:
+        """Refuse images of other sizes than those that it was trained on."""
+        for name, shape in known.items():
+            found = list(obs[name].shape[1:]) if name in obs.keys() else None  # noqa: SIM118  # a TensorDict's
+            stated = [isinstance(side, int) for side in shape]  # an ONNX file may leave a side open
+            if found is not None and all(stated) and found != list(shape):
+                raise UserError(
+                    f"'{self.info.path}' reads images of {' x '.join(map(str, shape))} from the group '{name}', and "
+                    f"the environment gives {' x '.join(map(str, found))}: give it a camera of the size that it was "
+                    "trained with."
+                )
 
     def describe(self) -> dict[str, Any]:
         """Return what was understood about the checkpoint, as plain values."""

@@ -149,6 +149,8 @@ def _stateless(layer: Layer, given: list[Array], num_envs: int) -> Array:
         return numpy.tile(_array(layer.value), (num_envs, 1))
     if isinstance(layer, kinds.Concatenate):
         return numpy.concatenate([part.reshape(num_envs, -1) for part in given], axis=1)
+    if isinstance(layer, kinds.Add):
+        return given[0] + given[1]
     if isinstance(layer, kinds.SquashedStd):
         return given[0] * numpy.maximum(1.0 - given[1] ** 2, 1e-7)
     for formula in (_of_numbers, _of_groups, _of_images):
@@ -212,6 +214,13 @@ def _of_images(layer: Layer, x: Array) -> Array | None:
             padded = numpy.pad(x, ((0, 0), (0, 0), pad, pad), constant_values=-numpy.inf)
             views = numpy.lib.stride_tricks.sliding_window_view(padded, (layer.kernel, layer.kernel), axis=(2, 3))
             return views[:, :, :: layer.stride, :: layer.stride].max(axis=(-2, -1))
+        case kinds.SpatialSoftmax():
+            shares = numpy.exp(x - x.max(axis=(2, 3), keepdims=True))
+            shares /= shares.sum(axis=(2, 3), keepdims=True)
+            rows, columns = (numpy.linspace(-1.0, 1.0, size) for size in x.shape[2:])
+            across = (shares * columns).sum(axis=(2, 3))
+            down = (shares * rows[:, None]).sum(axis=(2, 3))
+            return numpy.stack([across, down], axis=-1).reshape(len(x), -1)
         case kinds.GlobalPool():
             reduce = numpy.max if layer.kind == "max" else numpy.mean
             return reduce(x, axis=(2, 3), keepdims=True)

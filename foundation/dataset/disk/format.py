@@ -11,7 +11,7 @@ from foundation.config.typing_fit import read_fields
 from foundation.core.errors import UserError
 from foundation.core.text import one_line, quoted
 from foundation.dataset.spec import RESERVED
-from foundation.dataset.transition import COLUMN_DTYPES, DTYPES, TARGET_FIELDS, Column, lay_out_columns
+from foundation.dataset.transition import COLUMN_DTYPES, DTYPES, TARGET_FIELDS, Column, image_column, lay_out_columns
 
 FORMAT = "foundation-dataset"
 VERSION = 2
@@ -33,7 +33,7 @@ class DatasetLayout:
     obs_slice: list[int] | None
     """``[a, b]``: only these columns of the concatenated groups; null: all."""
     num_obs: int
-    """Columns of the observation."""
+    """Columns of the observation; its images are columns of their own (``typed``)."""
     targets: dict[str, int]
     """Columns of each of the teacher's outputs."""
     dtype: str
@@ -60,6 +60,18 @@ class DatasetLayout:
     def row_size(self) -> int:
         """Columns of a transition."""
         return self.num_obs + sum(self.targets.values())
+
+    @property
+    def images(self) -> dict[str, Column]:
+        """The columns of the observation groups that are images, by the group, in the order of the observation."""
+        named = {group: image_column(group) for group in self.obs_groups}
+        return {group: self.typed[name] for group, name in named.items() if name in self.typed}
+
+    @property
+    def obs_size(self) -> int:
+        """Size of the student's whole observation, images flattened."""
+        flat = math.prod(self.typed["obs"].shape) if "obs" in self.typed else self.num_obs
+        return flat + sum(math.prod(column.shape) for column in self.images.values())
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -105,7 +117,11 @@ class DatasetLayout:
     def _check_sizes(self) -> None:
         """Check the numbers and types that were read."""
         sizes = [self.chunk_steps, self.num_envs, self.num_teachers, *self.targets.values()]
-        if "obs" not in self.typed:
+        if self.images and "obs" not in self.typed:
+            sizes.append(self.num_obs or 1)
+            if any(len(column.shape) != 3 for column in self.images.values()):
+                raise ValueError(f"images {self.images}")
+        elif "obs" not in self.typed:
             sizes.append(self.num_obs)
         elif self.num_obs != 0:
             raise ValueError(f"num_obs {self.num_obs} beside a typed column 'obs'")
