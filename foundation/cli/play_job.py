@@ -25,6 +25,7 @@ from foundation.cli.teacher_tokens import TEACHER
 from foundation.config.overrides import Overrides, parse_overrides
 from foundation.config.plain import to_plain
 from foundation.core.errors import RunInterrupted, UserError, suggest
+from foundation.core.text import shorten
 from foundation.engines import select_engine
 from foundation.engines.base import (
     AGENT_ENTRY_POINT,
@@ -45,6 +46,7 @@ from foundation.policies.actors import Actor
 from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.evaluate import evaluate
 from foundation.rollout.stepper import RealTimePace
+from foundation.runs.run_dir import RunDir
 from foundation.teachers.code import CodeTeacher
 
 logger = logging.getLogger("foundation.play")
@@ -73,7 +75,7 @@ class Job:
             seed: Seed of the episodes where ``--seed`` is not given.
         """
         args, _ = parse_command(parser, argv, strict=False)
-        engine, why = select_engine(played.task, args.engine or "auto")
+        engine, why = _select_engine(played, args.engine)
         engine.add_args(parser)
         args, tokens = parse_command(parser, argv)
         logger.info("%s", why)
@@ -237,6 +239,34 @@ def refuse_bare_seed(overrides: Overrides) -> None:
     for item in overrides.bare:
         if item.path == "seed":
             raise UserError(f"override '{item.token}': the episodes are seeded by --seed {item.value}")
+
+
+def _select_engine(played: PlayedPolicy, requested: str | None) -> tuple[type[Engine], str]:
+    """Choose the engine. Where none has the task, the engine that the policy's run names is what to type.
+
+    A run's file alone is no reason to import an engine of the user's: that one has to be typed.
+    """
+    if requested or played.checkpoint is None:
+        return select_engine(played.task, requested or "auto")
+    try:
+        return select_engine(played.task)
+    except UserError as error:
+        engine = _engine_of_run(played.checkpoint)
+        if engine is None:
+            raise
+        raise UserError(
+            f"--task {played.task}: no engine of foundation has it. Its run used an engine of your own: --engine "
+            f"{shorten(engine)}"
+        ) from error
+
+
+def _engine_of_run(checkpoint: Path) -> str | None:
+    """Return the engine of the user's own, such as ``pkg.module:Class``, that the run of a checkpoint names."""
+    try:
+        engine = RunDir(checkpoint.resolve().parent).load_params().get("engine")
+    except UserError:  # no run, or one that is damaged
+        return None
+    return engine if isinstance(engine, str) and ":" in engine else None
 
 
 def typed_device(tokens: list[str]) -> str | None:

@@ -10,6 +10,7 @@ from foundation.checkpoints.reading.loading import LoadedPolicy
 from foundation.core.errors import UserError
 from foundation.export.bundle import make_bundle
 from foundation.export.formats import export
+from foundation.tasks import resolve_task
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +33,17 @@ def export_played(policy: LoadedPolicy, folder: Path, task: str) -> None:
         logger.info("policy.onnx is not written: it needs the package onnx (pip install -e '.[export]')")
         formats.remove("onnx")
     try:
-        bundle = make_bundle(policy, task=task)
+        bundle = make_bundle(policy, task=_registered(task))
         for written in export(bundle, folder, formats):
             print(f"Exported {written.line()}")
     except UserError as error:
         logger.info("Not exported (--no-export does without): %s", error)
+
+
+def _registered(task: str) -> str | None:
+    """Return a task that says what its observations are; None for one that an engine alone knows, which cannot."""
+    try:
+        resolve_task(task)
+    except UserError:
+        return None
+    return task

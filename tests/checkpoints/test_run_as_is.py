@@ -530,6 +530,21 @@ def test_code_that_loops_for_ever_is_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(refusal.value)
 
 
+def test_tuples_of_tuples_are_not_unpacked(tmp_path):
+    """A tuple of two of the one before, sixty times, is 1e18 tensors in Python: it is refused by its type."""
+
+    class Doubles(torch.jit.ScriptModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(2, 9))
+            lines = "    y1 = (x, x)\n" + "".join(f"    y{i + 1} = (y{i}, y{i})\n" for i in range(1, 60))
+            self.define(f"def forward(self, x):\n{lines}    return y60\n")
+
+    Doubles().save(str(tmp_path / "policy.pt"))
+    with pytest.raises(UserError, match="returns tuples in tuples in tuples"):
+        TeacherPolicyWrapper(tmp_path / "policy.pt", run_as_is=True)
+
+
 def test_code_that_crashes_its_process_is_one_line(tmp_path, monkeypatch):
     """Long code is tried in another process: where that one dies of a signal, the signal is named.
 

@@ -241,6 +241,26 @@ def test_bad_input_is_one_line_and_exit_code_2(argv, message, capsys):
     assert sorted(Path().rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("engine", "says"),
+    [
+        ("own_engine:PointEngine", "Its run used an engine of your own: --engine own_engine:PointEngine"),
+        ("torch", "no engine can run it"),
+        (["a:b"], "no engine can run it"),
+    ],
+)
+def test_an_engine_that_a_run_names_is_told_and_not_imported(engine, says, tmp_path, capsys):
+    """Where no engine has a student's task, the line to type has the engine of its run; its module stays unread."""
+    (tmp_path / "own_engine.py").write_text("raise SystemExit('imported')\n")
+    path = save_student("run", task="Point")
+    (path.parent / "params").mkdir()
+    (path.parent / "params/distillation.yaml").write_text(json.dumps({"engine": engine}))
+    assert run_command(play.main, ["--checkpoint", str(path), "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
 def test_an_interrupted_play_says_so_and_keeps_no_figures(monkeypatch, capsys):
     """SIGINT while it flies: exit code 130, no JSON."""
     monkeypatch.setattr(Interrupt, "interrupted", lambda self: setattr(self, "signal", 2) or "SIGINT")

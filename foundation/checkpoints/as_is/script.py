@@ -25,6 +25,7 @@ _FORMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 """Shapes in which a policy may take its observations: (num_rows, num_obs), (num_obs,) or (1, num_rows, num_obs)."""
 _MAX_SIZES = 64
+_MAX_OUTPUTS = 64
 
 
 class ScriptNetwork(ForeignNetwork):
@@ -206,6 +207,8 @@ def _signature(path: Path, content: bytes, said: list[int]) -> _Signature:
         said: Sizes of the observation arguments; empty where the user has not set them.
     """
     module = _load(content, torch.device("cpu"))
+    if any(_nested(value.type) for value in module.forward.schema.returns):
+        _refuse(path, "returns tuples in tuples in tuples. Export it so that it returns tensors, or a tuple of tensors")
     given = [argument for argument in module.forward.schema.arguments[1:] if not argument.has_default_value()]
     for argument in given:
         if str(argument.type) != "Tensor":
@@ -227,6 +230,17 @@ def _signature(path: Path, content: bytes, said: list[int]) -> _Signature:
         if name not in own[:count]
     ]
     return _Signature(names, own[:count], memories)
+
+
+def _nested(kind: Any, depth: int = 0) -> bool:
+    """Return whether a type nests deeper than an LSTM's output: sixty tuples of the one before are 1e18 tensors."""
+    name = kind.kind()
+    if name == "TupleType":
+        elements = kind.elements()
+        return depth > 2 or len(elements) > _MAX_OUTPUTS or any(_nested(element, depth + 1) for element in elements)
+    if name in ("ListType", "OptionalType"):
+        return depth > 2 or _nested(kind.getElementType(), depth + 1)
+    return False
 
 
 def _memory_shapes(module: Any) -> list[tuple[int, int]]:
