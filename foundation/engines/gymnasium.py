@@ -6,12 +6,10 @@ own that can reset in the same step (``AtariVectorEnv``), that one is taken, oth
 
 from __future__ import annotations
 
-import ctypes.util
 import dataclasses
 import importlib
 import importlib.util
 import inspect
-import os
 import re
 import sys
 import typing
@@ -46,6 +44,7 @@ from foundation.engines.base import (
     VideoRequest,
 )
 from foundation.engines.gymnasium_spaces import Observations, make_actions
+from foundation.engines.headless import prepare_rendering
 from foundation.engines.video import ActionClip, VideoRecorder
 
 INSTALL = "pip install -e .[gymnasium]"
@@ -397,7 +396,7 @@ def make_vec_env(spec: EnvSpec, cfg: GymnasiumEnvCfg, rendered: bool = False) ->
         kwargs |= {"max_episode_steps": longest, "disable_env_checker": True}
         options = {"vector_kwargs": {"autoreset_mode": mode, "copy": False}}
     if rendered:
-        _prepare_rendering()
+        prepare_rendering()
         kwargs["render_mode"] = "rgb_array"
     try:
         vector = gymnasium.make_vec(spec.id, num_envs=num_envs, vectorization_mode=how, **options, **kwargs)
@@ -492,15 +491,6 @@ def _limit_frames(spec: EnvSpec, cfg: GymnasiumEnvCfg, creator: Callable[..., An
         kwargs["max_episode_steps"] = cfg.max_episode_steps
     else:
         raise UserError(f"env.max_episode_steps: the vector environment of {spec.id} takes no time limit; use sync")
-
-
-def _prepare_rendering() -> None:
-    """Let pygame and MuJoCo draw without a display, unless the user has chosen how."""
-    if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
-        return
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
-    os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "osmesa")
 
 
 # -- the environment -------------------------------------------------------------------------------------------------

@@ -196,7 +196,8 @@ def build_env(
     from isaaclab_rl.rsl_rl import RslRlVecEnvWrapper
 
     from foundation.engines.isaaclab_assets import naming_assets
-    from foundation.engines.isaaclab_vec_env import IsaacLabVecEnv, RandomState
+    from foundation.engines.isaaclab_vec_env import IsaacLabVecEnv
+    from foundation.engines.random_state import RandomState
 
     clip = agent_cfg.get("clip_actions") if isinstance(agent_cfg, dict) else getattr(agent_cfg, "clip_actions", None)
     random_state = RandomState()

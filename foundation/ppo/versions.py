@@ -168,7 +168,9 @@ def _model(model: dict[str, Any], layout: str) -> dict[str, Any]:
     given = model.get("distribution_cfg")
     noise = _noise(model)
     dropped = {*_OURS, *_NOISE, "stochastic", "distribution_cfg"}
-    out = {k: v for k, v in model.items() if k not in dropped and not (k in _RNN and v is None)}
+    if model.get("rnn_type") is None:  # mjlab's configs state the other two of every model, and a cnn_cfg of null
+        dropped |= {*_RNN}
+    out = {k: v for k, v in model.items() if k not in dropped and not (k == "cnn_cfg" and v is None)}
     out.setdefault("class_name", "MLPModel")
     if layout == "stochastic":
         return out | {"stochastic": noise is not None} | (noise or {})

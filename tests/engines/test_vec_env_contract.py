@@ -11,6 +11,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from foundation.config.values import apply_values
 from foundation.engines import engine_class, engine_names
 from foundation.engines.base import EnvCapabilities, LaunchRequest
 
@@ -20,11 +21,14 @@ TASKS = {
     "gymnasium": ("CartPole-v1", "Pendulum-v1"),
     "torch": (*QUADROTOR, *PURSUIT),
     "l2f": (*QUADROTOR, *PURSUIT),
+    "mjlab": ("Mjlab-Cartpole-Balance", "Mjlab-Velocity-Flat-Unitree-Go1"),
 }
 """Of engines that run others than the point-control task."""
 CASES = [(engine, task) for engine in engine_names() for task in TASKS.get(engine, QUADROTOR)]
 every_engine = pytest.mark.parametrize(("engine", "task"), CASES)
 NUM_ENVS = 4
+SHORT = {"mjlab": {"episode_length_s": 2.0}}
+"""Settings of engines whose tasks have episodes of a thousand steps, or slow ones."""
 
 
 @contextmanager
@@ -38,6 +42,7 @@ def opened(name: str, task: str) -> Iterator[Any]:
 
     def configure(env_cfg: Any, agent_cfg: Any) -> None:
         engine.set_common(env_cfg, num_envs=NUM_ENVS, seed=3, device="cpu")
+        apply_values(env_cfg, SHORT.get(name, {}), "env")
 
     with engine.launch(LaunchRequest(task), configure) as (env_cfg, agent_cfg):
         env = engine.make_env(env_cfg, agent_cfg)
