@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -101,7 +102,7 @@ class _Update:
     def _set(self, target: object, name: str, value: object, hint: object, where: str) -> None:
         full = f"{where}.{name}" if where else name
         names = key_names(target)
-        opened = isinstance(target, dict) and is_mapping(hint)
+        opened = isinstance(target, dict) and is_mapping(hint) and not _needs_arguments(value_hint(hint))
         if name not in names and not opened:
             raise UserError(f"unknown key '{full}'. {self._suggest(name, names)}")
         if isinstance(target, dict):
@@ -140,7 +141,7 @@ class _Update:
         elif isinstance(current, (list, tuple)):
             return self._merge_items(current, value, full)
         elif not _is_config(current):
-            nested = [m for m in members(hint) if isinstance(m, type) and dataclasses.is_dataclass(m)]
+            nested = _makeable(hint)
             if nested:
                 current = nested[0]()
             elif is_mapping(hint):
@@ -193,6 +194,27 @@ def _fits(value: object, hint: object) -> bool:
     except MisfitError:
         return False
     return True
+
+
+def _needs_arguments(hint: object) -> bool:
+    """Return whether a type is a config's with fields that have no default: no key of it can be set on its own."""
+    return any(_is_config_class(member) for member in members(hint)) and not _makeable(hint)
+
+
+def _makeable(hint: object) -> list[Any]:
+    """List the dataclasses of an annotation that can be made without arguments."""
+    kinds: list[Any] = [member for member in members(hint) if _is_config_class(member)]
+    return [
+        kind for kind in kinds if not inspect.isabstract(kind) and not any(map(_is_required, dataclasses.fields(kind)))
+    ]
+
+
+def _is_required(entry: dataclasses.Field[Any]) -> bool:
+    return entry.init and entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+
+
+def _is_config_class(value: Any) -> bool:
+    return isinstance(value, type) and dataclasses.is_dataclass(value)
 
 
 def _wants(hint: object) -> str:

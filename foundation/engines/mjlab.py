@@ -176,7 +176,8 @@ class MjlabEngine(Engine):
 
 
 def _is_installed() -> bool:
-    return importlib.util.find_spec("mjlab") is not None
+    spec = importlib.util.find_spec("mjlab")
+    return spec is not None and spec.origin is not None  # a folder of that name on the path has no origin
 
 
 def _import_mjlab() -> None:

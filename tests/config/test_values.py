@@ -250,3 +250,43 @@ def test_an_entry_that_was_not_there_is_not_null(values) -> None:
         apply_values(cfg, values, "cfg")
     assert "\n" not in str(refusal.value)
     assert "a" not in cfg.weights and "more" not in cfg.groups
+
+
+@dataclass
+class Term:
+    """A term of a manager: without a function it is none."""
+
+    func: str
+    scale: float | None = None
+    noise: NoiseCfg | None = None
+
+
+@dataclass
+class NoiseCfg:
+    """Noise of one kind."""
+
+    std: float
+
+
+@dataclass
+class Terms:
+    """Terms by name, as mjlab has them."""
+
+    rewards: dict[str, Term] = field(default_factory=lambda: {"alive": Term("alive")})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rewards.alve.scale": 2.0}, r"unknown key 'env.rewards.alve'. Did you mean 'alive'\?"),
+        ({"rewards.alve": None}, r"unknown key 'env.rewards.alve'. Did you mean 'alive'\?"),
+        ({"rewards.alive.noise.std": 0.1}, r"'env.rewards.alive.noise' is null, so 'env.rewards.alive.noise.std'"),
+    ],
+)
+def test_terms_by_name_are_closed(values, message) -> None:
+    """A misspelt term is named, not made: it could not be without its function. Null switches off those that are."""
+    cfg = Terms()
+    with pytest.raises(UserError, match=message):
+        apply_values(cfg, values, "env", null=True)
+    apply_values(cfg, {"rewards.alive": None}, "env", null=True)
+    assert cfg.rewards == {"alive": None}

@@ -6,7 +6,8 @@ import importlib.util
 
 import pytest
 
-HAS_MJLAB = importlib.util.find_spec("mjlab") is not None
+_FOUND = importlib.util.find_spec("mjlab")
+HAS_MJLAB = _FOUND is not None and _FOUND.origin is not None  # this folder itself is a package without files
 collect_ignore_glob = [] if HAS_MJLAB else ["test_*.py"]
 
 

@@ -114,6 +114,19 @@ def test_translation_between_layouts_keeps_what_matters():
         assert cfg == before
 
 
+def test_a_models_settings_that_are_null_are_left_out():
+    """What mjlab's configs state of every model, memory of size 256 and an encoder of null, is not for an MLP."""
+    layers = {"class_name": "MLPModel", "hidden_dims": (64, 64), "activation": "elu", "obs_normalization": False}
+    idle = {"cnn_cfg": None, "rnn_type": None, "rnn_hidden_dim": 256, "rnn_num_layers": 1}
+    critic = {**layers, **idle, "distribution_cfg": None}
+    actor = {**critic, "class_name": "RNNModel", "rnn_type": "gru", "distribution_cfg": {"class_name": "Own"}}
+    cfg = {"class_name": "OnPolicyRunner", "algorithm": {}, "obs_groups": {}, "actor": actor, "critic": critic}
+    models = translate(cfg, "distribution")
+    assert models["critic"] == {**layers, "distribution_cfg": None}
+    assert (models["actor"]["rnn_hidden_dim"], models["actor"]["rnn_num_layers"]) == (256, 1)
+    assert "cnn_cfg" not in models["actor"]
+
+
 def test_config_without_networks_is_refused():
     """A config that has neither models nor a policy says what it lacks."""
     with pytest.raises(UserError, match="'actor' and 'critic'"):
