@@ -39,6 +39,7 @@ OTHER_FLAGS = {
     "--raptor",
     "--check",
     "--enable_cameras",
+    "--cpu_graphs",
     "--viz",
     "--no-real_vehicles",
     "--observation_noise",

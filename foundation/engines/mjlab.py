@@ -15,7 +15,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from foundation.core.devices import check_device
 from foundation.core.errors import UserError
@@ -156,7 +156,7 @@ class MjlabEngine(Engine):
         if video is not None:
             env = VideoRecorder(env, video)
         clip = getattr(agent_cfg, "clip_actions", None)
-        return env if clip is None else ActionClip(env, float(clip))
+        return cast(VecEnv, env if clip is None else ActionClip(env, float(clip)))
 
     def _build(self, env_cfg: Any, video: VideoRequest | None) -> MjlabVecEnv:
         from mjlab.envs import ManagerBasedRlEnv

@@ -85,7 +85,7 @@ class MjlabVecEnv:
         """
         with self._random.active(), contextlib.redirect_stdout(io.StringIO()):  # it prints every seed
             groups, _ = self._env.reset(seed=seed)
-            self._observations = self._tensors(groups)
+            self._observations = self._tensors(_copied(groups))
         return self._observations
 
     def get_observations(self) -> TensorDict:
@@ -105,18 +105,20 @@ class MjlabVecEnv:
         self._refuse_not_finite(actions)
         with self._random.active():
             groups, rewards, terminated, truncated, info = self._env.step(actions.to(self.device))
-            self._observations = self._tensors(groups)
-            extras = {"log": dict(info.get("log") or {})}
+            observed = _copied(groups)
+            extras: dict[str, Any] = {"log": dict(info.get("log") or {})}
             dones = terminated | truncated
             rewards = rewards.clone()
             timed_out = truncated & ~terminated
             if dones.any():
-                extras["final_observations"] = self._observations
-                extras["log"] |= self._begin_anew(dones)
+                extras["final_observations"] = self._tensors(observed)
+                observed = self._begin_anew(dones, observed)
+                extras["log"] |= self._env.extras["log"]  # of the episodes that have ended
         if self.cfg.is_finite_horizon:  # its time-outs are ends like any other: nothing is bootstrapped from them
             extras["episode_metrics"] = {"success": timed_out}
             timed_out = torch.zeros_like(timed_out)
         extras["time_outs"] = timed_out
+        self._observations = self._tensors(observed)
         return self._observations, rewards, dones, extras
 
     def _refuse_not_finite(self, actions: torch.Tensor) -> None:
@@ -128,26 +130,17 @@ class MjlabVecEnv:
                 "weights or its observations are not finite"
             )
 
-    def _begin_anew(self, dones: torch.Tensor) -> dict[str, Any]:
-        """Reset the environments whose episode has ended, and return what mjlab logs of these episodes."""
+    def _begin_anew(self, dones: torch.Tensor, observed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Reset the environments whose episode has ended; return what is observed then, by group."""
         ended = dones.nonzero().squeeze(-1)
         self._env.recorder_manager.record_pre_reset(ended)  # called by mjlab only where it resets by itself
-        groups, info = self._env.reset(env_ids=ended)
-        first = self._tensors(groups)
+        groups, _ = self._env.reset(env_ids=ended)
+        first = _copied(groups)
         # The others keep what they have seen: reset() has computed it again, with other noise.
-        own = {name: torch.where(_like(dones, group), first[name], group) for name, group in self._observations.items()}
-        self._observations = TensorDict(own, batch_size=[self.num_envs], device=self.device)
-        return dict(info.get("log") or {})
+        return {name: torch.where(_like(dones, group), first[name], group) for name, group in observed.items()}
 
-    def _tensors(self, groups: Mapping[str, Any]) -> TensorDict:
-        """Copy observation groups; a group of single terms becomes one group ``group.term`` for each."""
-        flat: dict[str, torch.Tensor] = {}
-        for name, group in groups.items():
-            if isinstance(group, Mapping):
-                flat |= {f"{name}.{term}": value.clone() for term, value in group.items()}
-            else:
-                flat[name] = group.clone()
-        return TensorDict(flat, batch_size=[self.num_envs], device=self.device)
+    def _tensors(self, groups: dict[str, torch.Tensor]) -> TensorDict:
+        return TensorDict(groups, batch_size=[self.num_envs], device=self.device)
 
     def render(self) -> np.ndarray:
         """Return the image of the first environments, uint8 of shape (height, width, 3)."""
@@ -164,6 +157,17 @@ class MjlabVecEnv:
         if not self._closed:
             self._closed = True
             self._env.close()
+
+
+def _copied(groups: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Copy observation groups; a group of single terms becomes one group ``group.term`` for each."""
+    flat: dict[str, torch.Tensor] = {}
+    for name, group in groups.items():
+        if isinstance(group, Mapping):
+            flat |= {f"{name}.{term}": value.clone() for term, value in group.items()}
+        else:
+            flat[name] = group.clone()
+    return flat
 
 
 def _like(flags: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
@@ -188,7 +192,7 @@ def graphs_agree(build: Callable[[], MjlabVecEnv]) -> bool:
     return all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
 
 
-def _trace(env: MjlabVecEnv) -> list[torch.Tensor]:
+def _trace(env: MjlabVecEnv) -> list[Any]:
     """Return what some steps give, with ends of episodes among them."""
     generator = torch.Generator().manual_seed(0)
     results = list(env.reset(0).values())
