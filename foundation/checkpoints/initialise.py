@@ -26,7 +26,7 @@ def initialise_student(student: Student, path: str | Path, **overrides: object) 
     """Copy a checkpoint's weights and normaliser into a student of the same sizes.
 
     Args:
-        student: Changed in place. Heads that the checkpoint lacks (deviation, value) keep their start values.
+        student: Changed in place. Heads that the checkpoint lacks (standard deviation, value) keep their start values.
         path: A checkpoint of a student of ours, or of RSL-RL.
         overrides: Fields of :class:`foundation.checkpoints.reading.loading.Overrides`.
     """

@@ -124,7 +124,7 @@ def _critic(
 
 
 def _actions(entries: Entries, source: Source, config: dict[str, Any]) -> tuple[nn.Linear, Deterministic]:
-    """Return the last layer (with a learned deviation: means and then deviations), and what makes actions of it."""
+    """Return the last layer (with a learned std: means and then stds), and what makes actions of it."""
     model = at(source.agent.data, "params", "model", "name")
     if model is not None and model not in _MODELS:
         raise UserError(
@@ -145,7 +145,7 @@ def _actions(entries: Entries, source: Source, config: dict[str, Any]) -> tuple[
     else:
         spread_head = single_linear(learned, f"'{source.path}' (sigma)", head.in_features)
         if spread_head.out_features != head.out_features or not isinstance(activation, nn.Identity):
-            raise UserError(f"'{source.path}' has a learned deviation that does not fit its means, or an activation.")
+            raise UserError(f"'{source.path}' has a learned std that does not fit its means, or an activation.")
         both = nn.Linear(head.in_features, 2 * head.out_features)
         both.load_state_dict({k: torch.cat([v, spread_head.state_dict()[k]]) for k, v in head.state_dict().items()})
         head = both

@@ -182,7 +182,7 @@ class _Reader:
     def _sample_and_squash(self, group: Hdf5Group, depth: int) -> None:
         self._only(group, set())
         if self.width % 2 or not self.layers:
-            self._refuse(group, f"makes actions of an odd number of means and deviations, {self.width}")
+            self._refuse(group, f"makes actions of an odd number of means and standard deviations, {self.width}")
         self.distribution = SquashedGaussian()
 
     def _td3_sampling(self, group: Hdf5Group, depth: int) -> None:
@@ -192,7 +192,7 @@ class _Reader:
         if self.layers and num_in != self.width:
             self._refuse(group, f"expects {num_in} inputs and the layer before it gives {self.width}")
         if isinstance(self.distribution, Gaussian):
-            self._refuse(group, "comes after the deviation of the actions")
+            self._refuse(group, "comes after the standard deviation of the actions")
         if not self.layers:
             self.num_obs = num_in
         self.layers.append(layer)
@@ -226,7 +226,7 @@ class _Reader:
 
     @property
     def recurrence(self) -> str:
-        """The recurrent layers, for people."""
+        """The recurrent layers, to be shown."""
         cores = [layer for layer in self.layers if isinstance(layer, RecurrentCore)]
         return ", ".join(f"gru {core.hidden_size} x 1" for core in cores) or "none"
 

@@ -237,9 +237,9 @@ def _squashed(
 def _off_policy_actor(
     entries: Entries, source: Source, data: dict[str, Any], activation: str
 ) -> tuple[Trunk, Deterministic]:
-    """Read the actor of SAC, TQC and CrossQ (a head each for means and deviations), TD3 or DDPG; all squash actions.
+    """Read the actor of SAC, TQC and CrossQ (a head each for means and stds), TD3 or DDPG; all squash actions.
 
-    With gSDE the deviation depends on the features in a way of its own: the mean alone is read, with the bound that
+    With gSDE the std depends on the features in a way of its own: the mean alone is read, with the bound that
     the library sets to it.
     """
     where = f"'{source.path}' (actor)"
@@ -266,7 +266,7 @@ def _off_policy_actor(
         size = layers[-1].out_features if layers else None
         heads = [single_linear(part, where, size) for part in (mean, spread)]
         if heads[0].weight.shape != heads[1].weight.shape:
-            raise UserError(f"{where} has {heads[0].out_features} means and {heads[1].out_features} deviations.")
+            raise UserError(f"{where} has {heads[0].out_features} means and {heads[1].out_features} stds.")
         both = nn.Linear(heads[0].in_features, 2 * heads[0].out_features)
         states = [head.state_dict() for head in heads]
         both.load_state_dict({key: torch.cat([state[key] for state in states]) for key in states[0]})

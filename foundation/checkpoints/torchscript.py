@@ -178,7 +178,7 @@ def _normalizer(root: Node, where: str) -> dict[str, torch.Tensor]:
 
 
 def _distribution(root: Node, where: str) -> Deterministic:
-    """Return how the exported policy makes actions; an export has no deviation."""
+    """Return how the exported policy makes actions; an export has no standard deviation."""
     output = root.values.get("deterministic_output")
     kind = output.kind if isinstance(output, Node) else ""
     if isinstance(output, Node) and kind == "_BetaDeterministicOutput":

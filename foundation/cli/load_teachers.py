@@ -242,7 +242,7 @@ def _measure(session: Session, cfg: DistillationCfg, teacher: TeacherEnsemble) -
     each = -(-(cfg.num_eval_episodes or 1) // teacher.num_teachers)
     assignment = TeacherAssignment(teacher.names)
     board = TeacherBoard(teacher.names)
-    with session.passing_env(each * teacher.num_teachers) as env:
+    with session.temporary_env(each * teacher.num_teachers) as env:
         choose_groups(own, session.agent_cfg, teacher, env.get_observations())
         selector = ObsSelector(own.teacher.obs_groups or ["policy"], own.teacher.obs_slice)
         selector.check(env.get_observations(), "teacher", teacher.num_obs)

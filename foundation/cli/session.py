@@ -86,7 +86,7 @@ class Session:
         return env
 
     @contextlib.contextmanager
-    def passing_env(self, num_envs: int) -> Iterator[VecEnv]:
+    def temporary_env(self, num_envs: int) -> Iterator[VecEnv]:
         """Make an environment for one measurement, and close it afterwards."""
         env = self.make_env(num_envs)
         try:
@@ -95,7 +95,7 @@ class Session:
             self.close_env(env)
 
     def close_env(self, env: VecEnv) -> None:
-        """Close one environment before the session ends."""
+        """Close one environment before the session ends; a second call does nothing."""
         self._open = [other for other in self._open if other is not env]
         close = getattr(env, "close", None)
         if close is not None:  # a user's own engine may return an environment without close()

@@ -147,7 +147,7 @@ class StudentCfg:
     """``[a, b]``: only these columns of the concatenated groups."""
     obs_normalization: bool = True
     """Normalise observations by the running mean and variance of the first data, then frozen. A column that did not
-    vary in them is not divided by its deviation."""
+    vary in them is not divided by its standard deviation."""
     init_checkpoint: str | None = None
     """Start from the weights of this checkpoint."""
     stochastic: bool = False
@@ -279,7 +279,7 @@ class CollectionCfg:
     epsilon: float = 0.0
     """Probability per step of a uniformly random action (Rusu et al. 2015 use 0.05); labels are untouched."""
     noise_std: float = 0.0
-    """Gaussian noise of a fixed deviation on the acting policy [action units]; labels are untouched."""
+    """Gaussian noise of a fixed standard deviation on the acting policy [action units]; labels are untouched."""
     dart_alpha: float = 0.0
     """DART (Laskey et al. 2017): noise on the acting teacher whose covariance is this times the second moment of the
     student's action error on the last epoch's states, fitted again after every epoch (none in the first); 0: off. The

@@ -54,7 +54,7 @@ class ActorCfg:
     init_entropy: float | None = None
     """Entropy of the action distribution at the start [nats], from which ``init_std`` follows."""
     min_std: float | None = None
-    """Floor of a deviation that does not depend on the state [action units]. None: none for a policy that is trained
+    """Floor of a std that does not depend on the state [action units]. None: none for a policy that is trained
     already, the agent config's for a fresh one, whose noise must not vanish before its mean is good."""
 
 
@@ -277,7 +277,7 @@ def check_finetune(cfg: FinetuneCfg) -> None:
 def _check_parts(cfg: FinetuneCfg) -> None:
     """Refuse parts that need others which are not there."""
     if cfg.actor.init_std is not None and cfg.actor.init_entropy is not None:
-        raise UserError("--init_std and finetune.actor.init_entropy both set the deviation at the start: give one")
+        raise UserError("--init_std and finetune.actor.init_entropy both set the std at the start: give one")
     if cfg.checkpoint is None and cfg.wants_teacher() and not cfg.teacher_checkpoints():
         raise UserError(
             "alpha and kl_coef are about a teacher, and there is none: give --teacher_checkpoint PATH, or --checkpoint "

@@ -29,10 +29,10 @@ class EpisodeLog:
     """Follows the episodes of a dataset's transitions.
 
     Args:
-        dataset: Keeps each transition's episode where its spec says ``track_episodes``; without, nothing is done here.
-        filter_cfg: Which episodes are learned from; they get their weights at the end of each collection.
-        writer: Saves the chunks too.
-        first_episode: Number of the first episode, above those that are in the dataset or on disk already.
+        dataset: The transitions. Their episodes are followed only where its spec has ``track_episodes``.
+        filter_cfg: Which episodes are learned from: the others' transitions get the weight 0 when a collection ends.
+        writer: Saves the chunks to disk. None: they are not saved.
+        first_episode: Number of the first episode, above all numbers in the dataset and on disk.
         table: The outcomes of the episodes that are in the dataset already.
     """
 
@@ -53,31 +53,36 @@ class EpisodeLog:
         self._envs = torch.arange(dataset.num_envs, device=dataset.device)
 
     def open(self) -> None:
-        """Keep other processes from saving to the same folder, from before the first epoch on."""
+        """Lock the folder that is saved to against other processes."""
         if self.writer is not None:
             self.writer.open()
 
     def begin(self, epoch: int) -> None:
-        """Begin an epoch (counted from 0): what was saved of it before the run stopped is taken back."""
+        """Begin an epoch (counted from 0): remove what an interrupted run has saved of it."""
         if self.writer is not None:
             self.writer.begin_epoch(epoch + 1)
 
     def close(self) -> None:
-        """Let other processes write to the folder."""
+        """Unlock the folder that is saved to."""
         if self.writer is not None:
             self.writer.close()
 
     def chunk(self, chunk: int, steps: dict[str, torch.Tensor], epoch: int) -> None:
-        """Take a chunk that was collected.
+        """Number the episodes of a chunk that was collected, record those that ended in it, and save it.
 
         Args:
-            chunk: Its place in the buffer.
+            chunk: Its index in the buffer.
             steps: What :meth:`EpisodeTracker.chunk` returned.
             epoch: Counted from 0.
+
+        Raises:
+            UserError: If the filter asks for success and the environment does not report it.
         """
         dataset = self.dataset
         if dataset.episode is None:
             return
+        # The k-th episode of environment e has the number first + k * num_envs + e: unique, and known in every
+        # environment without counting over the others.
         number = self._begun + dataset.resets[chunk].cumsum(0)
         self._begun = number[-1]
         number = self.first_episode + number * dataset.num_envs + self._envs
@@ -97,10 +102,11 @@ class EpisodeLog:
             chunks = export_chunks(dataset, [chunk])
             kept = ("rows", "resets", "episode", "teacher_index", *dataset.typed)
             tensors = {name: chunks[name] for name in kept if isinstance(chunks.get(name), torch.Tensor)}
+            # The line above has left tensors alone, which the type checker does not see.
             self.writer.add(tensors, table, epoch + 1)  # type: ignore[arg-type]
 
     def end(self, epoch: int) -> None:
-        """End an epoch's collection: write what waits, and give the transitions their weights.
+        """End an epoch's collection: write what is not on disk yet, and apply the filter.
 
         Raises:
             UserError: If the filter leaves nothing to learn from.
@@ -110,7 +116,7 @@ class EpisodeLog:
         self.apply_filter()
 
     def apply_filter(self) -> None:
-        """Give the transitions their weights by what is known of their episodes now."""
+        """Set the transitions' weights by the outcomes of their episodes, as far as they are known by now."""
         if not is_filtering(self.filter) or self.dataset.num_chunks == 0:
             return
         bad = left_out(self.table, self.filter, present_in(self.dataset, self.table))
@@ -133,12 +139,12 @@ class EpisodeLog:
 
 
 def log_outcome(outcome: FilterOutcome, cfg: EpisodeFilterCfg) -> None:
-    """Log what a filter did; warn where all that is left has no outcome."""
+    """Log what a filter did; warn if only episodes whose outcome is unknown pass it."""
     logger.log(logging.WARNING if outcome.nothing_known_passes else logging.INFO, "%s.", outcome.line(cfg))
 
 
 def check_weights(dataset: DistillationDataset) -> None:
-    """Refuse a dataset of which nothing is left to learn from.
+    """Raise if all weights are 0, so that there is nothing to learn from.
 
     Raises:
         UserError: Naming the filter.
@@ -146,6 +152,6 @@ def check_weights(dataset: DistillationDataset) -> None:
     assert dataset.weights is not None
     if not bool((dataset.weights[: dataset.num_chunks] > 0).any()):
         raise UserError(
-            "no episode passes distill.dataset.filter, so that there is nothing to learn from: ask for less, or look "
-            "at the teacher's own success and return"
+            "no episode passes distill.dataset.filter, so that there is nothing to learn from: ask for less, or check "
+            "the teacher's own success and return"
         )

@@ -19,16 +19,16 @@ RESERVED = ("rows", "resets", "teacher_index", "episode", "weights", "base_weigh
 class BufferSpec:
     """A buffer of transitions: chunks of ``chunk_steps`` consecutive env steps of every environment.
 
-    Observation and targets of type ``dtype`` lie side by side in one matrix, so that a batch is one gather: half as
-    many accesses to memory as with a tensor for each. What has another type or shape is a tensor of its own.
+    Observation and targets of type ``dtype`` are columns of one matrix, so that a batch is one gather: half as many
+    accesses to memory as with a tensor for each. Parts of another type or shape (``typed``) have a tensor each.
     """
 
     num_obs: int
     """Size of the student's observation but for its images; 0 where ``typed`` has a column ``obs``."""
     num_envs: int
-    """Environments, the width of a chunk."""
+    """Number of environments, whose steps lie side by side in a chunk."""
     capacity: int
-    """Most transitions kept; rounded down to whole chunks, at least one."""
+    """Maximum number of transitions; rounded down to whole chunks, at least one."""
     targets: Mapping[str, int]
     """Size of each stored target, e.g. ``{"mean": 4, "std": 4}``."""
     chunk_steps: int = 32
@@ -40,13 +40,13 @@ class BufferSpec:
     num_teachers: int = 1
     """With more than one, each transition keeps its teacher's index (int32)."""
     track_episodes: bool = False
-    """Keep the number of each transition's episode (int32; see ``episode_log``)."""
+    """Store the number of each transition's episode (int32; see ``episode_log``)."""
     weighted: bool = False
-    """Keep a weight for each transition, 1 unless it is set."""
+    """Store a weight for each transition, 1 unless it is set."""
     dtype: str = "float32"
-    """float32, float16 or bfloat16; batches are float32 always."""
+    """Type of the matrix: float32, float16 or bfloat16. Batches are float32 always."""
     eviction: str = "oldest"
-    """``oldest`` or ``reservoir`` (a random chunk makes room)."""
+    """Which chunk a full buffer overwrites: the ``oldest``, or a random one (``reservoir``)."""
     typed: Mapping[str, Column] = field(default_factory=dict)
     """Columns stored as they are, by name: ``obs``, a target, an image group (:func:`image_column`), which follows the
     flat part of the observation, or what else is to be kept."""
@@ -72,7 +72,7 @@ class BufferSpec:
 
     @property
     def columns(self) -> dict[str, slice]:
-        """Columns of each part of the matrix."""
+        """Part of a transition -> its columns of the matrix."""
         return lay_out_columns(self.num_obs, self.targets)
 
     @property
@@ -88,7 +88,7 @@ class BufferSpec:
 
     @property
     def target_names(self) -> list[str]:
-        """The teacher's outputs that are kept."""
+        """The teacher's outputs that are stored."""
         return [name for name in TARGET_FIELDS if name in self.columns or name in self.typed]
 
     @property
@@ -98,22 +98,23 @@ class BufferSpec:
 
     @property
     def row_size(self) -> int:
-        """Numbers that a transition has in the matrix."""
+        """Number of columns of the matrix."""
         return sum(part.stop - part.start for part in self.columns.values())
 
     @property
     def rows_per_chunk(self) -> int:
-        """Transitions of a chunk."""
+        """Number of transitions in a chunk."""
         return self.chunk_steps * self.num_envs
 
     @property
     def max_chunks(self) -> int:
-        """Chunks that the buffer holds."""
+        """Number of chunks that the buffer has room for."""
         return max(1, self.capacity // self.rows_per_chunk)
 
     @property
     def transition_bytes(self) -> float:
-        """Size of a transition [bytes], its share of the stored memory included."""
+        """Mean size of a transition [bytes]; a stored memory is shared by the steps of its training sequence."""
+        # 1 byte is the flag for an episode's start; indices, episode numbers and weights take 4 bytes each.
         extras = int(self.num_teachers > 1) + int(self.track_episodes) + int(self.weighted)
         size = self.row_size * self.torch_dtype.itemsize + 1 + 4 * extras
         size += sum(column.num_bytes for column in self.typed.values())

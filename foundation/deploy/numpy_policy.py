@@ -199,7 +199,7 @@ def _arg_max(operation: Operation) -> Compute:
 
 def _beta_moment(operation: Operation) -> Compute:
     if operation.text("moment") != "mean":
-        raise ValueError("the deviation of a Beta distribution is no action")
+        raise ValueError("the standard deviation of a Beta distribution is no action")
     low = operation.number("low")
     width = operation.number("width")
 

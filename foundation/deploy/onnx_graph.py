@@ -1,7 +1,8 @@
-"""What an ONNX model computes, told from its bytes before onnxruntime opens it.
+"""Check of an ONNX model before onnxruntime opens it: operators and shapes, read from the file's bytes.
 
-A graph of a kilobyte can ask for gigabytes. Only what ``foundation/export/onnx_file.py`` writes is let through: its
-operators, without inner graphs, functions and weights in other files, and no more numbers than a policy computes with.
+A model of a kilobyte can make onnxruntime allocate gigabytes. So only what ``foundation/export/onnx_file.py`` writes is
+accepted: its operators, no subgraphs, functions or external weights, and no larger tensors than a policy has. The bytes
+are read here, as the package ``onnx`` is not needed on a robot.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from foundation.core.text import shorten
 from foundation.deploy.shapes import MAX_ELEMENTS, Shape
 
 _MAX_FIELDS = 100_000
-"""Fields of all messages together; a policy has a few thousand."""
+"""Protobuf fields in the whole file; a policy has a few thousand."""
 _MAX_NODES = 2000
 _MAX_DIMENSIONS = 8
 _MAX_PACKED = 1000
@@ -37,10 +38,11 @@ _FIELDS: dict[str, dict[int, str]] = {
     "operators": {1: "", 2: ""},
     "property": {1: "", 2: ""},
 }
-"""Numbers of the fields of each of ONNX's messages that an export has, and which message lies in them, if any."""
+"""Message -> field number of ``onnx.proto`` -> the message that the field holds ("": a plain value). Fields that no
+export has are not listed, and make a file invalid."""
 _FLOAT, _INT64 = 1, 7
 _ITEM_SIZES = {_FLOAT: 4, _INT64: 8}
-"""ONNX's numbers of the types of an export's tensors, and their sizes [B]."""
+"""``TensorProto.DataType`` of an export's tensors, and the size of an element [B]."""
 
 
 @dataclass
@@ -48,13 +50,16 @@ class _Node:
     """One operation."""
 
     kind: str
+    """Operator, such as ``Gemm``."""
     inputs: list[str]
+    """Names of the values that it reads; "" for an optional input that is left out."""
     outputs: list[str]
+    """Names of the values that it computes."""
     integers: dict[str, list[int]]
-    """Attributes that are integers."""
+    """Attributes that are integers, or lists of them."""
 
     def integer(self, name: str, default: int) -> int:
-        """Return an attribute that is one integer."""
+        """Return an attribute that is a single integer."""
         (value,) = self.integers.get(name, [default])
         return value
 
@@ -65,15 +70,15 @@ class _Graph:
 
     nodes: list[_Node] = field(default_factory=list)
     shapes: dict[str, Shape] = field(default_factory=dict)
-    """Of the constants."""
+    """Shapes of the constants."""
     integers: dict[str, list[int]] = field(default_factory=dict)
-    """The constants that are integers: shapes, axes and indices."""
+    """Values of the integer constants, which say shapes, axes and indices."""
     inputs: dict[str, list[int | None]] = field(default_factory=dict)
-    """Their shapes; None: the number of environments."""
+    """Shapes of the inputs; None stands for the number of environments."""
 
 
 def check_model(content: bytes) -> dict[str, Shape]:
-    """Refuse a model that no export can have written, or that computes with more numbers than a policy.
+    """Raise for a model that no export can have written, or whose tensors are larger than a policy's.
 
     Args:
         content: The file.
@@ -82,11 +87,11 @@ def check_model(content: bytes) -> dict[str, Shape]:
         The shape of each input for one environment.
 
     Raises:
-        ValueError: If it is refused; LookupError or TypeError where its parts do not fit together.
+        ValueError: If the model is not accepted; LookupError or TypeError where its parts do not fit together.
     """
     graph = _read(content)
-    # Values of every operator for 1, 2 and 3 environments: they may grow with their number, not with its square.
-    one, two, three = (_count_numbers(graph, num_envs) for num_envs in (1, 2, 3))
+    # Elements of all values for 1, 2 and 3 environments: they may grow with their number, not with its square.
+    one, two, three = (_count_elements(graph, num_envs) for num_envs in (1, 2, 3))
     if one > MAX_ELEMENTS or three - two != two - one:
         raise ValueError(f"it computes with {one} numbers, more than a policy")
     return {name: _shape(dims, 1) for name, dims in graph.inputs.items()}
@@ -96,7 +101,10 @@ def check_model(content: bytes) -> dict[str, Shape]:
 
 
 class _Message:
-    """The fields of one message, those of the messages in it too."""
+    """One protobuf message: its plain fields, and the messages in it, by field number.
+
+    ``left`` has one entry, the number of fields that may still be read: all messages of a file count it down together.
+    """
 
     def __init__(self, content: bytes, start: int, stop: int, kind: str, left: list[int]) -> None:
         self.content = content
@@ -117,17 +125,17 @@ class _Message:
                 self.plain.setdefault(part.number, []).append(part)
 
     def texts(self, number: int) -> list[str]:
-        """Return a field's texts."""
+        """Return the texts of a repeated field."""
         return [
             self.content[part.start : part.stop].decode() for part in self.plain.get(number, []) if part.kind == BYTES
         ]
 
     def text(self, number: int) -> str:
-        """Return a field's last text, empty where there is none."""
+        """Return the text of a field, empty where it is absent; of several the last counts, as in protobuf."""
         return ["", *self.texts(number)][-1]
 
     def integers(self, number: int) -> list[int]:
-        """Return a field's integers, one by one or packed."""
+        """Return the integers of a repeated field, whether they are stored one by one or packed."""
         return [_signed(value) for part in self.plain.get(number, []) for value in self._values(part)]
 
     def _values(self, part: WireField) -> Iterator[int]:
@@ -143,7 +151,7 @@ class _Message:
 
 
 def _signed(value: int) -> int:
-    """Return a varint as the signed number of 64 bits that it stands for."""
+    """Return a varint as the signed 64-bit integer that it encodes."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >> 63 else value
 
@@ -207,11 +215,11 @@ def _node(node: _Message) -> _Node:
     return _Node(kind, node.texts(1), node.texts(2), integers)
 
 
-# -- the shape of what each operator gives ----------------------------------------------------------------------------
+# -- the shapes of each operator's outputs ----------------------------------------------------------------------------
 
 
-def _count_numbers(graph: _Graph, num_envs: int) -> int:
-    """Return how many numbers the operators give in all, what convolutions make on the way included."""
+def _count_elements(graph: _Graph, num_envs: int) -> int:
+    """Return the number of elements of all values together, the buffers of convolutions included."""
     shapes = graph.shapes | {name: _shape(dims, num_envs) for name, dims in graph.inputs.items()}
     total = sum(prod(_shape(dims, num_envs)) for dims in graph.inputs.values())
     for node in graph.nodes:
@@ -231,7 +239,7 @@ def _count_numbers(graph: _Graph, num_envs: int) -> int:
 
 
 Integers = list[list[int]]
-"""The integers of each input of an operator that is a constant of them."""
+"""For each input of an operator its values where it is an integer constant, else an empty list."""
 
 
 def _same(node: _Node, x: list[Shape], constants: Integers) -> list[Shape]:
@@ -330,7 +338,7 @@ def _conv(node: _Node, x: list[Shape], constants: Integers) -> list[Shape]:
     filters, expected, *kernel = x[1]
     _need(node, channels == expected and node.integer("group", 1) == 1)
     after = _windows(node, sides, kernel)
-    # What lies in each window is laid out before it is multiplied by the weights.
+    # The second shape is a runtime's buffer: the contents of each window are laid out before the product with weights.
     return [(num_envs, filters, *after), (num_envs, *after, channels, *kernel)]
 
 
@@ -378,7 +386,7 @@ _ATTRIBUTES = {
     "alpha", "axis", "dilations", "epsilon", "group", "hidden_size", "keepdims", "kernel_shape", "linear_before_reset",
     "mode", "pads", "strides", "to", "transB",
 }  # fmt: skip
-"""Settings of operators; those that are not integers change no shape."""
+"""Attributes that an export's operators have. Only integers and lists of them change a shape."""
 
 _SHAPES: Mapping[str, Callable[[_Node, list[Shape], Integers], list[Shape]]] = {
     **dict.fromkeys(_OF_EACH_NUMBER, _same),
@@ -402,4 +410,4 @@ _SHAPES: Mapping[str, Callable[[_Node, list[Shape], Integers], list[Shape]]] = {
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
 }
-"""Every operator that an export has."""
+"""Every operator that an export has, with the function from its inputs' shapes to its outputs'."""

@@ -64,7 +64,7 @@ def write_rsl_rl(
         path: Where, such as ``model_0.pt``.
         layout: First number of the RSL-RL release that is to read it.
         obs_groups: Observation groups that the student reads.
-        std: Deviation of a deterministic student's actions, for PPO to explore with.
+        std: Standard deviation of a deterministic student's actions, for PPO to explore with.
     """
     checkpoint, config = to_rsl_rl(policy, layout, obs_groups, std)
     config_path = Path(path).parent / "params" / "agent.yaml"
@@ -88,7 +88,7 @@ def to_rsl_rl(
             of RSL-RL's kind.
         layout: First number of the RSL-RL release that is to read it.
         obs_groups: Observation groups that the student reads.
-        std: Deviation of a deterministic student's actions.
+        std: Standard deviation of a deterministic student's actions.
     """
     if layout not in LAYOUTS:
         raise UserError(f"cannot write RSL-RL layout '{layout}'. {suggest(layout, LAYOUTS)}")
@@ -102,7 +102,7 @@ def to_rsl_rl(
             "and dense ones with one activation, and plain actions."
         )
     if layout == "3" and parts.heteroscedastic:
-        raise UserError("a deviation that depends on the state needs RSL-RL layout '5'.")
+        raise UserError("a standard deviation that depends on the state needs RSL-RL layout '5'.")
     return (_layout_3 if layout == "3" else _layout_5)(parts, list(obs_groups))
 
 

@@ -251,7 +251,7 @@ class Learner:
             if unvaried:
                 logger.warning(
                     "The student's observation column(s) %s did not vary in the data that its normaliser was fitted "
-                    "on: they are not divided by their deviation.",
+                    "on: they are not divided by their standard deviation.",
                     shorten(unvaried),
                 )
         rescaled = {column for chunk in chunks for column in normalizer.rescale_outliers(dataset.chunk_obs(chunk))}
@@ -259,7 +259,7 @@ class Learner:
             return
         logger.warning(
             "The student's observation column(s) %s hardly varied in the data that its normaliser was fitted on, and "
-            "do now: their deviation was fitted again.",
+            "do now: their standard deviation was fitted again.",
             shorten(sorted(rescaled)),
         )
         if self.average is not None:

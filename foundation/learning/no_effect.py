@@ -161,7 +161,7 @@ def _of_student(cfg: DistillationCfg, losses: Sequence[LossSpec]) -> list[str]:
     if cfg.student.stochastic:
         read = any("std" in spec.student for spec in losses)
         if not read:
-            found.append("distill.student.stochastic=true (no loss trains the deviation; kl and nll do)")
+            found.append("distill.student.stochastic=true (no loss trains the standard deviation; kl and nll do)")
     else:
         for name in ("init_std", "state_dependent_std"):
             default = type(cfg.student).__dataclass_fields__.get(name)

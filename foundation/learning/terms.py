@@ -1,4 +1,4 @@
-"""The terms of a run's loss: each a loss with a weight, a temperature and parameters of its own, over the epochs."""
+"""The terms of a run's loss: each is a loss with a weight and a temperature, which may follow a schedule."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Term:
 
     spec: LossSpec
     cfg: TermCfg
-    """Its own settings; those of the main term are of ``distill.loss``."""
+    """Its own settings; those of the main term are in ``distill.loss`` itself."""
     key: str
-    """What a user sets to change its weight."""
+    """Config key of its weight, for messages."""
 
     @property
     def name(self) -> str:
@@ -26,11 +26,11 @@ class Term:
         return self.spec.name
 
     def weight(self, epoch: int, num_epochs: int) -> float:
-        """Return what it is multiplied by in an epoch, counted from 0."""
+        """Return its factor in the loss in an epoch, counted from 0."""
         return value_at(self.cfg.weight, epoch, num_epochs)
 
     def params(self, loss: LossCfg, epoch: int, num_epochs: int, layer_sizes: tuple[int, ...] = ()) -> LossParams:
-        """Return the numbers that it reads in an epoch.
+        """Return the parameters that it reads in an epoch.
 
         Args:
             loss: Settings of all terms.
@@ -57,9 +57,10 @@ def make_terms(cfg: DistillationCfg) -> list[Term]:
     """Return the terms of a run's loss, the main one first.
 
     Raises:
-        UserError: If there is no such loss, a parameter is none of any loss, or the main one trains no actions.
+        UserError: If there is no such loss, no loss has a parameter that is set, or the main loss trains no actions.
     """
     loss = cfg.loss
+    # An auxiliary term is typed as its weight alone, or as a mapping with settings of its own.
     own = {name: term if isinstance(term, TermCfg) else TermCfg(term) for name, term in loss.auxiliary.items()}
     settings = {loss.name: TermCfg(loss.weight), **own}
     specs = with_own_params([loss_spec(name) for name in settings], loss.params)

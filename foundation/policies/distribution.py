@@ -38,13 +38,13 @@ class Deterministic(nn.Module):
 
 
 class Gaussian(Deterministic):
-    """The raw output is the mean; the deviation is fixed."""
+    """The raw output is the mean; the standard deviation is fixed."""
 
     name = "gaussian"
     std: torch.Tensor
 
     def __init__(self, std: torch.Tensor) -> None:
-        """Keep the deviation. Shape: (num_actions,)."""
+        """Keep the standard deviation. Shape: (num_actions,)."""
         super().__init__()
         self.register_buffer("std", std)
 
@@ -63,17 +63,17 @@ class Gaussian(Deterministic):
 
 
 class Heteroscedastic(Deterministic):
-    """The raw output is the means and then the deviations (or their logarithms)."""
+    """The raw output is the means and then the standard deviations (or their logarithms)."""
 
     name = "heteroscedastic"
     outputs_per_action = 2
 
     def __init__(self, log: bool | None, std_range: tuple[float, float]) -> None:
-        """Configure the deviation.
+        """Configure the standard deviation.
 
         Args:
-            log: Whether the network gives the deviation's logarithm. None: unknown, so that there is none.
-            std_range: Bounds of the deviation.
+            log: Whether the network gives the standard deviation's logarithm. None: unknown, so that there is none.
+            std_range: Bounds of the standard deviation.
         """
         super().__init__()
         self.log = log
@@ -143,16 +143,16 @@ class Beta(Deterministic):
 
 
 class SquashedGaussian(Deterministic):
-    """Raw means and then log deviations of a Gaussian whose draws go through tanh, as SAC has it.
+    """Raw means and then log standard deviations of a Gaussian whose draws go through tanh, as SAC has it.
 
-    The deterministic action is ``tanh(mean)``. The deviation that is given is that of the action to first order.
+    The deterministic action is ``tanh(mean)``. The std that is given is that of the action to first order.
     """
 
     name = "squashed gaussian"
     outputs_per_action = 2
 
     def __init__(self, log_std_range: tuple[float, float] = (-20.0, 2.0)) -> None:
-        """Keep the bounds of the logarithm of the deviation."""
+        """Keep the bounds of the logarithm of the standard deviation."""
         super().__init__()
         self.log_std_range = log_std_range
 
@@ -163,7 +163,7 @@ class SquashedGaussian(Deterministic):
         return mean, log_std.clamp(*self.log_std_range).exp() * self._slope(mean)
 
     def family(self, raw: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return means and deviations before tanh."""
+        """Return means and standard deviations before tanh."""
         mean, log_std = raw.chunk(2, dim=-1)
         return {"pre_tanh": torch.cat([mean, log_std.clamp(*self.log_std_range).exp()], dim=-1)}
 
@@ -205,10 +205,10 @@ class ShapedActions(Deterministic):
         """Return what is done to the mean, in this order.
 
         Args:
-            inner: Gives the raw mean and the deviation.
+            inner: Gives the raw mean and the standard deviation.
             squash: Applied to the mean.
             clip: Bounds, low and high. Shape of each: () or (num_actions,).
-            scale: Multiplies action and deviation. Shape: () or (num_actions,).
+            scale: Multiplies action and standard deviation. Shape: () or (num_actions,).
             shift: Added to the action. Shape: () or (num_actions,).
         """
         super().__init__()
@@ -307,7 +307,7 @@ def _halves(layers: Layers, raw: str) -> tuple[str, str]:
 
 
 def sample_gaussian(mean: torch.Tensor, std: torch.Tensor | None, generator: torch.Generator | None) -> torch.Tensor:
-    """Draw from independent Gaussians; the mean where there is no deviation. Shape: (..., num_actions)."""
+    """Draw from independent Gaussians; the mean where there is no standard deviation. Shape: (..., num_actions)."""
     if std is None:
         return mean
     noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)

@@ -1,16 +1,16 @@
-"""A policy as a list of typed layers, with its weights and the size of its memory: what exporters go through.
+"""A policy as a list of typed layers, with their weights and memory, from which every exporter writes.
 
 ``policy.layers()`` gives it for every policy, student or teacher, whose layers are known::
 
     layers = policy.layers()
-    for layer in layers.needed_for("mean"):  # the action alone, without deviation and critic
+    for layer in layers.needed_for("mean"):  # the action alone, without standard deviation and critic
         match layer:
             case Dense():  # y = weight x + bias, of the values that layer.inputs names
                 ...
 
-A layer reads values by name: ``"obs"``, the policy's observation, or what an earlier layer gives. ``layers.outputs``
+A layer reads values by name: ``"obs"``, the policy's observation, or an earlier layer's output. ``layers.outputs``
 names the values that are the policy's ``mean``, ``std``, ``value``, ``logits`` and ``features``. A layer with memory
-has columns of the policy's state, and their values when an episode begins.
+owns columns of the policy's state, and says their values when an episode begins.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layer:
-    """Base of the layers. A formula below is for one environment; ``x`` is the first input."""
+    """Base of the layers. The formulas below are for one environment; ``x`` is the first input."""
 
     name: str
-    """Name of what it gives: the module's place in the policy, such as ``actor.0``."""
+    """Name of its output: the module's path in the policy, such as ``actor.0``."""
     inputs: tuple[str, ...]
     """Names of the values that it reads."""
     shape: tuple[int, ...]
-    """Shape of what it gives, without the dimension of environments; flat but for images."""
+    """Shape of its output, without the dimension of environments: (size,), or (channels, height, width) of images."""
     memory: tuple[Memory, ...] = ()
-    """Its memory."""
+    """Columns of the policy's state that it owns; empty without memory."""
 
     @property
     def size(self) -> int:
-        """Number of numbers that it gives."""
+        """Number of elements of its output."""
         return prod(self.shape)
 
 
@@ -77,7 +77,7 @@ class Dense(Layer):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Activation(Layer):
-    """A function of each number."""
+    """An elementwise function."""
 
     function: str
     """celu | elu | exp | fast_tanh | gelu | leaky_relu | mish | relu | selu | sigmoid | silu | softplus | tanh.
@@ -129,7 +129,7 @@ class LayerNorm(Layer):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Recurrent(Layer):
-    """One GRU or LSTM layer, with PyTorch's weights; it gives ``h``. Gates in order: r, z, n; or i, f, g, o."""
+    """One GRU or LSTM layer whose output is ``h``, with PyTorch's weights. Order of gates: r, z, n; or i, f, g, o."""
 
     kind: Literal["gru", "lstm"]
     """A GRU's memory is ``h``, an LSTM's ``h`` and ``c``."""
@@ -145,14 +145,14 @@ class Recurrent(Layer):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Window(Layer):
-    """The last ``length`` values of ``x`` side by side, oldest first; its memory is all of them but the newest."""
+    """The last ``length`` values of ``x``, concatenated, oldest first; its memory is all of them except the newest."""
 
     length: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Columns(Layer):
-    """The numbers from ``start`` on, as many as ``shape`` has, in that shape."""
+    """A slice of the flat value ``x``: the elements from ``start`` on, as many as ``shape`` has, in that shape."""
 
     start: int
 
@@ -164,7 +164,7 @@ class Concatenate(Layer):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Constant(Layer):
-    """Numbers that do not depend on the observation; it has no inputs."""
+    """A value that does not depend on the observation; it has no inputs."""
 
     value: torch.Tensor
     """Shape: (size,)."""
@@ -172,12 +172,12 @@ class Constant(Layer):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ArgMax(Layer):
-    """The index of the largest number, as a float."""
+    """The index of the largest element, as a float."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BetaMoment(Layer):
-    """Mean or deviation of a Beta distribution on a range; ``softplus(x) + 1`` are its alphas and then its betas."""
+    """Mean or std of Beta distributions on a range; ``softplus(x) + 1`` are all their alphas, then all their betas."""
 
     moment: Literal["mean", "std"]
     low: float
@@ -188,7 +188,7 @@ class BetaMoment(Layer):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SquashedStd(Layer):
-    """Deviation of an action after tanh, to first order: ``std * max(1 - mean^2, 1e-7)``; inputs: std, mean."""
+    """Std of an action after tanh, to first order: ``std * max(1 - mean^2, 1e-7)``; inputs: std, mean."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -251,14 +251,14 @@ class Layers:
     """A policy's layers, each after those that it reads."""
 
     def __init__(self, num_obs: int) -> None:
-        """Begin with none.
+        """Begin without layers.
 
         Args:
             num_obs: Number of observations.
         """
         self.outputs: dict[str, str] = {}
-        """The value that is each output of the policy: ``mean``, and where there are any ``std``, ``value``, ``logits``
-        and ``features``, the last hidden layer."""
+        """Output of the policy -> name of the value: ``mean``, and where the policy has them ``std``, ``value``,
+        ``logits`` and ``features``, the last hidden layer."""
         self.state_size = 0
         """Number of columns of the policy's state."""
         self._layers: dict[str, Layer] = {}
@@ -290,7 +290,7 @@ class Layers:
     # -- making the list: for policies and the modules they are made of -----------------------------------------------
 
     def add(self, layer: Layer) -> str:
-        """Append a layer and return the name of what it gives."""
+        """Append a layer and return the name of its output."""
         if layer.name in self._shapes:
             raise ValueError(f"a policy has two layers '{layer.name}'")
         # A layer can only name what is there already, so that the order of the list is one in which it can be computed.
@@ -309,25 +309,25 @@ class Layers:
         return self._shapes[value]
 
     def size(self, value: str) -> int:
-        """Return the number of numbers of a value."""
+        """Return the number of elements of a value."""
         return prod(self._shapes[value])
 
     def reserve(self, size: int) -> int:
-        """Give columns of the state to a layer and return the first of them."""
+        """Reserve columns of the state for a layer, and return the index of the first one."""
         start = self.state_size
         self.state_size += size
         return start
 
     def columns(self, x: str, name: str, start: int, shape: tuple[int, ...]) -> str:
-        """Append a cut of a flat value."""
+        """Append a slice of a flat value."""
         return self.add(Columns(name=name, inputs=(x,), shape=shape, start=start))
 
     def activation(self, x: str, name: str, function: str, **constants: float) -> str:
-        """Append a function of each number."""
+        """Append an elementwise function."""
         return self.add(Activation(name=name, inputs=(x,), shape=self.shape(x), function=function, constants=constants))
 
     def clamp(self, x: str, name: str, low: torch.Tensor | float, high: torch.Tensor | float) -> str:
-        """Append bounds."""
+        """Append ``min(max(x, low), high)``."""
         bounds = [torch.as_tensor(bound).detach() for bound in (low, high)]
         return self.add(Clamp(name=name, inputs=(x,), shape=self.shape(x), low=bounds[0], high=bounds[1]))
 
@@ -343,15 +343,15 @@ class Layers:
         return self.add(Scale(name=name, inputs=(x,), shape=self.shape(x), scale=factors[0], shift=factors[1]))
 
     def choice(self, logits: str) -> str:
-        """Append the index of the best of a discrete policy's choices."""
+        """Append the index of a discrete policy's best choice."""
         return self.add(ArgMax(name="choice", inputs=(logits,), shape=(1,)))
 
     def concatenate(self, parts: tuple[str, ...], name: str) -> str:
-        """Append several values as one."""
+        """Append the concatenation of several values."""
         return self.add(Concatenate(name=name, inputs=parts, shape=(sum(self.size(part) for part in parts),)))
 
     def dense(self, x: str, name: str, linear: nn.Linear, blocks: int = 1) -> str:
-        """Append a linear layer; with ``blocks`` of each block of ``x``."""
+        """Append a linear layer, applied to each of ``blocks`` equal parts of ``x`` (see :class:`Dense`)."""
         weight = linear.weight.detach()
         bias = weight.new_zeros(weight.shape[0]) if linear.bias is None else linear.bias.detach()
         shape = (blocks * weight.shape[0],)
@@ -375,7 +375,7 @@ class Layers:
                 x = self.module(child, x, f"{name}.{key}")
             return x
         if isinstance(module, nn.Identity | nn.Flatten):
-            return x  # values are flat but for images, and those are flattened by whatever reads them
+            return x  # all values except images are flat, and layers that read an image flat flatten it themselves
         if isinstance(module, nn.Linear):
             return self.dense(x, name, module)
         # By the exact type: a subclass of an activation may compute something else.
@@ -387,7 +387,7 @@ class Layers:
         return self.add(self._of_images(module, x, name))
 
     def _of_images(self, module: nn.Module, x: str, name: str) -> Layer:
-        """Return a layer of those that encoders of images have."""
+        """Return the layer for a module of an image encoder."""
         shape = self.shape(x)
         if isinstance(module, nn.LayerNorm) and tuple(module.normalized_shape) == shape:
             return LayerNorm(

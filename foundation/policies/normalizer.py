@@ -8,7 +8,7 @@ from torch import nn
 from foundation.policies.layers import Layers
 
 MIN_STD = 0.1
-"""Deviation [eps] below which an observation has not varied."""
+"""Standard deviation [eps] below which an observation has not varied."""
 OUTLIER = 10.0
 """Normalised root mean square from which an observation that hardly varied at first is rescaled."""
 
@@ -18,7 +18,7 @@ class ObsNormalizer(nn.Module):
 
     The moments are merged exactly (Chan et al. 1979), so that the order and size of the batches do not matter.
 
-    An observation that has not varied yet is not divided by its deviation: its ``var`` is the placeholder of an
+    An observation that has not varied yet is not divided by its std: its ``var`` is the placeholder of an
     unfitted normaliser, whose scale is 1. Divided by ``eps`` alone, a command that is 0 in the first data and 1 later
     would come in as 100 for ever. Moments that another library has fitted (:meth:`set_moments`) are taken as they are.
     """
@@ -50,7 +50,7 @@ class ObsNormalizer(nn.Module):
 
     @property
     def unvaried(self) -> torch.Tensor:
-        """Whether an observation has not varied yet (deviation below ``eps / 10``). Shape: (num_obs,)."""
+        """Whether an observation has not varied yet (standard deviation below ``eps / 10``). Shape: (num_obs,)."""
         return self.var.float() == self.placeholder
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -90,8 +90,8 @@ class ObsNormalizer(nn.Module):
     def rescale_outliers(self, x: torch.Tensor) -> list[int]:
         """Rescale observations that hardly varied in the data that were fitted and vary much now.
 
-        Only those are looked at whose deviation was below ``eps``, where ``eps`` decides the scale. One whose root mean
-        square is now above :data:`OUTLIER` once normalised is given a deviation that makes it 1; its mean stays.
+        Only those are looked at whose std was below ``eps``, where ``eps`` decides the scale. One whose root mean
+        square is now above :data:`OUTLIER` once normalised is given a std that makes it 1; its mean stays.
 
         Args:
             x: Later observations. Shape: (..., num_obs).

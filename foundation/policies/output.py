@@ -26,7 +26,7 @@ class PolicyOutput(NamedTuple):
     features: torch.Tensor | None = None
     """Last hidden layer, or the layers that were asked for, side by side. Shape: (..., num_features)."""
     pre_tanh: torch.Tensor | None = None
-    """Of a Gaussian whose draws go through tanh: its means, then its deviations. Shape: (..., 2 * num_actions)."""
+    """Of a Gaussian whose draws go through tanh: its means, then its stds. Shape: (..., 2 * num_actions)."""
     concentration: torch.Tensor | None = None
     """Of a Beta distribution on [-1, 1]: its alphas, then its betas. Shape: (..., 2 * num_actions)."""
     saliency: torch.Tensor | None = None

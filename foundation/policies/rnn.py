@@ -1,4 +1,4 @@
-"""Recurrent cores whose whole state is one tensor, env first."""
+"""GRU and LSTM layers whose whole state is one tensor, environments first."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from foundation.policies.layers import Layers, Memory, Recurrent
 from foundation.policies.memory import MemoryLayer
 
 _WORTH_FUSING = 3
+"""Steps from which one call of torch's fused kernel is faster than as many single steps."""
 _KINDS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 
@@ -28,9 +29,12 @@ class RecurrentCore(MemoryLayer):
         Args:
             kind: ``gru`` or ``lstm``.
             num_in: Number of inputs.
-            hidden_size: Number of units in a layer, and of outputs.
+            hidden_size: Number of units in each layer, and of outputs.
             num_layers: Number of layers.
-            learn_initial_state: Whether the state at an episode's start is a parameter (else zero).
+            learn_initial_state: Whether the state at an episode's start is learned; otherwise it is zero.
+
+        Raises:
+            UserError: If the kind is unknown.
         """
         super().__init__()
         if kind not in _KINDS:
@@ -58,7 +62,7 @@ class RecurrentCore(MemoryLayer):
         return torch.where(dones.bool().unsqueeze(-1), initial, state)
 
     def list_layers(self, layers: Layers, x: str, name: str) -> str:
-        """Append one typed layer for each of its own (see :mod:`foundation.policies.layers`)."""
+        """Append one typed layer for each recurrent layer (see :mod:`foundation.policies.layers`)."""
         first = layers.reserve(self.state_size)
         initial = torch.zeros(self.state_size) if self.initial is None else self.initial.detach()
         columns = enumerate(initial.split(self.hidden_size))
@@ -70,7 +74,7 @@ class RecurrentCore(MemoryLayer):
                     name=f"{name}.{index}",
                     inputs=(x,),
                     shape=(self.hidden_size,),
-                    memory=tuple(parts[index :: self.num_layers]),
+                    memory=tuple(parts[index :: self.num_layers]),  # h, and of an LSTM c, which comes after every h
                     kind="lstm" if self.kind == "lstm" else "gru",
                     weight_ih=weight_ih,
                     weight_hh=weight_hh,
@@ -107,7 +111,7 @@ class RecurrentCore(MemoryLayer):
     def sequence(
         self, x: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Advance many steps with the fused kernels; the same as ``step`` repeated.
+        """Advance many steps by fused kernels; the result is that of ``step`` repeated.
 
         Args:
             x: Shape: (num_steps, num_envs, num_in).
@@ -118,6 +122,7 @@ class RecurrentCore(MemoryLayer):
             The outputs, shape (num_steps, num_envs, hidden_size), and the state after the last step.
         """
         assert state is not None
+        # torch's GRU is slow at the gradient on a CPU (see gru_scan), and cannot reset in the middle of a sequence.
         if self.kind == "gru" and x.device.type == "cpu":
             return self._scan(x, state, None if resets is None else resets.bool())
         if resets is None:
@@ -129,7 +134,8 @@ class RecurrentCore(MemoryLayer):
         begins = (resets[1:].any(dim=1).nonzero().squeeze(-1) + 1).tolist()
         if not begins:
             return self._fused(x, state)
-        # Many short kernels cost most on a GPU, packing costs most on a CPU.
+        # torch's kernels cannot reset an environment in the middle of a sequence, so that sequences are cut where
+        # episodes begin. On a GPU the number of kernels counts, on a CPU the copies into a packed sequence.
         return self._split(x, state, resets) if x.is_cuda else self._segments(x, state, resets, begins)
 
     def _scan(
@@ -152,7 +158,7 @@ class RecurrentCore(MemoryLayer):
     def _segments(
         self, x: torch.Tensor, state: torch.Tensor, resets: torch.Tensor, begins: list[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run the steps between two resets of any env at once, and single steps singly."""
+        """Cut the sequence where any env begins an episode; run long pieces fused, and short ones step by step."""
         outputs: list[torch.Tensor] = []
         for start, end in pairwise([0, *begins, x.shape[0]]):
             if start:
@@ -167,7 +173,7 @@ class RecurrentCore(MemoryLayer):
         return torch.cat(outputs), state
 
     def _split(self, x: torch.Tensor, state: torch.Tensor, resets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cut every env's steps where an episode begins and run all the pieces side by side."""
+        """Cut each env's sequence where its own episodes begin, and run all pieces as one packed batch."""
         steps, envs = resets.shape
         begins = resets.clone()
         begins[0] = True  # the first piece of every env starts at its given state
@@ -195,6 +201,7 @@ class RecurrentCore(MemoryLayer):
         return self.initial if self.initial is not None else state.new_zeros(())
 
     def _unpack(self, state: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Return the state as torch's layers take it. Shape: (num_envs, state_size) to (num_layers, num_envs, size)."""
         layers = state.unflatten(-1, (-1, self.hidden_size)).transpose(0, 1).contiguous()
         if self.kind == "gru":
             return layers

@@ -1,4 +1,4 @@
-"""Fixed maps of numbers that policies of other libraries have: normalisers, bounds, factors."""
+"""Fixed elementwise layers of other libraries' policies: normalisers, clipping, scaling."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from foundation.policies.layers import Layers
 
 
 class Factor(nn.Module):
-    """Multiplies by a number."""
+    """Multiplies by a constant."""
 
     def __init__(self, factor: float) -> None:
-        """Keep the number."""
+        """Keep the constant."""
         super().__init__()
         self.factor = factor
 
@@ -30,7 +30,7 @@ class Factor(nn.Module):
 
 
 class Clip(nn.Module):
-    """Bounds every number."""
+    """Clips every element to ``[low, high]``."""
 
     def __init__(self, low: float, high: float) -> None:
         """Keep the bounds."""
@@ -48,7 +48,7 @@ class Clip(nn.Module):
 
 
 class FastTanh(nn.Module):
-    """The rational approximation of tanh that rl-tools calls FAST_TANH."""
+    """The rational approximation of tanh that rl-tools calls FAST_TANH: ``x (27 + x^2) / (27 + 9 x^2)`` within ±3."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Squash. Shape: any."""
@@ -62,7 +62,7 @@ class FastTanh(nn.Module):
 
 
 class Standardize(nn.Module):
-    """``(x - mean) * precision``; a precision of zero leaves the difference as it is."""
+    """``(x - mean) * precision``, as rl-tools standardises; where the precision is zero it is taken as 1."""
 
     mean: torch.Tensor
     precision: torch.Tensor
@@ -95,9 +95,9 @@ class ClampedScaler(nn.Module):
 
         Args:
             mean: Shape: (num_obs,).
-            std: Whatever is divided by, the library's epsilon included. Shape: (num_obs,).
-            after: Bound of the result. None: none.
-            before: Bound of the observations. None: none.
+            std: The divisor, with the library's epsilon added. Shape: (num_obs,).
+            after: Bound of the result. None: unbounded.
+            before: Bound of the observations. None: unbounded.
         """
         super().__init__()
         self.register_buffer("mean", mean)
@@ -121,7 +121,7 @@ class ClampedScaler(nn.Module):
 
 
 class ValueScaler(nn.Module):
-    """Brings a critic's output back to returns: ``std * clamp(x, ±bound) + mean``, after an activation."""
+    """Scales a critic's output back to returns: ``std * clamp(activation(x), ±bound) + mean``."""
 
     mean: torch.Tensor
     std: torch.Tensor

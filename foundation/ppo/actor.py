@@ -24,7 +24,7 @@ from foundation.students import make_student, student_cfg_class, student_from_de
 from foundation.students.base import LOG_STD_RANGE, Student
 
 DEFAULT_STD = 0.05
-"""Deviation of a deterministic policy's actions where nothing says more [action units]: enough to explore with, and
+"""Std of a deterministic policy's actions where nothing says more [action units]: enough to explore with, and
 little enough that the noisy actions are about as good."""
 
 
@@ -34,7 +34,7 @@ class StartPolicy:
 
     student: Student
     had_std: bool
-    """Whether the checkpoint had a deviation; otherwise the student's is still to be chosen."""
+    """Whether the checkpoint had a standard deviation; otherwise the student's is still to be chosen."""
     info: PolicyInfo
 
 
@@ -108,17 +108,17 @@ def _like(network: PolicyNetwork, path: str) -> StudentCfg:
 
 
 def std_of_entropy(entropy: float, num_actions: int) -> float:
-    """Return the deviation, the same for each action, of a diagonal Gaussian of this entropy [nats]."""
+    """Return the standard deviation, the same for each action, of a diagonal Gaussian of this entropy [nats]."""
     return math.exp(entropy / num_actions - 0.5 * math.log(2.0 * math.pi * math.e))
 
 
 @torch.no_grad()
 def set_std(student: Student, std: torch.Tensor | float) -> None:
-    """Let a student's actions have this deviation everywhere [action units]. Shape: () or (num_actions,)."""
+    """Let a student's actions have this standard deviation everywhere [action units]. Shape: () or (num_actions,)."""
     low, high = (math.exp(bound) for bound in LOG_STD_RANGE)
     values = torch.as_tensor(std, dtype=torch.float32).expand(student.num_actions)
     if not bool(((values >= low) & (values <= high)).all()):
-        raise UserError(f"the deviation at the start is {values.tolist()}: it must be from {low:.2g} to {high:.3g}")
+        raise UserError(f"the std at the start is {values.tolist()}: it must be from {low:.2g} to {high:.3g}")
     if isinstance(student.log_std, nn.Linear):
         student.log_std.weight.zero_()
         student.log_std.bias.copy_(values.log())

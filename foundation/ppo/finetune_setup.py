@@ -162,7 +162,7 @@ class FinetuneSetup:
         obs = self.student_obs(self.env.get_observations())
         std = self.student.step(obs)[0].std
         assert std is not None
-        log.info("Deviation of the actions at the start: %.3f (%s)", float(std.mean()), why)
+        log.info("Standard deviation of the actions at the start: %.3f (%s)", float(std.mean()), why)
 
     def _make_critic(self) -> None:
         """Build a value function, or copy the first teacher's, and choose its observations and its warm-up."""

@@ -89,7 +89,7 @@ _OTHER = ("targets", "state", "critic_state")
 
 
 def gaussian_of(output: PolicyOutput) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and deviation of the Gaussian that actions are drawn from; of a squashed one, before tanh.
+    """Return mean and standard deviation of the Gaussian that actions are drawn from; of a squashed one, before tanh.
 
     PPO works on what is drawn: tanh is the same for the old and the new policy, so that neither the ratio of their
     densities nor their divergence knows of it. Shape of both: (..., num_actions).
@@ -143,7 +143,7 @@ def estimate_advantages(
 
 
 def normalised(advantages: torch.Tensor) -> torch.Tensor:
-    """Return advantages of mean 0 and deviation 1."""
+    """Return advantages of mean 0 and standard deviation 1."""
     return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
 
@@ -188,7 +188,7 @@ class Ppo:
         actor: A student with a standard deviation; changed in place.
         critic: The value function; changed in place.
         cfg: PPO's settings, as RSL-RL has them.
-        min_std: Floor of a deviation that does not depend on the state [action units]; 0: none.
+        min_std: Floor of a standard deviation that does not depend on the state [action units]; 0: none.
     """
 
     def __init__(self, actor: Student, critic: ValueFunction, cfg: PPOAlgorithmCfg, min_std: float = 0.0):

@@ -56,7 +56,7 @@ class FrozenTeacher:
     weight: float = 1.0
     """Factor on its terms."""
     std: float | None = None
-    """Deviation that it is taken to have if it is deterministic [action units]."""
+    """Standard deviation that it is taken to have if it is deterministic [action units]."""
     state: torch.Tensor | None = None
     """Its memory before the next rollout. Shape: (num_envs, state_size)."""
 
@@ -273,7 +273,7 @@ class Retention:
                 term = "kl_coef" if by_kl else f"loss={self.losses[0].name}"
                 raise UserError(
                     f"{term} compares action distributions, and {teacher.name} is deterministic: set "
-                    "finetune.teacher.std=0.1, the deviation that it is to have, or retain it by --alpha with loss=mse"
+                    "finetune.teacher.std=0.1, the std that it is to have, or retain it by --alpha with loss=mse"
                 )
 
     def state_dict(self) -> dict[str, Any]:

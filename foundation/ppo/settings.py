@@ -34,7 +34,7 @@ class AgentSettings:
     critic_dims: list[int]
     critic_activation: str
     min_std: float
-    """Floor of the actions' deviation [action units]."""
+    """Floor of the actions' standard deviation [action units]."""
     clip_actions: float | None
     """Bound of the actions that the environment takes."""
 

@@ -27,13 +27,14 @@ class EvaluationResult:
     lengths: torch.Tensor
     """Length [env steps]. Shape: (num_episodes,)."""
     success: torch.Tensor | None
-    """The task's own hook, else "ended by time-out"; None where neither is known. Shape: (num_episodes,)."""
+    """Whether each was a success: by the task's metric ``success``, else if it ended by time-out. None: the environment
+    reports neither. Shape: (num_episodes,)."""
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
-    """The task's ``extras["episode_metrics"]``. Each (num_episodes,)."""
+    """The task's ``extras["episode_metrics"]``, by name. Shape of each: (num_episodes,)."""
     env_steps: int = 0
     """Transitions simulated, over all environments."""
     teacher: torch.Tensor | None = None
-    """With many teachers, the one that each episode's environment followed at its end. Shape: (num_episodes,)."""
+    """With many teachers, the index of the one that labelled each episode's last step. Shape: (num_episodes,)."""
 
     def part(self, block: slice) -> EvaluationResult:
         """Return the episodes of a slice."""
@@ -76,22 +77,26 @@ class CollectionStats(EvaluationResult):
     log: dict[str, float] = field(default_factory=dict)
     """Means of ``extras["log"]`` at the last step of each chunk."""
     settled: torch.Tensor | None = None
-    """Whether it ended when an episode of any length could have: soon after a phase's beginning only short ones can,
-    and their mean return is biased. None: all did. Shape: (num_episodes,)."""
+    """False for episodes that ended within the first maximum episode length of a phase (teacher or student acting): so
+    early only short episodes have ended, and their mean return is biased. None: all are True. Shape:
+    (num_episodes,)."""
 
     def unbiased(self, values: torch.Tensor) -> torch.Tensor:
-        """Leave out the episodes that ended too soon after a phase's beginning. Shape: (num_episodes,)."""
+        """Return the values of the settled episodes. Shape: (num_episodes,) to (num_settled,)."""
         return values if self.settled is None else values[self.settled]
 
 
 class EpisodeTracker(Observer):
-    """The ledger of a rollout's episodes: add up returns, and keep what ended, without a host sync per env step.
+    """The ledger of a rollout's episodes: adds up their returns, and keeps those of finished ones.
+
+    Every env step writes one row of preallocated tensors on the device. :meth:`drain` reads them, so that the host
+    waits for the device once per chunk and not at every step.
 
     Args:
         num_envs: Number of environments.
-        chunk_steps: Most env steps between two calls of :meth:`drain`.
+        chunk_steps: Maximum number of env steps between two calls of :meth:`drain`.
         device: Device of the rewards.
-        longest: Longest episode [env steps].
+        longest: Maximum episode length [env steps].
         labels: Given the observations of an env step, returns further values that are kept for each episode that ends
             with it, such as its teacher. Each (num_envs,).
     """
@@ -107,14 +112,20 @@ class EpisodeTracker(Observer):
         self.longest = longest
         self.labels = labels
         self.age = 0
-        """Env steps since every environment's episodes can have begun whole."""
+        """Env steps since the last :meth:`cut` or :meth:`restart`, before which no episode counts."""
         self.returns = torch.zeros(num_envs, device=device)
+        """Sum of rewards so far of the episode in progress, for each environment."""
         self.lengths = torch.zeros(num_envs, device=device)
+        """Env steps so far of the episode in progress."""
         self.whole = torch.ones(num_envs, dtype=torch.bool, device=device)
+        """Whether the episode in progress has been followed from its first step."""
         self.counts = torch.zeros(num_envs, device=device)
+        """Episodes that each environment has finished since :meth:`restart`."""
         self.quota = math.inf
+        """Episodes of each environment that statistics count."""
         self.gives_time_outs = False
         """Whether a step has come with ``extras["time_outs"]``: without them, how an episode ended is unknown."""
+        # From here on, rows of the steps since the last drain(). What they hold is valid where _ended is set.
         self._shape = (chunk_steps, num_envs)
         self._device = device
         self._returns = torch.zeros(self._shape, device=device)
@@ -160,18 +171,18 @@ class EpisodeTracker(Observer):
         self.whole.logical_or_(dones)
 
     def begin(self) -> None:
-        """Forget the episodes that have ended: an epoch's statistics begin."""
+        """Begin an epoch's statistics: forget the episodes that have ended so far."""
         self._drained = []
         self._num_ended = 0
         self._env_steps = 0
 
     def cut(self) -> None:
-        """Exclude the episodes in progress from all statistics: their beginning was another policy's."""
-        self.age = -1  # nothing whole can begin before the next step's end
+        """Exclude the episodes in progress from all statistics: another policy acted in their beginning."""
+        self.age = -1  # the next episodes begin after the next step at the earliest
         self.whole.fill_(False)
 
     def restart(self, quota: float = math.inf) -> None:
-        """Every environment was reset: all episodes begin now, and each environment's first ``quota`` count."""
+        """Take note that every environment was reset: of the episodes from now on, each one's first ``quota`` count."""
         self.quota = quota
         self.age = 0
         self._step = 0
@@ -181,22 +192,26 @@ class EpisodeTracker(Observer):
         self.whole.fill_(True)
 
     def chunk(self) -> dict[str, torch.Tensor]:
-        """Return the steps since :meth:`drain`: where episodes ended, and how. Each (chunk_steps, num_envs).
+        """Return the steps since the last :meth:`drain`: where episodes ended, and their outcomes.
 
-        ``success`` is left out where the environment gives neither a success metric nor time-outs.
+        Returns:
+            ``ended``, ``returns``, ``lengths``, ``whole``, and ``success`` where the environment reports a success
+            metric or time-outs. Shape of each: (chunk_steps, num_envs).
         """
         success = self._time_outs if self.gives_time_outs else None
         if "success" in self._metrics:
             success = self._metrics["success"].bool()
-        # In whole rollouts from a reset on, those beyond the quota are whole too.
+        # With a quota all episodes began at a reset, and are whole. The quota limits statistics, not what is stored.
         whole = self._whole if self.quota == math.inf else torch.ones_like(self._whole)
         out = {"ended": self._ended, "returns": self._returns, "lengths": self._lengths, "whole": whole}
         return out if success is None else {**out, "success": success}
 
     def drain(self) -> int:
-        """Take the episodes that ended since the last call (a host sync) and return how many have since :meth:`begin`.
+        """Collect the episodes that ended since the last call (a host sync).
 
-        With a quota, only the episodes within it are counted: counting whichever end first would favour short ones.
+        Returns:
+            The number of episodes that ended since :meth:`begin`. With a quota, only those within it: counting the
+            first to end, whichever they are, would favour short ones.
         """
         steps = self._step
         counted = (self._ended[:steps] & self._whole[:steps]).flatten().nonzero().squeeze(1)
@@ -214,7 +229,7 @@ class EpisodeTracker(Observer):
         self._drained.append(out)
         self._step = 0
         for values in (self._time_outs, *self._metrics.values()):
-            values.zero_()  # a step may come without any
+            values.zero_()  # a later step may come without them, and must not repeat these
         return self._num_ended
 
     def stats(
@@ -227,7 +242,7 @@ class EpisodeTracker(Observer):
             logs: ``extras["log"]`` dictionaries to average.
             by_env: Order the episodes by environment, and those of one environment by time.
         """
-        # A name may come late: time-outs only with the first episode that ends. Those before it have zeros there.
+        # Some environments report a metric only once an episode has ended: the chunks before that have zeros.
         like = {name: values for drained in self._drained for name, values in drained.items()}
         merged = {
             name: torch.cat([part.get(name, values.new_zeros(len(part["returns"]))) for part in self._drained])
@@ -252,13 +267,13 @@ class EpisodeTracker(Observer):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a chunk's end carries over."""
+        """Return the state of the episodes in progress, at the end of a chunk."""
         running = {"returns": self.returns.clone(), "lengths": self.lengths.clone(), "whole": self.whole.clone()}
         return {**running, "age": self.age}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.age = state.get("age", self.longest)
+        self.age = state.get("age", self.longest)  # runs of an earlier version did not save it
         for name in ("returns", "lengths", "whole"):
             getattr(self, name).copy_(state[name])
 

@@ -56,7 +56,7 @@ def build_parser() -> CommandParser:
     flag("--kl_direction", metavar="WHICH", help="teacher_policy or policy_teacher (teacher_policy)")
     alone = "iterations in which the critic learns alone (10 with a fresh critic)"
     flag("--critic_warmup_iterations", type=whole, metavar="N", help=alone)
-    flag("--init_std", type=number, metavar="X", help="deviation of the actions at the start (the checkpoint's)")
+    flag("--init_std", type=number, metavar="X", help="std of the actions at the start (the checkpoint's)")
     flag("--eval_interval", type=whole, metavar="N", help="iterations between two evaluations (5)")
     flag("--num_eval_episodes", type=whole, metavar="N", help="episodes in an evaluation (128)")
     flag("--final_eval_episodes", type=whole, metavar="N", help="fresh episodes of the last measurement (1024)")

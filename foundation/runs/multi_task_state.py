@@ -1,4 +1,4 @@
-"""State that a run of several tasks resumes from: one file, so that no task is behind the others."""
+"""State that a run of several tasks resumes from, in one file, so that all tasks are at the same epoch."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from foundation.runs.run_state import LATEST, RunCheckpoint, RunState, SavedStat
 
 @dataclass
 class MultiTaskState(SavedState):
-    """State of a run of several tasks, beside the states of its tasks."""
+    """State that the tasks of a run have in common."""
 
     key: ClassVar[str] = "multi_task"
+    """Entry of the checkpoint that holds it."""
     epoch: int
-    """Epochs that have ended."""
+    """Finished epochs."""
     best_epoch: int
+    """Epoch of the best score, counted from 0; -1 before the first evaluation."""
     best_score: float | None
     """Best geometric mean of the tasks' normalised scores."""
     stopwatch: dict[str, dict[str, float]]
     early_stopping: dict[str, int | float]
 
     def check(self, where: str) -> None:
-        """Raise :class:`UserError` for numbers that no run has."""
+        """Raise :class:`UserError` if the numbers cannot be those of a run."""
         if self.epoch < 0 or self.best_epoch < -1:
             raise UserError(f"{where} is corrupt: epoch {self.epoch}, best epoch {self.best_epoch}.")
 
@@ -38,11 +40,11 @@ class MultiTaskCheckpoint:
 
     state: MultiTaskState
     tasks: dict[str, RunCheckpoint[RunState]]
-    """The tasks' own."""
+    """Task -> its own checkpoint."""
 
 
 def load_multi_task(run_dir: RunDir, ids: list[str], named: str | None = None) -> MultiTaskCheckpoint | None:
-    """Load the checkpoint to go on from; None where the run stopped before it saved any.
+    """Load the checkpoint to resume from; None if the run stopped before it saved one.
 
     Args:
         run_dir: The run's folder.
@@ -50,7 +52,7 @@ def load_multi_task(run_dir: RunDir, ids: list[str], named: str | None = None) -
         named: Name of the checkpoint. None: the newest.
 
     Raises:
-        UserError: If it holds no state, or other tasks.
+        UserError: If it has no state to resume from, or has other tasks.
     """
     if named is None and not (run_dir.path / LATEST).exists():
         return None

@@ -33,11 +33,11 @@ class OfflineRunner(Runner[None]):
     Args:
         cfg: The run's configuration; task and observation groups are filled in from the dataset.
         run_dir: Where checkpoints and the summary go.
-        writer: Takes scalars; None writes none.
+        writer: Where scalars are logged. None: nowhere.
         interrupted: Returns the reason to stop, or a false value.
 
     Raises:
-        UserError: If the dataset is missing, corrupt or of something else, or nothing in it passes the filter.
+        UserError: If the dataset is missing, corrupt or of another task, or no episode of it passes the filter.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class OfflineRunner(Runner[None]):
     # -- the loop -----------------------------------------------------------------------------------------------
 
     def collect(self, epoch: int) -> None:
-        """Collect nothing: the dataset is all there is."""
+        """Collect nothing: every transition is in the dataset already."""
 
     def learn(self, epoch: int, collected: None) -> LearningStats:
         """Fit the student to the dataset."""
@@ -72,7 +72,7 @@ class OfflineRunner(Runner[None]):
             return self.learner.learn(self.train, len(self.train), epoch, self.poll)
 
     def evaluate(self, epoch: int, collected: None) -> dict[str, float] | None:
-        """Measure the student on the held-out transitions, where that is due."""
+        """Measure the student on the held-out transitions, every ``eval_interval`` epochs and in the last one."""
         if (epoch + 1) % (self.cfg.eval_interval or 1) and epoch + 1 != self.cfg.n_epochs:
             return None
         with self.stopwatch.stage("evaluation"):
@@ -81,18 +81,22 @@ class OfflineRunner(Runner[None]):
         return measured
 
     def resume(self, checkpoint: RunCheckpoint[OfflineState] | None = None) -> None:
-        """Go on, exactly, from a checkpoint of this run (None: the newest), or begin if there is none yet.
+        """Resume exactly from a checkpoint of this run (None: the newest), or begin if there is none yet.
 
         Raises:
-            UserError: If the dataset, or the student, is not what it was.
+            UserError: If the dataset or the student's architecture has changed.
         """
         checkpoint = load_latest(self.run_dir, OfflineState) if checkpoint is None else checkpoint
         if checkpoint is None:
             return
         state = checkpoint.state
         if state is None:
-            raise UserError("this checkpoint is not of an --offline run, or holds a student alone: name another one")
+            raise UserError(
+                "this checkpoint has no state of an --offline run to resume from: name a checkpoint_epoch_*.pt of one"
+            )
         with reading(f"the state to resume from in {self.run_dir.path}"):
+            # The order in which transitions are drawn is restored by their places in the dataset: other files would
+            # silently give other minibatches.
             if state.files != [entry.crc32 for entry in self.saved.files]:
                 raise UserError(f"the dataset '{self.saved.path}' is not the one that this run began with: restore it")
             self.restore_student(checkpoint.values)
@@ -108,7 +112,7 @@ class OfflineRunner(Runner[None]):
     # -- parts ----------------------------------------------------------------------------------------------------
 
     def _load(self) -> tuple[DistillationDataset, DistillationDataset]:
-        """Read the chunks, a random share of them into a dataset that is not learned from."""
+        """Read the dataset into two: transitions to train on, and a random share of the chunks that is held out."""
         needed = {name for term in self.learner.terms for name in term.spec.teacher}
         with self.stopwatch.stage("loading"):
             data = load_offline(self.cfg, self.saved, needed, self.learner.target_fields(), self.sequence_length)
@@ -119,11 +123,13 @@ class OfflineRunner(Runner[None]):
 
     @torch.no_grad()
     def _prepare(self) -> None:
-        """Show the learner one transition's outputs, and fit the normaliser to all that are learned from."""
+        """Prepare the learner, and fit the student's normaliser to the training transitions."""
+        # One transition is enough for the learner: it checks which outputs there are, and their sizes.
         batch = self.train.chunk_batch(0, slice(0, 1))
         teacher = map_output(lambda target: target[0].float(), batch.targets)
         student = self.student.step(batch.obs[0].float(), None)[0]
         layout = self.saved.layout
+        # A dataset stores the groups' concatenation: of several groups the sizes of each are not known.
         groups = {layout.obs_groups[0]: layout.obs_size} if len(layout.obs_groups) == 1 else None
         self.learner.prepare(student, teacher, RunFacts(groups))
         if self.fits_normalizer:
@@ -140,11 +146,11 @@ class OfflineRunner(Runner[None]):
         self.save_best(epoch, measured)
 
     def student_checkpoint(self, epoch: int, evaluation: dict[str, float] | None = None) -> dict[str, Any]:
-        """Add the best loss to what rebuilds the student; no return is known, as nothing acts here."""
+        """Return what rebuilds the student, with the best loss in place of a return: nothing acts in this run."""
         return super().student_checkpoint(epoch, evaluation) | {"best_return": None, "best_loss": self.best_loss}
 
     def state(self) -> OfflineState:
-        """Return the progress, the dataset's state and what it was made of."""
+        """Return the progress, the state of the sampling, and the checksums of the dataset's files."""
         return OfflineState(
             epoch=self.epoch,
             best_loss=self.best_loss,
@@ -159,7 +165,7 @@ class OfflineRunner(Runner[None]):
     # -- what the user sees ---------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Show what is about to run, and save, so that it can be resumed from here on."""
+        """Show what is about to run, and save a first state, so that the run can be resumed from here on."""
         layout = self.saved.layout
         size = self.train.num_bytes + self.held_out.num_bytes
         self.reporter.line(
@@ -239,7 +245,7 @@ def open_for(cfg: DistillationCfg) -> SavedDataset:
         found = getattr(layout, name)
         if value is not None and value != found:
             raise UserError(
-                f"the dataset '{saved.path}' has {name} {found}, not {value}: leave it out, or take another"
+                f"the dataset '{saved.path}' has {name} {found}, not {value}: leave {name} out, or load another dataset"
             )
     cfg.task = layout.task
     cfg.student.obs_groups = layout.obs_groups

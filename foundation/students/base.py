@@ -1,4 +1,4 @@
-"""Base of the students: a normaliser, the student's own body, and heads for mean, deviation and value."""
+"""Base of the students: a normaliser, the student's own body, and heads for mean, standard deviation and value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from foundation.policies.output import PolicyOutput
 from foundation.policies.policy_network import PolicyNetwork
 
 LOG_STD_RANGE = (-10.0, 2.0)
-"""Bounds of the logarithm of a learned deviation."""
+"""Bounds of the logarithm of a learned standard deviation."""
 MIN_SHARE = 1e-4
 """How near the mean of a Beta distribution may be to either end, as a share of the range: a parameter of 0 has none."""
 SIZES = ("hidden_dims", "encoder_dims", "channels", "hidden_size", "num_layers")
@@ -32,7 +32,7 @@ class NetworkCfg(StudentCfg):
     """Settings of every built-in student beside :class:`StudentCfg`."""
 
     state_dependent_std: bool = False
-    """With ``stochastic``: the deviation is an output of the network, not one parameter per action."""
+    """With ``stochastic``: the standard deviation is an output of the network, not one parameter per action."""
     init_std: float = 0.5
     """Standard deviation before training, in action units (of ``tanh`` before tanh)."""
     distribution: ActionDistribution = "gaussian"
@@ -76,7 +76,7 @@ class Student(PolicyNetwork):
                 f"{cfg.num_choices}: set student.distribution=gaussian."
             )
         if cfg.distribution == "beta" and not cfg.stochastic:
-            raise UserError("student.distribution=beta has a deviation: set student.stochastic=true, or use tanh.")
+            raise UserError("student.distribution=beta has a std: set student.stochastic=true, or use tanh.")
         low, high = (math.exp(bound) for bound in LOG_STD_RANGE)
         if cfg.stochastic and not low <= cfg.init_std <= high:
             raise UserError(f"student.init_std is {cfg.init_std:g}: it must be from {low:.2g} to {high:.3g}.")
@@ -175,7 +175,7 @@ class Student(PolicyNetwork):
         if self.value is not None:
             layers.outputs["value"] = layers.dense(x, "value", self.value)
         if self.cfg.distribution != "gaussian":
-            return  # the deviation of a bounded distribution depends on its mean: no robot reads it
+            return  # the standard deviation of a bounded distribution depends on its mean: no robot reads it
         if isinstance(self.log_std, nn.Linear):
             log_std = layers.clamp(layers.dense(x, "log_std", self.log_std), "log_std.clamp", *LOG_STD_RANGE)
             layers.outputs["std"] = layers.activation(log_std, "std", "exp")
@@ -255,7 +255,7 @@ def _beta(output: PolicyOutput, std: torch.Tensor) -> PolicyOutput:
     """Return the output of a Beta distribution on [-1, 1] with the output's mean.
 
     It is written by its mean and its concentration ``alpha + beta = 1 / std^2`` (Ferrari and Cribari-Neto 2004), so
-    that the deviation of an action near 0 is about ``std``, and that of one near the bounds goes to zero.
+    that the standard deviation of an action near 0 is about ``std``, and that of one near the bounds goes to zero.
 
     Args:
         output: Its mean is that of the distribution.

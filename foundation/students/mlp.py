@@ -54,7 +54,7 @@ class StudentPolicy(Student):
             obs_normalization: Whether training fits the normaliser (it is there either way).
             stochastic: Learn a standard deviation.
             value_head: Carry a value output.
-            state_dependent_std: With ``stochastic``: the deviation depends on the observation.
+            state_dependent_std: With ``stochastic``: the standard deviation depends on the observation.
             init_std: Standard deviation before training, in action units.
             num_choices: Choices of a discrete action. None: the actions are continuous.
             distribution: Of continuous actions: gaussian, tanh or beta.

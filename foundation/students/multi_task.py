@@ -32,13 +32,13 @@ class MultiTaskStudent(nn.Module):
 
         Args:
             task_id: Names the task.
-            student: Its shared layers give way to those of the first task's student.
+            student: The task's student; its shared layers are replaced by those of the first task's student.
 
         Returns:
             The student.
 
         Raises:
-            UserError: If it has nothing to share, or the first task's student has other layers.
+            UserError: If it has no layers to share, or they differ from those of the first task's student.
         """
         own = shared_layers(student)
         if not own:
@@ -57,7 +57,7 @@ class MultiTaskStudent(nn.Module):
                 )
             for layer, replacement in zip(own, trunk, strict=True):
                 _replace(student, layer, replacement)
-            vars(student).pop("_remembering", None)  # looked up before, of the layers that are gone
+            vars(student).pop("_remembering", None)  # a cached list of layers with memory, which were just replaced
         self.ids.append(task_id)
         self.students.append(student)
         return student
@@ -76,7 +76,7 @@ class MultiTaskStudent(nn.Module):
 
 
 def shared_layers(student: Student) -> list[nn.Module]:
-    """Return the hidden layers with weights, all but the first, whose size is that of the observations."""
+    """Return the hidden layers with weights except the first one, whose size depends on the task's observations."""
     return [layer for layer in _hidden_layers(student) if any(True for _ in layer.parameters())][1:]
 
 

@@ -204,7 +204,7 @@ class TeacherEnsemble(PolicyNetwork):
             result = result if self._wants_value else result._replace(value=None)
         return result, state
 
-    # -- for people ---------------------------------------------------------------------------------------------
+    # -- what the user sees ---------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
         """Return what was understood about the teachers, as plain values."""

@@ -38,6 +38,9 @@ class TeacherPolicyWrapper(nn.Module):
             device: Where it runs.
             overrides: Fields of :class:`~foundation.checkpoints.reading.loading.Overrides`, such as
                 ``activation="relu"``.
+
+        Raises:
+            UserError: If the checkpoint is missing, corrupt or of an unknown format.
         """
         super().__init__()
         self._overrides = Overrides.parse({k: v for k, v in overrides.items() if v is not None})
@@ -81,7 +84,17 @@ class TeacherPolicyWrapper(nn.Module):
 
     @torch.no_grad()
     def output(self, obs: torch.Tensor) -> PolicyOutput:
-        """Advance every env by one step. Shape: (num_envs, num_obs) to fields of (num_envs, ...)."""
+        """Return the policy's output, and advance the recurrent state that is kept.
+
+        Args:
+            obs: The teacher's observations, see :meth:`select`. Shape: (num_envs, num_obs).
+
+        Returns:
+            Fields of shape (num_envs, ...).
+
+        Raises:
+            UserError: If the number of observations, or of environments since the last reset, is another one.
+        """
         if obs.shape[-1] != self.num_obs:
             raise UserError(self._size_message(f"was given {obs.shape[-1]}"))
         if self._state is not None and self._state.shape[0] != obs.shape[0]:
@@ -95,12 +108,12 @@ class TeacherPolicyWrapper(nn.Module):
         return self.policy.sample(output, generator)
 
     def reset(self, dones: torch.Tensor | None = None) -> None:
-        """Forget the past of the envs in ``dones``, or of all of them. Shape: (num_envs,)."""
+        """Reset the recurrent state of the envs in ``dones`` (None: of all). Shape: (num_envs,)."""
         self._state = None if dones is None else self.policy.reset_state(self._state, dones)
 
     @property
     def with_value(self) -> bool:
-        """Whether outputs carry the value; the critic is not run if it is set to False."""
+        """Whether outputs have the critic's value; False spares running the critic."""
         return self.has_value and self.policy.with_value
 
     @with_value.setter
@@ -134,9 +147,16 @@ class TeacherPolicyWrapper(nn.Module):
         return self.policy(obs)
 
     def select(self, obs: torch.Tensor | TensorDict) -> torch.Tensor:
-        """Concatenate the teacher's observation groups and take its columns of them; a tensor is returned as it is.
+        """Concatenate the teacher's observation groups and cut its columns out; a tensor is returned as it is.
 
-        Shape: (num_envs, num_obs).
+        Args:
+            obs: The env's TensorDict of observation groups, or the teacher's observations.
+
+        Returns:
+            Shape: (num_envs, num_obs).
+
+        Raises:
+            UserError: If a group is missing, or the groups' sizes do not add up to the teacher's input.
         """
         if isinstance(obs, torch.Tensor):
             return obs
@@ -157,9 +177,9 @@ class TeacherPolicyWrapper(nn.Module):
         return selected
 
     def fit_groups(self, obs: TensorDict, groups: list[str]) -> list[str]:
-        """Return the order in which groups are concatenated: as given, but image groups, flattened, come last.
+        """Return the order in which groups are concatenated: flat groups as given, then images, which are flattened.
 
-        A policy that reads images learns their sizes here.
+        A checkpoint does not hold the sizes of images: a policy that reads images is told them here.
 
         Args:
             obs: The env's TensorDict.
@@ -195,7 +215,7 @@ class TeacherPolicyWrapper(nn.Module):
         return self.info.as_dict()
 
     def read_again(self, path: str | Path) -> LoadedPolicy:
-        """Read a newer checkpoint of this policy, with what the user has set about the first; nothing is changed.
+        """Read a newer checkpoint of this policy with the same overrides; this policy stays as it is.
 
         Args:
             path: The checkpoint.
@@ -203,16 +223,16 @@ class TeacherPolicyWrapper(nn.Module):
         return load_policy(path, self._overrides)
 
     def replace_by(self, newer: LoadedPolicy) -> bool:
-        """Act and label by a newer checkpoint of this policy from here on. Its memory of the episodes goes on.
+        """Replace the weights by those of a newer checkpoint; the recurrent state of the episodes in progress is kept.
 
         Args:
             newer: What :meth:`read_again` returned.
 
         Returns:
-            Whether its weights are others.
+            Whether any weight differs.
 
         Raises:
-            UserError: If it has another architecture.
+            UserError: If its architecture differs.
         """
         network = newer.network
         if isinstance(network, ActorCritic) and self.info.image_shapes:
@@ -223,14 +243,14 @@ class TeacherPolicyWrapper(nn.Module):
         shapes = [{name: tensor.shape for name, tensor in state.items()} for state in (before, after)]
         if type(network) is not type(self.policy) or shapes[0] != shapes[1]:
             raise UserError(
-                f"'{newer.info.path}' is no newer version of the teacher: its architecture is another. Begin a new run"
+                f"'{newer.info.path}' is not a newer version of the teacher: its architecture differs. Start a new run"
             )
         network.with_value = self.policy.with_value
         self.policy = network
         return any(not torch.equal(before[name], after[name]) for name in before)
 
     def architecture_line(self) -> str:
-        """Return the console's line on the architecture."""
+        """Return the line that the console shows about the architecture."""
         return f"Teacher architecture: obs={self.num_obs}, actions={self.num_actions}, hidden={self.hidden_dims}"
 
     def check(self, group_sizes: Mapping[str, int], groups: list[str], num_actions: int) -> None:

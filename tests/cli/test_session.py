@@ -76,7 +76,7 @@ def test_what_is_open_is_closed_with_the_session_and_nothing_twice():
         session.make_env()
         assert session.make_eval_env is not None
         session.make_eval_env(7)
-        with session.passing_env(9) as env:
+        with session.temporary_env(9) as env:
             assert env.num_envs == 9
         assert engine.closed == [9]
     assert engine.closed == [9, 7, 4]

@@ -89,7 +89,7 @@ def test_another_architecture_is_refused(tmp_path):
     """A file of other sizes is no newer version of the teacher."""
     watch = TeacherWatch(tmp_path, read(write(tmp_path)))
     write(tmp_path, hidden=8)
-    with pytest.raises(UserError, match=r"no newer version of the teacher: its architecture is another"):
+    with pytest.raises(UserError, match=r"not a newer version of the teacher: its architecture differs"):
         watch.look()
 
 

@@ -1,4 +1,7 @@
-"""The larger ONNX operators in torch: recurrent layers, convolutions, pooling, normalisation."""
+"""The larger ONNX operators in torch: recurrent layers, convolutions, pooling, normalisation.
+
+Every function takes the node's attributes ``a`` and its inputs ``x``, in ONNX's order.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,12 @@ from torch.nn import functional
 Value = torch.Tensor | None
 _MAX_ELEMENTS = 1 << 24
 _MAX_PIECES = 1 << 12
-"""Pieces that one operator may cut its input into, or steps of time in a recurrent layer."""
+"""Pieces that one operator may cut its input into, or time steps of a recurrent layer."""
 _PAD_MODES = {"constant": "constant", "edge": "replicate", "reflect": "reflect", "wrap": "circular"}
 
 
 def integers(value: Value) -> list[int]:
-    """Return a shape, axes or indices: never computed from observations, so that no device is waited for."""
+    """Return a shape, axes or indices. They are constants, so that reading them does not wait for a device."""
     assert value is not None
     return [int(number) for number in value.reshape(-1).tolist()]
 
@@ -28,28 +31,28 @@ def optional(inputs: Sequence[Value], index: int) -> Value:
 
 
 def bounded(shape: Sequence[int]) -> list[int]:
-    """Refuse a shape that a corrupt file could ask for."""
+    """Return a shape, and raise for one that only a corrupt file asks for."""
     if math.prod(abs(size) for size in shape) > _MAX_ELEMENTS:
         raise ValueError(f"a tensor of shape {list(shape)} is too large")
     return list(shape)
 
 
 def few(count: int) -> int:
-    """Refuse a number of pieces that would take for ever, one by one."""
+    """Return a number of pieces, and raise for one that would take for ever, one piece after the other."""
     if count > _MAX_PIECES:
         raise ValueError(f"an operator with {count} pieces or steps is too large")
     return count
 
 
 def _gates(a: dict[str, Any], x: Sequence[Any], count: int) -> tuple[torch.Tensor, ...]:
-    """Return input and hidden weights and biases of one direction, and the number of units."""
+    """Return the weights and biases of the inputs and of the hidden state, of one direction; ``count`` gates each."""
     if (
         a.get("direction", "forward") != "forward"
         or "activations" in a
         or a.get("layout")
         or optional(x, 4) is not None
     ):
-        raise ValueError("recurrent layers in another direction, with own activations or lengths, are not understood")
+        raise ValueError("recurrent layers must be forward, with the default activations and no sequence lengths")
     size = a["hidden_size"]
     wanted = ((1, count * size, x[0].shape[-1]), (1, count * size, size), (1, 2 * count * size))
     given = [None if value is None else tuple(value.shape) for value in (*x[1:3], optional(x, 3))]
@@ -60,7 +63,7 @@ def _gates(a: dict[str, Any], x: Sequence[Any], count: int) -> tuple[torch.Tenso
 
 
 def gru(a: dict[str, Any], x: Sequence[Any]) -> list[torch.Tensor]:
-    """Run GRU over time. Shape of the first input: (num_steps, 1, num_in)."""
+    """Run a GRU over time; gates in ONNX's order z, r, h. Shape of the first input: (num_steps, 1, num_in)."""
     weight_in, weight_hidden, bias_in, bias_hidden = _gates(a, x, 3)
     size = a["hidden_size"]
     outputs = []
@@ -71,6 +74,7 @@ def gru(a: dict[str, Any], x: Sequence[Any]) -> list[torch.Tensor]:
         kept = hidden @ weight_hidden.mT + bias_hidden
         update = (given[:, :size] + kept[:, :size]).sigmoid()
         reset = (given[:, size : 2 * size] + kept[:, size : 2 * size]).sigmoid()
+        # The two definitions of a GRU differ in where the reset gate is applied; PyTorch's is the first.
         if a.get("linear_before_reset"):
             candidate = reset * kept[:, 2 * size :]
         else:
@@ -81,7 +85,7 @@ def gru(a: dict[str, Any], x: Sequence[Any]) -> list[torch.Tensor]:
 
 
 def lstm(a: dict[str, Any], x: Sequence[Any]) -> list[torch.Tensor]:
-    """Run LSTM over time. Shape of the first input: (num_steps, 1, num_in)."""
+    """Run an LSTM over time; gates in ONNX's order i, o, f, c. Shape of the first input: (num_steps, 1, num_in)."""
     if optional(x, 7) is not None or a.get("input_forget"):
         raise ValueError("LSTM layers with peepholes are not understood")
     weight_in, weight_hidden, bias_in, bias_hidden = _gates(a, x, 4)
@@ -111,14 +115,14 @@ def _pads(a: dict[str, Any], x: torch.Tensor, value: float) -> torch.Tensor:
 
 
 def pad(a: dict[str, Any], x: Sequence[Any]) -> torch.Tensor:
-    """Pad by a constant, or the last two axes by what is there."""
+    """Pad all axes with a constant, or the last two with copies of the input."""
     pads = integers(x[1]) if len(x) > 1 else a["pads"]
     mode = _PAD_MODES[a.get("mode", "constant")]
     if optional(x, 3) is not None or min(pads) < 0 or bounded([size + sum(pads) for size in x[0].shape]) is None:
         raise ValueError("this kind of padding is not understood")
     half = len(pads) // 2
     flat = []
-    outer = 0 if mode == "constant" else half - 2  # torch pads the two last axes by what is there
+    outer = 0 if mode == "constant" else half - 2  # torch copies into the two last axes only
     if any(pads[axis] or pads[axis + half] for axis in range(max(outer, 0))):
         raise ValueError("this kind of padding is not understood")
     for axis in reversed(range(max(outer, 0), half)):
@@ -137,7 +141,7 @@ def conv(a: dict[str, Any], x: Sequence[Any]) -> torch.Tensor:
 
 
 def max_pool(a: dict[str, Any], x: Sequence[Any]) -> torch.Tensor:
-    """Take the maximum of windows."""
+    """Take the maximum over windows of an image."""
     if a.get("ceil_mode") or len(a["kernel_shape"]) != 2:
         raise ValueError("this kind of pooling is not understood")
     padded = _pads(a, x[0], -math.inf)
@@ -145,7 +149,7 @@ def max_pool(a: dict[str, Any], x: Sequence[Any]) -> torch.Tensor:
 
 
 def average_pool(a: dict[str, Any], x: Sequence[Any]) -> torch.Tensor:
-    """Take the mean of windows."""
+    """Take the mean over windows of an image."""
     if a.get("ceil_mode") or len(a["kernel_shape"]) != 2 or (any(a.get("pads", [])) and not a.get("count_include_pad")):
         raise ValueError("this kind of pooling is not understood")
     return functional.avg_pool2d(_pads(a, x[0], 0.0), a["kernel_shape"], a.get("strides", [1, 1]))

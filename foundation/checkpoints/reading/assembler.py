@@ -1,7 +1,7 @@
-"""From the networks of a checkpoint to a policy and its :class:`PolicyInfo`, whatever library has written it.
+"""Assemble a policy and its :class:`PolicyInfo` from the networks of a checkpoint of any library.
 
-What the weights do not hold, the activation and how the raw output becomes actions, is chosen here: what the user says
-comes first, then the file, then the config beside it.
+Activation and action distribution are not in the weights. They are chosen here: by the user's setting if there is one,
+else by the file, else by the config beside it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from foundation.policies.rnn import RecurrentCore
 logger = logging.getLogger(__name__)
 
 Activation = tuple[str, str]
-"""The activation of the hidden layers, and where it is known from."""
+"""The activation of the hidden layers, and its origin, which ``teacher_info.py`` shows."""
 CHECKPOINT: str = "checkpoint"
 """Origin of a value that is in the file itself."""
 
@@ -43,13 +43,16 @@ _STD_RANGE = (1e-6, float("inf"))
 
 
 def choose_activation(source: Source, stated: object, stated_by: str, known: bool = True) -> Activation:
-    """Return the activation of the hidden layers, and where that is known from.
+    """Return the activation of the hidden layers, and its origin.
 
     Args:
         source: Where the policy is read from.
         stated: The value in the checkpoint or in the config beside it; None if there is none.
-        stated_by: Which of them: ``CHECKPOINT`` or the config's path.
-        known: Whether a policy that states nothing is to be warned about.
+        stated_by: Which of the two: ``CHECKPOINT`` or the config's path.
+        known: Whether to warn if the activation is not stated anywhere.
+
+    Raises:
+        UserError: If an unknown activation is stated and the user gives no other.
     """
     file = str(source.path) if stated_by == CHECKPOINT else stated_by
     name = str(stated).rsplit(".", 1)[-1].lower()
@@ -79,11 +82,18 @@ def choose_activation(source: Source, stated: object, stated_by: str, known: boo
 
 
 def activation_of(source: Source, role: str) -> Activation:
-    """Return the activation that RSL-RL's config gives one of its networks."""
+    """Return the activation that RSL-RL's config states for one of its networks.
+
+    Args:
+        source: Where the policy is read from.
+        role: ``actor``, ``student`` or ``critic``.
+    """
     stated = source.agent.option(role, "activation")
     stated = stated if isinstance(stated, str) else None
     if role != "critic":
         return choose_activation(source, stated, str(source.agent.path))
+    # The user's activation holds for the critic too. Where its config states the same one as the actor's, the warning
+    # about the difference was logged for the actor already.
     said = source.overrides.activation is not None and stated == source.agent.option("actor", "activation")
     return choose_activation(source, None if said else stated, str(source.agent.path), known=False)
 
@@ -91,14 +101,17 @@ def activation_of(source: Source, role: str) -> Activation:
 def choose_distribution(
     source: Source, role: str, num_out: int, std: torch.Tensor | None, log_std: torch.Tensor | None
 ) -> Deterministic:
-    """Return what turns the raw output of one of RSL-RL's networks into mean and standard deviation.
+    """Return the distribution that turns the raw output of one of RSL-RL's networks into mean and standard deviation.
 
     Args:
         source: Where the policy is read from.
         role: ``actor`` or ``student``.
         num_out: Size of the network's last layer.
-        std: The deviation parameter, where there is one.
-        log_std: Its logarithm, where there is one.
+        std: The parameter ``std``, where there is one. Shape: (num_actions,).
+        log_std: The parameter ``log_std``, where there is one. Shape: (num_actions,).
+
+    Raises:
+        UserError: If neither file nor config says how the output becomes actions, or they contradict each other.
     """
     kind, options = source.agent.distribution(role)
     bounds = _bounds(options.get("std_range"), "std_range", source, _STD_RANGE)
@@ -113,7 +126,9 @@ def choose_distribution(
     if name is None:
         name = _guess_distribution(source, role, num_out)
     elif name == "gaussian":
-        raise UserError(f"'{source.path}' lacks the deviation of its gaussian actions ('std' or 'log_std').")
+        raise UserError(
+            f"'{source.path}' has gaussian actions but no standard deviation ('std' or 'log_std'): it is corrupt."
+        )
     elif name == "categorical":
         raise UserError(f"'{source.path}': RSL-RL has no categorical actions; {_valid_without_deviation()}.")
     log = {"scalar": False, "log": True}.get(str(options.get("std_type", "scalar" if kind else None)))
@@ -133,7 +148,7 @@ def _guess_distribution(source: Source, role: str, num_out: int) -> str:
     if role == "student":
         return "deterministic"
     raise UserError(
-        f"'{source.path}' has no deviation parameter, so that it is not known how its {num_out} outputs make actions. "
+        f"'{source.path}' has no parameter 'std' or 'log_std': how its {num_out} outputs become actions is not known. "
         f"Put the run's params/agent.yaml beside it, or {_valid_without_deviation()}."
     )
 
@@ -155,18 +170,27 @@ def _bounds(value: object, name: str, source: Source, default: tuple[float, floa
     raise UserError(f"'{source.agent.path}': {name} is {quoted(value)}: it must be [low, high] with low < high.")
 
 
-def gaussian(spread: torch.Tensor, num_actions: int, where: str) -> Gaussian:
-    """Return Gaussian actions with a deviation that does not depend on the state. Shape: (num_actions,)."""
-    if spread.shape != (num_actions,):
-        raise UserError(f"{where}: its deviation has shape {list(spread.shape)} and its network {num_actions} actions.")
-    return Gaussian(spread.float())
+def gaussian(std: torch.Tensor, num_actions: int, where: str) -> Gaussian:
+    """Return Gaussian actions whose standard deviation does not depend on the state.
+
+    Args:
+        std: Shape: (num_actions,).
+        num_actions: Number of actions of the network.
+        where: The checkpoint, for the message.
+
+    Raises:
+        UserError: If the sizes differ.
+    """
+    if std.shape != (num_actions,):
+        raise UserError(f"{where}: its std has shape {list(std.shape)}, but its network has {num_actions} actions.")
+    return Gaussian(std.float())
 
 
 # -- layers ---------------------------------------------------------------------------------------------------------
 
 
 def dense(layers: list[nn.Linear], activation: str) -> list[nn.Module]:
-    """Return the layers with the activation after each."""
+    """Return the layers, each followed by the activation."""
     modules: list[nn.Module] = []
     for layer in layers:
         modules += [layer, resolve_activation(activation)]
@@ -174,7 +198,16 @@ def dense(layers: list[nn.Linear], activation: str) -> list[nn.Module]:
 
 
 def single_linear(entries: Tensors, where: str, num_in: int | None = None) -> nn.Linear:
-    """Return one linear layer of ``weight`` and ``bias``, checked against the size that it is to read."""
+    """Return one linear layer of ``weight`` and ``bias``.
+
+    Args:
+        entries: The tensors.
+        where: The checkpoint, for the message.
+        num_in: Its expected number of inputs. None: any.
+
+    Raises:
+        UserError: If tensors are missing or of other sizes.
+    """
     if set(entries) != {"weight", "bias"}:
         raise UserError(f"{where} has {sorted(entries) or 'nothing'}, not 'weight' and 'bias'. The file is corrupt.")
     layer = linear_layers({f"0.{name}": value for name, value in entries.items()}, where)[0]
@@ -184,7 +217,7 @@ def single_linear(entries: Tensors, where: str, num_in: int | None = None) -> nn
 
 
 def expect(condition: bool, source: Source, message: str) -> None:
-    """Refuse a checkpoint that lacks what its config states; warn when not strict."""
+    """Raise for a checkpoint that lacks what its config states; with ``strict=False`` warn instead."""
     if condition:
         return
     if source.overrides.strict:
@@ -193,7 +226,7 @@ def expect(condition: bool, source: Source, message: str) -> None:
 
 
 def compare_dims(source: Source, stated: object, found: list[int]) -> None:
-    """Warn when the config beside the checkpoint has other hidden layers than the weights."""
+    """Warn if the hidden layers in the config beside the checkpoint are not those of the weights."""
     if isinstance(stated, list) and stated and all(isinstance(size, int) for size in stated) and stated != found:
         logger.warning(
             "'%s' has hidden_dims=%s, but the weights in '%s' have %s: its activation and groups may be wrong too.",
@@ -221,19 +254,19 @@ def finish(
     clip_actions: float | None = None,
     **known: Any,
 ) -> LoadedPolicy:
-    """Return a policy with what is known about it; what the user has set takes precedence over the file and its config.
+    """Return a policy with its description; the user's settings take precedence over the file and its config.
 
     Args:
         source: Where it was read from.
-        layout: Library and version, for people.
+        layout: Library and version, to be shown.
         network: The policy.
-        activation: Of the hidden layers, and where it is known from.
+        activation: That of the hidden layers, and its origin.
         hidden_dims: Sizes of the dense hidden layers.
-        distribution: What makes its actions. None: they are as it gives them.
-        distribution_name: Its name, where it is no distribution of ours.
-        has_std: Whether it gives a deviation. None: what the distribution has.
+        distribution: Turns its raw output into actions. None: the output is the action.
+        distribution_name: A name to show in place of the distribution's.
+        has_std: Whether its outputs have a standard deviation. None: if the distribution has one.
         obs_groups: Observation groups, where they are known.
-        clip_actions: Bound of the actions outside of the policy, where it is known.
+        clip_actions: Bound that the environment clips actions to, where it is known.
         known: Further fields of :class:`PolicyInfo`.
     """
     actions = Deterministic() if distribution is None else distribution
@@ -258,7 +291,7 @@ def finish(
 
 
 def gives_std(distribution: Deterministic) -> bool:
-    """Return whether a distribution has a deviation: it is computed once for a raw output of zeros."""
+    """Return whether a distribution has a standard deviation, found by computing it for a raw output of zeros."""
     inner = distribution.inner if isinstance(distribution, ShapedActions) else distribution
     if isinstance(inner, Gaussian):
         return True
@@ -274,16 +307,16 @@ def finish_actor_critic(
     obs_groups: list[str] | None = None,
     clip_actions: float | None = None,
 ) -> LoadedPolicy:
-    """Return a policy of another library than RSL-RL with what is known about it.
+    """Return a policy of another library than RSL-RL, with its description.
 
     Args:
         source: Where it was read from.
-        layout: Library and version, for people.
+        layout: Library and version, to be shown.
         network: The policy.
-        activation: Of the hidden layers, and where it is known from.
-        normalizer: The normaliser's formula, for people. None: there is none.
+        activation: That of the hidden layers, and its origin.
+        normalizer: The normaliser's formula, to be shown. None: it has none.
         obs_groups: Observation groups, where the config states them.
-        clip_actions: Bound of the actions outside of the policy, where the config states it.
+        clip_actions: Bound that the environment clips actions to, where the config states it.
     """
     trunk = network.actor
     distribution = network.distribution

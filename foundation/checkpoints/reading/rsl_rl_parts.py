@@ -49,7 +49,7 @@ class Parts:
     normalizer: Tensors = field(default_factory=dict)
     """``_mean``, ``_std``, ..."""
     std: torch.Tensor | None = None
-    """Deviation. Shape: (num_actions,)."""
+    """Standard deviation. Shape: (num_actions,)."""
     log_std: torch.Tensor | None = None
     """Its logarithm. Shape: (num_actions,)."""
 
@@ -99,7 +99,7 @@ def assemble(
 
     Args:
         source: Where it is read from.
-        layout: Name and version of the format, for people.
+        layout: Name and version of the format, to be shown.
         role: ``actor`` or ``student``: its name in the run's config.
         actor: The policy's network.
         critic: The value network; it is used where it reads the same observations.
@@ -159,7 +159,7 @@ def _assemble_with_images(source: Source, layout: str, role: str, parts: Parts) 
 
     Args:
         source: Where it is read from.
-        layout: Name and version of the format, for people.
+        layout: Name and version of the format, to be shown.
         role: ``actor`` or ``student``.
         parts: The network.
     """

@@ -43,7 +43,7 @@ class Signal:
     state: int | None = None
     """Which of the last layer's memories it is. None: it is what the layer gives."""
     first: bool = False
-    """Whether it is the means alone, the first of the two rows of a policy whose deviation depends on the state."""
+    """Whether it is the means alone, the first of the two rows of a policy whose std depends on the state."""
 
     def is_same(self, other: object) -> bool:
         """Return whether another value is the same numbers: layers are compared by what they are, not hold."""

@@ -73,7 +73,7 @@ class VecNormalizeStatistics:
         return ClampedScaler(self.mean, (self.var + self.epsilon).sqrt().float(), self.clip_obs)
 
     def formula(self) -> str:
-        """Return what the normaliser does, for people."""
+        """Return what the normaliser does, to be shown."""
         return f"(x - mean) / sqrt(var + {self.epsilon:g}), clamped to ±{self.clip_obs:g} ({self.path.name})"
 
 

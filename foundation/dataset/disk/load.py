@@ -1,4 +1,4 @@
-"""Load a dataset on disk into one in memory, cut to its sizes."""
+"""Load a dataset on disk into one in memory, whose chunks may have another size."""
 
 from __future__ import annotations
 
@@ -15,13 +15,23 @@ from foundation.dataset.episodes import EpisodeTable
 
 
 def chunks_of(saved: SavedDataset, chunk_steps: int, num_envs: int) -> tuple[int, bool]:
-    """Return how many chunks of these sizes hold a dataset, and whether some transitions only fill up."""
+    """Return how many chunks of a size a saved dataset takes, and whether any of them is padded.
+
+    Args:
+        saved: The dataset.
+        chunk_steps: Env steps of a chunk in memory.
+        num_envs: Environments of a chunk in memory.
+    """
     runs = [(entry.run, entry.chunks) for entry in saved.files]
     return count_chunks(runs, (saved.layout.chunk_steps, saved.layout.num_envs), (chunk_steps, num_envs))
 
 
 def check_targets(saved: SavedDataset, targets: Mapping[str, int]) -> None:
-    """Refuse a dataset that lacks one of the teacher's outputs that are learned from.
+    """Raise for a dataset that lacks one of the teacher's outputs that the losses read.
+
+    Args:
+        saved: The dataset.
+        targets: Output of the teacher -> its size.
 
     Raises:
         UserError: Naming what is missing.
@@ -46,13 +56,16 @@ def fill(
 
     Args:
         saved: Where to read.
-        datasets: Where to write; all have the same sizes of chunks, and room.
-        which: For each chunk the number of its dataset. None: all go to the first.
-        initial_state: A student's memory at an episode's start, which is what its stored memory begins with. Shape:
-            (1, state_size).
+        datasets: Where to write; their chunks are of one size, and they have room for all.
+        which: For each chunk the index of its dataset. None: all go to the first.
+        initial_state: A student's memory at an episode's start, stored for every training sequence until the student
+            has computed better ones. Shape: (1, state_size).
 
     Returns:
         The outcomes of all episodes.
+
+    Raises:
+        UserError: If the saved dataset lacks a column.
     """
     first = datasets[0]
     tables: list[EpisodeTable] = []
@@ -77,8 +90,11 @@ def _put(dataset: DistillationDataset, tensors: ChunkTensors, initial_state: tor
         tensors.pop("episode")
     if dataset.teacher_index is None:
         tensors.pop("teacher_index", None)
-    for name in dataset.typed.keys() - tensors.keys():
-        raise UserError(f"this run keeps a column '{name}', which the dataset on disk does not have: collect it again")
+    missing = dataset.typed.keys() - tensors.keys()
+    if missing:
+        raise UserError(
+            f"this run stores a column '{min(missing)}', which the dataset on disk does not have: collect it again"
+        )
     weights = tensors.pop("weights", None)
     if weights is not None and dataset.weights is not None:
         if dataset.base_weights is None:
@@ -91,7 +107,7 @@ def _put(dataset: DistillationDataset, tensors: ChunkTensors, initial_state: tor
 
 
 def _columns_of(dataset: DistillationDataset, saved: SavedDataset, rows: torch.Tensor) -> torch.Tensor:
-    """Take the columns that a dataset keeps, of the dataset's type."""
+    """Return the saved columns in the order and the type of a dataset in memory. Shape: (..., row_size)."""
     there = saved.layout.columns
     if there == dataset.columns:
         return rows.to(dataset.dtype)
@@ -106,12 +122,12 @@ ChunkTensors = dict[str, torch.Tensor]
 
 
 def count_chunks(runs: Iterable[tuple[str, int]], shape: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, bool]:
-    """Return how many chunks :func:`rechunk` makes, and whether some transitions only fill up.
+    """Return how many chunks :func:`rechunk` yields, and whether any of them is padded.
 
     Args:
         runs: The run and the number of chunks of each file, in order.
-        shape: Env steps and environments of the chunks that there are.
-        wanted: The same of those to make.
+        shape: Env steps and environments of these chunks.
+        wanted: Env steps and environments of the chunks to make.
     """
     if shape == wanted:
         return sum(number for _, number in runs), False
@@ -128,7 +144,9 @@ def count_chunks(runs: Iterable[tuple[str, int]], shape: tuple[int, int], wanted
 
 
 def rechunk(parts: Iterable[tuple[str, ChunkTensors]], wanted: tuple[int, int]) -> Iterator[ChunkTensors]:
-    """Make chunks of other sizes, the last one filled up with copies that belong to episode -1 and have no weight.
+    """Make chunks of another size; what is missing in the last ones is padded with copies that belong to episode -1.
+
+    Transitions of episode -1 get no weight, so that none is learned from twice.
 
     Args:
         parts: Chunks, each with the run that they are of, ``episode`` and ``resets`` among their tensors. Those of one
@@ -136,8 +154,10 @@ def rechunk(parts: Iterable[tuple[str, ChunkTensors]], wanted: tuple[int, int]) 
         wanted: Env steps and environments of a chunk.
 
     Yields:
-        Tensors of shape (chunks, *wanted, ...). Chunks that have the wanted sizes come out as they are.
+        Tensors of shape (chunks, *wanted, ...). Chunks that have the wanted size already are yielded as they are.
     """
+    # First time is cut, for each environment alone; then the pieces, whichever environments they are from, are put side
+    # by side.
     trajectories: ChunkTensors | None = None
     for part in _cut(parts, wanted[0]):
         if part["rows"].shape[2] == wanted[1] and trajectories is None:
@@ -157,7 +177,7 @@ def rechunk(parts: Iterable[tuple[str, ChunkTensors]], wanted: tuple[int, int]) 
 
 
 def _cut(parts: Iterable[tuple[str, ChunkTensors]], steps: int) -> Iterator[ChunkTensors]:
-    """Cut each run's time into stretches of ``steps``, the last of a run filled up."""
+    """Cut the time of each run into pieces of ``steps`` env steps; the last piece of a run is padded."""
     rest: ChunkTensors | None = None
     last = None
     for run, part in parts:
@@ -179,7 +199,7 @@ def _cut(parts: Iterable[tuple[str, ChunkTensors]], steps: int) -> Iterator[Chun
 
 
 def _filled(part: ChunkTensors, length: int) -> ChunkTensors:
-    """Repeat the last entry of each tensor up to a length; what is repeated belongs to no episode."""
+    """Pad tensors to a length by repeating their last entries, which then belong to episode -1."""
     missing = length - len(part["rows"])
     filled = {name: torch.cat([t, t[-1:].expand(missing, *t.shape[1:])]) for name, t in part.items()}
     if missing:
@@ -189,5 +209,5 @@ def _filled(part: ChunkTensors, length: int) -> ChunkTensors:
 
 
 def _stack(trajectories: ChunkTensors, envs: int) -> ChunkTensors:
-    """Put stretches of time of one environment each, (trajectories, steps, ...), side by side."""
+    """Put trajectories of one environment each, (trajectories, steps, ...), side by side as environments of chunks."""
     return {name: tensor.unflatten(0, (-1, envs)).transpose(1, 2).contiguous() for name, tensor in trajectories.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 LIMIT = 0.999
-"""Labels beyond it count as it: at 1 a bounded density is zero or infinite, and a teacher's mean may be anywhere."""
+"""Labels are clipped to [-LIMIT, LIMIT]: a bounded density is zero or infinite at 1, and a label may be beyond."""
 
 
 def inside(action: torch.Tensor) -> torch.Tensor:
@@ -14,20 +14,20 @@ def inside(action: torch.Tensor) -> torch.Tensor:
 
 
 def squashed_parameters(pre_tanh: torch.Tensor, min_std: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return means and standard deviations before tanh, where the floor counts too. Shape: (..., num_actions) each."""
+    """Return means, and standard deviations of at least ``min_std``, before tanh. Shape: (..., num_actions) each."""
     mean, std = pre_tanh.chunk(2, dim=-1)
     return mean, std.clamp_min(min_std)
 
 
 def beta_parameters(concentration: torch.Tensor, min_std: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return alphas and betas of distributions on [-1, 1] of these means, and at least this wide.
+    """Return alphas and betas of distributions of the same means whose standard deviation is at least ``min_std``.
 
-    The deviation on [-1, 1] is ``2 sqrt(m (1 - m) / (alpha + beta + 1))`` with ``m = alpha / (alpha + beta)``: where it
-    is below ``min_std``, both are lowered by the same factor.
+    On [-1, 1] the standard deviation is ``2 sqrt(m (1 - m) / (alpha + beta + 1))`` with ``m = alpha / (alpha + beta)``:
+    where it is below ``min_std``, both are lowered by the same factor, which leaves the mean as it is.
 
     Args:
         concentration: Alphas, then betas. Shape: (..., 2 * num_actions).
-        min_std: Least deviation [action units].
+        min_std: Smallest standard deviation [action units].
 
     Returns:
         Shape of each: (..., num_actions).

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from foundation.core.errors import UserError
 from foundation.learning.losses.bounded import beta_parameters, squashed_parameters
-from foundation.learning.losses.spec import LossParams, got, loss
+from foundation.learning.losses.spec import LossParams, loss, require
 from foundation.policies.output import PolicyOutput
 
 Moments = tuple[torch.Tensor, torch.Tensor]
@@ -31,7 +31,7 @@ def kl(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch
     Closed form for diagonal Gaussians, before tanh where both are squashed (a bijection changes no divergence), and
     for Beta distributions; softmax(Q_T / temperature) against the student's softmax for discrete actions. With
     ``direction=reverse`` KL(student || teacher). With ``jensen_shannon`` the mean divergence from their even mixture:
-    exact for discrete actions, for Gaussians an estimate from 16 draws of either, and none for Beta distributions.
+    exact for discrete actions, estimated from 16 samples of each for Gaussians, and an error for Beta distributions.
     """
     if target.logits is not None and student.logits is not None:
         log_p = F.log_softmax(target.logits / params.temperature, dim=-1)
@@ -44,21 +44,21 @@ def kl(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch
         wanted = _same_family(target.pre_tanh, "squashed Gaussian")
         parts = [squashed_parameters(output, params.min_std) for output in (wanted, student.pre_tanh)]
         return _directed(parts[0], parts[1], params.direction, gaussian_kl)
-    std_t = got(target.std, "a teacher's std").clamp_min(params.min_std)
-    std_s = got(student.std, "a student's std").clamp_min(params.min_std)
+    std_t = require(target.std, "a teacher's std").clamp_min(params.min_std)
+    std_s = require(student.std, "a student's std").clamp_min(params.min_std)
     return _directed((target.mean, std_t), (student.mean, std_s), params.direction, gaussian_kl)
 
 
 @loss(student=("logits",), teacher=("logits",), discrete=("temperature", "student_temperature"))
 def soft_cross_entropy(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
     """Cross-entropy -sum p_T log p_S: the discrete KL up to the teacher's entropy."""
-    p = F.softmax(got(target.logits, "logits") / params.temperature, dim=-1)
+    p = F.softmax(require(target.logits, "logits") / params.temperature, dim=-1)
     return -(p * student_log_softmax(student, params)).sum(dim=-1)
 
 
 def student_log_softmax(student: PolicyOutput, params: LossParams) -> torch.Tensor:
     """Return the logarithm of the student's probabilities. Shape: (..., num_choices)."""
-    return F.log_softmax(got(student.logits, "logits") / params.student_temperature, dim=-1)
+    return F.log_softmax(require(student.logits, "logits") / params.student_temperature, dim=-1)
 
 
 def _discrete(log_p: torch.Tensor, log_q: torch.Tensor, direction: str) -> torch.Tensor:
@@ -109,10 +109,10 @@ def beta_kl(p: Moments, q: Moments) -> torch.Tensor:
 
 
 def gaussian_js(p: Moments, q: Moments, num_samples: int = 16) -> torch.Tensor:
-    """Estimate the Jensen-Shannon divergence of two diagonal Gaussians [nats], between 0 and ln 2 but for the noise.
+    """Estimate the Jensen-Shannon divergence of two diagonal Gaussians [nats], within [0, ln 2] up to sampling noise.
 
-    A mixture of Gaussians has no closed form: 0.5 E_p[log p/m] + 0.5 E_q[log q/m], m = (p+q)/2, by draws from a
-    generator of its own, the same in every call. Gradients go through the draws.
+    A mixture of Gaussians has no closed form: 0.5 E_p[log p/m] + 0.5 E_q[log q/m], m = (p+q)/2, is averaged over
+    samples. They come from a generator of its own, the same in every call; gradients flow through them.
 
     Args:
         p: Means and stds. Shape of each: (..., num_actions).

@@ -1,11 +1,11 @@
-"""Distance of hidden layers; the learner has brought the student's through its linear adapters."""
+"""Distance of hidden layers; the learner has mapped the student's to the teacher's sizes by linear adapters."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 
-from foundation.learning.losses.spec import LossParams, got, loss
+from foundation.learning.losses.spec import LossParams, loss, require
 from foundation.policies.output import PolicyOutput
 
 
@@ -17,7 +17,8 @@ from foundation.policies.output import PolicyOutput
 )
 def feature(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
     """Mean squared error of hidden features, or 1 - cosine, by ``feature_distance``; the mean over several layers."""
-    own, wanted = got(student.features, "features"), got(target.features, "features")
+    own = require(student.features, "features")
+    wanted = require(target.features, "features")
     sizes = list(params.layer_sizes) or [wanted.shape[-1]]
     layers = zip(own.split(sizes, dim=-1), wanted.split(sizes, dim=-1), strict=True)
     if params.feature_distance == "cosine":

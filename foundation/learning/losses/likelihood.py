@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from foundation.learning.losses.bounded import beta_parameters, inside, squashed_parameters
-from foundation.learning.losses.spec import LossParams, got, loss
+from foundation.learning.losses.spec import LossParams, loss, require
 from foundation.policies.distribution import sample_output
 from foundation.policies.output import PolicyOutput
 
@@ -31,13 +31,13 @@ def nll(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torc
         return -(_choices(target.logits, params) * F.log_softmax(student.logits, dim=-1)).sum(dim=-1)
     action = target.mean
     if params.labels == "sampled":
-        got(target.std, "a teacher's std")
+        require(target.std, "a teacher's std")
         action = sample_output(target)
     if student.concentration is not None:
         return _beta_nll(student.concentration, action, params)
     if student.pre_tanh is not None:
         return _squashed_nll(student.pre_tanh, action, params)
-    std = got(student.std, "a student's std").clamp_min(params.min_std)
+    std = require(student.std, "a student's std").clamp_min(params.min_std)
     return _gaussian_nll(action, student.mean, std).sum(dim=-1)
 
 

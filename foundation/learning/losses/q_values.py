@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from foundation.learning.losses.spec import LossParams, got, loss
+from foundation.learning.losses.spec import LossParams, loss, require
 from foundation.policies.output import PolicyOutput
 
 
 @loss(student=("logits",), teacher=("logits",))
 def q_mse(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
     """Mean squared error of the Q-values (Rusu et al. 2015, eq. 2). Shapes: (..., num_choices) -> (...)."""
-    return (got(student.logits, "Q-values") - got(target.logits, "Q-values")).square().mean(dim=-1)
+    return (require(student.logits, "Q-values") - require(target.logits, "Q-values")).square().mean(dim=-1)
 
 
 @loss(student=("logits",), teacher=("logits",))
@@ -20,5 +20,5 @@ def advantage_mse(student: PolicyOutput, target: PolicyOutput, params: LossParam
 
     The split of Wang et al. (2016, "Dueling network architectures", eq. 9). Shapes: (..., num_choices) -> (...).
     """
-    error = got(student.logits, "Q-values") - got(target.logits, "Q-values")
+    error = require(student.logits, "Q-values") - require(target.logits, "Q-values")
     return (error - error.mean(dim=-1, keepdim=True)).square().mean(dim=-1)

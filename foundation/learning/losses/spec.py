@@ -1,4 +1,4 @@
-"""A loss as the learner knows it: its function, the outputs that it reads, the numbers that it reads."""
+"""A loss as the learner knows it: its function, and the outputs and parameters that it reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from foundation.policies.output import PolicyOutput
 
 @dataclass
 class LossParams:
-    """Numbers and choices that losses read."""
+    """Parameters that losses read; :class:`~foundation.config.distillation_cfg.LossCfg` documents each."""
 
     huber_delta: float = 1.0
     min_std: float = 0.01
@@ -27,7 +27,7 @@ class LossParams:
     labels: Labels = "mean"
     feature_distance: FeatureDistance = "l2"
     layer_sizes: tuple[int, ...] = ()
-    """Sizes of the teacher's layers that lie side by side in ``features``; empty: it is one layer."""
+    """Sizes of the teacher's layers that are concatenated in ``features``; empty: it is one layer."""
 
 
 LossFunction = Callable[[PolicyOutput, PolicyOutput, LossParams], torch.Tensor]
@@ -42,22 +42,25 @@ class LossSpec:
     name: str
     function: LossFunction
     student: tuple[str, ...] = ("mean",)
+    """The student's outputs that it reads."""
     teacher: tuple[str, ...] = ("mean",)
+    """The teacher's outputs that it reads."""
     continuous: frozenset[str] | None = frozenset()
-    """Fields of :class:`LossParams` that it reads of continuous actions. None: unknown, of a user's own loss."""
+    """Fields of :class:`LossParams` that it reads where actions are continuous. None: unknown, as of a user's own
+    loss. A run warns of settings that no loss reads."""
     discrete: frozenset[str] | None = frozenset()
-    """The same of discrete actions."""
+    """The same where actions are discrete."""
     optional: tuple[str, ...] = ()
-    """Further outputs of the teacher that it reads where they are there."""
+    """Further outputs of the teacher that it reads from teachers that have them."""
 
     @property
     def trains_actions(self) -> bool:
-        """Whether it compares actions, so that it can stand alone."""
+        """Whether it compares actions, so that it can be the only loss."""
         return bool({"mean", "logits"} & set(self.student))
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The teacher's outputs that are kept for it."""
+        """The teacher's outputs that the dataset stores for it."""
         return self.teacher + self.optional
 
 
@@ -76,9 +79,9 @@ def loss(
     Args:
         student: The student's outputs that it reads.
         teacher: The teacher's outputs that it reads.
-        continuous: Fields of :class:`LossParams` that it reads of continuous actions.
-        discrete: The same of discrete actions.
-        optional: Further outputs of the teacher that it reads where they are there.
+        continuous: Fields of :class:`LossParams` that it reads where actions are continuous.
+        discrete: The same where actions are discrete.
+        optional: Further outputs of the teacher that it reads from teachers that have them.
     """
 
     def register(function: LossFunction) -> LossFunction:
@@ -91,22 +94,26 @@ def loss(
 
 
 def loss_spec(name: str) -> LossSpec:
-    """Look a loss up by name or ``"pkg.module:function"``.
+    """Return a loss by its name or ``"pkg.module:function"``.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is no such loss.
     """
     if name in LOSSES:
         return LOSSES[name]
     if ":" not in name:
         raise UserError(f"Unknown loss '{name}'. {suggest(name, LOSSES)}")
     function = resolve_attribute(name, "loss", typed_as="loss=")
+    # A function under @loss() has said what it reads, in whichever package it is; one without reads the means.
     known = next((spec for spec in LOSSES.values() if spec.function is function), None)
     return known or LossSpec(name, function, continuous=None, discrete=None)
 
 
 def with_labels(spec: LossSpec, labels: Labels) -> LossSpec:
-    """Return a loss as it is with ``distill.loss.labels``: to draw one, it reads the teacher's distribution too."""
+    """Return the loss for ``distill.loss.labels``: to sample labels, it reads the teacher's distribution too.
+
+    That is the standard deviation of continuous actions, and the logits at a temperature of discrete ones.
+    """
     if labels == "mean" or spec.continuous is None or "labels" not in spec.continuous:
         return spec
     discrete = None if spec.discrete is None else spec.discrete | {"temperature"}
@@ -114,7 +121,7 @@ def with_labels(spec: LossSpec, labels: Labels) -> LossSpec:
 
 
 def with_own_params(specs: Sequence[LossSpec], values: Mapping[str, float]) -> list[LossSpec]:
-    """Set the parameters that losses have of their own: the keyword-only arguments of their functions.
+    """Bind the parameters that only one loss has: the keyword-only arguments of its function.
 
     Args:
         specs: All terms.
@@ -150,7 +157,7 @@ def _own_params(function: LossFunction) -> dict[str, bool]:
 
 
 def check_main_loss(spec: LossSpec) -> None:
-    """Refuse a main loss that trains no action head.
+    """Raise if the main loss does not train the actions.
 
     Raises:
         UserError: Saying what to type.
@@ -167,7 +174,12 @@ _OF_CHOICES = "kl, nll, q_mse or soft_cross_entropy"
 
 
 def check_choices(specs: Sequence[LossSpec], student: PolicyOutput, teacher: PolicyOutput) -> None:
-    """Refuse a student and losses that do not fit the discrete actions of a teacher, or the other way round.
+    """Raise unless teacher, student and losses are all of continuous actions, or all of the same discrete ones.
+
+    Args:
+        specs: All terms.
+        student: An output of the student.
+        teacher: An output of the teacher.
 
     Raises:
         UserError: Saying what to set.
@@ -196,8 +208,12 @@ def check_choices(specs: Sequence[LossSpec], student: PolicyOutput, teacher: Pol
         )
 
 
-def got(output: torch.Tensor | None, what: str) -> torch.Tensor:
+def require(output: torch.Tensor | None, what: str) -> torch.Tensor:
     """Return an output that a loss reads.
+
+    Args:
+        output: The output. None: the policy does not have it.
+        what: Its name in the message, such as "a teacher's std".
 
     Raises:
         UserError: If the policy does not have it.

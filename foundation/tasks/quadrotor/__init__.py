@@ -1,4 +1,8 @@
-"""Fly a quadrotor to a point and stay there, at 100 Hz, for 5 s."""
+"""Fly a quadrotor to a point and stay there, at 100 Hz, for 5 s.
+
+One gym id serves every engine. gym's registry holds one entry point per id, so that the ones here ask which engine is
+launching, and import its classes only then: importing a task must not need Isaac Lab.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ def make_env_cfg() -> Any:
 
 
 def make_play_env_cfg() -> Any:
-    """Return the configuration for looking at a policy: few environments, no observation noise."""
+    """Return the configuration for playing a policy: few environments, no observation noise."""
     if launching_engine() == "isaaclab":
         from foundation.tasks.quadrotor import isaaclab_env
 
@@ -32,7 +36,12 @@ def make_play_env_cfg() -> Any:
 
 
 def make_env(cfg: Any = None, render_mode: str | None = None, **_: Any) -> Any:
-    """Build the environment of the engine whose configuration ``cfg`` is (the gym entry point)."""
+    """Build the environment for a configuration, in the engine that the configuration's class belongs to.
+
+    Args:
+        cfg: The environment's configuration. None: the built-in engine's default.
+        render_mode: As of gymnasium.
+    """
     from foundation.tasks.quadrotor.env_cfg import QuadcopterPointCtrlEnvCfg
 
     if cfg is None or isinstance(cfg, QuadcopterPointCtrlEnvCfg):
@@ -53,8 +62,10 @@ for _id, _cfg in (
     gymnasium.register(
         id=_id,
         entry_point=f"{__name__}:make_env",
+        # gymnasium's wrappers check the interface of a single environment, and these are batched.
         disable_env_checker=True,
         order_enforce=False,
+        # Isaac Lab's keys (*_cfg_entry_point), and one key for each engine's environment class.
         kwargs={
             "env_cfg_entry_point": f"{__name__}:{_cfg}",
             "torch_env_entry_point": f"{__name__}.torch_env:QuadcopterPointCtrlEnv",

@@ -2,7 +2,7 @@
 
 ``python -m isaaclab train --rl_library rsl_rl --task Isaac-Quadcopter-Point-Ctrl-v0`` imports this module. Its runner
 knows the fields of Isaac Lab's own configs alone, so our PPO settings are handed over in their form; it cannot take the
-start at hover (``init_output``), the floor of the deviation (``min_std``) and the evaluations (``eval_interval``).
+start at hover (``init_output``), the floor of the std (``min_std``) and the evaluations (``eval_interval``).
 """
 
 # Isaac Lab has an environment of its own, so a type checker may not find it.

@@ -20,9 +20,10 @@ from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
 class DifferentiablePointCtrl:
     """Steps the vehicles of an environment with gradients from the (smooth) reward to the actions.
 
-    Initial states, limits, vehicles and reward weights are those of ``env``, whose generator it draws from; the
-    environment itself is not stepped. An episode that passes a limit or its length begins anew, which cuts the graph;
-    a force that pushes its vehicle stays that of the reset (``FleetRollout`` draws it anew).
+    Initial states, limits, vehicles and reward weights are those of ``env``, and its generator draws them; the
+    environment itself is not stepped. An episode that exceeds a limit or its length restarts, which cuts the graph of
+    gradients there. The constant force on a vehicle is drawn by :meth:`reset` alone, not in every episode
+    (``FleetRollout`` draws it per episode).
     """
 
     num_obs = mdp.POLICY_SIZE
@@ -42,13 +43,15 @@ class DifferentiablePointCtrl:
         """Wrap an environment.
 
         Args:
-            env: What to fly.
-            barrier: Weight of the squared excess of a limit's 80 %, in units of the limit.
+            env: Environment whose vehicles are stepped.
+            barrier: Weight of the squared excess of position and velocity over 80 % of their limits, in units of the
+                limit. Termination itself has no gradient.
             overdrive: Weight of the squared excess of an action over [-1, 1], which the vehicle does not feel.
-            tail: Weight of the guess at what follows the horizon, in steps.
-            episode_steps: Length of an episode; shorter than the task's, so that catching a start is practised more.
             softness: See :func:`foundation.tasks.quadrotor.mdp.smooth_reward`.
-            motor_noise: Standard deviation of the noise on the observed motor speeds, so that a policy does not lean
+            tail: Number of steps beyond the horizon that :meth:`terminal_value` stands for.
+            episode_steps: Length of an episode; shorter than the task's, so that recovering from a start is practised
+                more often.
+            motor_noise: Standard deviation of the noise on the observed motor speeds. It keeps a policy from relying
                 on what a vehicle without motor-speed sensors cannot know.
             noise_seed: Seed of that noise.
         """
@@ -74,7 +77,7 @@ class DifferentiablePointCtrl:
         self._age = self._age[torch.randperm(n, generator=self.env.generator, device=device)]
 
     def detach(self) -> None:
-        """Cut the graph between the past and the future."""
+        """Cut the graph of gradients between the steps so far and the following ones."""
         self._state, self._action = self._state.detach(), self._action.detach()
 
     def observe(self) -> torch.Tensor:
@@ -90,11 +93,13 @@ class DifferentiablePointCtrl:
         return torch.cat([known, motors + self.motor_noise * noise], dim=1)
 
     def terminal_value(self) -> torch.Tensor:
-        """Guess the reward of the steps beyond the horizon: the distance that the present motion leads to, for a while.
+        """Estimate the reward of the ``tail`` steps beyond the horizon, in closed form. Shape: (num_envs,).
 
-        Without it a short horizon does not pay for closing a small distance. Shape: (num_envs,).
+        Without it, a short horizon rewards no action that closes a small distance only later.
         """
         s = self._state
+        # The distance that the vehicle would have in 0.3 s without acceleration, and small costs of tilt and rotation,
+        # which lead away from there.
         ahead = s[POSITION] + 0.3 * s[VELOCITY]
         distance = (ahead.square().sum(0) + self.softness**2).sqrt()
         up = rotation_rows(s[QUATERNION], (8,))[0]
@@ -102,13 +107,13 @@ class DifferentiablePointCtrl:
         return self.tail * self.env.reward_weights[1] * (distance + 0.1 * (1.0 - up) + 0.002 * spin)
 
     def step(self, actions: torch.Tensor) -> torch.Tensor:
-        """Advance, keeping the graph.
+        """Advance by one action, keeping the graph of gradients.
 
         Args:
             actions: Not yet clamped; the clamp passes gradients straight through. Shape: (num_envs, 4).
 
         Returns:
-            Smooth reward less the penalties. Shape: (num_envs,).
+            Smooth reward minus the penalties. Shape: (num_envs,).
         """
         raw = actions.T
         action = clamp_straight_through(raw)
@@ -123,7 +128,7 @@ class DifferentiablePointCtrl:
         return reward
 
     def _restart(self, state: torch.Tensor, action: torch.Tensor) -> None:
-        """Begin the episodes anew that passed a limit or their length."""
+        """Restart the episodes that exceeded a limit or their length."""
         self._age = self._age + 1
         done = mdp.terminations(state.detach()[:9], self.env.limits).any(0) | (self._age >= self.episode_steps)
         initial = self.env.take_initial_states()
