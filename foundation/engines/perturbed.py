@@ -44,7 +44,7 @@ class PerturbedEnv(EnvWrapper):
     - ``action_loss``: an action is lost, with that probability; the last one that arrived stands.
 
     The first observation and the first action of an episode always arrive. Random numbers come from a generator of this
-    wrapper's own, so that a seed gives teacher and student the same perturbations. Observations of whole numbers, as
+    wrapper's own, so that a seed gives teacher and student the same perturbations. Integer observations, as
     images are, have neither noise nor bias.
 
     Args:
@@ -192,4 +192,4 @@ def _check(name: str, value: float) -> None:
         most = "0 to 100" if is_share else "0 or more"
         raise UserError(f"--perturbation {name}={value:g}: expected {most} [{BOUNDARY[name].unit}]")
     if name == ACTION_DELAY and value != int(value):
-        raise UserError(f"--perturbation {name}={value:g}: expected a whole number of steps")
+        raise UserError(f"--perturbation {name}={value:g}: expected an integer number of steps")

@@ -225,7 +225,7 @@ def measure_robustness(
         perturbed.scales = spread.scales()
         missing = [] if typed else [name for name in SIMULATION if name not in quantities]
         for name in (OBSERVATION_NOISE, OBSERVATION_BIAS):
-            if name in quantities and not perturbed.scales:  # whole numbers, as images are
+            if name in quantities and not perturbed.scales:  # integers, as images have
                 del quantities[name]
                 missing.append(name)
         curves = []

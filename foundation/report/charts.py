@@ -15,7 +15,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#
 """Colours that are told apart without red and green too (Okabe and Ito 2008)."""
 _KNOWN = {"student": 0, "policy": 0, "teacher": 1, "random": 3, "zero": 6}
 """Places of the colours of names that come again from chart to chart."""
-MOST_POINTS = 400
+MAX_POINTS = 400
 """Points of a line; of more, evenly spaced ones are drawn."""
 
 
@@ -116,7 +116,7 @@ def line_chart(
 def _finite_part(line: Line) -> Line:
     """Leave out the points that are not finite, and all but evenly spaced ones of many."""
     kept = [i for i, (x, y) in enumerate(zip(line.x, line.y, strict=True)) if math.isfinite(x) and math.isfinite(y)]
-    stride = max(1, math.ceil(len(kept) / MOST_POINTS))
+    stride = max(1, math.ceil(len(kept) / MAX_POINTS))
     kept = [*kept[:-1:stride], *kept[-1:]]
 
     def pick(values: Sequence[float] | None) -> list[float] | None:

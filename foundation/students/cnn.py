@@ -20,7 +20,7 @@ from foundation.policies.rnn import RecurrentCore
 from foundation.policies.vision import FrameStack, GroupEncoders, build_image_encoder
 from foundation.students.base import NetworkCfg, Student
 
-MOST_PIXELS = 1 << 22
+MAX_PIXELS = 1 << 22
 """Numbers that an image may have: no weight of a file bounds the sides of the images that it states."""
 
 
@@ -133,8 +133,8 @@ def _shapes_of(cfg: CNNStudentCfg) -> dict[str, Shape]:
     for group, shape in cfg.images.items():
         if len(shape) != 3 or min(shape) < 1:
             raise UserError(f"student.images.{group} is {shape}: channels, height and width are expected.")
-        if math.prod(shape) > MOST_PIXELS:
-            raise UserError(f"student.images.{group} is {shape}: more than {MOST_PIXELS} numbers.")
+        if math.prod(shape) > MAX_PIXELS:
+            raise UserError(f"student.images.{group} is {shape}: more than {MAX_PIXELS} numbers.")
         shapes[group] = (shape[0], shape[1], shape[2])
     if cfg.frame_stack < 1:
         raise UserError(f"student.frame_stack must be at least 1 frame, not {cfg.frame_stack}.")

@@ -152,7 +152,7 @@ def test_the_seed_gives_the_same_perturbations(name):
     [
         ("mass", 20.0, "mass: this environment cannot vary it. Valid are: action_delay"),
         ("observation_nois", 20.0, "Did you mean 'observation_noise'"),
-        ("action_delay", 1.5, "a whole number of steps"),
+        ("action_delay", 1.5, "an integer number of steps"),
         ("action_loss", 101.0, "expected 0 to 100"),
         ("observation_noise", -1.0, "expected 0 or more"),
         ("observation_noise", float("nan"), "expected 0 or more"),
