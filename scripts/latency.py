@@ -32,7 +32,7 @@ from foundation.core.errors import UserError
 from foundation.deploy import Policy
 from foundation.deploy.program import Program
 from foundation.export.bundle import Bundle, make_bundle
-from foundation.export.c_source import c_name
+from foundation.export.c_text import c_name
 from foundation.export.formats import compile_c, export, find_compiler
 from foundation.policies.policy_network import PolicyNetwork
 

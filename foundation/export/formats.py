@@ -25,7 +25,8 @@ from foundation.deploy import Golden, Policy
 from foundation.deploy.golden import FloatArray
 from foundation.deploy.npz_file import write_golden, write_npz
 from foundation.export.bundle import Bundle
-from foundation.export.c_source import c_name, to_c
+from foundation.export.c_source import to_c
+from foundation.export.c_text import c_name
 from foundation.export.deploy_yaml import deploy_values, to_deploy_yaml
 from foundation.export.onnx_file import write_onnx
 from foundation.export.px4 import ArchivedPolicy, read_px4, write_px4

@@ -18,7 +18,7 @@ from foundation.checkpoints.reading.loading import Overrides
 from foundation.core.errors import UserError
 from foundation.deploy import Policy
 from foundation.deploy.numpy_policy import KINDS
-from foundation.export import c_source, onnx_file, torchscript
+from foundation.export import c_operations, onnx_file, torchscript
 from foundation.export.bundle import make_bundle
 from foundation.export.formats import FORMATS, check_formats, compile_c, export, find_compiler
 from foundation.export.program import kind_of
@@ -340,7 +340,7 @@ def test_every_layer_can_be_written():
     """Every typed layer that an action can depend on is known to NumPy, ONNX, TorchScript and C."""
     classes = [kind for kind in vars(layers).values() if isinstance(kind, type) and issubclass(kind, layers.Layer)]
     kinds = {kind_of(kind) for kind in classes} - {"layer", "constant", "squashed_std"}  # the last two are deviations
-    for known in (KINDS, onnx_file._WRITERS, c_source._WRITERS, {**torchscript._COMPUTE, **torchscript._REMEMBER}):
+    for known in (KINDS, onnx_file._WRITERS, c_operations.WRITERS, {**torchscript._COMPUTE, **torchscript._REMEMBER}):
         assert kinds == set(known)
 
 
