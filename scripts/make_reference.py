@@ -29,8 +29,10 @@ import foundation.tasks  # registers the built-in tasks
 from foundation.cli.cli_args import _OTHER_NAMES as KEY_OF_FLAG
 from foundation.cli.command import run_command
 from foundation.cli.parser import ScriptParser
+from foundation.config.derived_cfg import DerivedObsCfg
 from foundation.config.distillation_cfg import DistillationCfg, StudentCfg
 from foundation.config.finetune_cfg import FinetuneCfg
+from foundation.config.plain import key_of
 from foundation.config.typing_fit import describe, field_hints
 from foundation.core.registry import resolve_attribute
 from foundation.engines import engine_class, engine_names
@@ -151,6 +153,13 @@ def config_page() -> str:
     ]
     lines += _config_section("distill", DistillationCfg)
     lines += _config_section("finetune", FinetuneCfg)
+    lines += ["", "## Derived observation groups", "", _docstring(DerivedObsCfg), ""]
+    lines += [
+        "`GROUP` is a name of your choice: `distill.obs.student.from=policy` (and `finetune.obs`; `play.py` takes "
+        "`obs.student.noise=0.1`). [How to](../howto/observations.md).",
+        "",
+        *_field_table(DerivedObsCfg, fields(DerivedObsCfg), "distill.obs.GROUP"),
+    ]
     lines += ["", "## Students", "", "What `distill.student` has beside the keys above, by `student=NAME`."]
     for name in student_names():
         cls = student_cfg_class(name)
@@ -177,7 +186,7 @@ def _field_table(cls: type, chosen: Iterable[Field[Any]], prefix: str) -> list[s
         kind = describe(hints[field.name]).replace("'", "")
         kind = kind.replace("ScheduleCfg", "a schedule {kind, start, end, epochs, points}")
         fact = f"{_plain(kind)}; default {_code(_default(field))}"
-        rows.append([f"`{prefix}.{field.name}`", f"{texts[field.name]} *{fact}*"])
+        rows.append([f"`{prefix}.{key_of(field.name)}`", f"{texts[field.name]} *{fact}*"])
     return _table(["key", "meaning, *type and default*"], rows)
 
 

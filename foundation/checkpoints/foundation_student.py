@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from foundation.checkpoints.reading.assembler import CHECKPOINT, finish
 from foundation.checkpoints.reading.loading import Entries, LoadedPolicy, Source
+from foundation.config.derived_cfg import read_derived
 from foundation.config.typing_fit import read_fields
 from foundation.core.errors import UserError
 from foundation.core.text import quoted
@@ -60,7 +61,8 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
     if groups is not None and images and list(images) != groups[-len(images) :]:
         raise UserError(f"'{source.path}' is corrupt: its images {quoted(list(images))} are not its last groups.")
     kind = cfg.distribution if cfg.stochastic else "deterministic"
-    return finish(
+    derived = read_derived(checkpoint.get("derived_groups"), f"'{source.path}'")
+    loaded = finish(
         source,
         "foundation student",
         student,
@@ -79,3 +81,4 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
         has_std=cfg.stochastic,
         has_value=cfg.value_head,
     )
+    return replace(loaded, info=replace(loaded.info, derived=derived))

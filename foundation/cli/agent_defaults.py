@@ -35,9 +35,10 @@ def choose_groups(
 ) -> None:
     """Fill in the observation groups that were not given.
 
-    The student's are those of the agent's config. The teacher's are too, or else those it was trained on, or else what
-    the actor reads: the first of them whose size is the teacher's input size. Where they are not those of the teacher's
-    own config, a warning names both: an equal size does not show that the numbers mean the same.
+    The student's are those that ``cfg.obs`` makes for it, or else those of the agent's config. The teacher's are those
+    of the agent's config too, or else those it was trained on, or else what the actor reads: the first of them whose
+    size is the teacher's input size. Where they are not those of the teacher's own config, a warning names both: an
+    equal size does not show that the numbers mean the same.
 
     Args:
         cfg: Its ``teacher.obs_groups`` and ``student.obs_groups`` are set where they are None.
@@ -55,7 +56,13 @@ def choose_groups(
         if fitting and teacher.obs_groups and list(teacher.obs_groups) != fitting[0]:
             _warn_of_other_groups(list(teacher.obs_groups), fitting[0], teacher.num_obs, obs)
     if cfg.student.obs_groups is None:
-        cfg.student.obs_groups = list(groups.get("student") or actor)
+        cfg.student.obs_groups = list(cfg.obs) or list(groups.get("student") or actor)
+    unread = [name for name in cfg.obs if name not in [*cfg.student.obs_groups, *cfg.teacher.obs_groups]]
+    if unread:
+        raise UserError(
+            f"distill.obs.{unread[0]} has no effect: distill.student.obs_groups is {cfg.student.obs_groups}; add it "
+            "there, or leave distill.student.obs_groups out"
+        )
 
 
 def groups_line(cfg: DistillationCfg, obs: TensorDict) -> str:

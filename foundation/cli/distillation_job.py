@@ -17,6 +17,7 @@ from foundation.cli.agent_defaults import (
     warn_without_effect,
 )
 from foundation.cli.cli_args import parse_command, say_beaten
+from foundation.cli.derived_obs import derive_in
 from foundation.cli.discrete_actions import choose_discrete
 from foundation.cli.distillation_request import Request, settle
 from foundation.cli.load_teachers import bind_code, code_changed, drop_weak_teachers, fit_environments
@@ -30,7 +31,7 @@ from foundation.config.validate import read
 from foundation.core.errors import UserError
 from foundation.dataset.disk.writer import refuse_dataset_in_use
 from foundation.engines import select_engine
-from foundation.engines.base import AgentCfg, Engine, EnvCfg, LaunchRequest, VideoRequest
+from foundation.engines.base import AgentCfg, Engine, EnvCapabilities, EnvCfg, LaunchRequest, VideoRequest
 from foundation.runs.changed_settings import changed_settings
 from foundation.runs.metrics_writer import MetricsWriter
 from foundation.runs.run_dir import RunDir
@@ -103,6 +104,7 @@ class Job:
 
         request = LaunchRequest(cfg.task or "", device=cfg.device, headless=args.headless, video=args.video, args=args)
         with Session.launch(self.engine, request, configure) as session:
+            derive_in(session, cfg.obs, cfg.task or "", cfg.seed)
             name_experiment(cfg, session.agent_cfg)
             say_beaten(args, self.overrides)
             warn_without_effect(self.overrides, cfg, session.env_cfg)
@@ -172,6 +174,8 @@ class Job:
         bind_code(cfg, session.agent_cfg, teacher, env)
         choose_groups(cfg, session.agent_cfg, teacher, obs)
         print(groups_line(cfg, obs))
+        for name, group in EnvCapabilities.of(env).derived_groups.items():
+            print(f"Observation group '{name}': {group.size} columns of {group.line()}")
         discrete = choose_discrete(cfg, self.resolved.choices, teacher, env)
         if discrete:
             print(discrete)

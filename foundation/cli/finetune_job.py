@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from foundation.cli.cli_args import CommandParser, parse_command, say_beaten
+from foundation.cli.derived_obs import derive_in, recorded_groups
 from foundation.cli.played_policy import own_task
 from foundation.cli.run_to_end import run_folder, run_to_end
 from foundation.cli.session import Session
+from foundation.config.derived_cfg import copied
 from foundation.config.finetune_cfg import FinetuneCfg, check_finetune
 from foundation.config.overrides import Assignment, Overrides, parse_overrides
 from foundation.config.plain import to_plain
@@ -104,7 +106,10 @@ class Job:
     @contextlib.contextmanager
     def launch(self) -> Iterator[Session]:
         """Start the simulator."""
+        cfg = self.cfg
         with Session.launch(self.engine, self.request, self.configure) as session:
+            recorded = None if cfg.checkpoint is None else recorded_groups(cfg.checkpoint)
+            derive_in(session, cfg.obs, cfg.task or "", cfg.seed, recorded, "finetune.obs")
             say_beaten(self.args, self.overrides)
             yield session
 
@@ -220,6 +225,11 @@ def _settle(
     cfg = FinetuneCfg(student=student_cfg_class(_student_name([values for _, values in layers]))())
     for origin, values in [*layers, ("finetune", flags)]:
         apply_values(cfg, values, origin if origin == "finetune" else "finetune")
+    if cfg.checkpoint is not None and not base:  # what the policy was trained on, and then what was typed about it
+        cfg.obs = copied(recorded_groups(cfg.checkpoint))
+        for origin, values in layers:
+            mine = {key: value for key, value in values.items() if key.partition(".")[0] == "obs"}
+            apply_values(cfg, mine, origin if origin == "finetune" else "finetune")
     cfg.device = resolve_device(cfg.device)
     if cfg.task is None and cfg.checkpoint is not None:
         _check_file(cfg.checkpoint, "--checkpoint")

@@ -18,10 +18,11 @@ from tensordict import TensorDict
 from foundation.checkpoints.reading.loading import LoadedPolicy
 from foundation.cli.beside_teacher import find_teacher, teacher_actor
 from foundation.cli.cli_args import CommandParser, Interrupt, parse_command, say_beaten
+from foundation.cli.derived_obs import derive_in
 from foundation.cli.played_policy import PlayedPolicy
 from foundation.cli.session import Session
 from foundation.cli.studies import read_summary, study_robustness, write_json
-from foundation.cli.teacher_tokens import TEACHER
+from foundation.cli.teacher_tokens import DERIVED, TEACHER
 from foundation.config.overrides import Overrides, parse_overrides
 from foundation.config.plain import to_plain
 from foundation.core.errors import RunInterrupted, UserError, suggest
@@ -104,6 +105,9 @@ class Job:
         request = LaunchRequest(self.played.task, entry_point, self.played.device, args.headless, args.video, args)
         with Session.launch(self.engine, request, self.configure) as session:
             session.set_log_dir(self.played.folder)
+            played = self.played
+            recorded = None if played.policy is None else played.policy.info.derived
+            derive_in(session, played.obs, played.task, self.seed, recorded, "obs")
             yield session
 
     def configure(self, env_cfg: EnvCfg, agent_cfg: AgentCfg) -> None:
@@ -225,7 +229,7 @@ def network_figures(played: PlayedPolicy, env: VecEnv, selector: ObsSelector | N
 
 def of_env_and_agent(tokens: list[str]) -> list[str]:
     """Leave out the overrides that are about the policy and not about the simulation."""
-    return [token for token in tokens if not token.startswith(("student=", TEACHER))]
+    return [token for token in tokens if not token.startswith(("student=", TEACHER, *DERIVED))]
 
 
 def typed_keys(overrides: Overrides) -> list[str]:

@@ -6,15 +6,19 @@ import argparse
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import foundation
 from foundation.checkpoints.foundation_multi_task import find_head
 from foundation.cli.discrete_actions import check_choices
-from foundation.cli.teacher_tokens import TEACHER, said_of_teacher
+from foundation.cli.teacher_tokens import DERIVED, TEACHER, said_of_teacher
+from foundation.config.derived_cfg import DerivedObsCfg, check_derived, copied
+from foundation.config.distillation_cfg import DistillationCfg
+from foundation.config.overrides import parse_overrides
+from foundation.config.values import apply_values
 from foundation.core.devices import resolve_device
-from foundation.core.errors import UserError
+from foundation.core.errors import UserError, suggest
 from foundation.core.files import load_checkpoint
 from foundation.core.registry import refuse_untyped
 from foundation.engines.base import EnvCapabilities, VecEnv
@@ -42,6 +46,8 @@ class PlayedPolicy:
     policy: TeacherPolicyWrapper | None = None
     head: str | None = None
     """Id of the task whose head acts, of a student of several tasks."""
+    obs: dict[str, DerivedObsCfg] = field(default_factory=dict)
+    """Settings of the derived observation groups that it reads: those of its training, and overrides."""
 
     @classmethod
     def find(cls, args: argparse.Namespace, tokens: Sequence[str] = ()) -> PlayedPolicy:
@@ -67,10 +73,10 @@ class PlayedPolicy:
             head, task = found
             refuse_untyped(task, f"'{checkpoint}': its task", "--task")
             policy = TeacherPolicyWrapper(checkpoint, device, **overrides | {"head": head})
-            return cls(task, device, args.agent, checkpoint, policy, head)
+            return cls(task, device, args.agent, checkpoint, policy, head, derived_settings(policy, tokens))
         policy = TeacherPolicyWrapper(checkpoint, device, **overrides)
         task = args.task or ("" if args.describe else own_task(checkpoint))
-        return cls(task, device, args.agent, checkpoint, policy)
+        return cls(task, device, args.agent, checkpoint, policy, obs=derived_settings(policy, tokens))
 
     @classmethod
     def _of_code(cls, args: argparse.Namespace, tokens: Sequence[str], device: str) -> PlayedPolicy:
@@ -130,6 +136,35 @@ class PlayedPolicy:
             )
         check_choices(policy.num_choices, env, f"the task '{self.task}'", "policy")
         return PolicyActor(policy, selector), selector
+
+
+def derived_settings(policy: TeacherPolicyWrapper, tokens: Sequence[str]) -> dict[str, DerivedObsCfg]:
+    """Return the settings of the derived observation groups that a policy reads.
+
+    Args:
+        policy: The policy; its checkpoint has those of its training.
+        tokens: Overrides that were typed; those of ``obs.`` beat them: ``obs.student.noise=0.1``.
+
+    Raises:
+        UserError: For a key that does not exist, or a value that cannot be.
+    """
+    holder = DistillationCfg(obs=copied(policy.info.derived))
+    typed = [token.removeprefix("distill.") for token in tokens if token.startswith(DERIVED)]
+    for item in parse_overrides(typed, scopes=()).bare:
+        name = item.path.partition(".")[2].partition(".")[0]
+        if name not in holder.obs and not _may_read(policy, name):
+            raise UserError(
+                f"override '{item.token}': the policy reads no observation group '{name}'. "
+                f"{suggest(name, policy.obs_groups or [*holder.obs])}"
+            )
+        apply_values(holder, {item.path: item.value})
+    check_derived(holder.obs, "obs")
+    return holder.obs
+
+
+def _may_read(policy: TeacherPolicyWrapper, group: str) -> bool:
+    """Whether a policy reads a group, or what it reads is not known."""
+    return policy.obs_groups is None or group in policy.obs_groups
 
 
 def find_checkpoint(args: argparse.Namespace) -> Path:

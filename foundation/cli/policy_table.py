@@ -21,6 +21,8 @@ def show_policy(policy: TeacherPolicyWrapper, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(described, indent=2))
         return
+    described.pop("derived_groups", None)
+    described |= {f"made for it: {name}": group.line() for name, group in policy.info.derived.items()}
     table = Table(show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")  # a long path is shown whole

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from foundation.core.errors import UserError
@@ -20,6 +20,10 @@ from foundation.engines.base import (
 )
 
 
+def _as_it_is(env: VecEnv) -> VecEnv:
+    return env
+
+
 class Session:
     """A launched engine. Every environment that is still open is closed when the session ends.
 
@@ -33,6 +37,8 @@ class Session:
         self.engine = engine
         self.env_cfg = env_cfg
         self.agent_cfg = agent_cfg
+        self.derive: Callable[[VecEnv], VecEnv] = _as_it_is
+        """Adds to an environment what a policy reads beside its own observation groups."""
         self._open: list[VecEnv] = []
 
     @classmethod
@@ -83,7 +89,8 @@ class Session:
             self.engine.set_common(env_cfg, num_envs=num_envs, seed=seed, device=None)
         env = self.engine.make_env(env_cfg, self.agent_cfg, video=video)
         self._open.append(env)
-        return env
+        self._open[-1] = self.derive(env)  # it is closed, too, where this fails
+        return self._open[-1]
 
     @contextlib.contextmanager
     def temporary_env(self, num_envs: int) -> Iterator[VecEnv]:

@@ -13,6 +13,9 @@ from foundation.core.errors import UserError
 TEACHER = "distill.teacher."
 """Prefix of the overrides that are about the policy's checkpoint."""
 
+DERIVED = ("obs.", "distill.obs.")
+"""Prefixes of the overrides that are about the observation groups that are made for a policy."""
+
 
 def said_of_teacher(tokens: Sequence[str]) -> dict[str, Any]:
     """Return the settings ``distill.teacher.<key>=<value>`` of the checkpoint.

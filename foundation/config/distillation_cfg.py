@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from foundation.config.derived_cfg import DerivedObsCfg
+
 # Choices, spelled once: help, checks and the reference are made from them.
 ScheduleKind = Literal["constant", "linear", "cosine", "exponential", "piecewise", "step"]
 BelowMin = Literal["refuse", "drop"]
@@ -391,6 +393,9 @@ class DistillationCfg:
     """Empty the dataset at the start of every epoch."""
     teacher_deterministic: bool = True
     """The acting teacher plays its mean; labels are always its mean."""
+    obs: dict[str, DerivedObsCfg] = field(default_factory=dict)
+    """Observation groups of the student's own, by their names, made of the environment's:
+    ``obs.student.from=policy obs.student.drop=[base_lin_vel] obs.student.history=3`` (docs/howto/observations.md)."""
     teacher: TeacherCfg = field(default_factory=TeacherCfg)
     student: StudentCfg = field(default_factory=StudentCfg)
     loss: LossCfg = field(default_factory=LossCfg)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from foundation.config.derived_cfg import DerivedObsCfg, check_derived
 from foundation.config.distillation_cfg import LoggerName, LossCfg, ScheduleCfg, StudentCfg
 from foundation.config.typing_fit import choices_of, field_hints
 from foundation.config.validate import MAX_SEED, check_device, check_schedule
@@ -175,6 +176,9 @@ class FinetuneCfg:
     kl: KlCfg = field(default_factory=KlCfg)
     loss: LossCfg = field(default_factory=LossCfg)
     """The distillation loss, as in ``distillation.py``."""
+    obs: dict[str, DerivedObsCfg] = field(default_factory=dict)
+    """Observation groups that are made for the policy, by their names; those that the checkpoint was trained on are
+    there already (docs/howto/observations.md)."""
     teacher: RetainedTeacherCfg = field(default_factory=RetainedTeacherCfg)
     actor: ActorCfg = field(default_factory=ActorCfg)
     critic: CriticCfg = field(default_factory=CriticCfg)
@@ -252,6 +256,7 @@ def check_finetune(cfg: FinetuneCfg) -> None:
         UserError: At the first value out of range, in one line.
     """
     _check_choices(cfg)
+    check_derived(cfg.obs, "finetune.obs")
     check_device(cfg.device)
     for path, least in _AT_LEAST.items():
         value = _get(cfg, path)

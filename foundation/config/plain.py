@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import keyword
 import math
 from collections.abc import Mapping
 from pathlib import PurePath
@@ -35,6 +36,16 @@ def to_plain(value: object, _depth: int = 0) -> Any:
     return _plain_object(value, _depth)
 
 
+def key_of(name: str) -> str:
+    """Return the key of a field in files and on the command line: ``from`` of ``from_``, which Python cannot name."""
+    return name[:-1] if name.endswith("_") and keyword.iskeyword(name[:-1]) else name
+
+
+def field_of(key: str) -> str:
+    """Return the name of the field that a key sets (see :func:`key_of`)."""
+    return f"{key}_" if keyword.iskeyword(key) else key
+
+
 def _plain_key(key: object) -> Any:
     return key if isinstance(key, (str, int, float, bool)) or key is None else str(key)
 
@@ -56,7 +67,7 @@ def _plain_object(value: object, depth: int) -> Any:
         names = list(vars(value))
     else:
         return str(value)
-    return {n: to_plain(getattr(value, n, None), depth + 1) for n in names if not n.startswith("_")}
+    return {key_of(n): to_plain(getattr(value, n, None), depth + 1) for n in names if not n.startswith("_")}
 
 
 def finite(value: object) -> Any:

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
+from foundation.config.plain import key_of
 from foundation.core.errors import UserError
 from foundation.core.registry import UntypedNameError, resolve_attribute
 from foundation.core.text import quoted
@@ -100,7 +101,7 @@ def describe(hint: object) -> str:
     if origin in _NAMES:
         return _NAMES[origin]
     if isinstance(origin, type) and dataclasses.is_dataclass(origin):
-        names = [entry.name for entry in dataclasses.fields(origin)]
+        names = [key_of(entry.name) for entry in dataclasses.fields(origin)]
         return f"{{{', '.join(f'{name}: ...' for name in names[:2])}{', ...' if len(names) > 2 else ''}}}"
     return getattr(origin, "__name__", str(origin))
 
@@ -140,16 +141,15 @@ def read_fields(cls: type, values: Mapping[Any, Any], where: str, leave: Contain
     for field in dataclasses.fields(cls):
         if field.name in leave:
             continue
-        if field.name not in values:
+        key = key_of(field.name)
+        if key not in values:
             if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-                raise UserError(f"{where} is corrupt or incomplete: it lacks '{field.name}'.")
+                raise UserError(f"{where} is corrupt or incomplete: it lacks '{key}'.")
             continue
         try:
-            found[field.name] = fit(values[field.name], hints[field.name])
+            found[field.name] = fit(values[key], hints[field.name])
         except MisfitError as error:
-            raise UserError(
-                f"{where} is corrupt: '{field.name}' is {quoted(values[field.name])}, it must be {error}."
-            ) from None
+            raise UserError(f"{where} is corrupt: '{key}' is {quoted(values[key])}, it must be {error}.") from None
     return found
 
 

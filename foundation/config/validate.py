@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args
 
+from foundation.config.derived_cfg import check_derived
 from foundation.config.distillation_cfg import (
     DistillationCfg,
     OptimizerName,
@@ -122,6 +123,7 @@ def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> N
     check_device(cfg.device)
     check_device(cfg.dataset.device, "dataset.device")
     _check_groups(cfg)
+    check_derived(cfg.obs)
     _check_collection(cfg)
     _check_schedules(cfg)
     _check_losses(cfg, loss_names)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from foundation.config.plain import field_of, key_of
 from foundation.config.typing_fit import (
     MisfitError,
     choices_of,
@@ -43,8 +44,8 @@ def key_names(cfg: Any) -> list[str]:
         return [str(k) for k in cfg]
     if isinstance(cfg, (list, tuple)):
         return [str(i) for i in range(len(cfg))]
-    names = [f.name for f in dataclasses.fields(cfg)] if _is_dataclass(cfg) else []
-    names += [n for n in getattr(cfg, "__dict__", {}) if not n.startswith("_")]
+    names = [key_of(f.name) for f in dataclasses.fields(cfg)] if _is_dataclass(cfg) else []
+    names += [key_of(n) for n in getattr(cfg, "__dict__", {}) if not n.startswith("_")]
     return list(dict.fromkeys(names))
 
 
@@ -72,7 +73,7 @@ def _key_paths(cfg: object, where: str, depth: int = 5) -> Iterator[str]:
     for name in key_names(cfg):
         path = f"{where}.{name}" if where else name
         yield path
-        value = cfg.get(name) if isinstance(cfg, Mapping) else getattr(cfg, name, None)
+        value = cfg.get(name) if isinstance(cfg, Mapping) else getattr(cfg, field_of(name), None)
         if depth > 1 and _is_config(value) and not isinstance(value, (list, tuple)):
             parts.append((value, path))
     for value, path in parts:
@@ -114,8 +115,9 @@ class _Update:
         elif isinstance(target, list):
             target[int(name)] = self._merge(target[int(name)], value, Any, full)
         else:
-            own_hint = field_hints(type(target)).get(name, Any)
-            setattr(target, name, self._merge(getattr(target, name, None), value, own_hint, full))
+            own = field_of(name)
+            own_hint = field_hints(type(target)).get(own, Any)
+            setattr(target, own, self._merge(getattr(target, own, None), value, own_hint, full))
 
     def _suggest(self, name: str, names: list[str]) -> str:
         """Answer an unknown key with the nearest beside it, else with one of that name elsewhere in the config."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 
+from foundation.config.derived_cfg import DerivedGroup, write_derived
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import UserError
 from foundation.core.memory import free_memory
@@ -62,6 +63,8 @@ class CollectedData:
     """Describes the teacher in a dataset on disk, in plain values."""
     label_bound: float | None = None
     """Labels are clipped to it [action units]."""
+    derived: Mapping[str, DerivedGroup] = field(default_factory=dict)
+    """Observation groups that were made for the student, by name."""
     typed: Mapping[str, Column] | None = None
     """Columns stored as they are: images, indices."""
 
@@ -125,6 +128,7 @@ def open_saved(cfg: DistillationCfg, data: CollectedData) -> SavedDataset | None
     saved = SavedDataset(cfg.dataset.load).first(cfg.dataset.load_files)
     cfg.dataset.load_files = len(saved.files)
     here: dict[str, Any] = {"task": cfg.task, "obs_groups": list(data.obs.groups), "obs_slice": _plain(data.obs)}
+    here["derived_groups"] = write_derived(data.derived, data.obs.groups)
     if data.num_teachers > 1:
         here["num_teachers"] = data.num_teachers
     for name, value in here.items():
@@ -211,6 +215,7 @@ def layout_of(cfg: DistillationCfg, data: CollectedData, spec: BufferSpec) -> Da
         num_envs=spec.num_envs,
         num_teachers=spec.num_teachers,
         clip_actions=data.label_bound,
+        derived_groups=write_derived(data.derived, data.obs.groups),
         typed=dict(spec.typed),
     )
 

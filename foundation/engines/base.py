@@ -15,8 +15,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard, TypeVar
 import torch
 from tensordict import TensorDict
 
+from foundation.config.derived_cfg import DerivedGroup
 from foundation.core.errors import UserError
 from foundation.core.text import quoted
+from foundation.deploy.description import Field
 
 T = TypeVar("T")
 
@@ -148,6 +150,10 @@ class EnvCapabilities:
     """Number of choices of each discrete action (indices from 0, as floats); None for continuous actions."""
     action_range: tuple[tuple[float, float], ...] | None = None
     """Lowest and highest of each continuous action; None if unknown; random ones then are in [-1, 1]."""
+    observation_terms: Mapping[str, tuple[Field, ...]] = field(default_factory=dict)
+    """Observation group -> its columns by name: ``{"policy": {"base_lin_vel": 3, "base_ang_vel": 3}}``, or fields."""
+    derived_groups: Mapping[str, DerivedGroup] = field(default_factory=dict)
+    """Groups that were made of the environment's own (``distill.obs``), by name."""
     one_per_process: bool = False
     """No second environment may exist beside it in this process, as with Isaac Lab."""
     can_render: bool = False
@@ -194,6 +200,10 @@ class EnvCapabilities:
             ),
             action_choices=read("action_choices", _counts, "a list of numbers of choices, each at least 1", None),
             action_range=read("action_range", _bounds, "a list of (lowest, highest), lowest <= highest", None),
+            observation_terms=read(
+                "observation_terms", _terms, "a mapping: group -> {term: number of columns, ...} or fields", {}
+            ),
+            derived_groups=read("derived_groups", dict, "a mapping: group -> DerivedGroup", {}),
             one_per_process=bool(declared("one_per_process")),
             can_render=callable(declared("render")),
             can_save_state=saves_state(env),
@@ -260,6 +270,18 @@ def _quantities(value: Any) -> dict[str, Quantity]:
         if not levels:
             raise ValueError(name)
         found[_text(name)] = Quantity(_text(unit), _finite(nominal), levels)
+    return found
+
+
+def _terms(value: Any) -> dict[str, tuple[Field, ...]]:
+    found: dict[str, tuple[Field, ...]] = {}
+    for group, terms in value.items():
+        listed = terms
+        if isinstance(terms, Mapping):
+            listed = [Field(name=_text(name), size=_whole(size, 1)) for name, size in terms.items()]
+        if not all(isinstance(term, Field) for term in listed):
+            raise TypeError(terms)
+        found[_text(group)] = tuple(listed)
     return found
 
 

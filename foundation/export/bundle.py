@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
 import torch
-from gymnasium.envs.registration import EnvSpec
 
 from foundation.checkpoints.reading.loading import LoadedPolicy
 from foundation.core.errors import UserError
@@ -18,6 +17,7 @@ from foundation.core.files import load_checkpoint, load_yaml
 from foundation.deploy.description import Description, Field
 from foundation.deploy.golden import Golden
 from foundation.deploy.program import OBS, Program
+from foundation.engines.observation_terms import Layout, task_layout
 from foundation.export.program import program_of
 from foundation.policies.info import PolicyInfo
 from foundation.policies.policy_network import PolicyNetwork
@@ -29,11 +29,6 @@ GOLDEN_STEPS = 120
 GOLDEN_ENVS = 4
 _MAX_ELEMENTS = 1 << 17
 """Observations of a golden sequence: one of images is shorter."""
-_LAYOUT = "layout_entry_point"
-"""Where a task registers what its observations and actions are: a function that returns group -> fields."""
-
-Layout = Mapping[str, Sequence[Field]]
-"""Observation group -> its fields in order; ``actions`` -> those of the action."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +63,7 @@ def make_bundle(policy: LoadedPolicy, name: str = "policy", task: str | None = N
     except UserError as error:
         raise UserError(f"'{path}' cannot be exported: {error}") from error
     stated = None if task is not None else _own_task(path)
-    layout = _layout(resolve_task(task)) if task is not None else _layout_of(stated)
+    layout = task_layout(resolve_task(task)) if task is not None else _layout_of(stated)
     task = task or stated
     groups = tuple(info.obs_groups or ())
     description = Description(
@@ -135,17 +130,12 @@ def _own_task(path: Path) -> str | None:
     return task if isinstance(task, str) else None
 
 
-def _layout(spec: EnvSpec) -> Layout:
-    """Return what a task says about its observations and actions; nothing where it says nothing."""
-    return load_entry_point(spec, _LAYOUT) if _LAYOUT in spec.kwargs else {}
-
-
 def _layout_of(task: str | None) -> Layout:
     """Return the same of a task that a checkpoint names: it need not be known here."""
     if task is None:
         return {}
     try:
-        return _layout(resolve_task(task))
+        return task_layout(resolve_task(task))
     except UserError as error:
         logger.info("The names of the observations are not known: %s", error)
         return {}

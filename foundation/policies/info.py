@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
+
+from foundation.config.derived_cfg import DerivedGroup
 
 Fact = str | int | float | bool | list[str] | None
 """A further fact of one format."""
@@ -56,10 +59,14 @@ class PolicyInfo:
     """Bound of its actions outside of it, where one is known."""
     agent_config: str | None = None
     """The run's config that was read beside it."""
+    derived: dict[str, DerivedGroup] = field(default_factory=dict)
+    """Those of the groups that are made of others (``distill.obs``), as it was trained on them."""
     more: dict[str, Fact] = field(default_factory=dict)
     """Further facts of its format, as text."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values by name, ``more`` among them."""
-        plain = dataclasses.asdict(self)
-        return {name: value for name, value in plain.items() if name != "more"} | plain["more"]
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        derived = {name: group.to_plain() for name, group in plain.pop("derived").items()}
+        more = plain.pop("more")
+        return copy.deepcopy(plain | ({"derived_groups": derived} if derived else {}) | more)

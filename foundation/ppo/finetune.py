@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 import foundation
+from foundation.config.derived_cfg import write_derived
 from foundation.config.finetune_cfg import FinetuneCfg
 from foundation.config.plain import to_plain
 from foundation.core.errors import UserError, reading
@@ -284,6 +285,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
     def student_checkpoint(self, epoch: int, evaluation: dict[str, float] | None = None) -> dict[str, Any]:
         """Return what rebuilds the policy, in the format of a distilled student."""
         obs = self.student_obs
+        derived = write_derived(EnvCapabilities.of(self.env).derived_groups, obs.groups)
         return {
             "epoch": epoch + 1,
             "model_state_dict": {name: tensor.detach().clone() for name, tensor in self.student.state_dict().items()},
@@ -293,6 +295,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
             "student": self.student.describe(),
             "obs_groups": list(obs.groups),
             "obs_slice": None if obs.obs_slice is None else list(obs.obs_slice),
+            **({"derived_groups": derived} if derived else {}),
             "clip_actions": self.agent.clip_actions,
             "task": self.cfg.task,
             "evaluation": evaluation or {},

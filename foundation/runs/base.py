@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -11,6 +12,7 @@ import torch
 import foundation
 from foundation.checkpoints.initialise import initialise_student
 from foundation.checkpoints.reading.agent_config import at
+from foundation.config.derived_cfg import DerivedGroup, write_derived
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.plain import to_plain
 from foundation.core.errors import UserError
@@ -172,6 +174,8 @@ class Runner(RunLoop[DistillationCfg, Reporter, Collected]):
     learner: Learner
     student_obs: ObsSelector
     early_stopping: EarlyStopping
+    derived_groups: Mapping[str, DerivedGroup]
+    """Observation groups that were made for the student (``cfg.obs``), by name."""
     label_bound: float | None
     """Labels are clipped to [-bound, bound]; None where nothing defines a bound."""
 
@@ -217,6 +221,7 @@ class Runner(RunLoop[DistillationCfg, Reporter, Collected]):
         """
         policy = self.learner.policy
         obs = self.student_obs
+        derived = write_derived(self.derived_groups, obs.groups)
         return {
             "epoch": epoch + 1,
             "model_state_dict": {name: tensor.detach().clone() for name, tensor in policy.state_dict().items()},
@@ -226,6 +231,7 @@ class Runner(RunLoop[DistillationCfg, Reporter, Collected]):
             "student": policy.describe(),
             "obs_groups": list(obs.groups),
             "obs_slice": None if obs.obs_slice is None else list(obs.obs_slice),
+            **({"derived_groups": derived} if derived else {}),
             "clip_actions": self.label_bound,
             "task": self.cfg.task,
             "evaluation": evaluation or {},

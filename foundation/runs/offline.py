@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 
+from foundation.config.derived_cfg import copied, read_derived
 from foundation.config.distillation_cfg import DistillationCfg, StudentCfg
+from foundation.config.plain import to_plain
 from foundation.core.errors import UserError, reading
 from foundation.core.program import command_name
+from foundation.core.text import quoted
 from foundation.dataset.build import load_offline
 from foundation.dataset.dataset import DistillationDataset
 from foundation.dataset.disk.reader import SavedDataset
@@ -54,6 +57,7 @@ class OfflineRunner(Runner[None]):
         _tell_images(cfg.student, self.saved)
         self.student_obs = ObsSelector(layout.obs_groups, layout.obs_slice, list(layout.images))
         self.label_bound = layout.clip_actions
+        self.derived_groups = read_derived(layout.derived_groups, f"'{self.saved.path}'")
         self.best_loss = math.inf
         self.best: dict[str, float] = {}
         self.early_stopping = EarlyStopping(cfg.early_stopping)
@@ -247,6 +251,14 @@ def open_for(cfg: DistillationCfg) -> SavedDataset:
             raise UserError(
                 f"the dataset '{saved.path}' has {name} {found}, not {value}: leave {name} out, or load another dataset"
             )
+    derived = copied(read_derived(layout.derived_groups, f"'{saved.path}'"))
+    if cfg.obs and to_plain(cfg.obs) != to_plain(derived):
+        made = to_plain(derived) or "no derived groups"
+        raise UserError(
+            f"the dataset '{saved.path}' was collected with {quoted(made, 300)}, not with the distill.obs that was "
+            "given: leave it out, or take another"
+        )
+    cfg.obs = derived
     cfg.task = layout.task
     cfg.student.obs_groups = layout.obs_groups
     cfg.student.obs_slice = layout.obs_slice

@@ -14,7 +14,7 @@ from foundation.core.errors import RunInterrupted, UserError, reading
 from foundation.dataset.build import CollectedData, build_dataset
 from foundation.dataset.disk.reader import SavedDataset
 from foundation.dataset.transition import Column, image_column, stored_column
-from foundation.engines.base import MakeEvalEnv, VecEnv
+from foundation.engines.base import EnvCapabilities, MakeEvalEnv, VecEnv
 from foundation.learning.early_stopping import EarlyStopping
 from foundation.learning.learner import LearningStats, RunFacts
 from foundation.learning.saliency import SalientTeacher
@@ -79,6 +79,7 @@ class DistillationRunner(Runner[Collection]):
         self.env = env
         self.teacher = teacher
         self.label_bound = label_bound
+        self.derived_groups = EnvCapabilities.of(env).derived_groups
         self.env_steps = 0
         self.plan = EpochPlan(cfg, has_eval_env=make_eval_env is not None)
         self.mode = self.plan.mode
@@ -159,6 +160,7 @@ class DistillationRunner(Runner[Collection]):
             run=f"{self.run_dir.experiment_name}/{self.run_dir.name}",
             teacher=None if describe is None else describe(),
             label_bound=self.label_bound,
+            derived=self.derived_groups,
         )
         self.dataset, self.recorder = build_dataset(self.cfg, data)
         if self.fits_normalizer:

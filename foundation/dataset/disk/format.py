@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from foundation.config.derived_cfg import read_derived
 from foundation.config.typing_fit import read_fields
 from foundation.core.errors import UserError
 from foundation.core.text import one_line, quoted
@@ -48,6 +49,8 @@ class DatasetLayout:
     """Each transition has a weight, ``weights``. This program writes none, and takes those that are there."""
     clip_actions: float | None = None
     """The labels are clipped to this bound [action units]; null: they are not."""
+    derived_groups: dict[str, Any] = field(default_factory=dict)
+    """Those of ``obs_groups`` that were made of the environment's own, by name, with their settings and terms."""
     typed: dict[str, Column] = field(default_factory=dict)
     """Columns that are stored as tensors of their own, with their shapes and types (version 2)."""
 
@@ -84,6 +87,8 @@ class DatasetLayout:
         columns = {name: [part.start, part.stop] for name, part in self.columns.items()}
         values = asdict(self)
         typed = values.pop("typed")
+        if not self.derived_groups:
+            del values["derived_groups"]
         if not typed:
             return {"format": FORMAT, "version": PLAIN_VERSION, **values, "columns": columns}
         typed = {name: {"shape": list(column.shape), "dtype": column.dtype} for name, column in self.typed.items()}
@@ -105,6 +110,7 @@ class DatasetLayout:
             )
         try:
             known = read_fields(cls, values, f"'{where}'", leave=("typed",))
+            read_derived(known.get("derived_groups"), f"'{where}'")
             known["typed"] = {name: _column(name, entry) for name, entry in values.get("typed", {}).items()}
             layout = cls(**known)
             layout._check_sizes()
