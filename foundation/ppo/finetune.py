@@ -15,7 +15,7 @@ from foundation.config.derived_cfg import write_derived
 from foundation.config.finetune_cfg import FinetuneCfg
 from foundation.config.plain import to_plain
 from foundation.core.errors import UserError, reading
-from foundation.engines.base import MakeEvalEnv, VecEnv
+from foundation.engines.base import EnvCapabilities, MakeEvalEnv, VecEnv
 from foundation.learning.learner import LearningStats
 from foundation.policies.actors import Actor, PolicyActor
 from foundation.ppo.finetune_setup import FinetuneSetup
