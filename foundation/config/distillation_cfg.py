@@ -184,8 +184,8 @@ class LossCfg:
     """What the main term is multiplied by; may change over the epochs."""
     auxiliary: dict[str, float | TermCfg] = field(default_factory=dict)
     """Further terms by name with their weights, e.g. ``{value: 0.5}``, or with settings of their own, e.g.
-    ``{value: {weight: {kind: linear, start: 1, end: 0.1}}}`` (:class:`TermCfg`). Values are in units of the teacher's
-    own spread, features in units of each dimension's, so that weights mean the same in every task."""
+    ``{value: {weight: {kind: linear, start: 1, end: 0.1}}}`` (:class:`TermCfg`). Values and Q-values are in units of
+    the teacher's own spread, features in units of each dimension's, so that weights mean the same in every task."""
     params: dict[str, float] = field(default_factory=dict)
     """Parameters that a loss has of its own, by name: ``distill.loss.params.level=0.9`` for a loss that is
     ``def quantile(student, target, params, *, level: float = 0.5)``."""

@@ -96,7 +96,7 @@ class Learner:
         self.mirror: Mirror | None = None
         self.salient_columns: torch.Tensor | None = None
         """Observations that student and teacher see, where a loss reads saliencies. Shape: (num_shared,)."""
-        self.standardiser = Standardiser(field for term in self.terms for field in term.spec.teacher)
+        self.standardiser = Standardiser(_standardised_fields(self.terms))
         self._own_units = list(self.standardiser.fields)
         """Fields that reach the losses in the teacher's units, and are standardised there."""
         self._loaded = False
@@ -393,11 +393,17 @@ class Learner:
             found["value"] = [Predictor(head) for head in heads if isinstance(head, nn.Linear)]
         if "features" in self.standardiser.fields and self.adapter is not None:
             found["features"] = predictors(self.adapter)
+        # Whoever else reads the scores of the choices takes them as they are.
+        if "logits" in self.standardiser.fields and all(
+            term.spec.regresses_q for term in self.terms if term.spec.reads_choices
+        ):
+            heads = [policy.mean for policy in (self.student, self.average) if policy is not None]
+            found["logits"] = [Predictor(head) for head in heads]
         return {name: several for name, several in found.items() if several}
 
     @contextmanager
     def _standardised(self) -> Iterator[None]:
-        """Let the student's value head and the adapter predict standardised numbers while they learn."""
+        """Let the layers that predict values, features and Q-values predict standardised ones while they learn."""
         found = self._predictors()
         with self.standardiser.standardised(found):
             self._own_units = [name for name in self.standardiser.fields if name not in found]
@@ -419,7 +425,9 @@ class Learner:
         return [(value * weights).sum() / total for value in values]
 
     def per_sample(self, output: PolicyOutput, targets: PolicyOutput, params: list[LossParams]) -> list[torch.Tensor]:
-        """Return each term for each sample, unweighted. Values and features reach the losses standardised.
+        """Return each term for each sample, unweighted.
+
+        Values and features reach the losses standardised, and Q-values those that regress on them.
 
         Args:
             output: The student's. Shape of each field: (..., size).
@@ -436,11 +444,16 @@ class Learner:
             deviation = (normalizer.var.sqrt() + normalizer.eps)[self.salient_columns].to(output.saliency.dtype)
             output = output._replace(saliency=output.saliency * deviation)
             targets = targets._replace(saliency=targets.saliency * deviation)
-        if self.standardiser.fields:
-            targets = self.standardiser(targets)
-            output = self.standardiser(output, self._own_units)
-        every = zip(self.terms, params, strict=True)
-        return [term.spec.function(output, targets, own) for term, own in every]
+        if not self.standardiser.fields:
+            return [term.spec.function(output, targets, own) for term, own in zip(self.terms, params, strict=True)]
+        scaled_output, scaled_targets = self.standardiser(output, self._own_units), self.standardiser(targets)
+        values = []
+        for term, own in zip(self.terms, params, strict=True):
+            pair = scaled_output, scaled_targets
+            if not term.spec.regresses_q:
+                pair = pair[0]._replace(logits=output.logits), pair[1]._replace(logits=targets.logits)
+            values.append(term.spec.function(*pair, own))
+        return values
 
     def weights(self, batch: Batch) -> torch.Tensor | None:
         """Return the weight of each sample; None where all are 1. Shape: (...)."""
@@ -511,6 +524,11 @@ class Learner:
         self.precision.load_state_dict(state)
         self.standardiser.load_state_dict(state, next(self.student.parameters()).device)
         self._loaded = True
+
+
+def _standardised_fields(terms: Sequence[Term]) -> set[str]:
+    fields = {field for term in terms for field in term.spec.teacher if field != "logits"}
+    return fields | {"logits"} if any(term.spec.regresses_q for term in terms) else fields
 
 
 def shorten(columns: list[int], most: int = 12) -> str:

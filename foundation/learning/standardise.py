@@ -1,4 +1,4 @@
-"""One scale for the terms of a loss: values and features in units of the teacher's own spread."""
+"""One scale for the terms of a loss: values, features and Q-values in units of the teacher's own spread."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import nn
 from foundation.dataset.dataset import DistillationDataset
 from foundation.policies.output import PolicyOutput
 
-STANDARDISED = ("value", "features")
-"""Outputs whose unit is arbitrary: returns are in the task's own unit, features in none."""
+STANDARDISED = ("value", "features", "logits")
+"""Outputs whose unit is arbitrary: returns and Q-values are in the task's own unit, features in none."""
 MIN_SHARE = 0.1
 """A dimension that hardly varies is divided by this share of the root mean square spread of all dimensions."""
 
@@ -27,7 +27,10 @@ class Predictor(NamedTuple):
 
 
 class Standardiser:
-    """Standardise the teacher's values and features by their mean and spread in the dataset.
+    """Standardise the teacher's values, features and Q-values by their mean and spread in the dataset.
+
+    The Q-values of all choices are divided by one number, so that what they differ by keeps its proportion: their
+    squared error is that in the task's unit, divided by the square of that number.
 
     A layer that predicts one of them does so in standardised units while it learns, and in the teacher's own units at
     all other times (:meth:`standardised`): the optimiser sees numbers of order 1, whoever reads the student sees a
@@ -57,7 +60,7 @@ class Standardiser:
         for name in self.fields:
             mean, std = dataset.target_moments(name)
             overall = std.square().mean().sqrt()
-            scale = torch.maximum(std, MIN_SHARE * overall)
+            scale = overall.expand_as(std) if name == "logits" else torch.maximum(std, MIN_SHARE * overall)
             # What never varies cannot be divided by its spread; its unit is kept.
             least = 1e-6 * mean.abs().amax().clamp_min(1e-6)
             scale = torch.where(overall > least, scale, torch.ones_like(scale))

@@ -1,4 +1,4 @@
-"""Values and features on one scale: closed forms, finite differences, and what a whole fit reaches."""
+"""Values, features and Q-values on one scale: closed forms, finite differences, and what a whole fit reaches."""
 
 from __future__ import annotations
 
@@ -253,3 +253,93 @@ def test_a_term_a_hundred_times_the_others_warns_once(weight, warned, caplog):
     if warned:
         assert "loss term 'value'" in found[0] and "'mse'" in found[0]
         assert "Lower distill.loss.auxiliary.value or raise distill.loss.weight." in found[0]
+
+
+Q_GAIN = torch.tensor([[1.0, 0.5, -1.0], [-0.5, 0.25, 0.5], [0.0, -1.0, 1.0]])
+
+
+def choices(chunks: int = 4, size: float = 100.0, spread: float = 5.0) -> DistillationDataset:
+    """Q-values of three choices: around ``size``, ``spread`` wide, and 0.5 times that apart from each other."""
+    dataset = DistillationDataset(BufferSpec(3, 8, 10_000, {"mean": 1, "logits": 3}, chunk_steps=8), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(chunks):
+        dataset.begin_chunk()
+        for step in range(8):
+            obs = torch.randn(8, 3, generator=generator)
+            q = size + spread * (obs[:, :1] + 0.5 * obs @ Q_GAIN)
+            target = PolicyOutput(q.argmax(-1, keepdim=True).float(), logits=q)
+            dataset.write(step, obs, target, torch.full((8,), step == 0))
+        dataset.commit_chunk()
+    return dataset
+
+
+def chooser(loss: LossCfg, ema: float | None = None, seed: int = 0, **options) -> Learner:
+    torch.manual_seed(seed)
+    optimizer = OptimizerCfg(ema_decay=ema, **options)
+    cfg = DistillationCfg(batch_size=32, learning_rate=1e-2, n_epochs=40, optimizer=optimizer, loss=loss)
+    return Learner(StudentPolicy(3, 1, hidden_dims=(32,), num_choices=3), cfg, 1)
+
+
+def test_q_values_of_all_choices_are_divided_by_one_number():
+    """So that they stay comparable: the root of the mean of the three variances, by NumPy; q_mse is divided by it."""
+    dataset = choices(1)
+    q = dataset.rows[0].flatten(0, 1)[:, dataset.columns["logits"]]
+    scale = Standardiser(["logits"])
+    scale.fit(dataset)
+    spread = q.double().numpy().var(axis=0).mean() ** 0.5
+    assert scale.scale["logits"].tolist() == pytest.approx([spread] * 3, rel=1e-6)
+    learner = chooser(LossCfg("q_mse"))
+    learner.standardiser.fit(dataset)
+    student, teacher = (PolicyOutput(torch.zeros(64, 1), logits=values) for values in (q + torch.arange(3.0), q))
+    [found] = learner.per_sample(student, teacher, learner.loss_params(0))
+    assert found.tolist() == pytest.approx([5.0 / 3.0 / spread**2] * 64, rel=1e-3)
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize("name", ["q_mse", "advantage_mse"])
+def test_a_fresh_network_learns_which_of_large_q_values_is_the_largest(name, ema):
+    """Q-values around 1000 that differ by a few: the choices agree, and the student's outputs are in real units."""
+    learner, dataset = chooser(LossCfg(name), ema), choices(8, size=1000.0)
+    fitted(learner, dataset, 40)
+    rows = dataset.rows[:8].flatten(0, 2)
+    obs, q = rows[:, :3], rows[:, dataset.columns["logits"]]
+    output = learner.policy.step(obs)[0]
+    assert output.logits is not None
+    assert (output.logits.argmax(-1) == q.argmax(-1)).float().mean() > 0.95
+    if name == "q_mse":
+        assert (output.logits - q).square().mean().sqrt() < 1.0  # a constant is off by 7
+
+
+def test_q_values_beside_a_loss_that_reads_the_choices_leave_these_in_their_own_units():
+    """``kl`` has the value that it has alone; ``q_mse`` beside it is in units of the spread."""
+    dataset = choices(1)
+    rows = dataset.rows[0].flatten(0, 1)
+    targets = PolicyOutput(rows[:, dataset.columns["mean"]], logits=rows[:, dataset.columns["logits"]])
+    batch = Batch(rows[:, :3], targets)
+    learner = chooser(LossCfg("kl", auxiliary={"q_mse": 0.1}), name="sgd")
+    learner.cfg.learning_rate = 0.0
+    before = copy.deepcopy(learner.student.state_dict())
+    learner.learn(dataset, 32, 0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in learner.student.state_dict().items())
+    output = forward(learner.student, batch)
+    kl, q_mse = learner.per_sample(output, targets, learner.loss_params(0))
+    expected = LOSSES["kl"].function(output, targets, LossParams())
+    assert torch.equal(kl, expected)
+    raw = LOSSES["q_mse"].function(output, targets, LossParams())
+    assert torch.allclose(q_mse, raw / learner.standardiser.scale["logits"][0].square(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("auxiliary", [{}, {"advantage_mse": 1.0}])
+def test_a_restored_learner_of_q_values_goes_on_bit_for_bit(auxiliary):
+    """Five epochs at once are two and three with a restart between, with the averaged student too."""
+    loss = LossCfg("q_mse", auxiliary=auxiliary)
+    whole = chooser(loss, 0.9)
+    fitted(whole, choices(), 5)
+    first, dataset = chooser(loss, 0.9), choices()
+    fitted(first, dataset, 2)
+    second = chooser(loss, 0.9, seed=7)
+    second.load_state_dict(*copy.deepcopy((first.policy.state_dict(), first.state_dict())))
+    for epoch in range(2, 5):
+        second.learn(dataset, 256, epoch)
+    for one, two in ((whole.policy, second.policy), (whole.student, second.student)):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))

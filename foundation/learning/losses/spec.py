@@ -52,6 +52,13 @@ class LossSpec:
     """The same where actions are discrete."""
     optional: tuple[str, ...] = ()
     """Further outputs of the teacher that it reads from teachers that have them."""
+    regresses_q: bool = False
+    """Whether it takes the logits of teacher and student as Q-values, in units of the teacher's spread."""
+
+    @property
+    def reads_choices(self) -> bool:
+        """Whether it reads the layer whose outputs are the actions, or the scores of the choices."""
+        return not {"value", "features"} >= set(self.student)
 
     @property
     def trains_actions(self) -> bool:
@@ -73,6 +80,7 @@ def loss(
     continuous: tuple[str, ...] = (),
     discrete: tuple[str, ...] = (),
     optional: tuple[str, ...] = (),
+    regresses_q: bool = False,
 ) -> Callable[[LossFunction], LossFunction]:
     """Register a loss under its function's name.
 
@@ -82,12 +90,13 @@ def loss(
         continuous: Fields of :class:`LossParams` that it reads where actions are continuous.
         discrete: The same where actions are discrete.
         optional: Further outputs of the teacher that it reads from teachers that have them.
+        regresses_q: Whether it takes the logits as Q-values, in units of the teacher's spread.
     """
 
     def register(function: LossFunction) -> LossFunction:
         name = getattr(function, "__name__", "loss")
         reads = frozenset(continuous), frozenset(discrete)
-        LOSSES[name] = LossSpec(name, function, student, teacher, *reads, optional)
+        LOSSES[name] = LossSpec(name, function, student, teacher, *reads, optional, regresses_q)
         return function
 
     return register
