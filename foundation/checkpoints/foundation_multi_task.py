@@ -1,4 +1,4 @@
-"""One of the tasks of a student of several: its own input layer and head, and the trunk that all tasks share."""
+"""One task of a multi-task student: its own input layer and head, and the trunk that all tasks share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A student that this project has trained: distil a student of a student."""
+"""Students of this project, so that a student can be the teacher of the next one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Start a student from weights that are there already: ``distill.student.init_checkpoint``."""
+"""Initialise a student from the weights of a checkpoint: ``distill.student.init_checkpoint``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of every command: one line for a user's mistake, the usual codes for signals, a traceback only for a bug."""
+"""Run a command to its exit code: one line for a user's mistake, the usual codes for signals, a traceback for a bug."""
 
 from __future__ import annotations
 

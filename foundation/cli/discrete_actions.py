@@ -1,4 +1,4 @@
-"""Discrete actions in a run: teacher, student and task have the same choices, and the loss compares choices."""
+"""Check discrete actions: teacher, student and task must have the same choices, and the loss must compare choices."""
 
 from __future__ import annotations
 

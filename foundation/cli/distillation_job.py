@@ -1,4 +1,4 @@
-"""One job of ``distillation.py`` in a simulator: its engine chosen and launched, then the run carried out in it."""
+"""One job of ``distillation.py`` in a simulator: choose and launch its engine, then carry the run out."""
 
 from __future__ import annotations
 

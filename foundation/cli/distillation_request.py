@@ -1,4 +1,4 @@
-"""A command line of ``distillation.py``, resolved without any engine: an offline run needs none."""
+"""Resolve a command line of ``distillation.py`` without any engine, as an offline run needs none."""
 
 from __future__ import annotations
 

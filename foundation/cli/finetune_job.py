@@ -1,4 +1,4 @@
-"""One job of ``finetune.py``: its command line resolved, its engine launched, then the run carried out in it."""
+"""One job of ``finetune.py``: resolve its command line, launch its engine, then carry the run out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stages of fine-tuning in one file: each begins from what the one before has learned.
+"""Stages of fine-tuning in one file: each starts from the policy of the one before.
 
 A file of ``configs/finetune`` (or the user's own) with ``stages:``, a list of what each stage sets, is one command.
 Each stage is a run of its own in ``logs/finetune``, in a process of its own, as some simulators start only once.

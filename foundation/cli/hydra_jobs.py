@@ -1,4 +1,4 @@
-"""Jobs that Hydra runs, one or those of a sweep, and what it has to show: all that calls Hydra itself."""
+"""All calls of Hydra itself: run one job or those of a sweep, or show the config of one."""
 
 from __future__ import annotations
 

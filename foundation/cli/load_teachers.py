@@ -1,4 +1,4 @@
-"""From ``--teacher_checkpoint`` to a teacher, or to many of them with their vehicles and environments."""
+"""Load the teacher, or the many teachers, that ``--teacher_checkpoint`` names, with their vehicles and environments."""
 
 from __future__ import annotations
 

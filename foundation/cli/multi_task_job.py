@@ -1,4 +1,4 @@
-"""One job of ``distillation.py --multi_task``: an environment and a teacher for each task, and one student."""
+"""One job of ``distillation.py --multi_task``: an environment and a teacher per task, and one student."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Argument parsers that complain as the commands do: one line, naming the nearest flag."""
+"""Argument parsers whose errors are one line that names the nearest flag."""
 
 from __future__ import annotations
 

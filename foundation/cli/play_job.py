@@ -1,4 +1,4 @@
-"""One job of ``play.py``: its command line checked, then carried out in a session, measured and shown."""
+"""One job of ``play.py``: check its command line, then measure and show the policy in a session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The policy that ``play.py`` plays: the file that the flags mean, read, and the task that it was trained on."""
+"""The policy of ``play.py``: find its file by the flags, read it, and find the task that it was trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runs of a sweep: what each job leaves in the sweep's folder, and the table at the end."""
+"""Results of a sweep: the file that each job leaves in the sweep's folder, and the table of all jobs at the end."""
 
 from __future__ import annotations
 

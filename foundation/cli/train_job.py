@@ -1,4 +1,4 @@
-"""One job of ``train.py``: its command line resolved, then RSL-RL run in a session."""
+"""One job of ``train.py``: resolve its command line, then run RSL-RL in a session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Typed configuration of a fine-tuning run: PPO on a policy that is there, with what keeps it from forgetting."""
+"""Typed configuration of a fine-tuning run: PPO on a trained policy, with terms that keep it from forgetting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hydra-style overrides of the command line: which config each one is for, and its typed value."""
+"""Hydra-style overrides of the command line: the config that each one belongs to, and its typed value."""
 
 from __future__ import annotations
 

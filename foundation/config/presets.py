@@ -1,4 +1,4 @@
-"""Presets of the user's own: a YAML file by its path, its name in the working folder's ``configs/``, or its package."""
+"""Presets of a user's own: a YAML file, found by its path, in the working folder's ``configs/``, or in a package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From YAML files, overrides and flags to one checked :class:`DistillationCfg`.
+"""Resolve YAML files, overrides and flags to one checked :class:`DistillationCfg`.
 
 Layers, each beating those before it: the defaults (or the run that is resumed), the experiment's file, the group files
 that were typed, the keys that were typed, the flags.

@@ -1,4 +1,4 @@
-"""The tasks of one student of several: the file of ``--multi_task``."""
+"""Tasks of a multi-task student, read from the file of ``--multi_task``."""
 
 from __future__ import annotations
 

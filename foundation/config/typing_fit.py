@@ -1,4 +1,4 @@
-"""Whether a value fits a type annotation, and what it becomes: int -> float yes, float -> int no."""
+"""Check a value against a type annotation, and convert it: an int is accepted as a float, a float is no int."""
 
 from __future__ import annotations
 

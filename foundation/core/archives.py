@@ -1,4 +1,4 @@
-"""Looking at zip archives and pickles before anything in them is built: nothing may ask for more than the file holds.
+"""Check of zip archives and pickles before they are read: none may claim more memory than its size accounts for.
 
 A few kilobytes can ask for gigabytes: a deflated record, a tensor that is stretched over one number, a storage that
 says it is longer than its record, containers that hold each other. All of it is told from sizes and counts alone.

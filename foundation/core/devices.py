@@ -1,4 +1,4 @@
-"""Names of devices: which there are, and which one ``auto`` is."""
+"""Names of devices: check one, and resolve ``auto``."""
 
 from __future__ import annotations
 

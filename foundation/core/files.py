@@ -1,4 +1,4 @@
-"""Files that are never half-written, and reading that never runs what it reads."""
+"""Write files that are never half-written, and read files without running anything in them."""
 
 from __future__ import annotations
 

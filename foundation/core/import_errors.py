@@ -1,4 +1,4 @@
-"""Why a module cannot be imported, in one line that names the place in the user's code and what to do."""
+"""One-line errors for modules that cannot be imported: the place in the user's code, and what to do."""
 
 from __future__ import annotations
 

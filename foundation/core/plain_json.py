@@ -1,4 +1,4 @@
-"""JSON of plain values, whose number and depth are known before any is made."""
+"""JSON with limits: the number and depth of its values are checked before any is built."""
 
 from __future__ import annotations
 

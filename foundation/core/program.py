@@ -1,4 +1,4 @@
-"""Name under which this process was started, so that messages print commands as they are typed, and its runs."""
+"""Facts about this process: how it was started, so that messages show commands as they are typed, and its runs."""
 
 from __future__ import annotations
 

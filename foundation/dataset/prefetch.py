@@ -1,4 +1,4 @@
-"""Batches from the host to the device that learns, one ahead of the one that is learned from."""
+"""Copy batches from the host to the device that learns, one ahead of the one in use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A transition and a batch of them: the student's observation and each of the teacher's outputs that is kept."""
+"""A transition and a batch of them: the student's observation and each of the teacher's outputs that is stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shapes of what a program's operations give, told from its weights before anything is computed.
+"""Shapes of the outputs of a program's operations, derived from its weights before anything is computed.
 
 A file of a few kilobytes can describe a program that doubles its values forty times. What an operation says that it
 gives has to be what its weights and inputs make, and no more than a policy computes with.

@@ -1,4 +1,4 @@
-"""A user's environment at the boundary: what it returns is read and checked, what RSL-RL does not ask for supplied."""
+"""Wrapper around a user's environment: check what it returns, and supply what RSL-RL does not require of it."""
 
 from __future__ import annotations
 

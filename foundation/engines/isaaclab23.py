@@ -1,4 +1,4 @@
-"""Isaac Lab 2.3: Kit first, then everything else, because its own packages can be imported only once Kit runs."""
+"""Engine for Isaac Lab 2.3, whose own packages can be imported only once Kit runs."""
 
 # Isaac Lab has an environment of its own, so a type checker may not find it.
 # pyright: reportMissingImports=false

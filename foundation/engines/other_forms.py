@@ -1,4 +1,4 @@
-"""Forms in which environments of other libraries, and of older RSL-RL, return what ``VecEnv`` has, read as ``VecEnv``.
+"""Convert what environments of other libraries, and of older RSL-RL, return to the forms of ``VecEnv``.
 
 Only what has one meaning is read; everything else comes back as it was, for the check to name it. Nothing here raises.
 """

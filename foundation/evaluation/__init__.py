@@ -1,1 +1,1 @@
-"""Measuring policies: whole episodes, the same ones for everybody."""
+"""Measuring policies on whole episodes, with the same seeds for all of them."""

@@ -1,4 +1,4 @@
-"""Everything that is known about a policy that is to be exported, made from its checkpoint and its task."""
+"""Everything that exporters need to know about a policy, gathered from its checkpoint and its task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a policy's typed layers to the plain program that the writers go through."""
+"""Compile a policy's typed layers to the plain program that all writers read."""
 
 from __future__ import annotations
 

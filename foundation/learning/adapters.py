@@ -1,4 +1,4 @@
-"""Linear adapters from layers of the student to the teacher's that they are to resemble."""
+"""Linear adapters from the student's layers to the teacher's layers that they are to match."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ending a run whose evaluations get no better."""
+"""Stop a run whose evaluations no longer improve."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several learners whose students have layers in common, an update of one after another."""
+"""Several learners whose students share layers, updated in turns."""
 
 from __future__ import annotations
 

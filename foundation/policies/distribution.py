@@ -1,4 +1,4 @@
-"""From the raw output of a network to the mean and standard deviation of its actions."""
+"""Action distributions: the mean and standard deviation of actions from the raw output of a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory of a policy: one tensor, environments first, shared out among the layers that remember."""
+"""The memory of a policy: one tensor, environments first, split among its layers with memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the environment's named observation groups to the one tensor a policy reads."""
+"""Concatenate the environment's named observation groups to the one tensor that a policy reads."""
 
 from __future__ import annotations
 

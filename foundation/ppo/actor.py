@@ -1,4 +1,4 @@
-"""The actor that a fine-tuning run begins with: a student of ours, an RSL-RL policy, or a fresh network."""
+"""The actor that a fine-tuning run starts from: a student of this project, an RSL-RL policy, or a fresh network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Elastic weight consolidation (Kirkpatrick et al. 2017): weights that an old task depends on are held back."""
+"""Elastic weight consolidation (Kirkpatrick et al. 2017): a penalty on changing weights that an old task needs."""
 
 from __future__ import annotations
 

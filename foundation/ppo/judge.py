@@ -1,4 +1,4 @@
-"""Choosing ``best_model.pt``: RSL-RL's runs are evaluated while they train, because PPO oscillates."""
+"""Choice of ``best_model.pt``: RSL-RL's runs are evaluated while they train, because PPO oscillates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What keeps a policy from forgetting while PPO trains it: frozen teachers, replayed data, consolidated weights."""
+"""Terms that keep a policy from forgetting during PPO: frozen teachers, replayed data, consolidated weights."""
 
 from __future__ import annotations
 

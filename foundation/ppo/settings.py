@@ -1,4 +1,4 @@
-"""PPO's settings for a fine-tuning run, read from the task's agent config, of ours or Isaac Lab's."""
+"""PPO's settings for a fine-tuning run, read from the task's agent config, this project's or Isaac Lab's."""
 
 from __future__ import annotations
 

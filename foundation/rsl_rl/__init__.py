@@ -1,0 +1,1 @@
+"""The commands, one script each; ``foundation/cli`` has what they share."""

@@ -1,4 +1,4 @@
-"""Go on training a distilled policy, or any other, with PPO and without forgetting.
+"""Fine-tune a distilled policy, or any other, by PPO without forgetting.
 
 The policy's loss is ``(1 - alpha) * PPO + alpha * distillation + kl_coef * KL``; frozen teachers, replayed datasets and
 consolidated weights keep what was learned before.

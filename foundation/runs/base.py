@@ -1,4 +1,4 @@
-"""The bases of every kind of run: the loop, the best checkpoint, saving and resuming; and that of those that distil."""
+"""Base classes of runs: the loop of any run, with best checkpoint, saving and resuming; and of the runs that distil."""
 
 from __future__ import annotations
 

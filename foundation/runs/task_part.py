@@ -1,4 +1,4 @@
-"""One task of a run of several: a distillation run whose student shares its trunk with the other tasks' students."""
+"""One task of a multi-task run: a distillation run whose student shares its trunk with the other tasks' students."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Students, one file each: a module of this folder that defines a Student class is one, by the module's name."""
+"""Students, one file each: a module of this folder that defines a Student class; its name is the student's."""
 
 from __future__ import annotations
 

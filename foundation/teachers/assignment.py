@@ -1,4 +1,4 @@
-"""Which of many teachers an environment follows, step by step."""
+"""Assignment of many teachers to environments, step by step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A learned gate: how much each of several teachers counts in a state, by what it is expected to earn from there."""
+"""A learned gate: the weight of each of several teachers in a state, by the return that it is expected to get."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which teachers a run has: one file, several, a glob, a folder, or a manifest that names each with its vehicle."""
+"""Teachers of a run as a path names them: one file, several, a glob, a folder, or a manifest with their vehicles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TorchScript policies run by PyTorch, in evaluation mode, with what they remember taken out of them and put back."""
+"""TorchScript policies run by PyTorch in evaluation mode, their hidden memory read out and set from outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bound the memory of a graph that is run for the first time: each result's size is known before it is allocated."""
+"""Run a graph for the first time with bounded memory: the size of each result is known before it is allocated."""
 
 from __future__ import annotations
 

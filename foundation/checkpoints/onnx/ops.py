@@ -1,4 +1,4 @@
-"""ONNX operators in torch, for one row at a time: whoever calls them maps them over the environments.
+"""ONNX operators in torch, for one environment; callers map them over all environments.
 
 Each takes the node's attributes and its inputs (None: left out) and returns its outputs. What decides a shape, such as
 axes, is never computed from observations, so that reading it needs no synchronisation with a device.

@@ -1,4 +1,4 @@
-"""A model's bytes counted before protobuf makes objects of them: two bytes of a file may become a hundred in memory."""
+"""Limits on an ONNX file, checked before protobuf parses it: two bytes of the file can become a hundred in memory."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the checkpoint formats share."""
+"""Parts that the checkpoint formats share."""

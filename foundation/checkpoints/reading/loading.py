@@ -1,4 +1,4 @@
-"""From a checkpoint's plain tensors to a policy: sizes are read from the weights, and every key must be understood."""
+"""Build a policy from a checkpoint's plain tensors: sizes are those of the weights, and no entry may be left over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the parts of RSL-RL's checkpoints and exports, dense, recurrent or with images, to a policy."""
+"""Build a policy from the parts of RSL-RL's checkpoints and exports: dense, recurrent, or with images."""
 
 from __future__ import annotations
 

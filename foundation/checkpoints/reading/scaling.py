@@ -1,4 +1,4 @@
-"""Normalisers of other libraries: moments that are read from a file, with a bound on what comes out."""
+"""Normalisers of other libraries, built from the moments and the bound in a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The statistics of Stable-Baselines3's ``VecNormalize``: where they lie beside a model, and how they are read."""
+"""Statistics of Stable-Baselines3's ``VecNormalize``: find them beside a model, and read them."""
 
 from __future__ import annotations
 

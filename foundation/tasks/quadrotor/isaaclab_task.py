@@ -1,4 +1,4 @@
-"""What Isaac Lab's own commands find (entry-point group ``isaaclab.tasks``): the task with settings of their kind.
+"""Registration of the task for Isaac Lab's own commands, through the entry-point group ``isaaclab.tasks``.
 
 ``python -m isaaclab train --rl_library rsl_rl --task Isaac-Quadcopter-Point-Ctrl-v0`` imports this module. Its runner
 knows the fields of Isaac Lab's own configs alone, so our PPO settings are handed over in their form; it cannot take the

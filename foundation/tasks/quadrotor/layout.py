@@ -1,4 +1,4 @@
-"""What the numbers of the task's observation groups and actions are, for whoever deploys a policy."""
+"""Fields of the task's observation groups and actions, for whoever deploys a policy."""
 
 from __future__ import annotations
 

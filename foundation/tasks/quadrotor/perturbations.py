@@ -1,4 +1,4 @@
-"""What the built-in simulator can vary for a measurement of robustness, each quantity through its own parameter."""
+"""Quantities of the built-in simulator that a measurement of robustness can vary, each by its own parameter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the rotors do to the body over one physics step, for engines that integrate the rigid body themselves."""
+"""Force and torque of the rotors over one physics step, for engines that integrate the rigid body themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where vehicles come from: the Crazyflie, files in l2f's JSON form, and RAPTOR's sampled family."""
+"""Vehicles: the Crazyflie, files in l2f's JSON form, and RAPTOR's sampled family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fit, on rollouts, what PPO would give a deterministic policy: a standard deviation and a value function."""
+"""Fit to a deterministic policy, on rollouts, what PPO would have learned beside it: a std and a value function."""
 
 from __future__ import annotations
 
