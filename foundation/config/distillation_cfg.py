@@ -377,6 +377,9 @@ class DistillationCfg:
     """Episodes in an evaluation."""
     final_eval_episodes: int = 2048
     """Episodes on fresh seeds that the best student is re-measured with at the end (fewer where costly)."""
+    robustness: bool = False
+    """Measure the best student and the teacher again at the end, under noise, delays, another mass and whatever else
+    the environment can vary, on ``num_eval_episodes`` each (``robustness.json``; docs/howto/measure.md)."""
     save_interval: int = 10
     """Epochs between ``checkpoint_epoch_*.pt``."""
     epoch_teacher_forcing: int = 50

@@ -22,6 +22,8 @@ OFFSET_SEED = 3_000_003
 """Added for the episodes that position offsets are estimated from."""
 GATE_SEED = 4_000_003
 """Added for the episodes that the gate of many teachers is fitted to."""
+ROBUSTNESS_SEED = 5_000_003
+"""Added for the measurement of robustness."""
 
 Interrupted = Callable[[], str | None]
 """Returns the reason to stop, or a false value."""

@@ -8,13 +8,14 @@ from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.stopwatch import Stopwatch
 from foundation.engines.base import EnvCapabilities, MakeEvalEnv, VecEnv
 from foundation.evaluation.divergence import DivergenceProbe
+from foundation.evaluation.robustness import Robustness, measure_robustness
 from foundation.evaluation.teacher_check import check_teacher
 from foundation.policies.actors import Policy, PolicyActor
 from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.baselines import measure_baselines, ratio_interval, scores
 from foundation.rollout.episodes import CollectionStats, EvaluationResult
 from foundation.rollout.evaluate import evaluate, preserved_rng
-from foundation.runs.context import ProcessContext
+from foundation.runs.context import ROBUSTNESS_SEED, ProcessContext
 from foundation.runs.report import Reporter
 from foundation.runs.run_teachers import RunTeachers
 
@@ -249,3 +250,18 @@ class Measurements:
             "baselines": self.baselines,
             **teachers.summary(),
         }
+
+    def robustness(self, policy: Policy) -> Robustness:
+        """Measure the student and the teacher while one quantity at a time leaves its nominal value.
+
+        Args:
+            policy: The best student.
+        """
+        context = self.context
+        actors = {
+            "teacher": PolicyActor(self.teacher, self.teacher_obs),
+            "student": PolicyActor(policy, self.student_obs),
+        }
+        seed = self.cfg.seed + ROBUSTNESS_SEED
+        episodes = self.cfg.num_eval_episodes
+        return measure_robustness(self.env(), actors, (), episodes, seed, context.poll, context.reporter.perturbing)

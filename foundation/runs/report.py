@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.learning.learner import LearningStats
@@ -326,6 +327,16 @@ class Reporter(LineReporter):
         flag = "--final_eval_episodes" if cheap else "--num_eval_episodes"
         seconds = f", about {_minutes(self.clock.closing)}" if self.clock.closing >= 1.0 else ""
         self.line(f"Measuring the best student and the teacher on {episodes} fresh episodes each ({flag}{seconds}) ...")
+
+    def perturbing(self, quantity: str) -> None:
+        """Announce the next quantity of the measurement of robustness."""
+        self.line(f"Robustness: {quantity.replace('_', ' ')} ...")
+
+    def table(self, table: Table, *lines: str) -> None:
+        """Show a table, and lines below it; empty ones are left out."""
+        self.console.print(table)
+        for line in filter(None, lines):
+            self.line(line)
 
     def end(self, summary: dict[str, Any]) -> None:
         """Show what the run reached."""

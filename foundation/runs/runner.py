@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from foundation.config.distillation_cfg import DistillationCfg
+from foundation.config.plain import to_plain
 from foundation.core.errors import RunInterrupted, UserError, reading
 from foundation.dataset.build import CollectedData, build_dataset
 from foundation.dataset.disk.reader import SavedDataset
 from foundation.dataset.transition import Column, image_column, stored_column
 from foundation.engines.base import EnvCapabilities, MakeEvalEnv, VecEnv
+from foundation.evaluation.robustness import robustness_table
 from foundation.learning.early_stopping import EarlyStopping
 from foundation.learning.learner import LearningStats, RunFacts
 from foundation.learning.saliency import SalientTeacher
@@ -428,6 +430,8 @@ class DistillationRunner(Runner[Collection]):
             best = self.run_dir.load_checkpoint(BEST, map_location=str(self.env.device))
             policy.load_state_dict(best["model_state_dict"])
             measured = self.measurements.final(policy)
+            if self.cfg.robustness:
+                measured["robustness"] = self._measure_robustness(policy)
         summary = {
             "task": self.cfg.task,
             "best_epoch": self.best_epoch + 1,
@@ -448,3 +452,10 @@ class DistillationRunner(Runner[Collection]):
         self.recorder.close()
         self.reporter.end(summary)
         return summary
+
+    def _measure_robustness(self, policy: Policy) -> dict[str, Any]:
+        """Measure the best student's robustness beside the teacher's, write the curves, and return the summary."""
+        measured = self.measurements.robustness(policy)
+        self.reporter.table(robustness_table(measured), measured.lacking())
+        self.run_dir.write_summary(to_plain(measured), "robustness.json")
+        return measured.summary()

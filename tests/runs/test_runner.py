@@ -117,6 +117,22 @@ def test_a_run_distils_its_teacher_and_leaves_every_file(tmp_path):
     assert not (tmp_path / "dataset").exists(), "shards are for resuming, and the run is over"
 
 
+@pytest.mark.parametrize("two_envs", [True, False])
+def test_robustness_is_measured_at_the_end_by_choice(tmp_path, capsys, two_envs):
+    """Curves of teacher and student go to a file of their own, worst cases and areas into the summary."""
+    summary = make(tmp_path, config(robustness=True, n_epochs=2, epoch_teacher_forcing=1), two_envs=two_envs).run()
+    measured = summary["robustness"]
+    curves = json.loads((tmp_path / "robustness.json").read_text())["curves"]
+    assert [curve["name"] for curve in curves] == list(measured["quantities"])
+    assert measured["missing"] == ["mass", "inertia", "gravity", "push", "control_rate"]
+    for curve in curves:
+        for policy in ("teacher", "student"):
+            returns = [point["mean_return"] for point in curve["points"][policy]]
+            assert measured["quantities"][curve["name"]]["policies"][policy]["worst_return"] == min(returns)
+    assert json.loads((tmp_path / "summary.json").read_text())["robustness"]["missing"] == measured["missing"]
+    assert "Not varied: mass" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("batch_size", "warned"), [(4, 0), (1024, 1)])
 def test_too_few_updates_are_warned_of_once(tmp_path, caplog, batch_size, warned):
     """A batch as large as an epoch's data learns next to nothing: one warning, with what to do."""
