@@ -45,6 +45,7 @@ from foundation.engines.base import (
 )
 from foundation.engines.gymnasium_spaces import Observations, make_actions
 from foundation.engines.headless import prepare_rendering
+from foundation.engines.mujoco_models import QUANTITIES, MujocoModels
 from foundation.engines.video import ActionClip, VideoRecorder
 
 INSTALL = "pip install -e .[gymnasium]"
@@ -529,7 +530,10 @@ class GymnasiumVecEnv:
         rate = vector.metadata.get("render_fps")
         self.step_dt = 1.0 / rate if rate else None
         self.metadata = dict(vector.metadata)
-        self._limits = [_time_limit(env) for env in vector.envs] if isinstance(vector, SyncVectorEnv) else []
+        here = list(vector.envs) if isinstance(vector, SyncVectorEnv) else []
+        self._limits = [_time_limit(env) for env in here]
+        self._models = MujocoModels.of(here)
+        self.perturbations = QUANTITIES if self._models is not None else {}
         self._lengths = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
         self._returns = np.zeros(self.num_envs)
         self._obs: TensorDict
@@ -577,6 +581,11 @@ class GymnasiumVecEnv:
         self._lengths = torch.zeros_like(self._lengths)
         self._returns[:] = 0.0
         return self._keep(self._observations(obs))
+
+    def perturb(self, values: Mapping[str, float]) -> None:
+        """Vary the models of MuJoCo's environments from the next reset on; what is not named is nominal again."""
+        if self._models is not None:
+            self._models.perturb(values)
 
     def _seeds(self, seed: int) -> Any:
         """Return one seed for each environment, in the form that the vector environment takes."""

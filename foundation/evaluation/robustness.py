@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich import box
@@ -221,7 +221,9 @@ def measure_robustness(
     try:
         for name, actor in actors.items():
             observers = [] if nominal else [spread]
-            nominal[name] = Point.of(evaluate(perturbed, actor, num_episodes, seed, observers, poll, role=name))
+            nominal[name] = Point.of(
+                evaluate(cast(VecEnv, perturbed), actor, num_episodes, seed, observers, poll, role=name)
+            )
         perturbed.scales = spread.scales()
         missing = [] if typed else [name for name in SIMULATION if name not in quantities]
         for name in (OBSERVATION_NOISE, OBSERVATION_BIAS):
@@ -258,7 +260,7 @@ def _points(
                 points.append(nominal[policy])
                 continue
             env.vary(name, value)
-            points.append(Point.of(evaluate(env, actor, num_episodes, seed, poll=poll, role=policy)))
+            points.append(Point.of(evaluate(cast(VecEnv, env), actor, num_episodes, seed, poll=poll, role=policy)))
         yield policy, tuple(points)
 
 
