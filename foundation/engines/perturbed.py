@@ -20,11 +20,11 @@ ACTION_DELAY = "action_delay"
 ACTION_LOSS = "action_loss"
 
 BOUNDARY: dict[str, Quantity] = {
-    OBSERVATION_NOISE: Quantity("% of the column's std", 0.0, (2.0, 5.0, 10.0, 20.0, 40.0)),
-    OBSERVATION_BIAS: Quantity("% of the column's std", 0.0, (2.0, 5.0, 10.0, 20.0, 40.0)),
-    OBSERVATION_DROPOUT: Quantity("% of the steps", 0.0, (5.0, 10.0, 25.0, 50.0, 75.0)),
+    OBSERVATION_NOISE: Quantity("% of std", 0.0, (2.0, 5.0, 10.0, 20.0, 40.0)),
+    OBSERVATION_BIAS: Quantity("% of std", 0.0, (2.0, 5.0, 10.0, 20.0, 40.0)),
+    OBSERVATION_DROPOUT: Quantity("% of steps", 0.0, (5.0, 10.0, 25.0, 50.0, 75.0)),
     ACTION_DELAY: Quantity("steps", 0.0, (1.0, 2.0, 3.0, 5.0)),
-    ACTION_LOSS: Quantity("% of the steps", 0.0, (5.0, 10.0, 25.0, 50.0, 75.0)),
+    ACTION_LOSS: Quantity("% of steps", 0.0, (5.0, 10.0, 25.0, 50.0, 75.0)),
 }
 """Quantities that every engine has, as they are applied outside the simulation."""
 SIMULATION = ("mass", "inertia", "gravity", "push", "control_rate")
@@ -159,10 +159,10 @@ class PerturbedEnv(EnvWrapper):
         if self._seen is None:
             return obs.clone()  # some environments write the next observations into the same tensors
         lost = self._drawn(self._active[OBSERVATION_DROPOUT]).squeeze(1) & ~self._begins
-        last = self._seen
-        groups = {
-            name: torch.where(lost.view(-1, *[1] * (group.ndim - 1)), last[name], group) for name, group in obs.items()
-        }
+        groups: dict[str, Any] = dict(obs.items())
+        for name, group in groups.items():
+            last: Any = self._seen[name]
+            groups[name] = torch.where(lost.view(-1, *[1] * (group.ndim - 1)), last, group)
         return TensorDict(groups, batch_size=obs.batch_size, device=obs.device)
 
     def _drawn(self, percent: float) -> torch.Tensor:
