@@ -132,6 +132,9 @@ class EnvCapabilities:
     """Observation group -> (first of three columns with the position error [m], its frame: ``world`` or ``body``)."""
     rotation_fields: Mapping[str, int] = field(default_factory=dict)
     """Observation group -> first of nine columns with the rotation matrix, body to world, row by row."""
+    action_fields: Mapping[str, int] = field(default_factory=dict)
+    """Observation group -> first of the columns with the action that the policy gave last, clipped to
+    ``action_range`` ([-1, 1] where that is unknown)."""
     metric_units: Mapping[str, tuple[float, str]] = field(default_factory=dict)
     """Name in ``extras["episode_metrics"]`` -> (factor, unit) in which it is shown, as ``(100.0, "cm")``."""
     position_unit: tuple[float, str] = (1.0, "m")
@@ -189,6 +192,7 @@ class EnvCapabilities:
                 "position_fields", _positions, "a mapping: group -> (first column, 'world' or 'body')", {}
             ),
             rotation_fields=read("rotation_fields", _columns, "a mapping: group -> first column", {}),
+            action_fields=read("action_fields", _columns, "a mapping: group -> first column", {}),
             metric_units=read("metric_units", _units, "a mapping: metric -> (factor, unit)", {}),
             position_unit=read("position_unit", _unit, "(factor, unit), such as (100.0, 'cm')", (1.0, "m")),
             variant_kind=read("variant_kind", _text, "a word, such as 'vehicle'", ""),

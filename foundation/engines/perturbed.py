@@ -43,6 +43,9 @@ class PerturbedEnv(EnvWrapper):
     - ``action_delay``: an action takes effect so many steps later. An episode's first action fills the time before.
     - ``action_loss``: an action is lost, with that probability; the last one that arrived stands.
 
+    A policy knows what it has commanded: columns that the environment declares to be its last action
+    (``action_fields``) have neither noise nor bias, and hold what was given where another action arrived.
+
     The first observation and the first action of an episode always arrive. Random numbers come from a generator of this
     wrapper's own, so that a seed gives teacher and student the same perturbations. Integer observations, as
     images are, have neither noise nor bias.
@@ -54,10 +57,17 @@ class PerturbedEnv(EnvWrapper):
 
     def __init__(self, env: VecEnv, scales: Scales | None = None):
         super().__init__(env)
-        self.scales: Scales = scales or {}
+        declared = EnvCapabilities.of(env)
+        self._action_columns = {
+            group: slice(first, first + env.num_actions) for group, first in declared.action_fields.items()
+        }
+        bounds = declared.action_range or ((-1.0, 1.0),) * env.num_actions
+        self._bounds = torch.tensor(bounds, device=torch.device(env.device)).T
+        self._scales: Scales = {}
+        self.scales = scales or {}
         self.quantities: dict[str, Quantity] = dict(BOUNDARY)
         if is_perturbable(env):
-            self.quantities |= EnvCapabilities.of(env).perturbations
+            self.quantities |= declared.perturbations
         device = torch.device(env.device)
         self._generator = torch.Generator(device)
         self._delay = 0
@@ -71,6 +81,18 @@ class PerturbedEnv(EnvWrapper):
         self._seen: TensorDict | None = None
         """Last observations that arrived."""
         self._signs: dict[str, torch.Tensor] = {}
+
+    @property
+    def scales(self) -> Scales:
+        """Unit of noise and bias by group; 0 where a column is the policy's own last action."""
+        return self._scales
+
+    @scales.setter
+    def scales(self, scales: Scales) -> None:
+        copies = {name: scale.clone() for name, scale in scales.items()}
+        for name in copies.keys() & self._action_columns.keys():
+            copies[name][self._action_columns[name]] = 0.0
+        self._scales = copies
 
     def vary(self, name: str | None, value: float = 0.0) -> None:
         """Set one quantity from the next :meth:`reset` on; all others are nominal.
@@ -115,8 +137,11 @@ class PerturbedEnv(EnvWrapper):
 
     def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict]:
         """Advance the environment by the actions that arrive. Shape: (num_envs, num_actions)."""
+        given = actions
         obs, rewards, dones, extras = self.env.step(self._arriving(actions))
         self._begins = dones.bool()
+        if self._delay or ACTION_LOSS in self._active:
+            obs = self._with_commands(obs, given)
         return self._observe(obs), rewards, dones, extras
 
     def _arriving(self, actions: torch.Tensor) -> torch.Tensor:
@@ -131,6 +156,17 @@ class PerturbedEnv(EnvWrapper):
                 actions = torch.where(arrives, actions, self._action)
             self._action = actions
         return actions
+
+    def _with_commands(self, obs: TensorDict, actions: torch.Tensor) -> TensorDict:
+        """Write what the policy gave over what arrived, but where a new episode has begun."""
+        groups: dict[str, Any] = dict(obs.items())
+        low, high = self._bounds
+        for name, columns in self._action_columns.items():
+            group = groups[name].clone()
+            arrived = group[:, columns]
+            group[:, columns] = torch.where(self._begins.unsqueeze(1), arrived, actions.clamp(low, high).to(arrived))
+            groups[name] = group
+        return TensorDict(groups, batch_size=obs.batch_size, device=obs.device)
 
     def _observe(self, obs: TensorDict) -> TensorDict:
         """Return what the policy sees of observations, each group (num_envs, ...)."""

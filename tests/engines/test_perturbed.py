@@ -11,6 +11,8 @@ from tensordict import TensorDict
 from foundation.core.errors import UserError
 from foundation.engines.base import EnvCapabilities
 from foundation.engines.perturbed import BOUNDARY, PerturbedEnv
+from foundation.tasks.pursuit.chase import QuadcopterChaseEnv
+from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
 
 NUM_ENVS = 2000
 LENGTH = 6
@@ -133,6 +135,41 @@ def test_a_lost_action_leaves_the_last_one():
     inner = [step for step in range(1, 2 * LENGTH) if step != LENGTH]
     assert float(fresh[:, inner].float().mean()) == pytest.approx(0.5, abs=0.01)
     assert (fresh[:, 1:] | (received[:, 1:] == received[:, :-1])).all()
+
+
+class EchoEnv(RecordingEnv):
+    """Its second column is the action that arrived last."""
+
+    action_fields = MappingProxyType({"policy": 1})
+
+    def get_observations(self):
+        obs = super().get_observations()
+        if self.received:
+            obs["policy"][:, 1:2] = self.received[-1].clamp(-1.0, 1.0)
+        return obs
+
+
+def test_a_policy_knows_what_it_has_commanded():
+    """Under a delay the column of the last action holds what was given, clipped; with noise it is exact."""
+    env = PerturbedEnv(EchoEnv(3), SCALES)
+    assert env.scales["policy"].tolist() == [2.0, 0.0, 0.0]
+    env.vary("action_delay", 2.0)
+    env.reset(0)
+    given = [0.1, 0.2, 0.3, 3.0]
+    seen = [float(env.step(torch.full((3, 1), value))[0]["policy"][0, 1]) for value in given]
+    assert seen == pytest.approx([0.1, 0.2, 0.3, 1.0])
+    assert [float(action[0]) for action in env.env.received] == pytest.approx([0.1, 0.1, 0.1, 0.2])
+
+
+def test_the_built_in_tasks_declare_their_last_action():
+    """The declared columns hold the action that was given, in every group of both kinds of task."""
+    for env in (QuadcopterPointCtrlEnv(), QuadcopterChaseEnv()):
+        action = torch.rand(env.num_envs, 4)
+        obs, _, dones, _ = env.step(action)
+        assert not dones.any()
+        for group, first in EnvCapabilities.of(env).action_fields.items():
+            assert torch.equal(obs[group][:, first : first + 4], action)
+        assert set(env.action_fields) == set(obs.keys())
 
 
 @pytest.mark.parametrize("name", [name for name in BOUNDARY if name != "action_delay"])

@@ -26,6 +26,7 @@ POLICY_SIZE = 34
 RELATIVE_POSITION = 22
 """First column of the position less that of the other body."""
 ROTATION_FIELDS: dict[str, int] = {"policy": 3, "deployable": 3}
+ACTION_FIELDS: dict[str, int] = {"policy": 18, "deployable": 18}
 """Where each group has the rotation matrix, body to world, row by row: first column."""
 
 REWARD_TERMS = ("alive", "distance", "orientation", "action_rate", "termination")

@@ -27,6 +27,8 @@ class PursuitEnv(QuadrotorEnv):
     """How the other body is drawn: ``target`` or ``pursuer``."""
     num_constants: ClassVar[int]
     """Numbers that are drawn for the other body's motion in an episode."""
+    action_fields = mdp.ACTION_FIELDS
+    """Observation group -> first column of the previous action."""
     rotation_fields = mdp.ROTATION_FIELDS
     """Observation group -> first column of the rotation matrix, body to world, row by row."""
     _TENSORS = (*QuadrotorEnv._TENSORS, "_other", "_constants", "_other_table", "_constants_table", "_normal_table")

@@ -131,6 +131,7 @@ class QuadcopterPointCtrlIsaacEnv(DirectRLEnv):
     cfg: QuadcopterPointCtrlIsaacEnvCfg
     position_fields = mdp.POSITION_FIELDS
     """Observation group -> (first column of the position error, its frame: ``body`` or ``world``)."""
+    action_fields = mdp.ACTION_FIELDS
     rotation_fields = mdp.ROTATION_FIELDS
     """Observation group -> first column of the rotation matrix, body to world, row by row."""
     metric_units = mdp.METRIC_UNITS

@@ -29,6 +29,8 @@ POSITION_FIELDS: dict[str, tuple[int, str]] = {"policy": (0, "body"), "deployabl
 """Where each group has the position error: first column, and the frame it is in."""
 ROTATION_FIELDS: dict[str, int] = {"policy": 3, "deployable": 3, "l2f": 3}
 """Where each group has the rotation matrix, body to world, row by row: first column."""
+ACTION_FIELDS: dict[str, int] = {"policy": 18, "deployable": 18, "l2f": 18}
+"""Where each group has the previous action: first column."""
 METRIC_UNITS: dict[str, tuple[float, str]] = {"position_error": (100.0, "cm")}
 """What an episode's metrics, in SI units, are shown in: factor and unit."""
 POSITION_UNIT = (100.0, "cm")

@@ -30,6 +30,8 @@ class QuadcopterPointCtrlEnv(QuadrotorEnv):
     """Observation group -> (first column of the position error, its frame: ``body`` or ``world``)."""
     rotation_fields = mdp.ROTATION_FIELDS
     """Observation group -> first column of the rotation matrix, body to world, row by row."""
+    action_fields = mdp.ACTION_FIELDS
+    """Observation group -> first column of the previous action."""
 
     def __init__(self, cfg: QuadcopterPointCtrlEnvCfg | None = None, render_mode: str | None = None):
         """Build the environments and reset them with ``cfg.seed``."""
