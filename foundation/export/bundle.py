@@ -21,6 +21,7 @@ from foundation.engines.observation_terms import Layout, task_layout
 from foundation.export.program import program_of
 from foundation.policies.info import PolicyInfo
 from foundation.policies.policy_network import PolicyNetwork
+from foundation.students.cnn import CNNStudent
 from foundation.tasks import load_entry_point, resolve_task
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,8 @@ def record(network: PolicyNetwork, clip: float | None, program: Program, seed: i
         if operation.kind == "normalize" and operation.inputs == (OBS,):
             obs = obs / numpy.where(operation.arrays["scale"] == 0, 1, operation.arrays["scale"])
             obs = obs + operation.arrays["mean"]
+    if isinstance(network, CNNStudent):
+        obs = network.typical_obs(torch.from_numpy(obs)).numpy()
     resets = generator.random((steps, GOLDEN_ENVS)) < 0.05
     resets[0] = True
     if steps > 3:

@@ -254,6 +254,33 @@ static void POLICY_global_pool(int largest, int channels, int pixels, const floa
     }
 }
 """,
+    "add": """\
+static void POLICY_add(int size, const float *x, const float *y, float *out) {
+    for (int i = 0; i < size; i++) {
+        out[i] = x[i] + y[i];
+    }
+}
+""",
+    "spatial_softmax": """\
+static void POLICY_spatial_softmax(const float *grid, int channels, int pixels, const float *x, float *out) {
+    for (int channel = 0; channel < channels; channel++) {
+        const float *image = x + channel * pixels;
+        float most = image[0];
+        float total = 0.0f, across = 0.0f, down = 0.0f;
+        for (int i = 1; i < pixels; i++) {
+            most = image[i] > most ? image[i] : most;
+        }
+        for (int i = 0; i < pixels; i++) {
+            const float share = expf(image[i] - most);
+            total += share;
+            across += share * grid[2 * i];
+            down += share * grid[2 * i + 1];
+        }
+        out[2 * channel] = across / total;
+        out[2 * channel + 1] = down / total;
+    }
+}
+""",
 }
 """C text by name; ``POLICY`` stands for the policy's name. Each comes after those that it calls."""
 

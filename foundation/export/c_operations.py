@@ -237,8 +237,22 @@ def _global_pool(body: StepBody, op: Operation, index: int) -> list[str]:
     return [f"{body.use('global_pool')}({largest}, {channels}, {rows * columns}, {x}, {out});"]
 
 
+def _add(body: StepBody, op: Operation, index: int) -> list[str]:
+    x, y = (body.value(name) for name in op.inputs)
+    return [f"{body.use('add')}({op.size}, {x}, {y}, {body.value(op.name)});"]
+
+
+def _spatial_softmax(body: StepBody, op: Operation, index: int) -> list[str]:
+    channels, rows, columns = body.shapes[op.inputs[0]]
+    grid = body.weight(index, op, "grid")
+    x = body.value(op.inputs[0])
+    out = body.value(op.name)
+    return [f"{body.use('spatial_softmax')}({grid}, {channels}, {rows * columns}, {x}, {out});"]
+
+
 WRITERS: dict[str, Callable[[StepBody, Operation, int], list[str]]] = {
     "activation": _activation,
+    "add": _add,
     "arg_max": _arg_max,
     "beta_moment": _beta_moment,
     "channel_norm": _channel_norm,
@@ -253,6 +267,7 @@ WRITERS: dict[str, Callable[[StepBody, Operation, int], list[str]]] = {
     "normalize": _normalize,
     "recurrent": _recurrent,
     "scale": _pairwise("scale", "scale", "shift"),
+    "spatial_softmax": _spatial_softmax,
     "window": _window,
 }
 """What writes each operation's lines of ``<name>_step``."""

@@ -111,6 +111,21 @@ class CNNStudent(Student):
         parts = (self.frames, self.encoder, self.core, self.body)
         return [part for part in parts if part is not None]
 
+    def typical_obs(self, noise: torch.Tensor) -> torch.Tensor:
+        """Return observations as the environment may give them: by the normaliser's moments, images from dark to full.
+
+        Args:
+            noise: Standard normal numbers. Shape: (..., num_obs).
+        """
+        flat, *images = noise.split([self.num_flat, *self._image_sizes()], dim=-1)
+        flat = flat * (self.normalizer.var.sqrt() + self.normalizer.eps).cpu() + self.normalizer.mean.cpu()
+        shares = [0.5 + 0.5 * torch.erf(image / math.sqrt(2.0)) for image in images]  # uniform from 0 to 1
+        scaled = [share / scale for share, scale in zip(shares, self.image_scales.values(), strict=True)]
+        return torch.cat([flat, *scaled], dim=-1)
+
+    def _image_sizes(self) -> list[int]:
+        return [math.prod(shape) for shape in self.image_shapes.values()]
+
     def _normalized(self, obs: torch.Tensor) -> torch.Tensor:
         if self.num_flat == self.num_obs:
             return self.normalizer(obs)

@@ -26,6 +26,7 @@ from foundation.students import make_student, student_cfg_class
 NUM_OBS, NUM_ACTIONS = 9, 3
 STEPS, ENVS = 150, 4
 
+SMALL = {"channels": [4, 5], "image_features": 8, "hidden_size": 8, "hidden_dims": [8]}
 STUDENTS: dict[str, tuple[str, dict]] = {
     "mlp": ("mlp", {}),
     "mlp-no-hidden": ("mlp", {"hidden_dims": []}),
@@ -39,6 +40,13 @@ STUDENTS: dict[str, tuple[str, dict]] = {
     "history": ("history", {"length": 5}),
     "history-of-1": ("history", {"length": 1}),
     "tcn": ("tcn", {"channels": [6, 5], "kernel_size": 3, "hidden_dims": []}),
+    "cnn": ("cnn", SMALL | {"images": {"front": [1, 2, 3]}, "image_scales": {"front": 0.1}}),
+    "cnn-of-images-alone": ("cnn", SMALL | {"images": {"front": [1, 3, 3]}, "encoder": "spatial_softmax"}),
+    "cnn-of-frames": (
+        "cnn",
+        SMALL | {"images": {"front": [1, 2, 2], "wrist": [1, 1, 2]}, "frame_stack": 3, "memory": "gru"},
+    ),
+    "cnn-impala": ("cnn", SMALL | {"images": {"front": [1, 2, 3]}, "encoder": "impala", "memory": "lstm"}),
 }
 """Name of a case -> the student's name and its options."""
 ACTIVATIONS = (
@@ -52,7 +60,7 @@ def student(case: str):
     name, options = STUDENTS[case]
     made = make_student(student_cfg_class(name)(**options), NUM_OBS, 1 if "num_choices" in options else NUM_ACTIONS)
     randomise(made)
-    made.normalizer.update(torch.randn(200, NUM_OBS) * 3 + 1)
+    made.update_normalizer(torch.randn(200, NUM_OBS) * 3 + 1)
     return made.requires_grad_(False).eval()
 
 
@@ -65,7 +73,8 @@ def randomise(network: nn.Module) -> None:
 
 def save_student(network, path: Path, **more) -> Path:
     """Write a student as this project's checkpoints have it."""
-    content = {"student": network.describe(), "model_state_dict": network.state_dict(), "obs_groups": ["policy"]}
+    groups = ["policy", *getattr(network, "image_shapes", {})]
+    content = {"student": network.describe(), "model_state_dict": network.state_dict(), "obs_groups": groups}
     torch.save(content | more, path)
     return path
 
