@@ -354,22 +354,48 @@ class DistillationDataset:
         return self._delivered(self._sequences(batch_size, num_batches, shuffle))
 
     def _sequences(self, batch_size: int, num_batches: int, shuffle: bool) -> Iterator[Batch]:
+        for index in self._draw(self.chunk_steps // self.sequence_length, batch_size, num_batches, shuffle):
+            yield self._sequence_batch(index)
+
+    def _sequence_batch(self, sequences: torch.Tensor) -> Batch:
+        """Return some sequences, numbered by chunk, time and environment. Shape: (batch_size,)."""
         length = self.sequence_length
         envs = self.num_envs
         steps = torch.arange(length, device=self.device).unsqueeze(1) * envs
-        for window in self._draw(self.chunk_steps // length, batch_size, num_batches, shuffle):
-            first = torch.div(window, envs, rounding_mode="floor") * (length * envs) + window % envs
-            # Time is the first dimension of a batch and environments are neighbours in storage, hence the stride.
-            index = (first + steps).view(-1)
-            parts = self._gather(index, (length, len(window)))
-            resets = self.resets.view(-1).index_select(0, index).view(length, -1)
-            weights = None
-            if self.weights is not None:
-                weights = self.weights.view(-1).index_select(0, index).view(length, -1)
-            state = None
-            if self.states is not None:
-                state = self.states.view(-1, self.states.shape[-1]).index_select(0, window)
-            yield make_batch(parts, weights, resets, state)
+        first = torch.div(sequences, envs, rounding_mode="floor") * (length * envs) + sequences % envs
+        # Time is the first dimension of a batch and environments are neighbours in storage, hence the stride.
+        index = (first + steps).view(-1)
+        parts = self._gather(index, (length, len(sequences)))
+        resets = self.resets.view(-1).index_select(0, index).view(length, -1)
+        weights = None
+        if self.weights is not None:
+            weights = self.weights.view(-1).index_select(0, index).view(length, -1)
+        state = None
+        if self.states is not None:
+            state = self.states.view(-1, self.states.shape[-1]).index_select(0, sequences)
+        return make_batch(parts, weights, resets, state)
+
+    def chunk_batches(self, chunks: Sequence[int]) -> Iterator[Batch]:
+        """Return all transitions of some chunks, a batch for each chunk: flat, or sequences as in training.
+
+        Args:
+            chunks: Their places in the buffer.
+
+        Returns:
+            Batches as of :meth:`flat_minibatches`, or of :meth:`sequence_minibatches`, on the compute device.
+        """
+        return deliver(self._chunk_batches(chunks), self.device, self.compute_device)
+
+    def _chunk_batches(self, chunks: Sequence[int]) -> Iterator[Batch]:
+        items = self.num_envs * (self.chunk_steps // self.sequence_length)
+        for chunk in chunks:
+            index = torch.arange(chunk * items, (chunk + 1) * items, device=self.device)
+            if self.sequence_length > 1:
+                yield self._sequence_batch(index)
+            else:
+                yield make_batch(
+                    self._gather(index, (items,)), None if self.weights is None else self.weights[chunk].view(-1)
+                )
 
     def _draw(self, per_env: int, batch_size: int, num_batches: int, shuffle: bool) -> torch.Tensor:
         """Draw transitions or sequences, numbered by chunk, time and environment; ``per_env`` in a chunk for each.

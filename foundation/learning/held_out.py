@@ -1,9 +1,9 @@
-"""Loss and action error on transitions that are held out of the training."""
+"""Loss and action error on transitions that are held out of the training, or not yet learned from."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -28,25 +28,52 @@ def held_out_loss(learner: Learner, dataset: DistillationDataset, epoch: int) ->
         ``held_out_loss`` as the learner adds its terms up, each term where there are several, and ``action_rmse``
         [action units].
     """
-    params = learner.loss_params(epoch)
+    terms, square = _measure(learner, _whole_pass(dataset, learner.sequence_length), epoch)
+    weights = dict(zip(terms, learner.objective.term_weights(epoch), strict=True))
+    loss = sum(weight * terms[name] for name, weight in weights.items())
+    return {"held_out_loss": loss, "action_rmse": math.sqrt(square)} | (terms if len(terms) > 1 else {})
+
+
+@torch.no_grad()
+def unseen_terms(learner: Learner, dataset: DistillationDataset, chunks: Sequence[int], epoch: int) -> dict[str, float]:
+    """Measure the student that would be saved on new transitions, before it learns from them.
+
+    Args:
+        learner: Its policy is measured, by its losses.
+        dataset: Holds the transitions.
+        chunks: Places of the chunks that the epoch has collected; of many the last ones.
+        epoch: Counted from 0, for schedules of the losses.
+
+    Returns:
+        Each term, unweighted.
+    """
+    most = max(1, BATCH_ROWS // (dataset.num_envs * dataset.chunk_steps))
+    learner.objective.fit_standardiser(dataset, epoch, learner.policies)
+    device = next(learner.policy.parameters()).device
+    # Losses that draw labels take no random numbers from the run's generator: measuring changes nothing.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        return _measure(learner, dataset.chunk_batches(chunks[-most:]), epoch)[0]
+
+
+def _measure(learner: Learner, batches: Iterable[Batch], epoch: int) -> tuple[dict[str, float], float]:
+    """Return each term's mean over all transitions, and that of the squared action error."""
+    objective = learner.objective
+    params = objective.loss_params(epoch)
     policy = learner.policy
-    names = [term.name for term in learner.terms]
+    names = [term.name for term in objective.terms]
     device = next(policy.parameters()).device
     sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
     total = torch.zeros((), device=device)
-    for batch in _whole_pass(dataset, learner.sequence_length):
-        output = learner.outputs(policy, batch)
-        weights = learner.weights(batch)
+    for batch in batches:
+        output = objective.outputs(policy, batch)
+        weights = objective.weights(batch)
         weights = torch.ones(batch.obs.shape[:-1], device=device) if weights is None else weights
-        values = learner.per_sample(output, batch.targets, params)
+        values = objective.per_sample(output, batch.targets, params)
         values.append((output.mean - batch.targets.mean).square().mean(-1))
         sums += torch.stack([(value * weights).sum() for value in values]).double()
         total += weights.sum()
     *means, square = (sums / total.clamp_min(1e-8)).tolist()
-    terms = dict(zip(names, means, strict=True))
-    weights = dict(zip(names, learner.term_weights(epoch), strict=True))
-    loss = sum(weight * terms[name] for name, weight in weights.items())
-    return {"held_out_loss": loss, "action_rmse": math.sqrt(square)} | (terms if len(terms) > 1 else {})
+    return dict(zip(names, means, strict=True)), square
 
 
 def _whole_pass(dataset: DistillationDataset, length: int) -> Iterator[Batch]:

@@ -13,7 +13,7 @@ from foundation.core.errors import UserError
 from foundation.dataset.build import load_offline
 from foundation.dataset.dataset import Batch
 from foundation.dataset.disk.reader import SavedDataset
-from foundation.learning.learner import forward
+from foundation.learning.objective import forward
 from foundation.learning.terms import Term
 from foundation.policies.output import PolicyOutput
 from foundation.students.base import Student

@@ -258,6 +258,6 @@ class Runner(RunLoop[DistillationCfg, Reporter, Collected]):
                 f"The run to resume has the optimiser {kind}, whose state means nothing to {self.cfg.optimizer.name}: "
                 f"leave distill.optimizer.name={self.cfg.optimizer.name} out."
             )
-        if ("adapter_state_dict" in values) != (self.learner.adapter is not None):
+        if ("adapter_state_dict" in values) != (self.learner.objective.adapter is not None):
             raise UserError("The loss 'feature' cannot come or go when a run is resumed: give the same losses.")
         self.learner.load_state_dict(values["model_state_dict"], values)

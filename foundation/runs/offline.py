@@ -18,7 +18,8 @@ from foundation.dataset.dataset import DistillationDataset
 from foundation.dataset.disk.reader import SavedDataset
 from foundation.learning.early_stopping import EarlyStopping
 from foundation.learning.held_out import held_out_loss
-from foundation.learning.learner import LearningStats, RunFacts
+from foundation.learning.learner import LearningStats
+from foundation.learning.objective import RunFacts
 from foundation.policies.obs_groups import ObsSelector
 from foundation.policies.output import map_output
 from foundation.runs.base import Runner
@@ -117,9 +118,10 @@ class OfflineRunner(Runner[None]):
 
     def _load(self) -> tuple[DistillationDataset, DistillationDataset]:
         """Read the dataset into two: transitions to train on, and a random share of the chunks that is held out."""
-        needed = {name for term in self.learner.terms for name in term.spec.teacher}
+        objective = self.learner.objective
+        needed = {name for term in objective.terms for name in term.spec.teacher}
         with self.stopwatch.stage("loading"):
-            data = load_offline(self.cfg, self.saved, needed, self.learner.target_fields(), self.sequence_length)
+            data = load_offline(self.cfg, self.saved, needed, objective.target_fields(), self.sequence_length)
         self.episodes = data.num_episodes
         self.episodes_left_out = data.num_left_out
         self.filtered = data.filtered

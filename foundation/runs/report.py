@@ -274,6 +274,7 @@ class Reporter(LineReporter):
         self._warn_of_few_updates(learned.num_updates)
         if len(learned.terms) > 1:
             scalars |= {f"training/{name}": value for name, value in learned.terms.items()}
+        scalars |= {f"held_out/{name}": value for name, value in learned.unseen.items()}
         if evaluation is not None:
             parts.append(self._evaluation(evaluation))
             scalars |= {f"evaluation/{name}": value for name, value in evaluation.items()}

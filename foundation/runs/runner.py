@@ -18,7 +18,9 @@ from foundation.dataset.transition import Column, image_column, stored_column
 from foundation.engines.base import EnvCapabilities, MakeEvalEnv, VecEnv
 from foundation.evaluation.robustness import robustness_table
 from foundation.learning.early_stopping import EarlyStopping
-from foundation.learning.learner import LearningStats, RunFacts
+from foundation.learning.held_out import unseen_terms
+from foundation.learning.learner import LearningStats
+from foundation.learning.objective import RunFacts
 from foundation.learning.saliency import SalientTeacher
 from foundation.policies.actors import Policy, PolicyActor
 from foundation.policies.obs_groups import teacher_selector
@@ -189,7 +191,7 @@ class DistillationRunner(Runner[Collection]):
     def _probe_targets(self) -> dict[str, int]:
         """Evaluate teacher and student once; return the size of each of their outputs that is needed."""
         obs = self.env.get_observations()
-        wanted = self.learner.target_fields()
+        wanted = self.learner.objective.target_fields()
         self.teachers.ask_for(wanted)
         shared = self.teachers.share_columns(wanted, obs)
         self.labelling: Policy = self.teacher if shared is None else SalientTeacher(self.teacher, shared[1])
@@ -277,9 +279,13 @@ class DistillationRunner(Runner[Collection]):
 
     def learn(self, epoch: int, collected: Collection) -> LearningStats:
         """Fit the student to the dataset."""
+        slots = collected.stats.slots
+        several = len(self.learner.objective.terms) > 1
         with self.stopwatch.stage("learning"):
+            unseen = unseen_terms(self.learner, self.dataset, slots, epoch) if several else {}
             learned = self.learner.learn(self.dataset, collected.num_new, epoch, self.poll)
-            self.collector.fit_noise(collected.stats.slots)
+            learned.unseen = unseen
+            self.collector.fit_noise(slots)
         return learned
 
     def evaluate(self, epoch: int, collected: Collection) -> dict[str, float] | None:

@@ -291,3 +291,24 @@ def test_a_state_that_counts_what_is_not_there_is_refused(change):
     dataset.load_state_dict(state)
     with pytest.raises(UserError, match="corrupt dataset"):
         dataset.load_state_dict(state | change)
+
+
+@given(shapes, st.data())
+def test_batches_of_chunks_hold_each_of_their_rows_once_and_no_other(shape, data):
+    """Flat or as sequences, in order, with the row's own target; what minibatches draw next is not touched by it."""
+    envs, windows, window, fit, chunks = shape
+    dataset = make(envs, windows, window, fit)
+    slots = fill(dataset, chunks)
+    chosen = data.draw(st.lists(st.integers(max(0, chunks - fit), chunks - 1), min_size=1, unique=True))
+    before = dataset.state_dict()
+    batches = list(dataset.chunk_batches([slots[chunk] for chunk in chosen]))
+    assert len(batches) == len(chosen)
+    for chunk, batch in zip(chosen, batches, strict=True):
+        assert torch.equal(codes(batch.obs), batch.targets.mean.squeeze(-1))
+        found = codes(batch.obs).flatten().tolist()
+        assert len(found) == len(set(found)) and set(found) == written(dataset, chunk, chunk + 1)
+        assert batch.obs.dim() == (2 if window == 1 else 3)
+        if window > 1:
+            assert torch.equal(batch.obs[1:, :, 0] - batch.obs[:-1, :, 0], torch.ones(window - 1, envs * windows))
+    after = dataset.state_dict()
+    assert before["cursor"] == after["cursor"] and torch.equal(before["generator"], after["generator"])

@@ -219,7 +219,7 @@ def test_weights_decide_what_is_learned():
         if spoil:
             dataset.rows[..., 3:][dataset.weights == 0] = 1e3
         [batch] = dataset.flat_minibatches(len(dataset), 1, shuffle=False)
-        learner.losses(batch, learner.loss_params(0))[0].backward()
+        learner.losses(batch, learner.objective.loss_params(0))[0].backward()
         gradients.append(student.mean.bias.grad.clone())
     assert torch.equal(*gradients)
 

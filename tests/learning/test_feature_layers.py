@@ -13,7 +13,8 @@ from foundation.core.errors import UserError
 from foundation.core.files import atomic_torch_save
 from foundation.dataset.dataset import BufferSpec, DistillationDataset
 from foundation.learning.held_out import held_out_loss
-from foundation.learning.learner import Learner, RunFacts
+from foundation.learning.learner import Learner
+from foundation.learning.objective import RunFacts
 from foundation.policies.actor_critic import ActorCritic
 from foundation.policies.output import PolicyOutput
 from foundation.students import StudentPolicy, make_student, student_cfg_class
@@ -102,17 +103,17 @@ def test_the_loss_of_several_layers_by_hand(tmp_path):
     """The mean over layers of the mean squared error per dimension, each in units of its own spread."""
     teacher = teacher_of(tmp_path)
     learner, dataset = learner_of(teacher, "l2"), filled(teacher)
-    learner.standardiser.fit(dataset)
+    learner.objective.standardiser.fit(dataset)
     rows = dataset.rows[0].flatten(0, 1)
     targets = PolicyOutput(rows[:, 3:5], features=rows[:, 5:])
     output = learner.student.step(rows[:, :3])[0]
-    found = learner.per_sample(output, targets, learner.loss_params(0))[1]
+    found = learner.objective.per_sample(output, targets, learner.objective.loss_params(0))[1]
     parts = []
     tapped = learner.student.body
     for depth, columns, adapter in ((2, slice(0, 12), 0), (4, slice(12, 22), 1)):
         hidden = tapped[:depth](learner.student.normalizer(rows[:, :3]))
-        error = learner.adapter.layers[adapter](hidden) - targets.features[:, columns]
-        parts.append((error / learner.standardiser.scale["features"][columns]).square().mean(-1))
+        error = learner.objective.adapter.layers[adapter](hidden) - targets.features[:, columns]
+        parts.append((error / learner.objective.standardiser.scale["features"][columns]).square().mean(-1))
     assert torch.allclose(found, (parts[0] + parts[1]) / 2.0, rtol=1e-4, atol=1e-5)
 
 

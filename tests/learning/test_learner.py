@@ -11,7 +11,8 @@ from linear_teacher import GAIN, filled
 from foundation.config.distillation_cfg import DistillationCfg, LossCfg, OptimizerCfg, ScheduleCfg
 from foundation.core.errors import UserError
 from foundation.dataset.dataset import Batch, BufferSpec, DistillationDataset
-from foundation.learning.learner import Learner, forward
+from foundation.learning.learner import Learner
+from foundation.learning.objective import forward
 from foundation.policies.output import PolicyOutput
 from foundation.students import StudentPolicy, make_student, student_cfg_class
 from foundation.students.mlp import MLPStudentCfg
@@ -109,7 +110,7 @@ def test_auxiliary_terms_are_added_with_their_weights():
     value = ((output.value - obs.sum(-1, keepdim=True)) / spread).square().mean().item()
     assert stats.terms == pytest.approx({"mse": mse, "value": value}, rel=1e-5)
     assert stats.mean_loss == pytest.approx(mse + 0.25 * value, rel=1e-5)
-    assert learner.target_fields() == {"mean", "value", "logits"}
+    assert learner.objective.target_fields() == {"mean", "value", "logits"}
 
 
 @pytest.mark.parametrize(
@@ -223,7 +224,7 @@ def test_burn_in_steps_carry_no_loss_unless_the_episode_began_inside():
     learner = Learner(make_student(student_cfg_class("gru")(name="gru"), 3, 2), cfg, 5)
     resets = torch.tensor([[0, 1, 0], [0, 0, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0]], dtype=torch.bool)
     batch = Batch(torch.zeros(5, 3, 3), PolicyOutput(torch.zeros(5, 3, 2)), None, resets)
-    counted = learner.weights(batch)
+    counted = learner.objective.weights(batch)
     assert counted is not None
     assert counted.T.tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
 
@@ -260,7 +261,7 @@ def test_a_feature_loss_learns_through_an_adapter():
     learner.prepare(
         learner.student.step(torch.zeros(1, 3))[0], PolicyOutput(torch.zeros(1, 2), features=torch.zeros(1, 5))
     )
-    assert learner.adapter is not None
+    assert learner.objective.adapter is not None
     terms = [learner.learn(dataset, 64, 0).terms["feature"] for _ in range(100)]
     assert terms[-1] < terms[0] / 5
 

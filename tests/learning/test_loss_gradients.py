@@ -7,8 +7,9 @@ import torch
 
 from foundation.config.distillation_cfg import DistillationCfg, LossCfg
 from foundation.dataset.transition import Batch
-from foundation.learning.learner import Learner, RunFacts
+from foundation.learning.learner import Learner
 from foundation.learning.losses import LOSSES
+from foundation.learning.objective import RunFacts
 from foundation.students import StudentPolicy
 
 DISCRETE = ("q_mse", "advantage_mse", "soft_cross_entropy")
@@ -28,7 +29,7 @@ def test_the_gradient_reaches_the_student_and_never_the_teacher(name):
     teacher.requires_grad_(False)  # as every teacher that is read
     target = teacher.step(obs)[0]._replace(saliency=torch.rand(16, 3))
     learner.prepare(student.step(obs)[0], target, RunFacts(shared_columns=torch.arange(3)))
-    values = learner.losses(Batch(obs, target), learner.loss_params(0))
+    values = learner.losses(Batch(obs, target), learner.objective.loss_params(0))
     values[-1].backward()
     assert any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in student.parameters())
     assert all(parameter.grad is None for parameter in teacher.parameters())

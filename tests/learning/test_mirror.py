@@ -9,8 +9,9 @@ from linear_teacher import filled
 from foundation.config.distillation_cfg import DatasetCfg, DistillationCfg, LossCfg
 from foundation.core.errors import UserError
 from foundation.dataset.transition import Batch
-from foundation.learning.learner import Learner, RunFacts
+from foundation.learning.learner import Learner
 from foundation.learning.mirror import Mirror
+from foundation.learning.objective import RunFacts
 from foundation.policies.output import PolicyOutput
 from foundation.students import StudentPolicy, make_student, student_cfg_class
 

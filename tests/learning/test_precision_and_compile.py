@@ -41,7 +41,7 @@ def test_bfloat16_is_the_same_loss_to_its_rounding_and_leaves_weights_in_float32
         made = learner(name, precision=precision)
         seen = []
         made.student.mean.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out.dtype))
-        [loss] = made.losses(batch, made.loss_params(0))
+        [loss] = made.losses(batch, made.objective.loss_params(0))
         loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in made.student.parameters() if p.grad is not None])
         found[precision] = (float(loss.detach()), gradient)

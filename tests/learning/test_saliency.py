@@ -11,8 +11,9 @@ from foundation.core.errors import UserError
 from foundation.dataset.dataset import BufferSpec, DistillationDataset
 from foundation.dataset.transition import Batch
 from foundation.learning.held_out import held_out_loss
-from foundation.learning.learner import Learner, RunFacts
+from foundation.learning.learner import Learner
 from foundation.learning.losses import LossParams, loss_spec
+from foundation.learning.objective import RunFacts
 from foundation.learning.saliency import SalientTeacher, action_saliency, shared_columns
 from foundation.policies.obs_groups import ObsSelector
 from foundation.policies.output import PolicyOutput
@@ -110,7 +111,8 @@ def test_the_gradient_of_attention_is_that_of_finite_differences():
     batch = Batch(rows[:, dataset.columns["obs"]], targets)
 
     def loss() -> torch.Tensor:
-        return learner.per_sample(learner.outputs(student, batch), targets, learner.loss_params(0))[1].mean()
+        objective = learner.objective
+        return objective.per_sample(objective.outputs(student, batch), targets, objective.loss_params(0))[1].mean()
 
     loss().backward()
     for parameter in (student.mean.weight, student.body[0].weight):

@@ -39,7 +39,7 @@ def test_states_that_matter_more_count_more_in_the_loss(kind):
     learner = Learner(StudentPolicy(2, 1, num_choices=3), cfg, 1)
     obs = torch.randn(2, 2)
     batch = Batch(obs, PolicyOutput(torch.zeros(2, 1), logits=Q_VALUES.float()), torch.tensor([1.0, 0.5]))
-    [found] = learner.losses(batch, learner.loss_params(0))
+    [found] = learner.losses(batch, learner.objective.loss_params(0))
     own = action_gap_weights(Q_VALUES, 1.0) if kind == "action_gap" else advantage_weights(Q_VALUES)
     weights = own * torch.tensor([1.0, 0.5])
     errors = (learner.student.step(obs)[0].logits - Q_VALUES).square().mean(-1)

@@ -11,8 +11,9 @@ import torch
 from foundation.config.distillation_cfg import DistillationCfg, LossCfg, OptimizerCfg
 from foundation.core.errors import UserError
 from foundation.dataset.dataset import Batch, BufferSpec, DistillationDataset
-from foundation.learning.learner import Learner, forward
+from foundation.learning.learner import Learner
 from foundation.learning.losses import LOSSES, LossParams
+from foundation.learning.objective import forward
 from foundation.learning.standardise import Standardiser
 from foundation.policies.output import PolicyOutput
 from foundation.students import StudentPolicy
@@ -111,17 +112,18 @@ def test_gradients_are_those_of_finite_differences(name):
     """In float64, through standardisation, adapter and student, for every parameter that the term reaches."""
     learner = make({name: 1.0})
     dataset = filled(1)
-    learner.standardiser.fit(dataset)
-    for moments in (learner.standardiser.mean, learner.standardiser.scale):
+    learner.objective.standardiser.fit(dataset)
+    for moments in (learner.objective.standardiser.mean, learner.objective.standardiser.scale):
         moments.update({field: tensor.double() for field, tensor in moments.items()})
     student = learner.student.double()
-    modules = [student] if learner.adapter is None else [student, learner.adapter.double()]
+    modules = [student] if learner.objective.adapter is None else [student, learner.objective.adapter.double()]
     rows = dataset.rows[0].flatten(0, 1).double()
     targets = PolicyOutput(**{field: rows[:, part] for field, part in dataset.columns.items() if field != "obs"})
     batch = Batch(rows[:, dataset.columns["obs"]], targets)
 
     def loss() -> torch.Tensor:
-        return learner.per_sample(forward(student, batch), targets, learner.loss_params(0))[1].mean()
+        objective = learner.objective
+        return objective.per_sample(forward(student, batch), targets, objective.loss_params(0))[1].mean()
 
     loss().backward()
     reached = 0
@@ -195,10 +197,10 @@ def test_predictions_stay_what_they_were_where_moments_are_fitted_anew():
     fitted(learner, filled(2), 2)
     obs = torch.randn(16, 3)
     before = learner.student.step(obs)[0].value
-    scale = learner.standardiser.scale["value"].clone()
+    scale = learner.objective.standardiser.scale["value"].clone()
     learner.cfg.learning_rate = 0.0
     learner.learn(filled(4, value_scale=10.0), 64, 2)
-    assert learner.standardiser.scale["value"] < 0.2 * scale
+    assert learner.objective.standardiser.scale["value"] < 0.2 * scale
     after = learner.student.step(obs)[0].value
     assert before is not None and after is not None
     assert torch.allclose(before, after, rtol=1e-5, atol=1e-3)
@@ -289,9 +291,9 @@ def test_q_values_of_all_choices_are_divided_by_one_number():
     spread = q.double().numpy().var(axis=0).mean() ** 0.5
     assert scale.scale["logits"].tolist() == pytest.approx([spread] * 3, rel=1e-6)
     learner = chooser(LossCfg("q_mse"))
-    learner.standardiser.fit(dataset)
+    learner.objective.standardiser.fit(dataset)
     student, teacher = (PolicyOutput(torch.zeros(64, 1), logits=values) for values in (q + torch.arange(3.0), q))
-    [found] = learner.per_sample(student, teacher, learner.loss_params(0))
+    [found] = learner.objective.per_sample(student, teacher, learner.objective.loss_params(0))
     assert found.tolist() == pytest.approx([5.0 / 3.0 / spread**2] * 64, rel=1e-3)
 
 
@@ -322,11 +324,11 @@ def test_q_values_beside_a_loss_that_reads_the_choices_leave_these_in_their_own_
     learner.learn(dataset, 32, 0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in learner.student.state_dict().items())
     output = forward(learner.student, batch)
-    kl, q_mse = learner.per_sample(output, targets, learner.loss_params(0))
+    kl, q_mse = learner.objective.per_sample(output, targets, learner.objective.loss_params(0))
     expected = LOSSES["kl"].function(output, targets, LossParams())
     assert torch.equal(kl, expected)
     raw = LOSSES["q_mse"].function(output, targets, LossParams())
-    assert torch.allclose(q_mse, raw / learner.standardiser.scale["logits"][0].square(), rtol=1e-4)
+    assert torch.allclose(q_mse, raw / learner.objective.standardiser.scale["logits"][0].square(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("auxiliary", [{}, {"advantage_mse": 1.0}])
