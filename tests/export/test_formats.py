@@ -134,9 +134,19 @@ def test_actions_are_bounded_as_in_training(tmp_path):
 @pytest.mark.parametrize(
     "case",
     [
-        "mlp", "gru-2-layers", "lstm", "history", "tcn", "images", "choices", "shaped", "beta",
-        "cnn-of-images-alone", "cnn-of-frames", "cnn-impala",
-    ],  # fmt: skip
+        "mlp",
+        "gru-2-layers",
+        "lstm",
+        "history",
+        "tcn",
+        "images",
+        "choices",
+        "shaped",
+        "beta",
+        "cnn-of-images-alone",
+        "cnn-of-frames",
+        "cnn-impala",
+    ],
 )
 def test_c_is_clean_and_tests_itself(case, tmp_path):
     """The C compiles without a warning, prints PASS, and address and undefined-behaviour sanitisers find nothing."""
