@@ -6,7 +6,7 @@ By backpropagation through the built-in simulator: all teachers are one stack, t
 policy, go on each by its own gradient until ``--updates``, and those that miss ``--min_return`` or ``--max_terminated``
 are trained on by themselves for some rounds; what still misses the return is marked ``failed`` in the manifest.
 At the end a critic is fitted to each teacher's own flights, so that RSL-RL's runner loads a checkpoint and trains on.
-SIGINT and SIGTERM save; ``--resume`` goes on exactly there.
+SIGINT and SIGTERM save; ``--resume`` continues exactly there.
 """
 
 from __future__ import annotations

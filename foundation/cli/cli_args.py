@@ -213,7 +213,7 @@ def add_rsl_rl_args(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("--experiment_name", metavar="NAME", help="folder of the experiment under logs/")
     group.add_argument("--run_name", metavar="NAME", help="suffix of the run's folder")
-    group.add_argument("--resume", action="store_true", help="go on with an earlier run")
+    group.add_argument("--resume", action="store_true", help="resume an earlier run")
     group.add_argument("--load_run", metavar="RUN", help="run to load: its name, or a pattern (default: the newest)")
     group.add_argument("--checkpoint", metavar="FILE", help="checkpoint to load: its name, a pattern, or a path")
     group.add_argument("--logger", metavar="NAME", help=f"{_any_of(LoggerName)} (tensorboard)")
@@ -226,7 +226,9 @@ def add_distillation_args(parser: argparse.ArgumentParser) -> None:
     flag = group.add_argument
     many = "the policy to imitate, or pkg.module:function; several, a glob, a folder or a manifest for many"
     flag("--teacher_checkpoint", action="append", metavar="PATH", help=many)
-    watched = "folder of a training that goes on: its best checkpoint so far, read again when there is a newer one"
+    watched = (
+        "folder of a training that is still running: its best checkpoint so far, read again when there is a newer one"
+    )
     flag("--watch_teacher", metavar="DIR", help=watched)
     several = "one student of several tasks: a file that lists them, each with its teacher"
     flag("--multi_task", metavar="FILE", help=several)

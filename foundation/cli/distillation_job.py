@@ -159,7 +159,7 @@ class Job:
             run: The run's folder.
             session: Makes environments.
             teacher: What is imitated.
-            checkpoint: What the run goes on from. None: it begins.
+            checkpoint: What the run resumes from. None: it is a new run.
             make: Makes the runner; :class:`DistillationRunner` or one derived from it.
         """
         cfg = self.cfg
@@ -219,7 +219,7 @@ class Job:
 def resume(
     run: RunDir, runner: DistillationRunner, checkpoint: RunCheckpoint[RunState] | None, session: Session
 ) -> None:
-    """Restore a run, and print whether it goes on exactly and which settings have changed."""
+    """Restore a run, and print whether it resumes exactly and which settings have changed."""
     inexact = "" if checkpoint is None else runner.restore(checkpoint)
     how = f"not exact: {inexact}" if inexact else "exact"
     changed = ""

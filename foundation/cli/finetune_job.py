@@ -291,7 +291,7 @@ def _check_files(cfg: FinetuneCfg) -> None:
         _check_file(path, "--teacher_checkpoint")
     if cfg.checkpoint is None and not cfg.teacher_checkpoints():
         raise UserError(
-            f"nothing to go on from: give --checkpoint PATH, the policy (or --teacher_checkpoint PATH, to teach a "
+            f"no policy to start from: give --checkpoint PATH, the policy (or --teacher_checkpoint PATH, to teach a "
             f"fresh one); {command_name('train.py')} trains a policy from scratch"
         )
 

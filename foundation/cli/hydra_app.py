@@ -31,7 +31,7 @@ class CommandLine(NamedTuple):
     hydra: list[str]
     """``hydra.launcher.n_jobs=2``, ``hydra/launcher=joblib``."""
     flags: list[str]
-    """Hydra's flags but for ``--multirun``: ``--cfg job``, ``--resolve``."""
+    """Hydra's flags other than ``--multirun``: ``--cfg job``, ``--resolve``."""
     args: argparse.Namespace
     """Hydra's flags, read."""
 
@@ -52,7 +52,7 @@ def run_application(command: str, parser: CommandParser, argv: Sequence[str] | N
     module = importlib.import_module(command)
     needed = line.args.multirun or line.hydra or any("${hydra:" in word for word in line.own)
     if not (needed or line.args.cfg or line.args.info):
-        # One job with nothing of Hydra's in it gives the same without Hydra, which would compose its config once more.
+        # One job without any of Hydra's flags needs no Hydra, which would compose its config a second time.
         return module.run([*line.own, *line.sweep])  # a sweep without --multirun is refused there
     from foundation.cli import hydra_jobs  # Hydra and OmegaConf: --help and plain runs do without this half second
 

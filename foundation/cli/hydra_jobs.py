@@ -250,7 +250,7 @@ def _make_sweep_folder() -> Path:
 
 
 def _carry_out(run: Callable[[Sequence[str]], int], argv: Sequence[str], result: JobResult, folder: Path) -> None:
-    """Run a job of a sweep to its end, whatever that is, so that the others can go on; leave its result in a folder."""
+    """Run a job of a sweep and save its result in a folder; a failure is a result too, so that the sweep continues."""
 
     def noting_errors(words: Sequence[str] | None) -> int:
         try:

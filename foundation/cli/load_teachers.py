@@ -55,7 +55,7 @@ def load_teacher(cfg: DistillationCfg) -> Teacher:
 
 
 def watch_training(cfg: DistillationCfg, folder: Path) -> None:
-    """Take the best checkpoint of a training that goes on; it may be weak yet, which is no reason to stop.
+    """Load the best checkpoint of a training that is still running; it may be weak yet, which is no reason to stop.
 
     Args:
         cfg: Its ``teacher.checkpoint`` is set, and ``teacher.check`` is off.

@@ -114,7 +114,7 @@ def task_request(request: Request, entry: TaskEntry, parser: CommandParser) -> R
 
 
 def resumed_request(request: Request, folder: RunDir, parser: CommandParser) -> Request:
-    """Return the command line that one task goes on with, its settings those of its folder."""
+    """Return the command line that one task resumes with, its settings those of its folder."""
     args, tokens = parse_command(parser, request.argv, strict=False)
     overrides, resolved = settle(args, tokens, folder)
     return Request(parser, request.argv, args, tokens, folder, overrides, resolved)

@@ -26,7 +26,7 @@ def run_folder(resumed: RunDir | None, experiment_name: str, run_name: str, root
     """Lock the folder of a run; a new one in which nothing was saved is removed afterwards.
 
     Args:
-        resumed: The run to go on with, or None for a new one.
+        resumed: The run to resume, or None for a new one.
         experiment_name: Folder of a new run under ``root``.
         run_name: Suffix of its own folder.
         root: Where the runs of the command lie.

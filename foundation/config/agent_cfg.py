@@ -208,7 +208,7 @@ class DistillationRunnerCfg(RunnerCfg):
 class AgentDict(dict[str, Any]):
     """An agent config that its task gives as a dictionary, read and written like the others.
 
-    What it leaves out is :class:`RunnerCfg`'s, but for the runner's class, which the rest of it tells.
+    What it leaves out is :class:`RunnerCfg`'s, except the runner's class, which follows from the rest.
     """
 
     @classmethod

@@ -73,7 +73,7 @@ class TeacherCfg:
     checkpoint: str | list[str] | None = None
     """Path of the checkpoint; several, a glob, a folder or a manifest for many (``--teacher_checkpoint``)."""
     watch: str | None = None
-    """Folder of a training that is still going on: its best checkpoint so far teaches, and is read again when there is
+    """Folder of a training that is still running: its best checkpoint so far teaches, and is read again when there is
     a newer one (``--watch_teacher``)."""
     obs_groups: list[str] | None = None
     """Observation groups, concatenated in order. None: the agent config's."""

@@ -167,7 +167,7 @@ class _Storage:
 
 
 class _Inert:
-    """Stand-in for a name, and for what a call of it gives."""
+    """Stand-in for a name, and for the result of a call of it."""
 
     name = ""
     checker: Any = None

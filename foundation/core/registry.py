@@ -46,7 +46,7 @@ def forget_typed() -> None:
 
 
 def import_flags() -> str:
-    """Return what a command that goes on with this one's files has to type: ``" --import pkg.module"`` and so on."""
+    """Return the flags that a later command on this one's files needs: ``" --import pkg.module"`` and so on."""
     return "".join(
         f" --import {name}" for name in sorted(_typed & sys.modules.keys()) if name.partition(".")[0] != _OWN
     )

@@ -36,7 +36,7 @@ class Stopwatch:
         return last
 
     def state_dict(self) -> dict[str, dict[str, float]]:
-        """Return plain numbers, so that a resumed run's totals go on."""
+        """Return plain numbers, from which a resumed run continues its totals."""
         return {"wall": dict(self.wall), "cpu": dict(self.cpu)}
 
     def load_state_dict(self, state: dict[str, dict[str, float]]) -> None:

@@ -14,7 +14,7 @@ from foundation.deploy.golden import FloatArray
 from foundation.deploy.program import OBS, Operation, Program
 
 Numbers = NDArray[numpy.floating]
-"""Values on the way; weights and observations are float32, and so is what comes of them."""
+"""Intermediate values by name. Weights and observations are float32, and so are all of these."""
 Compute = Callable[[list[Numbers]], Numbers]
 """Makes a value of those that an operation reads. Shape: (num_envs, ...) each."""
 Remember = Callable[[Numbers, list[Numbers]], tuple[Numbers, list[Numbers]]]

@@ -43,11 +43,11 @@ class Operation:
     kind: str
     """Such as ``dense``; see :mod:`foundation.policies.layers`."""
     name: str
-    """Name of what it gives."""
+    """Name of its output."""
     inputs: tuple[str, ...]
     """Names of the values that it reads."""
     shape: tuple[int, ...]
-    """Shape of what it gives, without the dimension of environments."""
+    """Shape of its output, without the dimension of environments."""
     memory: tuple[Memory, ...] = ()
     """What it remembers."""
     arrays: Mapping[str, FloatArray] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Operation:
 
     @property
     def size(self) -> int:
-        """Number of numbers that it gives."""
+        """Number of elements of its output."""
         return prod(self.shape)
 
     def number(self, name: str) -> float:

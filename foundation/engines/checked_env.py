@@ -266,7 +266,7 @@ class CheckedEnv(EnvWrapper):
         Where it takes no seed, the process's random numbers are seeded: it then repeats only what it draws from those.
 
         Args:
-            seed: The same seed should give the same episodes; None goes on with the environment's random numbers.
+            seed: The same seed should give the same episodes; None continues the environment's random numbers.
 
         Returns:
             Observation groups.

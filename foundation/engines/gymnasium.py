@@ -572,7 +572,7 @@ class GymnasiumVecEnv:
 
         Args:
             seed: Environment i is seeded by the i-th number that ``numpy.random.SeedSequence(seed)`` generates, so that
-                neighbouring seeds share no episodes. None goes on with the environments' random numbers.
+                neighbouring seeds share no episodes. None continues the environments' random numbers.
 
         Returns:
             Observation groups.

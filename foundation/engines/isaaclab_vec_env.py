@@ -65,7 +65,7 @@ class IsaacLabVecEnv:
         """Begin a new episode in every environment.
 
         Args:
-            seed: Restarts the environment's random numbers; None goes on with them.
+            seed: Restarts the environment's random numbers; None continues them.
 
         Returns:
             Observation groups.

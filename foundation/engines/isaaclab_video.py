@@ -31,7 +31,7 @@ def configure_recorder(env_cfg: Any, args: argparse.Namespace, video: VideoReque
             recorder.output_dir = str(video.folder)
         recorder.video_length = video.length
         recorder.video_interval = video.interval
-        if video.interval:  # a resumed run goes on with the steps of the whole run
+        if video.interval:  # a resumed run continues counting the steps of the whole run
             recorder.step_offset = -video.first_step % video.interval
     _check_installed(env_cfg)
 

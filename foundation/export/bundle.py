@@ -45,7 +45,7 @@ class Bundle:
     description: Description
     """What a user of the exported file has to know."""
     golden: Golden
-    """What it gives."""
+    """The recorded sequence that exported files are checked by."""
 
 
 def make_bundle(policy: LoadedPolicy, name: str = "policy", task: str | None = None) -> Bundle:

@@ -1,4 +1,4 @@
-"""Write a policy as an RSL-RL checkpoint: Isaac Lab's ``play.py`` plays it, RSL-RL's PPO goes on training it."""
+"""Write a policy as an RSL-RL checkpoint: Isaac Lab's ``play.py`` plays it, RSL-RL's PPO can train it further."""
 
 from __future__ import annotations
 

@@ -299,7 +299,7 @@ class _GateRecord(Observer):
     def rows(self, horizon: int, length: int) -> GateRows:
         """Return the transitions whose next ``horizon`` steps are one teacher's.
 
-        Which rows those are follows from when they are and not from what came of them: leaving out only the episodes
+        Which rows those are depends on their time and not on their outcome: leaving out only the episodes
         that a change of the teacher or the time limit cut, and keeping those that failed before, would make every
         teacher look worse than it is.
         """

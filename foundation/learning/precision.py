@@ -114,7 +114,7 @@ class _Compiled:
             result = call(*args)
         except Exception as error:  # compilers fail in many ways; what is wrong with the function fails again below
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            logger.warning("distill.optimizer.compile: cannot compile here (%s); going on without.", reason)
+            logger.warning("distill.optimizer.compile: cannot compile here (%s); continuing without.", reason)
             call = self.eager
             result = self.eager(*args)
         self.call = call

@@ -65,7 +65,7 @@ class Standardiser:
             least = 1e-6 * mean.abs().amax().clamp_min(1e-6)
             scale = torch.where(overall > least, scale, torch.ones_like(scale))
             if name in self.mean:
-                # In place: a compiled function goes on with the tensors that it has seen.
+                # In place: a compiled function keeps using the tensors that it was compiled with.
                 self.mean[name].copy_(mean)
                 self.scale[name].copy_(scale)
             else:

@@ -44,9 +44,9 @@ class PolicyInfo:
     action_shape: str | None = None
     """Processing of its actions: squashed, clipped, brought to a range."""
     has_std: bool
-    """Whether it gives a standard deviation."""
+    """Whether its output has a standard deviation."""
     has_value: bool = False
-    """Whether it gives a value."""
+    """Whether its output has a value."""
     obs_groups: list[str] | None = None
     """Observation groups that it reads, in order, where they are known."""
     obs_slice: list[int] | None = None

@@ -30,7 +30,7 @@ little enough that the noisy actions are about as good."""
 
 @dataclass
 class StartPolicy:
-    """A policy to go on from, as a student with a standard deviation."""
+    """A policy to start from, as a student with a standard deviation."""
 
     student: Student
     had_std: bool

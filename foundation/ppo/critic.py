@@ -46,7 +46,7 @@ class ValueFunction(EpisodeState):
 
     @classmethod
     def of_teacher(cls, teacher: TeacherPolicyWrapper) -> ValueFunction:
-        """Copy a teacher's critic, which goes on learning.
+        """Copy a teacher's critic, to be trained further.
 
         Raises:
             UserError: If it has none of its own.

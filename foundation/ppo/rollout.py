@@ -265,7 +265,7 @@ class RolloutCollector:
         """Restore what :meth:`state_dict` returned.
 
         Returns:
-            Whether the rollouts go on exactly where they stopped.
+            Whether the rollouts continue exactly where they stopped.
         """
         if not state["begun"]:
             return True

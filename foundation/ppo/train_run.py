@@ -166,12 +166,12 @@ def refuse_student(path: Path) -> None:
 
 
 def load(runner: RslRlRunner, checkpoint: Path, resume: bool) -> None:
-    """Load the run to go on with, or the teacher.
+    """Load the run to resume, or the teacher.
 
     Args:
         runner: Takes the weights.
         checkpoint: The file.
-        resume: Whether the run is to go on with its iteration.
+        resume: Whether the run is to continue at its iteration.
     """
     resumed = runner.load(checkpoint)
     if resumed and not resume:

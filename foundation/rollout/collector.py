@@ -34,7 +34,7 @@ class Collector:
         teacher_obs: Selects the teacher's observations.
         student_obs: Selects the student's observations.
         cfg: Noise, staggering and the clipping of labels.
-        mode: ``steps`` goes on where the last epoch stopped; ``episodes`` resets first, with a seed made of
+        mode: ``steps`` continues where the last epoch stopped; ``episodes`` resets first, with a seed made of
             ``(seed, epoch)``.
         num_episodes: Episodes to finish in an epoch.
         seed: Seed of the resets and of the collector's own randomness.
@@ -263,7 +263,7 @@ class Collector:
         """Restore what :meth:`state_dict` returned.
 
         Returns:
-            Whether the rollouts go on exactly where they stopped.
+            Whether the rollouts continue exactly where they stopped.
         """
         self.mixture.load_state_dict(state)
         self.recorder.load_state_dict(state.get("recorder", {}))

@@ -152,7 +152,7 @@ class _RestPosition(Observer):
         self.length = int(env.max_episode_length)
         self.step = 0
         self.first = torch.ones(env.num_envs, dtype=torch.bool, device=env.device)
-        """Whether the first episode goes on. Shape: (num_envs,)."""
+        """Whether the first episode is still running. Shape: (num_envs,)."""
         self.timed_out = torch.zeros_like(self.first)
         self.total = torch.zeros(env.num_envs, 3, device=env.device)
         self.steps = torch.zeros(env.num_envs, device=env.device)

@@ -37,7 +37,7 @@ class RunLoop(ABC, Generic[Settings, Shown, Collected]):
     """The loop over epochs of any kind of run: collect, learn, evaluate, log, save.
 
     A subclass says what each of these is, what comes before the first epoch and after the last, what its checkpoints
-    hold, and what going on needs.
+    hold, and what resuming needs.
 
     Args:
         context: What the run gets from its process.
@@ -88,7 +88,7 @@ class RunLoop(ABC, Generic[Settings, Shown, Collected]):
 
     @abstractmethod
     def state(self) -> SavedState:
-        """Return what going on needs beside the student, its optimiser and the dataset's transitions."""
+        """Return what a resumed run needs beside the student, its optimiser and the dataset's transitions."""
 
     @abstractmethod
     def student_checkpoint(self, epoch: int, evaluation: dict[str, float] | None = None) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class RunLoop(ABC, Generic[Settings, Shown, Collected]):
         self.context.poll()
 
     def resume_checkpoint(self) -> dict[str, Any]:
-        """Return the student and everything else that going on needs, but for the dataset's transitions."""
+        """Return the student and everything else that a resumed run needs except the dataset's transitions."""
         return self.student_checkpoint(self.epoch - 1) | write_state(self.state())
 
     def save_latest(self) -> None:

@@ -15,7 +15,7 @@ from foundation.runs.report import LineReporter, Reporter
 from foundation.runs.run_dir import RunDir
 
 EVAL_SEED = 1_000_003
-"""Added to a run's seed for the evaluations while it goes on; each purpose has seeds that no other has."""
+"""Added to a run's seed for the evaluations during the run; each purpose has seeds of its own."""
 FINAL_SEED = 2_000_003
 """Added for the last measurement."""
 OFFSET_SEED = 3_000_003
@@ -80,7 +80,7 @@ class ProcessContext(Generic[Settings, Shown]):
 
     @property
     def eval_seed(self) -> int:
-        """Seed of the evaluations while the run goes on; the same each time, so that they can be compared."""
+        """Seed of the evaluations during the run; the same each time, so that they can be compared."""
         return self.cfg.seed + EVAL_SEED
 
     @property
@@ -114,7 +114,7 @@ class RunContext(ProcessContext[DistillationCfg, Reporter]):
             cfg: The run's configuration.
             run_dir: Where checkpoints and the summary go.
             device: Where the student is.
-            writer: Takes scalars; None writes none.
+            writer: Where scalars are logged. None: nowhere.
             interrupted: Returns the reason to stop, or a false value.
         """
         return cls(cfg, run_dir, Reporter(cfg, writer), interrupted, torch.device(device))

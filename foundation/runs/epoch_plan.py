@@ -25,11 +25,11 @@ class EpochPlan:
 
     @property
     def mode(self) -> Literal["steps", "episodes"]:
-        """How an epoch collects: ``steps`` goes on where the last epoch stopped, ``episodes`` begins with a reset."""
+        """How an epoch collects: ``steps`` continues where the last epoch stopped, ``episodes`` begins with a reset."""
         mode = self.cfg.collection.mode
         if mode != "auto":
             return mode
-        # The only environment is reset by every evaluation, so that there is nothing to go on from.
+        # The only environment is reset by every evaluation, so that a rollout cannot be continued.
         return "steps" if self.has_eval_env else "episodes"
 
     def beta(self, epoch: int) -> float:

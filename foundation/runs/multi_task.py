@@ -144,7 +144,7 @@ class MultiTaskRunner(RunLoop[DistillationCfg, Reporter, Collections]):
         self.reporter.line(f"Best student of all tasks (epoch {self.best_epoch + 1}): {score_line(mean, scores)}")
         return summary
 
-    # -- saving and going on ------------------------------------------------------------------------------------------
+    # -- saving and resuming ------------------------------------------------------------------------------------------
 
     @property
     def num_parameters(self) -> int:
@@ -157,7 +157,7 @@ class MultiTaskRunner(RunLoop[DistillationCfg, Reporter, Collections]):
         return self._around(epoch, tasks) | {"evaluation": evaluation or {}}
 
     def resume_checkpoint(self) -> dict[str, Any]:
-        """Return everything that going on needs, but for the datasets' transitions."""
+        """Return everything that a resumed run needs except the datasets' transitions."""
         tasks = {name: part.resume_checkpoint() for name, part in self.parts.items()}
         return self._around(self.epoch - 1, tasks) | write_state(self.state())
 

@@ -45,7 +45,7 @@ class SavedState(ABC):
 
 @dataclass
 class RunState(SavedState):
-    """Everything that a distillation run resumes from, but for the student and the dataset's transitions."""
+    """Everything that a distillation run resumes from except the student and the dataset's transitions."""
 
     key: ClassVar[str] = "resume"
     epoch: int
@@ -99,7 +99,7 @@ class RunState(SavedState):
 
 @dataclass
 class OfflineState(SavedState):
-    """Everything that an offline run goes on from, but for the student."""
+    """Everything that an offline run resumes from except the student."""
 
     key: ClassVar[str] = "offline"
     epoch: int
@@ -145,7 +145,7 @@ def read_checkpoint(values: dict[str, Any], path: Path, kind: type[State]) -> Ru
     Args:
         values: The file's values.
         path: The file, for messages.
-        kind: The state of the run that is to go on.
+        kind: The state of the run that is to be resumed.
 
     Raises:
         UserError: Naming the first value that is missing or of another type.

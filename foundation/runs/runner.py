@@ -62,7 +62,7 @@ class DistillationRunner(Runner[Collection]):
         cfg: The run's configuration, observation groups resolved.
         run_dir: Where checkpoints and the summary go.
         make_eval_env: Builds a second environment; None where a process can hold only one.
-        writer: Takes scalars (``metrics_writer``); None writes none.
+        writer: Where scalars are logged (``metrics_writer``). None: nowhere.
         interrupted: Returns the reason to stop, or a false value.
         label_bound: Labels are clipped to [-bound, bound]; None where nothing defines a bound.
     """
@@ -236,7 +236,7 @@ class DistillationRunner(Runner[Collection]):
             self.save_latest()
             raise
         if later:
-            return  # nothing to go on from before the teacher has passed its check
+            return  # nothing to resume before the teacher has passed its check
         self.reporter.log_baselines(self.baselines)
         self.recorder.open()  # refused before anything is saved, so that no run is left that never began
         self.save_latest()
@@ -269,7 +269,7 @@ class DistillationRunner(Runner[Collection]):
         return Collection(beta, stats, num_new, evaluation)
 
     def _look_for_teacher(self, watch: TeacherWatch, epoch: int) -> None:
-        """Take the newest teacher of a training that goes on, and measure it: the student is compared with it."""
+        """Load the newest teacher of a training that is still running, and measure it as the student's reference."""
         said = watch.look()
         if not said:
             return
@@ -351,7 +351,7 @@ class DistillationRunner(Runner[Collection]):
         self.best_return = evaluation["mean_return"]
         self.save_best(made_by, evaluation)
 
-    # -- saving and going on --------------------------------------------------------------------------------------
+    # -- saving and resuming --------------------------------------------------------------------------------------
 
     def state(self) -> RunState:
         """Return everything but the student and the dataset's transitions."""
@@ -376,7 +376,7 @@ class DistillationRunner(Runner[Collection]):
         """Go on from the run folder's last finished epoch, or begin if it stopped before its first.
 
         Returns:
-            "" if the run goes on exactly, else why it is not exact.
+            "" if the run resumes exactly, else why it does not.
         """
         checkpoint = load_latest(self.run_dir, RunState)
         return "" if checkpoint is None else self.restore(checkpoint)
@@ -385,7 +385,7 @@ class DistillationRunner(Runner[Collection]):
         """Put a run back to where a checkpoint was written.
 
         Returns:
-            "" if it goes on exactly, else why not.
+            "" if it resumes exactly, else why it does not.
         """
         if checkpoint.state is None:
             raise UserError(

@@ -25,7 +25,7 @@ LOOK_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Version:
-    """A file as it was: another size, time or inode is another version."""
+    """Identity of a file's content: if size, time or inode differs, it is another version."""
 
     path: Path
     stamp: tuple[int, int, int]

@@ -102,7 +102,7 @@ BAD = [
     (["--checkpoint", "{s}", "--teacher_checkpoint", "{s}", "--kl_coef", "1"], "teacher1 is deterministic"),
     (["--checkpoint", "{s}", "--load_run", "x"], "add --resume"),
     (["--checkpoint", "{s}", "experiment=dager_to_ppo"], "unknown experiment 'dager_to_ppo'"),
-    (["--task", TASK], "nothing to go on from: give --checkpoint PATH"),
+    (["--task", TASK], "no policy to start from: give --checkpoint PATH"),
     (["--checkpoint", "{s}", "replay.dataset=nowhere"], "nowhere"),
     (["--checkpoint", "{s}", "agent.algorithm.num_mini_batches=0"], "num_mini_batches must be at least 1"),
 ]

@@ -189,7 +189,7 @@ class _Follower:
     # -- statements ---------------------------------------------------------------------------------------------------
 
     def _block(self, statements: list[ast.stmt], values: dict[str, Value]) -> Value | None:
-        """Follow statements; return what they return, or None where they go on."""
+        """Follow statements; return what they return, or None where they end without a return."""
         for statement in statements:
             if isinstance(statement, ast.Return):
                 return _Plain(None) if statement.value is None else self._value(statement.value, values)

@@ -98,7 +98,7 @@ def advance(
         second_ago: ``total_distance`` of a second ago. Shape: (num_envs,).
 
     Returns:
-        The state after the step, and what came of it.
+        The state after the step, and the step's results.
     """
     action = list(actions.clamp(-1.0, 1.0).unbind(1))
     previous = before.action.unbind()

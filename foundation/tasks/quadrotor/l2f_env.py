@@ -1,7 +1,7 @@
 """The quadrotor tasks on the dynamics of the real ``l2f`` package.
 
 Initial states, rewards, terminations and observation groups are those of the built-in environment, drawn from the same
-generator: for the same seed every episode begins as it does there, and only the physics is another program's.
+generator: for the same seed every episode begins as it does there, and only the physics is that of another program.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class _Block:
     """As many environments as one of the package's compiled sizes."""
 
     def __init__(self, vehicles: VehicleParams, begin: int, size: int, dt: float):
-        l2f = importlib.import_module("l2f")  # it gives type checkers nothing to go by
+        l2f = importlib.import_module("l2f")  # it has no types
         self.begin = begin
         self.size = size
         self._library = l2f

@@ -87,7 +87,7 @@ class PolicyStack(nn.Module):
             num_actions: Outputs.
             bias: Initial output, e.g. the hover command. A number or shape (K, num_actions).
             seed: Seed of the weights.
-            alike: All policies begin with the same weights (but for ``bias`` and ``input_scale``).
+            alike: All policies begin with the same weights (except ``bias`` and ``input_scale``).
             input_scale: Usual size of the inputs, by which the first layer's initial weights are divided. Shape:
                 (K, num_obs).
         """
@@ -148,7 +148,7 @@ class PolicyStack(nn.Module):
 
 
 class BpttTrainer:
-    """Fits a stack of policies in place, one update at a time, and can go on from where it was saved."""
+    """Fits a stack of policies in place, one update at a time, and can resume from where it was saved."""
 
     def __init__(self, task: DifferentiableTask, policies: PolicyStack, cfg: BpttCfg):
         """Train ``policies`` on ``task``."""
