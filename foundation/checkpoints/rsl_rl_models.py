@@ -31,7 +31,7 @@ def load(checkpoint: dict[str, Any], source: Source) -> LoadedPolicy:
 
 
 def model_parts(tensors: Any, source: Source, name: str) -> tuple[Parts, str]:
-    """Read one model, and tell the library's version by how it stores the standard deviation."""
+    """Read one model, and the library's version, which shows in how it stores the standard deviation."""
     entries = Entries(tensors, f"'{source.path}' ({name})")
     new = {key.split(".")[-1] for key in tensors if str(key).startswith("distribution.")}
     old = {"std", "log_std"} & set(tensors)

@@ -209,7 +209,7 @@ class Job:
 
 
 def variant_of(declared: EnvCapabilities) -> Callable[[TensorDict], torch.Tensor] | None:
-    """Return what tells the variant of each environment, for ``evaluate(teacher_of=)``; None if all are the same."""
+    """Return a function that gives the variant of each environment, for ``evaluate(teacher_of=)``; None without any."""
     index = declared.variant_index
     if not declared.variant_kind or index is None or not bool((index != index[0]).any()):
         return None

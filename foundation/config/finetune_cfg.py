@@ -78,7 +78,7 @@ class CriticCfg:
     """Iterations in which the critic alone learns and the actor is frozen (``--critic_warmup_iterations``). None: 10
     with a fresh critic of an actor that is trained already, else 0."""
     warmup_learning_rate: float = 1e-3
-    """Step size of the optimiser in these iterations: the policy cannot be spoiled by a large one."""
+    """Learning rate in these iterations; a large one cannot harm the policy, which does not learn then."""
 
 
 @dataclass

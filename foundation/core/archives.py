@@ -1,7 +1,7 @@
 """Check of zip archives and pickles before they are read: none may claim more memory than its size accounts for.
 
 A few kilobytes can ask for gigabytes: a deflated record, a tensor that is stretched over one number, a storage that
-says it is longer than its record, containers that hold each other. All of it is told from sizes and counts alone.
+says it is longer than its record, containers that hold each other. All of these are found by sizes and counts alone.
 """
 
 from __future__ import annotations

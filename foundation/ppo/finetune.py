@@ -358,7 +358,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         self.env_steps = state.env_steps
         self.evaluations = state.evaluations
         self._recent.extend(state.recent_returns)
-        self._restore_best(values)
+        self.restore_best(values)
         self.stopwatch.load_state_dict(state.stopwatch)
         torch.set_rng_state(state.torch_rng.cpu())
         if self.context.device.type == "cuda" and state.cuda_rng is not None:
@@ -374,17 +374,6 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         frozen.load_state_dict(saved["model_state_dict"])
         self.retention.set_teacher(name, frozen.to(self.context.device), self.student_obs)
         self.frozen_here = [*(other for other in self.frozen_here if other != name), name]
-
-    def _restore_best(self, values: dict[str, Any]) -> None:
-        """Restore the best return so far. BEST may be newer than the checkpoint: no worse policy may replace it."""
-        known = [values]
-        if (self.run_dir.path / BEST).exists():
-            known.append(self.run_dir.load_checkpoint(BEST))
-        known = [entry for entry in known if entry["best_return"] is not None]
-        if known:
-            best = max(known, key=lambda entry: entry["best_return"])
-            self.best_return = best["best_return"]
-            self.best_epoch = best["best_epoch"]
 
     # -- the end ------------------------------------------------------------------------------------------------
 

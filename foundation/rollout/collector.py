@@ -41,7 +41,7 @@ class Collector:
         label_bound: The environment's or agent config's bound of the actions, if any; labels are clipped to it unless
             ``cfg`` sets another.
         teacher_deterministic: Whether the acting teacher returns its mean; labels are always its mean.
-        assignment: Tells the teachers of the environments apart; None where all have the same.
+        assignment: Assigns teachers to environments. None: all have the same teacher.
         correction: Takes the teachers' position offsets out of the stored observations; None leaves them.
         recorder: Follows the episodes of the transitions, saves and filters them; None: nothing is saved or filtered.
     """

@@ -29,7 +29,7 @@ class LabellingActor:
         mixture: Draws which of the two acts, and adds noise.
         dataset: Takes the transitions.
         label_bound: Labels are clipped to [-bound, bound]; None: they are not.
-        assignment: Tells the teachers of the environments apart; None where all have the same.
+        assignment: Assigns teachers to environments. None: all have the same teacher.
         correction: Takes the teachers' position offsets out of the stored observations; None leaves them.
     """
 

@@ -45,7 +45,7 @@ class Stepper:
 
     Args:
         env: The environment.
-        actor: Chooses the actions of all environments, and is told where episodes ended.
+        actor: Chooses the actions of all environments; its ``reset`` is called with the episodes that ended.
         observers: Called in this order.
     """
 

@@ -156,6 +156,23 @@ class RunLoop(ABC, Generic[Settings, Shown, Collected]):
         self.best_epoch = epoch
         self.run_dir.save_checkpoint(BEST, self.student_checkpoint(epoch, evaluation))
 
+    def restore_best(self, values: dict[str, Any]) -> None:
+        """Restore the best return so far from a checkpoint, or from ``best_student.pt`` if that is newer.
+
+        The best student may have been saved after the checkpoint was, and no worse one may replace it.
+
+        Args:
+            values: The checkpoint's.
+        """
+        known = [values]
+        if (self.run_dir.path / BEST).exists():
+            known.append(self.run_dir.load_checkpoint(BEST))
+        known = [entry for entry in known if entry["best_return"] is not None]
+        if known:
+            best = max(known, key=lambda entry: entry["best_return"])
+            self.best_return = best["best_return"]
+            self.best_epoch = best["best_epoch"]
+
     def save(self, collected: Collected) -> None:
         """Save the epoch that has just ended, under its own name every ``save_interval`` epochs.
 

@@ -55,7 +55,7 @@ class OfflineRunner(Runner[None]):
         super().__init__(RunContext.make(cfg, run_dir, cfg.device, writer, interrupted))
         self.saved = open_for(cfg)
         layout = self.saved.layout
-        _tell_images(cfg.student, self.saved)
+        _set_image_shapes(cfg.student, self.saved)
         self.student_obs = ObsSelector(layout.obs_groups, layout.obs_slice, list(layout.images))
         self.label_bound = layout.clip_actions
         self.derived_groups = read_derived(layout.derived_groups, f"'{self.saved.path}'")
@@ -267,8 +267,8 @@ def open_for(cfg: DistillationCfg) -> SavedDataset:
     return saved
 
 
-def _tell_images(cfg: StudentCfg, saved: SavedDataset) -> None:
-    """Tell a student that sees the shapes of the images that a dataset holds.
+def _set_image_shapes(cfg: StudentCfg, saved: SavedDataset) -> None:
+    """Set the shapes of a dataset's images in the config of a student that reads images.
 
     Raises:
         UserError: If it sees and there are none, or the other way round.

@@ -196,18 +196,18 @@ class RunTeachers:
 
         Args:
             epoch: Counted from 0.
-            beta: Share of the episodes that the teachers drove.
-            stats: The epoch's episodes; what told their teachers is taken out of its metrics.
-            dataset: Its rows of teachers that are not chosen are not drawn.
+            beta: Share of the episodes in which the teachers acted.
+            stats: The epoch's episodes; the entries about their teachers are removed from its metrics.
+            dataset: Transitions of teachers that are not chosen are no longer sampled from it.
 
         Returns:
-            Rows that were collected to be learned from, each as often as it counts.
+            Number of new transitions, each multiplied by its oversampling factor.
         """
         teacher = stats.teacher
-        drove = stats.metrics.pop(BY_TEACHER, None)
-        if self.board is None or teacher is None or drove is None:
+        teacher_acted = stats.metrics.pop(BY_TEACHER, None)
+        if self.board is None or teacher is None or teacher_acted is None:
             return stats.env_steps
-        own = ~drove.bool() if beta < 1.0 else torch.ones_like(drove, dtype=torch.bool)
+        own = ~teacher_acted.bool() if beta < 1.0 else torch.ones_like(teacher_acted, dtype=torch.bool)
         own &= torch.ones_like(own) if stats.settled is None else stats.settled
         self.board.record("collected", stats.returns[own], teacher[own])
         times = self._times(self.board, beta, epoch)

@@ -45,12 +45,12 @@ class Collection:
     """Result of an epoch's collection."""
 
     beta: float
-    """Probability that the teacher drove an episode."""
+    """Probability that the teacher acted in an episode."""
     stats: CollectionStats
     num_new: int
-    """Transitions to learn from, each as often as it counts."""
+    """Number of new transitions, each multiplied by its oversampling factor."""
     evaluation: dict[str, float] | None
-    """The student's figures, where the episodes were an evaluation of it too."""
+    """The student's figures, if the deterministic student acted alone, so that the episodes are an evaluation of it."""
 
 
 class DistillationRunner(Runner[Collection]):
@@ -111,13 +111,13 @@ class DistillationRunner(Runner[Collection]):
             recorder=self.recorder,
         )
         self.shards = DatasetShards(self.dataset, run_dir, cfg.dataset.disk_gb, keep=not cfg.on_policy)
-        # Patience begins with the student's own episodes: before, it learns from states that it will not meet alone.
         self.watch = None
         if cfg.teacher.watch is not None and isinstance(teacher, TeacherPolicyWrapper):
             self.watch = TeacherWatch(Path(cfg.teacher.watch), teacher)
+        # Patience counts from the student's own episodes: before, it learns from states that it will not meet alone.
         self.early_stopping = EarlyStopping(cfg.early_stopping, self.plan.first_student_epoch or 0)
         self.transitions_before: int | None = None
-        """Size of the dataset when the run was saved that is resumed; None once more is collected."""
+        """Size of the dataset when the resumed run was saved; None in a new run, and once more has been collected."""
 
     @property
     def baselines(self) -> dict[str, dict[str, float]]:
@@ -172,7 +172,7 @@ class DistillationRunner(Runner[Collection]):
                 self.learner.fit_normalizer(self.dataset.chunk_obs(slot))
 
     def _typed_columns(self) -> dict[str, Column]:
-        """Return the parts of the student's observation that are stored as they are: images, or all of it if bytes."""
+        """Return the parts of the student's observation that keep their own type: images, or all of it if it is bytes."""
         obs = self.env.get_observations()
         images = [name for name in self.student_obs.groups if name in self.student_obs.images]
         columns = {image_column(name): stored_column(obs[name], name) for name in images}
@@ -204,7 +204,7 @@ class DistillationRunner(Runner[Collection]):
         student = PolicyActor(self.student, self.student_obs).output(self.student_obs(obs))
         self.learner.prepare(student, teacher, facts)
         if self.cfg.dataset.save is not None:
-            wanted = wanted | {"std"}  # for students and losses to come
+            wanted = wanted | {"std"}  # a saved dataset may be used with other losses later, such as kl
         outputs = teacher._asdict().items()
         return {name: value.shape[-1] for name, value in outputs if name in wanted and value is not None}
 
@@ -238,13 +238,13 @@ class DistillationRunner(Runner[Collection]):
         if later:
             return  # nothing to resume before the teacher has passed its check
         self.reporter.log_baselines(self.baselines)
-        self.recorder.open()  # refused before anything is saved, so that no run is left that never began
+        self.recorder.open()  # this may raise, and then no checkpoint of a run that never began may be left
         self.save_latest()
 
     # -- an epoch -----------------------------------------------------------------------------------------------
 
     def collect(self, epoch: int) -> Collection:
-        """Let teacher or student act, the teacher label; fit the normaliser to what came."""
+        """Let teacher or student act and the teacher label, and fit the normaliser to the new observations."""
         beta = self.plan.beta(epoch)
         if self.watch is not None:
             self._look_for_teacher(self.watch, epoch)
@@ -262,7 +262,7 @@ class DistillationRunner(Runner[Collection]):
             self.measurements.refine_teacher(stats)
         evaluation = None
         if self.plan.student_acts_alone(epoch):
-            # The episodes were those of the weights that the epoch before has made: this one has not learned yet.
+            # This epoch has not learned yet: the student that acted has the weights of the epoch before.
             evaluation = self.measurements.summarise(stats)
             self._keep_best(evaluation, epoch, made_by=epoch - 1)
         self._fit_normalizer(epoch, stats)
@@ -322,7 +322,7 @@ class DistillationRunner(Runner[Collection]):
         if not self.fits_normalizer:
             return
         if not self.plan.fits_normalizer(epoch):
-            # The student has acted by it since: another normaliser now would make another policy of the same weights.
+            # Frozen: with another normaliser the same weights would be another policy than the one that has acted.
             self.learner.watch_normalizer(self.dataset, collected.slots)
             return
         for slot in collected.slots:
@@ -373,7 +373,7 @@ class DistillationRunner(Runner[Collection]):
         )
 
     def resume(self) -> str:
-        """Go on from the run folder's last finished epoch, or begin if it stopped before its first.
+        """Resume after the run folder's last finished epoch, or begin if it stopped before its first.
 
         Returns:
             "" if the run resumes exactly, else why it does not.
@@ -400,7 +400,7 @@ class DistillationRunner(Runner[Collection]):
         if state.num_envs != self.env.num_envs:
             raise UserError(f"The run had --num_envs {state.num_envs}, now {self.env.num_envs}: resume with the same.")
         self.restore_student(values)
-        self._restore_best(values)
+        self.restore_best(values)
         self.epoch = state.epoch
         self.env_steps = state.env_steps
         self.transitions_before = state.num_rows
@@ -408,23 +408,14 @@ class DistillationRunner(Runner[Collection]):
         self.stopwatch.load_state_dict(state.stopwatch)
         self.early_stopping.load_state_dict(state.early_stopping)
         state.restore_rng(self.context.device)
-        reasons = [] if self.watch is None else ["the training of its teacher goes on"]
+        reasons = [] if self.watch is None else ["the training of its teacher continues"]
         if not self.collector.load_state_dict(state.collector):
             reasons.append("this engine cannot restore its environments")
         if self.teachers.are_others(state.teachers):
-            reasons.append("the teacher is not the one that it was begun with: its weights, or its config, are others")
+            reasons.append("the teacher is not the one that it was begun with: its weights or its config differ")
         if not self.shards.restore(state.dataset, state.shards):
             reasons.append("its dataset is not on disk (dataset.disk_gb was too small, or the run had ended)")
         return " and ".join(reasons)
-
-    def _restore_best(self, values: dict[str, Any]) -> None:
-        """Take the best return so far: ``best_student.pt`` may be newer than the checkpoint, and is not to be lost."""
-        known = [values]
-        if (self.run_dir.path / BEST).exists():
-            known.append(self.run_dir.load_checkpoint(BEST))
-        best = max(known, key=lambda entry: entry["best_return"])
-        self.best_return = best["best_return"]
-        self.best_epoch = best["best_epoch"]
 
     # -- the end ------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The observation groups of a student: what is flat first, then the images, whose shapes it is told."""
+"""The observation groups of a student: flat groups first, then images, whose shapes it takes from the environment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def reads_images(cfg: StudentCfg) -> bool:
 
 
 def student_selector(cfg: StudentCfg, obs: TensorDict) -> ObsSelector:
-    """Return what selects a student's observations; a student that reads images is told their shapes.
+    """Return what selects a student's observations; sets the images' shapes in the config of a student that reads them.
 
     Args:
         cfg: The student's config. Its ``images``, ``image_scales`` and the order of its groups are filled in.

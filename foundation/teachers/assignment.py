@@ -14,7 +14,7 @@ from foundation.policies.obs_groups import ObsSelector
 
 TEACHER = "teacher"
 BY_TEACHER = "teacher_drove"
-"""Names under which an episode's teacher, and whether it drove, travel with the episode's metrics."""
+"""Names of two further metrics of an episode: the index of its teacher, and whether the teacher acted in it."""
 Choose = Callable[[TensorDict], torch.Tensor]
 """Maps observations to the index of each environment's teacher. Shape: (num_envs,)."""
 

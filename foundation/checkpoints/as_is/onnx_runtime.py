@@ -193,8 +193,8 @@ def _axis(shape: list[int]) -> int | None:
 def _states(inputs: dict[str, list[int]], outputs: dict[str, list[int]]) -> dict[str, str]:
     """Return the output that is the next step's value of each input that remembers.
 
-    They are told by their names (``h_in`` and ``h_out``, ``hidden`` and ``next_hidden``), or by being the only pair of
-    one shape.
+    They are recognised by their names (``h_in`` and ``h_out``, ``hidden`` and ``next_hidden``), or because they are the
+    only pair of one shape.
     """
     states: dict[str, str] = {}
     for name, shape in inputs.items():

@@ -29,7 +29,7 @@ _PROGRAM = "from foundation.checkpoints.as_is.trial import _run; _run()"
 def try_in_child(path: Path, sizes: list[int], onnx: bool) -> None:
     """Run a policy in another process first, if its code has loops or is very long; what is plain needs no trial.
 
-    What the policy is refused for there it is refused for here, too, so that only hangs and crashes are told.
+    A policy that raises there raises here too, with its own message, so that only hangs and crashes are reported.
 
     Args:
         path: The policy.

@@ -1,7 +1,8 @@
 """The program that opens untrusted HDF5 files, in a process of its own with bounded memory and time.
 
-libhdf5 allocates what a file tells it to before anything can be checked. It is run as a script, imports NumPy and h5py
-alone, and answers on its standard output: one line of JSON for each line of JSON, then the numbers of a data set.
+libhdf5 allocates as much as a file asks for before anything can be checked. So this script runs in a process of its
+own. It imports NumPy and h5py alone, and answers each line of JSON on its input by one line of JSON on its output,
+followed by the numbers of a data set where one was asked for.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Inert:
     given: tuple[Any, ...] = ()
     """What it was called with."""
     state: Any = None
-    """What it was told to become."""
+    """The state that the pickle sets on it."""
 
     def __new__(cls, *given: object, **_: object) -> Inert:
         """Remember the arguments; nothing is run."""

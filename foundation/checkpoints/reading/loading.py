@@ -333,7 +333,7 @@ def linear_layers(body: Tensors, where: str) -> list[nn.Linear]:
 
 
 def recurrent_core(rnn: Tensors, where: str) -> RecurrentCore:
-    """Build the recurrent layers of ``weight_ih_l0``, ...; a GRU and an LSTM are told apart by their sizes."""
+    """Build the recurrent layers of ``weight_ih_l0``, ...; a GRU and an LSTM differ in their sizes."""
     check_floating(rnn, where)
     first = rnn.get("weight_ih_l0")
     hidden = rnn.get("weight_hh_l0")

@@ -134,7 +134,7 @@ class PursuerCfg:
     acceleration: float = 3.0
     """Its greatest acceleration [m/s^2]."""
     response: float = 0.1
-    """Time in which it would take on the velocity it wants [s]."""
+    """Time in which it would reach its desired velocity if acceleration were unbounded [s]."""
     lead: float = 0.2
     """How far ahead it aims [s]."""
 

@@ -160,9 +160,9 @@ def pursue(
 ) -> torch.Tensor:
     """Advance a pursuer: a point mass that turns its velocity to where the vehicle will be.
 
-    It wants ``max_speed`` towards the vehicle's position in ``lead`` seconds, and accelerates by the difference over
-    ``response``, at most by ``max_acceleration``. Bounded acceleration is what an evader can use: a fast pursuer turns
-    in a wide circle.
+    Its desired velocity is ``max_speed`` towards the vehicle's position in ``lead`` seconds. It accelerates by the
+    difference to it over ``response``, at most by ``max_acceleration``. An evader can use that bound: a fast pursuer
+    turns in a wide circle.
 
     Args:
         other: The pursuer's position and velocity. Shape: (6, num_envs).
