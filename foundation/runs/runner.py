@@ -172,7 +172,7 @@ class DistillationRunner(Runner[Collection]):
                 self.learner.fit_normalizer(self.dataset.chunk_obs(slot))
 
     def _typed_columns(self) -> dict[str, Column]:
-        """Return the parts of the student's observation that keep their own type: images, or all of it if it is bytes."""
+        """Return the parts of the student's observation that keep their own type: images, or all of it if bytes."""
         obs = self.env.get_observations()
         images = [name for name in self.student_obs.groups if name in self.student_obs.images]
         columns = {image_column(name): stored_column(obs[name], name) for name in images}
