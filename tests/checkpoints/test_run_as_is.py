@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -531,17 +532,33 @@ def test_code_that_loops_for_ever_is_one_line(tmp_path, monkeypatch):
 
 
 def test_tuples_of_tuples_are_not_unpacked(tmp_path):
-    """A tuple of two of the one before, sixty times, is 1e18 tensors in Python: it is refused by its type."""
+    """A tuple of two of the one before is refused by its type: sixty times over it would be 1e18 tensors in Python."""
 
     class Doubles(torch.jit.ScriptModule):
         def __init__(self) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.zeros(2, 9))
-            lines = "    y1 = (x, x)\n" + "".join(f"    y{i + 1} = (y{i}, y{i})\n" for i in range(1, 60))
-            self.define(f"def forward(self, x):\n{lines}    return y60\n")
+            lines = "    y1 = (x, x)\n" + "".join(f"    y{i + 1} = (y{i}, y{i})\n" for i in range(1, 6))
+            self.define(f"def forward(self, x):\n{lines}    return y6\n")
 
     Doubles().save(str(tmp_path / "policy.pt"))
     with pytest.raises(UserError, match="returns tuples in tuples in tuples"):
+        TeacherPolicyWrapper(tmp_path / "policy.pt", run_as_is=True)
+
+
+def test_code_that_its_compiler_does_not_end_with_is_one_line(tmp_path, monkeypatch):
+    """Sixty such tuples where the code promises a tensor: PyTorch never ends writing the type that it complains of."""
+    monkeypatch.setattr(trial, "_SECONDS", 3.0)
+    sound = scripted(mlp(9, 8, 2), tmp_path / "sound.pt")
+    lines = "    x = (input, input)\n" + "    x = (x, x)\n" * 60 + "    return x\n"
+    with zipfile.ZipFile(sound) as archive, zipfile.ZipFile(tmp_path / "policy.pt", "w") as changed:
+        for entry in archive.infolist():
+            text = archive.read(entry)
+            if entry.filename.endswith("container.py"):
+                head, end, _ = text.partition(b" -> Tensor:\n")
+                text = head + end + lines.encode()
+            changed.writestr(entry.filename, text)
+    with pytest.raises(UserError, match="has not ended its first steps after 3 s in PyTorch"):
         TeacherPolicyWrapper(tmp_path / "policy.pt", run_as_is=True)
 
 

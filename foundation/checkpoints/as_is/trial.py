@@ -22,6 +22,9 @@ _SECONDS = 60.0
 _PLAIN_CODE = 1 << 15
 """TorchScript without loops that is no longer than this cannot exhaust PyTorch's compiler [B]."""
 _LOOP = re.compile(rb"^\s*(while|for)\b", re.MULTILINE)
+_COLLECTION = re.compile(rb"(= \(|\[)\w+, ")
+_MAX_COLLECTIONS = 8
+"""Tuples and lists in code without loops: thirty, each of two of the one before, would hold a billion tensors."""
 _CONTROL_FLOW = ("Loop", "Scan", "If")
 _PROGRAM = "from foundation.checkpoints.as_is.trial import _run; _run()"
 
@@ -76,9 +79,10 @@ def _may_loop_script(path: Path) -> bool:
             code = [entry for entry in archive.infolist() if "/code/" in entry.filename]
             if sum(entry.file_size for entry in code) > _PLAIN_CODE:
                 return True
-            return any(_LOOP.search(archive.read(entry)) for entry in code)
+            texts = [archive.read(entry) for entry in code]
     except Exception:  # a damaged archive raises whatever it runs into
         return True
+    return any(_LOOP.search(text) or len(_COLLECTION.findall(text)) > _MAX_COLLECTIONS for text in texts)
 
 
 def _may_loop_onnx(path: Path) -> bool:
