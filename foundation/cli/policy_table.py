@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
 
+from foundation.deploy.description import Field
+from foundation.export.bundle import known_fields
 from foundation.teachers import TeacherPolicyWrapper
 
 
-def show_policy(policy: TeacherPolicyWrapper, as_json: bool = False) -> None:
-    """Print what was understood about a policy.
+def show_policy(policy: TeacherPolicyWrapper, as_json: bool = False, task: str | None = None) -> None:
+    """Print what was understood about a policy, and what the columns that it reads and gives are.
 
     Args:
         policy: The policy.
         as_json: Print JSON instead of a table.
+        task: The task that it acts in, which names columns. None: the one that its checkpoint names, if any.
+
+    Raises:
+        UserError: If there is no such task, or it has other observations.
     """
     described = {**policy.describe(), "num_parameters": policy.num_parameters}
+    fields = known_fields(policy.info, task)
     if as_json:
-        print(json.dumps(described, indent=2))
+        columns = {f"{what}_fields": [asdict(field) for field in known] for what, known in fields.items()}
+        print(json.dumps(described | columns, indent=2))
         return
     described.pop("derived_groups", None)
     described |= {f"made for it: {name}": group.line() for name, group in policy.info.derived.items()}
@@ -29,4 +39,23 @@ def show_policy(policy: TeacherPolicyWrapper, as_json: bool = False) -> None:
     for name, value in described.items():
         table.add_row(name.replace("_", " "), "-" if value is None else str(value))
     print(policy.architecture_line())  # as a title it would be wrapped at the table's width
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for what, known in fields.items():
+        console.print(_columns_table(what, known))
+
+
+def _columns_table(what: str, fields: Sequence[Field]) -> Table:
+    """Lay out the columns of observations or actions: places, names, units."""
+    table = Table(title=what, title_justify="left")
+    table.add_column("columns", no_wrap=True)
+    for name in ("name", "unit", "what they are"):
+        table.add_column(name, overflow="fold")
+    first = 0
+    for field in fields:
+        last = first + field.size - 1
+        steps = f"{field.history} steps, oldest first" if field.history > 1 else ""
+        said = "; ".join(part for part in (field.frame, steps) if part)
+        table.add_row(f"{first}" if first == last else f"{first}..{last}", field.name, field.unit or "-", said or "-")
+        first = last + 1
+    return table

@@ -174,7 +174,12 @@ class DerivedGroup:
         parts = [f"{' + '.join(cfg.sources)}{chosen}"]
         if cfg.history > 1:
             parts.append(f"history of {cfg.history} steps")
-        units = {"delay": "delay {} steps", "noise": "noise {}", "quantise": "in steps of {}", "dropout": "dropout {}"}
+        units = {
+            "delay": "delay {} [env steps]",
+            "noise": "noise {}",
+            "quantise": "in steps of {}",
+            "dropout": "dropout {}",
+        }
         parts += [text.format(_shown(getattr(cfg, key))) for key, text in units.items() if _numbers(getattr(cfg, key))]
         return "; ".join(parts)
 
@@ -190,12 +195,12 @@ class DerivedGroup:
             )
         if _numbers(cfg.delay):
             duties.append(
-                f"It was trained on readings {_shown(cfg.delay)} steps late, which stands for the delay of sensors and "
-                "transport: add none."
+                f"It was trained on delayed readings ({_shown(cfg.delay)} [env steps]), in the place of the delays of "
+                "sensors and transport: add none."
             )
         changed = [name for name in ("noise", "quantise", "dropout") if _numbers(getattr(cfg, name))]
         if changed:
-            duties.append(f"{' and '.join(changed)} of its training stand for those of real sensors: add none.")
+            duties.append(f"It was trained with {', '.join(changed)}, in the place of real sensors' errors: add none.")
         return duties
 
 

@@ -29,6 +29,8 @@ class Field:
     """Unit, such as ``rad/s``; empty for numbers without a unit, or where it is not known."""
     frame: str = ""
     """Frame and order of the components, such as ``body, FLU``; empty where it does not matter or is not known."""
+    history: int = 1
+    """Steps of it side by side, oldest first, which are part of ``size``: the caller's to keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +73,16 @@ class Description:
     """Its layers, as text."""
     source_sha256: str | None = None
     """Hash of the file that it was read from."""
+    duties: tuple[str, ...] = ()
+    """What whoever runs it has to do to the observations, or must not, in sentences; none for groups as they are."""
 
     def as_dict(self) -> dict[str, Json]:
         """Return plain values, as JSON has them."""
         values: dict[str, Json] = {"description_version": VERSION}
         for field in dataclasses.fields(self):
             values[field.name] = _plain(getattr(self, field.name))
+        if not self.duties:
+            del values["duties"]
         return values
 
     @classmethod
@@ -122,7 +128,10 @@ class Description:
 
 def _plain(value: object) -> Json:
     if isinstance(value, Field):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        plain = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        if value.history == 1:
+            del plain["history"]
+        return plain
     if isinstance(value, tuple):
         return [_plain(part) for part in value]
     if value is None or isinstance(value, str | int | float | bool):
@@ -161,13 +170,14 @@ def _items(value: object) -> list[object]:
 
 
 def _field(value: object) -> Field:
-    if not isinstance(value, dict) or set(value) != {"name", "size", "unit", "frame"}:
+    if not isinstance(value, dict) or set(value) - {"history"} != {"name", "size", "unit", "frame"}:
         raise TypeError(f"{quoted(value)} where a field was expected")
     return Field(
         name=_text(value["name"]),
         size=_count(value["size"]),
         unit=_text(value["unit"]),
         frame=_text(value["frame"]),
+        history=_count(value.get("history", 1)),
     )
 
 
@@ -195,5 +205,6 @@ _READERS = {
     "format": _text,
     "architecture": _text,
     "source_sha256": lambda value: None if value is None else _text(value),
+    "duties": lambda value: tuple(_text(part) for part in _items(value)),
 }
 """What reads each field, checked."""

@@ -12,6 +12,7 @@ import numpy
 import torch
 
 from foundation.checkpoints.reading.loading import LoadedPolicy
+from foundation.config.derived_cfg import DerivedGroup
 from foundation.core.errors import UserError
 from foundation.core.files import load_checkpoint, load_yaml
 from foundation.deploy.description import Description, Field
@@ -67,6 +68,8 @@ def make_bundle(policy: LoadedPolicy, name: str = "policy", task: str | None = N
     layout = task_layout(resolve_task(task)) if task is not None else _layout_of(stated)
     task = task or stated
     groups = tuple(info.obs_groups or ())
+    layout = {**layout, **{group: derived_fields(made) for group, made in info.derived.items()}}
+    duties = [f"Observation group '{n}': {said}" for n, made in info.derived.items() for said in made.caller_duties()]
     description = Description(
         name=name,
         num_obs=program.num_obs,
@@ -84,9 +87,51 @@ def make_bundle(policy: LoadedPolicy, name: str = "policy", task: str | None = N
         format=info.format,
         architecture=_architecture(info),
         source_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        duties=tuple(duties),
     )
     golden = record(network, info.clip_actions, program)
     return Bundle(network=network, info=info, program=program, description=description, golden=golden)
+
+
+def known_fields(info: PolicyInfo, task: str | None = None) -> dict[str, tuple[Field, ...]]:
+    """Return the fields of what a policy reads and gives, where its task or its checkpoint names them.
+
+    Args:
+        info: What was read about the policy.
+        task: The task that it acts in. None: the one that its checkpoint names, if any.
+
+    Returns:
+        ``observations`` and ``actions``; an entry is left out where its columns have no names.
+
+    Raises:
+        UserError: If there is no such task, or it has other observations.
+    """
+    path = Path(info.path)
+    layout = task_layout(resolve_task(task)) if task is not None else _layout_of(_own_task(path))
+    layout = {**layout, **{group: derived_fields(made) for group, made in info.derived.items()}}
+    groups = tuple(info.obs_groups or ())
+    policy = layout.get("policy", ())
+    if not groups and info.num_obs == sum(field.size for field in policy):
+        groups = ("policy",)  # what a teacher that names no groups is given
+    found: dict[str, tuple[Field, ...]] = {}
+    if groups and all(group in layout for group in groups):
+        found["observations"] = _observations(layout, groups, info.obs_slice, info.num_obs, path)
+    actions = _actions(layout, info, info.num_actions)
+    if layout.get("actions") and sum(field.size for field in layout["actions"]) == info.num_actions:
+        found["actions"] = actions
+    return found
+
+
+def derived_fields(group: DerivedGroup) -> tuple[Field, ...]:
+    """Return the fields of a group that was made of others: each of its terms with its history."""
+    names = [term.name for term in group.terms]
+    steps = group.settings.history
+    fields: list[Field] = []
+    for term in group.terms:
+        name = term.name if names.count(term.name) == 1 else f"{term.group}.{term.name}"
+        size = steps * len(term.columns)
+        fields.append(Field(name=name, size=size, unit=term.unit, frame=term.frame, history=steps))
+    return tuple(fields)
 
 
 @torch.no_grad()

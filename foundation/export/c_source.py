@@ -126,6 +126,7 @@ def _head_comment(description: Description, name: str) -> list[str]:
         "",
         "   Observations, raw (the normaliser is inside):",
         *_field_table(description.observations),
+        *(f"   {comment(said)}" for said in description.duties),
         "   Actions:",
         *_field_table(description.actions),
     ]
@@ -142,7 +143,8 @@ def _field_table(fields: Sequence[Field]) -> list[str]:
     start = 0
     for field in fields:
         columns = f"{start}" if field.size == 1 else f"{start}..{start + field.size - 1}"
-        notes = ", ".join(part for part in (field.frame, f"[{field.unit}]" if field.unit else "") if part)
+        steps = f"{field.history} steps, oldest first" if field.history > 1 else ""
+        notes = ", ".join(part for part in (field.frame, f"[{field.unit}]" if field.unit else "", steps) if part)
         rows.append(comment(f"     {columns:<9} {field.name}{' ' + notes if notes else ''}"))
         start += field.size
     return rows

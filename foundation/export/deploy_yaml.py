@@ -35,6 +35,7 @@ def deploy_values(description: Description, checkpoint: Path) -> dict[str, Json]
         "observation_groups": list(description.obs_groups),
         "observation_columns": None if description.obs_slice is None else list(description.obs_slice),
         "observations": {field.name: _field(field) for field in description.observations},
+        **({"observation_duties": list(description.duties)} if description.duties else {}),
         "observation_terms": _terms(env.get("observations"), description.obs_groups, _OBSERVATION_KEYS),
         "actions": {field.name: _action(field, description) for field in description.actions},
         "action_terms": _terms({"actions": env.get("actions")}, ("actions",), _ACTION_KEYS),
@@ -52,7 +53,12 @@ _ACTION_KEYS = ("joint_names", "scale", "offset", "clip", "use_default_offset", 
 
 
 def _field(field: Field) -> dict[str, Json]:
-    return {"size": field.size, "unit": field.unit or None, "frame": field.frame or None, "history_length": 1}
+    return {
+        "size": field.size,
+        "unit": field.unit or None,
+        "frame": field.frame or None,
+        "history_length": field.history,
+    }
 
 
 def _action(field: Field, description: Description) -> dict[str, Json]:

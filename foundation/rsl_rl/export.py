@@ -87,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     policy = load_policy(checkpoint, Overrides.parse(said))
     bundle = make_bundle(policy, name, task)
     print(f"{bundle.description.architecture}: {bundle.program.num_weights} weights, state {bundle.program.state_size}")
+    for said in bundle.description.duties:
+        print(said)
     unchecked = 0
     for written in export(bundle, folder, formats):
         print(written.line())

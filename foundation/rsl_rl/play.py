@@ -92,7 +92,7 @@ def run(argv: Sequence[str]) -> int:
         raise
     if args.describe and played.policy is not None:
         refuse_near_misses(parser, argv)
-        show_policy(played.policy)
+        show_policy(played.policy, task=played.task or None)
         return 0
     job = Job.choose_engine(parser, argv, played, SEED)
     with job.launch() as session:

@@ -33,6 +33,8 @@ def build_parser() -> CommandParser:
         "--distribution", metavar="NAME", help="gaussian, heteroscedastic, beta, ... if no config states it"
     )
     parser.add_argument("--agent_config", metavar="PATH", help="agent.yaml to use instead of the one beside it")
+    acts = "task that it acts in, for names and units of its columns (default: that of the checkpoint)"
+    parser.add_argument("--task", metavar="ID", help=acts)
     add_import_arg(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     flags = {name: getattr(args, name) for name in ("activation", "distribution", "agent_config")}
     said = said_of_teacher(tokens) | {name: value for name, value in flags.items() if value is not None}
-    show_policy(TeacherPolicyWrapper(args.checkpoint, **said), args.json)
+    show_policy(TeacherPolicyWrapper(args.checkpoint, **said), args.json, args.task)
     return 0
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_runs import arguments, run_folder, write_teacher
+from tiny_runs import TASK, arguments, run_folder, write_teacher
 
 from foundation.core.errors import UserError
-from foundation.rsl_rl import distillation, finetune, play
+from foundation.rsl_rl import distillation, export, finetune, play, teacher_info
 
 MADE = (
     "obs.student.from=policy",
@@ -63,6 +63,36 @@ def test_settings_are_kept_with_the_student(folder: Path, capsys: pytest.Capture
     capsys.readouterr()
     assert play.main(["--describe"]) == 0
     assert "policy without velocity_error, motor_speeds" in capsys.readouterr().out
+
+
+def test_an_export_says_what_the_caller_has_to_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """deploy.yaml has each term with its history, and who keeps it; delay and noise are not to be added."""
+    run = distil(folder, *MADE)
+    assert export.main(["--checkpoint", str(run / "best_student.pt"), "--formats", "yaml,npz"]) == 0
+    said = yaml.safe_load((run / "exported" / "deploy.yaml").read_text())
+    assert said["observations"]["body_rates"] == {
+        "size": 6,
+        "unit": "rad/s",
+        "frame": "body frame: x forward, y left, z up",
+        "history_length": 2,
+    }
+    duties = " ".join(said["observation_duties"])
+    assert "keep the last 2 readings of each term side by side, oldest first, 38 numbers" in duties
+    assert "delayed readings (1 [env steps])" in duties
+    assert "trained with noise, dropout" in duties
+    assert "keep the last 2 readings" in capsys.readouterr().out
+
+
+def test_columns_are_shown_with_names_and_units(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """teacher_info knows them from the task; those of other sizes are an error that names both."""
+    teacher = str(folder / "teacher" / "model.pt")
+    assert teacher_info.main([teacher, "--task", TASK, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    fields = {field["name"]: (field["size"], field["unit"]) for field in said["observations_fields"]}
+    assert fields["velocity_error"] == (3, "m/s")
+    assert sum(size for size, _ in fields.values()) == 26
+    assert teacher_info.main([teacher, "--task", TASK]) == 0
+    assert "12..14" in capsys.readouterr().out
 
 
 def test_a_dataset_of_other_observations_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
