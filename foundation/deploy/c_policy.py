@@ -49,16 +49,21 @@ class SharedLibrary:
         self._memory = numpy.ctypeslib.as_array(self._policy)[: self.description.state_size]
         reset(self._policy)
         self.initial_state: FloatArray = self._memory.copy()
+        # Arrays of their own, whose addresses are asked for once: asking takes longer than a step.
+        self._obs = numpy.zeros(self.description.num_obs, numpy.float32)
+        self._actions = numpy.zeros(self.description.num_actions, numpy.float32)
+        self._arguments = self._policy, _pointer(self._obs), _pointer(self._actions)
 
     def run(self, obs: FloatArray, state: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return actions and the next state. Shapes: (num_envs, num_obs) and (num_envs, state_size)."""
-        given = numpy.ascontiguousarray(obs)
         actions = numpy.empty((len(obs), self.description.num_actions), numpy.float32)
         after = numpy.empty_like(state)
         for env in range(len(obs)):
             self._memory[:] = state[env]
-            if self._step(self._policy, _pointer(given[env]), _pointer(actions[env])):
+            self._obs[:] = obs[env]
+            if self._step(*self._arguments):
                 raise UserError(f"the policy '{self.description.name}' computed an action that is not finite")
+            actions[env] = self._actions
             after[env] = self._memory
         return actions, after
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
+from math import prod
 
 import numpy
 from numpy.typing import NDArray
@@ -15,43 +16,31 @@ from foundation.deploy.program import OBS, Operation, Program
 
 Numbers = NDArray[numpy.floating]
 """Intermediate values by name. Weights and observations are float32, and so are all of these."""
+Call = Callable[[], object]
+"""Computes into arrays that were given before."""
 Compute = Callable[[list[Numbers]], Numbers]
 """Makes a value of those that an operation reads. Shape: (num_envs, ...) each."""
-Remember = Callable[[Numbers, list[Numbers]], tuple[Numbers, list[Numbers]]]
-"""The same with the operation's memories, (num_envs, size) each, passed in and returned."""
-
-
-@dataclass(frozen=True)
-class _Step:
-    name: str
-    inputs: tuple[str, ...]
-    compute: Compute | None
-    remember: Remember | None
-    spans: tuple[slice, ...]
 
 
 class NumpyProgram:
-    """Computes one step of a policy, for any number of environments at once."""
+    """Computes one step of a policy, for any number of environments at once.
+
+    All arrays are made when a number of environments is first seen, so that a step of one robot costs little more than
+    its arithmetic. Not for several threads at once.
+    """
 
     def __init__(self, program: Program) -> None:
-        """Prepare the operations.
+        """Look at the operations.
 
         Args:
             program: What to compute.
         """
+        for operation in program.operations:
+            if operation.kind not in KINDS:
+                raise ValueError(f"operation '{operation.kind}' is not known. {suggest(operation.kind, KINDS)}")
         self.initial_state = program.initial_state
-        self._output = program.output
-        self._steps = [self._prepare(operation) for operation in program.operations]
-
-    @staticmethod
-    def _prepare(operation: Operation) -> _Step:
-        spans = tuple(slice(memory.start, memory.start + memory.size) for memory in operation.memory)
-        if operation.kind in _WITH_MEMORY:
-            remember = _WITH_MEMORY[operation.kind](operation)
-            return _Step(operation.name, operation.inputs, None, remember, spans)
-        if operation.kind not in _KINDS:
-            raise ValueError(f"operation '{operation.kind}' is not known. {suggest(operation.kind, _KINDS)}")
-        return _Step(operation.name, operation.inputs, _KINDS[operation.kind](operation), None, spans)
+        self._program = program
+        self._plan = _Plan(program, 1)
 
     def run(self, obs: FloatArray, state: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Act for one step.
@@ -63,38 +52,85 @@ class NumpyProgram:
         Returns:
             Actions, shape (num_envs, num_actions), and the next state.
         """
-        values: dict[str, Numbers] = {OBS: obs}
-        after = state.copy() if state.size else state
-        for step in self._steps:
-            inputs = [values[name] for name in step.inputs]
-            if step.compute is not None:
-                values[step.name] = step.compute(inputs)
-            elif step.remember is not None:
-                values[step.name], kept = step.remember(inputs[0], [state[:, span] for span in step.spans])
-                for span, memory in zip(step.spans, kept, strict=True):
-                    after[:, span] = memory
-        actions = values[self._output]
-        if actions.ndim != 2 or actions.dtype != numpy.float32:
-            actions = actions.reshape(len(obs), -1).astype(numpy.float32)
-        return actions, after
+        plan = self._plan
+        if plan.num_envs != len(obs):
+            plan = self._plan = _Plan(self._program, len(obs))
+        plan.obs[...] = obs
+        if not plan.remembers:
+            for call in plan.calls:
+                call()
+            return plan.actions.copy(), state
+        plan.before[...] = state
+        for call in plan.calls:
+            call()
+        return plan.actions.copy(), plan.after.copy()
 
 
-def _dense(operation: Operation) -> Compute:
-    weight = numpy.ascontiguousarray(operation.arrays["weight"].T)
-    bias = operation.arrays["bias"]
+class _Plan:
+    """The calls of a step for one number of environments, and the arrays that they work in."""
+
+    def __init__(self, program: Program, num_envs: int) -> None:
+        self.num_envs = num_envs
+        self.calls: list[Call] = []
+        self.obs = self.array(program.num_obs)
+        self.before, self.after = self.array(program.state_size), self.array(program.state_size)
+        self.remembers = program.state_size > 0
+        values: dict[str, Numbers] = {OBS: self.obs}
+        for operation in program.operations:
+            inputs = [values[name] for name in operation.inputs]
+            value = _WRITERS[operation.kind](self, operation, inputs)
+            values[operation.name] = value
+        self.actions = values[program.output].reshape(num_envs, -1)
+
+    def array(self, *shape: int) -> FloatArray:
+        """Return a new array. Shape: (num_envs, *shape)."""
+        return numpy.zeros((self.num_envs, *shape), numpy.float32)
+
+    def call(self, function: Callable[..., object], *arguments: object) -> None:
+        """Append a call. Arguments bound beforehand cost a third of a function of our own."""
+        self.calls.append(partial(function, *arguments))
+
+    def product(self, rows: Numbers, weight: Numbers, bias: Numbers, out: Numbers) -> None:
+        """Append ``out = rows weight + bias``. Shapes: (n, num_in), (num_in, num_out), (num_out,), (n, num_out)."""
+        if len(rows) == 1:  # a vector's product has less to prepare than a matrix's
+            rows, out = rows[0], out[0]
+        self.call(numpy.dot, rows, weight, out)
+        self.call(numpy.add, out, bias, out)
+
+    def into(self, out: Numbers, compute: Compute, inputs: list[Numbers]) -> Numbers:
+        """Append what makes a new array at each step, for operations in which that is not what costs."""
+        self.calls.append(lambda: numpy.copyto(out, compute(inputs)))
+        return out
+
+    def flat(self, value: Numbers) -> Numbers:
+        """Return a value as (num_envs, size)."""
+        if value.ndim == 2:
+            return value
+        flat = self.array(prod(value.shape[1:]))
+        shaped = flat.reshape(value.shape)
+        self.call(numpy.copyto, shaped, value)
+        return flat
+
+
+Write = Callable[[_Plan, Operation, list[Numbers]], Numbers]
+"""Appends an operation's calls and returns where its value will be."""
+
+
+def _dense(plan: _Plan, op: Operation, x: list[Numbers]) -> Numbers:
+    weight = numpy.ascontiguousarray(op.arrays["weight"].T)
     num_in, num_out = weight.shape
-    blocks = int(operation.number("blocks"))
-    if blocks == 1:
-        return lambda x: numpy.dot(x[0] if x[0].ndim == 2 else x[0].reshape(-1, num_in), weight) + bias
-    return lambda x: (x[0].reshape(-1, num_in) @ weight + bias).reshape(-1, blocks * num_out)
+    blocks = int(op.number("blocks"))
+    out = plan.array(blocks * num_out)
+    plan.product(plan.flat(x[0]).reshape(-1, num_in), weight, op.arrays["bias"], out.reshape(-1, num_out))
+    return out
 
 
-_ZERO = numpy.float32(0)
+_HALF = numpy.array(0.5, numpy.float32)
 """Faster than a Python number, which each call would convert."""
 
 
 def _sigmoid(x: Numbers) -> Numbers:
-    return 0.5 * numpy.tanh(0.5 * x) + numpy.float32(0.5)
+    return 0.5 * numpy.tanh(0.5 * x) + _HALF
 
 
 def _softplus(x: Numbers, beta: float = 1.0, threshold: float = 20.0) -> Numbers:
@@ -103,13 +139,7 @@ def _softplus(x: Numbers, beta: float = 1.0, threshold: float = 20.0) -> Numbers
 
 
 def _expm1_below_zero(x: Numbers) -> Numbers:
-    return numpy.expm1(numpy.minimum(x, _ZERO))
-
-
-def _elu(x: Numbers, alpha: float) -> Numbers:
-    below = _expm1_below_zero(x)
-    # With alpha 1 the larger of the two is the one that holds: two calls less for the usual activation.
-    return numpy.maximum(x, below) if alpha == 1.0 else numpy.maximum(x, 0) + alpha * below
+    return numpy.expm1(numpy.minimum(x, 0))
 
 
 _SQRT_HALF = math.sqrt(0.5)
@@ -126,13 +156,13 @@ def _fast_tanh(x: Numbers) -> Numbers:
 
 _FUNCTIONS: dict[str, Callable[..., Numbers]] = {
     "celu": lambda x, alpha: numpy.maximum(x, 0) + alpha * _expm1_below_zero(x / alpha),
-    "elu": _elu,
+    "elu": lambda x, alpha: numpy.maximum(x, 0) + alpha * _expm1_below_zero(x),
     "exp": lambda x: numpy.exp(x),
     "fast_tanh": _fast_tanh,
     "gelu": lambda x: 0.5 * x * (1 + _ERF(x * _SQRT_HALF)),
     "leaky_relu": lambda x, negative_slope: numpy.where(x > 0, x, negative_slope * x),
     "mish": lambda x: x * numpy.tanh(_softplus(x)),
-    "relu": lambda x: numpy.maximum(x, _ZERO),
+    "relu": lambda x: numpy.maximum(x, 0),
     "selu": lambda x: _SELU_SCALE * (numpy.maximum(x, 0) + _SELU_ALPHA * _expm1_below_zero(x)),
     "sigmoid": _sigmoid,
     "silu": lambda x: x * _sigmoid(x),
@@ -141,31 +171,56 @@ _FUNCTIONS: dict[str, Callable[..., Numbers]] = {
 }
 
 
-def _activation(operation: Operation) -> Compute:
-    name = operation.text("function")
+def _activation(plan: _Plan, op: Operation, x: list[Numbers]) -> Numbers:
+    name = op.text("function")
     if name not in _FUNCTIONS:
         raise ValueError(f"activation '{name}' is not known. {suggest(name, _FUNCTIONS)}")
-    function = _FUNCTIONS[name]
-    constants = {key: operation.number(key) for key in operation.options if key != "function"}
-    return lambda x: function(x[0], **constants)
+    constants = {key: op.number(key) for key in op.options if key != "function"}
+    out = plan.array(*op.shape)
+    # The usual ones in arrays of their own; the others make new ones. NumPy's minimum and maximum look at the flags of
+    # the floating-point unit, which takes longer than these few numbers: |x| gives the same and keeps NaN.
+    if name == "tanh":
+        plan.call(numpy.tanh, x[0], out)
+    elif name == "relu":
+        plan.call(numpy.absolute, x[0], out)
+        plan.call(numpy.add, x[0], out, out)
+        plan.call(numpy.multiply, out, _HALF, out)
+    elif name == "elu" and constants["alpha"] == 1.0:  # the larger of the two is then the one that holds
+        plan.call(numpy.absolute, x[0], out)
+        plan.call(numpy.subtract, x[0], out, out)
+        plan.call(numpy.multiply, out, _HALF, out)
+        plan.call(numpy.expm1, out, out)
+        plan.call(numpy.fmax, x[0], out, out)
+    else:
+        function = _FUNCTIONS[name]
+        plan.into(out, lambda x: function(x[0], **constants), x)
+    return out
 
 
-def _normalize(operation: Operation) -> Compute:
-    mean = operation.arrays["mean"]
-    scale = operation.arrays["scale"]
-    return lambda x: (x[0] - mean) * scale
+def _add(plan: _Plan, op: Operation, x: list[Numbers]) -> Numbers:
+    out = plan.array(*op.shape)
+    plan.call(numpy.add, x[0], x[1], out)
+    return out
 
 
-def _scale(operation: Operation) -> Compute:
-    scale = operation.arrays["scale"]
-    shift = operation.arrays["shift"]
-    return lambda x: x[0] * scale + shift
+def _pairwise(first: str, then_first: numpy.ufunc, second: str, then_second: numpy.ufunc) -> Write:
+    """Return the writer of two element-wise steps, each with a constant."""
+
+    def write(plan: _Plan, op: Operation, x: list[Numbers]) -> Numbers:
+        out = plan.array(*op.shape)
+        # One robot's arrays have the constants' shapes then, which NumPy is fastest with.
+        plan.call(then_first, x[0], op.arrays[first][None], out)
+        plan.call(then_second, out, op.arrays[second][None], out)
+        return out
+
+    return write
 
 
-def _clamp(operation: Operation) -> Compute:
-    low = operation.arrays["low"]
-    high = operation.arrays["high"]
-    return lambda x: numpy.minimum(numpy.maximum(x[0], low), high)
+def _clamp(plan: _Plan, op: Operation, x: list[Numbers]) -> Numbers:
+    out = plan.array(*op.shape)
+    low, high = (numpy.broadcast_to(op.arrays[name], op.shape)[None].copy() for name in ("low", "high"))
+    plan.call(x[0].clip, low, high, out)
+    return out
 
 
 def _layer_norm(operation: Operation) -> Compute:
@@ -273,60 +328,112 @@ def _spatial_softmax(operation: Operation) -> Compute:
     return compute
 
 
-def _recurrent(operation: Operation) -> Remember:
-    weights = [numpy.ascontiguousarray(operation.arrays[name].T) for name in ("weight_ih", "weight_hh")]
-    biases = [operation.arrays[name] for name in ("bias_ih", "bias_hh")]
-    size = operation.size
+def _recurrent(plan: _Plan, op: Operation, x: list[Numbers]) -> Numbers:
+    """Append a recurrent layer. A sigmoid is half a hyperbolic tangent of half its argument, plus a half.
 
-    def gru(x: Numbers, memory: list[Numbers]) -> tuple[Numbers, list[Numbers]]:
-        given = x @ weights[0] + biases[0]
-        kept = memory[0] @ weights[1] + biases[1]
-        switches = _sigmoid(given[:, : 2 * size] + kept[:, : 2 * size])
-        reset = switches[:, :size]
-        update = switches[:, size:]
-        new = numpy.tanh(given[:, 2 * size :] + reset * kept[:, 2 * size :])
-        hidden = new + update * (memory[0] - new)
-        return hidden, [hidden]
-
-    def lstm(x: Numbers, memory: list[Numbers]) -> tuple[Numbers, list[Numbers]]:
-        gates = x @ weights[0] + biases[0] + (memory[0] @ weights[1] + biases[1])
-        enter = _sigmoid(gates[:, :size])
-        forget = _sigmoid(gates[:, size : 2 * size])
-        candidate = numpy.tanh(gates[:, 2 * size : 3 * size])
-        leave = _sigmoid(gates[:, 3 * size :])
-        cell = forget * memory[1] + enter * candidate
-        hidden = leave * numpy.tanh(cell)
-        return hidden, [hidden, cell]
-
-    return {"gru": gru, "lstm": lstm}[operation.text("cell")]
-
-
-def _window(operation: Operation) -> Remember:
-    def remember(x: Numbers, memory: list[Numbers]) -> tuple[Numbers, list[Numbers]]:
-        window = numpy.concatenate([*memory, x], axis=1)
-        return window, [window[:, x.shape[1] :] for _ in memory]
-
-    return remember
+    The half of the argument is in the weights, which a power of two does not round.
+    """
+    size = op.size
+    write, gates = {"gru": (_gru, slice(0, 2 * size)), "lstm": (_lstm, None)}[op.text("cell")]
+    halves = numpy.ones((op.arrays["bias_ih"].size, 1), numpy.float32)
+    if gates is None:
+        halves[: 2 * size] = halves[3 * size :] = _HALF
+    else:
+        halves[gates] = _HALF
+    products: list[Numbers] = []
+    spans = [slice(memory.start, memory.start + memory.size) for memory in op.memory]
+    for read, suffix in ((plan.flat(x[0]), "ih"), (plan.before[:, spans[0]], "hh")):
+        weight = numpy.ascontiguousarray((op.arrays[f"weight_{suffix}"] * halves).T)
+        product = plan.array(halves.size)
+        plan.product(read, weight, op.arrays[f"bias_{suffix}"] * halves[:, 0], product)
+        products.append(product)
+    write(
+        plan,
+        products[0],
+        products[1],
+        [plan.before[:, span] for span in spans],
+        [plan.after[:, span] for span in spans],
+    )
+    return plan.after[:, spans[0]]
 
 
-_KINDS: dict[str, Callable[[Operation], Compute]] = {
+def _finish_sigmoid(plan: _Plan, x: Numbers) -> None:
+    plan.call(numpy.tanh, x, x)
+    plan.call(numpy.multiply, x, _HALF, x)
+    plan.call(numpy.add, x, _HALF, x)
+
+
+def _gru(plan: _Plan, given: Numbers, kept: Numbers, before: list[Numbers], after: list[Numbers]) -> None:
+    size = given.shape[1] // 3
+    switches = given[:, : 2 * size]
+    new = given[:, 2 * size :]
+    candidate = kept[:, 2 * size :]
+    plan.call(numpy.add, switches, kept[:, : 2 * size], switches)
+    _finish_sigmoid(plan, switches)
+    plan.call(numpy.multiply, switches[:, :size], candidate, candidate)
+    plan.call(numpy.add, new, candidate, new)
+    plan.call(numpy.tanh, new, new)
+    plan.call(numpy.subtract, before[0], new, candidate)
+    plan.call(numpy.multiply, switches[:, size:], candidate, candidate)
+    plan.call(numpy.add, new, candidate, after[0])
+
+
+def _lstm(plan: _Plan, given: Numbers, kept: Numbers, before: list[Numbers], after: list[Numbers]) -> None:
+    size = given.shape[1] // 4
+    enter, forget, candidate, leave = (given[:, part * size : (part + 1) * size] for part in range(4))
+    plan.call(numpy.add, given, kept, given)
+    for part in (given[:, : 2 * size], leave):
+        _finish_sigmoid(plan, part)
+    plan.call(numpy.tanh, candidate, candidate)
+    plan.call(numpy.multiply, enter, candidate, candidate)
+    plan.call(numpy.multiply, forget, before[1], forget)
+    plan.call(numpy.add, forget, candidate, after[1])
+    plan.call(numpy.tanh, after[1], candidate)
+    plan.call(numpy.multiply, leave, candidate, after[0])
+
+
+def _window(plan: _Plan, op: Operation, x: list[Numbers]) -> Numbers:
+    given = plan.flat(x[0])
+    out = plan.array(op.size)
+    past = out.shape[1] - given.shape[1]
+    for memory in op.memory:
+        span = slice(memory.start, memory.start + memory.size)
+        plan.call(numpy.copyto, out[:, :past], plan.before[:, span])
+        plan.call(numpy.copyto, out[:, past:], given)
+        plan.call(numpy.copyto, plan.after[:, span], out[:, given.shape[1] :])
+    if not op.memory:
+        plan.call(numpy.copyto, out, given)
+    return out
+
+
+def _computed(prepare: Callable[[Operation], Compute]) -> Write:
+    """Return the writer of an operation that makes a new array at each step."""
+
+    def write(plan: _Plan, op: Operation, x: list[Numbers]) -> Numbers:
+        return plan.into(plan.array(*op.shape), prepare(op), x)
+
+    return write
+
+
+_WRITERS: dict[str, Write] = {
     "activation": _activation,
-    "add": lambda operation: lambda x: x[0] + x[1],
-    "arg_max": _arg_max,
-    "beta_moment": _beta_moment,
-    "channel_norm": _channel_norm,
+    "add": _add,
+    "arg_max": _computed(_arg_max),
+    "beta_moment": _computed(_beta_moment),
+    "channel_norm": _computed(_channel_norm),
     "clamp": _clamp,
-    "columns": _columns,
-    "concatenate": _concatenate,
-    "convolution": _convolution,
+    "columns": _computed(_columns),
+    "concatenate": _computed(_concatenate),
+    "convolution": _computed(_convolution),
     "dense": _dense,
-    "global_pool": _global_pool,
-    "layer_norm": _layer_norm,
-    "max_pool": _max_pool,
-    "normalize": _normalize,
-    "scale": _scale,
-    "spatial_softmax": _spatial_softmax,
+    "global_pool": _computed(_global_pool),
+    "layer_norm": _computed(_layer_norm),
+    "max_pool": _computed(_max_pool),
+    "normalize": _pairwise("mean", numpy.subtract, "scale", numpy.multiply),
+    "recurrent": _recurrent,
+    "scale": _pairwise("scale", numpy.multiply, "shift", numpy.add),
+    "spatial_softmax": _computed(_spatial_softmax),
+    "window": _window,
 }
-_WITH_MEMORY: dict[str, Callable[[Operation], Remember]] = {"recurrent": _recurrent, "window": _window}
-KINDS = tuple(sorted((*_KINDS, *_WITH_MEMORY)))
+KINDS = tuple(sorted(_WRITERS))
 """Every operation that is understood."""

@@ -74,7 +74,8 @@ class Policy:
                 f"shape {given.shape}; ({self.num_obs},) or (num_envs, {self.num_obs}) was expected"
             )
         # A product is cheap; one that is not finite may have overflowed, so that each number is looked at then.
-        if not math.isfinite(numpy.vdot(rows, rows)) and not numpy.isfinite(rows).all():
+        flat = given.reshape(-1)
+        if not math.isfinite(flat.dot(flat)) and not numpy.isfinite(rows).all():
             env, column = (int(index) for index in numpy.argwhere(~numpy.isfinite(rows))[0])
             raise UserError(
                 f"the observation '{self.description.column_name(column)}' (column {column}) is "
