@@ -18,11 +18,13 @@ import torch
 from tensordict import TensorDict
 
 from foundation.core.errors import UserError
+from foundation.tasks.camera.camera import Camera, CameraCfg, check_camera_cfg
+from foundation.tasks.camera.scene import Scene
 from foundation.tasks.quadrotor import mdp
 from foundation.tasks.quadrotor.episode_stats import EpisodeStats, LogNames
 from foundation.tasks.quadrotor.perturbations import QUANTITIES, Pushes, control_interval, reward_scale, vary_vehicles
 from foundation.tasks.quadrotor.settings import TaskTensors, assign_vehicles, is_disturbed
-from foundation.tasks.quadrotor.sim.quadrotor import ROTORS, QuadrotorDynamics
+from foundation.tasks.quadrotor.sim.quadrotor import POSITION, QUATERNION, ROTORS, QuadrotorDynamics
 from foundation.tasks.quadrotor.sim.vehicles import VehicleParams, vehicle_names
 
 if TYPE_CHECKING:
@@ -66,7 +68,8 @@ class QuadrotorEnv(ABC):
 
         Args:
             cfg: The task's configuration, already checked: ``scene``, ``sim``, ``decimation``, ``episode_length_s``,
-                ``seed``, ``vehicles`` and ``viewer``, beside what the task itself reads.
+                ``seed``, ``vehicles`` and ``viewer``, beside what the task itself reads; with ``camera``, a
+                ``CameraCfg``, the vehicles can have cameras.
             render_mode: Kept for gymnasium.
         """
         if not hasattr(self, "log_names"):
@@ -95,8 +98,24 @@ class QuadrotorEnv(ABC):
         self._action = torch.zeros(4, n, device=d)
         self._disturbance: tuple[torch.Tensor, torch.Tensor] | None = None
         self._forces = torch.zeros(6, n, device=d)
+        self.camera = self._mount_camera()
         self.prepare()
         self.reset(cfg.seed)
+
+    def _mount_camera(self) -> Camera | None:
+        """Make the cameras that the configuration asks for, in a task whose configuration has ``camera``."""
+        if not hasattr(self.cfg, "camera"):
+            return None
+        cfg: CameraCfg = self.cfg.camera
+        check_camera_cfg(cfg)
+        if cfg.image == "none":
+            return None
+        if type(self).scene is QuadrotorEnv.scene:
+            raise UserError(
+                f"env.camera.image={cfg.image}: {type(self).__name__} has nothing to be seen: give the class a method "
+                "scene() that returns a foundation.tasks.camera.scene.Scene, or set env.camera.image=none"
+            )
+        return Camera(cfg, self.num_envs, self.device)
 
     # -- physics ----------------------------------------------------------------------------------------------------
 
@@ -175,6 +194,10 @@ class QuadrotorEnv(ABC):
         """Move by one step what moves beside the vehicles, whose new packed state is ``state`` (17, num_envs)."""
         return
 
+    def scene(self) -> Scene:
+        """Return what stands around the vehicles in the current state, for cameras and drawings."""
+        return Scene()
+
     def task_metrics(self, metrics: dict[str, torch.Tensor], time_outs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return further metrics of episodes, each (num_envs,), such as ``success``, from those that are known."""
         return {}
@@ -229,6 +252,8 @@ class QuadrotorEnv(ABC):
                 self._pushes.restart(seed)
             if seed is not None:
                 self._generator.manual_seed(seed)
+                if self.camera is not None:
+                    self.camera.seed(seed)
             elif not hasattr(self, "_table"):
                 self._generator.seed()
             self._draw_table()
@@ -241,7 +266,7 @@ class QuadrotorEnv(ABC):
             self.begin_task(None)
             self.episode_length_buf = torch.zeros_like(self.episode_length_buf)
             self._stats.clear()
-            self._observations = self.with_noise(self.observe())
+            self._observations = self.with_noise(self.observe() | self._see(None))
             return self._observations
 
     # -- stepping -------------------------------------------------------------------------------------------------
@@ -287,7 +312,7 @@ class QuadrotorEnv(ABC):
         metrics = self._stats.add(judged.terms, judged.distance, judged.exceeded, time_outs, dones)
         metrics |= self.task_metrics(metrics, time_outs)
         self._begin_episodes(state, action, dones)
-        self._observations = self.with_noise(self.observe())
+        self._observations = self.with_noise(self.observe() | self._see(dones))
         extras = {"time_outs": time_outs, "log": self._stats.log, "episode_metrics": metrics}
         return self._observations, reward, dones.to(torch.long), extras
 
@@ -301,6 +326,17 @@ class QuadrotorEnv(ABC):
             self._forces = torch.where(dones, forces, self._forces)
             self._disturbance = self.dynamics.disturb(self._forces[:3], self._forces[3:])
         self.begin_task(dones)
+
+    def _see(self, began: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """Return the group ``camera``, (num_envs, channels, height, width), where there is a camera.
+
+        Args:
+            began: Where an episode has just begun; None: everywhere. Shape: (num_envs,).
+        """
+        if self.camera is None:
+            return {}
+        state = self._state
+        return {"camera": self.camera.observe(state[POSITION], state[QUATERNION], self.scene(), began)}
 
     def with_noise(self, groups: dict[str, torch.Tensor]) -> TensorDict:
         """Add the noise of the groups that have one."""
@@ -362,8 +398,10 @@ class QuadrotorEnv(ABC):
         if self._disturbed:
             tensors["_force_table"] = self._force_table.cpu().clone()
         generator = self._generator.get_state()
-        stats = self._stats.state_dict()
-        return {"tensors": tensors, "stats": stats, "observations": groups, "generator": generator, **numbers}
+        saved = {"tensors": tensors, "stats": self._stats.state_dict(), "observations": groups, "generator": generator}
+        if self.camera is not None:
+            saved["camera"] = self.camera.state_dict()
+        return saved | numbers
 
     _TENSORS = ("_state", "_action", "_forces", "_table", "episode_length_buf")
 
@@ -377,9 +415,10 @@ class QuadrotorEnv(ABC):
         own = self.state_dict()
         for kind in ("tensors", "observations"):
             for name, value in own[kind].items():
-                found = saved[kind][name]
-                if found.shape != value.shape or found.dtype != value.dtype:
-                    raise UserError(f"the saved environment state has another '{name}': {list(found.shape)}")
+                found = saved[kind].get(name)
+                if found is None or found.shape != value.shape or found.dtype != value.dtype:
+                    size = "none" if found is None else list(found.shape)
+                    raise UserError(f"the saved environment state has another '{name}': {size}")
         for name in own["tensors"]:
             setattr(self, name, saved["tensors"][name].to(self.device).clone())
         self._observations = TensorDict(
@@ -389,6 +428,8 @@ class QuadrotorEnv(ABC):
         )
         self._generator.set_state(saved["generator"].cpu())
         self._stats.load_state_dict(saved["stats"])
+        if self.camera is not None:
+            self.camera.load_state_dict(saved["camera"])
         self._table_row = max(0, int(saved["table_row"]))
         if self._disturbed:
             self._disturbance = self.dynamics.disturb(self._forces[:3], self._forces[3:])
@@ -406,19 +447,33 @@ class QuadrotorEnv(ABC):
         from foundation.tasks.quadrotor.sim.drawing import FleetRenderer
 
         if self._renderer is None:
+            camera = self.camera
             self._renderer = FleetRenderer(
                 num_shown=min(self.cfg.viewer.num_envs, self.num_envs),
                 extent=self._limits[0].cpu().numpy(),
                 arm_length=self.vehicles.arm_length.cpu().numpy(),
                 resolution=self.cfg.viewer.resolution,
+                image_title=""
+                if camera is None
+                else f"camera, {camera.cfg.image}, {camera.cfg.width} x {camera.cfg.height}",
                 **self.renderer_options(),
             )
         shown = self._renderer.num_shown
         seconds = self.episode_length_buf[:shown].cpu().numpy() * self.step_dt
         others = self.drawn_others(shown)
         return self._renderer.draw(
-            self._state[:, :shown].T.cpu().numpy(), seconds, None if others is None else others.cpu().numpy()
+            self._state[:, :shown].T.cpu().numpy(),
+            seconds,
+            None if others is None else others.cpu().numpy(),
+            self._drawn_solids(shown),
+            None if self.camera is None else self.camera.picture(self._observations["camera"][:shown]),
         )
+
+    def _drawn_solids(self, num_shown: int) -> dict[str, np.ndarray]:
+        """Return the solids around the first vehicles, by kind, each (num_shown, num_solids, numbers of a solid)."""
+        scene = self.scene().select(slice(0, num_shown))
+        kinds = {"sphere": scene.spheres, "pillar": scene.pillars, "frame": scene.frames}
+        return {kind: part.permute(2, 0, 1).cpu().numpy() for kind, part in kinds.items() if part is not None}
 
     def close(self) -> None:
         """Let go of the renderer."""

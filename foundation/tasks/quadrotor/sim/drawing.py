@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -36,6 +38,7 @@ class FleetRenderer:
         trail_points: int = 50,
         other_kind: Literal["target", "pursuer"] | None = None,
         share_shown: float = 0.65,
+        image_title: str = "",
     ):
         """Lay out the panels.
 
@@ -48,12 +51,15 @@ class FleetRenderer:
             other_kind: What moves beside each vehicle, if anything: a target, drawn as a ring, or a pursuer, drawn as a
                 ball with a warning colour. None: the target is the panel's centre.
             share_shown: Half-width of the view, of ``extent``; 0.65 where starts are within half of it.
+            image_title: What is written above each vehicle's camera image, which is shown beside the scene; empty: none
+                is.
         """
         self.num_shown = num_shown
         self.width, self.height = (max(64, int(side)) // 2 * 2 for side in resolution)
         self._columns = math.ceil(math.sqrt(num_shown))
         self._rows = math.ceil(num_shown / self._columns)
         self._other_kind = other_kind
+        self._image_title = image_title
         self._span = share_shown * np.asarray(extent, dtype=float)[:num_shown]
         arms = np.asarray(arm_length, dtype=float)[:num_shown]
         self._arms = np.maximum(arms, 0.16 * self._span)
@@ -66,13 +72,23 @@ class FleetRenderer:
         self._font = ImageFont.load_default(size=int(_SCALE * max(11, min(18, panel / 16))))
         self._camera = _camera(azimuth=math.radians(-62), elevation=math.radians(24))
 
-    def draw(self, states: np.ndarray, seconds: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
+    def draw(
+        self,
+        states: np.ndarray,
+        seconds: np.ndarray,
+        others: np.ndarray | None = None,
+        solids: Mapping[str, np.ndarray] | None = None,
+        images: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Draw one frame.
 
         Args:
             states: Packed states: position, velocity, rates, quaternion, rotors. Shape: (num_shown, 17).
             seconds: Time since each episode began [s]; when it falls, the trail is cleared. Shape: (num_shown,).
             others: Positions of what moves beside the vehicles, where something does [m]. Shape: (num_shown, 3).
+            solids: Kind -> solids around each vehicle, as ``foundation.tasks.camera.scene.Scene`` has them. Shape:
+                (num_shown, num_solids, numbers of a solid).
+            images: What each vehicle's camera sees, uint8. Shape: (num_shown, rows, columns, 3).
 
         Returns:
             Shape: (height, width, 3), uint8.
@@ -91,7 +107,10 @@ class FleetRenderer:
                 self._trails[i].append(states[i, :3].copy())
                 if others is not None:
                     self._other_trails[i].append(others[i].copy())
-            self._panel(canvas, i, states[i], float(seconds[i]), None if others is None else others[i])
+            around = {kind: rows[i] for kind, rows in (solids or {}).items()}
+            self._panel(canvas, i, states[i], float(seconds[i]), None if others is None else others[i], around)
+            if images is not None:
+                self._show_image(image, canvas, i, images[i])
         return np.asarray(image.resize((self.width, self.height), Image.Resampling.BOX))
 
     def _frame(self, i: int) -> tuple[float, float, float, float]:
@@ -100,9 +119,29 @@ class FleetRenderer:
         height = self.height * _SCALE / self._rows
         return (i % self._columns) * width, (i // self._columns) * height, width, height
 
+    @property
+    def _scene_share(self) -> float:
+        """Share of a panel's width that the scene has; the rest is the camera's."""
+        return 0.58 if self._image_title else 1.0
+
+    def _show_image(self, image: Image.Image, canvas: ImageDraw.ImageDraw, i: int, seen: np.ndarray) -> None:
+        """Paste what a vehicle's camera sees beside its scene, its pixels visible."""
+        left, top, width, height = self._frame(i)
+        rows, columns = seen.shape[:2]
+        gap = 12 * _SCALE
+        room = (1.0 - self._scene_share) * width - gap
+        scale = min(room / columns, 0.7 * height / rows)
+        size = (max(1, round(scale * columns)), max(1, round(scale * rows)))
+        x = round(left + width - gap - size[0])
+        y = round(top + (height - size[1]) / 2)
+        image.paste(Image.fromarray(seen).resize(size, Image.Resampling.NEAREST), (x, y))
+        canvas.rectangle((x - 1, y - 1, x + size[0], y + size[1]), outline=_BOX, width=_SCALE)
+        canvas.text((x, y - 1.4 * self._font.size), self._image_title, fill=_MUTED, font=self._font)
+
     def _view(self, i: int) -> _View:
         """Return the projection of a panel."""
         left, top, width, height = self._frame(i)
+        width *= self._scene_share
         return _View(self._camera, self._span[i], (left + width / 2, top + height * 0.46), min(width, height) * 0.41)
 
     def _draw_backdrop(self) -> Image.Image:
@@ -120,7 +159,13 @@ class FleetRenderer:
         return image
 
     def _panel(
-        self, canvas: ImageDraw.ImageDraw, i: int, state: np.ndarray, seconds: float, other: np.ndarray | None
+        self,
+        canvas: ImageDraw.ImageDraw,
+        i: int,
+        state: np.ndarray,
+        seconds: float,
+        other: np.ndarray | None,
+        solids: Mapping[str, np.ndarray],
     ) -> None:
         """Draw one vehicle, and what moves beside it, into its panel."""
         left, top, width, _ = self._frame(i)
@@ -129,6 +174,7 @@ class FleetRenderer:
             canvas.text(place, "state is not finite", fill=_TARGET, font=self._font)
             return
         view = self._view(i)
+        ahead = _solids(canvas, view, solids, state[:3])
         self._trail(canvas, view, self._trails[i], state[:3], _TRAIL)
         if other is None:
             _vehicle(canvas, view, state, self._arms[i])
@@ -140,6 +186,8 @@ class FleetRenderer:
             _vehicle(canvas, view, state, self._arms[i])
             if not behind:
                 self._other(canvas, view, other)
+        for draw in ahead:
+            draw()
         error = float(np.linalg.norm(state[:3] if other is None else state[:3] - other))
         label = f"{100 * error:.1f} cm" if error < 1 else f"{error:.2f} m"
         canvas.text(place, f"t = {seconds:.2f} s", fill=_MUTED, font=self._font)
@@ -233,6 +281,52 @@ def _pursuer(canvas: ImageDraw.ImageDraw, view: _View, position: np.ndarray) -> 
     _drop(canvas, view, position)
     (x, y), r = view.project(position[None])[0], 0.05 * view.radius
     canvas.ellipse((x - r, y - r, x + r, y + r), fill=_TARGET)
+
+
+def _solids(
+    canvas: ImageDraw.ImageDraw, view: _View, solids: Mapping[str, np.ndarray], position: np.ndarray
+) -> list[Callable[[], None]]:
+    """Draw the solids that are farther away than the vehicle, and return what draws the nearer ones, later."""
+    nearer = []
+    away = view.camera[2]
+    entries = [(kind, solid) for kind, rows in solids.items() for solid in rows]
+    for kind, solid in sorted(entries, key=lambda entry: -float(entry[1][:3] @ away)):
+        draw = partial(_SOLIDS[kind], canvas, view, solid)
+        if float((solid[:3] - position) @ away) > 0.0:
+            draw()
+        else:
+            nearer.append(draw)
+    return nearer
+
+
+def _ball(canvas: ImageDraw.ImageDraw, view: _View, solid: np.ndarray) -> None:
+    """Draw a sphere: centre (3) and radius."""
+    edge = solid[:3] + solid[3] * view.camera[0]
+    centre, side = view.project(np.stack([solid[:3], edge]))
+    r = float(np.linalg.norm(side - centre))
+    canvas.ellipse((centre[0] - r, centre[1] - r, centre[0] + r, centre[1] + r), fill=(232, 112, 108), outline=_TARGET)
+
+
+def _pillar(canvas: ImageDraw.ImageDraw, view: _View, solid: np.ndarray) -> None:
+    """Draw the part of an upright cylinder that is in view: foot (3), radius and height."""
+    side = solid[3] * view.camera[0]
+    foot = np.array([solid[0], solid[1], max(float(solid[2]), -view.span)])
+    head = np.array([solid[0], solid[1], min(float(solid[2] + solid[4]), view.span)])
+    corners = view.project(np.stack([foot - side, foot + side, head + side, head - side]))
+    canvas.polygon([tuple(corner) for corner in corners], fill=(214, 219, 227), outline=_BOX)
+
+
+def _gate(canvas: ImageDraw.ImageDraw, view: _View, solid: np.ndarray) -> None:
+    """Draw a frame as two squares: centre (3), yaw, half of its depth, of its side and of its opening's side."""
+    left = np.array([-math.sin(solid[3]), math.cos(solid[3]), 0.0])
+    up = np.array([0.0, 0.0, 1.0])
+    corners = np.array([left + up, left - up, -left - up, -left + up])
+    for half in (solid[5], solid[6]):
+        ring = solid[:3] + half * corners
+        _lines(canvas, view, np.stack([ring, np.roll(ring, -1, axis=0)], axis=1), _FRONT, 2.5 * _SCALE)
+
+
+_SOLIDS = {"sphere": _ball, "pillar": _pillar, "frame": _gate}
 
 
 def _drop(canvas: ImageDraw.ImageDraw, view: _View, position: np.ndarray) -> None:

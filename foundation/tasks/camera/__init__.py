@@ -1,0 +1,1 @@
+"""Cameras on the vehicles of the built-in simulator: a batched ray-caster over a few analytic solids."""
