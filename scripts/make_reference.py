@@ -58,6 +58,8 @@ SHIPPED_TEACHERS = {
     "Isaac-Quadcopter-Point-Ctrl-v0": ("point_ctrl", "scripts/train_bptt_teacher.py"),
     "Isaac-Quadcopter-Chase-v0": ("chase", "train.py --task Isaac-Quadcopter-Chase-v0 --max_iterations 135"),
     "Isaac-Quadcopter-Evade-v0": ("evade", "train.py --task Isaac-Quadcopter-Evade-v0 --max_iterations 220"),
+    "Isaac-Quadcopter-Gate-v0": ("gate", "scripts/train_gate_teacher.py"),
+    "Isaac-Quadcopter-Point-Ctrl-Seen-v0": ("point_ctrl", "scripts/train_bptt_teacher.py"),
 }
 """Task -> folder below foundation/assets/teachers, and the command that made it."""
 _UNTYPED = "-"

@@ -17,9 +17,10 @@ from foundation.engines.base import EnvCapabilities, LaunchRequest
 
 QUADROTOR = ("Isaac-Quadcopter-Point-Ctrl-v0",)
 PURSUIT = ("Isaac-Quadcopter-Chase-v0", "Isaac-Quadcopter-Evade-v0")
+SEEING = ("Isaac-Quadcopter-Gate-v0", "Isaac-Quadcopter-Point-Ctrl-Seen-v0")
 TASKS = {
     "gymnasium": ("CartPole-v1", "Pendulum-v1"),
-    "torch": (*QUADROTOR, *PURSUIT),
+    "torch": (*QUADROTOR, *PURSUIT, *SEEING),
     "l2f": (*QUADROTOR, *PURSUIT),
     "mjlab": ("Mjlab-Cartpole-Balance", "Mjlab-Velocity-Flat-Unitree-Go1"),
 }
