@@ -41,7 +41,8 @@ EPISODES = 256
 SEED = 987_654
 """Of these episodes, which no run has seen."""
 COMMON = [
-    *("experiment=fast", "--num_envs", "64", "--n_epochs", "300", "--learning_rate", "3e-3"),
+    *("experiment=fast", "--num_envs", "64", "--n_epochs", "300", "--learning_rate", "3e-3", "--batch_size", "128"),
+    "distill.optimizer.update_ratio=2",
     *("--eval_interval", "100", "--num_eval_episodes", "64", "distill.final_eval_episodes=64"),
 ]
 SEES = ["student=cnn", "distill.student.obs_groups=[proprioception,camera]"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -76,7 +77,7 @@ def measure(actor: PolicyStack, num_episodes: int, seed: int) -> tuple[float, fl
     return returns.mean().item(), passed.mean().item(), (seconds.sum() / passed.sum().clamp(min=1.0)).item()
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Train, measure, write."""
     parser = ScriptParser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("foundation/assets/teachers/gate"))

@@ -273,12 +273,12 @@ def test_the_shipped_teacher_does_its_task(task):
 
 
 def test_backpropagation_through_the_simulator_learns_to_fly_towards_the_gate():
-    """After 40 updates the mean smooth reward per step is better than at the first."""
-    env = make(32, camera=OFF)
+    """After 60 updates the mean smooth reward per step is well above that of hovering, the first policy's."""
+    env = make(64, camera=OFF)
     hover = (2 * env.vehicles.hover_speed[0] - 1).item()
     task = DifferentiableGate(env)
-    actor = PolicyStack(1, task.num_obs, [32, 32], task.num_actions, bias=hover)
+    cfg = BpttCfg(hidden_dims=[64, 64], updates=60, learning_rate=2e-3)
+    actor = PolicyStack(1, task.num_obs, cfg.hidden_dims, task.num_actions, bias=hover)
     rewards: list[float] = []
-    cfg = BpttCfg(hidden_dims=[32, 32], horizon=25, updates=40, learning_rate=3e-3)
     train(task, actor, cfg, lambda _, reward: rewards.append(reward.item()))
-    assert sum(rewards[-5:]) / 5 > rewards[0] + 0.1
+    assert sum(rewards[-5:]) / 5 > rewards[0] + 0.15

@@ -42,7 +42,7 @@ class BallCfg:
 class QuadcopterPointCtrlSeenEnvCfg(QuadcopterPointCtrlEnvCfg):
     """A quadrotor flies to a place before a ball and stays."""
 
-    init: SeenInitCfg = field(default_factory=SeenInitCfg)
+    init: InitCfg = field(default_factory=SeenInitCfg)
     """Initial states."""
     ball: BallCfg = field(default_factory=BallCfg)
     """What marks the target."""
@@ -79,7 +79,7 @@ class QuadcopterPointCtrlSeenEnv(QuadcopterPointCtrlEnv):
     below ``success_distance`` over its last second. Teachers of point control know this task.
     """
 
-    cfg: QuadcopterPointCtrlSeenEnvCfg
+    cfg: QuadcopterPointCtrlSeenEnvCfg  # pyright: ignore[reportIncompatibleVariableOverride]  (a narrower one)
     position_fields = {**POSITION_FIELDS, "target": (0, "body")}  # noqa: RUF012
     """Observation group -> (first column of the position error, its frame: ``body`` or ``world``)."""
     rotation_fields = {**ROTATION_FIELDS, "proprioception": 0, "inertial": 0}  # noqa: RUF012
