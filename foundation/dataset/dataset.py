@@ -77,6 +77,7 @@ class DistillationDataset:
             for name, column in spec.typed.items()
         }
         self.resets = torch.empty(shape, dtype=torch.bool, device=self.device)
+        """Whether a step begins an episode. Shape of this and of the next: (max_chunks, chunk_steps, num_envs)."""
         self.teacher_index = None
         if spec.num_teachers > 1:
             self.teacher_index = torch.empty(shape, dtype=torch.int32, device=self.device)
@@ -85,7 +86,9 @@ class DistillationDataset:
             self.episode = torch.full(shape, -1, dtype=torch.int32, device=self.device)
         self.weights = torch.ones(shape, device=self.device) if spec.weighted else None
         self.base_weights: torch.Tensor | None = None
+        """Weights that a loaded dataset came with: the episode filter multiplies them by 0 or 1."""
         self.active: torch.Tensor | None = None
+        """How often each chunk and environment is drawn, see :meth:`activate`. None: all alike."""
         self.states = None
         if spec.state_size:
             sequences = spec.chunk_steps // spec.sequence_length
@@ -98,12 +101,12 @@ class DistillationDataset:
         self._chunk = 0
 
     def __len__(self) -> int:
-        """Return the number of transitions that can be drawn."""
+        """Return the number of stored transitions."""
         return self.num_chunks * self.rows_per_chunk
 
     @property
     def capacity(self) -> int:
-        """Most transitions kept."""
+        """Maximum number of transitions."""
         return self.max_chunks * self.rows_per_chunk
 
     @property
@@ -118,14 +121,14 @@ class DistillationDataset:
     # -- writing ------------------------------------------------------------------------------------------------
 
     def begin_chunk(self) -> int:
-        """Begin the next chunk and return its place in the buffer. What was there is gone from here on."""
+        """Begin the next chunk and return its index in the buffer; the chunk that was there is lost."""
         if self.num_chunks < self.max_chunks:
             self._chunk = self.num_chunks
         elif self.eviction == "oldest":
             self._chunk = self.chunks_written % self.max_chunks
         else:
             self._chunk = int(torch.randint(self.max_chunks, (1,), generator=self.generator, device=self.device))
-        # The place may have been another chunk's: neither its choice of environments nor its weights hold any more.
+        # Another chunk may have been there, whose choice of environments and weights must not apply to this one.
         self.activate([self._chunk], None)
         for weights in (self.weights, self.base_weights):
             if weights is not None:
@@ -148,13 +151,13 @@ class DistillationDataset:
             step: Step within the chunk.
             obs: The student's observations, images flattened behind what is flat. Shape: (num_envs, num_obs), or that
                 of the column ``obs``.
-            targets: The teacher's outputs at them; every stored field must be there. None: they follow by
-                :meth:`write_targets`.
+            targets: The teacher's outputs for them, with every stored field. None: :meth:`write_targets` writes them
+                later.
             resets: Whether this step begins an episode. Shape: (num_envs,).
             teacher_index: Each transition's teacher. Shape: (num_envs,).
-            state: The student's memory before this step; kept where a training sequence begins. Shape: (num_envs,
+            state: The student's memory before this step; stored if a training sequence begins here. Shape: (num_envs,
                 state_size).
-            extra: Further columns by name. Shape of each: (num_envs,) and then the column's.
+            extra: Further columns by name. Shape of each: (num_envs, *column.shape).
         """
         row = self.rows[self._chunk, step]
         if targets is None or self.dtype != obs.dtype or self.device != obs.device or self.typed:
@@ -177,7 +180,7 @@ class DistillationDataset:
         targets: PolicyOutput | None,
         extra: Mapping[str, torch.Tensor],
     ) -> None:
-        """Write one step part by part: other types, another device, or targets that follow."""
+        """Write one step part by part: for other types, another device, or targets that are written later."""
         parts = {**self._split_images(obs), **extra}
         if targets is not None:
             parts |= {name: getattr(targets, name) for name in self.spec.target_names}
@@ -224,14 +227,14 @@ class DistillationDataset:
 
     def clear(self) -> None:
         """Forget every transition (on-policy learning)."""
-        # Nothing is zeroed: what does not count is not drawn, and is overwritten.
+        # Nothing is zeroed: transitions that are not counted are not drawn, and will be overwritten.
         self.num_chunks = self.chunks_written = self._cursor = 0
 
     def activate(self, chunks: list[int], envs: torch.Tensor | None) -> None:
         """Choose the environments that some chunks are drawn from; transitions of the others keep their place.
 
         Args:
-            chunks: Their places in the buffer.
+            chunks: Their indices in the buffer.
             envs: How often each environment is drawn from (0 to 255). Shape: (num_envs,). None: all alike.
         """
         if self.active is None:
@@ -242,7 +245,7 @@ class DistillationDataset:
         self.active[index] = 1 if envs is None else envs.to(self.device, torch.uint8)
 
     def chunk_obs(self, chunk: int) -> torch.Tensor:
-        """Return a chunk's observations, images left out, but those of weight 0. Shape: (num_transitions, num_obs)."""
+        """Return a chunk's flat observations, those of weight 0 left out. Shape: (num_transitions, num_obs)."""
         if "obs" in self.columns or "obs" in self.typed:
             obs = self.column("obs")[chunk].flatten(0, 1)
         else:
@@ -255,8 +258,8 @@ class DistillationDataset:
         """Return a chunk as one sequence, on the compute device.
 
         Args:
-            chunk: Its place in the buffer.
-            envs: Of these environments.
+            chunk: Its index in the buffer.
+            envs: Its environments.
         """
         row = self.rows[chunk, :, envs].float()
         parts = {name: row[..., part] for name, part in self.columns.items()}
@@ -268,7 +271,7 @@ class DistillationDataset:
         return with_images(moved, self.images)
 
     def target_moments(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mean and standard deviation of a stored target, over all transitions but those of weight 0.
+        """Return mean and standard deviation of a stored target, over all transitions of positive weight.
 
         Args:
             name: The target.
@@ -298,12 +301,12 @@ class DistillationDataset:
     # -- reading ------------------------------------------------------------------------------------------------
 
     def flat_minibatches(self, batch_size: int, num_batches: int, shuffle: bool = True) -> Iterator[Batch]:
-        """Draw transitions uniformly from the whole dataset, none twice before all were drawn.
+        """Draw transitions uniformly from the whole dataset, without replacement until all have been drawn.
 
         Args:
             batch_size: Transitions per batch.
             num_batches: How many batches.
-            shuffle: False goes through the transitions in order of storage, on from where the last call stopped.
+            shuffle: False goes through the transitions in order of storage, from where the last call stopped.
 
         Returns:
             Batches with ``obs`` of shape (batch_size, num_obs), on the compute device.
@@ -311,7 +314,7 @@ class DistillationDataset:
         return self._delivered(self._flat(batch_size, num_batches, shuffle))
 
     def _delivered(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Return batches on the compute device, with images as numbers there: they travel as they are stored."""
+        """Return batches on the compute device; images are copied as bytes, and made floats there."""
         moved = deliver(batches, self.device, self.compute_device)
         return (with_images(batch, self.images) for batch in moved) if self.images else moved
 
@@ -379,7 +382,7 @@ class DistillationDataset:
         """Return all transitions of some chunks, a batch for each chunk: flat, or sequences as in training.
 
         Args:
-            chunks: Their places in the buffer.
+            chunks: Their indices in the buffer.
 
         Returns:
             Batches as of :meth:`flat_minibatches`, or of :meth:`sequence_minibatches`, on the compute device.
@@ -398,7 +401,9 @@ class DistillationDataset:
                 )
 
     def _draw(self, per_env: int, batch_size: int, num_batches: int, shuffle: bool) -> torch.Tensor:
-        """Draw transitions or sequences, numbered by chunk, time and environment; ``per_env`` in a chunk for each.
+        """Draw transitions or sequences, numbered by chunk, time and environment, in that order.
+
+        ``per_env`` is the number of them that an environment has in a chunk.
 
         Shape: (num_batches, batch_size).
         """
@@ -421,7 +426,7 @@ class DistillationDataset:
     # -- saving -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything but the transitions."""
+        """Return the state of sampling and eviction, without the transitions."""
         return {
             "num_chunks": self.num_chunks,
             "chunks_written": self.chunks_written,
@@ -447,7 +452,7 @@ class DistillationDataset:
                 f"The run to resume had a dataset of other sizes ({differ}): resume with the same settings."
             )
         numbers = [state[name] for name in ("num_chunks", "chunks_written", "chunks_evicted", "cursor")]
-        # Read from a file that anyone may have written: a cursor beyond the end would only fail much later.
+        # The file may be corrupt: a cursor beyond the end would fail only much later.
         whole = all(type(number) is int and number >= 0 for number in numbers)
         if not whole or numbers[0] > self.max_chunks or numbers[3] > math.prod(shape[:3]):
             raise UserError(f"The run to resume has a corrupt dataset: {quoted(numbers)} of {shape[0]} chunks.")

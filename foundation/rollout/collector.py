@@ -42,8 +42,8 @@ class Collector:
             ``cfg`` sets another.
         teacher_deterministic: Whether the acting teacher returns its mean; labels are always its mean.
         assignment: Assigns teachers to environments. None: all have the same teacher.
-        correction: Takes the teachers' position offsets out of the stored observations; None leaves them.
-        recorder: Follows the episodes of the transitions, saves and filters them; None: nothing is saved or filtered.
+        correction: Removes the teachers' position offsets from the stored observations. None: they are left.
+        recorder: Follows the episodes of the transitions, saves and filters them. None: nothing is saved or filtered.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class Collector:
         self.mode = mode
         self.num_episodes = num_episodes
         self.seed = seed
-        # Every environment plays as many episodes as any other: the first that end are the short ones, whose mean
-        # return is not that of the policy.
+        # Every environment contributes the same number of episodes: those that end first are the short ones, whose
+        # mean return is not that of the policy.
         self.rounds = math.ceil(num_episodes / env.num_envs)
         self.mixture = PolicyMixture(
             teacher,
@@ -141,20 +141,20 @@ class Collector:
         )
 
     def restart(self) -> None:
-        """Reset at the next collection, as the environment has been used by another rollout."""
+        """Make the next collection begin with a reset, because another rollout has used the environment."""
         self.stepper.obs = None
 
     def _begin(self, epoch: int, beta: float) -> None:
         if self.mode == "episodes" or self.stepper.obs is None:
-            # The seed depends on the epoch, so that no two begin alike, and on nothing else, so that a resumed run does
-            # as the one that was not stopped. The factor is a prime: epochs of neighbouring seeds do not coincide.
+            # The seed of the reset depends on the epoch, so that no two epochs begin alike, and on nothing else in the
+            # run, so that a resumed run repeats it. The factor is prime: epochs of neighbouring seeds do not coincide.
             self.stepper.reset((self.seed * 1_000_003 + epoch) % (2**31))
             self.tracker.restart(self.rounds if self.mode == "episodes" else math.inf)
             if self.mode == "steps" and self.cfg.staggered:
                 self._stagger()
             self.mixture.begin_episodes(self.mixture.everywhere, beta)
         elif beta != self._beta and beta in (0.0, 1.0):
-            # A phase begins for every environment at once; episodes begun by another policy count for none.
+            # A phase begins in every environment at once; episodes that the other policy began enter no statistic.
             self.mixture.all_by(beta == 1.0)
             self.tracker.cut()
         self._beta = beta
@@ -173,7 +173,7 @@ class Collector:
         self.tracker.cut()
 
     def _collect_chunk(self, beta: float) -> int:
-        # The chunk counts after it was found finite: what is not is overwritten, and never learned from.
+        # A chunk is committed after the check: one with NaN is overwritten by the next, and never learned from.
         slot = self.actor.begin_chunk(beta)
         self.stepper.run(self.dataset.chunk_steps)
         self.actor.finish_chunk()
@@ -186,8 +186,8 @@ class Collector:
         """Fit DART's noise to the errors that the student, having learned, still makes on some chunks' states."""
         if self.cfg.dart_alpha == 0.0 or not slots:
             return
-        # Noise of the size and the correlation of the student's errors shows the teacher the states that the student
-        # will get into (Laskey et al. 2017).
+        # Noise with the size and correlation of the student's errors leads the teacher to the states that the student
+        # will reach (Laskey et al. 2017).
         self.mixture.fit_noise(torch.cat([self._student_errors(slot) for slot in slots]))
 
     def _student_errors(self, slot: int) -> torch.Tensor:
@@ -211,7 +211,7 @@ class Collector:
         finite = torch.isfinite(rows)
         if bool(finite.all() & torch.isfinite(returns).all()):  # finite numbers, too large to be summed
             return
-        # NaN spreads from the teacher to the environment and back: the first step that has any shows the source.
+        # NaN spreads from the teacher to the environment and back: the first step with any shows where it came from.
         steps = (~finite).any(dim=-1).any(dim=-1).nonzero()
         if len(steps) == 0:
             raise UserError("The environment returned NaN or infinite rewards.")
@@ -242,7 +242,7 @@ class Collector:
                 )
 
     def _most_chunks(self) -> int:
-        """Return how many chunks suffice if every episode ends in time."""
+        """Return the number of chunks after which all episodes must have ended, even by time-out."""
         steps = (self.rounds + 1) * (int(self.env.max_episode_length) + 1)
         return 1 + math.ceil(steps / self.dataset.chunk_steps)
 

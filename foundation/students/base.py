@@ -22,29 +22,31 @@ from foundation.policies.policy_network import PolicyNetwork
 LOG_STD_RANGE = (-10.0, 2.0)
 """Bounds of the logarithm of a learned standard deviation."""
 MIN_SHARE = 1e-4
-"""How near the mean of a Beta distribution may be to either end, as a share of the range: a parameter of 0 has none."""
+"""Smallest distance of a Beta distribution's mean to either end of its range, as a share of the range: at an end its
+alpha or beta would be 0."""
 SIZES = ("hidden_dims", "encoder_dims", "channels", "hidden_size", "num_layers")
 """Fields of the built-in students' configs that hold sizes of layers."""
 
 
 @dataclass
 class NetworkCfg(StudentCfg):
-    """Settings of every built-in student beside :class:`StudentCfg`."""
+    """Settings that every built-in student has beside those of :class:`StudentCfg`."""
 
     state_dependent_std: bool = False
     """With ``stochastic``: the standard deviation is an output of the network, not one parameter per action."""
     init_std: float = 0.5
-    """Standard deviation before training, in action units (of ``tanh`` before tanh)."""
+    """Standard deviation before training [action units]; with ``distribution=tanh`` that before tanh."""
     distribution: ActionDistribution = "gaussian"
-    """Of continuous actions: gaussian (unbounded), tanh (a Gaussian whose draws go through tanh) or beta, both on
-    [-1, 1], with the mean action tanh(network). Without ``stochastic``, tanh has the mean action alone."""
+    """Distribution of continuous actions: gaussian (unbounded), tanh (samples of a Gaussian go through tanh) or beta.
+    The last two are on [-1, 1], and their mean action is tanh(network). Without ``stochastic``, tanh is that mean
+    action alone."""
     num_choices: int | None = None
     """Choices of a discrete action, whose index is then the only action; the teacher's ``num_choices``. None: the
     actions are continuous."""
 
 
 class Student(PolicyNetwork):
-    """Base of the students. A subclass sets ``cfg_class``, creates its hidden layers and lists them in ``trunk``."""
+    """Base of the students. A subclass sets ``cfg_class``, creates its hidden layers and returns them in ``trunk``."""
 
     cfg_class: ClassVar[type[NetworkCfg]]
     """The config that :meth:`from_cfg` takes."""
@@ -76,7 +78,9 @@ class Student(PolicyNetwork):
                 f"{cfg.num_choices}: set student.distribution=gaussian."
             )
         if cfg.distribution == "beta" and not cfg.stochastic:
-            raise UserError("student.distribution=beta has a std: set student.stochastic=true, or use tanh.")
+            raise UserError(
+                "student.distribution=beta needs a standard deviation: set student.stochastic=true, or use tanh."
+            )
         low, high = (math.exp(bound) for bound in LOG_STD_RANGE)
         if cfg.stochastic and not low <= cfg.init_std <= high:
             raise UserError(f"student.init_std is {cfg.init_std:g}: it must be from {low:.2g} to {high:.3g}.")
@@ -103,7 +107,7 @@ class Student(PolicyNetwork):
     def trunk(self) -> Sequence[nn.Module]:
         """Return the hidden layers, from normalised observations to the features that the heads read, in order.
 
-        Those that remember are of :class:`~foundation.policies.memory.MemoryLayer`.
+        Layers with memory are subclasses of :class:`~foundation.policies.memory.MemoryLayer`.
         """
         raise TypeError(f"{type(self).__name__} does not define trunk")
 
@@ -116,7 +120,7 @@ class Student(PolicyNetwork):
         return [layer for layer in self.trunk() if isinstance(layer, MemoryLayer)]
 
     state_size: int = cached_property(_count_state)  # pyright: ignore[reportAssignmentType]  # an int to its readers
-    """Numbers that are remembered per env; 0 without memory."""
+    """Number of columns of the state; 0 without memory."""
 
     def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
         """Return the state at an episode's start. Shape: (num_envs, state_size), None without memory."""
@@ -194,14 +198,15 @@ class Student(PolicyNetwork):
         return self.step(flat)[0].mean.reshape(*obs.shape[:-1], self.num_actions)
 
     def describe(self) -> dict[str, Any]:
-        """Return plain values that are enough to build this student again."""
+        """Return plain values from which :func:`~foundation.students.student_from_description` builds this student."""
         options = asdict(self.cfg)
+        # These belong to a run, not to the architecture.
         for run_only in ("obs_groups", "obs_slice", "init_checkpoint"):
             options.pop(run_only, None)
         return {"num_obs": self.num_obs, "num_actions": self.num_actions, **options}
 
     def is_described_by(self, saved: Mapping[str, Any]) -> bool:
-        """Return whether a description is of this architecture; a setting that it does not have is at its default.
+        """Return whether a description is that of this architecture; settings that it lacks have their defaults.
 
         Args:
             saved: What :meth:`describe` returned, perhaps in an earlier version, which had fewer settings.
@@ -247,6 +252,7 @@ def _squashed(output: PolicyOutput, mean: torch.Tensor, std: torch.Tensor) -> Po
         mean: Before tanh. Shape: (..., num_actions).
         std: Before tanh. Shape: (..., num_actions).
     """
+    # The standard deviation of the action, to first order: that before tanh times the slope of tanh at the mean.
     slope = 1.0 - output.mean.square()
     return output._replace(std=std * slope, pre_tanh=torch.cat([mean, std], dim=-1))
 

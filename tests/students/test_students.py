@@ -212,7 +212,7 @@ def test_a_bounded_student_is_the_distribution_of_its_moments(kind, dependent):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"distribution": "beta"}, "student.distribution=beta has a deviation: set student.stochastic=true"),
+        ({"distribution": "beta"}, "student.distribution=beta needs a standard deviation: set student.stochastic=true"),
         ({"distribution": "tanh", "num_choices": 3}, "distribution=tanh is of continuous actions"),
     ],
 )
