@@ -15,13 +15,14 @@ import torch
 from rich.console import Console
 from tensordict import TensorDict
 
+import foundation
 from foundation.checkpoints.reading.loading import LoadedPolicy
 from foundation.cli.beside_teacher import find_teacher, teacher_actor
-from foundation.cli.cli_args import CommandParser, Interrupt, parse_command, say_beaten
+from foundation.cli.cli_args import CommandParser, Interrupt, parse_command, say_beaten, seed
 from foundation.cli.derived_obs import derive_in
 from foundation.cli.played_policy import PlayedPolicy
 from foundation.cli.session import Session
-from foundation.cli.studies import read_summary, study_robustness, write_json
+from foundation.cli.studies import add_to_summary, read_summary, study_robustness, write_json
 from foundation.cli.teacher_tokens import DERIVED, TEACHER
 from foundation.config.overrides import Overrides, parse_overrides
 from foundation.config.plain import to_plain
@@ -39,14 +40,23 @@ from foundation.engines.base import (
     VideoRequest,
     count_variants,
 )
+from foundation.evaluation.ablation import (
+    AblatedActor,
+    MeanObservations,
+    ablation_figures,
+    ablation_table,
+    parse_ablations,
+)
+from foundation.evaluation.audit import MISSED, manifest, pooled, seed_figures
 from foundation.evaluation.breakdown import variant_figures, variant_table
 from foundation.evaluation.report_table import evaluation_figures, evaluation_table, inference_seconds
 from foundation.evaluation.robustness import SEED as STUDY_SEED
 from foundation.export.on_play import export_played
 from foundation.policies.actors import Actor
 from foundation.policies.obs_groups import ObsSelector
+from foundation.rollout.episodes import EvaluationResult
 from foundation.rollout.evaluate import evaluate
-from foundation.rollout.stepper import RealTimePace
+from foundation.rollout.stepper import Observer, RealTimePace
 from foundation.runs.run_dir import RunDir
 from foundation.teachers.code import CodeTeacher
 
@@ -133,17 +143,22 @@ class Job:
         if args.video:  # one clip, from the first step on
             video = VideoRequest(self.played.folder / "videos" / "play", args.video_length, 0)
         env = session.make_env(video=video)
+        missed = False
         with Interrupt() as interrupt:
             try:
-                self.measure(env, interrupt)
+                missed = self.measure(env, interrupt)
             except RunInterrupted:
                 print("Stopped before the episodes had ended: nothing was measured")
             finally:
                 session.close_env(env)
-        return interrupt.exit_code
+        return MISSED if missed else interrupt.exit_code
 
-    def measure(self, env: VecEnv, interrupt: Interrupt) -> None:
-        """Run the episodes in an environment, and show and write their figures."""
+    def measure(self, env: VecEnv, interrupt: Interrupt) -> bool:
+        """Run the episodes in an environment, and show and write their figures.
+
+        Returns:
+            Whether the success is below ``--min_success``.
+        """
 
         def poll() -> None:
             if interrupt.interrupted():
@@ -154,27 +169,87 @@ class Job:
         actor, selector = played.make_actor(env, self.seed)
         pace = [RealTimePace(env)] if args.real_time else []
         declared = EnvCapabilities.of(env)
-        result = evaluate(env, actor, args.num_episodes, self.seed, pace, poll, teacher_of=variant_of(declared))
+        means = MeanObservations()
+        ablations = parse_ablations(args.ablate or (), env, played.task, () if selector is None else selector.groups)
+        each = self.episodes(env, actor, poll, [*pace, *([means] if ablations else [])])
+        result = pooled(each)
         figures = evaluation_figures(result) | network_figures(played, env, selector)
         kind = declared.variant_kind
         units = declared.metric_units
         variants = variant_figures(result, kind, declared.variant_names, list(units))
-        head = [("policy", played.describe())]
-        if played.checkpoint is not None:
-            head.append(("checkpoint", str(played.checkpoint)))
-        head.append(("episodes", f"{figures['num_episodes']} in {env.num_envs} environments, seed {self.seed}"))
+        if len(each) > 1:
+            figures["seeds"] = seed_figures(self.seeds, each)
         console = Console(highlight=False)
-        console.print(evaluation_table(f"{played.task} ({self.engine.name})", head, figures, units))
+        console.print(evaluation_table(f"{played.task} ({self.engine.name})", self.head(env, figures), figures, units))
         if variants:
             figures[f"{kind}s"] = variants
             console.print(variant_table(variants, kind, units))
+        if ablations:
+            actors = [AblatedActor(actor, ablation, means, self.seed) for ablation in ablations]
+            ablated = [pooled(self.episodes(env, acting, poll)) for acting in actors]
+            rows = [ablation_figures(a, found, result) for a, found in zip(ablations, ablated, strict=True)]
+            figures["ablations"] = rows
+            console.print(ablation_table(rows, figures))
+            add_to_summary(played.folder, "ablations", rows)
         if args.robustness:
             figures["robustness"] = self.study(env, actor, poll)
         if args.json:
-            write_json(Path(args.json), self.origin(env) | figures)
+            write_json(Path(args.json), self.origin(env) | figures | {"manifest": manifest(self.files())})
         if played.policy is not None and not isinstance(played.policy, CodeTeacher) and not args.no_export:
             loaded = LoadedPolicy(played.policy.policy, played.policy.info)
             export_played(loaded, played.folder / "exported", played.task)
+        return self.is_below(figures["success_rate"])
+
+    def episodes(
+        self, env: VecEnv, actor: Actor, poll: Callable[[], None], observers: Sequence[Observer] = ()
+    ) -> list[EvaluationResult]:
+        """Run the episodes of each seed.
+
+        Args:
+            env: The environment.
+            actor: Acts.
+            poll: Called every few env steps; may raise to stop.
+            observers: Called at every env step.
+        """
+        variants = variant_of(EnvCapabilities.of(env))
+        number = self.args.num_episodes
+        return [evaluate(env, actor, number, s, observers, poll, teacher_of=variants) for s in self.seeds]
+
+    def head(self, env: VecEnv, figures: dict[str, Any]) -> list[tuple[str, str]]:
+        """Return the first rows of the table: what was measured, and on which episodes."""
+        rows = [("policy", self.played.describe())]
+        if self.played.checkpoint is not None:
+            rows.append(("checkpoint", str(self.played.checkpoint)))
+        listed = f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
+        rows.append(("episodes", f"{figures['num_episodes']} in {env.num_envs} environments, {listed}"))
+        return rows + [(f"seed {row['seed']}", _seed_line(row)) for row in figures.get("seeds", ())]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the episodes: those of ``--eval_seeds``, or one."""
+        return read_seeds(self.args.eval_seeds) or [self.seed]
+
+    def is_below(self, success: float | None) -> bool:
+        """Whether the success is below ``--min_success``; says which it is.
+
+        Raises:
+            UserError: If success is not known.
+        """
+        wanted = self.args.min_success
+        if wanted is None:
+            return False
+        if success is None:
+            raise UserError("--min_success: whether an episode succeeds is not known in this task")
+        below = success < wanted
+        print(f"Success {100 * success:.1f} % is {'below' if below else 'at least'} the {100 * wanted:g} % asked for")
+        return below
+
+    def files(self) -> list[Path]:
+        """Return the files that the figures rest on: the policy, and the settings of its run."""
+        checkpoint = self.played.checkpoint
+        if checkpoint is None:
+            return []
+        return [checkpoint, *(checkpoint.resolve().parent / "params").glob("*.yaml")]
 
     def study(self, env: VecEnv, actor: Actor, poll: Callable[[], None]) -> dict[str, Any]:
         """Measure how robust the policy is, beside its teacher where there is one."""
@@ -205,7 +280,32 @@ class Job:
             "checkpoint": None if played.checkpoint is None else str(played.checkpoint),
             "num_envs": env.num_envs,
             "seed": self.seed,
+            "overrides": typed_tokens(self.overrides),
+            "version": foundation.__version__,
         }
+
+
+def read_seeds(text: str | None) -> list[int]:
+    """Read ``--eval_seeds 0,1,2``; none where it is not given.
+
+    Raises:
+        UserError: For what is no list of different seeds.
+    """
+    if text is None:
+        return []
+    try:
+        seeds = [seed(part) for part in text.split(",")]
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"--eval_seeds {shorten(text)}: {error}; write them as 0,1,2") from None
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--eval_seeds {shorten(text)} has a seed twice: its episodes would count twice")
+    return seeds
+
+
+def _seed_line(row: dict[str, Any]) -> str:
+    success = row["success_rate"]
+    known = "" if success is None else f", success {100 * success:.1f} %"
+    return f"return {row['mean_return']:.2f}{known}"
 
 
 def variant_of(declared: EnvCapabilities) -> Callable[[TensorDict], torch.Tensor] | None:
@@ -232,10 +332,14 @@ def of_env_and_agent(tokens: list[str]) -> list[str]:
     return [token for token in tokens if not token.startswith(("student=", TEACHER, *DERIVED))]
 
 
+def typed_tokens(overrides: Overrides) -> list[str]:
+    """List the overrides as they were typed."""
+    return [item.token for items in (*overrides.scoped.values(), overrides.bare) for item in items]
+
+
 def typed_keys(overrides: Overrides) -> list[str]:
     """List the keys of the overrides as they were typed."""
-    items = [item for items in (*overrides.scoped.values(), overrides.bare) for item in items]
-    return [item.token.partition("=")[0] for item in items]
+    return [token.partition("=")[0] for token in typed_tokens(overrides)]
 
 
 def refuse_bare_seed(overrides: Overrides) -> None:
@@ -294,6 +398,12 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError(f"--agent is '{args.agent}'. {suggest(args.agent, AGENTS)}")
     if args.agent in ("zero", "random") and (args.checkpoint or args.load_run):
         raise UserError(f"--agent {args.agent} needs no policy: leave --checkpoint and --load_run out")
+    if args.agent in ("zero", "random") and args.ablate:
+        raise UserError(f"--agent {args.agent} reads no observations to --ablate: leave one of them out")
+    if read_seeds(args.eval_seeds) and args.seed is not None:
+        raise UserError("--seed and --eval_seeds both seed the episodes: give one of them")
+    if args.min_success is not None and not 0.0 <= args.min_success <= 1.0:
+        raise UserError(f"--min_success is {args.min_success:g}: it must be from 0 to 1, such as 0.9")
     if args.agent in ("zero", "random") and args.describe:
         raise UserError(f"--agent {args.agent} has no checkpoint to --describe: leave one of them out")
     for name, value in (("--perturbation", args.perturbation), ("--teacher", args.teacher)):

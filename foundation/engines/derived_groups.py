@@ -451,10 +451,13 @@ class SourceColumns:
             if chosen and within:
                 return chosen
             raise UserError(
-                f"{self.where}.{key}: there are no columns '{name}' of {' + '.join(self.cfg.sources)}, which has "
+                f"{self._at(key)}: there are no columns '{name}' of {' + '.join(self.cfg.sources)}, which has "
                 f"{len(columns)}; places are 0 to {len(columns) - 1}, as '3' or '3:6' (in quotes in a YAML file)"
             )
-        raise UserError(f"{self.where}.{key}: {self._unknown(name)}")
+        raise UserError(f"{self._at(key)}: {self._unknown(name)}")
+
+    def _at(self, key: str) -> str:
+        return f"{self.where}.{key}" if key else self.where
 
     def _unknown(self, name: str) -> str:
         sources = " + ".join(self.cfg.sources)

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from foundation.evaluation.audit import wilson_interval
 from foundation.policies.actors import Policy
 from foundation.rollout.evaluate import EvaluationResult
 
@@ -27,15 +28,19 @@ def evaluation_figures(result: EvaluationResult) -> dict[str, Any]:
         result: The episodes.
 
     Returns:
-        ``num_episodes``, ``return``, ``return_interval_95``, ``length``, ``success_rate`` (None where unknown) and
-        ``metrics``.
+        ``num_episodes``, ``return``, ``return_interval_95``, ``length``, ``success_rate`` and
+        ``success_interval_95`` (None where unknown), and ``metrics``.
     """
+    interval = None
+    if result.success is not None:
+        interval = list(wilson_interval(int(result.success.sum()), len(result.success)))
     return {
         "num_episodes": len(result.returns),
         "return": spread(result.returns),
         "return_interval_95": result.return_interval,
         "length": spread(result.lengths),
         "success_rate": None if result.success is None else float(result.success.double().mean()),
+        "success_interval_95": interval,
         "metrics": {name: spread(values) for name, values in result.metrics.items()},
     }
 
@@ -96,6 +101,9 @@ def evaluation_table(
     success = figures["success_rate"]
     unknown = "unknown (neither time_outs nor a success metric)"
     rows.append(("success", unknown if success is None else f"{100.0 * success:.1f} %"))
+    interval = figures.get("success_interval_95")
+    if interval is not None:
+        rows.append(("95 % of the success rate", f"{100.0 * interval[0]:.1f} to {100.0 * interval[1]:.1f} %"))
     for name, values in figures["metrics"].items():
         factor, unit = (units or {}).get(name, (1.0, ""))
         scaled = {key: factor * value for key, value in values.items()}

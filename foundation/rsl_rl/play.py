@@ -23,6 +23,7 @@ from foundation.cli.cli_args import (
     CommandParser,
     add_hydra_args,
     add_launch_args,
+    number,
     parse_command,
     positive_int,
     run_command,
@@ -53,6 +54,11 @@ def build_parser() -> CommandParser:
     group = parser.add_argument_group("measurement")
     flag = group.add_argument
     flag("--num_episodes", type=positive_int, default=NUM_EPISODES, metavar="N", help=f"episodes ({NUM_EPISODES})")
+    flag("--eval_seeds", metavar="N,N", help="the episodes of each of these seeds, such as 0,1,2 (default: --seed)")
+    gate = "success that it must have, from 0 to 1: below it the exit code is 3, and else 0"
+    flag("--min_success", type=number, metavar="X", help=gate)
+    ablated = "measure again without this input: a group, a term, or all; as zero, its mean (default), or shuffled"
+    flag("--ablate", action="append", metavar="NAME[:HOW]", help=ablated)
     flag("--robustness", action="store_true", help="measure again under noise, delays, another mass ... (docs/howto)")
     flag(
         "--perturbation",
