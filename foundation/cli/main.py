@@ -33,6 +33,7 @@ COMMANDS = {
     "finetune": Command("foundation.rsl_rl.finetune", "go on training a distilled policy with PPO, without forgetting"),
     "play": Command("foundation.rsl_rl.play", "play a trained policy, measure it, record it"),
     "export": Command("foundation.rsl_rl.export", "write a policy for a robot: ONNX, TorchScript, NumPy, C, checked"),
+    "report": Command("foundation.rsl_rl.report", "write an HTML page of one run or several, to be looked at"),
     "info": Command("foundation.rsl_rl.teacher_info", "describe a policy's checkpoint"),
 }
 

@@ -22,7 +22,7 @@ from foundation.cli.cli_args import CommandParser, Interrupt, parse_command, say
 from foundation.cli.derived_obs import derive_in
 from foundation.cli.played_policy import PlayedPolicy
 from foundation.cli.session import Session
-from foundation.cli.studies import add_to_summary, read_summary, study_robustness, write_json
+from foundation.cli.studies import add_to_summary, read_summary, study_robustness, study_similarity, write_json
 from foundation.cli.teacher_tokens import DERIVED, TEACHER
 from foundation.config.overrides import Overrides, parse_overrides
 from foundation.config.plain import to_plain
@@ -51,8 +51,9 @@ from foundation.evaluation.audit import MISSED, manifest, pooled, seed_figures
 from foundation.evaluation.breakdown import variant_figures, variant_table
 from foundation.evaluation.report_table import evaluation_figures, evaluation_table, inference_seconds
 from foundation.evaluation.robustness import SEED as STUDY_SEED
+from foundation.evaluation.similarity import SEED as SIMILARITY_SEED
 from foundation.export.on_play import export_played
-from foundation.policies.actors import Actor
+from foundation.policies.actors import Actor, PolicyActor
 from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.episodes import EvaluationResult
 from foundation.rollout.evaluate import evaluate
@@ -109,7 +110,7 @@ class Job:
     def launch(self) -> Iterator[Session]:
         """Start the simulator."""
         args = self.args
-        if args.robustness:
+        if args.robustness or args.similarity:
             read_summary(self.played.folder)  # refused before the first episode, not after many minutes
         entry_point = args.agent if args.agent.endswith("_entry_point") else AGENT_ENTRY_POINT
         request = LaunchRequest(self.played.task, entry_point, self.played.device, args.headless, args.video, args)
@@ -191,8 +192,7 @@ class Job:
             figures["ablations"] = rows
             console.print(ablation_table(rows, figures))
             add_to_summary(played.folder, "ablations", rows)
-        if args.robustness:
-            figures["robustness"] = self.study(env, actor, poll)
+        figures |= self.study(env, actor, poll)
         if args.json:
             write_json(Path(args.json), self.origin(env) | figures | {"manifest": manifest(self.files())})
         if played.policy is not None and not isinstance(played.policy, CodeTeacher) and not args.no_export:
@@ -252,12 +252,25 @@ class Job:
         return [checkpoint, *(checkpoint.resolve().parent / "params").glob("*.yaml")]
 
     def study(self, env: VecEnv, actor: Actor, poll: Callable[[], None]) -> dict[str, Any]:
-        """Measure how robust the policy is, beside its teacher where there is one."""
+        """Measure what was asked for beyond the plain figures, beside the teacher where there is one."""
         args = self.args
-        folder = self.played.folder
-        seed = STUDY_SEED if args.seed is None else self.seed
+        played = self.played
+        if not (args.robustness or args.similarity):
+            return {}
         actors = self.beside_teacher(env, actor)
-        return study_robustness(env, actors, args.perturbation or (), args.num_episodes, seed, folder, poll)
+        teacher = actors.get("teacher")
+        found: dict[str, Any] = {}
+        number, folder = args.num_episodes, played.folder
+        if args.similarity and not (isinstance(teacher, PolicyActor) and isinstance(actor, PolicyActor)):
+            raise UserError("--similarity compares a policy with a teacher: --teacher FILE names one")
+        if args.robustness:
+            seed = STUDY_SEED if args.seed is None else self.seed
+            found["robustness"] = study_robustness(env, actors, args.perturbation or (), number, seed, folder, poll)
+        if args.similarity and isinstance(teacher, PolicyActor) and isinstance(actor, PolicyActor):
+            seed = SIMILARITY_SEED if args.seed is None else self.seed
+            bound = None if played.policy is None else played.policy.clip_actions
+            found["similarity"] = study_similarity(env, teacher, actor, played.task, number, seed, bound, folder, poll)
+        return found
 
     def beside_teacher(self, env: VecEnv, actor: Actor) -> dict[str, Actor]:
         """Name what acts, the teacher first where one is known."""
@@ -406,11 +419,10 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError(f"--min_success is {args.min_success:g}: it must be from 0 to 1, such as 0.9")
     if args.agent in ("zero", "random") and args.describe:
         raise UserError(f"--agent {args.agent} has no checkpoint to --describe: leave one of them out")
-    for name, value in (("--perturbation", args.perturbation), ("--teacher", args.teacher)):
-        if value is not None and not args.robustness:
-            raise UserError(
-                f"{name} {value if isinstance(value, str) else value[0]} has no effect without --robustness"
-            )
+    if args.perturbation is not None and not args.robustness:
+        raise UserError(f"--perturbation {args.perturbation[0]} has no effect without --robustness")
+    if args.teacher is not None and not (args.robustness or args.similarity):
+        raise UserError(f"--teacher {args.teacher} has no effect without --robustness or --similarity")
     if args.json and (Path(args.json).is_dir() or not _can_hold(_existing_parent(Path(args.json)))):
         raise UserError(f"--json {args.json}: cannot be written; give the path of a file")
 

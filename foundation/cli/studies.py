@@ -13,11 +13,14 @@ from rich.console import Console
 from foundation.config.plain import finite, to_plain
 from foundation.core.errors import UserError
 from foundation.core.files import atomic_write_bytes, load_json
-from foundation.engines.base import VecEnv
+from foundation.engines.base import EnvCapabilities, VecEnv
 from foundation.evaluation.robustness import measure_robustness, robustness_table
-from foundation.policies.actors import Actor
+from foundation.evaluation.similarity import measure_similarity, similarity_table
+from foundation.policies.actors import Actor, PolicyActor
+from foundation.policies.obs_groups import ObsSelector
 from foundation.report.charts import grid
 from foundation.report.pictures import robustness_charts
+from foundation.tasks import load_entry_point, resolve_task
 
 logger = logging.getLogger("foundation.play")
 
@@ -91,3 +94,67 @@ def study_robustness(
     print(f"Curves: {folder / 'robustness.svg'}, figures: {folder / 'robustness.json'}")
     add_to_summary(folder, "robustness", summary)
     return summary
+
+
+def study_similarity(
+    env: VecEnv,
+    teacher: PolicyActor,
+    student: PolicyActor,
+    task: str,
+    num_episodes: int,
+    seed: int,
+    bound: float | None,
+    folder: Path,
+    poll: Callable[[], None],
+) -> dict[str, Any]:
+    """Compare student and teacher, show the table, and leave ``similarity.json``.
+
+    Args:
+        env: The environment.
+        teacher: The teacher.
+        student: The student.
+        task: Its gym id, which says what the observations are.
+        num_episodes: Episodes of each.
+        seed: Seed of the episodes.
+        bound: Actions are clipped to it before they are compared; None: they are not.
+        folder: Where the file goes.
+        poll: Called every few env steps; may raise to stop.
+
+    Returns:
+        The figures by whose states they are on, as ``summary.json`` has them.
+    """
+    names = observation_names(task, student.selector)
+    discrete = EnvCapabilities.of(env).action_choices is not None
+    found = measure_similarity(env, teacher, student, names, num_episodes, seed, bound, discrete, poll)
+    Console(highlight=False).print(similarity_table(found))
+    write_json(folder / "similarity.json", {"episodes": num_episodes, "seed": seed, "states": found})
+    print(f"Similarity: {folder / 'similarity.json'}")
+    summary = {one.states: one.figures for one in found}
+    add_to_summary(folder, "similarity", summary)
+    return summary
+
+
+_AXES = "xyz"
+
+
+def observation_names(task: str, selector: ObsSelector) -> list[str]:
+    """Name the columns that a policy reads, with their units, as far as the task says what they are.
+
+    Args:
+        task: Its gym id.
+        selector: Selects the columns.
+    """
+    try:
+        spec = resolve_task(task)
+    except UserError:  # known to its simulator alone
+        return []
+    layout = load_entry_point(spec, "layout_entry_point") if "layout_entry_point" in spec.kwargs else {}
+    names: list[str] = []
+    for group in selector.groups:
+        if group not in layout:
+            return []
+        for field in layout[group]:
+            unit = f" [{field.unit}]" if field.unit else ""
+            parts = [""] if field.size == 1 else [f" {_AXES[i] if field.size == 3 else i}" for i in range(field.size)]
+            names += [f"{field.name.replace('_', ' ')}{part}{unit}" for part in parts]
+    return names if selector.obs_slice is None else names[slice(*selector.obs_slice)]

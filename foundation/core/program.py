@@ -11,6 +11,7 @@ _CONSOLE_NAMES = {
     "teacher_info.py": "info",
     "export.py": "export",
     "finetune.py": "finetune",
+    "report.py": "report",
 }
 _started = {"by_console": False}
 _run_folders: list[Path] = []

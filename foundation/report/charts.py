@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 WIDTH = 420
 HEIGHT = 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 44, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 44, 40
 """Margins of the plotted area [px]."""
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#7f7f7f")
 """Colours that are told apart without red and green too (Okabe and Ito 2008)."""
@@ -55,8 +55,11 @@ class _Axis:
         """Return round numbers between the ends."""
         if self.log:
             ends = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
-            powers = [10.0**power for power in range(ends[0], ends[1] + 1)]
-            return powers if len(powers) > 1 else [self.low, self.high]
+            powers = [10.0**power for power in range(ends[0] - 1, ends[1] + 1)]
+            round_ones = [power * factor for power in powers for factor in (1, 2, 5)]
+            inside = [value for value in round_ones if self.low <= value <= self.high]
+            decades = [value for value in powers if self.low <= value <= self.high]
+            return decades if len(decades) > 2 else inside
         return nice_ticks(self.low, self.high)
 
 
@@ -77,6 +80,7 @@ def line_chart(
     lines: Sequence[Line],
     levels: Mapping[str, float] | None = None,
     bounds: tuple[float, float] | None = None,
+    log: bool = False,
 ) -> str:
     """Draw lines.
 
@@ -87,6 +91,7 @@ def line_chart(
         lines: What is drawn; points that are not finite are left out.
         levels: Horizontal dashed lines by name.
         bounds: Ends of the vertical axis. None: those of the data.
+        log: Draw the vertical axis logarithmically; all values are positive.
 
     Returns:
         The text of an ``<svg>`` element; "" where there is nothing to draw.
@@ -96,11 +101,12 @@ def line_chart(
     if not lines:
         return ""
     heights = [value for line in lines for part in (line.y, line.low, line.high) for value in part or ()]
-    low, high = bounds or _padded(min([*heights, *levels.values()]), max([*heights, *levels.values()]))
+    ends = min([*heights, *levels.values()]), max([*heights, *levels.values()])
+    low, high = (ends[0] / 1.2, ends[1] * 1.2) if log else bounds or _padded(*ends)
     places = [value for line in lines for value in line.x]
     left, right = (min(places), max(places)) if min(places) < max(places) else (min(places) - 1, max(places) + 1)
     x = _Axis(left, right, _LEFT, WIDTH - _RIGHT)
-    y = _Axis(low, high, HEIGHT - _BOTTOM, _TOP)
+    y = _Axis(low, high, HEIGHT - _BOTTOM, _TOP, log)
     names = [*(line.name for line in lines), *levels]
     colours = colours_of(names)
     parts = [_frame(title, x_label, y_label, x, y), _legend(names, colours, dashed=set(levels))]
@@ -276,7 +282,7 @@ def _frame(
     parts.append(
         f'<text x="{(_LEFT + WIDTH - _RIGHT) / 2:.0f}" y="{HEIGHT - 8}" text-anchor="middle">'
         f"{html.escape(_short(x_label, 60))}</text>"
-        f'<text transform="translate(12 {middle:.0f}) rotate(-90)" text-anchor="middle">'
+        f'<text transform="translate(11 {middle:.0f}) rotate(-90)" text-anchor="middle">'
         f"{html.escape(_short(y_label, 36))}</text>"
     )
     return "".join(parts)

@@ -66,6 +66,7 @@ def build_parser() -> CommandParser:
         metavar="NAME[=V,V]",
         help="of --robustness: only this quantity, at these values; may be given several times",
     )
+    flag("--similarity", action="store_true", help="compare its actions with the teacher's, on the states of both")
     flag("--teacher", metavar="FILE", help="teacher to measure beside (default: that of the student's run)")
     flag("--json", metavar="PATH", help="write the figures to this file")
     flag("--real-time", action="store_true", help="no faster than real time")

@@ -21,6 +21,7 @@ SCRIPTS = {
     "finetune": "finetune.py",
     "play": "play.py",
     "export": "export.py",
+    "report": "report.py",
     "info": "teacher_info.py",
 }
 
@@ -72,8 +73,14 @@ def test_a_command_has_the_flags_of_its_script(name):
     ("argv", "line"),
     [
         (["distil"], "error: unknown command 'distil'. Did you mean 'distill'?"),
-        (["evaluate"], "error: unknown command 'evaluate'. Valid are: distill, export, finetune, info, play, train."),
-        (["--task", "X"], "error: unknown command '--task'. Valid are: distill, export, finetune, info, play, train."),
+        (
+            ["evaluate"],
+            "error: unknown command 'evaluate'. Valid are: distill, export, finetune, info, play, report, train.",
+        ),
+        (
+            ["--task", "X"],
+            "error: unknown command '--task'. Valid are: distill, export, finetune, info, play, report, train.",
+        ),
         (["play", "--chekpoint", "x"], "error: unknown flag '--chekpoint'. Did you mean '--checkpoint'?"),
     ],
 )

@@ -96,3 +96,28 @@ def test_bad_input_is_one_line(argv, said, capsys):
     save_student(None)
     assert run(*argv) == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_similarity_is_measured_on_the_states_of_both(capsys):
+    """Figures go to the summary, the observations that explain the errors by name and unit to a file of their own."""
+    save_student(str(write_teacher(Path("teacher/model.pt"))))
+    assert run("--similarity") == 0
+    plain = json.loads(Path("run/similarity.json").read_text())
+    assert [one["states"] for one in plain["states"]] == ["teacher", "student"]
+    names = {column["name"] for one in plain["states"] for column in one["columns"]}
+    units = ("[m]", "[m/s]", "[rad/s]")
+    dimensionless = ("orientation", "previous action", "motor speeds")
+    assert names and all(name.endswith(units) or name.startswith(dimensionless) for name in names)
+    summary = json.loads(Path("run/summary.json").read_text())["similarity"]
+    assert summary["student"] == plain["states"][1]["figures"]
+    assert summary["student"]["action_rmse"] > 0.0
+    returns = [episode["total"] for episode in plain["states"][1]["episodes"]]
+    assert returns == sorted(returns) and len(returns) == 4
+    assert "states of" in capsys.readouterr().out
+
+
+def test_without_a_teacher_there_is_no_similarity(capsys):
+    """One line that names the flag which gives one."""
+    save_student(None)
+    assert run("--similarity") == 2
+    assert "--teacher FILE names one" in capsys.readouterr().err.splitlines()[-1]
