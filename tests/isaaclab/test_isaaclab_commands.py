@@ -47,7 +47,7 @@ def test_tasks_of_the_other_workflows_distil(task, num_actions, read, hidden_dim
 
 
 @pytest.mark.slow
-def test_train_then_distil_then_play(tmp_path):
+def test_train_then_distil_then_play_then_fine_tune(tmp_path):
     """The line of commands on our task, with bare overrides; folders and parameters are those of the documentation."""
     lean = ["--engine", "isaaclab", "--device", "cpu", "--headless", "--task", TASK]
     quick = ["scene.num_envs=8", "env.sim.dt=0.01", "env.decimation=1", "env.episode_length_s=0.5"]
@@ -70,6 +70,15 @@ def test_train_then_distil_then_play(tmp_path):
     assert {"env.yaml", "env.pkl", "agent.yaml", "agent.pkl", "distillation.yaml"} <= params
     play = ["--checkpoint", run / "best_student.pt", "--num_episodes", 8]
     run_command(tmp_path, script("play.py"), *lean, *quick, *play)
+    tune = ["--checkpoint", run / "best_student.pt", "--teacher_checkpoint", teacher, "--kl_coef", 0.5]
+    tune += ["--max_iterations", 3, "--critic_warmup_iterations", 1, "--num_eval_episodes", 8]
+    done = run_command(tmp_path, script("finetune.py"), *lean, *quick, *tune, "finetune.final_eval_episodes=8")
+    tuned = the_run(tmp_path, "finetune")
+    assert "it learns alone for 1 iterations" in done.stdout
+    assert yaml.safe_load((tuned / "params" / "env.yaml").read_text())["scene"]["num_envs"] == 8
+    run_command(
+        tmp_path, script("play.py"), *lean, *quick, "--checkpoint", tuned / "final_student.pt", "--num_episodes", 8
+    )
     assert [entry.name for entry in tmp_path.iterdir()] == ["logs"], "no outputs/ folder is left behind"
 
 
