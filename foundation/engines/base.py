@@ -34,7 +34,7 @@ class VecEnv(Protocol):
     num_envs: int
     num_actions: int
     max_episode_length: int
-    """Longest episode [env steps]."""
+    """Maximum episode length [env steps]."""
     episode_length_buf: torch.Tensor
     """Steps into the current episodes; assigning moves their time limits. Shape: (num_envs,)."""
     device: str | torch.device
@@ -56,7 +56,7 @@ class VecEnv(Protocol):
             Observations (post-reset where done), rewards (num_envs,), dones (num_envs,), extras.
             ``extras["time_outs"]`` (optional): bool (num_envs,); without it, success is unknown.
             ``extras["log"]`` (optional): scalars for TensorBoard.
-            ``extras["episode_metrics"]`` (optional): name -> (num_envs,), valid where done; ``success``, when there,
+            ``extras["episode_metrics"]`` (optional): name -> (num_envs,), valid where done; a metric ``success``
             replaces "ended by time-out".
         """
         ...
@@ -93,7 +93,7 @@ class Perturbable(VecEnv, Protocol):
     """What can be varied: name -> (unit, nominal value, values to measure at)."""
 
     def perturb(self, values: Mapping[str, float]) -> None:
-        """Vary the simulation from the next ``reset`` on; what is not named is nominal again.
+        """Vary the simulation from the next ``reset`` on; quantities that are not named return to nominal.
 
         Args:
             values: Names of ``perturbations`` and the values that they take. Where the length of a step changes,
@@ -117,7 +117,7 @@ def is_perturbable(env: VecEnv) -> TypeGuard[Perturbable]:
 
 
 def saves_state(env: VecEnv) -> TypeGuard[SavesState]:
-    """Return whether an environment can save its episodes in progress; a wrapper's methods may be the inner one's."""
+    """Return whether an environment, or the one inside its wrapper, can save its episodes in progress."""
     # isinstance() with a runtime-checkable protocol would not see what a wrapper delegates (Python 3.12).
     return callable(getattr(env, "state_dict", None)) and callable(getattr(env, "load_state_dict", None))
 
@@ -133,12 +133,12 @@ class EnvCapabilities:
     rotation_fields: Mapping[str, int] = field(default_factory=dict)
     """Observation group -> first of nine columns with the rotation matrix, body to world, row by row."""
     action_fields: Mapping[str, int] = field(default_factory=dict)
-    """Observation group -> first of the columns with the action that the policy gave last, clipped to
-    ``action_range`` ([-1, 1] where that is unknown)."""
+    """Observation group -> first of the columns with the policy's previous action, clipped to ``action_range``
+    ([-1, 1] if that is unknown)."""
     metric_units: Mapping[str, tuple[float, str]] = field(default_factory=dict)
-    """Name in ``extras["episode_metrics"]`` -> (factor, unit) in which it is shown, as ``(100.0, "cm")``."""
+    """Name in ``extras["episode_metrics"]`` -> (factor, unit) for display, such as ``(100.0, "cm")``."""
     position_unit: tuple[float, str] = (1.0, "m")
-    """(factor, unit) in which a position is shown, as ``(100.0, "cm")``."""
+    """(factor, unit) for displaying positions, such as ``(100.0, "cm")``."""
     variant_kind: str = ""
     """The property in which environments differ, such as ``vehicle``; evaluations are broken down by it. "": none."""
     variant_names: Sequence[str] = ()
@@ -152,7 +152,7 @@ class EnvCapabilities:
     action_choices: tuple[int, ...] | None = None
     """Number of choices of each discrete action (indices from 0, as floats); None for continuous actions."""
     action_range: tuple[tuple[float, float], ...] | None = None
-    """Lowest and highest of each continuous action; None if unknown; random ones then are in [-1, 1]."""
+    """(lowest, highest) value of each continuous action. None: unknown; random actions are then within [-1, 1]."""
     observation_terms: Mapping[str, tuple[Field, ...]] = field(default_factory=dict)
     """Observation group -> its columns by name: ``{"policy": {"base_lin_vel": 3, "base_ang_vel": 3}}``, or fields."""
     derived_groups: Mapping[str, DerivedGroup] = field(default_factory=dict)
@@ -169,7 +169,7 @@ class EnvCapabilities:
         """Read the attributes of an environment, or of the one inside its wrappers.
 
         Raises:
-            UserError: If one is of another kind than its field; names the class and the attribute.
+            UserError: If an attribute is not of its field's type; names the class and the attribute.
         """
         inner = getattr(env, "unwrapped", env)
 
@@ -215,7 +215,7 @@ class EnvCapabilities:
 
 
 def _finite(value: Any) -> float:
-    """Read a number; text that spells one is none."""
+    """Read a finite number; a text such as "1.0" is an error."""
     if isinstance(value, str | bytes | bool) or not math.isfinite(number := float(value)):
         raise ValueError(value)
     return number

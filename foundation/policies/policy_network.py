@@ -1,4 +1,4 @@
-"""The interface that students and teachers share: one step, many steps, or mean actions, with the state passed in."""
+"""The interface that students and teachers share: one step, many steps, or mean actions; the state is passed in."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from foundation.policies.output import PolicyOutput, map_output
 
 
 def as_float(obs: torch.Tensor) -> torch.Tensor:
-    """Return observations as numbers that layers read: bytes, as games and cameras give, become float32."""
+    """Return observations as floats, which layers read: bytes, as from games and cameras, become float32."""
     return obs if obs.is_floating_point() else obs.float()
 
 
 class PolicyNetwork(EpisodeState):
-    """Base of the policies. A subclass sets the sizes and makes ``run``; the rest follows from it."""
+    """Base of the policies. A subclass sets the sizes and defines ``run``, from which the other methods follow."""
 
     num_obs: int
     """Number of observations."""
     num_actions: int
     """Number of actions."""
     with_value: bool = True
-    """Whether the value is computed, where there is one."""
+    """Whether to compute the value, if the policy has a critic."""
     tapped: tuple[str, ...] = ()
-    """Layers whose outputs, side by side, are ``features``; none: the last hidden layer."""
+    """Layers whose concatenated outputs are ``features``. Empty: the last hidden layer."""
 
     def named_layers(self) -> dict[str, nn.Module]:
         """Return the hidden layers that can be tapped, by their names in :meth:`layers`."""
         return {}
 
     def tap(self, names: Sequence[str], key: str) -> None:
-        """Let ``features`` be the outputs of named layers, side by side.
+        """Make ``features`` the concatenated outputs of named layers.
 
         Args:
-            names: Of :meth:`named_layers`.
-            key: What the user has typed them as, for messages.
+            names: Names out of :meth:`named_layers`.
+            key: The config key that the user has set, for messages.
 
         Raises:
-            UserError: For a name that is none, with the nearest.
+            UserError: If a layer does not exist; names the nearest ones.
         """
         known = self.named_layers()
         if names and not known:
@@ -56,7 +56,7 @@ class PolicyNetwork(EpisodeState):
 
     @torch.no_grad()
     def tapped_sizes(self) -> list[int]:
-        """Return the sizes of the tapped layers' outputs, in order."""
+        """Return the sizes of the tapped layers' outputs, in order, found by one step on zeros."""
         names = self.tapped
         device = next(self.parameters()).device
         sizes = []
@@ -71,7 +71,7 @@ class PolicyNetwork(EpisodeState):
         return sizes
 
     def make_taps(self) -> Taps | None:
-        """Return what takes the tapped layers' outputs in one run; None where there are none."""
+        """Return hooks that record the tapped layers' outputs during one run; None if no layer is tapped."""
         if not self.tapped:
             return None
         known = self.named_layers()
@@ -95,7 +95,7 @@ class PolicyNetwork(EpisodeState):
 
     @cached_property
     def num_parameters(self) -> int:
-        """Numbers in the weights that actions depend on."""
+        """Number of parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def sample(self, output: PolicyOutput, generator: torch.Generator | None = None) -> torch.Tensor:

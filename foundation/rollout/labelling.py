@@ -15,9 +15,9 @@ from foundation.rollout.position_offset import PositionCorrection
 from foundation.teachers.assignment import BY_TEACHER, TEACHER, TeacherAssignment
 
 BLOCK_ROWS = 4096
-"""Transitions that are labelled at once, about: enough for the products to be fast, few enough for the cache."""
+"""Transitions that are labelled in one batch, roughly: enough for fast matrix products, few enough for the cache."""
 WORTH_ROWS = 256
-"""Environments per teacher from which on a CPU's products are fast enough step by step."""
+"""Environments per teacher from which the matrix products of single steps are fast enough on a CPU."""
 
 
 class LabellingActor:
@@ -25,12 +25,12 @@ class LabellingActor:
 
     Args:
         teacher: Labels every step; its memory is carried from chunk to chunk.
-        student: Acts where the mixture has drawn it.
-        mixture: Draws which of the two acts, and adds noise.
-        dataset: Takes the transitions.
-        label_bound: Labels are clipped to [-bound, bound]; None: they are not.
+        student: Acts in the environments that the mixture has drawn for it.
+        mixture: Draws which of the two acts in an environment, and adds noise.
+        dataset: Where the transitions are written.
+        label_bound: Labels are clipped to [-bound, bound]. None: they are not clipped.
         assignment: Assigns teachers to environments. None: all have the same teacher.
-        correction: Takes the teachers' position offsets out of the stored observations; None leaves them.
+        correction: Removes the teachers' position offsets from the stored observations. None: they are left.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class LabellingActor:
         self._is_late = False
 
     def begin_chunk(self, beta: float) -> int:
-        """Begin the dataset's next chunk and return its place.
+        """Begin the dataset's next chunk and return its index.
 
         Args:
             beta: Probability that the teacher acts in an episode.
@@ -72,10 +72,10 @@ class LabellingActor:
         return self.dataset.begin_chunk()
 
     def finish_chunk(self) -> None:
-        """Label the steps that wait for their labels, and check the teachers' indices (one host sync).
+        """Label the steps that have no labels yet, and check the teachers' indices (one host sync).
 
         Raises:
-            UserError: If an index was not one of a teacher.
+            UserError: If an index is not that of a teacher.
         """
         if self._is_late:
             self.late.finish(self.resets)
@@ -89,7 +89,7 @@ class LabellingActor:
         keeps_state = self.dataset.states is not None
         label = None if self._is_late else self.teacher.output(teacher_obs)
         state = self.student.current_state(student_obs) if keeps_state else None
-        # The student's memory is stored: it runs along where the teacher acts.
+        # Where its memory is stored, the student must follow every step, those in which the teacher acts too.
         student = self.student.output(student_obs) if self.beta < 1.0 or keeps_state else None
         self._index = None if self.assignment is None else self.assignment.index(obs)
         stored = student_obs if self.correction is None else self.correction(student_obs, obs, self._index)
@@ -128,8 +128,8 @@ class LateLabels:
     No action waits for a label then (``beta`` 0). The labels are those of step-by-step labelling to rounding.
 
     Args:
-        teacher: Labels; its memory is carried on.
-        dataset: Takes the labels.
+        teacher: Labels; its memory is carried from batch to batch.
+        dataset: Where the labels are written.
         clip: Applied to every output before it is stored.
     """
 
@@ -147,7 +147,7 @@ class LateLabels:
 
     @property
     def possible(self) -> bool:
-        """Whether this teacher takes many steps at once, and that is worth a second trip through the cache."""
+        """Whether the teacher can run many steps at once, and that is faster although observations are copied first."""
         few = self.dataset.num_envs < WORTH_ROWS * self.dataset.num_teachers
         return hasattr(self.teacher.policy, "sequence") and (few or self.dataset.compute_device.type != "cpu")
 
@@ -157,7 +157,7 @@ class LateLabels:
         self._count = 0
 
     def add(self, obs: torch.Tensor, resets: torch.Tensor) -> None:
-        """Take the observations of the chunk's next step and label the block if it is full.
+        """Keep the observations of the chunk's next step, and label the batch if it is full.
 
         Args:
             obs: The teacher's. Shape: (num_envs, num_obs).
@@ -173,13 +173,17 @@ class LateLabels:
             self.label()
 
     def finish(self, dones: torch.Tensor) -> None:
-        """Label the rest of the chunk, and forget the episodes that ended with it. Shape: (num_envs,)."""
+        """Label the rest of the chunk, and reset the teacher where its last step ended an episode.
+
+        Args:
+            dones: Whether it did. Shape: (num_envs,).
+        """
         if self._count:
             self.label()
         self.teacher.reset(dones)
 
     def label(self) -> None:
-        """Label the steps that wait."""
+        """Label the steps that have no labels yet."""
         assert self._obs is not None and self._resets is not None
         outputs = self.teacher.outputs(self._obs[: self._count], self._resets[: self._count])
         self.dataset.write_targets(self._first, self.clip(outputs))
