@@ -1,10 +1,10 @@
-"""Proximal policy optimisation (Schulman et al. 2017) of a student of ours.
+"""Proximal policy optimisation (Schulman et al. 2017) of a student.
 
-RSL-RL's own PPO is not extended, for three reasons. Its loss is one long method, so that a term can be added only by
-copying the method, once for each family of releases. Its networks keep their memory inside, so that a history or a TCN
-student, or a frozen recurrent teacher on the same batch, has no place in them. And a run that is resumed exactly needs
-the state of all of it. So this is the same algorithm, in the same order and with the same random draws, on policies
-whose memory is passed in and returned; the tests hold it against RSL-RL's on the same batch and on the same seed.
+RSL-RL's own PPO is not extended, for three reasons. Its loss is one long method: a term can be added only by copying
+the method, once for each family of releases. Its networks keep their memory inside: a history or a TCN student, or a
+frozen recurrent teacher on the same batch, does not fit in. And a run can be resumed exactly only if all of the state
+can be saved. So this is the same algorithm, in the same order and with the same random draws, on policies whose memory
+is passed in and returned; tests compare it with RSL-RL's on the same batch and on the same seed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from foundation.students.base import Student
 
 MIN_LEARNING_RATE = 1e-5
 MAX_LEARNING_RATE = 1e-2
-"""Bounds of an adaptive learning rate."""
+"""Bounds of an adaptive learning rate, as in RSL-RL."""
 RATE_FACTOR = 1.5
-"""By which it changes."""
+"""Factor by which an adaptive learning rate changes."""
 
 
 @dataclass
@@ -38,42 +38,42 @@ class Transitions:
     """A rollout, or a minibatch of it. Leading shape: (num_steps, num_envs), of a flat minibatch (batch_size,)."""
 
     obs: torch.Tensor
-    """What the actor reads. Shape: (..., num_obs)."""
+    """The actor's observations. Shape: (..., num_obs)."""
     critic_obs: torch.Tensor
-    """What the critic reads. Shape: (..., num_critic_obs)."""
+    """The critic's observations. Shape: (..., num_critic_obs)."""
     actions: torch.Tensor
-    """Draws from the policy's Gaussian, before tanh where it is squashed. Shape: (..., num_actions)."""
+    """Samples from the policy's Gaussian, before tanh if it is squashed. Shape: (..., num_actions)."""
     log_probs: torch.Tensor
-    """Logarithm of the actions' density when they were drawn. Shape: (...)."""
+    """Log-probability of the actions under the policy that sampled them. Shape: (...)."""
     mean: torch.Tensor
-    """Of the distribution that they were drawn from. Shape: (..., num_actions)."""
+    """Mean of the Gaussian that they were sampled from. Shape: (..., num_actions)."""
     std: torch.Tensor
-    """Likewise."""
+    """Standard deviation of that Gaussian. Shape: (..., num_actions)."""
     values: torch.Tensor
-    """The critic's. Shape: (...)."""
+    """Values that the critic predicted during the rollout. Shape: (...)."""
     resets: torch.Tensor
     """True where a step begins an episode. Shape: (...)."""
     returns: torch.Tensor
-    """What the critic is to learn. Shape: (...)."""
+    """Targets of the critic: values plus advantages. Shape: (...)."""
     advantages: torch.Tensor
-    """Shape: (...)."""
+    """Generalised advantage estimates. Shape: (...)."""
     targets: dict[str, PolicyOutput] = field(default_factory=dict)
     """Outputs of the frozen teachers on the same states, by their names."""
     state: torch.Tensor | None = None
     """The actor's memory before the first step. Shape: (num_envs, state_size)."""
     critic_state: torch.Tensor | None = None
-    """The critic's."""
+    """The critic's memory before the first step. Shape: (num_envs, critic_state_size)."""
 
     def flat(self) -> Transitions:
         """Return all steps of all environments in one dimension."""
         return self._map(lambda tensor: tensor.flatten(0, 1))
 
     def rows(self, index: torch.Tensor) -> Transitions:
-        """Return some of the rows of a flat batch."""
+        """Return some transitions of a flat batch. Shape of index: (num_transitions,)."""
         return self._map(lambda tensor: tensor[index])
 
     def envs(self, part: slice) -> Transitions:
-        """Return all steps of some environments, with the memory at their beginning."""
+        """Return all steps of some environments, with their memory before the first step."""
         state = None if self.state is None else self.state[part]
         critic_state = None if self.critic_state is None else self.critic_state[part]
         return replace(self._map(lambda tensor: tensor[:, part]), state=state, critic_state=critic_state)
@@ -89,10 +89,10 @@ _OTHER = ("targets", "state", "critic_state")
 
 
 def gaussian_of(output: PolicyOutput) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and standard deviation of the Gaussian that actions are drawn from; of a squashed one, before tanh.
+    """Return mean and standard deviation of the Gaussian that actions are sampled from; of a squashed one, before tanh.
 
-    PPO works on what is drawn: tanh is the same for the old and the new policy, so that neither the ratio of their
-    densities nor their divergence knows of it. Shape of both: (..., num_actions).
+    PPO works before tanh, which is the same for the old and the new policy: neither the ratio of their probabilities
+    nor their KL divergence depends on it. Shape of both: (..., num_actions).
     """
     if output.pre_tanh is not None:
         mean, std = output.pre_tanh.chunk(2, dim=-1)
@@ -104,9 +104,9 @@ def gaussian_of(output: PolicyOutput) -> tuple[torch.Tensor, torch.Tensor]:
 def bootstrap_time_outs(
     rewards: torch.Tensor, values: torch.Tensor, time_outs: torch.Tensor, gamma: float
 ) -> torch.Tensor:
-    """Add what would have followed to the rewards of episodes that the time limit cut.
+    """Add ``gamma * value`` to the last reward of timed-out episodes, in place of the rewards that were cut off.
 
-    It is guessed from the state before the end, as in RSL-RL: the one after it is the next episode's.
+    The value is that of the state before the last step, as in RSL-RL: the next observation is of the next episode.
     Shape of all: (...).
     """
     return rewards + gamma * (values * time_outs)
@@ -134,9 +134,9 @@ def estimate_advantages(
     advantage = torch.zeros_like(last_values)
     following = last_values
     for step in reversed(range(rewards.shape[0])):
-        going_on = 1.0 - dones[step]
-        delta = rewards[step] + going_on * gamma * following - values[step]
-        advantage = delta + going_on * gamma * lam * advantage
+        not_done = 1.0 - dones[step]
+        delta = rewards[step] + not_done * gamma * following - values[step]
+        advantage = delta + not_done * gamma * lam * advantage
         advantages[step] = advantage
         following = values[step]
     return advantages
@@ -168,7 +168,7 @@ def value_loss(
 
 
 class PolicyTerms(Protocol):
-    """What is added to PPO's loss of the policy."""
+    """Terms beside PPO's in the loss of the policy."""
 
     def combine(self, policy_loss: torch.Tensor, batch: Transitions, output: PolicyOutput) -> torch.Tensor:
         """Return the whole loss of the policy.
@@ -207,11 +207,11 @@ class Ppo:
 
     @property
     def in_sequences(self) -> bool:
-        """Whether minibatches are whole rollouts of some environments, because something remembers."""
+        """Whether minibatches are whole rollouts of some environments, because actor or critic has memory."""
         return bool(self.actor.state_size or self.critic.state_size)
 
     def distribution(self, output: PolicyOutput) -> Normal:
-        """Return the distribution that actions are drawn from. Shape: (..., num_actions)."""
+        """Return the distribution that actions are sampled from. Shape: (..., num_actions)."""
         return Normal(*gaussian_of(output), validate_args=False)
 
     def update(
@@ -226,13 +226,13 @@ class Ppo:
 
         Args:
             rollout: With returns and advantages, these normalised unless that is done in each minibatch.
-            terms: What is added to the policy's loss; None: nothing.
-            critic_rate: Step size with which the critic alone learns; None: both learn.
+            terms: Terms beside PPO's in the policy's loss. None: PPO's alone.
+            critic_rate: Learning rate for an update of the critic alone. None: actor and critic learn.
             poll: Called once per minibatch; may raise to abandon the update.
 
         Returns:
-            Means of the losses over the minibatches: surrogate, value, entropy and (of the policies before and after)
-            kl.
+            Means of the losses over the minibatches: surrogate, value, entropy, and kl, the divergence from the policy
+            of the rollout.
 
         Raises:
             UserError: If a weight became NaN or infinite.
@@ -279,7 +279,7 @@ class Ppo:
         return self.critic.sequence(batch.critic_obs, batch.critic_state, batch.resets)[0]
 
     def _minibatches(self, rollout: Transitions) -> Iterator[Transitions]:
-        """Yield the minibatches of all passes: shuffled once, as in RSL-RL; with memory, blocks of environments."""
+        """Yield the minibatches of all epochs: shuffled once, as in RSL-RL; with memory, groups of environments."""
         number = self.cfg.num_mini_batches
         steps, num_envs = rollout.log_probs.shape
         if self.in_sequences:
@@ -308,7 +308,7 @@ class Ppo:
             self._descend(self.cfg.value_loss_coef * loss)
             return {"value": loss.detach()}
         output, losses = self.losses(batch)
-        losses["kl"] = self._steer(batch, output)
+        losses["kl"] = self._adapt_learning_rate(batch, output)
         policy_loss = losses["surrogate"] - self.cfg.entropy_coef * losses["entropy"]
         if terms is not None:
             policy_loss = terms.combine(policy_loss, batch, output)
@@ -324,8 +324,8 @@ class Ppo:
         self.optimizer.step()
 
     @torch.no_grad()
-    def _steer(self, batch: Transitions, output: PolicyOutput) -> torch.Tensor:
-        """Set an adaptive learning rate by the KL between the policies before and after; return that."""
+    def _adapt_learning_rate(self, batch: Transitions, output: PolicyOutput) -> torch.Tensor:
+        """Return the KL of the policy from that of the rollout, and adapt the learning rate to it if that is asked."""
         before = Normal(batch.mean, batch.std, validate_args=False)
         kl = kl_divergence(before, self.distribution(output)).sum(dim=-1).mean()
         desired = self.cfg.desired_kl
@@ -356,7 +356,7 @@ class Ppo:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the critic, the optimiser and its rate; the actor is the run's to save."""
+        """Return the critic, the optimiser and its learning rate; the run saves the actor itself."""
         return {
             "critic_state_dict": self.critic.state_dict(),
             "optimizer_state_dict": self.optimizer.state_dict(),

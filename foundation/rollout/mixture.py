@@ -17,12 +17,12 @@ class PolicyMixture:
     """Draw which policy acts in each environment, and add noise to its actions. Labels never carry noise.
 
     Args:
-        teacher: Samples from its own distribution where it can (``sample``).
+        teacher: Samples actions by its own ``sample``, if it has one.
         cfg: Noise, and whether the acting policy is drawn per episode or per step.
         num_envs: Number of environments.
         num_actions: Size of an action.
         seed: Seed of everything drawn here.
-        device: Device of the draws.
+        device: Device of the random numbers.
         teacher_deterministic: Whether the acting teacher returns its mean.
     """
 
@@ -66,8 +66,8 @@ class PolicyMixture:
         """Return the actions to execute. Shape: (num_envs, num_actions).
 
         Args:
-            label: The teacher's outputs; None where it acts nowhere (``beta`` 0).
-            student: The student's outputs; None where it acts nowhere (``beta`` 1).
+            label: The teacher's outputs. None: it acts in no environment (``beta`` 0).
+            student: The student's outputs. None: it acts in no environment (``beta`` 1).
             beta: Probability that the teacher acts.
         """
         if 0.0 < beta < 1.0 and self.cfg.beta_per == "step":
@@ -150,7 +150,7 @@ class PolicyMixture:
         """Return what an exact resume needs."""
         return {
             "generator": self.generator.get_state(),
-            "teacher_drives": self.teacher_acts.clone(),  # the name in runs that were saved before
+            "teacher_drives": self.teacher_acts.clone(),  # the name that earlier versions saved it under
             "error_moment": self.error_moment.clone(),
         }
 
