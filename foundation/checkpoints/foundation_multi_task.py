@@ -15,7 +15,7 @@ from foundation.core.text import quoted, shorten
 
 FORMAT = "foundation-multi-task-1"
 KEYS: set[str] | None = None
-"""None: the file is ours, and any entry may be in it."""
+"""None: files of this project may have any entries."""
 
 
 def recognise(checkpoint: dict[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from foundation.students import student_from_description
 from foundation.students.cnn import CNNStudent
 
 KEYS: set[str] | None = None
-"""None: the file is ours, and any entry may be in it."""
+"""None: files of this project may have any entries."""
 
 
 @dataclass

@@ -27,7 +27,7 @@ def initialise_student(student: Student, path: str | Path, **overrides: object) 
 
     Args:
         student: Changed in place. Heads that the checkpoint lacks (standard deviation, value) keep their start values.
-        path: A checkpoint of a student of ours, or of RSL-RL.
+        path: A checkpoint of a student of this project, or of RSL-RL.
         overrides: Fields of :class:`foundation.checkpoints.reading.loading.Overrides`.
     """
     loaded = load_policy(path, Overrides.parse(overrides)).network

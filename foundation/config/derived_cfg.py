@@ -28,7 +28,7 @@ class DerivedObsCfg:
     """
 
     from_: str | list[str] | None = None
-    """Group, or groups side by side in this order, that it is made of. Required."""
+    """Group, or groups to be concatenated in this order, that it is made of. Required."""
     keep: list[str] | None = None
     """Terms that it has, in this order, and no others. None: all."""
     drop: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Typed, closed updates of any dataclass-like config: ours, an Isaac Lab ``configclass``, or a dict."""
+"""Typed, closed updates of any dataclass-like config: this project's, an Isaac Lab ``configclass``, or a dict."""
 
 from __future__ import annotations
 

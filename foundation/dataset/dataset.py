@@ -28,7 +28,7 @@ GATHERED_BYTES = 1 << 25
 class DistillationDataset:
     """A ring of whole chunks, each ``chunk_steps`` env steps of every environment.
 
-    The student's observation and the teacher's targets lie side by side in one matrix (see :class:`BufferSpec`), so
+    The student's observation and the teacher's targets are columns of one matrix (see :class:`BufferSpec`), so
     that a batch is one gather. A chunk never spans the write head: it is written step by step with :meth:`write` after
     :meth:`begin_chunk`, and counts from :meth:`commit_chunk` on.
 
@@ -69,7 +69,7 @@ class DistillationDataset:
         check_memory(spec.num_bytes, self.device)
 
         shape = (self.max_chunks, spec.chunk_steps, spec.num_envs)
-        # All floating-point columns side by side: a minibatch is one gather instead of one for each column, which is
+        # All floating-point columns in one matrix: a minibatch is one gather instead of one for each column, which is
         # what a small student's update otherwise spends its time on.
         self.rows = empty_pinned((*shape, self.row_size), self.dtype, self.device, self.compute_device)
         self.typed = {

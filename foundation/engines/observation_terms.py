@@ -58,7 +58,7 @@ def _layout_of(task: str) -> Layout:
 
 
 def _managed(env: VecEnv) -> dict[str, tuple[Field, ...]]:
-    """Return the terms of an observation manager: names and shapes of what it puts side by side."""
+    """Return the terms of an observation manager: names and shapes of what it concatenates."""
     manager: Any = getattr(getattr(env, "unwrapped", env), "observation_manager", None)
     names = getattr(manager, "active_terms", None)
     shapes = getattr(manager, "group_obs_term_dim", None)

@@ -11,7 +11,7 @@ from foundation.learning.standardise import Predictor
 
 
 class LayerAdapters(nn.Module):
-    """One linear adapter for each of several layers, whose outputs lie side by side.
+    """One linear adapter for each of several layers, whose outputs are concatenated.
 
     Args:
         sizes: Of each layer: the student's and the teacher's.
@@ -24,7 +24,7 @@ class LayerAdapters(nn.Module):
         self._sizes = [own for own, _ in sizes]
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return what predicts the teacher's layers, side by side. Shape: (..., sum of sizes)."""
+        """Return the predictions of the teacher's layers, concatenated. Shape: (..., sum of sizes)."""
         parts = features.split(self._sizes, dim=-1)
         return torch.cat([layer(part) for layer, part in zip(self.layers, parts, strict=True)], dim=-1)
 

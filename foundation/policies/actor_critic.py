@@ -151,7 +151,7 @@ class Critic(nn.Module):
 
 
 class ActorCritic(PolicyNetwork):
-    """A frozen policy of any library, with its value where it has one; their memories lie side by side in one state."""
+    """A frozen policy of any library, with its value where it has one; their memories are concatenated in one state."""
 
     def __init__(
         self,

@@ -75,7 +75,7 @@ class MemoryLayer(EpisodeState):
 
 
 class SlidingWindow(MemoryLayer):
-    """The last ``length`` inputs side by side, oldest first; before an episode's start they are zero."""
+    """The last ``length`` inputs, concatenated, oldest first; before an episode's start they are zero."""
 
     def __init__(self, num_in: int, length: int) -> None:
         """Set the sizes.

@@ -24,7 +24,7 @@ class PolicyOutput(NamedTuple):
     logits: torch.Tensor | None = None
     """Logits or Q-values of a discrete policy. Shape: (..., num_choices)."""
     features: torch.Tensor | None = None
-    """Last hidden layer, or the layers that were asked for, side by side. Shape: (..., num_features)."""
+    """Last hidden layer, or the requested layers, concatenated. Shape: (..., num_features)."""
     pre_tanh: torch.Tensor | None = None
     """Of a Gaussian whose draws go through tanh: its means, then its stds. Shape: (..., 2 * num_actions)."""
     concentration: torch.Tensor | None = None

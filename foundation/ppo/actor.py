@@ -42,7 +42,7 @@ def load_start(path: str) -> StartPolicy:
     """Read the policy that a run starts from.
 
     Args:
-        path: A checkpoint of a student of ours, or of RSL-RL.
+        path: A checkpoint of a student of this project, or of RSL-RL.
 
     Raises:
         UserError: If it is of another kind, or its actions are discrete.

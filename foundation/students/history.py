@@ -1,4 +1,4 @@
-"""A student that reads its last observations side by side.
+"""A student that reads its last observations, concatenated.
 
 It remembers them normalised; before an episode's start they are zero, the mean.
 """

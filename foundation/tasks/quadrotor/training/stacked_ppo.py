@@ -171,7 +171,7 @@ class StackedPpo:
                 .sum(-1)
                 .mean()
             )
-            self._steer(kl.item())
+            self._adapt_learning_rate(kl.item())
         ratio = (after - before).exp()
         clipped = ratio.clamp(1 - cfg.clip, 1 + cfg.clip)
         gain = torch.minimum(ratio * rows["advantages"], clipped * rows["advantages"])
@@ -182,7 +182,7 @@ class StackedPpo:
             _clip(parameters, cfg.max_grad_norm)
         self.optimizer.step()
 
-    def _steer(self, kl: float) -> None:
+    def _adapt_learning_rate(self, kl: float) -> None:
         """Set the learning rate by the divergence."""
         group = self.optimizer.param_groups[0]
         if kl > 2 * self.cfg.desired_kl:
