@@ -39,6 +39,8 @@ from foundation.tasks import CANNOT_IMPORT
 logger = logging.getLogger(__name__)
 
 INSTALL = "pip install 'mjlab>=1.6' in an environment without Isaac Lab 3.0"
+NUM_ENVS = 64
+"""Number of environments where neither the task nor the user gives one."""
 _PREFIX = "Mjlab-"
 """Beginning of the ids of mjlab's own tasks; other packages may register others."""
 
@@ -109,8 +111,9 @@ class MjlabEngine(Engine):
     def load_configs(self, request: LaunchRequest) -> tuple[Any, Any]:
         """Load copies of the task's configurations.
 
-        They are mjlab's, but for three things: ``env.sim.device`` is there as in Isaac Lab, the logger is TensorBoard's
-        (theirs is wandb's), and no two observation groups share a term, so that an override changes the one it names.
+        They are mjlab's, but for four things: ``env.sim.device`` is there as in Isaac Lab, the logger is TensorBoard's
+        (theirs is wandb's), no two observation groups share a term, so that an override changes the one it names, and
+        there are :data:`NUM_ENVS` environments where the task leaves their number at 1, for its command line to set.
         """
         reason = self.why_not(request.task)
         if reason == CANNOT_IMPORT:
@@ -126,6 +129,8 @@ class MjlabEngine(Engine):
         env_cfg.sim.device = "cpu"
         env_cfg.observations = {name: copy.deepcopy(group) for name, group in env_cfg.observations.items()}
         agent_cfg.logger = "tensorboard"
+        if env_cfg.scene.num_envs == 1:
+            env_cfg.scene.num_envs = NUM_ENVS
         return env_cfg, agent_cfg
 
     def set_common(self, env_cfg: Any, *, num_envs: int | None, seed: int | None, device: str | None) -> None:
@@ -227,8 +232,6 @@ def _check(task: str, env_cfg: Any) -> None:
     num_envs = _need(env_cfg, "scene", "num_envs").num_envs
     if num_envs < 1:
         raise UserError(f"env.scene.num_envs must be at least 1, it is {num_envs}")
-    if num_envs == 1:
-        logger.warning("one environment (mjlab's default): give --num_envs, a step costs little more with hundreds")
     if not env_cfg.episode_length_s > 0.0:
         raise UserError(f"env.episode_length_s must be positive [s], it is {env_cfg.episode_length_s}")
     for name, command in (env_cfg.commands or {}).items():
