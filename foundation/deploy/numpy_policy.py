@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from math import prod
 
@@ -41,6 +41,11 @@ class NumpyProgram:
         self.initial_state = program.initial_state
         self._program = program
         self._plan = _Plan(program, 1)
+
+    @property
+    def values(self) -> Mapping[str, Numbers]:
+        """Every value of the last step, by name: the next step writes over them."""
+        return self._plan.values
 
     def run(self, obs: FloatArray, state: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Act for one step.
@@ -80,6 +85,7 @@ class _Plan:
             inputs = [values[name] for name in operation.inputs]
             value = _WRITERS[operation.kind](self, operation, inputs)
             values[operation.name] = value
+        self.values = values
         self.actions = values[program.output].reshape(num_envs, -1)
 
     def array(self, *shape: int) -> FloatArray:

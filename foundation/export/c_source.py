@@ -10,10 +10,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy
+
 from foundation.deploy.c_policy import ABI
 from foundation.deploy.description import Description, Field
 from foundation.deploy.golden import Golden
 from foundation.deploy.program import Program
+from foundation.export.c_int8 import Int8Body, int8_body, output_lines
 from foundation.export.c_operations import StepBody
 from foundation.export.c_text import c_float, c_name, comment, float_array
 
@@ -30,6 +33,10 @@ class CFiles:
     """``<name>_test.c``: replays the golden sequence."""
 
 
+INT8_TOLERANCE = 0.05
+"""Largest difference of an action with 8-bit weights, in units of the largest action where that is above 1."""
+
+
 def to_c(program: Program, description: Description, golden: Golden) -> CFiles:
     """Return a policy as C.
 
@@ -40,52 +47,119 @@ def to_c(program: Program, description: Description, golden: Golden) -> CFiles:
     """
     name = c_name(description.name)
     return CFiles(
-        header=_header(program, description, name),
+        header=_header(_float_arithmetic(program, description, name), program.state_size, description, name),
         library=_library(description, name),
-        test=_test(golden, name),
+        test=_test(golden, name, golden.tolerance),
     )
 
 
-def _header(program: Program, description: Description, name: str) -> str:
+def to_int8_c(program: Program, description: Description, golden: Golden) -> CFiles:
+    """Return a policy as C with 8-bit weights, in integers; its test's tolerance is :data:`INT8_TOLERANCE`.
+
+    Args:
+        program: Its operations.
+        description: What it reads and gives; its name becomes that of the functions.
+        golden: What it gave; the ranges of values are found by it.
+    """
+    name = c_name(description.name)
+    arithmetic = _int8_arithmetic(int8_body(program, golden, name))
+    return CFiles(
+        header=_header(arithmetic, program.state_size, description, name),
+        library=_library(description, name),
+        test=_test(golden, name, int8_tolerance(golden)),
+    )
+
+
+def int8_tolerance(golden: Golden) -> float:
+    """Return the largest difference of a policy of 8-bit weights that counts as the same."""
+    return INT8_TOLERANCE * max(1.0, float(numpy.abs(golden.actions).max()))
+
+
+@dataclass(frozen=True)
+class _Arithmetic:
+    """What differs between a header in float32 and one in integers."""
+
+    number: str
+    """C type of memory and work space."""
+    includes: tuple[str, ...]
+    weights: list[str]
+    functions: list[str]
+    begin: str
+    """The line that begins an episode."""
+    calls: list[str]
+    """The lines that compute and write the actions."""
+    work_size: int
+    uses_work: bool
+
+
+def _float_arithmetic(program: Program, description: Description, name: str) -> _Arithmetic:
     body = StepBody(program, name)
-    upper = name.upper()
-    functions = [text.replace("POLICY", name) for text in body.functions.values()]
-    initial = program.initial_state
     weights = list(body.weights)
+    initial = program.initial_state
+    begin = "    state->memory[0] = 0.0f; /* this policy remembers nothing */"
     if initial.size:
         weights.append(float_array(f"{name}_initial", initial))
         begin = f"    memcpy(state->memory, {name}_initial, sizeof({name}_initial));"
-    else:
-        begin = "    state->memory[0] = 0.0f; /* this policy remembers nothing */"
+    write = f"    memcpy(actions, {body.value(program.output)}, sizeof(float) * {name.upper()}_NUM_ACTIONS);"
+    return _Arithmetic(
+        number="float",
+        includes=("math.h", "stddef.h", "string.h"),
+        weights=weights,
+        functions=list(body.functions.values()),
+        begin=begin,
+        calls=[*body.calls, write],
+        work_size=body.work_size,
+        uses_work=bool(body.places),
+    )
+
+
+def _int8_arithmetic(body: Int8Body) -> _Arithmetic:
+    initial = body.initial_memory()
+    begin = "    state->memory[0] = 0; /* this policy remembers nothing */"
+    if initial.size:
+        initial_name = body.integers("initial", initial, "int32_t")
+        begin = f"    memcpy(state->memory, {initial_name}, sizeof({initial_name}));"
+    return _Arithmetic(
+        number="int32_t",
+        includes=("math.h", "stddef.h", "stdint.h", "string.h"),
+        weights=body.weights,
+        functions=list(body.functions.values()),
+        begin=begin,
+        calls=[*body.calls, *output_lines(body)],
+        work_size=body.work_size,
+        uses_work=True,
+    )
+
+
+def _header(arithmetic: _Arithmetic, state_size: int, description: Description, name: str) -> str:
+    upper = name.upper()
+    functions = [text.replace("POLICY", name) for text in arithmetic.functions]
     interval = description.control_interval
     guard = f"FOUNDATION_{upper}_H"
-    action = body.value(program.output)
     lines = [
         *_head_comment(description, name),
         f"#ifndef {guard}",
         f"#define {guard}",
         "",
-        "#include <math.h>",
-        "#include <stddef.h>",
-        "#include <string.h>",
+        *(f"#include <{file}>" for file in arithmetic.includes),
         "",
         f"#define {upper}_NUM_OBS {description.num_obs}",
         f"#define {upper}_NUM_ACTIONS {description.num_actions}",
-        f"#define {upper}_STATE_SIZE {initial.size}",
-        f"#define {upper}_WORK_SIZE {body.work_size}",
+        f"#define {upper}_STATE_SIZE {state_size}",
+        f"#define {upper}_WORK_SIZE {arithmetic.work_size}",
         *([f"#define {upper}_CONTROL_INTERVAL {c_float(interval)} /* [s] */"] if interval is not None else []),
         "",
         "/* What one robot's policy remembers, and room to compute in. Reset it before the first step. */",
         "typedef struct {",
-        f"    float memory[{max(1, initial.size)}];",
-        f"    float work[{max(1, body.work_size)}];",
+        f"    {arithmetic.number} memory[{max(1, state_size)}];",
+        f"    {arithmetic.number} work[{max(1, arithmetic.work_size)}];",
         f"}} {name}_state;",
         "",
-        *weights,
+        *arithmetic.weights,
         *functions,
         "/* Begin an episode. */",
         f"static inline void {name}_reset({name}_state *state) {{",
-        begin,
+        arithmetic.begin,
         "}",
         "",
         "/* Act for one step. Returns 0; 1 where an observation is not finite, and nothing has changed; 2 where an",
@@ -96,9 +170,8 @@ def _header(program: Program, description: Description, name: str) -> str:
         "            return 1;",
         "        }",
         "    }",
-        *(["    float *work = state->work;"] if body.places else ["    (void)state;"]),
-        *body.calls,
-        f"    memcpy(actions, {action}, sizeof(float) * {upper}_NUM_ACTIONS);",
+        f"    {arithmetic.number} *work = state->work;" if arithmetic.uses_work else "    (void)state;",
+        *arithmetic.calls,
         f"    for (int i = 0; i < {upper}_NUM_ACTIONS; i++) {{",
         "        if (!isfinite(actions[i])) {",
         "            return 2;",
@@ -193,7 +266,7 @@ int foundation_policy_step(void *policy, const float *obs, float *actions) {{
 """
 
 
-def _test(golden: Golden, name: str) -> str:
+def _test(golden: Golden, name: str, tolerance: float) -> str:
     steps, envs, _ = golden.obs.shape
     upper = name.upper()
     resets = ", ".join(str(int(begins)) for begins in golden.resets.reshape(-1))
@@ -209,7 +282,7 @@ def _test(golden: Golden, name: str) -> str:
 
 #define NUM_STEPS {steps}
 #define NUM_ENVS {envs}
-#define TOLERANCE {c_float(golden.tolerance)}
+#define TOLERANCE {c_float(tolerance)}
 
 /* (NUM_STEPS, NUM_ENVS, {upper}_NUM_OBS), row by row. */
 {float_array("observations", golden.obs)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import numpy
+from numpy.typing import NDArray
 
 from foundation.deploy.golden import FloatArray
 
@@ -23,6 +24,11 @@ def c_float(value: float | numpy.float32) -> str:
 def float_array(name: str, values: FloatArray) -> str:
     """Return the definition of a constant array of float32."""
     return _array("float", name, [c_float(value) for value in values.reshape(-1)], 8)
+
+
+def int_array(name: str, values: NDArray[numpy.floating] | NDArray[numpy.integer], kind: str) -> str:
+    """Return the definition of a constant array of integers of a type, such as ``int8_t``."""
+    return _array(kind, name, [str(int(value)) for value in values.reshape(-1)], 24)
 
 
 def _array(kind: str, name: str, numbers: list[str], per_line: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -25,10 +26,11 @@ from foundation.deploy import Golden, Policy
 from foundation.deploy.golden import FloatArray
 from foundation.deploy.npz_file import write_golden, write_npz
 from foundation.export.bundle import Bundle
-from foundation.export.c_source import to_c
+from foundation.export.c_source import CFiles, int8_tolerance, to_c, to_int8_c
 from foundation.export.c_text import c_name
 from foundation.export.deploy_yaml import deploy_values, to_deploy_yaml
 from foundation.export.onnx_file import write_onnx
+from foundation.export.onnx_int8 import int8_difference, write_int8_onnx
 from foundation.export.px4 import ArchivedPolicy, read_px4, write_px4
 from foundation.export.rl_tools import write_rl_tools
 from foundation.export.rsl_rl import write_rsl_rl
@@ -115,6 +117,26 @@ def _check_onnx(bundle: Bundle, folder: Path, files: list[str]) -> Check:
     return Check(f"onnxruntime {onnxruntime.__version__}", Policy(folder / files[0]).check(bundle.golden))
 
 
+def _write_int8_onnx(bundle: Bundle, folder: Path) -> list[str]:
+    file = f"{bundle.description.name}_int8.onnx"
+    with (folder / file).open("wb") as stream:
+        write_int8_onnx(stream, bundle.program, bundle.description)
+    return [file]
+
+
+def _check_int8_onnx(bundle: Bundle, folder: Path, files: list[str]) -> Check:
+    import onnxruntime  # an optional package, without which the file cannot be written
+
+    difference = int8_difference(folder / files[0], bundle.golden)
+    limit = int8_tolerance(bundle.golden)
+    if not difference <= limit:
+        raise UserError(
+            f"{files[0]} differs from the policy by {difference:.2g}, more than {limit:.2g}: the policy does not stand "
+            "8 bits. Take format onnx."
+        )
+    return Check(f"onnxruntime {onnxruntime.__version__}, dynamic 8 bits,", difference)
+
+
 def _write_torchscript(bundle: Bundle, folder: Path) -> list[str]:
     file = "policy.pt" if bundle.description.name == "policy" else f"{bundle.description.name}_script.pt"
     with (folder / file).open("wb") as stream:
@@ -147,8 +169,16 @@ def _check_torchscript(bundle: Bundle, folder: Path, files: list[str]) -> Check:
 
 
 def _write_c(bundle: Bundle, folder: Path) -> list[str]:
-    name = c_name(bundle.description.name)
-    texts = to_c(bundle.program, bundle.description, bundle.golden)
+    return _write_texts(to_c(bundle.program, bundle.description, bundle.golden), bundle.description.name, folder)
+
+
+def _write_int8_c(bundle: Bundle, folder: Path) -> list[str]:
+    description = dataclasses.replace(bundle.description, name=f"{bundle.description.name}_int8")
+    return _write_texts(to_int8_c(bundle.program, description, bundle.golden), description.name, folder)
+
+
+def _write_texts(texts: CFiles, policy: str, folder: Path) -> list[str]:
+    name = c_name(policy)
     files = {f"{name}.h": texts.header, f"{name}.c": texts.library, f"{name}_test.c": texts.test}
     for file, text in files.items():
         (folder / file).write_text(text, encoding="utf-8")
@@ -156,6 +186,7 @@ def _write_c(bundle: Bundle, folder: Path) -> list[str]:
 
 
 def _check_c(bundle: Bundle, folder: Path, files: list[str]) -> Check:
+    """Compile the test and run it; its tolerance is its own."""
     compiler = find_compiler()
     if compiler is None:
         raise _NotCheckedError("no C compiler is installed (cc, gcc or clang)")
@@ -268,6 +299,9 @@ FORMATS: Mapping[str, Format] = {
                           _check_torchscript),
     "npz": Format("foundation.deploy with NumPy alone", _write_npz, _check_npz),
     "c": Format("any C99 compiler: a header without dependencies, and its test", _write_c, _check_c),
+    "c_int8": Format("the same with 8-bit weights, in integers", _write_int8_c, _check_c),
+    "onnx_int8": Format("onnxruntime: 8-bit weights, inputs of products rounded as they come", _write_int8_onnx,
+                        _check_int8_onnx),
     "so": Format("foundation.deploy and whoever loads a shared library", _write_so, _check_so),
     "yaml": Format("controllers: deploy.yaml with names, sizes, units, rates", _write_yaml, _check_yaml),
     "rsl_rl": Format("RSL-RL 5's runner and Isaac Lab's play.py", _write_rsl_rl, _check_rsl_rl),

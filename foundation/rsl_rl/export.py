@@ -37,8 +37,9 @@ def build_parser() -> CommandParser:
         f"those that {command_name('distillation.py')} takes about its teacher, such as distill.teacher.activation=relu"
     )
     parser.epilog = (
-        "Formats: onnx, torchscript, npz (NumPy), c (C99), so (shared library), yaml (deploy.yaml), rsl_rl, px4 (the "
-        f"archive of mc_raptor), rl_tools (HDF5). Further arguments are {taken}."
+        "Formats: onnx, torchscript, npz (NumPy), c (C99), c_int8 and onnx_int8 (8-bit weights), so (shared library), "
+        "yaml (deploy.yaml), rsl_rl, px4 (the archive of mc_raptor), rl_tools (HDF5). Further arguments are "
+        f"{taken}."
     )
     flag = parser.add_argument
     flag("--checkpoint", metavar="FILE", help="a checkpoint or an exported policy, of any known format")

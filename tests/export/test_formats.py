@@ -360,4 +360,5 @@ def test_every_layer_can_be_written():
 
 def test_every_format_is_tested_here():
     """No format is without its test."""
-    assert set(FORMATS) == {"onnx", "torchscript", "npz", "c", "so", "yaml", "rsl_rl", "rl_tools", "px4"}
+    float_formats = {"onnx", "torchscript", "npz", "c", "so", "yaml", "rsl_rl", "rl_tools", "px4"}
+    assert set(FORMATS) == float_formats | {"c_int8", "onnx_int8"}  # test_int8.py

@@ -1,0 +1,144 @@
+"""Policies of 8-bit weights: small, clean, and close to the float policy, in flight too."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from foundation.checkpoints import load_policy
+from foundation.checkpoints.reading.loading import Overrides
+from foundation.core.errors import UserError
+from foundation.deploy import Policy
+from foundation.export.bundle import make_bundle
+from foundation.export.c_int8 import int8_body, quantise_rows
+from foundation.export.formats import compile_c, export, find_compiler
+from foundation.policies.actors import PolicyActor
+from foundation.policies.obs_groups import ObsSelector
+from foundation.rollout.evaluate import evaluate
+from foundation.students import make_student, student_cfg_class
+from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE)]
+
+from exported import save_student  # noqa: E402
+from test_flight import EPISODES, POLICIES, SEED, ExportedActor, environment  # noqa: E402
+
+STRICT = ["-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "-Wconversion", "-Wshadow"]
+CASES = {
+    "mlp": ("mlp", {}),
+    "tanh": ("mlp", {"activation": "tanh"}),
+    "relu": ("mlp", {"activation": "relu", "hidden_dims": [32]}),
+    "sigmoid": ("mlp", {"activation": "sigmoid"}),
+    "gru": ("gru", {"learn_initial_state": True}),
+    "history": ("history", {"length": 3}),
+}
+
+
+def bundle(case: str, folder: Path, size: int = 22):
+    """Return a new student's bundle; 22 observations and 4 actions make the GRU one of 2,084 parameters."""
+    torch.manual_seed(0)
+    name, options = CASES[case]
+    student = make_student(student_cfg_class(name)(**options), size, 4)
+    student.normalizer.update(torch.randn(200, size) * 3 + 1)
+    path = save_student(student.requires_grad_(False).eval(), folder / f"{case}.pt", clip_actions=1.0)
+    return make_bundle(load_policy(path, Overrides()), "policy")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_formats_stand_8_bits(case, tmp_path):
+    """Integers in C and onnxruntime's dynamic 8 bits give a student's actions to 0.05 over the golden sequence."""
+    for done in export(bundle(case, tmp_path), tmp_path / "exported", ["c_int8", "onnx_int8"]):
+        assert done.check is not None
+        assert done.check.difference is not None
+        assert done.check.difference <= 0.05
+
+
+@pytest.mark.parametrize("case", ["mlp", "gru", "history"])
+def test_the_c_is_clean(case, tmp_path):
+    """No warning; no float but at both ends; sanitisers and, where there is one, valgrind find nothing."""
+    list(export(bundle(case, tmp_path), tmp_path / "exported", ["c_int8"]))
+    folder = tmp_path / "exported"
+    header = (folder / "policy_int8.h").read_text()
+    step = header[header.index("    int32_t *work") :]
+    computed = step[step.index("/*", step.index("/*") + 2) : step.rindex("for (int i = 0; i < 4;")]
+    assert "float" not in computed
+    assert "malloc" not in header
+    compiler = str(find_compiler())
+    checkers = [(["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"], [])]
+    if shutil.which("valgrind"):
+        checkers.append((["-g", "-O1"], ["valgrind", "-q", "--error-exitcode=9"]))
+    for flags, run_by in checkers:
+        command = [compiler, *STRICT, *flags, "policy_int8_test.c", "-o", "test", "-lm"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[:2000]
+        said = subprocess.run([*run_by, "./test"], cwd=folder, capture_output=True, text=True, check=False)
+        assert said.returncode == 0, said.stderr[:2000]
+        assert said.stdout.startswith("PASS")
+
+
+def test_raptors_gru_is_small(tmp_path):
+    """The GRU of 2,084 parameters takes less than 12 KB in float32 and 4 KB in 8 bits, all constant arrays counted."""
+    made = bundle("gru", tmp_path)
+    body = int8_body(made.program, made.golden, "policy")
+    for done in export(made, tmp_path / "exported", ["c", "c_int8"]):
+        compile_c(str(find_compiler()), done.files[1], tmp_path / f"{done.format}.so", shared=True)
+    assert body.weight_bytes + 4 * made.program.state_size < 4096
+    assert 4 * (made.program.num_weights + made.program.state_size) < 12_000
+
+
+def test_rows_are_rounded_by_their_largest():
+    """A row's largest number becomes 127; the others are off by half a step at most; a row of zeros stays one."""
+    weight = numpy.array([[1.0, -2.0, 0.3], [0.0, 0.0, 0.0]], numpy.float32)
+    rows = quantise_rows(weight)
+    assert rows.weight.tolist() == [[64, -127, 19], [0, 0, 0]]
+    assert numpy.abs(rows.weight * rows.scale[:, None] - weight).max() <= 1.0 / 127
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_integers_fly_as_the_policy(name, tmp_path):
+    """Compiled integers fly 64 episodes with 0.98 of the policy's return."""
+    path, group = POLICIES[name]
+    loaded = load_policy(path, Overrides())
+    expected = evaluate(
+        environment(QuadcopterPointCtrlEnv), PolicyActor(loaded.network, ObsSelector([group])), EPISODES, SEED
+    )
+    (done,) = export(make_bundle(loaded), tmp_path / "exported", ["c_int8"])
+    library = tmp_path / "policy_int8.so"
+    compile_c(str(find_compiler()), done.files[1], library, shared=True)
+    flown = evaluate(environment(QuadcopterPointCtrlEnv), ExportedActor(library, group), EPISODES, SEED)
+    assert float(flown.returns.mean()) >= 0.98 * float(expected.returns.mean())
+
+
+def test_each_robot_has_its_memory(tmp_path):
+    """The library keeps the integers of several robots apart, and a reset begins one of them anew."""
+    (done,) = export(bundle("gru", tmp_path), tmp_path / "exported", ["c_int8"])
+    library = tmp_path / "policy_int8.so"
+    compile_c(str(find_compiler()), done.files[1], library, shared=True)
+    together, alone = Policy(library), Policy(library)
+    obs = numpy.random.default_rng(0).normal(1, 3, (8, 2, 22)).astype(numpy.float32)
+    expected = [alone.step(row) for row in obs[:, 0]]
+    for step, rows in enumerate(obs):
+        together.reset([False, step == 4])
+        actions = together.step(rows)
+        assert numpy.array_equal(actions[0], expected[step])
+        if step == 4:
+            alone.reset()
+            assert numpy.array_equal(actions[1], alone.step(rows[1]))
+
+
+def test_what_has_no_integers(tmp_path, monkeypatch):
+    """Layers and activations that C of 8 bits lacks are named, with the format to take."""
+    monkeypatch.setitem(CASES, "lstm", ("lstm", {}))
+    monkeypatch.setitem(CASES, "gelu", ("mlp", {"activation": "gelu"}))
+    monkeypatch.setitem(CASES, "tcn", ("tcn", {}))
+    for case, said in (("lstm", "is an LSTM"), ("gelu", "activation 'gelu'"), ("tcn", "Take format c|take format c")):
+        with pytest.raises(UserError, match=said):
+            list(export(bundle(case, tmp_path), tmp_path / case, ["c_int8"]))
+        assert not (tmp_path / case).exists()
