@@ -13,8 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy
@@ -30,14 +29,11 @@ from foundation.cli.command import run_command
 from foundation.cli.parser import ScriptParser
 from foundation.core.errors import UserError
 from foundation.deploy import Policy
-from foundation.deploy.program import Program
 from foundation.export.bundle import Bundle, make_bundle
 from foundation.export.c_text import c_name
+from foundation.export.efficiency import WARM_UP, multiply_adds, time_steps
 from foundation.export.formats import compile_c, export, find_compiler
 from foundation.policies.policy_network import PolicyNetwork
-
-WARM_UP = 200
-"""Steps before those that are timed."""
 
 _LOOP = """\
 #define _POSIX_C_SOURCE 199309L
@@ -68,18 +64,6 @@ def build_parser() -> ScriptParser:
     parser.add_argument("--steps", type=int, default=5000, metavar="N", help="steps to time (5000)")
     parser.add_argument("--json", metavar="PATH", help="write the figures to this file")
     return parser
-
-
-def time_steps(step: Callable[[], object], steps: int) -> list[float]:
-    """Return the time of each step [us]."""
-    for _ in range(WARM_UP):
-        step()
-    times: list[float] = []
-    for _ in range(steps):
-        start = time.perf_counter_ns()
-        step()
-        times.append((time.perf_counter_ns() - start) / 1000)
-    return times
 
 
 def time_torch(network: PolicyNetwork, steps: int) -> list[float]:
@@ -142,20 +126,6 @@ def measure(bundle: Bundle, folder: Path, steps: int) -> dict[str, dict[str, flo
     }
 
 
-def multiplications(program: Program) -> int:
-    """Return the multiply-adds of one step: those of dense, recurrent and convolution layers."""
-    total = 0
-    for operation in program.operations:
-        arrays = operation.arrays
-        if operation.kind == "dense":
-            total += arrays["weight"].size * int(operation.number("blocks"))
-        elif operation.kind == "recurrent":
-            total += arrays["weight_ih"].size + arrays["weight_hh"].size
-        elif operation.kind == "convolution":
-            total += arrays["weight"].size * operation.shape[1] * operation.shape[2]
-    return total
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table, and write the figures."""
     args = build_parser().parse_args(argv)
@@ -168,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     program = bundle.program
     table = Table(
         title=f"{bundle.description.architecture}: {program.num_weights} weights, "
-        f"{multiplications(program)} multiply-adds, {4 * program.state_size} B of memory"
+        f"{multiply_adds(program)} multiply-adds, {4 * program.state_size} B of memory"
     )
     for column in ("format", "p50 [us]", "p99 [us]", "file [KiB]"):
         table.add_column(column, justify="left" if column == "format" else "right")
@@ -176,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.add_row(name, f"{row['p50_us']:.1f}", f"{row['p99_us']:.1f}", f"{row['file_bytes'] / 1024:.1f}")
     Console(highlight=False, width=100).print(table)
     if args.json:
-        facts = {"weights": program.num_weights, "multiply_adds": multiplications(program), "formats": figures}
+        facts = {"weights": program.num_weights, "multiply_adds": multiply_adds(program), "formats": figures}
         Path(args.json).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return 0
 

@@ -22,7 +22,14 @@ from foundation.cli.cli_args import CommandParser, Interrupt, parse_command, say
 from foundation.cli.derived_obs import derive_in
 from foundation.cli.played_policy import PlayedPolicy
 from foundation.cli.session import Session
-from foundation.cli.studies import add_to_summary, read_summary, study_robustness, study_similarity, write_json
+from foundation.cli.studies import (
+    add_to_summary,
+    read_summary,
+    study_efficiency,
+    study_robustness,
+    study_similarity,
+    write_json,
+)
 from foundation.cli.teacher_tokens import DERIVED, TEACHER
 from foundation.config.overrides import Overrides, parse_overrides
 from foundation.config.plain import to_plain
@@ -259,7 +266,7 @@ class Job:
             return {}
         actors = self.beside_teacher(env, actor)
         teacher = actors.get("teacher")
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"efficiency": study_efficiency(actors, env.num_envs, played.folder)}
         number, folder = args.num_episodes, played.folder
         if args.similarity and not (isinstance(teacher, PolicyActor) and isinstance(actor, PolicyActor)):
             raise UserError("--similarity compares a policy with a teacher: --teacher FILE names one")

@@ -16,8 +16,10 @@ from foundation.core.files import atomic_write_bytes, load_json
 from foundation.engines.base import EnvCapabilities, VecEnv
 from foundation.evaluation.robustness import measure_robustness, robustness_table
 from foundation.evaluation.similarity import measure_similarity, similarity_table
+from foundation.export.efficiency import efficiency_figures
 from foundation.policies.actors import Actor, PolicyActor
 from foundation.policies.obs_groups import ObsSelector
+from foundation.policies.policy_network import PolicyNetwork
 from foundation.report.charts import grid
 from foundation.report.pictures import robustness_charts
 from foundation.tasks import load_entry_point, resolve_task
@@ -132,6 +134,24 @@ def study_similarity(
     summary = {one.states: one.figures for one in found}
     add_to_summary(folder, "similarity", summary)
     return summary
+
+
+def study_efficiency(actors: Mapping[str, Actor], num_envs: int, folder: Path) -> dict[str, Any]:
+    """Return the cost of each policy at batch 1 and at the run's batch, and put it into the summary.
+
+    Args:
+        actors: Policies by name; those that are no networks are left out.
+        num_envs: The run's batch.
+        folder: The run's.
+    """
+    found: dict[str, Any] = {}
+    for name, actor in actors.items():
+        network = getattr(getattr(actor, "policy", None), "policy", None)
+        if isinstance(network, PolicyNetwork):
+            found[name] = efficiency_figures(network, [1, num_envs])
+    if found:
+        add_to_summary(folder, "efficiency", found)
+    return found
 
 
 _AXES = "xyz"

@@ -111,6 +111,11 @@ def test_similarity_is_measured_on_the_states_of_both(capsys):
     summary = json.loads(Path("run/summary.json").read_text())["similarity"]
     assert summary["student"] == plain["states"][1]["figures"]
     assert summary["student"]["action_rmse"] > 0.0
+    efficiency = json.loads(Path("run/summary.json").read_text())["efficiency"]
+    # [64, 64] and [24, 24], each with 26 observations and 4 actions: two operations for each weight.
+    assert efficiency["student"]["flops"] == 2 * (26 * 64 + 64 * 64 + 64 * 4)
+    assert efficiency["teacher"]["flops"] == 2 * (26 * 24 + 24 * 24 + 24 * 4)
+    assert {"p50_us_batch_1", "p99_us_batch_8"} <= efficiency["student"].keys()
     returns = [episode["total"] for episode in plain["states"][1]["episodes"]]
     assert returns == sorted(returns) and len(returns) == 4
     assert "states of" in capsys.readouterr().out

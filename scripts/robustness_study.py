@@ -1,0 +1,132 @@
+"""Measure how robust and how similar students are that were distilled from one teacher, and write table and picture.
+
+    python scripts/robustness_study.py                       # distil an MLP, a GRU and a history student, then measure
+    python scripts/robustness_study.py --runs RUN RUN ...    # of runs that are there; what is measured stays
+
+Writes docs/results/robustness.json and robustness.svg, and prints the table of docs/results/robustness.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from foundation.cli.command import run_command
+from foundation.cli.parser import ScriptParser
+from foundation.cli.studies import write_json
+from foundation.core.errors import UserError
+from foundation.core.files import atomic_write_bytes, load_json
+from foundation.report.charts import Line, grid, line_chart
+from foundation.report.pictures import mapping, mappings, number, numbers
+from foundation.rsl_rl import distillation, play
+from foundation.runs.run_dir import RunDir
+
+ROOT = Path(__file__).resolve().parents[1]
+TASK = "Isaac-Quadcopter-Point-Ctrl-v0"
+TEACHER = ROOT / "foundation" / "assets" / "teachers" / "point_ctrl" / "model.pt"
+STUDENTS = {
+    "mlp": ["experiment=fast"],
+    "gru": ["experiment=fast_gru", "student=gru"],
+    "history": ["experiment=fast_gru", "student=history"],
+}
+"""Name of a run -> how its student is distilled."""
+
+
+def build_parser() -> ScriptParser:
+    """Return the command's parser."""
+    parser = ScriptParser(prog="robustness_study.py", description=__doc__)
+    parser.add_argument("--runs", nargs="+", metavar="RUN", help="runs to measure (default: distil them)")
+    parser.add_argument("--num_episodes", type=int, default=48, metavar="N", help="episodes at each value (48)")
+    folder = ROOT / "docs" / "results"
+    parser.add_argument("--output", default=str(folder), metavar="FOLDER", help="where to (docs/results)")
+    return parser
+
+
+def distil() -> list[Path]:
+    """Distil the students, and return their runs."""
+    folders = []
+    for name, how in STUDENTS.items():
+        flags = ["--task", TASK, "--teacher_checkpoint", str(TEACHER), "--device", "cpu"]
+        if run_command(distillation.main, [*flags, "--experiment_name", "students", "--run_name", name, *how]):
+            raise UserError(f"the distillation of '{name}' did not end well: see above")
+        folders.append(RunDir.find("logs/distillation", "students").path)
+    return folders
+
+
+def measure(folder: Path, num_episodes: int) -> dict[str, Any]:
+    """Measure a run's best student, unless it was measured, and return what its files hold."""
+    names = ("robustness", "similarity")
+    if not all((folder / f"{name}.json").exists() for name in names):
+        argv = ["--load_run", str(folder.absolute()), "--device", "cpu", "--num_episodes", str(num_episodes)]
+        if run_command(play.main, [*argv, "--robustness", "--similarity", "--no-export"]):
+            raise UserError(f"'{folder}' could not be measured: see above")
+    return {"summary": load_json(folder / "summary.json")} | {n: load_json(folder / f"{n}.json") for n in names}
+
+
+def table(studies: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the table in Markdown: mean over each range, the teacher first; the best student of a row in bold."""
+    names = list(studies)
+    lines = [f"| quantity | teacher | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
+    first = mapping(studies[names[0]]["summary"]["robustness"])["quantities"]
+    for quantity, entry in first.items():
+        reached = [_policy(study, quantity, "student") for study in studies.values()]
+        best = max(reached)
+        cells = [f"**{value:.0f}**" if value == best else f"{value:.0f}" for value in reached]
+        teacher = _policy(studies[names[0]], quantity, "teacher")
+        span = f"{entry['range'][0]:g} to {entry['range'][1]:g}"
+        lines.append(f"| {quantity.replace('_', ' ')}, {span} {entry['unit']} | {teacher:.0f} | {' | '.join(cells)} |")
+    return lines
+
+
+def _policy(study: Mapping[str, Any], quantity: str, policy: str) -> float:
+    quantities = mapping(mapping(study["summary"].get("robustness")).get("quantities"))
+    return number(mapping(mapping(mapping(quantities.get(quantity)).get("policies")).get(policy)).get("area_return"))
+
+
+def similarity_rows(studies: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a table in Markdown: error of the actions on the states of both, and what explains it most."""
+    lines = ["| student | RMSE, teacher's states | its own | explained most by (share) |", "|---|---|---|---|"]
+    for name, study in studies.items():
+        states = mappings(study["similarity"]["states"])
+        errors = [number(mapping(one["figures"]).get("action_rmse")) for one in states]
+        columns = mappings(states[-1]["columns"])[:2]
+        most = ", ".join(f"{c['name']} {c['low']:.2g}..{c['high']:.2g} ({100 * c['share']:.0f} %)" for c in columns)
+        lines.append(f"| {name} | {errors[0]:.4f} | {errors[-1]:.4f} | {most} |")
+    return lines
+
+
+def pictures(studies: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Draw the return of the teacher and of every student over each quantity."""
+    charts = []
+    curves = {name: mappings(study["robustness"]["curves"]) for name, study in studies.items()}
+    for place, first in enumerate(next(iter(curves.values()))):
+        values = numbers(first["values"])
+        lines = [_line("teacher", values, mapping(first["points"]).get("teacher"))]
+        lines += [_line(name, values, mapping(own[place]["points"]).get("student")) for name, own in curves.items()]
+        name = str(first["name"]).replace("_", " ")
+        charts.append(line_chart(f"Return, {name}", f"{name} [{first['unit']}]", "mean return", lines))
+    return charts
+
+
+def _line(name: str, values: list[float], points: object) -> Line:
+    return Line(name, values, [number(point.get("mean_return")) for point in mappings(points)], marks=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, write the files, and print the tables."""
+    args = build_parser().read(argv)
+    folders = [Path(run) for run in args.runs] if args.runs else distil()
+    studies = {folder.resolve().name.split("_", 2)[-1]: measure(folder, args.num_episodes) for folder in folders}
+    output = Path(args.output)
+    write_json(output / "robustness.json", studies)
+    atomic_write_bytes(output / "robustness.svg", grid(pictures(studies)).encode())
+    print("\n".join([*table(studies), "", *similarity_rows(studies)]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
