@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,8 @@ def outcome(run: Path, printed: str) -> dict[str, Any]:
     return {"final_student": digest(run / "final_student.pt"), "figures": figures}
 
 
-def played(student: str, folder: Path) -> dict[str, float]:
-    """Play ``student_<name>.pt`` of a folder and return its figures."""
+def played(student: str, folder: Path, command: Callable[..., str] = command) -> dict[str, float]:
+    """Play ``student_<name>.pt`` of a folder by ``play.py`` and return its figures."""
     args = ["--checkpoint", f"student_{student}.pt", "--device", "cpu", "--num_envs", "16", "--num_episodes", "16"]
     command("play", *args, "--json", "played.json", "env.episode_length_s=0.5", folder=folder)
     figures = json.loads((folder / "played.json").read_text())

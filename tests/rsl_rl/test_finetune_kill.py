@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from command_server import Command, shared
 from tiny_runs import NUM_ACTIONS, TASK, differing
 
 from foundation.students import StudentPolicy
@@ -22,13 +20,9 @@ FLAGS += ["agent.num_steps_per_env=8", "--max_iterations", "12", "--eval_interva
 FLAGS += ["--final_eval_episodes", "8", "--critic_warmup_iterations", "2", "--kl_coef", "0.5", "--save_interval", "100"]
 
 
-def start(folder: Path, *argv: str) -> subprocess.Popen[str]:
-    """Type ``finetune.py`` in a folder."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    typed = [sys.executable, str(SCRIPT), *argv]
-    return subprocess.Popen(
-        typed, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def start(folder: Path, *argv: str) -> Command:
+    """Start ``finetune.py`` in a folder, as a process of its own."""
+    return shared().start([*argv], folder, script=SCRIPT)
 
 
 def run_of(folder: Path) -> Path:
@@ -37,7 +31,7 @@ def run_of(folder: Path) -> Path:
     return run
 
 
-def wait_for_saves(folder: Path, number: int, process: subprocess.Popen[str]) -> None:
+def wait_for_saves(folder: Path, number: int, process: Command) -> None:
     """Return once the newest checkpoint has been written so many times."""
     seen: set[int] = set()
     while len(seen) < number and process.poll() is None:
@@ -55,8 +49,7 @@ def whole(tmp_path_factory) -> Path:
     values = {"student": policy.describe(), "model_state_dict": policy.state_dict(), "task": TASK}
     torch.save(values | {"obs_groups": ["policy"], "obs_slice": None, "clip_actions": 1.0}, folder / "s.pt")
     process = start(folder, *FLAGS)
-    out = process.communicate()[0]
-    assert process.returncode == 0, out
+    assert process.wait() == 0, process.text
     return folder
 
 
@@ -68,12 +61,10 @@ def test_what_is_left_is_resumed_exactly(number, saves, whole, tmp_path):
     (tmp_path / "s.pt").write_bytes((whole / "s.pt").read_bytes())
     process = start(tmp_path, *FLAGS)
     wait_for_saves(tmp_path, saves, process)
-    process.send_signal(number)
-    out = process.communicate()[0]
-    assert process.returncode == (130 if number is signal.SIGINT else -signal.SIGKILL), out
+    process.kill(number)
+    assert process.wait() == (130 if number is signal.SIGINT else -signal.SIGKILL), process.text
     resumed = start(tmp_path, "--resume")
-    out = resumed.communicate()[0]
-    assert resumed.returncode == 0, out
-    assert "(exact)" in out
+    assert resumed.wait() == 0, resumed.text
+    assert "(exact)" in resumed.text
     for name in ("checkpoint_latest.pt", "final_student.pt", "best_student.pt"):
         assert not differing(run_of(whole) / name, run_of(tmp_path) / name), name
