@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from foundation.cli.session import Session
 from foundation.config.derived_cfg import DerivedGroup, DerivedObsCfg, read_derived
@@ -35,7 +36,7 @@ def derive_in(
         return
 
     def derive(env: VecEnv) -> VecEnv:
-        return DerivedGroups(env, settings, task, seed, recorded, key)
+        return cast(VecEnv, DerivedGroups(env, settings, task, seed, recorded, key))
 
     session.derive = derive
 

@@ -255,7 +255,8 @@ class Pipe:
         past = state["past"]
         if past is not None:
             device = self.generator.device
-            past = Past(**{name: None if value is None else value.to(device) for name, value in past.items()})
+            late, window = (None if past[name] is None else past[name].to(device) for name in ("late", "window"))
+            past = Past(late, past["held"].to(device), window)
         self._past = past
 
 

@@ -49,8 +49,8 @@ class MeanObservations(Observer):
     def before_step(self, obs: TensorDict, actions: torch.Tensor) -> None:
         """See :class:`Observer`."""
         self._steps += 1
-        for name, value in obs.items():
-            mean = value.double().mean(dim=0)
+        for name in map(str, obs.keys()):
+            mean = obs[name].double().mean(dim=0)
             self._sums[name] = self._sums[name] + mean if name in self._sums else mean
 
     def of(self, group: str) -> torch.Tensor:
@@ -133,9 +133,10 @@ def _split(text: str) -> tuple[str, How]:
     name, colon, how = text.rpartition(":")
     if not colon or how.isdigit() or not how:  # places of columns: 3:6
         return text, "mean"
-    if how not in get_args(How):
-        raise UserError(f"--ablate {text}: '{how}' is no way of ablation. {suggest(how, get_args(How))}")
-    return name, how
+    known: dict[str, How] = {valid: valid for valid in get_args(How)}
+    if how not in known:
+        raise UserError(f"--ablate {text}: '{how}' is no way of ablation. {suggest(how, known)}")
+    return name, known[how]
 
 
 def _every(groups: Sequence[str], fields: dict[str, Sequence[Field]]) -> list[str]:
