@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +9,7 @@ from types import SimpleNamespace
 import gymnasium
 import pytest
 import torch
+from command_server import run_script
 from small_teacher import SMALL, TASK, write_teacher
 
 from foundation.cli.agent_defaults import (
@@ -222,13 +220,7 @@ def test_a_resumed_run_keeps_sizes_that_were_typed(tmp_path) -> None:
     first = ["--task", "sized_module:Elsewhere-v0", "--teacher_checkpoint", str(teacher), "--experiment_name", "kept"]
     typed = [*first, *SMALL, "distill.student.hidden_dims=[64,64]"]
     for argv in (typed, ["--resume", *first[:2], "--experiment_name", "kept", "--n_epochs", "3"]):
-        subprocess.run(
-            [sys.executable, "-m", "foundation.rsl_rl.distillation", *argv],
-            cwd=tmp_path,
-            check=True,
-            timeout=120,
-            env=os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"},
-        )
+        run_script("distillation.py", *argv, folder=tmp_path).check_returncode()
     (run,) = (tmp_path / "logs" / "distillation" / "kept").iterdir()
     saved = torch.load(run / "final_student.pt", weights_only=True)
     assert student_from_description(saved["student"]).hidden_dims == [64, 64]

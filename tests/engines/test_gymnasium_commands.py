@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from command_server import run_script
 from tensordict import TensorDict
 
 from foundation.cli.discrete_actions import check_choices
@@ -26,8 +26,7 @@ NOTHING = TensorDict({}, batch_size=[3000])
 
 
 def command(name: str, *argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    script = ROOT / name if "/" in name else ROOT / "foundation" / "rsl_rl" / name
-    return subprocess.run([sys.executable, str(script), *argv], cwd=cwd, capture_output=True, text=True)
+    return run_script(ROOT / name if "/" in name else name, *argv, folder=cwd)
 
 
 @pytest.mark.slow

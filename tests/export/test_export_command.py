@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from command_server import run_script
 
 from foundation.checkpoints import load_policy
 from foundation.checkpoints.reading.loading import Overrides
@@ -151,8 +151,7 @@ def test_bad_input_is_one_line(arguments, said, tmp_path):
     """The command ends with code 2, one line that says what to do, and no traceback."""
     path = quadrotor_student(tmp_path / "best_student.pt")
     given = [part.format(path=path) for part in arguments]
-    script = [sys.executable, str(ROOT / "foundation" / "rsl_rl" / "export.py"), *given]
-    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run_script("export.py", *given, folder=tmp_path)
     assert done.returncode == 2, done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from command_server import run_script
 from small_teacher import SMALL, TASK, write_teacher
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -151,9 +152,9 @@ def plain_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     cwd = tmp_path_factory.mktemp("plain")
     write_teacher(cwd / "teacher.pt")
     arguments = ["--task", TASK, "--teacher_checkpoint", "teacher.pt", *SMALL]
-    first = command(*arguments, "env.rewards.alive=2", cwd=cwd)
+    first = run_script("distillation.py", *arguments, "env.rewards.alive=2", folder=cwd)
     assert first.returncode == 0, first.stderr
-    again = command("--resume", "--n_epochs", "4", cwd=cwd)
+    again = run_script("distillation.py", "--resume", "--n_epochs", "4", folder=cwd)
     assert again.returncode == 0, again.stderr
     (folder,) = (cwd / "logs" / "distillation" / "quadcopter_point_ctrl").iterdir()
     return Run(cwd, folder, again.stdout, again.stderr)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from command_server import run_script
 from made_datasets import layout, save
 from small_teacher import write_teacher
 
@@ -24,9 +25,7 @@ TASK = ["--task", "own_task:Point-v0", "--device", "cpu", "--num_envs", "8"]
 
 
 def run(folder: Path, script: str, *arguments: str, expect: int = 0) -> str:
-    command = [sys.executable, str(ROOT / "foundation" / "rsl_rl" / script), *TASK, *arguments]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = run_script(script, *TASK, *arguments, folder=folder)
     assert done.returncode == expect, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stderr
 

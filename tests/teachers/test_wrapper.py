@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from command_server import run_script
 from tensordict import TensorDict
 
 import foundation
@@ -206,7 +205,7 @@ def test_a_given_activation_that_the_config_contradicts_is_noticed(stateless, ca
 
 def run(*args):
     """Run teacher_info.py as a user does."""
-    return subprocess.run([sys.executable, str(COMMAND), *map(str, args)], capture_output=True, text=True, check=False)
+    return run_script("teacher_info.py", *args, folder=Path.cwd())
 
 
 def test_command(stateless, tmp_path):
