@@ -20,6 +20,7 @@ from foundation.cli.parser import ScriptParser
 from foundation.cli.studies import write_json
 from foundation.core.errors import UserError
 from foundation.core.files import atomic_write_bytes, load_json
+from foundation.evaluation.robustness import mean_over_range
 from foundation.report.charts import Line, grid, line_chart
 from foundation.report.pictures import mapping, mappings, number, numbers
 from foundation.rsl_rl import distillation, play
@@ -68,23 +69,31 @@ def measure(folder: Path, num_episodes: int) -> dict[str, Any]:
 
 
 def table(studies: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the table in Markdown: mean over each range, the teacher first; the best student of a row in bold."""
+    """Return the table in Markdown: mean over each range, the teacher first; the best student of a row in bold.
+
+    The mean is that over the values which all of the runs were measured at.
+    """
     names = list(studies)
     lines = [f"| quantity | teacher | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
-    first = mapping(studies[names[0]]["summary"]["robustness"])["quantities"]
-    for quantity, entry in first.items():
-        reached = [_policy(study, quantity, "student") for study in studies.values()]
-        best = max(reached)
-        cells = [f"**{value:.0f}**" if value == best else f"{value:.0f}" for value in reached]
-        teacher = _policy(studies[names[0]], quantity, "teacher")
-        span = f"{entry['range'][0]:g} to {entry['range'][1]:g}"
-        lines.append(f"| {quantity.replace('_', ' ')}, {span} {entry['unit']} | {teacher:.0f} | {' | '.join(cells)} |")
+    for quantity, curves in curves_of(studies).items():
+        values = sorted(set.intersection(*(set(numbers(curve["values"])) for curve in curves)))
+        means = [_mean(curve, "student", values) for curve in curves]
+        cells = [f"**{mean:.0f}**" if mean == max(means) else f"{mean:.0f}" for mean in means]
+        label = f"{quantity.replace('_', ' ')}, {values[0]:g} to {values[-1]:g} {curves[0]['unit']}"
+        lines.append(f"| {label} | {_mean(curves[0], 'teacher', values):.0f} | {' | '.join(cells)} |")
     return lines
 
 
-def _policy(study: Mapping[str, Any], quantity: str, policy: str) -> float:
-    quantities = mapping(mapping(study["summary"].get("robustness")).get("quantities"))
-    return number(mapping(mapping(mapping(quantities.get(quantity)).get("policies")).get(policy)).get("area_return"))
+def curves_of(studies: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the curves by quantity, one of each run; quantities that a run lacks are left out."""
+    each = [{str(c["name"]): c for c in mappings(study["robustness"]["curves"])} for study in studies.values()]
+    return {name: [curves[name] for curves in each] for name in each[0] if all(name in curves for curves in each)}
+
+
+def _mean(curve: Mapping[str, Any], policy: str, values: Sequence[float]) -> float:
+    """Return the mean return over a range, from the points at some of a curve's values."""
+    points = dict(zip(numbers(curve["values"]), mappings(mapping(curve["points"]).get(policy)), strict=True))
+    return mean_over_range(values, [number(points[value].get("mean_return")) for value in values])
 
 
 def similarity_rows(studies: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -102,12 +111,14 @@ def similarity_rows(studies: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def pictures(studies: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Draw the return of the teacher and of every student over each quantity."""
     charts = []
-    curves = {name: mappings(study["robustness"]["curves"]) for name, study in studies.items()}
-    for place, first in enumerate(next(iter(curves.values()))):
-        values = numbers(first["values"])
-        lines = [_line("teacher", values, mapping(first["points"]).get("teacher"))]
-        lines += [_line(name, values, mapping(own[place]["points"]).get("student")) for name, own in curves.items()]
-        name = str(first["name"]).replace("_", " ")
+    for quantity, curves in curves_of(studies).items():
+        first = curves[0]
+        lines = [_line("teacher", numbers(first["values"]), mapping(first["points"]).get("teacher"))]
+        lines += [
+            _line(name, numbers(own["values"]), mapping(own["points"]).get("student"))
+            for name, own in zip(studies, curves, strict=True)
+        ]
+        name = quantity.replace("_", " ")
         charts.append(line_chart(f"Return, {name}", f"{name} [{first['unit']}]", "mean return", lines))
     return charts
 
