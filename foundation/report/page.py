@@ -393,10 +393,15 @@ def _efficiency_table(measured: Mapping[str, Any]) -> str:
     for figures in measured.values():
         names += [name for name in mapping(figures) if name not in names]
     rows = [
-        [policy, *(_number(number(mapping(figures).get(name)), ",.4g") for name in names)]
+        [policy, *(_counted(number(mapping(figures).get(name))) for name in names)]
         for policy, figures in measured.items()
     ]
     return _table(["", *(name.replace("_", " ") for name in names)], rows)
+
+
+def _counted(value: float) -> str:
+    """Write a count in full, and a small number with four digits."""
+    return _number(value, ",.0f" if abs(value) >= 1000 else ".4g")
 
 
 def _configuration(run: RunRecord) -> str:
