@@ -40,6 +40,7 @@ OTHER_FLAGS = {
     "--check",
     "--enable_cameras",
     "--cpu_graphs",
+    "--checkpoint-file",
     "--viz",
     "--no-real_vehicles",
     "--observation_noise",
