@@ -50,6 +50,7 @@ def choose_groups(
     groups = distillation_groups(cfg.task or "") | (dict(groups) if isinstance(groups, dict) else {})
     actor = groups.get("actor") or groups.get("policy") or ["policy"]
     if cfg.teacher.obs_groups is None:
+        _refuse_missing_derived(cfg, teacher)
         candidates = [list(found) for found in (groups.get("teacher"), teacher.obs_groups, actor) if found]
         fitting = [found for found in candidates if _size(found, cfg.teacher.obs_slice, obs) == teacher.num_obs]
         cfg.teacher.obs_groups = (fitting or candidates)[0]
@@ -63,6 +64,18 @@ def choose_groups(
             f"distill.obs.{unread[0]} has no effect: distill.student.obs_groups is {cfg.student.obs_groups}; add it "
             "there, or leave distill.student.obs_groups out"
         )
+
+
+def _refuse_missing_derived(cfg: DistillationCfg, teacher: TeacherPolicyWrapper | TeacherEnsemble) -> None:
+    """Raise where a teacher that is a student of ours reads a group that was made for it, and is not made here."""
+    made = teacher.info.derived if isinstance(teacher, TeacherPolicyWrapper) else {}
+    for name, group in made.items():
+        if name not in cfg.obs:
+            raise UserError(
+                f"the teacher reads the observation group '{name}', which was made for it ({group.line()}): make it "
+                f"here too, obs.{name}.from={group.settings.sources[0]} ..., and name the student's own by "
+                "distill.student.obs_groups"
+            )
 
 
 def groups_line(cfg: DistillationCfg, obs: TensorDict) -> str:

@@ -123,6 +123,18 @@ def test_fine_tuning_goes_on_with_them(folder: Path) -> None:
     assert torch.load(tuned / "best_student.pt", weights_only=True)["derived_groups"] == before
 
 
+def test_a_teacher_that_needs_a_derived_group_says_so(folder: Path) -> None:
+    """A student of ours teaches where its group is made again; without it, the message says how it was made."""
+    student = distil(folder, *MADE) / "best_student.pt"
+    small: dict[str, Any] = {"n_epochs": 1, "epoch_teacher_forcing": 1, "experiment_name": "second"}
+    with pytest.raises(
+        UserError, match=r"the teacher reads the observation group 'student'.*obs\.student\.from=policy"
+    ):
+        distillation.main(arguments(student, **small))
+    own = ["distill.student.obs_groups=[deployable]", "distill.teacher.obs_groups=[student]"]
+    assert distillation.main(arguments(student, *MADE, *own, **small)) == 0
+
+
 def test_columns_by_place_on_gymnasium(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks without names: columns 0 and 1 of the pendulum, three steps of them."""
     teacher = Path("pendulum.py")
