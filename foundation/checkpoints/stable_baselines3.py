@@ -327,6 +327,8 @@ def _bound_of_mean(source: Source, data: dict[str, Any]) -> nn.Module:
 def _distribution(source: Source, data: dict[str, Any], num_out: int, log_std: torch.Tensor | None) -> Deterministic:
     kind = _space(data, "action_space")
     if log_std is None:
+        if kind == "MultiDiscrete":
+            return Choices(q_values=False, sizes=_counts(source, data, num_out))
         if kind not in (None, "Discrete"):
             raise UserError(f"'{source.path}' acts in a '{kind}' space without a 'log_std'; that is not understood.")
         return Choices(q_values=False)
@@ -342,6 +344,18 @@ def _distribution(source: Source, data: dict[str, Any], num_out: int, log_std: t
         low, high = bounds
         return ShapedActions(inner, resolve_activation("tanh"), None, (high - low) / 2, (high + low) / 2)
     return inner if bounds is None else ShapedActions(inner, clip=bounds)
+
+
+def _counts(source: Source, data: dict[str, Any], num_out: int) -> tuple[int, ...]:
+    """Return the choices of each of several actions, from the text beside the action space's pickle: ``[3 2]``."""
+    text = str(at(data, "action_space", "nvec"))
+    counts = tuple(int(word) for word in re.findall(r"\d{1,9}", text[:10_000]))
+    if sum(counts) != num_out or min(counts, default=0) < 1:
+        raise UserError(
+            f"'{source.path}' has {num_out} outputs for the choices '{text[:40]}' of its actions. It is corrupt, or "
+            "its actions are a table: only a row of choices is understood."
+        )
+    return counts
 
 
 def _bounds(source: Source, data: dict[str, Any], size: int) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -43,8 +43,9 @@ class Description:
     """Size of the observation."""
     num_actions: int
     """Size of the action; 1 for a discrete policy, whose action is the index of a choice."""
-    num_choices: int | None = None
-    """Number of choices of a discrete policy. None: its actions are continuous."""
+    num_choices: int | tuple[int, ...] | None = None
+    """Number of choices of a discrete policy, of each action where it makes several choices at once. None: its actions
+    are continuous."""
     state_size: int = 0
     """Numbers that it remembers from step to step."""
     observations: tuple[Field, ...]
@@ -181,6 +182,10 @@ def _field(value: object) -> Field:
     )
 
 
+def _choices(value: object) -> int | tuple[int, ...]:
+    return tuple(_count(part) for part in _items(value)) if isinstance(value, list | tuple) else _count(value)
+
+
 def _slice(value: object) -> tuple[int, int]:
     start, stop = _items(value)
     return _count(start), _count(stop)
@@ -190,7 +195,7 @@ _READERS = {
     "name": _text,
     "num_obs": _count,
     "num_actions": _count,
-    "num_choices": lambda value: None if value is None else _count(value),
+    "num_choices": lambda value: None if value is None else _choices(value),
     "state_size": _count,
     "observations": lambda value: tuple(_field(part) for part in _items(value)),
     "actions": lambda value: tuple(_field(part) for part in _items(value)),

@@ -20,6 +20,7 @@ from foundation.deploy.golden import Golden
 from foundation.deploy.program import OBS, Program
 from foundation.engines.observation_terms import Layout, task_layout
 from foundation.export.program import program_of
+from foundation.policies.choices import sizes_of
 from foundation.policies.info import PolicyInfo
 from foundation.policies.policy_network import PolicyNetwork
 from foundation.students.cnn import CNNStudent
@@ -74,7 +75,7 @@ def make_bundle(policy: LoadedPolicy, name: str = "policy", task: str | None = N
         name=name,
         num_obs=program.num_obs,
         num_actions=program.num_actions,
-        num_choices=info.num_choices,
+        num_choices=tuple(info.num_choices) if isinstance(info.num_choices, list) else info.num_choices,
         state_size=program.state_size,
         observations=_observations(layout, groups, info.obs_slice, program.num_obs, path),
         actions=_actions(layout, info, program.num_actions),
@@ -225,7 +226,10 @@ def _cut(fields: Sequence[Field], start: int, stop: int) -> list[Field]:
 
 def _actions(layout: Layout, info: PolicyInfo, num_actions: int) -> tuple[Field, ...]:
     if info.num_choices is not None:
-        return (Field(name="choice", size=1, frame=f"index of one of {info.num_choices} choices"),)
+        sizes = sizes_of(info.num_choices)
+        names = ["choice"] if len(sizes) == 1 else [f"choice.{index}" for index in range(len(sizes))]
+        pairs = zip(names, sizes, strict=True)
+        return tuple(Field(name=name, size=1, frame=f"index of one of {size} choices") for name, size in pairs)
     fields = tuple(layout.get("actions", ()))
     return fields if sum(field.size for field in fields) == num_actions else (Field(name="action", size=num_actions),)
 
@@ -265,6 +269,8 @@ def _product(dt: object, decimation: object) -> float | None:
 
 
 def _architecture(info: PolicyInfo) -> str:
-    sizes = " -> ".join(str(size) for size in (info.num_obs, *info.hidden_dims, info.num_choices or info.num_actions))
+    sizes = " -> ".join(
+        str(size) for size in (info.num_obs, *info.hidden_dims, sum(sizes_of(info.num_choices)) or info.num_actions)
+    )
     memory = "" if info.recurrence == "none" else f", memory: {info.recurrence}"
     return f"{info.format}: {sizes}, {info.activation}{memory}"

@@ -97,6 +97,7 @@ class Objective:
         specs = [term.spec for term in self.terms]
         check_choices(specs, student, teacher)
         check_sample_weights(self.cfg.loss, teacher)
+        self._check_choices()
         unused = without_effect(
             self.cfg,
             specs,
@@ -119,6 +120,24 @@ class Objective:
         self._make_mirror(teacher, facts.groups)
         if "features" in self.target_fields() and self.adapter is None:
             self._make_adapter(student.features, teacher.features, list(facts.layer_sizes))
+
+    def _check_choices(self) -> None:
+        """Refuse what is of one discrete action alone, where the student makes several."""
+        count = len(self.student.choices)
+        if count < 2:
+            return
+        cfg = self.cfg
+        weighted = f"distill.loss.sample_weights={cfg.loss.sample_weights}"
+        found = {
+            weighted: cfg.loss.sample_weights != "none",
+            f"distill.augment={cfg.augment}": cfg.augment is not None,
+            "loss 'attention'": self.reads_saliency,
+        }
+        for what, is_set in found.items():
+            if is_set:
+                raise UserError(
+                    f"{what} is for one discrete action, and this task takes {count} at once: leave it out."
+                )
 
     def _make_adapter(self, student: torch.Tensor | None, teacher: torch.Tensor | None, layer_sizes: list[int]) -> None:
         assert student is not None and teacher is not None
@@ -274,7 +293,10 @@ class Objective:
 
     def loss_params(self, epoch: int) -> list[LossParams]:
         """Return the numbers that each term reads in an epoch, counted from 0."""
-        return [term.params(self.cfg.loss, epoch, self.cfg.n_epochs, self.layer_sizes) for term in self.terms]
+        return [
+            term.params(self.cfg.loss, epoch, self.cfg.n_epochs, self.layer_sizes, self.student.choices)
+            for term in self.terms
+        ]
 
     def term_weights(self, epoch: int) -> list[float]:
         """Return each term's weight in an epoch, counted from 0."""

@@ -8,6 +8,9 @@ from foundation.config.distillation_cfg import LossCfg
 from foundation.core.errors import UserError
 from foundation.policies.output import PolicyOutput
 
+MAX_DEVIATIONS = 3.0
+"""Bound of an action gap above the mean of its minibatch [standard deviations]."""
+
 
 def sample_weights(cfg: LossCfg, targets: PolicyOutput) -> torch.Tensor | None:
     """Return each sample's weight, 1 on average; None where all count alike.
@@ -26,6 +29,9 @@ def sample_weights(cfg: LossCfg, targets: PolicyOutput) -> torch.Tensor | None:
 def action_gap_weights(q_values: torch.Tensor, temperature: float) -> torch.Tensor:
     """Return the softmax over the minibatch of the action gap, the best Q-value less the second best.
 
+    Gaps are heavy-tailed: one of 15 standard deviations would have all the weight of a minibatch. Beyond
+    :data:`MAX_DEVIATIONS` above the mean they count as that.
+
     Args:
         q_values: Shape: (..., num_choices).
         temperature: Of the softmax [standard deviations of the gap in the minibatch].
@@ -35,8 +41,9 @@ def action_gap_weights(q_values: torch.Tensor, temperature: float) -> torch.Tens
     """
     best = q_values.topk(2, dim=-1).values
     gap = best[..., 0] - best[..., 1]
-    scale = gap.std(correction=0).clamp_min(1e-8) * temperature
-    return (gap / scale).flatten().softmax(dim=0).view_as(gap) * gap.numel()
+    deviations = (gap - gap.mean()) / gap.std(correction=0).clamp_min(1e-8)
+    bounded = deviations.clamp_max(MAX_DEVIATIONS) / temperature
+    return bounded.flatten().softmax(dim=0).view_as(gap) * gap.numel()
 
 
 def advantage_weights(q_values: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,14 @@ class Term:
         """Return its factor in the loss in an epoch, counted from 0."""
         return value_at(self.cfg.weight, epoch, num_epochs)
 
-    def params(self, loss: LossCfg, epoch: int, num_epochs: int, layer_sizes: tuple[int, ...] = ()) -> LossParams:
+    def params(
+        self,
+        loss: LossCfg,
+        epoch: int,
+        num_epochs: int,
+        layer_sizes: tuple[int, ...] = (),
+        choices: tuple[int, ...] = (),
+    ) -> LossParams:
         """Return the parameters that it reads in an epoch.
 
         Args:
@@ -37,6 +44,7 @@ class Term:
             epoch: Counted from 0.
             num_epochs: Epochs of the run.
             layer_sizes: Sizes of the teacher's layers in ``features``, where there are several.
+            choices: Choices of each of the student's discrete actions.
         """
         own = loss.temperature if self.cfg.temperature is None else self.cfg.temperature
         temperature = value_at(own, epoch, num_epochs)
@@ -50,6 +58,7 @@ class Term:
             labels=loss.labels,
             feature_distance=loss.feature_distance,
             layer_sizes=layer_sizes,
+            choices=choices,
         )
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from foundation.policies.choices import num_choices_of
 from foundation.policies.distribution import Choices, Deterministic, ShapedActions
 from foundation.policies.image_encoders import ImageEncoders
 from foundation.policies.layers import OBS, Layers
@@ -174,9 +175,9 @@ class ActorCritic(PolicyNetwork):
         self.actor = actor
         self.distribution = distribution
         self.critic = critic
-        discrete = isinstance(distribution, Choices)
-        self.num_choices: int | None = actor.num_out if discrete else None
-        self.num_actions = 1 if discrete else actor.num_out // distribution.outputs_per_action
+        sizes = (distribution.sizes or (actor.num_out,)) if isinstance(distribution, Choices) else ()
+        self.num_choices = num_choices_of(sizes)
+        self.num_actions = len(sizes) or actor.num_out // distribution.outputs_per_action
         self.with_value = critic is not None
         """Whether the critic is asked."""
         self._sizes = (actor.state_size, 0 if critic is None else critic.state_size)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional
 
+from foundation.policies.choices import best_choices, draw_choices
 from foundation.policies.layers import BetaMoment, Constant, Layers, SquashedStd
 from foundation.policies.output import PolicyOutput
 
@@ -277,27 +280,29 @@ class Choices(Deterministic):
     Q-values do not say how a policy explores, so that a draw from them is the best choice.
     """
 
-    def __init__(self, q_values: bool) -> None:
-        """Return what the outputs are: Q-values, or logits of a categorical distribution."""
+    def __init__(self, q_values: bool, sizes: Sequence[int] = ()) -> None:
+        """Store what the outputs are.
+
+        Args:
+            q_values: Whether they are Q-values; else logits of a categorical distribution.
+            sizes: Choices of each of several actions, whose scores lie side by side. Empty: there is one action.
+        """
         super().__init__()
         self.q_values = q_values
+        self.sizes = tuple(sizes)
         self.name = "q-values" if q_values else "categorical"
 
     def forward(self, raw: torch.Tensor) -> Moments:
-        """Return the best choice's index. Shape: (..., num_choices) to (..., 1)."""
-        return raw.argmax(dim=-1, keepdim=True).to(raw.dtype), None
+        """Return the best choices' indices. Shape: (..., num_choices) to (..., num_actions)."""
+        return best_choices(raw, self.sizes), None
 
     def list_layers(self, layers: Layers, raw: str) -> NamedMoments:
         """Append the choice (see :mod:`foundation.policies.layers`)."""
-        return layers.choice(raw), None
+        return layers.choice(raw, self.sizes), None
 
     def draw(self, logits: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-        """Draw a choice. Shape: (..., num_choices) to (..., 1)."""
-        if self.q_values:
-            return self.forward(logits)[0]
-        flat = logits.reshape(-1, logits.shape[-1]).softmax(dim=-1)
-        drawn = torch.multinomial(flat, 1, generator=generator)
-        return drawn.reshape(*logits.shape[:-1], 1).to(logits.dtype)
+        """Draw choices. Shape: (..., num_choices) to (..., num_actions)."""
+        return self.forward(logits)[0] if self.q_values else draw_choices(logits, self.sizes, generator)
 
 
 def _halves(layers: Layers, raw: str) -> tuple[str, str]:

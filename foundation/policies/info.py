@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from foundation.config.derived_cfg import DerivedGroup
+from foundation.policies.choices import NumChoices
 
 Fact = str | int | float | bool | list[str] | None
 """A further fact of one format."""
@@ -24,9 +25,10 @@ class PolicyInfo:
     num_obs: int
     """Number of observations; 0 while the sizes of its images are not known."""
     num_actions: int
-    """Number of actions; 1 for a discrete policy, whose action is a choice's index."""
-    num_choices: int | None = None
-    """Number of choices of a discrete policy. None: its actions are continuous."""
+    """Number of actions; 1 for a policy of one discrete action, which is a choice's index."""
+    num_choices: NumChoices = None
+    """Number of choices of a discrete policy, a list where it makes several at once. None: its actions are
+    continuous."""
     hidden_dims: list[int]
     """Sizes of the dense hidden layers."""
     activation: str

@@ -15,7 +15,7 @@ owns columns of the policy's state, and says their values when an episode begins
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Literal, Protocol, runtime_checkable
@@ -342,9 +342,15 @@ class Layers:
         factors = [torch.as_tensor(factor).detach() for factor in (scale, shift)]
         return self.add(Scale(name=name, inputs=(x,), shape=self.shape(x), scale=factors[0], shift=factors[1]))
 
-    def choice(self, logits: str) -> str:
-        """Append the index of a discrete policy's best choice."""
-        return self.add(ArgMax(name="choice", inputs=(logits,), shape=(1,)))
+    def choice(self, logits: str, sizes: Sequence[int] = ()) -> str:
+        """Append the index of a discrete policy's best choice, or of each of several choices of these sizes."""
+        if len(sizes) < 2:
+            return self.add(ArgMax(name="choice", inputs=(logits,), shape=(1,)))
+        best = []
+        for index, size in enumerate(sizes):
+            scores = self.columns(logits, f"scores.{index}", sum(sizes[:index]), (size,))
+            best.append(self.add(ArgMax(name=f"choice.{index}", inputs=(scores,), shape=(1,))))
+        return self.concatenate(tuple(best), "choice")
 
     def concatenate(self, parts: tuple[str, ...], name: str) -> str:
         """Append the concatenation of several values."""

@@ -83,6 +83,7 @@ class Collector:
             seed=seed,
             device=env.device,
             teacher_deterministic=teacher_deterministic,
+            choices=getattr(student, "choices", ()),
         )
         self.teacher = PolicyActor(teacher, teacher_obs)
         self.student = PolicyActor(student, student_obs)

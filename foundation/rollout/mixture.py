@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from foundation.config.distillation_cfg import CollectionCfg
 from foundation.core.errors import UserError
 from foundation.policies.actors import Policy
+from foundation.policies.choices import draw_choices, random_choices
 from foundation.policies.distribution import sample_output
 from foundation.policies.output import PolicyOutput
 
@@ -24,6 +26,7 @@ class PolicyMixture:
         seed: Seed of everything drawn here.
         device: Device of the random numbers.
         teacher_deterministic: Whether the acting teacher returns its mean.
+        choices: Choices of each of the student's discrete actions; empty: there is one at most.
     """
 
     def __init__(
@@ -36,10 +39,12 @@ class PolicyMixture:
         seed: int = 0,
         device: torch.device | str = "cpu",
         teacher_deterministic: bool = True,
+        choices: Sequence[int] = (),
     ):
         self.teacher = teacher
         self.cfg = cfg
         self.teacher_deterministic = teacher_deterministic
+        self.choices = tuple(choices)
         self.generator = torch.Generator(device).manual_seed(seed)
         self.everywhere = torch.ones(num_envs, dtype=torch.bool, device=device)
         self.teacher_acts = self.everywhere.clone()
@@ -87,7 +92,7 @@ class PolicyMixture:
             if logits is None:
                 uniform = uniform * 2.0 - 1.0
             else:
-                uniform = (uniform * logits.shape[-1]).floor().clamp_max(logits.shape[-1] - 1)
+                uniform = random_choices(uniform, self.choices or (logits.shape[-1],))
             explore = torch.rand(len(actions), 1, generator=self.generator, device=actions.device) < self.cfg.epsilon
             actions = torch.where(explore, uniform, actions)
         return actions
@@ -109,8 +114,7 @@ class PolicyMixture:
         if self.cfg.student_deterministic:
             return student.mean
         if student.logits is not None:
-            drawn = torch.multinomial(student.logits.softmax(dim=-1), 1, generator=self.generator)
-            return drawn.to(student.mean.dtype)
+            return draw_choices(student.logits, self.choices, self.generator)
         if student.std is None:
             raise UserError(
                 "distill.collection.student_deterministic=false: this student has no standard deviation to explore "

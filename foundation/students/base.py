@@ -13,6 +13,7 @@ from torch import nn
 
 from foundation.config.distillation_cfg import ActionDistribution, StudentCfg
 from foundation.core.errors import UserError
+from foundation.policies.choices import best_choices, sizes_of
 from foundation.policies.layers import OBS, Constant, Layers
 from foundation.policies.memory import MemoryLayer, initial_state_of, reset_state_of, run_layers
 from foundation.policies.normalizer import ObsNormalizer
@@ -40,9 +41,9 @@ class NetworkCfg(StudentCfg):
     """Distribution of continuous actions: gaussian (unbounded), tanh (samples of a Gaussian go through tanh) or beta.
     The last two are on [-1, 1], and their mean action is tanh(network). Without ``stochastic``, tanh is that mean
     action alone."""
-    num_choices: int | None = None
-    """Choices of a discrete action, whose index is then the only action; the teacher's ``num_choices``. None: the
-    actions are continuous."""
+    num_choices: int | list[int] | None = None
+    """Choices of a discrete action, whose index is then the only action; a list: of each of several (MultiDiscrete),
+    whose distributions are independent. The teacher's ``num_choices``. None: the actions are continuous."""
 
 
 class Student(PolicyNetwork):
@@ -63,10 +64,13 @@ class Student(PolicyNetwork):
         super().__init__()
         if num_obs < 1 or num_actions < 1:
             raise UserError(f"a student needs observations and actions; got {num_obs} and {num_actions}.")
-        if cfg.num_choices is not None and (cfg.num_choices < 2 or num_actions != 1 or cfg.stochastic):
+        self.choices = sizes_of(cfg.num_choices)
+        """Choices of each discrete action; empty where actions are continuous."""
+        fits = all(size >= 1 for size in self.choices) and sum(self.choices) >= 2 and len(self.choices) == num_actions
+        if cfg.num_choices is not None and (not fits or cfg.stochastic):
             raise UserError(
                 f"a student of num_choices={cfg.num_choices} needs two choices or more, stochastic=false, and one "
-                f"action (the index; the task takes {num_actions})."
+                f"action for each number (an index; the task takes {num_actions})."
             )
         for name in SIZES:
             size = getattr(cfg, name, 1)
@@ -89,7 +93,7 @@ class Student(PolicyNetwork):
         self.num_actions = num_actions
         self.num_choices = cfg.num_choices
         self.normalizer = ObsNormalizer(num_obs)
-        self.mean = nn.Linear(num_features, cfg.num_choices or num_actions)
+        self.mean = nn.Linear(num_features, sum(self.choices) or num_actions)
         self.log_std: nn.Parameter | nn.Linear | None = None
         if cfg.stochastic and cfg.state_dependent_std:
             self.log_std = nn.Linear(num_features, num_actions)
@@ -175,7 +179,7 @@ class Student(PolicyNetwork):
             layers.outputs["mean"] = layers.activation(raw, "action", "tanh")
         if self.num_choices is not None:
             layers.outputs["logits"] = raw
-            layers.outputs["mean"] = layers.choice(raw)
+            layers.outputs["mean"] = layers.choice(raw, self.choices)
         if self.value is not None:
             layers.outputs["value"] = layers.dense(x, "value", self.value)
         if self.cfg.distribution != "gaussian":
@@ -238,10 +242,10 @@ class Student(PolicyNetwork):
         return _squashed(output, raw_mean, std) if self.cfg.distribution == "tanh" else _beta(output, std)
 
     def _actions(self, raw: torch.Tensor) -> torch.Tensor:
-        """Return the deterministic actions: the raw output, its tanh, or the index of the best choice as a float."""
+        """Return the deterministic actions: the raw output, its tanh, or the best choices' indices as floats."""
         if self.cfg.distribution != "gaussian":
             return raw.tanh()
-        return raw if self.cfg.num_choices is None else raw.argmax(dim=-1, keepdim=True).to(raw.dtype)
+        return best_choices(raw, self.choices) if self.choices else raw
 
 
 def _squashed(output: PolicyOutput, mean: torch.Tensor, std: torch.Tensor) -> PolicyOutput:

@@ -41,7 +41,7 @@ class StudentPolicy(Student):
         value_head: bool = False,
         state_dependent_std: bool = False,
         init_std: float = 0.5,
-        num_choices: int | None = None,
+        num_choices: int | list[int] | None = None,
         distribution: ActionDistribution = "gaussian",
     ) -> None:
         """Create the network.
@@ -56,7 +56,7 @@ class StudentPolicy(Student):
             value_head: Carry a value output.
             state_dependent_std: With ``stochastic``: the standard deviation depends on the observation.
             init_std: Standard deviation before training, in action units.
-            num_choices: Choices of a discrete action. None: the actions are continuous.
+            num_choices: Choices of a discrete action, or of each of several. None: the actions are continuous.
             distribution: Of continuous actions: gaussian, tanh or beta.
         """
         cfg = MLPStudentCfg(

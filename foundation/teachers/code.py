@@ -25,7 +25,7 @@ from foundation.checkpoints.reading.loading import LoadedPolicy
 from foundation.core.errors import UserError
 from foundation.core.registry import resolve_attribute
 from foundation.core.text import one_line
-from foundation.policies.distribution import Choices
+from foundation.policies.choices import NumChoices, best_choices, draw_choices, num_choices_of, sizes_of
 from foundation.policies.info import PolicyInfo
 from foundation.policies.obs_groups import teacher_selector
 from foundation.policies.output import PolicyOutput
@@ -61,7 +61,7 @@ class CodePolicy(PolicyNetwork):
         self.outputs = outputs
         self.num_obs = 0
         self.num_actions = 0
-        self.num_choices: int | None = None
+        self.num_choices: NumChoices = None
         self.state_size = int(getattr(function, "state_size", 0))
         self.reads_groups = _reads_groups(function)
         self.groups: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
@@ -84,17 +84,19 @@ class CodePolicy(PolicyNetwork):
     def sample(self, output: PolicyOutput, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw actions: of logits a choice, else the actions themselves. Shape: (num_envs, num_actions)."""
         if self.outputs == "logits" and output.logits is not None:
-            return Choices(q_values=False).draw(output.logits, generator)
+            return draw_choices(output.logits, sizes_of(self.num_choices), generator)
         return output.mean
 
     def _output(self, actions: torch.Tensor) -> PolicyOutput:
-        if self.num_choices is None:
+        sizes = sizes_of(self.num_choices)
+        if not sizes:
             return PolicyOutput(actions.float())
         if self.outputs is not None:
-            return PolicyOutput(actions.argmax(-1, keepdim=True).float(), logits=actions.float())
-        index = actions.reshape(-1, 1).long()
-        logits = torch.full((len(index), self.num_choices), -SURE, device=index.device)
-        return PolicyOutput(index.float(), logits=logits.scatter(1, index, 0.0))
+            return PolicyOutput(best_choices(actions, sizes).float(), logits=actions.float())
+        index = actions.reshape(-1, len(sizes)).long()
+        first = index.new_tensor([sum(sizes[:place]) for place in range(len(sizes))])
+        logits = torch.full((len(index), sum(sizes)), -SURE, device=index.device)
+        return PolicyOutput(index.float(), logits=logits.scatter(1, index + first, 0.0))
 
     def _grouped(self, obs: torch.Tensor) -> TensorDict:
         parts = obs.split([math.prod(shape) for shape, _ in self.groups.values()], dim=-1)
@@ -182,7 +184,7 @@ class CodeTeacher(TeacherPolicyWrapper):
             self.image_groups = list(groups)  # of any shape: the function gets them as they are
         selector = teacher_selector(self, obs, groups, obs_slice)
         self.num_obs = self.code.num_obs = selector.check(obs, "teacher")
-        self.num_choices = self.code.num_choices = choices[0] if choices is not None and len(choices) == 1 else None
+        self.num_choices = self.code.num_choices = num_choices_of(choices or ())
         self.num_actions = self.code.num_actions = num_actions
         self._check(selector(obs).float())
         sizes = {"num_obs": self.num_obs, "num_actions": num_actions, "num_choices": self.num_choices}
@@ -207,24 +209,29 @@ class CodeTeacher(TeacherPolicyWrapper):
         if self.code.num_choices is None:
             self._check_tensor(actions, "actions", [(rows, self.num_actions)], obs.device)
         elif self.code.outputs is not None:
-            self._check_tensor(actions, self.code.outputs, [(rows, self.code.num_choices)], obs.device)
+            count = sum(sizes_of(self.code.num_choices))
+            self._check_tensor(actions, self.code.outputs, [(rows, count)], obs.device)
         else:
-            self._check_choices(actions, obs.device, self.code.num_choices)
+            self._check_choices(actions, obs.device, sizes_of(self.code.num_choices))
 
-    def _check_choices(self, actions: object, device: torch.device, count: int) -> None:
-        rows = [(len(actions), 1), (len(actions),)] if isinstance(actions, torch.Tensor) and actions.dim() else []
+    def _check_choices(self, actions: object, device: torch.device, sizes: tuple[int, ...]) -> None:
+        rows: list[tuple[int, ...]] = []
+        count = sum(sizes)
+        if isinstance(actions, torch.Tensor) and actions.dim():
+            rows = [(len(actions), len(sizes)), *([(len(actions),)] if len(sizes) == 1 else [])]
         scores = isinstance(actions, torch.Tensor) and actions.dim() == 2 and actions.shape[1] == count
-        if scores:
+        if scores and count != len(sizes):
             raise UserError(
                 f"teacher '{self.name}' returned {count} numbers for each environment and the task takes an index: say "
                 "what they are by distill.teacher.outputs=q_values or logits, or return the index"
             )
-        checked = self._check_tensor(actions, "choices", rows or [(-1, 1)], device)
-        whole = checked.float()
-        if bool((whole != whole.round()).any() | (whole < 0).any() | (whole >= count).any()):
+        checked = self._check_tensor(actions, "choices", rows or [(-1, len(sizes))], device)
+        whole = checked.float().reshape(-1, len(sizes))
+        most = torch.tensor(sizes, device=device) - 1
+        if bool((whole != whole.round()).any() | (whole < 0).any() | (whole > most).any()):
+            ends = ", ".join(str(size - 1) for size in sizes)
             raise UserError(
-                f"teacher '{self.name}' must return integers from 0 to {count - 1}, got {whole.min():g} to "
-                f"{whole.max():g}"
+                f"teacher '{self.name}' must return integers from 0 to {ends}, got {whole.min():g} to {whole.max():g}"
             )
 
     def _check_tensor(

@@ -13,6 +13,7 @@ from foundation.checkpoints import load_policy
 from foundation.checkpoints.reading.loading import LoadedPolicy, Overrides
 from foundation.export.bundle import Bundle, make_bundle
 from foundation.policies.actor_critic import ActorCritic, Critic, Trunk
+from foundation.policies.choices import sizes_of
 from foundation.policies.distribution import Beta, Choices, Deterministic, ShapedActions, SquashedGaussian
 from foundation.policies.image_encoders import ImageEncoders, build_encoder
 from foundation.policies.info import PolicyInfo
@@ -34,6 +35,7 @@ STUDENTS: dict[str, tuple[str, dict]] = {
     "tanh": ("mlp", {"distribution": "tanh"}),
     "beta": ("gru", {"stochastic": True, "state_dependent_std": True, "distribution": "beta"}),
     "discrete": ("mlp", {"num_choices": 5, "activation": "tanh"}),
+    "several-choices": ("mlp", {"num_choices": [3, 1, 4]}),
     "gru": ("gru", {}),
     "gru-2-layers": ("gru", {"num_layers": 2, "encoder_dims": [], "hidden_dims": [8], "learn_initial_state": True}),
     "lstm": ("lstm", {"num_layers": 2, "learn_initial_state": True}),
@@ -58,7 +60,8 @@ def student(case: str):
     """Return a student with random weights and a fitted normaliser."""
     torch.manual_seed(len(case))
     name, options = STUDENTS[case]
-    made = make_student(student_cfg_class(name)(**options), NUM_OBS, 1 if "num_choices" in options else NUM_ACTIONS)
+    num_actions = len(sizes_of(options.get("num_choices"))) or NUM_ACTIONS
+    made = make_student(student_cfg_class(name)(**options), NUM_OBS, num_actions)
     randomise(made)
     made.update_normalizer(torch.randn(200, NUM_OBS) * 3 + 1)
     return made.requires_grad_(False).eval()

@@ -214,6 +214,26 @@ def test_jensen_shannon_of_gaussians_is_an_estimate_of_the_integral():
     assert found.mean().item() == pytest.approx(expected.item(), abs=2e-3)
     assert torch.equal(found, call("kl", student, teacher, params))
     assert torch.allclose(call("kl", teacher, teacher, params), torch.zeros_like(found), atol=1e-12)
+    # Of two actions the sum of both divergences: here twice the same, and of one that agrees nothing.
+    pairs = {2.0: (0.7, 0.7), 1.0: (0.7, 0.0)}
+    for times, means in pairs.items():
+        own = torch.tensor(means, dtype=torch.float64).expand(20_000, 2)
+        std = torch.where(own > 0.0, 0.5, 1.0).double()
+        both = call("kl", PolicyOutput(own, std), PolicyOutput(torch.zeros_like(own), torch.ones_like(own)), params)
+        assert both.mean().item() == pytest.approx(times * expected.item(), abs=4e-3)
+
+
+def test_jensen_shannon_of_many_actions_has_a_gradient_where_both_are_far_apart():
+    """Twelve actions off by two deviations each: of one action's mean the gradient is that without the others."""
+    params = LossParams(direction="jensen_shannon")
+    gradients = []
+    for count in (1, 12):
+        mean = torch.full((4000, count), 2.0, dtype=torch.float64, requires_grad=True)
+        ones = torch.ones(4000, count, dtype=torch.float64)
+        call("kl", PolicyOutput(mean, ones), PolicyOutput(0.0 * ones, ones), params).mean().backward()
+        assert mean.grad is not None
+        gradients.append(mean.grad.sum(dim=0).mean().item())
+    assert gradients[0] > 0.1 and gradients[1] == pytest.approx(gradients[0], rel=0.05)
 
 
 def test_the_advantages_are_what_the_choices_differ_by():

@@ -26,6 +26,18 @@ def test_the_action_gap_counts_by_its_softmax():
     assert action_gap_weights(Q_VALUES, 1e6).tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
+def test_a_gap_far_beyond_the_others_does_not_have_all_the_weight():
+    """One of 256 gaps is 100 times the others, 16 standard deviations: it counts as 3, e^3 times as much at most."""
+    q_values = torch.zeros(256, 2, dtype=torch.float64)
+    q_values[:, 0] = 0.1 * torch.rand(256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    q_values[7, 0] = 10.0
+    weights = action_gap_weights(q_values, 1.0)
+    assert weights.mean().item() == pytest.approx(1.0)
+    others = torch.cat([weights[:7], weights[8:]])
+    assert 0.9 * math.exp(3.0) < weights[7] / others.mean() < 1.2 * math.exp(3.0)
+    assert weights.sum() ** 2 / weights.square().sum() > 100  # samples that count, of 256
+
+
 def test_the_advantage_is_what_the_worst_choice_costs():
     """5 and 1 with mean 3: weights 5/3 and 1/3, in any unit of the Q-values, and of sequences too."""
     assert advantage_weights(Q_VALUES).tolist() == pytest.approx([5.0 / 3.0, 1.0 / 3.0])

@@ -23,7 +23,7 @@ from foundation.checkpoints.reading.loading import (
 from foundation.core.errors import UserError, suggest
 from foundation.core.text import quoted, shorten
 from foundation.policies.actor_critic import ActorCritic
-from foundation.policies.distribution import Beta, Deterministic, Gaussian, Heteroscedastic, ShapedActions
+from foundation.policies.distribution import Beta, Choices, Deterministic, Gaussian, Heteroscedastic, ShapedActions
 from foundation.policies.info import PolicyInfo
 from foundation.policies.mlp import activation_names, resolve_activation
 from foundation.policies.policy_network import PolicyNetwork
@@ -295,7 +295,7 @@ def gives_std(distribution: Deterministic) -> bool:
     inner = distribution.inner if isinstance(distribution, ShapedActions) else distribution
     if isinstance(inner, Gaussian):
         return True
-    return inner(torch.zeros(1, inner.outputs_per_action))[1] is not None
+    return not isinstance(inner, Choices) and inner(torch.zeros(1, inner.outputs_per_action))[1] is not None
 
 
 def finish_actor_critic(

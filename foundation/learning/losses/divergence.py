@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from foundation.core.errors import UserError
 from foundation.learning.losses.bounded import beta_parameters, squashed_parameters
 from foundation.learning.losses.spec import LossParams, loss, require
+from foundation.policies.choices import parts_of
 from foundation.policies.output import PolicyOutput
 
 Moments = tuple[torch.Tensor, torch.Tensor]
@@ -29,13 +30,15 @@ def kl(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch
     """KL(teacher || student), analytic in the distributions (Rusu et al. 2015, eq. 3).
 
     Closed form for diagonal Gaussians, before tanh where both are squashed (a bijection changes no divergence), and
-    for Beta distributions; softmax(Q_T / temperature) against the student's softmax for discrete actions. With
-    ``direction=reverse`` KL(student || teacher). With ``jensen_shannon`` the mean divergence from their even mixture:
-    exact for discrete actions, estimated from 16 samples of each for Gaussians, and an error for Beta distributions.
+    for Beta distributions; softmax(Q_T / temperature) against the student's softmax for discrete actions, the sum over
+    several of them. With ``direction=reverse`` KL(student || teacher). With ``jensen_shannon`` the mean divergence from
+    their even mixture, the sum over the actions: exact for discrete actions, estimated from 16 samples of each for
+    Gaussians, and an error for Beta distributions.
     """
     if target.logits is not None and student.logits is not None:
-        log_p = F.log_softmax(target.logits / params.temperature, dim=-1)
-        return _discrete(log_p, student_log_softmax(student, params), params.direction)
+        tempered = parts_of(target.logits / params.temperature, params.choices)
+        pairs = zip(tempered, student_log_softmaxes(student, params), strict=True)
+        return total([_discrete(F.log_softmax(part, dim=-1), log_q, params.direction) for part, log_q in pairs])
     if student.concentration is not None:
         wanted = _same_family(target.concentration, "Beta")
         parts = [beta_parameters(output, params.min_std) for output in (wanted, student.concentration)]
@@ -52,13 +55,20 @@ def kl(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch
 @loss(student=("logits",), teacher=("logits",), discrete=("temperature", "student_temperature"))
 def soft_cross_entropy(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch.Tensor:
     """Cross-entropy -sum p_T log p_S: the discrete KL up to the teacher's entropy."""
-    p = F.softmax(require(target.logits, "logits") / params.temperature, dim=-1)
-    return -(p * student_log_softmax(student, params)).sum(dim=-1)
+    tempered = parts_of(require(target.logits, "logits") / params.temperature, params.choices)
+    pairs = zip(tempered, student_log_softmaxes(student, params), strict=True)
+    return total([-(F.softmax(part, dim=-1) * log_q).sum(dim=-1) for part, log_q in pairs])
 
 
-def student_log_softmax(student: PolicyOutput, params: LossParams) -> torch.Tensor:
-    """Return the logarithm of the student's probabilities. Shape: (..., num_choices)."""
-    return F.log_softmax(require(student.logits, "logits") / params.student_temperature, dim=-1)
+def student_log_softmaxes(student: PolicyOutput, params: LossParams) -> list[torch.Tensor]:
+    """Return the logarithms of the student's probabilities, of each discrete action. Shape of each: (..., size)."""
+    tempered = require(student.logits, "logits") / params.student_temperature
+    return [F.log_softmax(part, dim=-1) for part in parts_of(tempered, params.choices)]
+
+
+def total(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the sum over independent actions. Shape of each, and of the sum: (...)."""
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(dim=0)
 
 
 def _discrete(log_p: torch.Tensor, log_q: torch.Tensor, direction: str) -> torch.Tensor:
@@ -80,7 +90,10 @@ def _directed(teacher: Moments, student: Moments, direction: str, divergence: _D
         raise UserError(
             "distill.loss.direction=jensen_shannon has no form for Beta distributions: use forward or reverse."
         )
-    return gaussian_js(teacher, student)
+    # Action by action: of whole Gaussians that hardly overlap the divergence is ln 2 wherever the mean is moved, and
+    # its gradient zero.
+    apart = [(mean.unsqueeze(-1), std.unsqueeze(-1)) for mean, std in (teacher, student)]
+    return gaussian_js(*apart).sum(dim=-1)
 
 
 def _same_family(target: torch.Tensor | None, family: str) -> torch.Tensor:

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from foundation.learning.losses.bounded import beta_parameters, inside, squashed_parameters
+from foundation.learning.losses.divergence import total
 from foundation.learning.losses.spec import LossParams, loss, require
+from foundation.policies.choices import parts_of
 from foundation.policies.distribution import sample_output
 from foundation.policies.output import PolicyOutput
 
@@ -28,7 +30,8 @@ def nll(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torc
     the place of its mean, and of its best action (from softmax(Q_T / temperature)).
     """
     if target.logits is not None and student.logits is not None:
-        return -(_choices(target.logits, params) * F.log_softmax(student.logits, dim=-1)).sum(dim=-1)
+        pairs = [parts_of(output, params.choices) for output in (target.logits, student.logits)]
+        return total([_cross_entropy(wanted, own, params) for wanted, own in zip(*pairs, strict=True)])
     action = target.mean
     if params.labels == "sampled":
         require(target.std, "a teacher's std")
@@ -39,6 +42,11 @@ def nll(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torc
         return _squashed_nll(student.pre_tanh, action, params)
     std = require(student.std, "a student's std").clamp_min(params.min_std)
     return _gaussian_nll(action, student.mean, std).sum(dim=-1)
+
+
+def _cross_entropy(target: torch.Tensor, student: torch.Tensor, params: LossParams) -> torch.Tensor:
+    """Return the cross-entropy with the labels of one discrete action. Shapes: (..., num_choices) twice to (...)."""
+    return -(_choices(target, params) * F.log_softmax(student, dim=-1)).sum(dim=-1)
 
 
 def _choices(logits: torch.Tensor, params: LossParams) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from foundation.learning.losses.spec import LossParams, loss, require
+from foundation.policies.choices import parts_of
 from foundation.policies.output import PolicyOutput
 
 
@@ -24,4 +25,5 @@ def advantage_mse(student: PolicyOutput, target: PolicyOutput, params: LossParam
     The split of Wang et al. (2016, "Dueling network architectures", eq. 9). Shapes: (..., num_choices) -> (...).
     """
     error = require(student.logits, "Q-values") - require(target.logits, "Q-values")
-    return (error - error.mean(dim=-1, keepdim=True)).square().mean(dim=-1)
+    parts = [part - part.mean(dim=-1, keepdim=True) for part in parts_of(error, params.choices)]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).square().mean(dim=-1)

@@ -28,6 +28,8 @@ class LossParams:
     feature_distance: FeatureDistance = "l2"
     layer_sizes: tuple[int, ...] = ()
     """Sizes of the teacher's layers that are concatenated in ``features``; empty: it is one layer."""
+    choices: tuple[int, ...] = ()
+    """Choices of each discrete action, whose scores lie side by side in ``logits``. Empty: there is at most one."""
 
 
 LossFunction = Callable[[PolicyOutput, PolicyOutput, LossParams], torch.Tensor]
