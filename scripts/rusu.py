@@ -16,7 +16,7 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,33 +108,34 @@ class Study:
         self.stages = Stages(self.folder, {"shares": list(SHARES)})
 
     def run(self) -> None:
-        """Run what is not done yet, one seed after the other, and report after each."""
+        """Run what is not done yet, one seed after the other: each game, then the student of several."""
         if self.args.report:
             self.report()
             return
-        for game in self.games:
-            self.stages.run(f"teacher {game.task}", lambda game=game: self.train(game))
         for seed in self.args.seeds:
-            for part in self.args.parts:
-                for name, action in self.runs(part, seed):
-                    self.stages.run(name, action)
-                    self.report()
+            for game in self.games:
+                if f"teacher {game.task}" not in self.stages.done:
+                    self.stages.run(f"teacher {game.task}", lambda game=game: self.train(game))
+                self.carry_out(self.runs(game, seed))
+            if "multi_task" in self.args.parts and all(name in self.args.games for name in TOGETHER):
+                name = f"multi_task {'+'.join(TOGETHER)} s{seed}"
+                self.carry_out([(name, lambda seed=seed: self.distil_together(seed))])
 
-    def runs(self, part: str, seed: int) -> list[tuple[str, Any]]:
-        """Return the names and actions of a part's runs of one seed."""
-        found = []
-        if part == "losses":
-            for game in self.games:
-                for loss in LOSSES:
-                    name = f"losses {game.task} {loss} s{seed}"
-                    found.append((name, lambda game=game, loss=loss: self.distil(game, LOSS_SHARE, loss, seed)))
-        elif part == "compression":
-            for game in self.games:
-                for share in SHARES:
-                    name = f"compression {game.task} {share:g} s{seed}"
-                    found.append((name, lambda game=game, share=share: self.distil(game, share, "kl", seed)))
-        elif all(name in self.args.games for name in TOGETHER):
-            found.append((f"multi_task {'+'.join(TOGETHER)} s{seed}", lambda: self.distil_together(seed)))
+    def carry_out(self, runs: Sequence[tuple[str, Callable[[], dict[str, Any]]]]) -> None:
+        """Run what is not done yet, and report after each."""
+        for name, action in runs:
+            self.stages.run(name, action)
+            self.report()
+
+    def runs(self, game: Game, seed: int) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
+        """Return the names and actions of a game's runs of one seed."""
+        found: list[tuple[str, Callable[[], dict[str, Any]]]] = []
+        for loss in LOSSES if "losses" in self.args.parts else ():
+            name = f"losses {game.task} {loss} s{seed}"
+            found.append((name, lambda loss=loss: self.distil(game, LOSS_SHARE, loss, seed)))
+        for share in SHARES if "compression" in self.args.parts else ():
+            name = f"compression {game.task} {share:g} s{seed}"
+            found.append((name, lambda share=share: self.distil(game, share, "kl", seed)))
         return found
 
     def train(self, game: Game) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from typing import Any, NoReturn
 
 from foundation.cli.cli_args import CommandParser, distillation_flags, parse_command, refuse_other_encodings
 from foundation.cli.run_to_end import LOG_ROOT
+from foundation.cli.stages import StagedCommand
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.overrides import Overrides, parse_overrides
-from foundation.config.resolve import Resolved, resolve
+from foundation.config.presets import own_preset, read_preset
+from foundation.config.resolve import Resolved, choices, config_folder, resolve
 from foundation.core.devices import resolve_device
 from foundation.core.errors import UserError
 from foundation.core.registry import refuse_untyped_names
@@ -23,6 +25,7 @@ from foundation.runs.run_dir import RunDir
 from foundation.students import student_cfg_class
 
 TEACHER_ROOT = Path("logs/rsl_rl")
+SCOPES = ("env", "agent", "distill")
 
 
 @dataclass
@@ -109,3 +112,20 @@ def load_overrides(run: RunDir | None) -> dict[str, Any]:
     saved = run.load_params("overrides")
     refuse_untyped_names(saved, f"{run.params_dir / 'overrides.yaml'}")
     return saved
+
+
+def read_experiment(name: str) -> dict[str, Any]:
+    """Read a file of ``configs/experiment``, or the user's own; empty where there is none, which is refused later."""
+    path = config_folder() / "experiment" / f"{name}.yaml"
+    if name not in choices("experiment"):
+        try:
+            path = own_preset("experiment", name, choices("experiment"))
+        except UserError:
+            return {}
+    return read_preset("experiment", path)[0]
+
+
+STAGED = StagedCommand(
+    "foundation.rsl_rl.distillation", LOG_ROOT, SCOPES, read_experiment, "teacher_checkpoint", ("teacher", "checkpoint")
+)
+"""What a file with stages runs."""

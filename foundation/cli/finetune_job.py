@@ -15,6 +15,7 @@ from foundation.cli.derived_obs import derive_in, recorded_groups
 from foundation.cli.played_policy import own_task
 from foundation.cli.run_to_end import run_folder, run_to_end
 from foundation.cli.session import Session
+from foundation.cli.stages import StagedCommand
 from foundation.config.derived_cfg import copied
 from foundation.config.finetune_cfg import FinetuneCfg, check_finetune
 from foundation.config.overrides import Assignment, Overrides, parse_overrides
@@ -255,6 +256,10 @@ def read_experiment(name: str) -> dict[str, Any]:
     if not path.is_file():
         path = own_preset("experiment", name, sorted(found.stem for found in folder.glob("*.yaml")))
     return read_preset("experiment", path)[0]
+
+
+STAGED = StagedCommand("foundation.rsl_rl.finetune", LOG_ROOT, SCOPES, read_experiment, "checkpoint", ("checkpoint",))
+"""What a file with stages runs."""
 
 
 def _own_items(overrides: Overrides) -> list[Assignment]:

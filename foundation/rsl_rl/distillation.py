@@ -66,8 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str]) -> int:
     """Run one job and return its exit code."""
     with many_imports():
-        from foundation.cli.distillation_request import Request  # torch: --help does without it
+        from foundation.cli.distillation_request import STAGED, Request  # torch: --help does without it
+        from foundation.cli.stages import Curriculum
 
+    curriculum = Curriculum.read(STAGED, build_parser(), argv)
+    if curriculum is not None:
+        return curriculum.run()
     request = Request.read(build_parser(), argv)
     if request.cfg.offline:
         from foundation.cli.offline_job import run_offline  # whoever needs no dataset on disk does without it

@@ -74,10 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str]) -> int:
     """Run one job and return its exit code."""
     with many_imports():
-        from foundation.cli.finetune_job import Job  # torch: --help does without it
-        from foundation.cli.finetune_stages import Curriculum
+        from foundation.cli.finetune_job import STAGED, Job  # torch: --help does without it
+        from foundation.cli.stages import Curriculum
 
-    curriculum = Curriculum.read(build_parser(), argv)
+    curriculum = Curriculum.read(STAGED, build_parser(), argv)
     if curriculum is not None:
         return curriculum.run()
     refuse_other_encodings(argv)

@@ -1,7 +1,8 @@
-"""Stages of fine-tuning in one file: each starts from the policy of the one before.
+"""Stages of one command in one file: each starts from the policy of the one before.
 
-A file of ``configs/finetune`` (or the user's own) with ``stages:``, a list of what each stage sets, is one command.
-Each stage is a run of its own in ``logs/finetune``, in a process of its own, as some simulators start only once.
+A file of ``configs/finetune`` or ``configs/experiment`` (or the user's own) with ``stages:``, a list of what each stage
+sets, is one call of ``finetune.py`` or ``distillation.py``. Each stage is a run of its own, in a process of its own, as
+some simulators start only once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from typing import Any
 import yaml
 
 from foundation.cli.cli_args import CommandParser, parse_command
-from foundation.cli.finetune_job import LOG_ROOT, SCOPES, read_experiment
 from foundation.config.overrides import key_of, parse_overrides
 from foundation.core.child_process import end_with_parent
 from foundation.core.errors import UserError
@@ -31,31 +31,54 @@ DEFAULT_NAME = "curriculum"
 """Experiment and run name where none are typed: with both, ``--resume`` finds the stages again."""
 
 
+@dataclass(frozen=True)
+class StagedCommand:
+    """A command whose runs can follow each other."""
+
+    module: str
+    """Module that runs a stage."""
+    log_root: Path
+    """Folder of its experiments."""
+    scopes: tuple[str, ...]
+    """Configs that an override may name first."""
+    read_experiment: Callable[[str], dict[str, Any]]
+    """Return the values of a file by its name."""
+    start: str
+    """Flag, without dashes, of the policy that a stage starts from."""
+    start_key: tuple[str, ...]
+    """The same in a file. A stage that sets it is not given the policy of the stage before."""
+
+
 @dataclass
 class Curriculum:
     """The stages of a file, and what was typed beside it."""
 
+    command: StagedCommand
     stages: list[dict[str, Any]]
     shared: dict[str, Any]
     """What the file sets for all stages."""
     argv: list[str]
     """What was typed and goes to every stage."""
-    checkpoint: str | None
+    start: str | None
+    """Policy that the first stage starts from."""
     experiment_name: str
     run_name: str
     resumes: bool
 
     @classmethod
-    def read(cls, parser: CommandParser, argv: Sequence[str]) -> Curriculum | None:
+    def read(cls, command: StagedCommand, parser: CommandParser, argv: Sequence[str]) -> Curriculum | None:
         """Read a command line; None where it names no file with stages.
 
         Args:
+            command: What the stages are of.
             parser: The command's, without an engine's flags.
             argv: Arguments without the program's name.
         """
         args, tokens = parse_command(parser, argv, strict=False)
-        names = [item.value for item in parse_overrides(tokens, scopes=SCOPES).bare if item.path == "experiment"]
-        values = read_experiment(str(names[-1])) if names else {}
+        names = [
+            item.value for item in parse_overrides(tokens, scopes=command.scopes).bare if item.path == "experiment"
+        ]
+        values = command.read_experiment(str(names[-1])) if names else {}
         if "stages" not in values:
             return None
         stages = values.pop("stages")
@@ -63,12 +86,18 @@ class Curriculum:
             raise UserError(f"experiment={names[-1]}: 'stages' must be a list of mappings, one for each stage")
         if args.load_run:
             raise UserError("the stages of a file are resumed together: type --resume without --load_run")
-        ours = {"--checkpoint": 1, "--experiment_name": 1, "--run_name": 1, "--resume": 0}
+        typed = getattr(args, command.start)
+        if isinstance(typed, list):
+            if len(typed) > 1:
+                raise UserError(f"the stages of a file start from one policy: type --{command.start} once")
+            typed = typed[0]
+        ours = {f"--{command.start}": 1, "--experiment_name": 1, "--run_name": 1, "--resume": 0}
         return cls(
+            command,
             stages,
             values,
             _without([word for word in argv if key_of(word) != "experiment"], ours),
-            args.checkpoint or values.pop("checkpoint", None),
+            typed or _taken(values, command.start_key),
             args.experiment_name or DEFAULT_NAME,
             args.run_name or DEFAULT_NAME,
             bool(args.resume),
@@ -76,7 +105,7 @@ class Curriculum:
 
     def run(self) -> int:
         """Run the stages one after the other, those that are done left out; return the exit code."""
-        done: dict[str, str] = {} if self.checkpoint is None else {"start": self.checkpoint}
+        done: dict[str, str] = {} if self.start is None else {"start": self.start}
         for index in range(len(self.stages)):
             name = f"stage{index + 1}"
             run = self._find(name) if self.resumes else None
@@ -85,7 +114,7 @@ class Curriculum:
             else:
                 argv = ["--resume", "--load_run", run.name] if run is not None else self._arguments(index, done)
                 print(f"{name} of {len(self.stages)}", flush=True)
-                code = _run_in_a_process([*argv, "--experiment_name", self.experiment_name])
+                code = _run_in_a_process(self.command.module, [*argv, "--experiment_name", self.experiment_name])
                 if code:
                     return code
                 run = self._find(name)
@@ -97,19 +126,37 @@ class Curriculum:
         """Find the newest run of a stage."""
         pattern = rf"\d{{4}}.*_{re.escape(self.run_name)}_{stage}$"
         try:
-            return RunDir.find(LOG_ROOT, self.experiment_name, pattern)
+            return RunDir.find(self.command.log_root, self.experiment_name, pattern)
         except UserError:
             return None
 
     def _arguments(self, index: int, done: dict[str, str]) -> list[str]:
         """Write a stage's file; return the arguments that run it."""
         values = _filled(_merged(self.shared, self.stages[index]), done)
-        path = LOG_ROOT / self.experiment_name / "stages" / f"{self.run_name}_stage{index + 1}.yaml"
+        path = self.command.log_root / self.experiment_name / "stages" / f"{self.run_name}_stage{index + 1}.yaml"
         text = f"# @package _global_\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
         atomic_write_bytes(path, text.encode())
         argv = [*self.argv, f"experiment={path}", "--run_name", f"{self.run_name}_stage{index + 1}"]
-        before = done.get(f"stage{index}") or self.checkpoint
-        return argv if before is None else [*argv, "--checkpoint", before]
+        before = done.get(f"stage{index}") or self.start
+        said = _at(values, self.command.start_key) is not None
+        return argv if before is None or said else [*argv, f"--{self.command.start}", before]
+
+
+def _at(values: dict[str, Any], key: Sequence[str]) -> Any:
+    """Return a nested value; None where there is none."""
+    found: Any = values
+    for name in key:
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
+
+
+def _taken(values: dict[str, Any], key: Sequence[str]) -> str | None:
+    """Return a nested value and remove it."""
+    found = _at(values, key)
+    if found is not None:
+        holder = values if len(key) == 1 else _at(values, key[:-1])
+        del holder[key[-1]]
+    return found
 
 
 def _without(argv: Sequence[str], flags: dict[str, int]) -> list[str]:
@@ -151,9 +198,9 @@ def _filled(value: Any, done: dict[str, str]) -> Any:
     return done[named[1]]
 
 
-def _run_in_a_process(argv: Sequence[str]) -> int:
-    """Run ``finetune.py``; whatever ends this process, that one saves and leaves first."""
-    command = [sys.executable, "-m", "foundation.rsl_rl.finetune", *argv]
+def _run_in_a_process(module: str, argv: Sequence[str]) -> int:
+    """Run a command; whatever ends this process, that one saves and leaves first."""
+    command = [sys.executable, "-m", module, *argv]
     process = subprocess.Popen(command, env=_environment(), preexec_fn=end_with_parent())
     try:
         return process.wait()
