@@ -25,7 +25,6 @@ from foundation.runs.run_dir import RunDir
 from foundation.students import student_cfg_class
 
 TEACHER_ROOT = Path("logs/rsl_rl")
-SCOPES = ("env", "agent", "distill")
 
 
 @dataclass
@@ -126,6 +125,6 @@ def read_experiment(name: str) -> dict[str, Any]:
 
 
 STAGED = StagedCommand(
-    "foundation.rsl_rl.distillation", LOG_ROOT, SCOPES, read_experiment, "teacher_checkpoint", ("teacher", "checkpoint")
+    "foundation.rsl_rl.distillation", LOG_ROOT, read_experiment, "teacher_checkpoint", ("teacher", "checkpoint")
 )
 """What a file with stages runs."""

@@ -258,7 +258,7 @@ def read_experiment(name: str) -> dict[str, Any]:
     return read_preset("experiment", path)[0]
 
 
-STAGED = StagedCommand("foundation.rsl_rl.finetune", LOG_ROOT, SCOPES, read_experiment, "checkpoint", ("checkpoint",))
+STAGED = StagedCommand("foundation.rsl_rl.finetune", LOG_ROOT, read_experiment, "checkpoint", ("checkpoint",))
 """What a file with stages runs."""
 
 

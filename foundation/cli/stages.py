@@ -39,8 +39,6 @@ class StagedCommand:
     """Module that runs a stage."""
     log_root: Path
     """Folder of its experiments."""
-    scopes: tuple[str, ...]
-    """Configs that an override may name first."""
     read_experiment: Callable[[str], dict[str, Any]]
     """Return the values of a file by its name."""
     start: str
@@ -75,9 +73,7 @@ class Curriculum:
             argv: Arguments without the program's name.
         """
         args, tokens = parse_command(parser, argv, strict=False)
-        names = [
-            item.value for item in parse_overrides(tokens, scopes=command.scopes).bare if item.path == "experiment"
-        ]
+        names = [item.value for item in parse_overrides(tokens, scopes=()).bare if item.path == "experiment"]
         values = command.read_experiment(str(names[-1])) if names else {}
         if "stages" not in values:
             return None
