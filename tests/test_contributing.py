@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_server import run_script
 
 from foundation.core.errors import UserError
 from foundation.learning.losses import LossParams, loss_spec, with_own_params
@@ -54,10 +55,13 @@ def run(words: list[str], folder: Path, clone: Path, *more: str) -> str:
     assert words[0] == "python"
     words = [word.replace("CLONE", str(clone)).replace("TEACHER", str(TEACHER)) for word in words[1:]]
     words = [str(path) for word in words for path in (sorted(folder.glob(word)) if "*" in word else [word])]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, *words, *more], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
+    if words[0].startswith(str(ROOT / "foundation")):
+        done = run_script(*words, *more, folder=folder)
+    else:  # a program of the page's own, or the commands of a clone
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        done = subprocess.run(
+            [sys.executable, *words, *more], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
 
@@ -194,8 +198,7 @@ def test_entries_that_a_format_does_not_read_are_an_error(tmp_path: Path, keys: 
     write_cleanrl(tmp_path / "agent.pt")
     weights = torch.load(tmp_path / "agent.pt", weights_only=True)
     torch.save({"agent": weights, "extra": {"scale": torch.ones(3)}}, tmp_path / "agent.pt")
-    words = [str(ROOT / "foundation" / "rsl_rl" / "teacher_info.py"), "agent.pt", "--import", "cleanrl"]
-    done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = run_script("teacher_info.py", "agent.pt", "--import", "cleanrl", folder=tmp_path)
     assert done.returncode == code, done.stderr
     assert code == 0 or "extra" in done.stderr
 
@@ -203,8 +206,7 @@ def test_entries_that_a_format_does_not_read_are_an_error(tmp_path: Path, keys: 
 def test_an_incomplete_checkpoint_format(tmp_path: Path) -> None:
     """A format without a function that reads it is an error where it registers itself, naming what it must define."""
     (tmp_path / "half.py").write_text("from foundation.checkpoints import register_format\nregister_format(__name__)\n")
-    words = [str(ROOT / "foundation" / "rsl_rl" / "teacher_info.py"), "policy.npz", "--import", "half"]
-    done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = run_script("teacher_info.py", "policy.npz", "--import", "half", folder=tmp_path)
     assert done.returncode == 2
     assert "checkpoint format 'half' must define recognise_file and load_file" in done.stderr
 

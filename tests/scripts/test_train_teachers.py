@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from command_server import run_script
 from rich.console import Console
 from rsl_rl.runners import OnPolicyRunner
 
@@ -42,8 +43,7 @@ TINY = {"num_envs": 2, "horizon": 5, "shared_updates": 2, "updates": 3, "more_up
 
 
 def _run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return run_script(SCRIPTS / script, *arguments, folder=Path.cwd())
 
 
 @pytest.fixture
