@@ -36,14 +36,14 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "camera.json"
 PAGE = ROOT / "docs" / "results" / "camera.md"
 TEACHERS = ROOT / "foundation" / "assets" / "teachers"
-EPISODES = 256
+EPISODES = 128
 """Episodes of each measurement, the first of as many environments."""
 SEED = 987_654
 """Of these episodes, which no run has seen."""
 COMMON = [
-    *("experiment=fast", "--num_envs", "64", "--n_epochs", "300", "--learning_rate", "3e-3", "--batch_size", "128"),
+    *("experiment=fast", "--num_envs", "64", "--learning_rate", "3e-3", "--batch_size", "128"),
     "distill.optimizer.update_ratio=2",
-    *("--eval_interval", "100", "--num_eval_episodes", "64", "distill.final_eval_episodes=64"),
+    *("--eval_interval", "50", "--num_eval_episodes", "64", "distill.final_eval_episodes=64"),
 ]
 SEES = ["student=cnn", "distill.student.obs_groups=[proprioception,camera]"]
 NO_VELOCITY = ["student=cnn", "distill.student.obs_groups=[inertial,camera]"]
@@ -67,11 +67,12 @@ class Task:
     id: str
     teacher: Path
     make: Callable[[int, CameraCfg], QuadrotorEnv]
+    n_epochs: int
 
 
 TASKS = {
-    "seen": Task("Isaac-Quadcopter-Point-Ctrl-Seen-v0", TEACHERS / "point_ctrl" / "model.pt", seen_env),
-    "gate": Task("Isaac-Quadcopter-Gate-v0", TEACHERS / "gate" / "model.pt", gate_env),
+    "seen": Task("Isaac-Quadcopter-Point-Ctrl-Seen-v0", TEACHERS / "point_ctrl" / "model.pt", seen_env, 100),
+    "gate": Task("Isaac-Quadcopter-Gate-v0", TEACHERS / "gate" / "model.pt", gate_env, 220),
 }
 
 
@@ -92,7 +93,9 @@ class Case:
     @property
     def command(self) -> list[str]:
         """Arguments of ``distillation.py``."""
-        return ["--task", self.task.id, "--teacher_checkpoint", str(self.task.teacher), *COMMON, *self.tokens]
+        task = self.task
+        given = ["--task", task.id, "--teacher_checkpoint", str(task.teacher), "--n_epochs", str(task.n_epochs)]
+        return [*given, *COMMON, *self.tokens]
 
 
 CASES = [
@@ -134,13 +137,23 @@ def success_of(task: Task, checkpoint: Path, camera: CameraCfg, shuffled: bool =
     return float(evaluate(env, shown, EPISODES, SEED).summary()["success_rate"])
 
 
-def run(case: Case, folder: Path) -> dict[str, Any]:
-    """Run a case, measure its student with its camera and with another's, and return what is kept of it.
+def train(case: Case, folder: Path) -> tuple[Path, float]:
+    """Distil, or find what an earlier call did.
+
+    Args:
+        case: The run.
+        folder: Where runs go.
+
+    Returns:
+        The run's folder, and its CPU time, start and measurements included [s].
 
     Raises:
         RuntimeError: If it fails, with the end of what it printed.
     """
     name = "".join(letter if letter.isalnum() else "_" for letter in case.name)
+    runs = folder / "logs" / "distillation" / "camera"
+    for timed in runs.glob(f"*_{name}/cpu_seconds.json"):
+        return timed.parent, json.loads(timed.read_text())
     command = [sys.executable, str(ROOT / "foundation" / "rsl_rl" / "distillation.py"), *case.command]
     command += ["--device", "cpu", "--experiment_name", "camera", "--run_name", name]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -150,13 +163,21 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise RuntimeError(f"{case.name}: exit code {done.returncode}\n{(done.stdout + done.stderr)[-2000:]}")
-    made = max((folder / "logs" / "distillation" / "camera").glob(f"*_{name}"))
+    made = max(runs.glob(f"*_{name}"))
+    seconds = round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1)
+    (made / "cpu_seconds.json").write_text(json.dumps(seconds))
+    return made, seconds
+
+
+def run(case: Case, folder: Path) -> dict[str, Any]:
+    """Run a case, measure its student with its camera and with another's, and return what is kept of it."""
+    made, cpu_seconds = train(case, folder)
     summary = json.loads((made / "summary.json").read_text())
     student = made / "best_student.pt"
     depth = CameraCfg(image="depth")
     found = {
         "command": " ".join(case.command).replace(str(ROOT), "."),
-        "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
+        "cpu_seconds": cpu_seconds,
         "parameters": sum(p.numel() for p in TeacherPolicyWrapper(student).policy.parameters()),
         "normalized_score": summary["normalized_score"],
         "success": success_of(case.task, student, depth),

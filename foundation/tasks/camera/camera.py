@@ -7,7 +7,6 @@ Lab's ``distance_to_image_plane``).
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,8 +21,6 @@ from foundation.tasks.quadrotor.sim.rotation import rotation_rows
 
 if TYPE_CHECKING:
     import numpy as np
-
-logger = logging.getLogger("foundation.camera")
 
 CHANNELS = {"none": 0, "depth": 1, "rgb": 3, "rgbd": 4}
 """Channels of each kind of image."""
