@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -138,7 +137,7 @@ def success_of(task: Task, checkpoint: Path, camera: CameraCfg, shuffled: bool =
 
 
 def train(case: Case, folder: Path) -> tuple[Path, float]:
-    """Distil, or find what an earlier call did.
+    """Distil, go on with a run that was stopped, or find what an earlier call did.
 
     Args:
         case: The run.
@@ -152,21 +151,36 @@ def train(case: Case, folder: Path) -> tuple[Path, float]:
     """
     name = "".join(letter if letter.isalnum() else "_" for letter in case.name)
     runs = folder / "logs" / "distillation" / "camera"
-    for timed in runs.glob(f"*_{name}/cpu_seconds.json"):
-        return timed.parent, json.loads(timed.read_text())
+    timed = folder / f"{name}.json"
+    spent = json.loads(timed.read_text()) if timed.is_file() else 0.0
+    made = sorted(runs.glob(f"*_{name}"))
+    if made and (made[-1] / "summary.json").is_file():
+        return made[-1], spent
     command = [sys.executable, str(ROOT / "foundation" / "rsl_rl" / "distillation.py"), *case.command]
     command += ["--device", "cpu", "--experiment_name", "camera", "--run_name", name]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise RuntimeError(f"{case.name}: exit code {done.returncode}\n{(done.stdout + done.stderr)[-2000:]}")
-    made = max(runs.glob(f"*_{name}"))
-    seconds = round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1)
-    (made / "cpu_seconds.json").write_text(json.dumps(seconds))
-    return made, seconds
+    if made and (made[-1] / "checkpoint_latest.pt").is_file():
+        command += ["--resume", "--load_run", made[-1].name]
+    else:
+        spent = 0.0
+    with (folder / f"{name}.log").open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=subprocess.STDOUT
+        )
+        while process.poll() is None:
+            time.sleep(1.0)
+            timed.write_text(json.dumps(spent + cpu_seconds_of(process.pid)))  # a killed call leaves what it spent
+    if process.returncode:
+        raise RuntimeError(f"{case.name}: exit code {process.returncode}\n{Path(log.name).read_text()[-2000:]}")
+    return max(runs.glob(f"*_{name}")), json.loads(timed.read_text())
+
+
+def cpu_seconds_of(pid: int) -> float:
+    """Return the CPU time that a process has taken [s]; 0 once it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def run(case: Case, folder: Path) -> dict[str, Any]:
