@@ -35,8 +35,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "camera.json"
 PAGE = ROOT / "docs" / "results" / "camera.md"
 TEACHERS = ROOT / "foundation" / "assets" / "teachers"
-EPISODES = 128
-"""Episodes of each measurement, the first of as many environments."""
+EPISODES = 64
+"""Episodes of an ablation, the first of as many environments."""
 SEED = 987_654
 """Of these episodes, which no run has seen."""
 COMMON = [
@@ -127,10 +127,10 @@ class ShuffledCamera:
         return self.actor.act(shuffled)
 
 
-def success_of(task: Task, checkpoint: Path, camera: CameraCfg, shuffled: bool = False) -> float:
-    """Measure a policy's success rate on the task's own episodes."""
+def success_of(task: Task, checkpoint: Path, shuffled: bool) -> float:
+    """Measure a student's success rate, with its camera or another's."""
     policy = TeacherPolicyWrapper(checkpoint)
-    env = task.make(EPISODES, camera)
+    env = task.make(EPISODES, CameraCfg(image="depth"))
     actor = PolicyActor(policy, teacher_selector(policy, env.get_observations(), policy.obs_groups))
     shown = ShuffledCamera(actor) if shuffled else actor
     return float(evaluate(env, shown, EPISODES, SEED).summary()["success_rate"])
@@ -184,22 +184,23 @@ def cpu_seconds_of(pid: int) -> float:
 
 
 def run(case: Case, folder: Path) -> dict[str, Any]:
-    """Run a case, measure its student with its camera and with another's, and return what is kept of it."""
+    """Run a case, and return what is kept of its own measurement on fresh episodes."""
     made, cpu_seconds = train(case, folder)
     summary = json.loads((made / "summary.json").read_text())
-    student = made / "best_student.pt"
-    depth = CameraCfg(image="depth")
-    found = {
+    return {
         "command": " ".join(case.command).replace(str(ROOT), "."),
-        "cpu_seconds": cpu_seconds,
-        "parameters": sum(p.numel() for p in TeacherPolicyWrapper(student).policy.parameters()),
+        "cpu_seconds": round(cpu_seconds, 1),
+        "parameters": summary["parameters"]["student"],
         "normalized_score": summary["normalized_score"],
-        "success": success_of(case.task, student, depth),
-        "teacher_success": success_of(case.task, case.task.teacher, CameraCfg()),
+        "success": summary["student"]["success_rate"],
+        "teacher_success": summary["teacher"]["success_rate"],
     }
-    if "student=cnn" in case.tokens:
-        found["success_shuffled"] = success_of(case.task, student, depth, shuffled=True)
-    return found
+
+
+def ablate(case: Case, folder: Path) -> dict[str, Any]:
+    """Measure a case's student with its own images and with those of another environment."""
+    student = train(case, folder)[0] / "best_student.pt"
+    return {name: success_of(case.task, student, name == "shuffled") for name in ("own", "shuffled")}
 
 
 def measure_cost(num_envs: int = 512, repeats: int = 30) -> dict[str, float]:
@@ -229,8 +230,8 @@ def write_page(results: dict[str, dict[str, Any]]) -> None:
         "",
         "`python scripts/camera_study.py`; one run each, seed 42, one CPU thread. A teacher that is told where the",
         "target or the gate is, and students that are not: they have a depth image of 32 x 32 pixels, orientation,",
-        f"body rates, last action and, where not said otherwise, velocity. Success is of {EPISODES} fresh episodes,",
-        "the teacher's of the same ones. In the last column the student is shown the image of another environment.",
+        "body rates, last action and, where not said otherwise, velocity. Success is of 64 fresh episodes, the",
+        f"teacher's of the same ones. In the last column, of {EPISODES} too, the student is shown another's image.",
         "`camera.json` has the raw numbers and the command of each run.",
         "",
         "| task | student | parameters | CPU min | success | of the teacher's | camera shuffled |",
@@ -240,7 +241,8 @@ def write_page(results: dict[str, dict[str, Any]]) -> None:
         if case.name not in results:
             continue
         own = results[case.name]
-        shuffled = f"{100 * own['success_shuffled']:.1f} %" if "success_shuffled" in own else "-"
+        ablated = results.get(f"ablation/{case.name}")
+        shuffled = "-" if ablated is None else f"{100 * ablated['shuffled']:.1f} %"
         share = own["success"] / own["teacher_success"]
         task, _, student = case.name.partition("/")
         lines.append(
@@ -273,14 +275,17 @@ def known_results() -> dict[str, dict[str, Any]]:
 def main() -> int:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="cases whose name begins so; cost for the rendering alone")
+    parser.add_argument("--only", default="", help="jobs whose name begins so: a case, cost, ablation/CASE")
     parser.add_argument("--folder", type=Path, default=Path("logs/camera_study"), help="where the runs go")
     parser.add_argument("--page", action="store_true", help="only write the page")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)
     jobs: dict[str, Callable[[], dict[str, Any]]] = {"cost": measure_cost}
-    jobs |= {case.name: lambda case=case: run(case, args.folder.resolve()) for case in CASES}
+    folder = args.folder.resolve()
+    jobs |= {case.name: lambda case=case: run(case, folder) for case in CASES}
+    seeing = [case for case in CASES if "student=cnn" in case.tokens]
+    jobs |= {f"ablation/{case.name}": lambda case=case: ablate(case, folder) for case in seeing}
     for name, job in {} if args.page else jobs.items():
         if name in known_results() or not name.startswith(args.only):
             continue
