@@ -92,8 +92,8 @@ def _directed(teacher: Moments, student: Moments, direction: str, divergence: _D
         )
     # Action by action: of whole Gaussians that hardly overlap the divergence is ln 2 wherever the mean is moved, and
     # its gradient zero.
-    apart = [(mean.unsqueeze(-1), std.unsqueeze(-1)) for mean, std in (teacher, student)]
-    return gaussian_js(*apart).sum(dim=-1)
+    p, q = ((mean.unsqueeze(-1), std.unsqueeze(-1)) for mean, std in (teacher, student))
+    return gaussian_js(p, q).sum(dim=-1)
 
 
 def _same_family(target: torch.Tensor | None, family: str) -> torch.Tensor:
