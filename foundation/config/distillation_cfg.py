@@ -315,6 +315,10 @@ class OptimizerCfg:
     """Updates per epoch, however many transitions are new. None: by ``update_ratio``."""
     ema_decay: float | None = None
     """Average the student's weights with this decay for evaluation and the checkpoints. None: off."""
+    int8_epochs: int = 0
+    """Last epochs in which the student computes with weights rounded to 8 bits, each row by its largest, and the float
+    ones learn from that (quantisation-aware training). The best student is then one of those epochs', and loses little
+    more by ``export.py --formats c_int8``. 0: none."""
     precision: Precision = "float32"
     """float32 | bfloat16 | float16: what the student's products are computed in while it learns; weights, losses and
     optimiser stay float32. float16 needs CUDA; its gradients are scaled. It pays for wide layers only

@@ -66,6 +66,7 @@ _AT_LEAST = {
     "dataset.load_files": 1,
     "dataset.filter.min_length": 1,
     "optimizer.updates_per_epoch": 1,
+    "optimizer.int8_epochs": 0,
     "early_stopping.patience": 1,
 }
 _POSITIVE = (
@@ -115,6 +116,12 @@ def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> N
         _check(cfg, path, lambda v: v >= 0 and math.isfinite(v), "a finite number, 0 or more")
     _check(cfg, "collection.epsilon", lambda v: 0 <= v <= 1, "from 0 to 1")
     _check(cfg, "optimizer.ema_decay", lambda v: 0 <= v < 1, "from 0 up to, but not including, 1")
+    _check(cfg, "optimizer.int8_epochs", lambda v: v <= cfg.n_epochs, f"at most --n_epochs ({cfg.n_epochs})")
+    if cfg.optimizer.int8_epochs and (cfg.multi_task is not None or cfg.offline or cfg.early_stopping.patience):
+        raise UserError(
+            "distill.optimizer.int8_epochs are the last epochs of a run of one task with a simulator, to its end: "
+            "leave out --multi_task, --offline and distill.early_stopping.patience"
+        )
     _check(cfg, "teacher.min_return", math.isfinite, "a finite number")
     _check(cfg, "dataset.held_out", lambda v: 0 < v < 1, "above 0 and below 1")
     _check(cfg, "dataset.filter.return_quantile", lambda v: 0 <= v <= 1, "from 0 to 1")

@@ -19,6 +19,7 @@ from foundation.dataset.dataset import Batch, DistillationDataset
 from foundation.learning.losses import LossParams
 from foundation.learning.objective import Objective, RunFacts
 from foundation.learning.precision import Precision, compiled
+from foundation.learning.rounded_weights import RoundedWeights
 from foundation.learning.schedules import value_at
 from foundation.policies.output import PolicyOutput
 from foundation.students.base import Student
@@ -70,6 +71,8 @@ class Learner:
         self._nothing_to_watch = False
         self._first_watch = True
         self.average = copy.deepcopy(student).requires_grad_(False) if cfg.optimizer.ema_decay else None
+        self.rounded: list[RoundedWeights] = []
+        """Float weights of :attr:`policies` in the epochs of ``optimizer.int8_epochs``; before them none."""
         self.precision = Precision(cfg.optimizer.precision, next(student.parameters()).device)
         self.losses = compiled(self._losses, student) if cfg.optimizer.compile else self._losses
 
@@ -182,6 +185,8 @@ class Learner:
     ) -> Generator[None, None, LearningStats]:
         """Learn for one epoch as :meth:`learn` does, and stop after each update: another learner's may come between."""
         rate = self._set_learning_rate(epoch)
+        if epoch >= self.cfg.n_epochs - self.cfg.optimizer.int8_epochs and not self.rounded:
+            self._round_weights()
         params = self.objective.loss_params(epoch)
         weights = self.objective.term_weights(epoch)
         draw = dataset.flat_minibatches if self.sequence_length == 1 else dataset.sequence_minibatches
@@ -240,11 +245,25 @@ class Learner:
         return [(value * weights).sum() / total for value in values]
 
     @torch.no_grad()
+    def _round_weights(self) -> None:
+        """Begin to compute with rounded weights, from what was evaluated and saved until now."""
+        if self.average is not None:
+            for current, averaged in zip(self.student.parameters(), self.average.parameters(), strict=True):
+                current.copy_(averaged)
+        self._make_rounded()
+
+    def _make_rounded(self) -> None:
+        self.rounded = [RoundedWeights(policy) for policy in self.policies]
+        self.rounded[0].follow(self.optimizer)
+
+    @torch.no_grad()
     def _update_average(self) -> None:
         assert self.average is not None
         decay = self.cfg.optimizer.ema_decay or 0.0
         for averaged, current in zip(self.average.parameters(), self.student.parameters(), strict=True):
             averaged.lerp_(current, 1.0 - decay)
+        if self.rounded:  # matrices are averaged before they are rounded
+            self.rounded[1].average(self.rounded[0], decay)
 
     def _set_learning_rate(self, epoch: int) -> float:
         schedule = self.cfg.optimizer.lr_schedule
@@ -260,6 +279,8 @@ class Learner:
         state |= self.objective.state_dict()
         if self.average is not None:
             state["training_state_dict"] = self.student.state_dict()
+        if self.rounded:
+            state["float_weights"] = [part.weights for part in self.rounded]
         return state
 
     def load_state_dict(self, model: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
@@ -275,6 +296,11 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer_state_dict"])
         self.precision.load_state_dict(state)
         self.objective.load_state_dict(state)
+        saved = state.get("float_weights", [])
+        if len(saved) == len(self.policies):
+            self._make_rounded()
+            for part, weights in zip(self.rounded, saved, strict=True):
+                part.load(weights)
 
 
 def shorten(columns: list[int], most: int = 12) -> str:

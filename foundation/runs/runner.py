@@ -346,7 +346,10 @@ class DistillationRunner(Runner[Collection]):
     def _keep_best(self, evaluation: dict[str, float], epoch: int, made_by: int) -> None:
         """Save the student if no other was better; ``made_by``, counted from 0, is the epoch that it has learned in."""
         self.early_stopping.see(epoch, evaluation["mean_return"])
-        if evaluation["mean_return"] <= self.best_return:
+        first_rounded = self.cfg.n_epochs - self.cfg.optimizer.int8_epochs
+        # No student of float weights is the best one once there is one of rounded weights, which were asked for.
+        first_of_its_kind = self.best_epoch < first_rounded <= made_by
+        if evaluation["mean_return"] <= self.best_return and not first_of_its_kind:
             return
         self.best_return = evaluation["mean_return"]
         self.save_best(made_by, evaluation)
