@@ -20,13 +20,14 @@ def deploy_values(description: Description, checkpoint: Path) -> dict[str, Json]
             observations and actions.
     """
     env = run_config(checkpoint, "env.yaml")
-    return {
+    choices = description.num_choices
+    values: dict[str, Json] = {
         "step_dt": description.control_interval,
         "policy": {
             "name": description.name,
             "num_obs": description.num_obs,
             "num_actions": description.num_actions,
-            "num_choices": description.num_choices,
+            "num_choices": list(choices) if isinstance(choices, tuple) else choices,
             "state_size": description.state_size,
             "normalizer_inside": description.normalized,
             "task": description.task,
@@ -35,7 +36,10 @@ def deploy_values(description: Description, checkpoint: Path) -> dict[str, Json]
         "observation_groups": list(description.obs_groups),
         "observation_columns": None if description.obs_slice is None else list(description.obs_slice),
         "observations": {field.name: _field(field) for field in description.observations},
-        **({"observation_duties": list(description.duties)} if description.duties else {}),
+    }
+    if description.duties:
+        values["observation_duties"] = list(description.duties)
+    return values | {
         "observation_terms": _terms(env.get("observations"), description.obs_groups, _OBSERVATION_KEYS),
         "actions": {field.name: _action(field, description) for field in description.actions},
         "action_terms": _terms({"actions": env.get("actions")}, ("actions",), _ACTION_KEYS),

@@ -6,7 +6,7 @@ left and z up, and a vehicle begins where x is negative.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
@@ -52,8 +52,8 @@ def observations(state: torch.Tensor, previous_action: torch.Tensor, gate: torch
     position, velocity, way = to_body(rotation, [relative, state[VELOCITY], axis])
     rates = state[BODY_RATES]
     motors = motor_commands(state[ROTORS])
-    assert isinstance(motors, torch.Tensor)
-    policy = torch.cat([position, rotation, velocity, rates, previous_action, way, motors]).T
+    parts = [position, rotation, velocity, rates, previous_action, way, motors]
+    policy = torch.cat(cast("list[torch.Tensor]", parts)).T
     return {
         "policy": policy,
         "deployable": policy[:, :25],

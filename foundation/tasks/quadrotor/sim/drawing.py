@@ -69,7 +69,9 @@ class FleetRenderer:
         self._draws = 0
         self._backdrop: Image.Image | None = None
         panel = min(self.width / self._columns, self.height / self._rows)
-        self._font = ImageFont.load_default(size=int(_SCALE * max(11, min(18, panel / 16))))
+        self._line_height = int(_SCALE * max(11, min(18, panel / 16)))
+        """Of text [pixels of the canvas]."""
+        self._font = ImageFont.load_default(size=self._line_height)
         self._camera = _camera(azimuth=math.radians(-62), elevation=math.radians(24))
 
     def draw(
@@ -136,7 +138,7 @@ class FleetRenderer:
         y = round(top + (height - size[1]) / 2)
         image.paste(Image.fromarray(seen).resize(size, Image.Resampling.NEAREST), (x, y))
         canvas.rectangle((x - 1, y - 1, x + size[0], y + size[1]), outline=_BOX, width=_SCALE)
-        canvas.text((x, y - 1.4 * self._font.size), self._image_title, fill=_MUTED, font=self._font)
+        canvas.text((x, y - 1.4 * self._line_height), self._image_title, fill=_MUTED, font=self._font)
 
     def _view(self, i: int) -> _View:
         """Return the projection of a panel."""
