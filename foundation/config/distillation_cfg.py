@@ -28,6 +28,8 @@ CollectionMode = Literal["auto", "steps", "episodes"]
 DrawnPer = Literal["episode", "step"]
 OptimizerName = Literal["adam", "adamw", "rmsprop", "sgd"]
 Precision = Literal["float32", "bfloat16", "float16"]
+PREDICT = "predict"
+"""The loss term that reads an observation group (``TermCfg.group``)."""
 LoggerName = Literal["tensorboard", "wandb", "neptune"]
 
 
@@ -172,6 +174,11 @@ class TermCfg:
     """Which divergence this term is, where it is ``kl``. None: ``loss.direction``."""
     params: dict[str, float] = field(default_factory=dict)
     """Parameters that this term has of its own; they beat ``loss.params``."""
+    group: str | None = None
+    """Of ``predict``: the observation group that the student is to predict, such as what only the teacher sees."""
+    feed: bool = False
+    """Of ``predict``: make the prediction a layer of the student, which its last layers read, as in RMA's adaptation
+    module; off: a head that is for training alone and in no export."""
 
 
 @dataclass
@@ -184,7 +191,8 @@ class LossCfg:
     """What the main term is multiplied by; may change over the epochs."""
     auxiliary: dict[str, float | TermCfg] = field(default_factory=dict)
     """Further terms by name with their weights, e.g. ``{value: 0.5}``, or with settings of their own, e.g.
-    ``{value: {weight: {kind: linear, start: 1, end: 0.1}}}`` (:class:`TermCfg`). Values and Q-values are in units of
+    ``{value: {weight: {kind: linear, start: 1, end: 0.1}}}`` or ``{predict: {group: privileged, weight: 0.1}}``
+    (:class:`TermCfg`). Values and Q-values are in units of
     the teacher's own spread, features in units of each dimension's, so that weights mean the same in every task."""
     params: dict[str, float] = field(default_factory=dict)
     """Parameters that a loss has of its own, by name: ``distill.loss.params.level=0.9`` for a loss that is
@@ -213,6 +221,12 @@ class LossCfg:
     """Where the Huber loss turns linear [action units]."""
     min_std: float = 0.01
     """Floor of a learned standard deviation in ``nll`` and ``kl``, in action units."""
+
+    @property
+    def prediction(self) -> TermCfg | None:
+        """The term that predicts an observation group, if there is one."""
+        term = self.auxiliary.get(PREDICT)
+        return term if isinstance(term, TermCfg) else None
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from foundation.config.derived_cfg import check_derived
 from foundation.config.distillation_cfg import (
+    PREDICT,
     DistillationCfg,
     OptimizerName,
     ScheduleCfg,
@@ -363,6 +364,17 @@ def _check_losses(cfg: DistillationCfg, loss_names: Iterable[str] | None) -> Non
         for path, name in [("loss.name", cfg.loss.name), *(("loss.auxiliary", n) for n in cfg.loss.auxiliary)]:
             if ":" not in name and name not in valid:
                 raise UserError(f"{label(path)}: unknown loss '{name}'. {suggest(name, valid)}")
+    for name, term in cfg.loss.auxiliary.items():
+        group = term.group if isinstance(term, TermCfg) else None
+        fed = isinstance(term, TermCfg) and term.feed
+        if name == PREDICT and not group:
+            raise UserError(
+                f"{label(f'loss.auxiliary.{name}')} needs the observation group that is predicted: "
+                f"distill.loss.auxiliary={{{name}: {{group: NAME, weight: 0.1}}}}"
+            )
+        if name != PREDICT and (group or fed):
+            key = "group" if group else "feed"
+            raise UserError(f"{label(f'loss.auxiliary.{name}.{key}')}: only the term '{PREDICT}' has one")
     if cfg.loss.name in cfg.loss.auxiliary:
         name = cfg.loss.name
         raise UserError(

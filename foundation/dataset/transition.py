@@ -25,7 +25,7 @@ COLUMN_DTYPES = DTYPES | {
 """Types that a column of its own can have."""
 IMAGE = "image_"
 """Begins the name of a column that holds an image group of the student's observation."""
-TARGET_FIELDS = ("mean", "std", "value", "logits", "features", "pre_tanh", "concentration", "saliency")
+TARGET_FIELDS = ("mean", "std", "value", "logits", "features", "pre_tanh", "concentration", "saliency", "estimate")
 """The teacher's outputs, in the order in which they are stored."""
 
 

@@ -153,6 +153,10 @@ class Taps:
             self.see(inner, x)
         return x
 
+    def output(self, layer: nn.Module) -> torch.Tensor:
+        """Return the output of a layer that was run."""
+        return self._seen[id(layer)]
+
     def side_by_side(self) -> torch.Tensor:
         """Return the outputs. Shape: (..., sum of their sizes)."""
         outputs = [self._seen[id(layer)] for layer in self._layers]

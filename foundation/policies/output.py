@@ -32,6 +32,9 @@ class PolicyOutput(NamedTuple):
     saliency: torch.Tensor | None = None
     """How strongly the action depends on each observation that teacher and student share; only where a loss reads it.
     Shape: (..., num_shared)."""
+    estimate: torch.Tensor | None = None
+    """Estimate of an observation group that the policy does not read, in that group's units; as a target the group
+    itself. Only where a loss reads it, or the policy does. Shape: (..., size)."""
 
 
 def map_output(function: Callable[..., torch.Tensor], *outputs: PolicyOutput) -> PolicyOutput:

@@ -14,8 +14,10 @@ from torch import nn
 from foundation.config.distillation_cfg import ActionDistribution, StudentCfg
 from foundation.core.errors import UserError
 from foundation.policies.choices import best_choices, sizes_of
+from foundation.policies.estimator import Estimator
 from foundation.policies.layers import OBS, Constant, Layers
-from foundation.policies.memory import MemoryLayer, initial_state_of, reset_state_of, run_layers
+from foundation.policies.memory import MemoryLayer, Taps, initial_state_of, reset_state_of, run_layers
+from foundation.policies.mlp import build_mlp
 from foundation.policies.normalizer import ObsNormalizer
 from foundation.policies.output import PolicyOutput
 from foundation.policies.policy_network import PolicyNetwork
@@ -44,6 +46,20 @@ class NetworkCfg(StudentCfg):
     num_choices: int | list[int] | None = None
     """Choices of a discrete action, whose index is then the only action; a list: of each of several (MultiDiscrete),
     whose distributions are independent. The teacher's ``num_choices``. None: the actions are continuous."""
+    num_estimates: int = 0
+    """Numbers of another observation group that the student estimates and reads besides (filled in by the run, of
+    ``loss.auxiliary.predict.feed``)."""
+
+
+def last_size(hidden_dims: Sequence[int], num_in: int, cfg: NetworkCfg) -> int:
+    """Return the size of the last hidden layer of :meth:`Student.add_body`.
+
+    Args:
+        hidden_dims: Sizes of its layers; may be empty.
+        num_in: Numbers that they read, but for an estimate.
+        cfg: The student's config.
+    """
+    return hidden_dims[-1] if hidden_dims else num_in + cfg.num_estimates
 
 
 class Student(PolicyNetwork):
@@ -102,11 +118,30 @@ class Student(PolicyNetwork):
         elif cfg.stochastic:
             self.log_std = nn.Parameter(torch.full((num_actions,), cfg.init_std).log())
         self.value = nn.Linear(num_features, 1) if cfg.value_head else None
+        self.estimator: Estimator | None = None
+        """Estimates another observation group on the way; the body reads what it reads, and the estimate."""
 
     @classmethod
     def from_cfg(cls, cfg: StudentCfg, num_obs: int, num_actions: int) -> Self:
         """Build a student from its config."""
         raise TypeError(f"{cls.__name__} does not define from_cfg")
+
+    def add_body(self, num_in: int, hidden_dims: Sequence[int], activation: str) -> None:
+        """Create the last hidden layers, ``body``, and the estimator before them where the config asks for one.
+
+        Args:
+            num_in: Numbers that they read.
+            hidden_dims: Sizes of the layers.
+            activation: By RSL-RL's names.
+        """
+        size = self.cfg.num_estimates
+        if size:
+            self.estimator = Estimator(num_in, size, activation)
+        self.body = build_mlp(num_in + size, hidden_dims, None, activation)
+
+    def last_layers(self) -> tuple[nn.Module, ...]:
+        """Return the estimator, if there is one, and the body."""
+        return (self.body,) if self.estimator is None else (self.estimator, self.body)
 
     def trunk(self) -> Sequence[nn.Module]:
         """Return the hidden layers, from normalised observations to the features that the heads read, in order.
@@ -139,9 +174,15 @@ class Student(PolicyNetwork):
     ) -> tuple[PolicyOutput, torch.Tensor | None]:
         """Act for one step or for many."""
         taps = self.make_taps()
+        if taps is None and self.estimator is not None:
+            taps = Taps([])
         features, _, state = run_layers(self.trunk(), self._normalized(obs), state, resets, sequence, taps=taps)
         output = self._heads(features)
-        return output if taps is None else output._replace(features=taps.side_by_side()), state
+        if taps is not None and self.tapped:
+            output = output._replace(features=taps.side_by_side())
+        if taps is not None and self.estimator is not None:
+            output = output._replace(estimate=self.estimator.in_own_units(taps.output(self.estimator)))
+        return output, state
 
     def update_normalizer(self, obs: torch.Tensor) -> None:
         """Take more observations into the normaliser. Shape: (..., num_obs), or without images."""
@@ -222,7 +263,8 @@ class Student(PolicyNetwork):
     @property
     def hidden_dims(self) -> list[int]:
         """Sizes of the hidden layers, input side first."""
-        return [m.out_features for m in self.modules() if isinstance(m, nn.Linear) and m not in self._head_layers()]
+        apart = {*self._head_layers(), *(() if self.estimator is None else self.estimator.modules())}
+        return [m.out_features for m in self.modules() if isinstance(m, nn.Linear) and m not in apart]
 
     def _head_layers(self) -> list[nn.Module]:
         return [m for m in (self.mean, self.log_std, self.value) if isinstance(m, nn.Module)]

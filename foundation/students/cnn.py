@@ -14,11 +14,10 @@ from foundation.config.distillation_cfg import ImageEncoder, StudentCfg, Student
 from foundation.core.errors import UserError, suggest
 from foundation.policies.image_encoders import Shape
 from foundation.policies.layers import OBS, Layers
-from foundation.policies.mlp import build_mlp
 from foundation.policies.normalizer import ObsNormalizer
 from foundation.policies.rnn import RecurrentCore
 from foundation.policies.vision import FrameStack, GroupEncoders, build_image_encoder
-from foundation.students.base import NetworkCfg, Student
+from foundation.students.base import NetworkCfg, Student, last_size
 
 MAX_PIXELS = 1 << 22
 """Numbers that an image may have: no weight of a file bounds the sides of the images that it states."""
@@ -74,7 +73,7 @@ class CNNStudent(Student):
             raise UserError(f"student.images has {num_pixels} numbers, and the observation {num_obs}.")
         num_in = num_flat + len(shapes) * cfg.image_features
         num_read = num_in if cfg.memory == "none" else cfg.hidden_size
-        super().__init__(cfg, num_obs, num_actions, cfg.hidden_dims[-1] if cfg.hidden_dims else num_read)
+        super().__init__(cfg, num_obs, num_actions, last_size(cfg.hidden_dims, num_read, cfg))
         self.num_flat = num_flat
         """Numbers before the images."""
         self.normalizer = ObsNormalizer(num_flat)
@@ -88,7 +87,7 @@ class CNNStudent(Student):
         self.core = None
         if cfg.memory != "none":
             self.core = RecurrentCore(cfg.memory, num_in, cfg.hidden_size, cfg.num_layers)
-        self.body = build_mlp(num_read, cfg.hidden_dims, None, cfg.activation)
+        self.add_body(num_read, cfg.hidden_dims, cfg.activation)
 
     @classmethod
     def from_cfg(cls, cfg: StudentCfg, num_obs: int, num_actions: int) -> Self:
@@ -108,8 +107,8 @@ class CNNStudent(Student):
 
     def trunk(self) -> Sequence[nn.Module]:
         """Return the hidden layers in order."""
-        parts = (self.frames, self.encoder, self.core, self.body)
-        return [part for part in parts if part is not None]
+        parts = (self.frames, self.encoder, self.core)
+        return [*(part for part in parts if part is not None), *self.last_layers()]
 
     def typical_obs(self, noise: torch.Tensor) -> torch.Tensor:
         """Return observations as the environment may give them: by the normaliser's moments, images from dark to full.

@@ -14,8 +14,7 @@ from torch import nn
 from foundation.config.distillation_cfg import StudentCfg
 from foundation.core.errors import UserError
 from foundation.policies.memory import SlidingWindow
-from foundation.policies.mlp import build_mlp
-from foundation.students.base import NetworkCfg, Student
+from foundation.students.base import NetworkCfg, Student, last_size
 
 
 @dataclass
@@ -42,9 +41,9 @@ class HistoryStudent(Student):
         if cfg.length < 1:
             raise UserError(f"student.length must be at least 1 step, not {cfg.length}.")
         num_in = cfg.length * num_obs
-        super().__init__(cfg, num_obs, num_actions, cfg.hidden_dims[-1] if cfg.hidden_dims else num_in)
+        super().__init__(cfg, num_obs, num_actions, last_size(cfg.hidden_dims, num_in, cfg))
         self.window = SlidingWindow(num_obs, cfg.length)
-        self.body = build_mlp(num_in, cfg.hidden_dims, None, cfg.activation)
+        self.add_body(num_in, cfg.hidden_dims, cfg.activation)
 
     @classmethod
     def from_cfg(cls, cfg: StudentCfg, num_obs: int, num_actions: int) -> Self:
@@ -54,4 +53,4 @@ class HistoryStudent(Student):
 
     def trunk(self) -> Sequence[nn.Module]:
         """Return the hidden layers in order."""
-        return self.window, self.body
+        return self.window, *self.last_layers()

@@ -9,8 +9,7 @@ from typing import Self
 from torch import nn
 
 from foundation.config.distillation_cfg import ActionDistribution, StudentCfg
-from foundation.policies.mlp import build_mlp
-from foundation.students.base import NetworkCfg, Student
+from foundation.students.base import NetworkCfg, Student, last_size
 
 
 @dataclass
@@ -43,6 +42,7 @@ class StudentPolicy(Student):
         init_std: float = 0.5,
         num_choices: int | list[int] | None = None,
         distribution: ActionDistribution = "gaussian",
+        num_estimates: int = 0,
     ) -> None:
         """Create the network.
 
@@ -58,6 +58,7 @@ class StudentPolicy(Student):
             init_std: Standard deviation before training, in action units.
             num_choices: Choices of a discrete action, or of each of several. None: the actions are continuous.
             distribution: Of continuous actions: gaussian, tanh or beta.
+            num_estimates: Numbers of another observation group that it estimates and reads besides.
         """
         cfg = MLPStudentCfg(
             obs_normalization=obs_normalization,
@@ -67,11 +68,12 @@ class StudentPolicy(Student):
             init_std=init_std,
             num_choices=num_choices,
             distribution=distribution,
+            num_estimates=num_estimates,
             hidden_dims=[int(width) for width in hidden_dims],
             activation=activation,
         )
-        super().__init__(cfg, num_obs, num_actions, cfg.hidden_dims[-1] if cfg.hidden_dims else num_obs)
-        self.body = build_mlp(num_obs, cfg.hidden_dims, None, activation)
+        super().__init__(cfg, num_obs, num_actions, last_size(cfg.hidden_dims, num_obs, cfg))
+        self.add_body(num_obs, cfg.hidden_dims, activation)
 
     @classmethod
     def from_cfg(cls, cfg: StudentCfg, num_obs: int, num_actions: int) -> Self:
@@ -89,10 +91,11 @@ class StudentPolicy(Student):
             cfg.init_std,
             cfg.num_choices,
             cfg.distribution,
+            cfg.num_estimates,
         )
         student.cfg = cfg  # a class of another package keeps its own name and options
         return student
 
     def trunk(self) -> Sequence[nn.Module]:
         """Return the hidden layers in order."""
-        return (self.body,)
+        return self.last_layers()

@@ -11,7 +11,7 @@ from torch import nn
 from foundation.config.distillation_cfg import StudentCfg
 from foundation.policies.mlp import build_mlp
 from foundation.policies.rnn import RecurrentCore
-from foundation.students.base import NetworkCfg, Student
+from foundation.students.base import NetworkCfg, Student, last_size
 
 
 @dataclass
@@ -40,11 +40,11 @@ class RecurrentStudent(Student):
 
     def __init__(self, cfg: RecurrentCfg, num_obs: int, num_actions: int) -> None:
         """Create the layers that the config asks for."""
-        super().__init__(cfg, num_obs, num_actions, cfg.hidden_dims[-1] if cfg.hidden_dims else cfg.hidden_size)
+        super().__init__(cfg, num_obs, num_actions, last_size(cfg.hidden_dims, cfg.hidden_size, cfg))
         self.encoder = build_mlp(num_obs, cfg.encoder_dims, None, cfg.activation)
         num_in = cfg.encoder_dims[-1] if cfg.encoder_dims else num_obs
         self.core = RecurrentCore(self.kind, num_in, cfg.hidden_size, cfg.num_layers, cfg.learn_initial_state)
-        self.body = build_mlp(cfg.hidden_size, cfg.hidden_dims, None, cfg.activation)
+        self.add_body(cfg.hidden_size, cfg.hidden_dims, cfg.activation)
 
     @classmethod
     def from_cfg(cls, cfg: StudentCfg, num_obs: int, num_actions: int) -> Self:
@@ -54,4 +54,4 @@ class RecurrentStudent(Student):
 
     def trunk(self) -> Sequence[nn.Module]:
         """Return the hidden layers in order."""
-        return self.encoder, self.core, self.body
+        return self.encoder, self.core, *self.last_layers()

@@ -13,8 +13,8 @@ from foundation.config.distillation_cfg import StudentCfg
 from foundation.core.errors import UserError
 from foundation.policies.layers import Layers
 from foundation.policies.memory import SlidingWindow
-from foundation.policies.mlp import build_mlp, resolve_activation
-from foundation.students.base import NetworkCfg, Student
+from foundation.policies.mlp import resolve_activation
+from foundation.students.base import NetworkCfg, Student, last_size
 
 
 @dataclass
@@ -73,8 +73,7 @@ class TCNStudent(Student):
         """Create the layers that the config asks for."""
         if cfg.kernel_size < 2 or not cfg.channels:
             raise UserError("student.kernel_size must be at least 2 and student.channels must not be empty.")
-        num_features = cfg.hidden_dims[-1] if cfg.hidden_dims else cfg.channels[-1]
-        super().__init__(cfg, num_obs, num_actions, num_features)
+        super().__init__(cfg, num_obs, num_actions, last_size(cfg.hidden_dims, cfg.channels[-1], cfg))
         self.window = SlidingWindow(num_obs, cfg.kernel_size ** len(cfg.channels))
         layers: list[nn.Module] = []
         size = num_obs
@@ -82,7 +81,7 @@ class TCNStudent(Student):
             layers.append(TimeConvolution(cfg.kernel_size * size, width, cfg.activation))
             size = width
         self.convolutions = nn.ModuleList(layers)
-        self.body = build_mlp(size, cfg.hidden_dims, None, cfg.activation)
+        self.add_body(size, cfg.hidden_dims, cfg.activation)
 
     @classmethod
     def from_cfg(cls, cfg: StudentCfg, num_obs: int, num_actions: int) -> Self:
@@ -92,4 +91,4 @@ class TCNStudent(Student):
 
     def trunk(self) -> Sequence[nn.Module]:
         """Return the hidden layers in order."""
-        return self.window, *self.convolutions, self.body
+        return self.window, *self.convolutions, *self.last_layers()
