@@ -131,6 +131,8 @@ def open_saved(cfg: DistillationCfg, data: CollectedData) -> SavedDataset | None
     here["derived_groups"] = write_derived(data.derived, data.obs.groups)
     if data.num_teachers > 1:
         here["num_teachers"] = data.num_teachers
+    if "estimate" in data.targets:
+        here["predicted_group"] = predicted_group(cfg)
     for name, value in here.items():
         found = getattr(saved.layout, name)
         if found != value:
@@ -215,9 +217,16 @@ def layout_of(cfg: DistillationCfg, data: CollectedData, spec: BufferSpec) -> Da
         num_envs=spec.num_envs,
         num_teachers=spec.num_teachers,
         clip_actions=data.label_bound,
+        predicted_group=predicted_group(cfg),
         derived_groups=write_derived(data.derived, data.obs.groups),
         typed=dict(spec.typed),
     )
+
+
+def predicted_group(cfg: DistillationCfg) -> str | None:
+    """Return the observation group that the student predicts, if it predicts one."""
+    term = cfg.loss.prediction
+    return None if term is None else term.group
 
 
 def first_episode(dataset: DistillationDataset, saved: SavedDataset | None, writer: DatasetWriter | None) -> int:
@@ -247,6 +256,12 @@ def load_offline(
     """
     layout = saved.layout
     device = torch.device(cfg.device)
+    if "estimate" in needed and layout.predicted_group != predicted_group(cfg):
+        there = f"holds '{layout.predicted_group}'" if layout.predicted_group else "holds no group"
+        raise UserError(
+            f"distill.loss.auxiliary.predict.group is '{predicted_group(cfg)}' and the dataset '{saved.path}' {there} "
+            "to predict: collect it again with this term"
+        )
     targets = {name: size for name, size in layout.targets.items() if name in kept}
     missing = {name: layout.sizes["mean"] if name == "std" else 1 for name in needed if name not in layout.sizes}
     check_targets(saved, {} if "logits" in layout.sizes else missing)

@@ -22,7 +22,7 @@ __all__ = ["DTYPES", "TARGET_FIELDS", "Batch", "BufferSpec", "DistillationDatase
 GATHERED_ROWS = 16384
 """Transitions that are gathered at once, for several small batches together."""
 GATHERED_BYTES = 1 << 25
-"""Most bytes of images that are gathered at once, a batch at least."""
+"""Most bytes of images, as float32, that are gathered at once; a batch may have more."""
 
 
 class DistillationDataset:
@@ -114,6 +114,12 @@ class DistillationDataset:
         """Size of the whole storage when full [bytes]."""
         return self.spec.num_bytes
 
+    @property
+    def gathered_rows(self) -> int:
+        """Most transitions that are gathered at once: those with images are large."""
+        pixels = self.spec.obs_size - self.num_obs if self.images else 0
+        return min(GATHERED_ROWS, max(1, GATHERED_BYTES // (4 * pixels))) if pixels else GATHERED_ROWS
+
     def column(self, name: str) -> torch.Tensor:
         """Return a column of the whole storage, as it is stored. Shape: (max_chunks, chunk_steps, num_envs, ...)."""
         return self.typed[name] if name in self.typed else self.rows[..., self.columns[name]]
@@ -151,8 +157,9 @@ class DistillationDataset:
             step: Step within the chunk.
             obs: The student's observations, images flattened behind what is flat. Shape: (num_envs, num_obs), or that
                 of the column ``obs``.
-            targets: The teacher's outputs for them, with every stored field. None: :meth:`write_targets` writes them
-                later.
+            targets: The teacher's outputs at them, the observation group to predict among them (``estimate``); every
+                stored field must be there. None: they follow by :meth:`write_targets`, but for ``estimate``, which is
+                in ``extra``.
             resets: Whether this step begins an episode. Shape: (num_envs,).
             teacher_index: Each transition's teacher. Shape: (num_envs,).
             state: The student's memory before this step; stored if a training sequence begins here. Shape: (num_envs,
@@ -212,6 +219,8 @@ class DistillationDataset:
         """
         steps = slice(first, first + len(targets.mean))
         for name in self.spec.target_names:
+            if name == "estimate":
+                continue  # no teacher's output: it was written with the step
             if name in self.columns:
                 self.rows[self._chunk, steps, :, self.columns[name]].copy_(getattr(targets, name))
             else:
@@ -321,9 +330,7 @@ class DistillationDataset:
     def _flat(self, batch_size: int, num_batches: int, shuffle: bool) -> Iterator[Batch]:
         weights = None if self.weights is None else self.weights.view(-1)
         # A gather of a few thousand transitions costs little more than one of 256, so that small batches share one.
-        heavy = sum(self.spec.typed[name].num_bytes for name in self.images)
-        rows = min(GATHERED_ROWS, GATHERED_BYTES // heavy) if heavy else GATHERED_ROWS
-        together = max(1, rows // batch_size)
+        together = max(1, self.gathered_rows // batch_size)
         for index in self._draw(self.chunk_steps, batch_size, num_batches, shuffle).split(together):
             flat = index.flatten()
             parts = {name: part.unbind() for name, part in self._gather(flat, index.shape).items()}
@@ -379,7 +386,7 @@ class DistillationDataset:
         return make_batch(parts, weights, resets, state)
 
     def chunk_batches(self, chunks: Sequence[int]) -> Iterator[Batch]:
-        """Return all transitions of some chunks, a batch for each chunk: flat, or sequences as in training.
+        """Return all transitions of some chunks, a batch for each chunk (with images several): flat, or sequences.
 
         Args:
             chunks: Their indices in the buffer.
@@ -387,18 +394,19 @@ class DistillationDataset:
         Returns:
             Batches as of :meth:`flat_minibatches`, or of :meth:`sequence_minibatches`, on the compute device.
         """
-        return deliver(self._chunk_batches(chunks), self.device, self.compute_device)
+        return self._delivered(self._chunk_batches(chunks))
 
     def _chunk_batches(self, chunks: Sequence[int]) -> Iterator[Batch]:
         items = self.num_envs * (self.chunk_steps // self.sequence_length)
-        for chunk in chunks:
-            index = torch.arange(chunk * items, (chunk + 1) * items, device=self.device)
+        most = max(1, self.gathered_rows // self.sequence_length) if self.images else items
+        weights = None if self.weights is None else self.weights.view(-1)
+        every = [torch.arange(chunk * items, (chunk + 1) * items, device=self.device) for chunk in chunks]
+        for index in (part for whole in every for part in whole.split(most)):
             if self.sequence_length > 1:
                 yield self._sequence_batch(index)
             else:
-                yield make_batch(
-                    self._gather(index, (items,)), None if self.weights is None else self.weights[chunk].view(-1)
-                )
+                own = None if weights is None else weights.index_select(0, index)
+                yield make_batch(self._gather(index, (len(index),)), own)
 
     def _draw(self, per_env: int, batch_size: int, num_batches: int, shuffle: bool) -> torch.Tensor:
         """Draw transitions or sequences, numbered by chunk, time and environment, in that order.

@@ -70,3 +70,18 @@ def _managed(env: VecEnv) -> dict[str, tuple[Field, ...]]:
         if len(sizes) == len(terms):
             found[str(group)] = tuple(Field(name=str(n), size=size) for n, size in zip(terms, sizes, strict=True))
     return found
+
+
+def column_names(group: str, terms: Mapping[str, Sequence[Field]], obs: TensorDict) -> list[str]:
+    """Return the name and unit of each column of a group, such as ``linear_velocity_0 [m/s]``.
+
+    Args:
+        group: The group; a column of one without terms is named after it.
+        terms: What :func:`observation_terms` returned.
+        obs: Observations of the environment.
+    """
+    names: list[str] = []
+    for field in terms.get(group, (Field(name=group, size=obs[group].shape[-1]),)):
+        unit = f" [{field.unit}]" if field.unit else ""
+        names += [f"{field.name}{'' if field.size == 1 else f'_{index}'}{unit}" for index in range(field.size)]
+    return names

@@ -25,13 +25,13 @@ def held_out_loss(learner: Learner, dataset: DistillationDataset, epoch: int) ->
         epoch: Counted from 0, for schedules of the losses.
 
     Returns:
-        ``held_out_loss`` as the learner adds its terms up, each term where there are several, and ``action_rmse``
-        [action units].
+        ``held_out_loss`` as the learner adds its terms up, each term where there are several, ``action_rmse``
+        [action units], and the error of each column that is predicted, in its unit (``predict_rmse/NAME [UNIT]``).
     """
-    terms, square = _measure(learner, _whole_pass(dataset, learner.sequence_length), epoch)
+    terms, square, columns = _measure(learner, _whole_pass(dataset, learner.sequence_length), epoch)
     weights = dict(zip(terms, learner.objective.term_weights(epoch), strict=True))
     loss = sum(weight * terms[name] for name, weight in weights.items())
-    return {"held_out_loss": loss, "action_rmse": math.sqrt(square)} | (terms if len(terms) > 1 else {})
+    return {"held_out_loss": loss, "action_rmse": math.sqrt(square)} | (terms if len(terms) > 1 else {}) | columns
 
 
 @torch.no_grad()
@@ -45,18 +45,21 @@ def unseen_terms(learner: Learner, dataset: DistillationDataset, chunks: Sequenc
         epoch: Counted from 0, for schedules of the losses.
 
     Returns:
-        Each term, unweighted.
+        Each term, unweighted, and the error of each column that is predicted, in its unit.
     """
     most = max(1, BATCH_ROWS // (dataset.num_envs * dataset.chunk_steps))
     learner.objective.fit_standardiser(dataset, epoch, learner.policies)
     device = next(learner.policy.parameters()).device
     # Losses that draw labels take no random numbers from the run's generator: measuring changes nothing.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        return _measure(learner, dataset.chunk_batches(chunks[-most:]), epoch)[0]
+        terms, _, columns = _measure(learner, dataset.chunk_batches(chunks[-most:]), epoch)
+        return terms | columns
 
 
-def _measure(learner: Learner, batches: Iterable[Batch], epoch: int) -> tuple[dict[str, float], float]:
-    """Return each term's mean over all transitions, and that of the squared action error."""
+def _measure(
+    learner: Learner, batches: Iterable[Batch], epoch: int
+) -> tuple[dict[str, float], float, dict[str, float]]:
+    """Return each term's mean, that of the squared action error, and the error of each predicted column."""
     objective = learner.objective
     params = objective.loss_params(epoch)
     policy = learner.policy
@@ -64,6 +67,7 @@ def _measure(learner: Learner, batches: Iterable[Batch], epoch: int) -> tuple[di
     device = next(policy.parameters()).device
     sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=device)
     total = torch.zeros((), device=device)
+    predicted = torch.zeros(len(objective.estimate_names), dtype=torch.float64, device=device)
     for batch in batches:
         output = objective.outputs(policy, batch)
         weights = objective.weights(batch)
@@ -72,14 +76,19 @@ def _measure(learner: Learner, batches: Iterable[Batch], epoch: int) -> tuple[di
         values.append((output.mean - batch.targets.mean).square().mean(-1))
         sums += torch.stack([(value * weights).sum() for value in values]).double()
         total += weights.sum()
+        if objective.estimate_names and batch.targets.estimate is not None:
+            error = objective.estimate(output) - batch.targets.estimate
+            predicted += (error.square() * weights.unsqueeze(-1)).flatten(0, -2).sum(0).double()
     *means, square = (sums / total.clamp_min(1e-8)).tolist()
-    return dict(zip(names, means, strict=True)), square
+    errors = (predicted / total.clamp_min(1e-8)).sqrt().tolist()
+    columns = {f"predict_rmse/{name}": error for name, error in zip(objective.estimate_names, errors, strict=True)}
+    return dict(zip(names, means, strict=True)), square, columns
 
 
 def _whole_pass(dataset: DistillationDataset, length: int) -> Iterator[Batch]:
     """Yield every transition, or every sequence, once."""
     items = len(dataset) // length
-    size = max(1, min(items, BATCH_ROWS // length))
+    size = max(1, min(items, BATCH_ROWS // length, dataset.gathered_rows // length))
     draw = dataset.flat_minibatches if length == 1 else dataset.sequence_minibatches
     yield from draw(size, items // size, shuffle=False)
     if items % size:

@@ -102,11 +102,11 @@ class Learner:
 
     def prepare(self, student: PolicyOutput, teacher: PolicyOutput, facts: RunFacts | None = None) -> None:
         """Prepare the objective (:meth:`Objective.prepare`), and learn the adapters that it has made."""
-        before = self.objective.adapter
+        before = self.objective.learned_modules
         self.objective.prepare(student, teacher, facts)
-        adapter = self.objective.adapter
-        if adapter is not None and before is None:
-            self.optimizer.add_param_group({"params": list(adapter.parameters())})
+        for module in self.objective.learned_modules:
+            if module not in before:
+                self.optimizer.add_param_group({"params": list(module.parameters())})
 
     @torch.no_grad()
     def fit_normalizer(self, obs: torch.Tensor) -> None:

@@ -22,6 +22,8 @@ from foundation.learning.saliency import action_saliency
 from foundation.learning.sample_weights import check_sample_weights, sample_weights
 from foundation.learning.standardise import Predictor, Standardiser
 from foundation.learning.terms import Term, make_terms
+from foundation.policies.estimator import HIDDEN
+from foundation.policies.mlp import build_mlp
 from foundation.policies.output import PolicyOutput
 from foundation.policies.policy_network import as_float
 from foundation.students.base import Student
@@ -42,6 +44,8 @@ class RunFacts:
     """Sizes of the teacher's layers that ``distill.loss.layers`` names."""
     shared_columns: torch.Tensor | None = None
     """The student's observations that the teacher sees too. Shape: (num_shared,)."""
+    estimate_names: Sequence[str] = ()
+    """Name and unit of each column of the group that ``predict`` predicts, such as ``velocity_0 [m/s]``."""
 
 
 class Objective:
@@ -64,6 +68,10 @@ class Objective:
         self.adapter: nn.Linear | LayerAdapters | None = None
         self.layer_sizes: tuple[int, ...] = ()
         """Sizes of the teacher's layers in ``features``, where there are several."""
+        self.estimator: nn.Sequential | None = None
+        """Predicts another observation group from the student's features, for training alone."""
+        self.estimate_names: list[str] = []
+        """Of each column that is predicted; empty where nothing is."""
         self.mirror: Mirror | None = None
         self.salient_columns: torch.Tensor | None = None
         """Observations that student and teacher see, where a loss reads saliencies. Shape: (num_shared,)."""
@@ -120,6 +128,29 @@ class Objective:
         self._make_mirror(teacher, facts.groups)
         if "features" in self.target_fields() and self.adapter is None:
             self._make_adapter(student.features, teacher.features, list(facts.layer_sizes))
+        if teacher.estimate is not None:
+            self._make_estimator(student, teacher.estimate.shape[-1], list(facts.estimate_names))
+
+    def _make_estimator(self, student: PolicyOutput, size: int, names: list[str]) -> None:
+        """Make what predicts another observation group, unless the student does it itself."""
+        self.estimate_names = names or [str(column) for column in range(size)]
+        if student.estimate is None and self.estimator is None:
+            assert student.features is not None
+            head = build_mlp(student.features.shape[-1], [HIDDEN], size, "elu")
+            self.estimator = head.to(student.features.device)
+
+    def estimate(self, output: PolicyOutput) -> torch.Tensor:
+        """Return the student's prediction of another observation group, in its units. Shape: (..., size)."""
+        if self.estimator is None:
+            assert output.estimate is not None
+            return output.estimate
+        assert output.features is not None
+        return self.estimator(output.features)
+
+    @property
+    def learned_modules(self) -> list[nn.Module]:
+        """What learns beside the student, in the order in which it was made."""
+        return [module for module in (self.adapter, self.estimator) if module is not None]
 
     def _check_choices(self) -> None:
         """Refuse what is of one discrete action alone, where the student makes several."""
@@ -198,9 +229,15 @@ class Objective:
             return
         for name, several in self._predictors(policies).items():
             # New weights predict standardised numbers, trained ones the teacher's.
-            if name == "features" or self.cfg.student.init_checkpoint is None:
+            if name in ("features", "estimate") or self.cfg.student.init_checkpoint is None:
                 for predictor in several:
                     self.standardiser.to_own_units(name, predictor)
+        if "estimate" in self.standardiser.fields:
+            for policy in policies:
+                if policy.estimator is not None:
+                    policy.estimator.set_moments(
+                        self.standardiser.mean["estimate"], self.standardiser.scale["estimate"]
+                    )
 
     def _predictors(self, policies: Sequence[Student]) -> dict[str, list[Predictor]]:
         """Return the layers that predict each standardised field."""
@@ -210,6 +247,10 @@ class Objective:
             found["value"] = [Predictor(head) for head in heads if isinstance(head, nn.Linear)]
         if "features" in self.standardiser.fields and self.adapter is not None:
             found["features"] = predictors(self.adapter)
+        if "estimate" in self.standardiser.fields and self.estimator is not None:
+            head = self.estimator[-1]
+            assert isinstance(head, nn.Linear)
+            found["estimate"] = [Predictor(head)]
         # Whoever else reads the scores of the choices takes them as they are.
         if "logits" in self.standardiser.fields and all(
             term.spec.regresses_q for term in self.terms if term.spec.reads_choices
@@ -253,6 +294,8 @@ class Objective:
         Returns:
             One tensor per term. Shape: (...).
         """
+        if targets.estimate is not None:
+            output = output._replace(estimate=self.estimate(output))
         if self.adapter is not None and output.features is not None:
             output = output._replace(features=self.adapter(output.features))
         if self.salient_columns is not None and output.saliency is not None and targets.saliency is not None:
@@ -329,12 +372,18 @@ class Objective:
     def state_dict(self) -> dict[str, Any]:
         """Return the moments of the targets and the adapters' weights, for an exact resume."""
         state = self.standardiser.state_dict()
-        return state if self.adapter is None else state | {"adapter_state_dict": self.adapter.state_dict()}
+        if self.adapter is not None:
+            state["adapter_state_dict"] = self.adapter.state_dict()
+        if self.estimator is not None:
+            state["estimator_state_dict"] = self.estimator.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         if self.adapter is not None:
             self.adapter.load_state_dict(state["adapter_state_dict"])
+        if self.estimator is not None:
+            self.estimator.load_state_dict(state["estimator_state_dict"])
         self.standardiser.load_state_dict(state, next(self.student.parameters()).device)
         self._loaded = True
 

@@ -12,8 +12,9 @@ from torch import nn
 from foundation.dataset.dataset import DistillationDataset
 from foundation.policies.output import PolicyOutput
 
-STANDARDISED = ("value", "features", "logits")
-"""Outputs whose unit is arbitrary: returns and Q-values are in the task's own unit, features in none."""
+STANDARDISED = ("value", "features", "logits", "estimate")
+"""Outputs whose unit is arbitrary: returns and Q-values are in the task's own unit, features in none, and the columns
+of an observation group that is estimated in one each."""
 MIN_SHARE = 0.1
 """A dimension that hardly varies is divided by this share of the root mean square spread of all dimensions."""
 
@@ -60,10 +61,7 @@ class Standardiser:
         for name in self.fields:
             mean, std = dataset.target_moments(name)
             overall = std.square().mean().sqrt()
-            scale = overall.expand_as(std) if name == "logits" else torch.maximum(std, MIN_SHARE * overall)
-            # What never varies cannot be divided by its spread; its unit is kept.
-            least = 1e-6 * mean.abs().amax().clamp_min(1e-6)
-            scale = torch.where(overall > least, scale, torch.ones_like(scale))
+            scale = _scale_of(name, mean, std, overall)
             if name in self.mean:
                 # In place: a compiled function keeps using the tensors that it was compiled with.
                 self.mean[name].copy_(mean)
@@ -121,3 +119,13 @@ class Standardiser:
         for name, (mean, scale) in state.get("target_moments", {}).items():
             self.mean[name] = mean.to(device)
             self.scale[name] = scale.to(device)
+
+
+def _scale_of(name: str, mean: torch.Tensor, std: torch.Tensor, overall: torch.Tensor) -> torch.Tensor:
+    """Return what a field is divided by; the unit of what never varies is kept. Shape: (size,)."""
+    if name == "estimate":  # each column has a unit of its own
+        least = 1e-6 * mean.abs().clamp_min(1e-6)
+        return torch.where(std > least, std, torch.ones_like(std))
+    scale = overall.expand_as(std) if name == "logits" else torch.maximum(std, MIN_SHARE * overall)
+    least = 1e-6 * mean.abs().amax().clamp_min(1e-6)
+    return torch.where(overall > least, scale, torch.ones_like(scale))

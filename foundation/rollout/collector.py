@@ -44,6 +44,7 @@ class Collector:
         assignment: Assigns teachers to environments. None: all have the same teacher.
         correction: Removes the teachers' position offsets from the stored observations. None: they are left.
         recorder: Follows the episodes of the transitions, saves and filters them. None: nothing is saved or filtered.
+        predicted: Observation group that is stored for the student to predict. None: none.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Collector:
         assignment: TeacherAssignment | None = None,
         correction: PositionCorrection | None = None,
         recorder: EpisodeLog | None = None,
+        predicted: str | None = None,
     ):
         self.env = env
         self.dataset = dataset
@@ -95,6 +97,7 @@ class Collector:
             label_bound=bound_of_labels(self.cfg, label_bound),
             assignment=assignment,
             correction=correction,
+            predicted=predicted,
         )
         self.tracker = EpisodeTracker(
             env.num_envs, dataset.chunk_steps, env.device, int(env.max_episode_length), self.actor.episode_labels

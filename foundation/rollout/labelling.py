@@ -31,6 +31,7 @@ class LabellingActor:
         label_bound: Labels are clipped to [-bound, bound]. None: they are not clipped.
         assignment: Assigns teachers to environments. None: all have the same teacher.
         correction: Removes the teachers' position offsets from the stored observations. None: they are left.
+        predicted: Observation group that is stored for the student to predict. None: none.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class LabellingActor:
         label_bound: float | None = None,
         assignment: TeacherAssignment | None = None,
         correction: PositionCorrection | None = None,
+        predicted: str | None = None,
     ):
         self.teacher = teacher
         self.student = student
@@ -51,6 +53,7 @@ class LabellingActor:
         self.label_bound = label_bound
         self.assignment = assignment
         self.correction = correction
+        self.predicted = predicted
         self.late = LateLabels(teacher, dataset, self._clip)
         self.resets = torch.ones_like(mixture.everywhere)
         """Whether the next step begins an episode. Shape: (num_envs,)."""
@@ -94,7 +97,11 @@ class LabellingActor:
         self._index = None if self.assignment is None else self.assignment.index(obs)
         stored = student_obs if self.correction is None else self.correction(student_obs, obs, self._index)
         targets = None if label is None else self._clip(label)
-        self.dataset.write(self._step, stored, targets, self.resets, self._index, state)
+        extra: dict[str, torch.Tensor] = {}
+        if self.predicted is not None:
+            extra["estimate"] = obs[self.predicted]
+            targets = None if targets is None else targets._replace(estimate=obs[self.predicted])
+        self.dataset.write(self._step, stored, targets, self.resets, self._index, state, extra)
         if label is None:
             self.late.add(teacher_obs, self.resets)
         self._step += 1

@@ -24,7 +24,7 @@ from foundation.runs.context import ProcessContext, Settings, Shown
 from foundation.runs.report import Reporter
 from foundation.runs.run_state import BEST, LATEST, SavedState, write_state
 from foundation.students import make_student
-from foundation.students.base import Student
+from foundation.students.base import NetworkCfg, Student
 
 RECURRENT_SEQUENCE = 50
 """Steps in a training sequence of a student with memory, where nothing else is asked for."""
@@ -208,10 +208,22 @@ class Runner(RunLoop[DistillationCfg, Reporter, Collected]):
         self.sequence_length = cfg.sequence_length or default
         self.learner = Learner(self.student, cfg, self.sequence_length)
 
+    def feed_prediction(self, size: int) -> None:
+        """Let the student estimate a group of so many columns on the way, where the config asks for it."""
+        term = self.cfg.loss.prediction
+        if term is not None and isinstance(self.cfg.student, NetworkCfg):
+            self.cfg.student.num_estimates = size if term.feed else 0
+
     def build_student(self, num_obs: int, num_actions: int) -> Student:
         """Build the student on the run's device, its weights drawn or read."""
         cfg = self.cfg.student
         student = make_student(cfg, num_obs, num_actions).to(self.context.device)
+        term = self.cfg.loss.prediction
+        if term is not None and term.feed and student.estimator is None:
+            raise UserError(
+                f"distill.loss.auxiliary.predict.feed=true: student={cfg.name} has no place for an estimate. Give it one "
+                "(Student.add_body), or set feed=false"
+            )
         if cfg.init_checkpoint is not None:
             initialise_student(student, cfg.init_checkpoint)
         return student
@@ -277,4 +289,6 @@ class Runner(RunLoop[DistillationCfg, Reporter, Collected]):
             )
         if ("adapter_state_dict" in values) != (self.learner.objective.adapter is not None):
             raise UserError("The loss 'feature' cannot come or go when a run is resumed: give the same losses.")
+        if ("estimator_state_dict" in values) != (self.learner.objective.estimator is not None):
+            raise UserError("The loss 'predict' cannot come or go when a run is resumed: give the same losses.")
         self.learner.load_state_dict(values["model_state_dict"], values)

@@ -62,6 +62,7 @@ class OfflineRunner(Runner[None]):
         self.best_loss = math.inf
         self.best: dict[str, float] = {}
         self.early_stopping = EarlyStopping(cfg.early_stopping)
+        self.feed_prediction(layout.sizes.get("estimate", 0))
         self.make_learner(layout.obs_size, layout.sizes["mean"])
         self.train, self.held_out = self._load()
         self._prepare()

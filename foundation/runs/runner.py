@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensordict import TensorDict
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.plain import to_plain
-from foundation.core.errors import RunInterrupted, UserError, reading
-from foundation.dataset.build import CollectedData, build_dataset
+from foundation.core.errors import RunInterrupted, UserError, reading, suggest
+from foundation.dataset.build import CollectedData, build_dataset, predicted_group
 from foundation.dataset.disk.reader import SavedDataset
 from foundation.dataset.transition import Column, image_column, stored_column
+from foundation.deploy.description import Field
 from foundation.engines.base import EnvCapabilities, MakeEvalEnv, VecEnv
+from foundation.engines.observation_terms import column_names, observation_terms
 from foundation.evaluation.robustness import robustness_table
 from foundation.learning.early_stopping import EarlyStopping
 from foundation.learning.held_out import unseen_terms
@@ -109,6 +112,7 @@ class DistillationRunner(Runner[Collection]):
             assignment=self.teachers.assignment,
             correction=self.teachers.correction,
             recorder=self.recorder,
+            predicted=self.predicted,
         )
         self.shards = DatasetShards(self.dataset, run_dir, cfg.dataset.disk_gb, keep=not cfg.on_policy)
         self.watch = None
@@ -134,6 +138,8 @@ class DistillationRunner(Runner[Collection]):
         base.check(obs, "teacher", self.teacher.num_obs)
         self.student_obs = student_selector(student, obs)
         self.num_obs = self.student_obs.check(obs, "student")
+        self.predicted = self._predicted_group(obs)
+        """Observation group that the student predicts; None: none."""
         self.teachers = RunTeachers(self.teacher, self.cfg, self.env, base, self.student_obs)
         self.teacher_obs = self.teachers.selector
         if self.teacher.num_actions != self.env.num_actions:
@@ -141,6 +147,20 @@ class DistillationRunner(Runner[Collection]):
                 f"The teacher has {self.teacher.num_actions} actions but the task '{self.cfg.task}' takes "
                 f"{self.env.num_actions}: this checkpoint was trained on another task."
             )
+
+    def _predicted_group(self, obs: TensorDict) -> str | None:
+        """Return the group that the loss ``predict`` names, checked."""
+        group = predicted_group(self.cfg)
+        if group is None:
+            return None
+        key = "distill.loss.auxiliary.predict.group"
+        if group not in obs.keys():  # noqa: SIM118  # a TensorDict's
+            names = [str(name) for name in obs.keys()]  # noqa: SIM118
+            raise UserError(f"{key}: the environment has no observation group '{group}'. {suggest(group, names)}")
+        if obs[group].ndim != 2:
+            raise UserError(f"{key}: group '{group}' has shape {tuple(obs[group].shape[1:])}: predict a flat one.")
+        self.feed_prediction(obs[group].shape[-1])
+        return group
 
     def _make_dataset(self) -> None:
         """Build the dataset, with the transitions that it begins with, and what saves and filters its episodes."""
@@ -187,6 +207,9 @@ class DistillationRunner(Runner[Collection]):
         path = self.cfg.dataset.load
         return path is not None and "obs" not in SavedDataset(path).layout.typed
 
+    def _terms_of(self, obs: TensorDict) -> dict[str, tuple[Field, ...]]:
+        return observation_terms(self.env, self.cfg.task or "", obs)
+
     @torch.no_grad()
     def _probe_targets(self) -> dict[str, int]:
         """Evaluate teacher and student once; return the size of each of their outputs that is needed."""
@@ -199,8 +222,11 @@ class DistillationRunner(Runner[Collection]):
             groups={name: math.prod(obs[name].shape[1:]) for name in self.student_obs.groups},
             layer_sizes=self.teachers.tap_layers(),
             shared_columns=None if shared is None else shared[0],
+            estimate_names=[] if self.predicted is None else column_names(self.predicted, self._terms_of(obs), obs),
         )
         teacher = PolicyActor(self.labelling, self.teacher_obs).output(self.teacher_obs(obs))
+        if self.predicted is not None:
+            teacher = teacher._replace(estimate=obs[self.predicted].float())
         student = PolicyActor(self.student, self.student_obs).output(self.student_obs(obs))
         self.learner.prepare(student, teacher, facts)
         if self.cfg.dataset.save is not None:

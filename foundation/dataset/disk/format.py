@@ -49,6 +49,8 @@ class DatasetLayout:
     """Each transition has a weight, ``weights``. This program writes none, and takes those that are there."""
     clip_actions: float | None = None
     """The labels are clipped to this bound [action units]; null: they are not."""
+    predicted_group: str | None = None
+    """Observation group that the column ``estimate`` holds, for a student to predict; null: there is none."""
     derived_groups: dict[str, Any] = field(default_factory=dict)
     """Those of ``obs_groups`` that were made of the environment's own, by name, with their settings and terms."""
     typed: dict[str, Column] = field(default_factory=dict)
@@ -87,8 +89,9 @@ class DatasetLayout:
         columns = {name: [part.start, part.stop] for name, part in self.columns.items()}
         values = asdict(self)
         typed = values.pop("typed")
-        if not self.derived_groups:
-            del values["derived_groups"]
+        for name in ("derived_groups", "predicted_group"):
+            if not values[name]:
+                del values[name]
         if not typed:
             return {"format": FORMAT, "version": PLAIN_VERSION, **values, "columns": columns}
         typed = {name: {"shape": list(column.shape), "dtype": column.dtype} for name, column in self.typed.items()}
