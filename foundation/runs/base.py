@@ -221,8 +221,8 @@ class Runner(RunLoop[DistillationCfg, Reporter, Collected]):
         term = self.cfg.loss.prediction
         if term is not None and term.feed and student.estimator is None:
             raise UserError(
-                f"distill.loss.auxiliary.predict.feed=true: student={cfg.name} has no place for an estimate. Give it one "
-                "(Student.add_body), or set feed=false"
+                f"distill.loss.auxiliary.predict.feed=true: student={cfg.name} has no place for an estimate. Give it "
+                "one (Student.add_body), or set feed=false"
             )
         if cfg.init_checkpoint is not None:
             initialise_student(student, cfg.init_checkpoint)

@@ -28,6 +28,8 @@ def test_the_gradient_reaches_the_student_and_never_the_teacher(name):
     obs = torch.randn(16, 3)
     teacher.requires_grad_(False)  # as every teacher that is read
     target = teacher.step(obs)[0]._replace(saliency=torch.rand(16, 3))
+    if name == "predict":
+        target = target._replace(estimate=torch.rand(16, 2))
     learner.prepare(student.step(obs)[0], target, RunFacts(shared_columns=torch.arange(3)))
     values = learner.losses(Batch(obs, target), learner.objective.loss_params(0))
     values[-1].backward()

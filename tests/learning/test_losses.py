@@ -31,7 +31,7 @@ def outputs(*, steps: int = 0, std: bool = True, logits: bool = False, seed: int
         return torch.randn(*lead, size, generator=generator, dtype=torch.float64)
 
     output = PolicyOutput(draw(3), draw(3).exp() if std else None, draw(1), draw(6) * 2.0 if logits else None, draw(7))
-    return output._replace(saliency=draw(5).abs())
+    return output._replace(saliency=draw(5).abs(), estimate=draw(3))
 
 
 def squashed(seed: int) -> tuple[PolicyOutput, TransformedDistribution]:

@@ -94,7 +94,8 @@ def test_the_lists_of_what_losses_read_are_true(name, discrete):
     def output() -> PolicyOutput:
         mean, logits = torch.randn(64, 3, generator=generator), torch.randn(64, 5, generator=generator)
         small = 0.05 + 0.05 * torch.rand(64, 3, generator=generator)
-        return PolicyOutput(mean, small, mean[:, :1], logits if discrete else None, mean, saliency=mean.abs())
+        chosen = logits if discrete else None
+        return PolicyOutput(mean, small, mean[:, :1], chosen, mean, saliency=mean.abs(), estimate=mean)
 
     student, teacher = output(), output()
     base = LossParams(huber_delta=1.0, min_std=0.01, temperature=1.0, student_temperature=1.0)

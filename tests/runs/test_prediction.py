@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -27,7 +29,7 @@ TERMS = (Field(name="speed", size=2, unit="m/s"), Field(name="mass", size=1, uni
 class HiddenEnv(RegulatorEnv):
     """The regulator, whose state is seen as a mixture; ``hidden`` is 100 times its state, and a number that is 5."""
 
-    observation_terms = {"hidden": TERMS}
+    observation_terms: ClassVar = {"hidden": TERMS}
 
     def get_observations(self) -> TensorDict:
         mixed = self.state @ torch.tensor([[0.6, 0.8], [-0.8, 0.6]])
