@@ -175,6 +175,7 @@ def observation_names(task: str, selector: ObsSelector) -> list[str]:
             return []
         for field in layout[group]:
             unit = f" [{field.unit}]" if field.unit else ""
-            parts = [""] if field.size == 1 else [f" {_AXES[i] if field.size == 3 else i}" for i in range(field.size)]
+            axes = list(_AXES) if field.size == 3 else range(field.size)
+            parts = [""] if field.size == 1 else [f" {axis}" for axis in axes]
             names += [f"{field.name.replace('_', ' ')}{part}{unit}" for part in parts]
     return names if selector.obs_slice is None else names[slice(*selector.obs_slice)]

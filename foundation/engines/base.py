@@ -6,7 +6,7 @@ import argparse
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -233,32 +233,32 @@ def _whole(value: Any, least: int) -> int:
     return number
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(value)
     return value
 
 
-def _texts(value: Any) -> tuple[str, ...]:
+def _texts(value: str | Iterable[Any]) -> tuple[str, ...]:
     if isinstance(value, str):  # a sequence of its letters
         raise TypeError(value)
     return tuple(_text(name) for name in value)
 
 
-def _unit(value: Any) -> tuple[float, str]:
+def _unit(value: Iterable[Any]) -> tuple[float, str]:
     factor, unit = value
     return _finite(factor), _text(unit)
 
 
-def _units(value: Any) -> dict[str, tuple[float, str]]:
+def _units(value: Mapping[Any, Any]) -> dict[str, tuple[float, str]]:
     return {_text(name): _unit(unit) for name, unit in value.items()}
 
 
-def _columns(value: Any) -> dict[str, int]:
+def _columns(value: Mapping[Any, Any]) -> dict[str, int]:
     return {_text(group): _whole(column, 0) for group, column in value.items()}
 
 
-def _positions(value: Any) -> dict[str, tuple[int, str]]:
+def _positions(value: Mapping[Any, Any]) -> dict[str, tuple[int, str]]:
     found = {}
     for group, (column, frame) in value.items():
         if frame not in ("world", "body"):
@@ -267,7 +267,7 @@ def _positions(value: Any) -> dict[str, tuple[int, str]]:
     return found
 
 
-def _quantities(value: Any) -> dict[str, Quantity]:
+def _quantities(value: Mapping[Any, Any]) -> dict[str, Quantity]:
     found = {}
     for name, (unit, nominal, values) in value.items():
         levels = tuple(_finite(level) for level in values)
@@ -277,7 +277,7 @@ def _quantities(value: Any) -> dict[str, Quantity]:
     return found
 
 
-def _terms(value: Any) -> dict[str, tuple[Field, ...]]:
+def _terms(value: Mapping[Any, Any]) -> dict[str, tuple[Field, ...]]:
     found: dict[str, tuple[Field, ...]] = {}
     for group, terms in value.items():
         listed = terms
@@ -289,18 +289,18 @@ def _terms(value: Any) -> dict[str, tuple[Field, ...]]:
     return found
 
 
-def _counts(value: Any) -> tuple[int, ...]:
+def _counts(value: Iterable[Any]) -> tuple[int, ...]:
     return tuple(_whole(count, 1) for count in value)
 
 
-def _bounds(value: Any) -> tuple[tuple[float, float], ...]:
+def _bounds(value: Iterable[Any]) -> tuple[tuple[float, float], ...]:
     bounds = tuple((float(low), float(high)) for low, high in value)
     if not all(low <= high for low, high in bounds):
         raise ValueError(bounds)
     return bounds
 
 
-def _index(value: Any) -> torch.Tensor:
+def _index(value: torch.Tensor) -> torch.Tensor:
     if value.ndim != 1 or value.is_floating_point():
         raise ValueError(value)
     return value

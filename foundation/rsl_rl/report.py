@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for run in runs:
         for note in run.notes:
             logger.warning("%s: %s", run.path, note)
-    output = Path(args.output) if args.output else (runs[0].path / PAGE if len(runs) == 1 else Path(PAGE))
+    default = runs[0].path / PAGE if len(runs) == 1 else Path(PAGE)
+    output = Path(args.output) if args.output else default
     if output.is_dir():
         raise UserError(f"'{output}' is a folder: give --output FILE")
     page = make_page(runs, args.title).encode("utf-8", "backslashreplace")

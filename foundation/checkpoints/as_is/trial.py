@@ -10,7 +10,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import foundation
 from foundation.checkpoints.as_is.onnx_runtime import load_onnx
 from foundation.checkpoints.as_is.script import load_script
 from foundation.checkpoints.onnx.file import load_model
@@ -45,7 +44,7 @@ def try_in_child(path: Path, sizes: list[int], onnx: bool) -> None:
     if not (_may_loop_onnx(path) if onnx else _may_loop_script(path)):
         return
     runtime = "onnxruntime" if onnx else "PyTorch"
-    root = str(Path(foundation.__file__).parents[1])
+    root = str(Path(__file__).resolve().parents[3])  # where the package is found
     known = os.environ.get("PYTHONPATH")
     child = subprocess.Popen(
         [sys.executable, "-P", "-c", _PROGRAM, "onnx" if onnx else "script", str(path), *map(str, sizes)],
