@@ -164,9 +164,11 @@ def study(seed: int, iterations: int, every: int) -> dict[str, Any]:
                 steps = summary["env_steps"]
                 rows.append({"name": f"foundation, {name}", "env_steps": steps, "cpu": cpu, "return": value})
             for name, (runner, snapshots) in stock.items():
+                policy = runner.inference_policy()
                 for iteration, cpu, weights in snapshots:
-                    runner.policy.load_state_dict(weights)
-                    value = measure(env, runner.inference_policy(), seed + 1)
+                    policy.module.load_state_dict(weights)
+                    policy.reset()
+                    value = measure(env, policy, seed + 1)
                     steps = iteration * 32 * NUM_ENVS
                     label = "untrained student" if iteration == 0 else f"RSL-RL, {name}"
                     rows.append({"name": label, "env_steps": steps, "cpu": cpu, "return": value})
