@@ -37,6 +37,8 @@ _MAX_YAML = 2 << 20
 _MAX_JSON = 16 << 20
 """Largest files of text [B]."""
 _MAX_YAML_NODES = 50_000
+_LETTERS_OF_A_NODE = 256
+"""A longer text counts for more than one value: an alias of it is as short as any."""
 _DEEPEST_YAML = 64
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -363,11 +365,12 @@ def _count_nodes(node: yaml.Node, counts: dict[int, int]) -> int:
         return known
     counts[id(node)] = -1
     below: list[yaml.Node] = []
+    own = 1 + len(node.value) // _LETTERS_OF_A_NODE if isinstance(node, yaml.ScalarNode) else 1
     if isinstance(node, yaml.MappingNode):
         below = [part for pair in node.value for part in pair]
     elif isinstance(node, yaml.SequenceNode):
         below = node.value
-    total = 1 + sum(_count_nodes(part, counts) for part in below)
+    total = own + sum(_count_nodes(part, counts) for part in below)
     if total > _MAX_YAML_NODES:
         raise ArchiveError(f"its aliases make more than {_MAX_YAML_NODES} values of it")
     counts[id(node)] = total

@@ -17,6 +17,10 @@ _KNOWN = {"student": 0, "policy": 0, "teacher": 1, "random": 3, "zero": 6}
 """Places of the colours of names that come again from chart to chart."""
 MAX_POINTS = 400
 """Points of a line; of more, evenly spaced ones are drawn."""
+_LARGEST = 1e100
+"""Numbers beyond it are left out as infinite ones are: their differences and squares have to be numbers."""
+_CLOSEST = 1e-9
+"""Ends of an axis that are closer than this share of their size are moved apart: its ticks have to differ."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +101,17 @@ def line_chart(
         The text of an ``<svg>`` element; "" where there is nothing to draw.
     """
     lines = [kept for kept in map(_finite_part, lines) if kept.x]
-    levels = {name: value for name, value in (levels or {}).items() if math.isfinite(value)}
+    levels = {name: value for name, value in (levels or {}).items() if _is_drawn(value)}
     if not lines:
         return ""
     heights = [value for line in lines for part in (line.y, line.low, line.high) for value in part or ()]
     ends = min([*heights, *levels.values()]), max([*heights, *levels.values()])
     low, high = (ends[0] / 1.2, ends[1] * 1.2) if log else bounds or _padded(*ends)
     places = [value for line in lines for value in line.x]
-    left, right = (min(places), max(places)) if min(places) < max(places) else (min(places) - 1, max(places) + 1)
+    left, right = min(places), max(places)
+    if _are_close(left, right):
+        apart = max(1.0, _CLOSEST * max(abs(left), abs(right)))
+        left, right = left - apart, right + apart
     x = _Axis(left, right, _LEFT, WIDTH - _RIGHT)
     y = _Axis(low, high, HEIGHT - _BOTTOM, _TOP, log)
     names = [*(line.name for line in lines), *levels]
@@ -119,16 +126,25 @@ def line_chart(
     return _svg(title, parts)
 
 
+def _is_drawn(value: float) -> bool:
+    return -_LARGEST <= value <= _LARGEST
+
+
+def _are_close(low: float, high: float) -> bool:
+    """Whether there are no round numbers between the ends of an axis."""
+    return high - low <= max(_CLOSEST * max(abs(low), abs(high)), 1.0 / _LARGEST)
+
+
 def _finite_part(line: Line) -> Line:
     """Leave out the points that are not finite, and all but evenly spaced ones of many."""
-    kept = [i for i, (x, y) in enumerate(zip(line.x, line.y, strict=True)) if math.isfinite(x) and math.isfinite(y)]
+    kept = [i for i, (x, y) in enumerate(zip(line.x, line.y, strict=True)) if _is_drawn(x) and _is_drawn(y)]
     stride = max(1, math.ceil(len(kept) / MAX_POINTS))
     kept = [*kept[:-1:stride], *kept[-1:]]
 
     def pick(values: Sequence[float] | None) -> list[float] | None:
         if values is None:
             return None
-        return [values[i] if math.isfinite(values[i]) else line.y[i] for i in kept]
+        return [values[i] if _is_drawn(values[i]) else line.y[i] for i in kept]
 
     x, y = [line.x[i] for i in kept], [line.y[i] for i in kept]
     return Line(line.name, x, y, pick(line.low), pick(line.high), line.marks)
@@ -161,7 +177,7 @@ def bar_chart(title: str, y_label: str, bars: Sequence[tuple[str, Mapping[str, f
     Returns:
         The text of an ``<svg>`` element; "" where there is nothing to draw.
     """
-    heights = [value for _, group in bars for value in group.values() if math.isfinite(value)]
+    heights = [value for _, group in bars for value in group.values() if _is_drawn(value)]
     if not heights:
         return ""
     low, high = _padded(min(0.0, *heights), max(0.0, *heights))
@@ -175,7 +191,7 @@ def bar_chart(title: str, y_label: str, bars: Sequence[tuple[str, Mapping[str, f
     for index, (label, group) in enumerate(bars):
         for number, name in enumerate(names):
             value = group.get(name, math.nan)
-            if not math.isfinite(value):
+            if not _is_drawn(value):
                 continue
             left = x(index + 0.1 + 0.8 * number / len(names))
             width = max(0.5, (x(1.0) - x(0.0)) * 0.8 / len(names) - 0.5)
@@ -203,7 +219,7 @@ def scatter_chart(
     Returns:
         The text of an ``<svg>`` element; "" where there is nothing to draw.
     """
-    points = [(name, x, y) for name, x, y in points if x > 0 and math.isfinite(x) and math.isfinite(y)]
+    points = [(name, x, y) for name, x, y in points if 1.0 / _LARGEST < x <= _LARGEST and _is_drawn(y)]
     if not points:
         return ""
     x = _Axis(min(p[1] for p in points) / 1.6, max(p[1] for p in points) * 1.6, _LEFT, WIDTH - _RIGHT, log=True)
@@ -307,9 +323,10 @@ def _legend(names: Sequence[str], colours: Mapping[str, str], dashed: set[str] |
 
 def _padded(low: float, high: float) -> tuple[float, float]:
     """Return ends a little beyond two values, and apart where they are the same."""
-    margin = 0.05 * (high - low) or max(1e-12, 0.05 * abs(high)) or 1.0
-    if low == high == 0.0:
-        margin = 1.0
+    size = max(abs(low), abs(high))
+    margin = 0.05 * (high - low)
+    if _are_close(low, high):
+        margin = max(1e-12, 0.05 * size) if size else 1.0
     return low - margin, high + margin
 
 

@@ -7,12 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from foundation.core.archives import check_regular
 from foundation.core.errors import UserError
-from foundation.core.protobuf import BYTES, FIXED32, VARINT, wire_fields
+from foundation.core.protobuf import BYTES, FIXED32, VARINT, WireField, wire_fields
 
 PATTERN = "events.out.tfevents.*"
 _MOST_BYTES = 256 << 20
 """Largest event file that is read [B]."""
+_MOST_SCALARS = 300_000
+"""Most scalars that are kept of a folder: as Python's numbers they take far more memory than in the files."""
+_MOST_TAGS = 10_000
+_MOST_FIELDS = 4_000_000
+"""Most parts of a file that are looked at, some ten seconds of them: a scalar has about ten."""
+_FIELDS_OF_A_RECORD = 5
+"""What a record counts for, as its checksum is computed."""
 _POLYNOMIAL = 0x82F63B78
 _MASK_DELTA = 0xA282EAD8
 
@@ -34,15 +42,21 @@ def read_scalars(folder: Path) -> dict[str, Curve]:
         folder: The run's folder.
 
     Raises:
-        UserError: If a file is no event file, or corrupt; names it.
+        UserError: If a file is no event file, or corrupt, or holds more than any run writes; names it.
     """
     curves: dict[str, Curve] = {}
+    count = 0
     for path in sorted(folder.glob(PATTERN)):
         found: dict[str, Curve] = {}
         try:
+            check_regular(path)
             if path.stat().st_size > _MOST_BYTES:
                 raise UserError(f"'{path}' has more than {_MOST_BYTES >> 20} MB: no run of ours writes so much")
-            for tag, step, value in _scalars(path.read_bytes()):
+            for tag, step, value in _EventFile(path.read_bytes()).scalars():
+                count += 1
+                if count > _MOST_SCALARS or len(found) > _MOST_TAGS:
+                    most = f"{_MOST_SCALARS} scalars" if count > _MOST_SCALARS else f"{_MOST_TAGS} tags"
+                    raise UserError(f"'{path}': there are more than {most}: no run of ours writes so many")
                 curve = found.setdefault(tag, Curve([], []))
                 curve.steps.append(float(step))
                 curve.values.append(value)
@@ -57,34 +71,50 @@ def read_scalars(folder: Path) -> dict[str, Curve]:
     return curves
 
 
-def _scalars(content: bytes) -> Iterator[tuple[str, int, float]]:
-    """Yield (tag, step, value) of every scalar."""
-    for start, stop in _records(content):
-        step = 0
-        summaries = []
-        for field in wire_fields(content, start, stop):
-            if field.number == 2 and field.kind == VARINT:
-                step = field.value
-            elif field.number == 5 and field.kind == BYTES:
-                summaries.append(field)
-        for summary in summaries:
-            for field in wire_fields(content, summary.start, summary.stop):
-                if field.number == 1 and field.kind == BYTES:
-                    tag, value = _value(content, field.start, field.stop)
-                    if value is not None:
-                        yield tag, step, value
+class _EventFile:
+    """The content of an event file, of which no more is looked at than a run writes."""
 
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self._left = _MOST_FIELDS
 
-def _value(content: bytes, start: int, stop: int) -> tuple[str, float | None]:
-    """Return tag and number of one value of a summary; None for what is no scalar."""
-    tag = ""
-    value = None
-    for field in wire_fields(content, start, stop):
-        if field.number == 1 and field.kind == BYTES:
-            tag = content[field.start : field.stop].decode("utf-8", "replace")
-        elif field.number == 2 and field.kind == FIXED32:
-            (value,) = struct.unpack("<f", content[field.start : field.stop])
-    return tag, value
+    def scalars(self) -> Iterator[tuple[str, int, float]]:
+        """Yield (tag, step, value) of every scalar."""
+        for start, stop in _records(self.content):
+            self._take(_FIELDS_OF_A_RECORD)
+            step = 0
+            for field in self._fields(start, stop):
+                if field.number == 2 and field.kind == VARINT:
+                    step = field.value
+            for summary in self._fields(start, stop):  # again, as the step may come behind
+                if summary.number != 5 or summary.kind != BYTES:
+                    continue
+                for field in self._fields(summary.start, summary.stop):
+                    if field.number == 1 and field.kind == BYTES:
+                        tag, value = self._value(field.start, field.stop)
+                        if value is not None:
+                            yield tag, step, value
+
+    def _value(self, start: int, stop: int) -> tuple[str, float | None]:
+        """Return tag and number of one value of a summary; None for what is no scalar."""
+        tag = ""
+        value = None
+        for field in self._fields(start, stop):
+            if field.number == 1 and field.kind == BYTES:
+                tag = self.content[field.start : field.stop].decode("utf-8", "replace")
+            elif field.number == 2 and field.kind == FIXED32:
+                (value,) = struct.unpack("<f", self.content[field.start : field.stop])
+        return tag, value
+
+    def _fields(self, start: int, stop: int) -> Iterator[WireField]:
+        for field in wire_fields(self.content, start, stop):
+            self._take(1)
+            yield field
+
+    def _take(self, number: int) -> None:
+        self._left -= number
+        if self._left < 0:
+            raise ValueError(f"it has more than {_MOST_FIELDS} parts, and no run of ours writes so many")
 
 
 def _records(content: bytes) -> Iterator[tuple[int, int]]:

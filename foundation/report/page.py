@@ -64,7 +64,7 @@ def make_page(runs: Sequence[RunRecord], title: str | None = None) -> str:
     left_out = []
     size = sum(map(len, parts))
     for run in runs:
-        details = _details(run, is_only=len(runs) == 1)
+        details = _encodable(_details(run, is_only=len(runs) == 1))
         if size + len(details.encode()) > MOST_BYTES:
             left_out.append(run.name)
             continue
@@ -75,7 +75,7 @@ def make_page(runs: Sequence[RunRecord], title: str | None = None) -> str:
             f'<p class="note">Without details, as the page would be too large: {_text(", ".join(left_out))}</p>'
         )
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-    return (
+    return _encodable(
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -84,6 +84,11 @@ def make_page(runs: Sequence[RunRecord], title: str | None = None) -> str:
         + "\n".join(parts)
         + "\n</body></html>\n"
     )
+
+
+def _encodable(text: str) -> str:
+    """Return text in which halves of characters, as in names of files that are no UTF-8, are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _text(value: object) -> str:

@@ -10,8 +10,13 @@ from foundation.report.charts import Line, line_chart
 
 
 def number(value: object) -> float:
-    """Read a number of a file; NaN where there is none."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    """Read a number of a file; NaN where there is none, or an integer that is larger than any number."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def mappings(value: object) -> list[Mapping[str, Any]]:

@@ -198,6 +198,7 @@ def test_pipes_and_devices(tmp_path):
 
 
 YAML_BOMBS = {
+    "aliases of a long text": f"a: &a {'x' * 100_000}\nb: [{','.join(['*a'] * 400)}]\n",
     "aliases": "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{c}: &{c} [{','.join(['*' + p] * 9)}]\n" for p, c in zip("abcdefghi", "bcdefghij", strict=True)
     ),

@@ -73,3 +73,29 @@ def test_a_line_of_many_points_is_thinned():
     assert len(svg) < 20_000
     (points,) = re.findall(r'<polyline points="([^"]+)"', svg)
     assert points.split()[-1].split(",")[0] == f"{WIDTH - 12:.1f}"
+
+
+HUGE = [-1e308, 1e308, math.inf, math.nan, 1e101]
+
+
+@pytest.mark.parametrize("value", HUGE)
+def test_numbers_that_cannot_be_subtracted_are_left_out(value):
+    """As infinite ones are, in lines, bands, levels, bars and points."""
+    line = Line("a", [0.0, 1.0, value], [1.0, value, 2.0], [value] * 3, [value] * 3)
+    charts = [
+        line_chart("t", "x", "y", [line], {"level": value}),
+        bar_chart("t", "y", [("a", {"b": value, "c": 1.0})]),
+        scatter_chart("t", "x", "y", [("a", 1.0, 2.0), ("b", value, 1.0), ("c", 1.0, value)]),
+    ]
+    for chart in charts:
+        assert "nan" not in chart and "inf" not in chart
+        assert len(tree(chart)) > 0
+
+
+@pytest.mark.parametrize("values", [(2.0**64, 2.0**64 + 4096), (5e-324, 1e-323), (1e99, 1e99), (0.0, 0.0), (1.0, 1.0)])
+def test_values_that_are_nearly_the_same_have_an_axis(values):
+    """Steps of 64 bits and the smallest numbers too: the ticks differ."""
+    for x, y in ((values, (1.0, 2.0)), ((1.0, 2.0), values), (values, values)):
+        assert "polyline" in line_chart("t", "x", "y", [Line("a", list(x), list(y))])
+    scatter_chart("t", "x", "y", [("a", values[0], values[1])])
+    assert "rect" in bar_chart("t", "y", [("a", {"b": values[0], "c": values[1]})])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from pathlib import Path
 
 import pytest
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from foundation.core.errors import UserError
+from foundation.report import event_file
 from foundation.report.event_file import masked_crc, read_scalars
 
 
@@ -70,6 +73,49 @@ def test_flipped_bytes_never_end_in_a_traceback(tmp_path):
         except UserError:
             refused += 1
     assert refused > 0
+
+
+def record(body: bytes) -> bytes:
+    """Frame a record as TensorFlow does; readers here do not check the second checksum."""
+    head = struct.pack("<Q", len(body))
+    return head + struct.pack("<I", masked_crc(head)) + body + bytes(4)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x2a\x00" * 300,  # empty summaries
+        b"\x2a\x09\x0a\x07\x15" + bytes(4) + b"\x0a\x00",
+        b"\x10\x01" * 300,  # the step, again and again
+    ],
+)
+def test_no_more_parts_are_looked_at_than_a_run_writes(tmp_path, monkeypatch, body):
+    """However small the parts of a file are, reading it ends: in records, summaries, values or steps."""
+    monkeypatch.setattr(event_file, "_MOST_FIELDS", 500)
+    (tmp_path / "events.out.tfevents.1").write_bytes(record(body) * 100)
+    with pytest.raises(UserError, match="more than 500 parts"):
+        read_scalars(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("_MOST_SCALARS", "more than 5 scalars"), ("_MOST_TAGS", "more than 5 tags")]
+)
+def test_no_more_scalars_and_tags_are_kept_than_a_run_writes(tmp_path, monkeypatch, name, said):
+    """Python's numbers take far more memory than the file."""
+    monkeypatch.setattr(event_file, name, 5)
+    values = [b"\x2a\x0a\x0a\x08\x15" + bytes(4) + b"\x0a\x01" + bytes([65 + number]) for number in range(9)]
+    (tmp_path / "events.out.tfevents.1").write_bytes(b"".join(map(record, values)))
+    with pytest.raises(UserError, match=said):
+        read_scalars(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["", "/dev/zero"])
+def test_a_pipe_or_a_device_is_not_read(tmp_path, target):
+    """It may never end: a named pipe, and a link to a device."""
+    path = tmp_path / "events.out.tfevents.1"
+    os.mkfifo(path) if not target else path.symlink_to(target)
+    with pytest.raises(UserError, match="a pipe or a device"):
+        read_scalars(tmp_path)
 
 
 def test_the_checksum_is_that_of_rfc_3720():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 from html.parser import HTMLParser
 from pathlib import Path
@@ -229,3 +230,20 @@ def test_the_newest_run_and_a_sweep_are_found(capsys):
     assert run_command(report.main, [str(sweep), "--output", "sweep.html"]) == 0
     assert "Report of 2 runs: sweep.html" in capsys.readouterr().out
     assert Path("sweep.html").exists()
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe.pt", b"params/\xff.yaml"])
+def test_names_of_files_need_not_be_text(name):
+    """A name that is no UTF-8 is shown escaped."""
+    folder = make_run()
+    Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_text("a: 1")
+    assert "\\udcff" in page_of(folder).text
+
+
+def test_an_integer_may_be_larger_than_any_number():
+    """It is no figure, and the page is written."""
+    folder = make_run()
+    (folder / "summary.json").write_text(
+        json.dumps({"best_student_return": 10**400, "parameters": {"student": 10**400}})
+    )
+    assert "Files" in page_of(folder).text
