@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -10,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foundation.config.typing_fit import read_fields
 from foundation.core.errors import UserError
-from foundation.core.files import atomic_write_bytes
+from foundation.core.files import atomic_write_bytes, load_json
 
 _FIGURES = (
     ("return ratio", ("return_ratio",)),
@@ -51,14 +53,15 @@ class JobResult:
         if self.folder is None:
             return {}
         try:
-            summary = json.loads((Path(self.folder) / "summary.json").read_text())
-        except (OSError, ValueError):
+            summary = load_json(Path(self.folder) / "summary.json")
+        except (UserError, OSError, ValueError):
             return {}
         found: dict[str, float] = {}
         for column, path in _FIGURES:
             value = _at(summary, path)
             if column not in found and isinstance(value, int | float) and not isinstance(value, bool):
-                found[column] = float(value)
+                with contextlib.suppress(OverflowError):  # an integer that is larger than any number
+                    found[column] = float(value)
         return found
 
     def objective(self) -> float:
@@ -79,12 +82,18 @@ def _at(values: Any, path: Sequence[str]) -> Any:
 
 
 def read_results(folder: Path) -> list[JobResult]:
-    """Read what the jobs of a sweep have left, in the order of their numbers."""
+    """Read what the jobs of a sweep have left, in the order of their numbers.
+
+    Raises:
+        UserError: If one of the files cannot be read, or holds something else; names it.
+    """
     found = []
     for path in folder.glob("job_*.json"):
         try:
-            found.append(JobResult(**json.loads(path.read_text())))
-        except (OSError, ValueError, TypeError) as error:
+            values = load_json(path)
+            known = values if isinstance(values, Mapping) else {}
+            found.append(JobResult(**read_fields(JobResult, known, f"'{path}'")))
+        except UserError as error:
             raise UserError(f"cannot read '{path}', which a job of this sweep wrote: {error}") from error
     return sorted(found, key=lambda result: result.number)
 

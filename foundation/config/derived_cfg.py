@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -16,6 +15,8 @@ Lost = Literal["hold", "zero"]
 
 LONGEST = 10_000
 """Most steps of a history or a delay: more are a slip of the keyboard."""
+LARGEST = 1e30
+"""Bound of noise and rounding [units of the column]: beyond it float32 becomes infinite."""
 
 
 @dataclass
@@ -91,15 +92,15 @@ def check_derived(groups: Mapping[str, DerivedObsCfg], prefix: str = "distill.ob
         if not 1 <= cfg.history <= LONGEST:
             raise UserError(f"{where}.history is {cfg.history}: it must be from 1 (no history) to {LONGEST}")
         _check_numbers(where, "delay", cfg.delay, LONGEST, f"from 0 to {LONGEST}")
-        _check_numbers(where, "noise", cfg.noise, math.inf, "a finite number, 0 or more")
-        _check_numbers(where, "quantise", cfg.quantise, math.inf, "a finite number, 0 (off) or more")
+        _check_numbers(where, "noise", cfg.noise, LARGEST, f"a finite number, 0 or more, up to {LARGEST:g}")
+        _check_numbers(where, "quantise", cfg.quantise, LARGEST, f"a finite number, 0 (off) or more, up to {LARGEST:g}")
         _check_numbers(where, "dropout", cfg.dropout, 1.0, "from 0 to less than 1")
 
 
 def _check_numbers(where: str, name: str, value: float | Mapping[str, float], high: float, expected: str) -> None:
     by_term = value.items() if isinstance(value, Mapping) else [("", value)]
     for term, number in by_term:
-        below = number < high if name != "delay" else number <= high
+        below = number < high if name == "dropout" else number <= high
         if not (number >= 0 and below):
             key = f"{where}.{name}" + (f".{term}" if term else "")
             raise UserError(f"{key} is {number:g}: it must be {expected}")

@@ -209,7 +209,7 @@ def _fit_sequence(value: Any, hint: Any, origin: Any, args: tuple[Any, ...]) -> 
 
 def _fit_class(value: object, cls: type) -> Any:
     if cls is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return _not_nan(float(value))
+        return _not_nan(_as_float(value))
     if cls is int and isinstance(value, int) and not isinstance(value, bool):
         return _in_range(value)
     if cls is str and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -221,6 +221,14 @@ def _fit_class(value: object, cls: type) -> Any:
     if cls in (int, bool):
         return _need(type(value) is cls, value, cls)
     return _need(isinstance(value, cls), value, cls)
+
+
+def _as_float(value: float) -> float:
+    """Convert a number, which may be an integer larger than any ``float``."""
+    try:
+        return float(value)
+    except OverflowError:
+        raise MisfitError(f"a number of at most {sys.float_info.max:g}") from None
 
 
 def _fit_callable(value: object, hint: object) -> Any:

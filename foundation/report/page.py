@@ -19,6 +19,8 @@ MOST_BYTES = 1_900_000
 """Size of the page at which further runs get no details of their own [B]."""
 _MOST_LINES = 12
 """Runs whose curves share a chart."""
+_MOST_COLUMNS = 40
+"""Columns of a table whose names files give; of more, the first ones are shown."""
 _RETURNS = ("evaluation/mean_return", "data_collection/mean_return", "Train/mean_reward")
 """Tags of a run's progress, in the order in which they are looked for."""
 
@@ -110,6 +112,11 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]], mono: int | No
         return ""
     heads = "".join(f"<th>{_text(name)}</th>" for name in head)
     return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(body)}</tbody></table></div>'
+
+
+def _columns(names: Iterable[str]) -> list[str]:
+    """Return each name once, as columns of a table, and no more than can be looked at."""
+    return list(dict.fromkeys(names))[:_MOST_COLUMNS]
 
 
 def _charts(charts: Iterable[str]) -> str:
@@ -354,7 +361,7 @@ def _robustness(run: RunRecord) -> str:
 def _similarity(run: RunRecord) -> str:
     """Return the figures on the states of both, the observations that explain the errors, and the worst episodes."""
     states = mappings(mapping(run.studies.get("similarity")).get("states"))
-    names = list(dict.fromkeys(str(name) for one in states for name in mapping(one.get("figures"))))
+    names = _columns(str(name) for one in states for name in mapping(one.get("figures")))
     rows = [
         [one.get("states", ""), *(_number(number(mapping(one.get("figures")).get(name))) for name in names)]
         for one in states
@@ -394,9 +401,7 @@ def _efficiency(run: RunRecord) -> str:
 
 
 def _efficiency_table(measured: Mapping[str, Any]) -> str:
-    names: list[str] = []
-    for figures in measured.values():
-        names += [name for name in mapping(figures) if name not in names]
+    names = _columns(str(name) for figures in measured.values() for name in mapping(figures))
     rows = [
         [policy, *(_counted(number(mapping(figures).get(name))) for name in names)]
         for policy, figures in measured.items()

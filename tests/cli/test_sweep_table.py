@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -104,3 +105,40 @@ def test_a_result_that_was_tampered_with_is_named(tmp_path: Path) -> None:
     (tmp_path / "job_0.json").write_text('{"number": 0}')
     with pytest.raises(UserError, match=r"cannot read '.*job_0\.json', which a job of this sweep wrote"):
         read_results(tmp_path)
+
+
+GOOD = {"number": 0, "settings": [], "code": 0}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        json.dumps({**GOOD, "number": "first"}),
+        json.dumps({**GOOD, "folder": [5]}),
+        json.dumps({**GOOD, "folder": "a\0b"}),
+        json.dumps({**GOOD, "settings": [[1]]}),
+        json.dumps({"number": 0}),
+        "[]",
+    ],
+)
+def test_a_job_file_of_another_form_is_one_line(tmp_path: Path, content: str) -> None:
+    """Too deep, or a value of another type: the file is named, and nothing of it is used."""
+    (tmp_path / "job_0.json").write_text(content)
+    (tmp_path / "job_1.json").write_text(json.dumps({**GOOD, "number": 1}))
+    with pytest.raises(UserError, match=r"cannot read '.*job_0\.json', which a job of this sweep wrote"):
+        read_results(tmp_path)
+
+
+def test_a_job_file_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """One line, as for a damaged one."""
+    os.mkfifo(tmp_path / "job_0.json")
+    with pytest.raises(UserError, match="pipe or a device"):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize("summary", ["[" * 100_000, json.dumps({"return_ratio": 10**400}), "[]"])
+def test_a_damaged_summary_gives_no_figures(tmp_path: Path, summary: str) -> None:
+    """The table is printed without them."""
+    (tmp_path / "summary.json").write_text(summary)
+    assert JobResult(0, [], 0, str(tmp_path)).figures() == {}

@@ -247,3 +247,14 @@ def test_an_integer_may_be_larger_than_any_number():
         json.dumps({"best_student_return": 10**400, "parameters": {"student": 10**400}})
     )
     assert "Files" in page_of(folder).text
+
+
+def test_tables_do_not_grow_with_the_square_of_a_file():
+    """Every row with a column of its own: the first columns are shown."""
+    folder = make_run()
+    efficiency = {f"policy{i}": {f"figure{i}": 1.0} for i in range(2000)}
+    (folder / "summary.json").write_text(json.dumps({"efficiency": efficiency}))
+    states = [{"states": "both", "figures": {f"figure{i}": 1.0}} for i in range(2000)]
+    (folder / "similarity.json").write_text(json.dumps({"states": states}))
+    seen = page_of(folder)
+    assert "figure39" in seen.text and "figure40" not in seen.text and "policy1999" in seen.text
