@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -20,6 +21,9 @@ from foundation.config.typing_fit import (
     value_hint,
 )
 from foundation.core.errors import UserError, suggest
+
+_SPLIT_BRACES = re.compile(r"[^\s:{}]+:[^:{}]+$")
+"""What a shell leaves of ``key={a:1,b:2}`` without quotes: ``key=a:1`` and ``key=b:2``."""
 
 
 def apply_values(cfg: object, values: Mapping[str, Any], where: str = "", *, null: bool = False) -> None:
@@ -180,6 +184,11 @@ def _convert(current: object, value: object, hint: object, full: str) -> Any:
     choices = choices_of(hint)
     if choices and isinstance(value, str):
         raise UserError(f"'{full}' is {_show(value)}. {suggest(value, choices)}")
+    if isinstance(value, str) and _SPLIT_BRACES.match(value) and _fits({"key": 0}, hint):
+        raise UserError(
+            f"'{full}' is {_show(value)}: it must be {expected}; the shell splits braces without quotes: "
+            f"type '{full}={{{value}, ...}}' with the quotes"
+        )
     such = f", such as {full}=[{value}]" if isinstance(value, (str, int, float)) and _fits([value], hint) else ""
     raise UserError(f"'{full}' is {_show(value)}: it must be {expected}{such}")
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import pytest
 
+from foundation.config.derived_cfg import DerivedObsCfg
 from foundation.config.values import apply_values
 from foundation.core.errors import UserError
 
@@ -160,6 +161,17 @@ def test_a_key_at_the_wrong_place_is_answered_with_its_place() -> None:
     cfg["optimizer"]["learning_rates"] = 0
     with pytest.raises(UserError, match=r"Did you mean 'learning_rates'\?"):
         apply_values(cfg, {"optimizer.learningrate": 1}, "distill")
+
+
+def test_a_mapping_that_the_shell_has_split_is_answered_with_quotes() -> None:
+    """Of ``key={a:1,b:2}`` without quotes bash makes ``key=a:1 key=b:2``: the error says to quote."""
+    cfg = DerivedObsCfg()
+    with pytest.raises(UserError, match=r"braces without quotes: type 'obs\.noise=\{body_rates:0\.1, \.\.\.\}' with"):
+        apply_values(cfg, {"noise": "body_rates:0.1"}, "obs")
+    with pytest.raises(UserError, match=r"must be a number or a mapping \{key: value\}$"):
+        apply_values(cfg, {"noise": "little"}, "obs")
+    with pytest.raises(UserError, match=r"must be true or false$"):
+        apply_values(Outer(), {"flag": "a:1"}, "env")
 
 
 def test_one_value_for_a_list_is_answered_with_the_list_to_type() -> None:
