@@ -268,7 +268,7 @@ def robustness_table(measured: Robustness) -> Table:
     """Lay out worst case and mean over the range, a row for each quantity and policy."""
     table = Table(title=f"Robustness, {measured.episodes} episodes at each value", box=box.ROUNDED)
     table.title_justify = "left"
-    table.add_column("quantity")
+    table.add_column("quantity", overflow="fold", min_width=len("observation_dropout"))  # names differ at their ends
     table.add_column("policy")
     for heading in ("nominal", "worst", "at", "mean of range", "worst success"):
         table.add_column(heading, justify="right")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from types import MappingProxyType
 
 import pytest
 import torch
+from rich.console import Console
 from tensordict import TensorDict
 
 from foundation.core.errors import UserError
@@ -84,6 +86,16 @@ def test_each_policy_is_measured_at_each_value_from_the_same_starts():
     env.reset(0)
     assert env.wind == 0.0  # nominal again
     assert robustness_table(measured).row_count == 2 * len(measured.curves)
+
+
+def test_the_table_names_each_quantity_in_full_in_80_columns():
+    """Names that differ at their ends only, as ``observation_bias`` and ``observation_dropout``, are not cut."""
+    measured = measure_robustness(WindyEnv(), {"zero": Constant(0.0)}, num_episodes=4, seed=5)
+    page = io.StringIO()
+    Console(file=page, width=80).print(robustness_table(measured))
+    assert len(measured.curves) > 3
+    for curve in measured.curves:
+        assert curve.name in page.getvalue()
 
 
 def test_what_the_simulation_lacks_is_one_line():
