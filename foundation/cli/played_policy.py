@@ -128,7 +128,10 @@ class PlayedPolicy:
             groups = policy.obs_groups or (list(map(str, obs.keys())) if policy.code.reads_groups else ["policy"])
             policy.bind(obs, groups, None, env.num_actions, EnvCapabilities.of(env).action_choices)
         selector = teacher_selector(policy, obs, policy.obs_groups, policy.obs_slice)
-        selector.check(obs, "policy", policy.num_obs, key="--obs_groups")
+        try:
+            selector.check(obs, "policy", policy.num_obs, key="--obs_groups")
+        except UserError as error:
+            raise UserError(f"{error}{self._trained_elsewhere()}") from None
         if policy.num_actions != env.num_actions:
             raise UserError(
                 f"the policy has {policy.num_actions} actions but the task '{self.task}' takes {env.num_actions}: "
@@ -136,6 +139,16 @@ class PlayedPolicy:
             )
         check_choices(policy.num_choices, env, f"the task '{self.task}'", "policy")
         return PolicyActor(policy, selector), selector
+
+    def _trained_elsewhere(self) -> str:
+        """Return what to do where the policy's file names another task than the one it acts in; else nothing."""
+        if self.checkpoint is None:
+            return ""
+        with contextlib.suppress(UserError):
+            task = own_task(self.checkpoint)
+            if task != self.task:
+                return f" ('{self.checkpoint}' was trained on '{task}': leave out --task, or give another --checkpoint)"
+        return ""
 
 
 def derived_settings(policy: TeacherPolicyWrapper, tokens: Sequence[str]) -> dict[str, DerivedObsCfg]:

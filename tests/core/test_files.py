@@ -58,7 +58,11 @@ def test_missing_empty_folder_text(tmp_path):
     refused(tmp_path / "no.pt", "does not exist")
     (tmp_path / "empty.pt").touch()
     refused(tmp_path / "empty.pt", "empty")
-    refused(tmp_path, "folder")
+    refused(tmp_path, "folder", "model_1500.pt")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "best_student.pt").touch()
+    refused(run, "folder", "run/best_student.pt'")  # the file that is there
     (tmp_path / "text.pt").write_text("hello")
     refused(tmp_path / "text.pt", "not a PyTorch checkpoint")
     with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:

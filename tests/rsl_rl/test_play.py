@@ -199,6 +199,10 @@ def test_real_time_takes_as_long_as_the_flight():
             "Isaac-Quadcopter-Point-Ctrl-v0",
         ),
         (
+            ["--checkpoint", STUDENT, "--task", "Isaac-Quadcopter-Gate-v0"],
+            "was trained on 'Isaac-Quadcopter-Point-Ctrl-v0': leave out --task",
+        ),
+        (
             ["--checkpoint", STUDENT, "--obs_groups", "deployable"],
             "expects 26 observations.*deployable (22)",
         ),
