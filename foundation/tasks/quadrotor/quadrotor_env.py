@@ -453,9 +453,7 @@ class QuadrotorEnv(ABC):
                 extent=self._limits[0].cpu().numpy(),
                 arm_length=self.vehicles.arm_length.cpu().numpy(),
                 resolution=self.cfg.viewer.resolution,
-                image_title=""
-                if camera is None
-                else f"camera, {camera.cfg.image}, {camera.cfg.width} x {camera.cfg.height}",
+                image_title="" if camera is None else f"{camera.cfg.image}, {camera.cfg.width} x {camera.cfg.height}",
                 **self.renderer_options(),
             )
         shown = self._renderer.num_shown
