@@ -268,14 +268,14 @@ def robustness_table(measured: Robustness) -> Table:
     """Lay out worst case and mean over the range, a row for each quantity and policy."""
     table = Table(title=f"Robustness, {measured.episodes} episodes at each value", box=box.ROUNDED)
     table.title_justify = "left"
-    table.add_column("quantity", overflow="fold", min_width=len("observation_dropout"))  # names differ at their ends
+    table.add_column("quantity", overflow="fold", min_width=len("observation"))  # names differ in their last words
     table.add_column("policy")
     for heading in ("nominal", "worst", "at", "mean of range", "worst success"):
         table.add_column(heading, justify="right")
     for curve in measured.curves:
         for number, (policy, row) in enumerate(curve.summary().items()):
             success = row.get("worst_success")
-            label = "" if number else f"{curve.name} [{curve.unit}]"
+            label = "" if number else f"{curve.name.replace('_', ' ')} [{curve.unit}]"
             cells = [
                 f"{row['nominal_return']:.1f}",
                 f"{row['worst_return']:.1f}",
