@@ -8,7 +8,9 @@ from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from foundation.core.text import printable
 from foundation.deploy.description import Field
 from foundation.export.bundle import known_fields
 from foundation.teachers import TeacherPolicyWrapper
@@ -37,12 +39,17 @@ def show_policy(policy: TeacherPolicyWrapper, as_json: bool = False, task: str |
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")  # a long path is shown whole
     for name, value in described.items():
-        table.add_row(name.replace("_", " "), "-" if value is None else str(value))
-    print(policy.architecture_line())  # as a title it would be wrapped at the table's width
+        table.add_row(_cell(name.replace("_", " ")), _cell("-" if value is None else str(value)))
+    print(printable(policy.architecture_line()))  # as a title it would be wrapped at the table's width
     console = Console()
     console.print(table)
     for what, known in fields.items():
         console.print(_columns_table(what, known))
+
+
+def _cell(text: str) -> Text:
+    """Return a file's text as it is, without a terminal's codes: in a plain string rich reads markup."""
+    return Text(printable(text))
 
 
 def _columns_table(what: str, fields: Sequence[Field]) -> Table:
@@ -56,6 +63,7 @@ def _columns_table(what: str, fields: Sequence[Field]) -> Table:
         last = first + field.size - 1
         steps = f"{field.history} steps, oldest first" if field.history > 1 else ""
         said = "; ".join(part for part in (field.frame, steps) if part)
-        table.add_row(f"{first}" if first == last else f"{first}..{last}", field.name, field.unit or "-", said or "-")
+        places = f"{first}" if first == last else f"{first}..{last}"
+        table.add_row(*map(_cell, (places, field.name, field.unit or "-", said or "-")))
         first = last + 1
     return table

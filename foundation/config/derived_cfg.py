@@ -161,6 +161,9 @@ class DerivedGroup:
         numbers = [column for term in terms for column in term.columns]
         if not numbers or min(numbers) < 0 or any(term.group not in group.settings.sources for term in terms):
             raise UserError(f"{where} is corrupt: the terms of a derived group are {quoted(values['terms'])}.")
+        texts = [text for term in terms for text in (term.name, term.unit, term.frame)]
+        texts += [*group.settings.sources, *(group.settings.keep or []), *group.settings.drop]
+        _check_printable(texts, where)
         check_derived({"group": group.settings}, f"{where} is corrupt: obs")
         return group
 
@@ -221,7 +224,15 @@ def read_derived(values: object, where: str) -> dict[str, DerivedGroup]:
         return {}
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise UserError(f"{where} is corrupt: its derived groups are {quoted(values)}.")
+    _check_printable(values, where)
     return {name: DerivedGroup.from_plain(group, where) for name, group in values.items()}
+
+
+def _check_printable(texts: Iterable[str], where: str) -> None:
+    """Refuse names that no program writes: they are printed, and a terminal would obey its codes in them."""
+    for text in texts:
+        if not text.isprintable():
+            raise UserError(f"{where} is corrupt: {quoted(text)} is a name in its derived groups.")
 
 
 def write_derived(groups: Mapping[str, DerivedGroup], read: Iterable[str]) -> dict[str, Any]:

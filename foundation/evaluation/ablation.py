@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from rich import box
 from rich.table import Table
+from rich.text import Text
 from tensordict import TensorDict
 
 from foundation.config.derived_cfg import DerivedObsCfg
@@ -192,7 +193,7 @@ def ablation_table(figures: Sequence[dict[str, Any]], intact: dict[str, Any]) ->
         change = row["return_change"]
         success = row["success_rate"]
         table.add_row(
-            row["input"],
+            Text(row["input"]),  # brackets of a term are no markup
             row["how"],
             f"{row['return']['mean']:.2f} ± {row['return_interval_95']:.2f}",
             "" if change is None else f"{change:+.2f}",

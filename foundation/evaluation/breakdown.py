@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from foundation.core.text import printable
 from foundation.rollout.evaluate import EvaluationResult
 
 MAX_ROWS = 20
@@ -65,7 +66,7 @@ def variant_table(rows: Sequence[Mapping[str, Any]], kind: str, units: Mapping[s
         table.add_column(Text(heading), justify="right")  # markup would swallow "[cm]"
     for row in worst[:MAX_ROWS]:
         success = row["success_rate"]
-        cells = [row[kind], str(row["episodes"]), f"{row['return']:.1f}"]
+        cells = [Text(printable(row[kind])), str(row["episodes"]), f"{row['return']:.1f}"]
         cells.append("" if success is None else f"{100 * success:.1f} %")
         for name in metrics:
             value = row.get(name)

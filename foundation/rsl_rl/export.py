@@ -24,6 +24,7 @@ from foundation.cli.command import run_command, set_up_logging
 from foundation.cli.teacher_tokens import said_of_teacher
 from foundation.core.errors import UserError
 from foundation.core.program import command_name
+from foundation.core.text import printable
 
 logger = logging.getLogger("foundation.export")
 
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     bundle = make_bundle(policy, name, task)
     print(f"{bundle.description.architecture}: {bundle.program.num_weights} weights, state {bundle.program.state_size}")
     for said in bundle.description.duties:
-        print(said)
+        print(printable(said))
     unchecked = 0
     for written in export(bundle, folder, formats):
         print(written.line())

@@ -359,3 +359,21 @@ def test_an_image_is_refused_with_what_to_use() -> None:
     cfg = {"student": DerivedObsCfg(from_="camera", history=3)}
     with pytest.raises(UserError, match=r"group 'camera' is an image of shape \(1, 8, 8\).*student with memory"):
         DerivedGroups(Seeing(2), cfg, "x")
+
+
+@pytest.mark.parametrize("place", ["name", "unit", "frame", "from", "drop", "group"])
+def test_a_recorded_name_with_a_terminals_codes_is_refused(place: str) -> None:
+    """It would be printed: by ``--describe``, by an export, and where the terms do not fit."""
+    evil = "\x1b[31mx"
+    term = {"name": "joint_pos", "group": "policy", "columns": [0], "unit": "", "frame": ""}
+    settings: dict[str, Any] = {"from": "policy", "drop": []}
+    if place in term:
+        term[place] = evil
+    if place in ("from", "group"):
+        settings["from"] = ["policy", evil]
+    if place == "drop":
+        settings["drop"] = [evil]
+    with pytest.raises(UserError, match=r"is corrupt: .*x1b"):
+        read_derived({"student": {"settings": settings, "terms": [term]}}, "a file")
+    with pytest.raises(UserError, match=r"is corrupt: .*x1b"):
+        read_derived({evil: {"settings": {"from": "policy"}, "terms": [{**term, place: "policy"}]}}, "a file")

@@ -82,6 +82,18 @@ def test_describe_prints_what_teacher_info_prints(capsys):
         assert capsys.readouterr().out == told and "recurrence" in told
 
 
+def test_text_of_a_checkpoint_is_described_as_it_is(capsys):
+    """Brackets of a name are no markup of the table, which would swallow them or end in a traceback."""
+    student = StudentPolicy(26, 4)
+    term = {"name": "[/b]a[b]c", "group": "policy", "columns": list(range(26)), "unit": "[red]", "frame": ""}
+    derived = {"s": {"settings": {"from": "policy", "drop": ["[/x]"]}, "terms": [term]}}
+    saved = {"model_state_dict": student.state_dict(), "student": student.describe(), "obs_groups": ["s"]}
+    atomic_torch_save({**saved, "task": TASK, "derived_groups": derived}, Path("best_student.pt"))
+    assert run_command(play.main, ["--checkpoint", "best_student.pt", "--describe"]) == 0
+    told = capsys.readouterr().out
+    assert "[/b]a[b]c" in told and "[red]" in told and "[/x]" in told
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
