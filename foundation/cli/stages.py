@@ -87,13 +87,17 @@ class Curriculum:
             if len(typed) > 1:
                 raise UserError(f"the stages of a file start from one policy: type --{command.start} once")
             typed = typed[0]
+        own = _taken(values, command.start_key)
+        if own is not None and not isinstance(own, str):
+            key = ".".join(command.start_key)
+            raise UserError(f"experiment={names[-1]}: {key} must be one file, as the stages start from one policy")
         ours = {f"--{command.start}": 1, "--experiment_name": 1, "--run_name": 1, "--resume": 0}
         return cls(
             command,
             stages,
             values,
             _without([word for word in argv if key_of(word) != "experiment"], ours),
-            typed or _taken(values, command.start_key),
+            typed or own,
             args.experiment_name or DEFAULT_NAME,
             args.run_name or DEFAULT_NAME,
             bool(args.resume),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_runs import arguments, write_teacher
 
+from foundation.cli.command import run_command
 from foundation.core.errors import UserError
 from foundation.core.files import load_yaml
 from foundation.rsl_rl import distillation
@@ -63,3 +64,12 @@ def test_stages_that_cannot_be_are_one_line(monkeypatch, tmp_path):
         distillation.run([*arguments(teacher), "experiment=./worse.yaml"])
     with pytest.raises(UserError, match="start from one policy: type --teacher_checkpoint once"):
         distillation.run([*arguments(teacher), "--teacher_checkpoint", str(teacher), "experiment=./bad.yaml"])
+
+
+@pytest.mark.parametrize("checkpoint", ["[a.pt, b.pt]", "5", "{a: b}"])
+def test_the_first_policy_of_a_file_is_one_file(tmp_path, monkeypatch, capsys, checkpoint):
+    """A list, a number or a mapping in its place is one line, before a stage is begun."""
+    monkeypatch.chdir(tmp_path)
+    Path("staged.yaml").write_text(f"teacher:\n  checkpoint: {checkpoint}\nstages:\n  - {{n_epochs: 1}}\n")
+    assert run_command(distillation.main, ["experiment=staged.yaml"]) == 2
+    assert "teacher.checkpoint must be one file" in capsys.readouterr().err
