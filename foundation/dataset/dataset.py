@@ -164,7 +164,7 @@ class DistillationDataset:
             teacher_index: Each transition's teacher. Shape: (num_envs,).
             state: The student's memory before this step; stored if a training sequence begins here. Shape: (num_envs,
                 state_size).
-            extra: Further columns by name. Shape of each: (num_envs, *column.shape).
+            extra: Further columns by name. Shape of each: (num_envs, then the shape of the column).
         """
         row = self.rows[self._chunk, step]
         if targets is None or self.dtype != obs.dtype or self.device != obs.device or self.typed:

@@ -554,7 +554,7 @@ def test_code_that_its_compiler_does_not_end_with_is_one_line(tmp_path, monkeypa
     with zipfile.ZipFile(sound) as archive, zipfile.ZipFile(tmp_path / "policy.pt", "w") as changed:
         for entry in archive.infolist():
             text = archive.read(entry)
-            if entry.filename.endswith("container.py"):
+            if b"class Sequential" in text:  # a file of its own, whose name depends on what was scripted before
                 head, end, _ = text.partition(b" -> Tensor:\n")
                 text = head + end + lines.encode()
             changed.writestr(entry.filename, text)

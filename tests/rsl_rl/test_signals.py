@@ -71,7 +71,7 @@ def test_a_signal_in_any_stage_saves_and_the_resumed_run_is_exact(
 
 @pytest.mark.parametrize("name", SIGNALS)
 @pytest.mark.parametrize(
-    "where", ["foundation.teachers:TeacherPolicyWrapper", "foundation.engines.torch:TorchEngine.make_env"]
+    "where", ["foundation.cli.load_teachers:TeacherPolicyWrapper", "foundation.engines.torch:TorchEngine.make_env"]
 )
 def test_a_signal_before_the_run_begins_leaves_nothing_behind(
     where: str, name: str, server: CommandServer, teacher: Path, tmp_path: Path
