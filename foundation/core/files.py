@@ -70,6 +70,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]
     """
     target = Path(path)
     temporary: str | None = None
+    _refuse_to_replace(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
@@ -94,6 +95,18 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def _refuse_to_replace(target: Path) -> None:
+    """Refuse a pipe or a device, such as ``/dev/null``: a file would take its place, for every program."""
+    try:
+        check_regular(target)
+        if target.parent.resolve() == Path("/dev"):  # links there too, such as /dev/stdout
+            raise ArchiveError("it is in the folder of the devices")
+    except ArchiveError as error:
+        raise UserError(f"cannot write '{target}': {error}. Give the path of a file.") from error
+    except (OSError, ValueError, RuntimeError):
+        return  # writing the file raises the error
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

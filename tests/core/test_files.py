@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
 from foundation.core.errors import UserError
-from foundation.core.files import atomic_torch_save, atomic_write, load_checkpoint, load_yaml
+from foundation.core.files import _refuse_to_replace, atomic_torch_save, atomic_write, load_checkpoint, load_yaml
 
 
 class Evil:
@@ -128,6 +129,22 @@ def test_atomic_write_keeps_the_old_file(tmp_path):
         atomic_write(path, fail)
     assert str(path) in str(caught.value)
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_pipe_or_a_device_is_never_replaced(tmp_path):
+    """A file in the place of ``/dev/null`` would be there for every program: it and what is like it are refused."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(UserError, match=r"cannot write .* a pipe or a device"):
+            atomic_write(path, lambda file: file.write(b"x"))
+    assert pipe.is_fifo() and link.is_symlink() and len(list(tmp_path.iterdir())) == 2
+    for name in ("/dev/null", "/dev/stdout", "/dev/nothing"):  # only asked about: writing is not tried on them
+        with pytest.raises(UserError, match=r"cannot write '/dev/.*Give the path of a file"):
+            _refuse_to_replace(Path(name))
+    _refuse_to_replace(Path("/dev/shm/x"))
+    _refuse_to_replace(tmp_path / "new" / "file")
 
 
 def test_atomic_write_leaves_bugs_alone(tmp_path):
