@@ -38,7 +38,7 @@ def distilled(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("distilled")
     few = ["--num_envs", 16, "--num_episodes", 16, "--num_eval_episodes", 16, "distill.final_eval_episodes=16"]
     few += ["distill.student.obs_normalization=false"]  # Cartpole's own config has none, and mjlab's play goes by that
-    few += ["--n_epochs", 4, "--epoch_teacher_forcing", 1, "--learning_rate", 3e-3, "distill.optimizer.update_ratio=8"]
+    few += ["--n_epochs", 8, "--epoch_teacher_forcing", 2, "--learning_rate", 3e-3, "distill.optimizer.update_ratio=8"]
     done = run_command(
         folder, "distillation.py", "--task", CARTPOLE, "--teacher_checkpoint", TEACHER, *CPU, *few, *SHORT
     )
