@@ -61,18 +61,21 @@ _NUMPY_SCALARS: list[Any] = [
 ]
 
 
-def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
+def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], None], within: Path | None = None) -> None:
     """Write a file so that it is there whole or not at all, whatever kills the process.
 
     Args:
         path: Where the file is to be; its folder is created when missing.
         write: Called with the open binary file; what it writes replaces the old content at once.
+        within: The folder that the file, or the file's folder, is in. It is never created: a run's folder that is
+            renamed at this moment is not to come into being again. None: all folders are created.
     """
     target = Path(path)
     temporary: str | None = None
     _refuse_to_replace(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.parent != within:
+            target.parent.mkdir(parents=within is None, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
         os.fchmod(handle, 0o666 & ~_umask())
         with os.fdopen(handle, "wb") as file:
@@ -109,13 +112,13 @@ def _refuse_to_replace(target: Path) -> None:
         return  # writing the file raises the error
 
 
-def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes, within: Path | None = None) -> None:
     """Write content that is at hand through :func:`atomic_write`."""
 
     def write(file: BinaryIO) -> None:
         file.write(data)
 
-    atomic_write(path, write)
+    atomic_write(path, write, within)
 
 
 def lock_folder(path: str | os.PathLike[str], refusal: str) -> int | None:
@@ -146,9 +149,9 @@ def lock_folder(path: str | os.PathLike[str], refusal: str) -> int | None:
     return handle
 
 
-def atomic_torch_save(obj: object, path: str | os.PathLike[str]) -> None:
+def atomic_torch_save(obj: object, path: str | os.PathLike[str], within: Path | None = None) -> None:
     """``torch.save`` through :func:`atomic_write`."""
-    atomic_write(path, lambda file: torch.save(obj, file))
+    atomic_write(path, lambda file: torch.save(obj, file), within)
 
 
 def load_checkpoint(path: str | os.PathLike[str], map_location: object = "cpu") -> dict[str, Any]:

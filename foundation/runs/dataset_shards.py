@@ -52,7 +52,9 @@ class DatasetShards:
             self.epochs = {}
             return
         with self.run_dir.writing():
-            atomic_torch_save(export_chunks(self.dataset, slots), self.run_dir.shard_path(epoch))
+            atomic_torch_save(
+                export_chunks(self.dataset, slots), self.run_dir.shard_path(epoch), within=self.run_dir.not_to_make
+            )
         self.epochs[epoch] = list(slots)
         self._forget_overwritten()
 

@@ -160,7 +160,7 @@ class RunDir:
         """Write a checkpoint atomically: whatever happens, the old one or the new one is there, whole."""
         path = self.path / name
         with self.writing():
-            atomic_torch_save(dict(payload), path)
+            atomic_torch_save(dict(payload), path, within=self.not_to_make)
         return path
 
     def load_checkpoint(self, name: str, map_location: str = "cpu") -> dict[str, Any]:
@@ -217,9 +217,9 @@ class RunDir:
             if cfg is None:
                 continue
             text = yaml.safe_dump(to_plain(cfg), sort_keys=False, allow_unicode=True)
-            atomic_write_bytes(self.path / f"params/{name}.yaml", text.encode())
+            atomic_write_bytes(self.path / f"params/{name}.yaml", text.encode(), within=self.not_to_make)
             if name in ("env", "agent"):
-                atomic_write_bytes(self.path / f"params/{name}.pkl", _pickled(cfg))
+                atomic_write_bytes(self.path / f"params/{name}.pkl", _pickled(cfg), within=self.not_to_make)
 
     def discard_if_empty(self) -> None:
         """Remove the folder, and those made for it if nothing else is in them, unless a checkpoint was written."""
@@ -244,7 +244,8 @@ class RunDir:
     def write_summary(self, summary: Mapping[str, Any], name: str = "summary.json") -> Path:
         """Write the run's figures as JSON, atomically; NaN and infinities become null."""
         with self.writing():
-            atomic_write_bytes(self.path / name, (json.dumps(finite(to_plain(summary)), indent=2) + "\n").encode())
+            text = json.dumps(finite(to_plain(summary)), indent=2) + "\n"
+            atomic_write_bytes(self.path / name, text.encode(), within=self.not_to_make)
         return self.path / name
 
     def lock(self) -> None:
@@ -286,6 +287,11 @@ class RunDir:
         except UserError:
             self.check_there()  # it went away in the middle: that is what to say
             raise
+
+    @property
+    def not_to_make(self) -> Path | None:
+        """The run's folder, once this process has locked it: where it is gone by then, no write makes it again."""
+        return None if self._identity is None else self.path
 
     def _is_there(self) -> bool:
         return self._identity is None or _identity(self.path) == self._identity

@@ -15,7 +15,14 @@ import pytest
 import torch
 
 from foundation.core.errors import UserError
-from foundation.core.files import _refuse_to_replace, atomic_torch_save, atomic_write, load_checkpoint, load_yaml
+from foundation.core.files import (
+    _refuse_to_replace,
+    atomic_torch_save,
+    atomic_write,
+    atomic_write_bytes,
+    load_checkpoint,
+    load_yaml,
+)
 
 
 class Evil:
@@ -225,3 +232,16 @@ def test_bad_yaml_is_one_line(tmp_path, text):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError, match="does not exist"):
         load_yaml(tmp_path / "no.yaml")
+
+
+def test_a_folder_that_is_not_there_is_not_made_for_a_file_of_a_run(tmp_path):
+    """Of a run's folder that was renamed in the last moment nothing comes into being again; its subfolders do."""
+    run = tmp_path / "run"
+    for path in (run / "a.pt", run / "dataset" / "a.pt"):
+        with pytest.raises(UserError, match="cannot write"):
+            atomic_write_bytes(path, b"x", within=run)
+    assert not run.exists()
+    run.mkdir()
+    for path in (run / "a.pt", run / "dataset" / "a.pt"):
+        atomic_write_bytes(path, b"x", within=run)
+        assert path.read_bytes() == b"x"
