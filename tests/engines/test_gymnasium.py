@@ -24,8 +24,9 @@ from foundation.core.errors import UserError
 from foundation.engines import gymnasium as engine_module
 from foundation.engines import select_engine
 from foundation.engines.base import EnvCapabilities, LaunchRequest, VideoRequest
-from foundation.engines.gymnasium import GymnasiumEngine, GymnasiumVecEnv, seeds_of
+from foundation.engines.gymnasium import GymnasiumEngine
 from foundation.engines.gymnasium_spaces import Observations, make_actions
+from foundation.engines.gymnasium_vec_env import GymnasiumVecEnv, seeds_of
 from foundation.engines.torch import TorchEngine
 
 MODES = ["same_step", "next_step", "disabled"]

@@ -7,7 +7,8 @@ import torch
 
 from foundation.core.errors import UserError
 from foundation.engines.base import EnvCapabilities, is_perturbable
-from foundation.engines.gymnasium import GymnasiumEnvCfg, find_spec, make_vec_env
+from foundation.engines.gymnasium import find_spec, make_vec_env
+from foundation.engines.gymnasium_cfg import GymnasiumEnvCfg
 
 pytest.importorskip("mujoco")
 
