@@ -204,6 +204,11 @@ class LossCfg:
     direction: Direction = "forward"
     """Of ``kl``: forward is KL(teacher || student), reverse KL(student || teacher), jensen_shannon the mean divergence
     of both from their even mixture."""
+    smoothing: float | ScheduleCfg | None = None
+    """Of ``kl`` with ``direction=jensen_shannon`` and Gaussians: standard deviation of noise that is added to both
+    distributions [action units; before tanh where they are squashed]. Where both are narrow and far apart the
+    divergence has no gradient; with wide noise it has one, and with less and less it becomes what it is. None:
+    from 1 to 0.01 over the run, exponentially. 0: no noise."""
     labels: Labels = "mean"
     """Of ``nll``: the teacher's mean (of choices the best one), or a draw of its distribution, new each time."""
     feature_distance: FeatureDistance = "l2"
@@ -220,7 +225,7 @@ class LossCfg:
     huber_delta: float = 1.0
     """Where the Huber loss turns linear [action units]."""
     min_std: float = 0.01
-    """Floor of a learned standard deviation in ``nll`` and ``kl``, in action units."""
+    """Floor of a learned standard deviation in ``nll`` and ``kl`` [action units]."""
 
     @property
     def prediction(self) -> TermCfg | None:

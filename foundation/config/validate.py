@@ -291,6 +291,8 @@ def _check_schedules(cfg: DistillationCfg) -> None:
     check_schedule(cfg.collection.beta, "collection.beta", 0.0, 1.0)
     check_schedule(cfg.optimizer.lr_schedule, "optimizer.lr_schedule", 0.0)
     _check_temperature(cfg.loss.temperature, "loss.temperature")
+    if cfg.loss.smoothing is not None:
+        _check_weight(cfg.loss.smoothing, "loss.smoothing")
     _check_weight(cfg.loss.weight, "loss.weight")
     if cfg.loss.weight == 0:
         _fail("loss.weight", 0.0, "above 0: the main loss trains the actions")

@@ -7,7 +7,6 @@ import math
 import torch
 from tensordict import TensorDict
 
-from foundation.learning.losses.divergence import gaussian_js
 from foundation.policies.actors import Policy
 from foundation.policies.obs_groups import ObsSelector
 from foundation.policies.output import PolicyOutput
@@ -17,6 +16,9 @@ from foundation.rollout.stepper import Observer
 def js_divergence(p: PolicyOutput, q: PolicyOutput, num_samples: int = 16) -> torch.Tensor:
     """Estimate the Jensen-Shannon divergence of two diagonal Gaussians [nats], between 0 and ln 2.
 
+    A mixture of Gaussians has no closed form: 0.5 E_p[ln p/m] + 0.5 E_q[ln q/m] with m = (p + q) / 2 is averaged over
+    samples of all actions together, from a generator of its own, the same in every call.
+
     Args:
         p: Means and stds. Shape: (num_envs, num_actions).
         q: Means and stds. Shape: (num_envs, num_actions).
@@ -25,8 +27,23 @@ def js_divergence(p: PolicyOutput, q: PolicyOutput, num_samples: int = 16) -> to
     Returns:
         Shape: (num_envs,).
     """
-    assert p.std is not None and q.std is not None
-    return gaussian_js((p.mean, p.std), (q.mean, q.std), num_samples).clamp(0.0, math.log(2.0))
+    mean = p.mean
+    generator = torch.Generator(mean.device).manual_seed(0)
+    noise = torch.randn((num_samples, *mean.shape), generator=generator, device=mean.device).to(mean.dtype)
+    total = torch.zeros(mean.shape[:-1], device=mean.device, dtype=mean.dtype)
+    for own, other in ((p, q), (q, p)):
+        assert own.std is not None
+        samples = own.mean + own.std * noise
+        log_own = _log_prob(samples, own)
+        log_mixture = torch.logaddexp(log_own, _log_prob(samples, other)) - math.log(2.0)
+        total = total + 0.5 * (log_own - log_mixture).mean(dim=0)
+    return total.clamp(0.0, math.log(2.0))
+
+
+def _log_prob(actions: torch.Tensor, output: PolicyOutput) -> torch.Tensor:
+    assert output.std is not None
+    standardised = (actions - output.mean) / output.std
+    return (-0.5 * standardised.square() - output.std.log() - 0.5 * math.log(2.0 * math.pi)).sum(dim=-1)
 
 
 class DivergenceProbe(Observer):

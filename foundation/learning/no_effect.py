@@ -33,6 +33,7 @@ _READ_BY_LOSSES = (
     "huber_delta",
     "min_std",
     "direction",
+    "smoothing",
     "labels",
     "feature_distance",
 )
@@ -93,11 +94,14 @@ def _shown(value: object) -> str:
 
 
 def _of_losses(cfg: DistillationCfg, losses: Sequence[LossSpec], discrete: bool) -> list[str]:
+    found = []
     if cfg.loss.sample_weights != "action_gap":
-        gap = _unused(cfg, ["loss.gap_temperature"], "it needs loss.sample_weights=action_gap")
-    else:
-        gap = []
-    return gap + _of_read(cfg, losses, discrete)
+        found += _unused(cfg, ["loss.gap_temperature"], "it needs loss.sample_weights=action_gap")
+    own = [term.direction for term in cfg.loss.auxiliary.values() if isinstance(term, TermCfg)]
+    reads_smoothing = any("smoothing" in (spec.continuous or ()) for spec in losses) and not discrete
+    if reads_smoothing and "jensen_shannon" not in (cfg.loss.direction, *own):
+        found += _unused(cfg, ["loss.smoothing"], "kl reads it with direction=jensen_shannon alone")
+    return found + _of_read(cfg, losses, discrete)
 
 
 def _of_read(cfg: DistillationCfg, losses: Sequence[LossSpec], discrete: bool) -> list[str]:
@@ -137,7 +141,7 @@ def _of_terms(cfg: DistillationCfg, losses: Sequence[LossSpec], discrete: bool) 
 
 def _schedules(cfg: DistillationCfg) -> Iterator[tuple[str, ScheduleCfg]]:
     """Yield every schedule that is set, with its key."""
-    paths = ("collection.beta", "optimizer.lr_schedule", "loss.weight", "loss.temperature")
+    paths = ("collection.beta", "optimizer.lr_schedule", "loss.weight", "loss.temperature", "loss.smoothing")
     values = {path: _value(cfg, path) for path in paths}
     for name, term in cfg.loss.auxiliary.items():
         if isinstance(term, TermCfg):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from foundation.config.distillation_cfg import DistillationCfg, LossCfg, TermCfg
+from foundation.config.distillation_cfg import DistillationCfg, LossCfg, ScheduleCfg, TermCfg
 from foundation.learning.losses import LossParams, LossSpec, check_main_loss, loss_spec, with_labels, with_own_params
 from foundation.learning.schedules import value_at
+
+_SMOOTHING = ScheduleCfg("exponential", 1.0, 0.01)
+"""``loss.smoothing`` where it is not set."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Term:
             temperature=temperature,
             student_temperature=temperature if tempered == "same" else 1.0,
             direction=self.cfg.direction or loss.direction,
+            smoothing=value_at(_SMOOTHING if loss.smoothing is None else loss.smoothing, epoch, num_epochs),
             labels=loss.labels,
             feature_distance=loss.feature_distance,
             layer_sizes=layer_sizes,

@@ -200,27 +200,46 @@ def test_jensen_shannon_of_choices_is_exact():
     assert bool((found <= math.log(2.0)).all())
 
 
-def test_jensen_shannon_of_gaussians_is_an_estimate_of_the_integral():
-    """One action, 20,000 samples of 16 draws: the trapezoidal integral of the density, to 0.002; the same each time."""
+def integrated_js(p: Normal, q: Normal) -> float:
+    """The Jensen-Shannon divergence of two Gaussians of one action, by the trapezoidal rule on a fine grid."""
+    grid = torch.linspace(-40.0, 40.0, 400_001, dtype=torch.float64)
+    log_p, log_q = p.log_prob(grid), q.log_prob(grid)
+    log_mixture = torch.logaddexp(log_p, log_q) - math.log(2.0)
+    integrand = 0.5 * (log_p.exp() * (log_p - log_mixture) + log_q.exp() * (log_q - log_mixture))
+    return torch.trapezoid(integrand, grid).item()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("mean", "std"), [(0.7, 0.5), (0.0, 1.0), (-3.0, 2.0), (0.4, 0.2), (1.0, 4.0), (5.0, 0.3), (0.0, 0.25)]
+)
+def test_jensen_shannon_of_gaussians_is_the_integral(mean, std, smoothing):
+    """Against a teacher of N(0, 1), each with the same noise or without: the integral of the densities, to 1e-6."""
+    params = LossParams(direction="jensen_shannon", smoothing=smoothing)
+    student, teacher = PolicyOutput(double(mean), double(std)), PolicyOutput(double(0.0), double(1.0))
+    widths = (math.hypot(1.0, smoothing), math.hypot(std, smoothing))
+    expected = integrated_js(*(Normal(*double(at, width)[0]) for at, width in zip((0.0, mean), widths, strict=True)))
+    assert call("kl", student, teacher, params).item() == pytest.approx(expected, abs=1e-6)
+    assert call("kl", teacher, student, params).item() == pytest.approx(expected, abs=1e-6)
+
+
+def double(*values: float) -> torch.Tensor:
+    """One sample in float64. Shape: (1, len(values))."""
+    return torch.tensor([values], dtype=torch.float64)
+
+
+def test_jensen_shannon_of_several_actions_is_the_sum_over_them():
+    """Of two actions the sum of both divergences, and of one that agrees nothing."""
     params = LossParams(direction="jensen_shannon")
-    ones = torch.ones(20_000, 1, dtype=torch.float64)
-    student, teacher = PolicyOutput(0.7 * ones, 0.5 * ones), PolicyOutput(0.0 * ones, 1.0 * ones)
-    found = call("kl", student, teacher, params)
-    grid = torch.linspace(-12.0, 12.0, 200_001, dtype=torch.float64)
-    p, q = (Normal(mean, std).log_prob(grid).exp() for mean, std in ((0.0, 1.0), (0.7, 0.5)))
-    mixture = 0.5 * (p + q)
-    integrand = 0.5 * (torch.xlogy(p, p / mixture) + torch.xlogy(q, q / mixture))
-    expected = torch.trapezoid(integrand.nan_to_num(), grid)
-    assert found.mean().item() == pytest.approx(expected.item(), abs=2e-3)
-    assert torch.equal(found, call("kl", student, teacher, params))
-    assert torch.allclose(call("kl", teacher, teacher, params), torch.zeros_like(found), atol=1e-12)
-    # Of two actions the sum of both divergences: here twice the same, and of one that agrees nothing.
-    pairs = {2.0: (0.7, 0.7), 1.0: (0.7, 0.0)}
-    for times, means in pairs.items():
-        own = torch.tensor(means, dtype=torch.float64).expand(20_000, 2)
-        std = torch.where(own > 0.0, 0.5, 1.0).double()
-        both = call("kl", PolicyOutput(own, std), PolicyOutput(torch.zeros_like(own), torch.ones_like(own)), params)
-        assert both.mean().item() == pytest.approx(times * expected.item(), abs=4e-3)
+    one = integrated_js(Normal(*double(0.0, 1.0)[0]), Normal(*double(0.7, 0.5)[0]))
+    student, teacher = (
+        PolicyOutput(double(0.7, 0.0), double(0.5, 1.0)),
+        PolicyOutput(double(0.0, 0.0), double(1.0, 1.0)),
+    )
+    assert call("kl", student, teacher, params).item() == pytest.approx(one, abs=1e-6)
+    assert call("kl", teacher, teacher, params).item() == pytest.approx(0.0, abs=1e-12)
+    student = PolicyOutput(double(0.7, 0.7), double(0.5, 0.5))
+    assert call("kl", student, teacher, params).item() == pytest.approx(2.0 * one, abs=1e-6)
 
 
 def test_jensen_shannon_of_many_actions_has_a_gradient_where_both_are_far_apart():
@@ -228,12 +247,24 @@ def test_jensen_shannon_of_many_actions_has_a_gradient_where_both_are_far_apart(
     params = LossParams(direction="jensen_shannon")
     gradients = []
     for count in (1, 12):
-        mean = torch.full((4000, count), 2.0, dtype=torch.float64, requires_grad=True)
-        ones = torch.ones(4000, count, dtype=torch.float64)
-        call("kl", PolicyOutput(mean, ones), PolicyOutput(0.0 * ones, ones), params).mean().backward()
+        mean = torch.full((1, count), 2.0, dtype=torch.float64, requires_grad=True)
+        ones = torch.ones(1, count, dtype=torch.float64)
+        call("kl", PolicyOutput(mean, ones), PolicyOutput(0.0 * ones, ones), params).sum().backward()
         assert mean.grad is not None
-        gradients.append(mean.grad.sum(dim=0).mean().item())
-    assert gradients[0] > 0.1 and gradients[1] == pytest.approx(gradients[0], rel=0.05)
+        gradients.append(mean.grad[0, 0].item())
+    assert gradients[0] > 0.1 and gradients[1] == pytest.approx(gradients[0], rel=1e-12)
+
+
+def test_noise_gives_jensen_shannon_a_gradient_where_narrow_gaussians_overlap_nowhere():
+    """N(0, 0.03) and N(1, 0.03), thirty deviations apart: a gradient with noise alone, towards the teacher."""
+    gradients = []
+    for smoothing in (0.0, 1.0):
+        mean = double(1.0).requires_grad_()
+        params = LossParams(direction="jensen_shannon", smoothing=smoothing)
+        call("kl", PolicyOutput(mean, double(0.03)), PolicyOutput(double(0.0), double(0.03)), params).backward()
+        assert mean.grad is not None
+        gradients.append(mean.grad.item())
+    assert abs(gradients[0]) < 1e-12 and gradients[1] > 0.1
 
 
 def test_the_advantages_are_what_the_choices_differ_by():

@@ -54,6 +54,15 @@ def test_a_weight_that_changes_is_that_of_its_epoch():
         assert stats.mean_loss == pytest.approx(2.0 * stats.terms["mse"] + weight * stats.terms["huber"], rel=1e-6)
 
 
+def test_the_noise_of_jensen_shannon_goes_from_wide_to_narrow():
+    """Unless it is set: from 1 to 0.01 over the run, by the same factor in every epoch."""
+    found = []
+    for smoothing in (None, 0.3):
+        cfg = DistillationCfg(n_epochs=3, loss=LossCfg("kl", smoothing=smoothing))
+        found.append([make_terms(cfg)[0].params(cfg.loss, epoch, cfg.n_epochs).smoothing for epoch in range(3)])
+    assert found == [pytest.approx([1.0, 0.1, 0.01]), [0.3, 0.3, 0.3]]
+
+
 @pytest.mark.parametrize(
     ("token", "message"),
     [
@@ -66,6 +75,7 @@ def test_a_weight_that_changes_is_that_of_its_epoch():
         ),
         ("distill.loss.auxiliary={nll: {wieght: 1}}", r"unknown key 'distill.loss.auxiliary.nll.wieght'.*'weight'"),
         ("distill.loss.layers=[[body.1]]", r"distill.loss.layers is .*: it must be a list of .* pairs"),
+        ("distill.loss.smoothing=-1", r"distill.loss.smoothing is -1: it must be a finite number, 0 or more"),
         ("distill.loss.weight=0", r"distill.loss.weight is 0: it must be above 0"),
         ("distill.loss.direction=backward", r"'distill.loss.direction' is 'backward'. .*forward"),
         ("distill.loss.labels=drawn", r"'distill.loss.labels' is 'drawn'. Valid are: mean, sampled"),

@@ -17,12 +17,17 @@ from foundation.policies.output import PolicyOutput
 Moments = tuple[torch.Tensor, torch.Tensor]
 """Means and standard deviations, or alphas and betas. Shape of each: (..., num_actions)."""
 _Divergence = Callable[[Moments, Moments], torch.Tensor]
+REACH = 6.0
+"""Expectations are sums over equidistant nodes up to so many standard deviations from the mean, which for analytic
+integrands converges exponentially with their number (Trefethen and Weideman 2014)."""
+NUM_NODES = 97
+"""Eight a standard deviation: exact to 1e-6 where neither is five times as wide as the other, to 1e-4 at ten times."""
 
 
 @loss(
     student=("mean", "std"),
     teacher=("mean", "std"),
-    continuous=("min_std", "direction"),
+    continuous=("min_std", "direction", "smoothing"),
     discrete=("temperature", "student_temperature", "direction"),
     optional=("pre_tanh", "concentration"),
 )
@@ -32,8 +37,8 @@ def kl(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch
     Closed form for diagonal Gaussians, before tanh where both are squashed (a bijection changes no divergence), and
     for Beta distributions; softmax(Q_T / temperature) against the student's softmax for discrete actions, the sum over
     several of them. With ``direction=reverse`` KL(student || teacher). With ``jensen_shannon`` the mean divergence from
-    their even mixture, the sum over the actions: exact for discrete actions, estimated from 16 samples of each for
-    Gaussians, and an error for Beta distributions.
+    their even mixture, the sum over the actions: exact for discrete actions, by quadrature for Gaussians, and an error
+    for Beta distributions.
     """
     if target.logits is not None and student.logits is not None:
         tempered = parts_of(target.logits / params.temperature, params.choices)
@@ -42,14 +47,14 @@ def kl(student: PolicyOutput, target: PolicyOutput, params: LossParams) -> torch
     if student.concentration is not None:
         wanted = _same_family(target.concentration, "Beta")
         parts = [beta_parameters(output, params.min_std) for output in (wanted, student.concentration)]
-        return _directed(parts[0], parts[1], params.direction, beta_kl)
+        return _directed(parts[0], parts[1], params, beta_kl)
     if student.pre_tanh is not None:
         wanted = _same_family(target.pre_tanh, "squashed Gaussian")
         parts = [squashed_parameters(output, params.min_std) for output in (wanted, student.pre_tanh)]
-        return _directed(parts[0], parts[1], params.direction, gaussian_kl)
+        return _directed(parts[0], parts[1], params, gaussian_kl)
     std_t = require(target.std, "a teacher's std").clamp_min(params.min_std)
     std_s = require(student.std, "a student's std").clamp_min(params.min_std)
-    return _directed((target.mean, std_t), (student.mean, std_s), params.direction, gaussian_kl)
+    return _directed((target.mean, std_t), (student.mean, std_s), params, gaussian_kl)
 
 
 @loss(student=("logits",), teacher=("logits",), discrete=("temperature", "student_temperature"))
@@ -81,19 +86,16 @@ def _discrete(log_p: torch.Tensor, log_q: torch.Tensor, direction: str) -> torch
     return 0.5 * terms.sum(dim=-1)
 
 
-def _directed(teacher: Moments, student: Moments, direction: str, divergence: _Divergence) -> torch.Tensor:
-    if direction == "forward":
+def _directed(teacher: Moments, student: Moments, params: LossParams, divergence: _Divergence) -> torch.Tensor:
+    if params.direction == "forward":
         return divergence(teacher, student)
-    if direction == "reverse":
+    if params.direction == "reverse":
         return divergence(student, teacher)
     if divergence is not gaussian_kl:
         raise UserError(
             "distill.loss.direction=jensen_shannon has no form for Beta distributions: use forward or reverse."
         )
-    # Action by action: of whole Gaussians that hardly overlap the divergence is ln 2 wherever the mean is moved, and
-    # its gradient zero.
-    p, q = ((mean.unsqueeze(-1), std.unsqueeze(-1)) for mean, std in (teacher, student))
-    return gaussian_js(p, q).sum(dim=-1)
+    return gaussian_js(teacher, student, params.smoothing).sum(dim=-1)
 
 
 def _same_family(target: torch.Tensor | None, family: str) -> torch.Tensor:
@@ -121,34 +123,30 @@ def beta_kl(p: Moments, q: Moments) -> torch.Tensor:
     return (log_norms[1] - log_norms[0] + first + second + total).sum(dim=-1)
 
 
-def gaussian_js(p: Moments, q: Moments, num_samples: int = 16) -> torch.Tensor:
-    """Estimate the Jensen-Shannon divergence of two diagonal Gaussians [nats], within [0, ln 2] up to sampling noise.
+def gaussian_js(p: Moments, q: Moments, smoothing: float = 0.0) -> torch.Tensor:
+    """Return the Jensen-Shannon divergence of Gaussians, of each action by itself [nats], within [0, ln 2].
 
-    A mixture of Gaussians has no closed form: 0.5 E_p[log p/m] + 0.5 E_q[log q/m], m = (p+q)/2, is averaged over
-    samples. They come from a generator of its own, the same in every call; gradients flow through them.
+    A mixture of Gaussians has no closed form: 0.5 E_p[ln p/m] + 0.5 E_q[ln q/m] with m = (p + q) / 2 is integrated
+    numerically. Of whole Gaussians of many actions that hardly overlap, the divergence is ln 2 wherever one mean is
+    moved; action by action each mean has a gradient of its own. Where both do not overlap in one action either, that
+    vanishes too, unless both are convolved with the same noise (Arjovsky and Bottou 2017, section 3).
 
     Args:
-        p: Means and stds. Shape of each: (..., num_actions).
-        q: Means and stds. Shape of each: (..., num_actions).
-        num_samples: Draws of either.
+        p: Means and standard deviations. Shape of each: (..., num_actions).
+        q: Means and standard deviations. Shape of each: (..., num_actions).
+        smoothing: Standard deviation of the noise; 0: none.
 
     Returns:
-        Shape: (...).
+        Shape: (..., num_actions).
     """
-    mean = p[0]
-    generator = torch.Generator(mean.device).manual_seed(0)
-    noise = torch.randn((num_samples, *mean.shape), generator=generator, device=mean.device)
-    noise = noise.to(mean.dtype)
-    total = torch.zeros(mean.shape[:-1], device=mean.device, dtype=mean.dtype)
-    for own, other in ((p, q), (q, p)):
-        samples = own[0] + own[1] * noise
-        log_own = _log_prob(samples, own)
-        log_mixture = torch.logaddexp(log_own, _log_prob(samples, other)) - math.log(2.0)
-        total = total + 0.5 * (log_own - log_mixture).mean(dim=0)
-    return total
-
-
-def _log_prob(actions: torch.Tensor, moments: Moments) -> torch.Tensor:
-    mean, std = moments
-    standardised = (actions - mean) / std
-    return (-0.5 * standardised.square() - std.log() - 0.5 * math.log(2.0 * math.pi)).sum(dim=-1)
+    if smoothing > 0.0:
+        p, q = ((mean, (std.square() + smoothing**2).sqrt()) for mean, std in (p, q))
+    nodes = torch.linspace(-REACH, REACH, NUM_NODES, device=p[0].device, dtype=p[0].dtype)
+    weights = (-0.5 * nodes.square()).softmax(dim=0)
+    terms = []
+    for (mean, std), (other_mean, other_std) in ((p, q), (q, p)):
+        from_other = (mean - other_mean).unsqueeze(-1) + std.unsqueeze(-1) * nodes
+        of_other = -0.5 * (from_other / other_std.unsqueeze(-1)).square()
+        log_ratio = of_other + 0.5 * nodes.square() + (std / other_std).log().unsqueeze(-1)
+        terms.append(math.log(2.0) - F.softplus(log_ratio) @ weights)  # ln p/m = ln 2 - ln(1 + q/p)
+    return 0.5 * (terms[0] + terms[1])

@@ -24,6 +24,7 @@ class LossParams:
     temperature: float = 1.0
     student_temperature: float = 1.0
     direction: Direction = "forward"
+    smoothing: float = 0.0
     labels: Labels = "mean"
     feature_distance: FeatureDistance = "l2"
     layer_sizes: tuple[int, ...] = ()
