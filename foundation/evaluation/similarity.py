@@ -28,7 +28,7 @@ NUM_BINS = 5
 """Parts of equal size that the values of a column are cut into."""
 WORST = 4
 """Episodes of the lowest returns that are kept."""
-_MOST_STATES = 200_000
+_MAX_STATES = 200_000
 """States kept for the explanation of the errors; of more, evenly spaced ones."""
 
 
@@ -182,7 +182,7 @@ class ComparedStates(Observer):
             if name in figures:
                 figures[name] = math.sqrt(figures[name])
         errors, observed = torch.cat(self._errors), torch.cat(self._observed)
-        stride = max(1, math.ceil(len(errors) / _MOST_STATES))
+        stride = max(1, math.ceil(len(errors) / _MAX_STATES))
         columns = explain_errors(observed[::stride], errors[::stride], names)
         return Similarity(self.acts, len(errors), figures, columns, episodes)
 

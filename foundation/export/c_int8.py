@@ -23,9 +23,9 @@ from foundation.deploy.program import OBS, Operation, Program
 from foundation.export.c_operations import lay_out
 from foundation.export.c_text import c_float, comment, float_array, int_array
 
-MOST_WEIGHT = 127
+MAX_WEIGHT = 127
 """Largest 8-bit weight: the same on both sides of 0."""
-_MOST_VALUE = 32767
+_MAX_VALUE = 32767
 _GATE_BITS = 16
 """``f`` of a gate's argument: of 32 bits, as arguments of the tables saturate anyway."""
 _TABLE_STEPS = {"sigmoid": (128, 4), "exp": (256, 5)}
@@ -143,7 +143,7 @@ def quantise_rows(weight: FloatArray, least: NDArray[numpy.float64] | float = 0.
         least: Smallest scale of a row. Shape: () or (num_out,).
     """
     largest = numpy.abs(weight.astype(numpy.float64)).max(axis=1)
-    scale = numpy.maximum(largest / MOST_WEIGHT, least)
+    scale = numpy.maximum(largest / MAX_WEIGHT, least)
     scale[scale == 0] = 1.0
     return QuantisedRows(numpy.rint(weight / scale[:, None]).astype(numpy.int8), scale)
 
@@ -182,7 +182,7 @@ class Int8Body:
         steps, per_unit = _TABLE_STEPS[function]
         at = numpy.arange(steps + 1) / 2**per_unit
         exact = 1 / (1 + numpy.exp(-at)) if function == "sigmoid" else numpy.exp(-at)
-        self.integers(f"{function}_table", numpy.minimum(numpy.rint(exact * 32768), _MOST_VALUE), "int16_t")
+        self.integers(f"{function}_table", numpy.minimum(numpy.rint(exact * 32768), _MAX_VALUE), "int16_t")
 
     def integers(self, name: str, values: NDArray[numpy.floating] | NDArray[numpy.integer], kind: str) -> str:
         """Write an array of integers and return its name."""
@@ -309,7 +309,7 @@ def _product(body: Int8Body, key: str, arrays: tuple[FloatArray, FloatArray], bi
     shift = 14 - numpy.floor(numpy.log2(factor)).astype(numpy.int64)
     multiplier = numpy.rint(factor * 2.0**shift)
     # 2^15 itself does not fit into 16 bits.
-    over = multiplier > _MOST_VALUE
+    over = multiplier > _MAX_VALUE
     multiplier[over], shift[over] = 2**14, shift[over] - 1
     if (shift < 1).any() or (shift > 62).any():
         raise UserError(f"the weights '{key}' have numbers too large or too small for C of 8 bits: take format c.")
@@ -328,7 +328,7 @@ def _dense(body: Int8Body, op: Operation, index: int) -> list[str]:
         raise UserError(f"layer '{op.name}' is a convolution over time, which C of 8 bits lacks: take format c.")
     arrays = op.arrays["weight"], op.arrays["bias"]
     bits = body.bits[op.inputs[0]], body.bits[op.name]
-    return [_product(body, str(index), arrays, bits, _MOST_VALUE, body.value(op.inputs[0]), body.value(op.name))]
+    return [_product(body, str(index), arrays, bits, _MAX_VALUE, body.value(op.inputs[0]), body.value(op.name))]
 
 
 def _activation(body: Int8Body, op: Operation, index: int) -> list[str]:

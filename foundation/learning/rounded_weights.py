@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-MOST_WEIGHT = 127
+MAX_WEIGHT = 127
 """Largest 8-bit weight: the same on both sides of 0, as the exports have it."""
 
 
 def round_rows(weight: torch.Tensor) -> torch.Tensor:
     """Return a matrix whose rows are whole multiples of a 127th of their largest number. Shape: (num_out, num_in)."""
-    scale = weight.abs().amax(dim=1, keepdim=True) / MOST_WEIGHT
+    scale = weight.abs().amax(dim=1, keepdim=True) / MAX_WEIGHT
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     return (weight / scale).round() * scale
 

@@ -12,12 +12,12 @@ from foundation.core.errors import UserError
 from foundation.core.protobuf import BYTES, FIXED32, VARINT, WireField, wire_fields
 
 PATTERN = "events.out.tfevents.*"
-_MOST_BYTES = 256 << 20
+_MAX_BYTES = 256 << 20
 """Largest event file that is read [B]."""
-_MOST_SCALARS = 300_000
+_MAX_SCALARS = 300_000
 """Most scalars that are kept of a folder: as Python's numbers they take far more memory than in the files."""
-_MOST_TAGS = 10_000
-_MOST_FIELDS = 4_000_000
+_MAX_TAGS = 10_000
+_MAX_FIELDS = 4_000_000
 """Most parts of a file that are looked at, some ten seconds of them: a scalar has about ten."""
 _FIELDS_OF_A_RECORD = 5
 """What a record counts for, as its checksum is computed."""
@@ -50,12 +50,12 @@ def read_scalars(folder: Path) -> dict[str, Curve]:
         found: dict[str, Curve] = {}
         try:
             check_regular(path)
-            if path.stat().st_size > _MOST_BYTES:
-                raise UserError(f"'{path}' has more than {_MOST_BYTES >> 20} MB: no run of ours writes so much")
+            if path.stat().st_size > _MAX_BYTES:
+                raise UserError(f"'{path}' has more than {_MAX_BYTES >> 20} MB: no run of ours writes so much")
             for tag, step, value in _EventFile(path.read_bytes()).scalars():
                 count += 1
-                if count > _MOST_SCALARS or len(found) > _MOST_TAGS:
-                    most = f"{_MOST_SCALARS} scalars" if count > _MOST_SCALARS else f"{_MOST_TAGS} tags"
+                if count > _MAX_SCALARS or len(found) > _MAX_TAGS:
+                    most = f"{_MAX_SCALARS} scalars" if count > _MAX_SCALARS else f"{_MAX_TAGS} tags"
                     raise UserError(f"'{path}': there are more than {most}: no run of ours writes so many")
                 curve = found.setdefault(tag, Curve([], []))
                 curve.steps.append(float(step))
@@ -76,7 +76,7 @@ class _EventFile:
 
     def __init__(self, content: bytes) -> None:
         self.content = content
-        self._left = _MOST_FIELDS
+        self._left = _MAX_FIELDS
 
     def scalars(self) -> Iterator[tuple[str, int, float]]:
         """Yield (tag, step, value) of every scalar."""
@@ -114,7 +114,7 @@ class _EventFile:
     def _take(self, number: int) -> None:
         self._left -= number
         if self._left < 0:
-            raise ValueError(f"it has more than {_MOST_FIELDS} parts, and no run of ours writes so many")
+            raise ValueError(f"it has more than {_MAX_FIELDS} parts, and no run of ours writes so many")
 
 
 def _records(content: bytes) -> Iterator[tuple[int, int]]:

@@ -15,11 +15,11 @@ from foundation.report.charts import Line, bar_chart, line_chart, scatter_chart
 from foundation.report.pictures import mapping, mappings, number, numbers, robustness_charts
 from foundation.report.run_record import RunRecord
 
-MOST_BYTES = 1_900_000
+MAX_BYTES = 1_900_000
 """Size of the page at which further runs get no details of their own [B]."""
-_MOST_LINES = 12
+_MAX_LINES = 12
 """Runs whose curves share a chart."""
-_MOST_COLUMNS = 40
+_MAX_COLUMNS = 40
 """Columns of a table whose names files give; of more, the first ones are shown."""
 _RETURNS = ("evaluation/mean_return", "data_collection/mean_return", "Train/mean_reward")
 """Tags of a run's progress, in the order in which they are looked for."""
@@ -67,7 +67,7 @@ def make_page(runs: Sequence[RunRecord], title: str | None = None) -> str:
     size = sum(map(len, parts))
     for run in runs:
         details = _encodable(_details(run, is_only=len(runs) == 1))
-        if size + len(details.encode()) > MOST_BYTES:
+        if size + len(details.encode()) > MAX_BYTES:
             left_out.append(run.name)
             continue
         parts.append(details)
@@ -116,7 +116,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]], mono: int | No
 
 def _columns(names: Iterable[str]) -> list[str]:
     """Return each name once, as columns of a table, and no more than can be looked at."""
-    return list(dict.fromkeys(names))[:_MOST_COLUMNS]
+    return list(dict.fromkeys(names))[:_MAX_COLUMNS]
 
 
 def _charts(charts: Iterable[str]) -> str:
@@ -181,7 +181,7 @@ def _comparison(runs: Sequence[RunRecord]) -> str:
         "time [s]",
     ]
     lines = []
-    for run, name in list(zip(runs, names, strict=True))[:_MOST_LINES]:
+    for run, name in list(zip(runs, names, strict=True))[:_MAX_LINES]:
         curve = _progress(run)[1]
         lines.append(Line(name, curve.steps, curve.values))
     scored = [(name, run.parameters, *run.score) for run, name in zip(runs, names, strict=True)]

@@ -23,7 +23,7 @@ _HASHED = ("*.pt", "*.onnx", "*.json", "exported/*", "params/*.yaml")
 """Files whose checksums are listed."""
 _LARGEST = 1 << 30
 """Files beyond this size [B] are listed without a checksum."""
-_MOST_FILES = 60
+_MAX_FILES = 60
 STUDIES = ("robustness", "similarity")
 
 
@@ -200,7 +200,7 @@ def checksums(folder: Path) -> list[tuple[str, int, str]]:
     """Return name, size [B] and SHA-256 of a run's files, links and what is very large left without one."""
     paths = sorted({path for pattern in _HASHED for path in folder.glob(pattern) if path.is_file()})
     found = []
-    for path in paths[:_MOST_FILES]:
+    for path in paths[:_MAX_FILES]:
         size = path.stat().st_size
         digest = "" if size > _LARGEST or path.is_symlink() else _sha256(path)
         found.append((str(path.relative_to(folder)), size, digest))

@@ -91,14 +91,14 @@ def record(body: bytes) -> bytes:
 )
 def test_no_more_parts_are_looked_at_than_a_run_writes(tmp_path, monkeypatch, body):
     """However small the parts of a file are, reading it ends: in records, summaries, values or steps."""
-    monkeypatch.setattr(event_file, "_MOST_FIELDS", 500)
+    monkeypatch.setattr(event_file, "_MAX_FIELDS", 500)
     (tmp_path / "events.out.tfevents.1").write_bytes(record(body) * 100)
     with pytest.raises(UserError, match="more than 500 parts"):
         read_scalars(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("_MOST_SCALARS", "more than 5 scalars"), ("_MOST_TAGS", "more than 5 tags")]
+    ("name", "said"), [("_MAX_SCALARS", "more than 5 scalars"), ("_MAX_TAGS", "more than 5 tags")]
 )
 def test_no_more_scalars_and_tags_are_kept_than_a_run_writes(tmp_path, monkeypatch, name, said):
     """Python's numbers take far more memory than the file."""
