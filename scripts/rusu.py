@@ -1,17 +1,19 @@
-"""Reproduce the tables of Rusu et al. (2015, "Policy Distillation") on small games: losses, compression, several games.
+"""Reproduce tables of Rusu et al. (2015, "Policy Distillation") on small games: losses, compression, several games.
 
     python scripts/rusu.py                                   # everything that is not done yet
     python scripts/rusu.py --parts losses --games Acrobot-v1
     python scripts/rusu.py --report                          # write the page of what is done
 
 Every finished run is kept in ``<folder>/stages.json`` and is not run again: the same command goes on, with more seeds
-or games too. Writes ``<out>.json``, ``<out>.md`` and ``<out>.png`` after each. The teachers are trained first, by
-``train_dqn.py``. Needs the extra sb3, and the extra gymnasium for MinAtar and LunarLander.
+or games too. Writes ``<out>.json``, ``<out>.md`` and ``<out>.png`` after each; what is written by hand under the tables
+of the page stays. The teachers are trained first, by ``train_dqn.py``, and students are measured from starts where no
+training episode begins. Needs the extras sb3 and bench, and the extra gymnasium for MinAtar and LunarLander.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
@@ -19,7 +21,11 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from foundation.engines.base import VecEnv
+    from foundation.policies.actors import Actor
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,11 +33,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 EXPERIMENT = "rusu"
 DISTIL = "foundation/rsl_rl/distillation.py"
-PARTS = ("losses", "compression", "multi_task")
+PARTS = ("losses", "compression", "multi_task", "joint")
 LOSSES = ("q_mse", "nll", "kl")
 """The three of the paper, in its order."""
 SHARES = (0.25, 0.07, 0.04, 0.01, 0.003, 0.001)
 """Parameters of the student as a share of the teacher's: the paper's three, and smaller until it breaks."""
+COMPRESSION_LOSS = "kl"
+"""Loss of the students of all sizes: the paper's best."""
 LOSS_SHARE = 0.07
 """Size of the student that the losses are compared on."""
 MULTI_SHARE = 0.07
@@ -65,6 +73,13 @@ GAMES = {
 }
 TOGETHER = ("CartPole-v1", "Acrobot-v1")
 """Games of the student of several."""
+TOGETHER_NAME = "+".join(TOGETHER)
+JOINT_STEPS = 50_000
+"""Env steps of the DQN of several games: twice what their two teachers took."""
+WRITTEN = "## What showed, and what did not"
+"""Heading of the part of the page that the script does not write."""
+FINAL_EPISODES = 64
+"""Episodes from ordinary starts at the end of a run; the tables are of those from held-out starts."""
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -99,27 +114,51 @@ class Study:
 
     def __init__(self, args: argparse.Namespace):
         """Open, or begin, the folder."""
+        from held_out_starts import EPSILON, MOST_STEPS, NUM_EPISODES, SEED
         from raptor.stages import Stages
 
         self.args = args
         self.games = [GAMES[name] for name in args.games]
         self.folder: Path = args.folder.resolve()
         self.out: Path = args.out.resolve()
-        self.stages = Stages(self.folder, {"shares": list(SHARES)})
+        starts = {"episodes": NUM_EPISODES, "most_steps": MOST_STEPS, "epsilon": EPSILON, "seed": SEED}
+        self.stages = Stages(self.folder, {"shares": list(SHARES), "starts": starts})
 
     def run(self) -> None:
         """Run what is not done yet, one seed after the other: each game, then the student of several."""
         if self.args.report:
             self.report()
             return
+        self.check_packages()
         for seed in self.args.seeds:
             for game in self.games:
-                if f"teacher {game.task}" not in self.stages.done:
-                    self.stages.run(f"teacher {game.task}", lambda game=game: self.train(game))
+                self.prepare(game)
                 self.carry_out(self.runs(game, seed))
-            if "multi_task" in self.args.parts and all(name in self.args.games for name in TOGETHER):
-                name = f"multi_task {'+'.join(TOGETHER)} s{seed}"
-                self.carry_out([(name, lambda seed=seed: self.distil_together(seed))])
+            if all(name in self.args.games for name in TOGETHER):
+                self.carry_out(self.runs_together(seed))
+
+    def check_packages(self) -> None:
+        """Refuse, before anything is run, games and parts whose packages are missing."""
+        from foundation.core.errors import UserError
+        from foundation.engines.gymnasium import GymnasiumEngine
+
+        trains = "joint" in self.args.parts or any(
+            f"teacher {name}" not in self.stages.done for name in self.args.games
+        )
+        needed = {"stable_baselines3": "sb3"} if trains else {}
+        for package, extra in (needed | {"matplotlib": "bench"}).items():
+            if importlib.util.find_spec(package) is None:
+                raise UserError(f"'{package}' is not installed: pip install -e .[{extra}] in the clone's folder")
+        for name in self.args.games:
+            reason = GymnasiumEngine.why_not(name)
+            if reason is not None:
+                raise UserError(f"--games {name}: {reason}")
+
+    def prepare(self, game: Game) -> None:
+        """Train a game's teacher, and measure it and random choices from the held-out starts."""
+        for name, action in (("teacher", self.train), ("starts", self.measure_references)):
+            if f"{name} {game.task}" not in self.stages.done:
+                self.stages.run(f"{name} {game.task}", lambda action=action: action(game))
 
     def carry_out(self, runs: Sequence[tuple[str, Callable[[], dict[str, Any]]]]) -> None:
         """Run what is not done yet, and report after each."""
@@ -135,8 +174,17 @@ class Study:
             found.append((name, lambda loss=loss: self.distil(game, LOSS_SHARE, loss, seed)))
         for share in SHARES if "compression" in self.args.parts else ():
             name = f"compression {game.task} {share:g} s{seed}"
-            found.append((name, lambda share=share: self.distil(game, share, "kl", seed)))
+            found.append((name, lambda share=share: self.compress(game, share, seed)))
         return found
+
+    def runs_together(self, seed: int) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
+        """Return the names and actions of the runs of several games of one seed."""
+        actions = {"multi_task": self.distil_together, "joint": self.train_jointly}
+        return [
+            (f"{part} {TOGETHER_NAME} s{seed}", lambda action=action: action(seed))
+            for part, action in actions.items()
+            if part in self.args.parts
+        ]
 
     def train(self, game: Game) -> dict[str, Any]:
         """Train a teacher; return its file and its sizes."""
@@ -160,6 +208,69 @@ class Study:
             "parameters": sum(parameter.numel() for parameter in teacher.parameters()),
         }
 
+    def measure_references(self, game: Game) -> dict[str, Any]:
+        """Measure a teacher and random choices from the held-out starts."""
+        from held_out_starts import SEED, opened
+
+        from foundation.engines.base import EnvCapabilities
+        from foundation.policies.actors import RandomActor
+        from foundation.teachers import TeacherPolicyWrapper
+
+        with opened(game.task) as env:
+            teacher = TeacherPolicyWrapper(self.stages.done[f"teacher {game.task}"]["checkpoint"])
+            choices = EnvCapabilities.of(env).action_choices
+            random = RandomActor(env.num_actions, SEED, choices=choices)
+            return {
+                "teacher_return": self.mean_from_starts(env, game, teacher),
+                "random_return": self.mean_from_starts(env, game, random),
+            }
+
+    def mean_from_starts(self, env: VecEnv, game: Game, actor: Actor) -> float:
+        """Return an actor's mean return from the held-out starts of a game."""
+        from held_out_starts import player_of, returns_from_starts
+
+        from foundation.teachers import TeacherPolicyWrapper
+
+        teacher = TeacherPolicyWrapper(self.stages.done[f"teacher {game.task}"]["checkpoint"])
+        return float(returns_from_starts(env, player_of(env, teacher), actor).mean())
+
+    def measure(self, game: Game, checkpoint: Path) -> dict[str, float]:
+        """Measure a student from the held-out starts of a game."""
+        from held_out_starts import opened
+
+        from foundation.teachers import TeacherPolicyWrapper
+
+        with opened(game.task) as env:
+            return self.scored(game, self.mean_from_starts(env, game, TeacherPolicyWrapper(checkpoint)))
+
+    def scored(self, game: Game, mean_return: float) -> dict[str, float]:
+        """Put a mean return from the held-out starts in proportion to the teacher's and to that of random choices."""
+        known = self.stages.done[f"starts {game.task}"]
+        teacher, random = known["teacher_return"], known["random_return"]
+        return {"score": (mean_return - random) / (teacher - random), "return": mean_return}
+
+    def train_jointly(self, seed: int) -> dict[str, Any]:
+        """Train one DQN on several games; return what it was measured at in each."""
+        from held_out_starts import opened
+        from raptor.stages import python
+        from train_joint_dqn import JointActor
+
+        from foundation.teachers import TeacherPolicyWrapper
+
+        folder = self.folder / "teachers" / f"joint_s{seed}"
+        python(
+            "scripts/train_joint_dqn.py",
+            *("--tasks", *TOGETHER, "--output", folder, "--seed", seed, "--total_timesteps", JOINT_STEPS),
+            log=self.folder / f"joint_s{seed}.log",
+        )
+        policy = TeacherPolicyWrapper(folder / "teacher.zip")
+        found = {}
+        for index, name in enumerate(TOGETHER):
+            actor = JointActor(policy, index, len(TOGETHER), self.stages.done[f"teacher {name}"]["num_choices"])
+            with opened(name) as env:
+                found[name] = self.scored(GAMES[name], self.mean_from_starts(env, GAMES[name], actor))
+        return {"parameters": policy.num_parameters, "tasks": found}
+
     def width(self, game: Game, share: float) -> int:
         """Return the width of the hidden layers of a student of a game."""
         teacher = self.stages.done[f"teacher {game.task}"]
@@ -176,11 +287,20 @@ class Study:
             *("--task", game.task, f"experiment={game.preset}", "--seed", seed, "--device", "cpu"),
             *("--teacher_checkpoint", self.stages.done[f"teacher {game.task}"]["checkpoint"]),
             *(f"distill.loss.name={loss}", f"distill.student.hidden_dims=[{width},{width}]"),
-            *("--experiment_name", EXPERIMENT, "--run_name", run_name),
+            *("--final_eval_episodes", FINAL_EPISODES, "--experiment_name", EXPERIMENT, "--run_name", run_name),
             log=self.folder / "students" / f"{run_name}.log",
         )
-        summary = json.loads((newest_run(EXPERIMENT, run_name) / "summary.json").read_text())
-        return figures(summary) | {"parameters": summary["parameters"]}
+        run = newest_run(EXPERIMENT, run_name)
+        summary = json.loads((run / "summary.json").read_text())
+        measured = self.measure(game, run / "best_student.pt")
+        return measured | figures(summary) | {"parameters": summary["parameters"]["student"]}
+
+    def compress(self, game: Game, share: float, seed: int) -> dict[str, Any]:
+        """Distil a teacher into a student of a share of its size, or take the run of the losses that is the same."""
+        same = self.stages.done.get(f"losses {game.task} {COMPRESSION_LOSS} s{seed}")
+        if share == LOSS_SHARE and same is not None:
+            return {name: value for name, value in same.items() if name not in ("wall_seconds", "cpu_seconds")}
+        return self.distil(game, share, COMPRESSION_LOSS, seed)
 
     def distil_together(self, seed: int) -> dict[str, Any]:
         """Distil the teachers of several games into one student; return what it was measured at in each."""
@@ -199,14 +319,18 @@ class Study:
             DISTIL,
             *("--multi_task", listing, "experiment=rusu_control", "--seed", seed, "--device", "cpu"),
             f"distill.student.hidden_dims=[{width},{width}]",
-            *("--experiment_name", EXPERIMENT, "--run_name", run_name),
+            *("--final_eval_episodes", FINAL_EPISODES, "--experiment_name", EXPERIMENT, "--run_name", run_name),
             log=self.folder / "students" / f"{run_name}.log",
         )
-        summary = json.loads((newest_run(EXPERIMENT, run_name) / "summary.json").read_text())
+        run = newest_run(EXPERIMENT, run_name)
+        summary = json.loads((run / "summary.json").read_text())
         return {
-            "geometric_mean_score": summary["geometric_mean_score"],
-            "parameters": summary["parameters"],
-            "tasks": {name: figures(summary["tasks"][name]) for name in TOGETHER},
+            "parameters": summary["parameters"]["student"],
+            "tasks": {
+                name: self.measure(GAMES[name], run / "tasks" / name / "best_student.pt")
+                | figures(summary["tasks"][name])
+                for name in TOGETHER
+            },
         }
 
     def report(self) -> None:
@@ -220,29 +344,40 @@ class Study:
         }
         self.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.out.with_suffix(".json"), kept)
-        self.out.with_suffix(".md").write_text(page(kept, self.out.name), encoding="utf-8")
+        path = self.out.with_suffix(".md")
+        path.write_text(page(kept, self.out.name) + written_part(path), encoding="utf-8")
         draw(kept, self.out.with_suffix(".png"))
 
 
+def written_part(path: Path) -> str:
+    """Return what people have written under the tables of the page, which is kept; nothing if there is no page yet."""
+    if not path.is_file():
+        return ""
+    _, heading, text = path.read_text(encoding="utf-8").partition(f"\n{WRITTEN}\n")
+    return heading + text
+
+
 def figures(summary: dict[str, Any]) -> dict[str, float]:
-    """Return what is kept of a run's summary."""
+    """Return what is kept of a run's summary, which is of ordinary starts."""
     return {
-        "score": summary["normalized_score"],
-        "return": summary["best_student_return"],
-        "teacher_return": summary["teacher_return"],
+        "ordinary_score": summary["normalized_score"],
+        "ordinary_return": summary["best_student_return"],
+        "ordinary_teacher_return": summary["teacher_return"],
     }
 
 
-def scores(done: dict[str, dict[str, Any]], prefix: str) -> list[float]:
-    """Return the normalised scores of all seeds of a run."""
-    return [stage["score"] for name, stage in done.items() if name.startswith(f"{prefix} s")]
+def values(done: dict[str, dict[str, Any]], prefix: str, key: str = "score") -> list[float]:
+    """Return a figure of all seeds of a run: by default the normalised score from held-out starts."""
+    return [stage[key] for name, stage in done.items() if name.startswith(f"{prefix} s")]
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(found: Sequence[float]) -> str:
     """Write a median with its range."""
-    if not values:
+    if not found:
         return "-"
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    if len(found) == 1:
+        return f"{found[0]:.3f} (one seed)"
+    return f"{statistics.median(found):.3f} ({min(found):.3f} to {max(found):.3f})"
 
 
 def games_of(done: dict[str, dict[str, Any]]) -> list[str]:
@@ -252,60 +387,123 @@ def games_of(done: dict[str, dict[str, Any]]) -> list[str]:
 
 def page(done: dict[str, dict[str, Any]], name: str) -> str:
     """Return the page of what is done."""
-    games = games_of(done)
-    seeds = sorted({stage.rpartition(" s")[2] for stage in done if not stage.startswith("teacher ")}, key=int)
-    lines = [
+    parts = [head(name), teachers_table(done), losses_table(done), compression_table(done), together_table(done)]
+    return "\n".join(line for part in parts for line in part) + "\n"
+
+
+def head(name: str) -> list[str]:
+    """Return the beginning of the page: what was run and how it is measured."""
+    from held_out_starts import EPSILON, MOST_STEPS, NUM_EPISODES
+
+    return [
         "# Rusu et al. (2015) on small games",
         "",
-        f"`python scripts/rusu.py` (seeds {', '.join(seeds)} of the students; one teacher of each game, a DQN of",
-        "`scripts/train_dqn.py`, seed 0). A score is (student - random) / (teacher - random) on 256 episodes of seeds",
-        "that nothing was trained on. Medians, and the range over the seeds in brackets. Raw numbers:",
-        f"`{name}.json`.",
+        "Made by `python scripts/rusu.py` (extras sb3, gymnasium and bench). One teacher of each game, a DQN of",
+        "`scripts/train_dqn.py` (seed 0); the seeds are those of the students.",
         "",
-        f"![score against size]({name}.png)",
+        "**Held-out starts.** The paper measures from states that people had reached. Here each of",
+        f"{NUM_EPISODES} episodes begins where a player has been led in 1 to {MOST_STEPS} env steps: the teacher with",
+        f"{EPSILON:.0%} of its choices random. No training episode begins there. Rewards count from there on, and all",
+        "policies of a game have the same starts. A score is (student - random) / (teacher - random) on them. Ordinary",
+        f"starts are those of the game's reset: {FINAL_EPISODES} episodes of seeds that nothing was trained on. Each",
+        f"figure is the median over the seeds, with its range in brackets. Raw numbers: `{name}.json`.",
         "",
+        f"![Score against the student's size]({name}.png)",
+        "",
+    ]
+
+
+def teachers_table(done: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the section of the teachers."""
+    lines = [
         "## Teachers",
         "",
-        "| game | parameters | return |",
-        "|---|---:|---:|",
+        "| game | observations, choices | parameters | return, ordinary starts | held-out starts | random, held-out |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
-    for game in games:
-        returns = [
-            stage["teacher_return"] for key, stage in done.items() if f" {game} " in key and "teacher_return" in stage
+    for game in games_of(done):
+        teacher = done[f"teacher {game}"]
+        starts = done.get(f"starts {game}", {})
+        returns = [stage["ordinary_teacher_return"] for stage in of_game(done, game)]
+        cells = [
+            game,
+            f"{teacher['num_obs']}, {teacher['num_choices']}",
+            f"{teacher['parameters']:,}",
+            f"{statistics.median(returns):.1f}" if returns else "-",
+            f"{starts['teacher_return']:.1f}" if starts else "-",
+            f"{starts['random_return']:.1f}" if starts else "-",
         ]
-        shown = f"{statistics.median(returns):.1f}" if returns else "-"
-        lines.append(f"| {game} | {done[f'teacher {game}']['parameters']:,} | {shown} |")
-    lines += ["", f"## Three losses, students of {LOSS_SHARE:.0%} of the teacher's size", ""]
-    lines += ["| game | " + " | ".join(LOSSES) + " |", "|---|" + "---:|" * len(LOSSES)]
-    for game in games:
-        cells = [spread(scores(done, f"losses {game} {loss}")) for loss in LOSSES]
-        lines.append(f"| {game} | {' | '.join(cells)} |")
-    lines += ["", "## Compression, loss kl", ""]
-    lines += [
-        "| game | " + " | ".join(f"{share * 100:g} %" for share in SHARES) + " |",
-        "|---|" + "---:|" * len(SHARES),
-    ]
-    for game in games:
-        cells = []
-        for share in SHARES:
-            prefix = f"compression {game} {share:g}"
-            sizes = [stage["parameters"]["student"] for key, stage in done.items() if key.startswith(f"{prefix} s")]
-            size = f"{sizes[0]:,} parameters: " if sizes else ""
-            cells.append(f"{size}{spread(scores(done, prefix))}")
-        lines.append(f"| {game} | {' | '.join(cells)} |")
-    lines += ["", "## One student of several games", ""]
-    together = [stage for key, stage in done.items() if key.startswith("multi_task ")]
-    lines += [
-        f"One student of {' and '.join(TOGETHER)} with the layers of a student of {MULTI_SHARE:.0%} of one teacher's",
-        "size, against students of one game each.",
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def of_game(done: dict[str, dict[str, Any]], game: str) -> list[dict[str, Any]]:
+    """Return the runs of a game's students."""
+    return [stage for name, stage in done.items() if name.startswith((f"losses {game} ", f"compression {game} "))]
+
+
+def losses_table(done: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the section of the three losses."""
+    lines = [
+        f"## Three losses, students of {LOSS_SHARE:.0%} of the teacher's size",
         "",
-        "| game | one student of all | one student of its own |",
-        "|---|---:|---:|",
+        f"| game | starts | {' | '.join(LOSSES)} |",
+        "|---|---|" + "---:|" * len(LOSSES),
     ]
+    for game in games_of(done):
+        for starts, key in (("held-out", "score"), ("ordinary", "ordinary_score")):
+            cells = [spread(values(done, f"losses {game} {loss}", key)) for loss in LOSSES]
+            lines.append(f"| {game} | {starts} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def compression_table(done: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the section of smaller and smaller students."""
+    games = games_of(done)
+    lines = [
+        f"## Compression, loss {COMPRESSION_LOSS}, held-out starts",
+        "",
+        f"| share of the teacher's parameters | {' | '.join(games)} |",
+        "|---|" + "---:|" * len(games),
+    ]
+    for share in SHARES:
+        cells = []
+        for game in games:
+            prefix = f"compression {game} {share:g}"
+            sizes = values(done, prefix, "parameters")
+            size = f"{sizes[0]:,} parameters: " if sizes else ""
+            cells.append(f"{size}{spread(values(done, prefix))}")
+        lines.append(f"| {share * 100:g} % | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def together_table(done: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the section of one policy of several games."""
+    from foundation.rollout.baselines import geometric_mean
+
+    lines = [
+        "## One policy of several games, held-out starts",
+        "",
+        f"One student of {' and '.join(TOGETHER)}, whose layers are those of a student of {MULTI_SHARE:.0%} of one",
+        "teacher's size (`--multi_task`: a trunk, and a first layer and a head of each game); students of one game;",
+        "and one DQN trained on both games in turn (`scripts/train_joint_dqn.py`, the layers of one teacher,",
+        f"{JOINT_STEPS:,} env steps).",
+        "",
+        "| game | one student of both | one student of its own | one DQN of both |",
+        "|---|---:|---:|---:|",
+    ]
+    parts = [[stage for key, stage in done.items() if key.startswith(f"{part} ")] for part in ("multi_task", "joint")]
     for game in TOGETHER:
-        shared = [stage["tasks"][game]["score"] for stage in together]
-        lines.append(f"| {game} | {spread(shared)} | {spread(scores(done, f'compression {game} {MULTI_SHARE:g}'))} |")
-    return "\n".join(lines) + "\n"
+        students, joint = ([stage["tasks"][game]["score"] for stage in part] for part in parts)
+        own = values(done, f"compression {game} {MULTI_SHARE:g}")
+        lines.append(f"| {game} | {spread(students)} | {spread(own)} | {spread(joint)} |")
+    sizes = [f"{part[0]['parameters']:,}" if part else "-" for part in parts]
+    own = [values(done, f"compression {game} {MULTI_SHARE:g}", "parameters")[:1] for game in TOGETHER]
+    each = " + ".join(f"{size[0]:,}" for size in own if size) or "-"
+    lines.append(f"| parameters | {sizes[0]} | {each} | {sizes[1]} |")
+    means = [[geometric_mean([run["tasks"][game]["score"] for game in TOGETHER]) for run in part] for part in parts]
+    lines.append(f"| geometric mean | {spread(means[0])} | - | {spread(means[1])} |")
+    return lines
 
 
 def draw(done: dict[str, dict[str, Any]], path: Path) -> None:
@@ -319,15 +517,17 @@ def draw(done: dict[str, dict[str, Any]], path: Path) -> None:
     for game in games_of(done):
         points = []
         for share in SHARES:
-            found = scores(done, f"compression {game} {share:g}")
+            prefix = f"compression {game} {share:g}"
+            found = values(done, prefix)
             if found:
-                points.append((100.0 * share, statistics.median(found), min(found), max(found)))
+                actual = 100.0 * values(done, prefix, "parameters")[0] / done[f"teacher {game}"]["parameters"]
+                points.append((actual, statistics.median(found), min(found), max(found)))
         if points:
             size, middle, low, high = zip(*points, strict=True)
             (line,) = axes.plot(size, middle, marker="o", label=game)
             axes.fill_between(size, low, high, color=line.get_color(), alpha=0.2)
     axes.axhline(1.0, color="grey", linewidth=0.8, linestyle="--")
-    axes.set(xscale="log", xlabel="student's parameters [% of the teacher's]", ylabel="normalised score")
+    axes.set(xscale="log", xlabel="student's parameters [% of the teacher's]", ylabel="score from held-out starts")
     if axes.lines[1:]:
         axes.legend()
     figure.savefig(path, dpi=110)

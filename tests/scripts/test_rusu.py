@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
+from foundation.core.errors import UserError
 from foundation.students import StudentPolicy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,25 +32,55 @@ def test_a_width_comes_nearest_to_its_share(share):
     assert off[1] == min(off)
 
 
-def test_the_page_has_the_median_and_the_range_of_the_seeds(tmp_path):
-    """Of three seeds, and a dash where nothing was run; the picture is written too."""
+def done_runs() -> dict:
+    """Return what a study of two games and three seeds leaves, with one run of each kind of several games."""
     found = {"CartPole-v1": [0.9, 1.0, 0.4], "Acrobot-v1": [0.7, 0.8, 0.75]}
-    done: dict = {f"teacher {game}": {"parameters": 1000} for game in found}
+    done: dict = {}
     for game, values in found.items():
+        done[f"teacher {game}"] = {"parameters": 1000, "num_obs": 4, "num_choices": 2}
+        done[f"starts {game}"] = {"teacher_return": 480.0, "random_return": 20.0}
         for seed, value in enumerate(values):
-            stage = {"score": value, "teacher_return": 500.0, "parameters": {"student": 70, "teacher": 1000}}
+            ordinary = {"ordinary_score": value / 2, "ordinary_teacher_return": 500.0}
+            stage = {"score": value, "parameters": 70} | ordinary
             done[f"compression {game} 0.07 s{seed}"] = stage
             done[f"losses {game} nll s{seed}"] = stage
-    done["multi_task CartPole-v1+Acrobot-v1 s0"] = {
-        "tasks": {"CartPole-v1": {"score": 0.95}, "Acrobot-v1": {"score": 0.5}}
-    }
+    for part, shown in (("multi_task", (0.9, 0.4)), ("joint", (1.0, 0.0))):
+        tasks = {game: {"score": score} for game, score in zip(found, shown, strict=True)}
+        done[f"{part} CartPole-v1+Acrobot-v1 s0"] = {"parameters": 90, "tasks": tasks}
+    return done
+
+
+def test_the_page_has_the_median_and_the_range_of_the_seeds(tmp_path):
+    """Of three seeds, and a dash where nothing was run; the picture is written too."""
+    done = done_runs()
     text = rusu.page(done, "rusu")
-    assert statistics.median(found["CartPole-v1"]) == 0.9
-    assert "| CartPole-v1 | - | 0.900 (0.400 to 1.000) | - |" in text
-    assert "| CartPole-v1 | - | 70 parameters: 0.900 (0.400 to 1.000) | - | - | - | - |" in text
-    assert "| Acrobot-v1 | 0.500 (0.500 to 0.500) | 0.750 (0.700 to 0.800) |" in text
+    assert "| CartPole-v1 | 4, 2 | 1,000 | 500.0 | 480.0 | 20.0 |" in text
+    assert "| CartPole-v1 | held-out | - | 0.900 (0.400 to 1.000) | - |" in text
+    assert "| CartPole-v1 | ordinary | - | 0.450 (0.200 to 0.500) | - |" in text
+    cells = "70 parameters: 0.900 (0.400 to 1.000) | 70 parameters: 0.750 (0.700 to 0.800)"
+    assert f"| 7 % | {cells} |" in text
+    assert "| 25 % | - | - |" in text
     rusu.draw(done, tmp_path / "rusu.png")
     assert (tmp_path / "rusu.png").stat().st_size > 1000
+
+
+def test_the_page_compares_policies_of_several_games():
+    """Scores, sizes and geometric means by hand: sqrt(0.9 * 0.4) = 0.6, and sqrt(1 * 0.001) where a game is failed."""
+    text = rusu.page(done_runs(), "rusu")
+    assert "| CartPole-v1 | 0.900 (one seed) | 0.900 (0.400 to 1.000) | 1.000 (one seed) |" in text
+    assert "| Acrobot-v1 | 0.400 (one seed) | 0.750 (0.700 to 0.800) | 0.000 (one seed) |" in text
+    assert "| parameters | 90 | 70 + 70 | 90 |" in text
+    assert "| geometric mean | 0.600 (one seed) | - | 0.032 (one seed) |" in text
+
+
+def test_what_people_wrote_under_the_tables_is_kept(tmp_path):
+    """The page is written anew after each run; the part from its last heading on is theirs."""
+    path = tmp_path / "rusu.md"
+    assert rusu.written_part(path) == ""
+    path.write_text(f"# Title\n\n| old | table |\n\n{rusu.WRITTEN}\n\nNLL did worse.\n")
+    assert rusu.written_part(path) == f"\n{rusu.WRITTEN}\n\nNLL did worse.\n"
+    path.write_text("text" + rusu.written_part(path))
+    assert rusu.written_part(path) == f"\n{rusu.WRITTEN}\n\nNLL did worse.\n"
 
 
 def test_runs_of_a_study_differ_in_name_and_cover_every_game(tmp_path):
@@ -58,3 +89,43 @@ def test_runs_of_a_study_differ_in_name_and_cover_every_game(tmp_path):
     study = rusu.Study(args)
     names = [name for seed in args.seeds for game in study.games for name, _ in study.runs(game, seed)]
     assert len(names) == len(set(names)) == 2 * 2 * (len(rusu.LOSSES) + len(rusu.SHARES))
+
+
+def test_a_corrupt_file_of_what_is_done_is_one_line(tmp_path):
+    """A stages.json that was cut off stops the study before anything is trained, and says what to do."""
+    (tmp_path / "stages.json").write_text('{"settings": {"sha')
+    with pytest.raises(UserError, match="is corrupt: use another --folder, or remove it"):
+        rusu.main(["--folder", str(tmp_path), "--out", str(tmp_path / "page")])
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_a_missing_extra_is_one_line_before_anything_is_trained(tmp_path, monkeypatch):
+    """Without Stable-Baselines3 no teacher can be trained."""
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    with pytest.raises(UserError, match=r"pip install -e \.\[sb3\]"):
+        rusu.main(["--folder", str(tmp_path), "--out", str(tmp_path / "page"), "--games", "CartPole-v1"])
+    assert not list(tmp_path.glob("teacher*"))
+
+
+def test_a_finished_study_needs_no_extra_and_runs_nothing(tmp_path, monkeypatch):
+    """``--report`` writes page, picture and numbers of what is done."""
+    monkeypatch.setitem(sys.modules, "stable_baselines3", None)
+    folder = tmp_path / "study"
+    stages = {name: {"wall_seconds": 1.0, "cpu_seconds": 1.0} | stage for name, stage in done_runs().items()}
+    folder.mkdir()
+    (folder / "stages.json").write_text(json.dumps({"settings": {}, "stages": stages, "begun": {}}))
+    rusu.main(["--folder", str(folder), "--out", str(tmp_path / "page"), "--report"])
+    assert {path.suffix for path in tmp_path.glob("page.*")} == {".md", ".json", ".png"}
+    kept = json.loads((tmp_path / "page.json").read_text())
+    assert kept["compression CartPole-v1 0.07 s2"]["score"] == 0.4
+
+
+def test_a_run_that_two_tables_share_is_made_once(tmp_path, monkeypatch):
+    """The student of the losses' size with the compression's loss is taken from the losses; other sizes are run."""
+    study = rusu.Study(rusu.parse(["--games", "CartPole-v1", "--folder", str(tmp_path)]))
+    study.stages.done["losses CartPole-v1 kl s4"] = {"score": 0.5, "wall_seconds": 9.0, "cpu_seconds": 9.0}
+    monkeypatch.setattr(study, "distil", lambda game, share, loss, seed: {"run": (share, loss, seed)})
+    game = study.games[0]
+    assert study.compress(game, rusu.LOSS_SHARE, 4) == {"score": 0.5}
+    assert study.compress(game, rusu.LOSS_SHARE, 5) == {"run": (rusu.LOSS_SHARE, "kl", 5)}
+    assert study.compress(game, 0.01, 4) == {"run": (0.01, "kl", 4)}
