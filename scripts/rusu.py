@@ -528,8 +528,12 @@ def draw(done: dict[str, dict[str, Any]], path: Path) -> None:
             axes.fill_between(size, low, high, color=line.get_color(), alpha=0.2)
     axes.axhline(1.0, color="grey", linewidth=0.8, linestyle="--")
     axes.set(xscale="log", xlabel="student's parameters [% of the teacher's]", ylabel="score from held-out starts")
+    ticks = [100.0 * share for share in SHARES]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     if axes.lines[1:]:
-        axes.legend()
+        axes.legend(loc="lower right")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

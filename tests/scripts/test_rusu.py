@@ -129,3 +129,21 @@ def test_a_run_that_two_tables_share_is_made_once(tmp_path, monkeypatch):
     assert study.compress(game, rusu.LOSS_SHARE, 4) == {"score": 0.5}
     assert study.compress(game, rusu.LOSS_SHARE, 5) == {"run": (rusu.LOSS_SHARE, "kl", 5)}
     assert study.compress(game, 0.01, 4) == {"run": (0.01, "kl", 4)}
+
+
+def test_a_score_is_between_random_choices_and_the_teacher(tmp_path):
+    """From held-out starts: 0 at random choices' return, 1 at the teacher's, in Acrobot's negative returns too."""
+    study = rusu.Study(rusu.parse(["--games", "Acrobot-v1", "--folder", str(tmp_path)]))
+    study.stages.done["starts Acrobot-v1"] = {"teacher_return": -80.0, "random_return": -480.0}
+    game = study.games[0]
+    assert study.scored(game, -480.0)["score"] == 0.0
+    assert study.scored(game, -180.0) == {"score": 0.75, "return": -180.0}
+
+
+def test_a_game_whose_package_is_missing_is_one_line(tmp_path, monkeypatch):
+    """MinAtar's games need the extra gymnasium; nothing else is begun before that is said."""
+    monkeypatch.setitem(sys.modules, "minatar", None)
+    monkeypatch.setattr(rusu.importlib.util, "find_spec", lambda name: None if name == "minatar" else object())
+    with pytest.raises(UserError, match=r"--games MinAtar/Breakout-v1: .*pip install -e \.\[gymnasium\]"):
+        rusu.main(["--folder", str(tmp_path), "--out", str(tmp_path / "page")])
+    assert not list(tmp_path.glob("teacher*"))

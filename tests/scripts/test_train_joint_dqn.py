@@ -39,9 +39,8 @@ def test_episodes_are_of_each_game_in_turn():
 def test_a_choice_that_a_game_lacks_is_its_last():
     """CartPole has two: the third acts as the second, step by step."""
     env, alone = train_joint_dqn.Together(TASKS, only=0), gymnasium.make("CartPole-v1")
-    env.reset(seed=1)
+    env.reset(seed=1)  # seeds the game, and begins its first episode
     alone.reset(seed=1)
-    env.reset()
     alone.reset()
     for joint, own in ((2, 1), (0, 0), (2, 1)):
         obs, reward, terminated, truncated, _ = env.step(np.int64(joint))
