@@ -142,7 +142,7 @@ def test_a_score_is_between_random_choices_and_the_teacher(tmp_path):
 
 def test_a_game_whose_package_is_missing_is_one_line(tmp_path, monkeypatch):
     """MinAtar's games need the extra gymnasium; nothing else is begun before that is said."""
-    monkeypatch.setitem(sys.modules, "minatar", None)
+    monkeypatch.delitem(sys.modules, "minatar", raising=False)
     monkeypatch.setattr(rusu.importlib.util, "find_spec", lambda name: None if name == "minatar" else object())
     with pytest.raises(UserError, match=r"--games MinAtar/Breakout-v1: .*pip install -e \.\[gymnasium\]"):
         rusu.main(["--folder", str(tmp_path), "--out", str(tmp_path / "page")])
