@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ from foundation.evaluation.similarity import SEED as SIMILARITY_SEED
 from foundation.export.on_play import export_played
 from foundation.policies.actors import Actor, PolicyActor
 from foundation.policies.obs_groups import ObsSelector
+from foundation.rollout.baselines import ratio_interval
 from foundation.rollout.episodes import EvaluationResult
 from foundation.rollout.evaluate import evaluate
 from foundation.rollout.stepper import Observer, RealTimePace
@@ -189,6 +191,11 @@ class Job:
             figures["seeds"] = seed_figures(self.seeds, each)
         console = Console(highlight=False)
         console.print(evaluation_table(f"{played.task} ({self.engine.name})", self.head(env, figures), figures, units))
+        if self.measures_teacher:
+            beside = self.teacher_figures(env, poll, result)
+            figures |= beside
+            if beside:
+                print(teacher_line(beside))
         if variants:
             figures[f"{kind}s"] = variants
             console.print(variant_table(variants, kind, units))
@@ -221,6 +228,30 @@ class Job:
         variants = variant_of(EnvCapabilities.of(env))
         number = self.args.num_episodes
         return [evaluate(env, actor, number, s, observers, poll, teacher_of=variants) for s in self.seeds]
+
+    @property
+    def measures_teacher(self) -> bool:
+        """Whether the teacher plays the policy's episodes too: ``--with_teacher``, or ``--teacher`` without a study."""
+        args = self.args
+        return args.with_teacher or (args.teacher is not None and not (args.robustness or args.similarity))
+
+    def teacher_figures(self, env: VecEnv, poll: Callable[[], None], result: EvaluationResult) -> dict[str, Any]:
+        """Return the teacher's figures on the same episodes, and the ratio of the returns; nothing without a teacher.
+
+        Args:
+            env: The environment.
+            poll: Called every few env steps; may raise to stop.
+            result: The policy's episodes.
+        """
+        teacher = find_teacher(self.played, self.args.teacher)
+        if teacher is None:
+            return {}
+        beside = pooled(self.episodes(env, teacher_actor(teacher, env, self.played.task), poll))
+        found: dict[str, Any] = {"teacher": evaluation_figures(beside) | {"checkpoint": teacher.info.path}}
+        if beside.mean_return > 0.0:
+            found["return_ratio"] = result.mean_return / beside.mean_return
+            found["return_ratio_interval_95"] = ratio_interval(result.returns, beside.returns)
+        return found
 
     def head(self, env: VecEnv, figures: dict[str, Any]) -> list[tuple[str, str]]:
         """Return the first rows of the table: what was measured, and on which episodes."""
@@ -320,6 +351,17 @@ def read_seeds(text: str | None) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--eval_seeds {shorten(text)} has a seed twice: its episodes would count twice")
     return seeds
+
+
+def teacher_line(figures: dict[str, Any]) -> str:
+    """Return one line on the teacher's return on the same episodes, and on the policy's beside it."""
+    teacher = figures["teacher"]
+    line = f"The teacher's return on the same episodes: {teacher['return']['mean']:.2f}"
+    if "return_ratio" not in figures:
+        return line
+    half = figures["return_ratio_interval_95"]
+    interval = f" ± {100.0 * half:.2f}" if math.isfinite(half) else ""
+    return f"{line}, of which the policy has {100.0 * figures['return_ratio']:.2f} %{interval}"
 
 
 def _seed_line(row: dict[str, Any]) -> str:
@@ -428,8 +470,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError(f"--agent {args.agent} has no checkpoint to --describe: leave one of them out")
     if args.perturbation is not None and not args.robustness:
         raise UserError(f"--perturbation {args.perturbation[0]} has no effect without --robustness")
-    if args.teacher is not None and not (args.robustness or args.similarity):
-        raise UserError(f"--teacher {args.teacher} has no effect without --robustness or --similarity")
+    if args.agent in ("zero", "random") and (args.with_teacher or args.teacher):
+        raise UserError(f"--agent {args.agent} has no teacher: leave --teacher and --with_teacher out")
     if args.json and (Path(args.json).is_dir() or not _can_hold(_existing_parent(Path(args.json)))):
         raise UserError(f"--json {args.json}: cannot be written; give the path of a file")
 

@@ -7,11 +7,7 @@ some simulators start only once.
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +16,8 @@ from typing import Any
 import yaml
 
 from foundation.cli.cli_args import CommandParser, parse_command
+from foundation.cli.own_process import run_in_a_process, without_flags
 from foundation.config.overrides import key_of, parse_overrides
-from foundation.core.child_process import end_with_parent
 from foundation.core.errors import UserError
 from foundation.core.files import atomic_write_bytes
 from foundation.runs.run_dir import RunDir
@@ -96,7 +92,7 @@ class Curriculum:
             command,
             stages,
             values,
-            _without([word for word in argv if key_of(word) != "experiment"], ours),
+            without_flags([word for word in argv if key_of(word) != "experiment"], ours),
             typed or own,
             args.experiment_name or DEFAULT_NAME,
             args.run_name or DEFAULT_NAME,
@@ -114,7 +110,7 @@ class Curriculum:
             else:
                 argv = ["--resume", "--load_run", run.name] if run is not None else self._arguments(index, done)
                 print(f"{name} of {len(self.stages)}", flush=True)
-                code = _run_in_a_process(self.command.module, [*argv, "--experiment_name", self.experiment_name])
+                code = run_in_a_process(self.command.module, [*argv, "--experiment_name", self.experiment_name])
                 if code:
                     return code
                 run = self._find(name)
@@ -159,21 +155,6 @@ def _taken(values: dict[str, Any], key: Sequence[str]) -> str | None:
     return found
 
 
-def _without(argv: Sequence[str], flags: dict[str, int]) -> list[str]:
-    """Return the arguments without some flags (flag -> number of its values) and without their values."""
-    kept: list[str] = []
-    skip = 0
-    for word in argv:
-        name, equals, _ = word.partition("=")
-        if skip:
-            skip -= 1
-        elif name in flags:
-            skip = 0 if equals else flags[name]
-        else:
-            kept.append(word)
-    return kept
-
-
 def _merged(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Return nested values, a stage's own over those of all stages."""
     merged = dict(shared)
@@ -196,24 +177,3 @@ def _filled(value: Any, done: dict[str, str]) -> Any:
         known = ", ".join(f"{{{name}}}" for name in done) or "none"
         raise UserError(f"a stage names {value}, and there is no such policy before it; there are: {known}")
     return done[named[1]]
-
-
-def _run_in_a_process(module: str, argv: Sequence[str]) -> int:
-    """Run a command; whatever ends this process, that one saves and leaves first."""
-    command = [sys.executable, "-m", module, *argv]
-    process = subprocess.Popen(command, env=_environment(), preexec_fn=end_with_parent())
-    try:
-        return process.wait()
-    except KeyboardInterrupt:  # the terminal has sent it to both
-        return process.wait()
-    except BaseException:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        raise
-
-
-def _environment() -> dict[str, str]:
-    """Return this process's environment, with the package on the path where it runs from a clone."""
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

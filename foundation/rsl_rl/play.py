@@ -68,6 +68,9 @@ def build_parser() -> CommandParser:
     )
     flag("--similarity", action="store_true", help="compare its actions with the teacher's, on the states of both")
     flag("--teacher", metavar="FILE", help="teacher to measure beside (default: that of the student's run)")
+    flag("--with_teacher", action="store_true", help="measure the teacher too, on the same episodes")
+    own = "Python of an engine's own environment, of --engine torch,l2f,isaaclab: one table of all of them"
+    flag("--engine_python", action="append", metavar="NAME=PATH", help=own)
     flag("--json", metavar="PATH", help="write the figures to this file")
     flag("--real-time", action="store_true", help="no faster than real time")
     add_hydra_args(parser)
@@ -83,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(argv: Sequence[str]) -> int:
     """Run one job and return its exit code."""
     with many_imports():  # torch: --help does without it
+        from foundation.cli.engine_table import asks_for_table, play_on_engines
         from foundation.cli.play_job import Job, check_args, refuse_near_misses, typed_device
         from foundation.cli.played_policy import PlayedPolicy
         from foundation.cli.policy_table import show_policy
@@ -101,6 +105,9 @@ def run(argv: Sequence[str]) -> int:
         refuse_near_misses(parser, argv)
         show_policy(played.policy, task=played.task or None)
         return 0
+    if asks_for_table(args):
+        refuse_near_misses(parser, argv)
+        return play_on_engines(args, argv, played)
     job = Job.choose_engine(parser, argv, played, SEED)
     with job.launch() as session:
         return job.run(session)
