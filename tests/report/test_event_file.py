@@ -97,9 +97,7 @@ def test_no_more_parts_are_looked_at_than_a_run_writes(tmp_path, monkeypatch, bo
         read_scalars(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "said"), [("_MAX_SCALARS", "more than 5 scalars"), ("_MAX_TAGS", "more than 5 tags")]
-)
+@pytest.mark.parametrize(("name", "said"), [("_MAX_SCALARS", "more than 5 scalars"), ("_MAX_TAGS", "more than 5 tags")])
 def test_no_more_scalars_and_tags_are_kept_than_a_run_writes(tmp_path, monkeypatch, name, said):
     """Python's numbers take far more memory than the file."""
     monkeypatch.setattr(event_file, name, 5)
