@@ -199,6 +199,7 @@ class _Stack:
         self.typed_groups = {group: name for group, name in self.files.items() if group != "experiment" and name}
         self.typed_groups |= self.named
         self.saved_choices: dict[str, Any] = {}
+        self.defaults: dict[str, str] = {}
         experiment = self._experiment()
         self.layers = [self._lowest(base), *experiment, *self._typed_files(), *self._typed_keys(overrides, flags)]
 
@@ -221,10 +222,11 @@ class _Stack:
         name = self.files.get("experiment")
         if name is None:
             return []
-        # Composed twice: first to see which group files it chooses, then with those alone that nothing typed has
-        # replaced. A replaced student's settings would otherwise stay in the values of the experiment.
-        values, chosen = compose({"experiment": name}, defaults=False)
-        del chosen["experiment"]
+        # Composed to see which group files it chooses, and where something typed replaces one, once more with those that
+        # are left. A replaced student's settings would otherwise stay in the values of the experiment.
+        values, in_force = compose({"experiment": name}, defaults=False)
+        del in_force["experiment"]
+        chosen = dict(in_force)
         for group in _BY_NAME:  # a name in its body is a choice too
             chosen[group] = _mapping(values.get(group)).get("name") or chosen.get(group, "")
             if chosen[group] and chosen[group] == self.typed_groups.get(group):
@@ -236,7 +238,9 @@ class _Stack:
         }
         files = {group: choice for group, choice in self.chosen_by_experiment.items() if choice in choices(group)}
         others = dict.fromkeys(group for group in self.typed_groups if group not in self.agreed)
-        return [Layer(self._experiment_origin(), compose({"experiment": name, **others, **files}, defaults=False)[0])]
+        if others or files != in_force:
+            values, _ = compose({"experiment": name, **others, **files}, defaults=False)
+        return [Layer(self._experiment_origin(), values)]
 
     def _experiment_origin(self) -> str:
         return f"experiment={self.files['experiment']}"
@@ -244,7 +248,8 @@ class _Stack:
     def _lowest(self, base: Mapping[str, Any] | None) -> Layer:
         """The values of the defaults, or of a resumed run, for what is not chosen anew."""
         if base is None:
-            values, _ = compose(dict.fromkeys([*self.typed_groups, *self.chosen_by_experiment]), defaults=True)
+            replaced = dict.fromkeys([*self.typed_groups, *self.chosen_by_experiment])
+            values, self.defaults = compose(replaced, defaults=True)
             return Layer(DEFAULT, values)
         values = copy.deepcopy(dict(base))
         self.saved_choices = values.pop("choices", None) or {}
@@ -363,7 +368,7 @@ class _Stack:
         own_name = getattr(getattr(cfg, group, None), "name", None)
         if self.layers[0].origin == _RESUMED:
             return str(own_name or (self.saved_choices.get(group) or {}).get("name", "as it was")), _RESUMED
-        return str(own_name or _default_choice(group)), DEFAULT
+        return str(own_name or self.defaults.get(group, "none")), DEFAULT
 
 
 def resolve_distillation_cfg(overrides: Overrides, flags: Mapping[str, Any], **options: Any) -> DistillationCfg:
@@ -415,10 +420,6 @@ def _by_flag(message: str, flags: Mapping[str, Any]) -> str:
     for path in flags:
         message = message.replace(f"'distill.{path}'", label(path))
     return message
-
-
-def _default_choice(group: str) -> str:
-    return compose({}, defaults=True)[1].get(group, "none")
 
 
 def _by(origin: str) -> str:
