@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh dev
+unset PYTHONDONTWRITEBYTECODE # hundreds of tests start a command: each reads what the first one compiled
 
 failed=()
 check() { # name, command...

@@ -222,8 +222,8 @@ class _Stack:
         name = self.files.get("experiment")
         if name is None:
             return []
-        # Composed to see which group files it chooses, and where something typed replaces one, once more with those that
-        # are left. A replaced student's settings would otherwise stay in the values of the experiment.
+        # Composed to see which group files it chooses, and where something typed replaces one, once more with those
+        # that are left. A replaced student's settings would otherwise stay in the values of the experiment.
         values, in_force = compose({"experiment": name}, defaults=False)
         del in_force["experiment"]
         chosen = dict(in_force)
@@ -238,7 +238,8 @@ class _Stack:
         }
         files = {group: choice for group, choice in self.chosen_by_experiment.items() if choice in choices(group)}
         others = dict.fromkeys(group for group in self.typed_groups if group not in self.agreed)
-        if others or files != in_force:
+        added = {group: choice for group, choice in files.items() if in_force.get(group) != choice}
+        if others or not all(_sets_the_same(group, choice, values) for group, choice in added.items()):
             values, _ = compose({"experiment": name, **others, **files}, defaults=False)
         return [Layer(self._experiment_origin(), values)]
 
@@ -374,6 +375,12 @@ class _Stack:
 def resolve_distillation_cfg(overrides: Overrides, flags: Mapping[str, Any], **options: Any) -> DistillationCfg:
     """Return the distillation config alone (see :func:`resolve`)."""
     return resolve(overrides, flags, **options).cfg
+
+
+def _sets_the_same(group: str, name: str, values: Mapping[str, Any]) -> bool:
+    """Return whether an experiment's values replace every value of a group's file, so that the file adds nothing."""
+    file, package = read_preset(group, config_folder() / group / f"{name}.yaml")
+    return package == group and file.keys() <= _mapping(values.get(group)).keys()
 
 
 def _split_groups(overrides: Overrides) -> tuple[dict[str, str | None], dict[str, str]]:
