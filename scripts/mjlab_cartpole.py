@@ -1,9 +1,13 @@
 """Distil mjlab's Cartpole-Balance into students without velocities, beside RSL-RL's own ``DistillationRunner``.
 
 ``python scripts/mjlab_cartpole.py`` in an environment with mjlab writes ``docs/results/mjlab.json`` and ``mjlab.md``.
+What is measured is kept in ``logs/mjlab_cartpole``, a file for each run, so that the same command goes on where the
+last one stopped; ``--seconds`` ends it early.
 
 Every policy is measured on the same whole episodes of the task, in one environment whose students' groups mjlab itself
 makes. CPU seconds are those of collecting and learning: start-up, baselines and evaluations are left out on both sides.
+RSL-RL's settings are swept: each trains for a number of CPU seconds, and the first of its snapshots that has
+99 % of the teacher's return counts. The best of them is run with more seeds, as are this project's students.
 """
 
 from __future__ import annotations
@@ -11,13 +15,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import fnmatch
 import io
+import itertools
 import json
+import math
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,36 +49,81 @@ ROOT = Path(__file__).resolve().parents[1]
 TASK = "Mjlab-Cartpole-Balance"
 TEACHER = ROOT / "foundation" / "assets" / "teachers" / "mjlab_cartpole" / "model.pt"
 RESULTS = ROOT / "docs" / "results"
+PIECES = ROOT / "logs" / "mjlab_cartpole"
 NUM_ENVS = 64
 HIDDEN = ("cart_vel", "pole_vel")
 """Terms that no student sees."""
 EPISODE = 10.0
-"""Episodes in training [s]; they are measured on the task's own, of 50 s."""
+"""Episodes in training [s]."""
+WHOLE = 50.0
+"""Episodes in which all are measured [s]; the task's own."""
+GOAL = 0.99
+"""Share of the teacher's return at which a student counts as good."""
+SEEDS = (1, 2, 3)
+MEASURED_SEED = 100
+"""Seed of the episodes in which all are measured."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student of this project."""
+
+    group: str
+    """The group of :func:`configure` that it reads."""
+    tokens: tuple[str, ...]
+    """What is typed for it."""
+
+
 OURS = {
-    "three frames, MLP": ["obs.student.history=3", "--n_epochs", "4"],
-    "GRU": ["student=gru", "--n_epochs", "8", "batch_size=16"],
+    "MLP, three frames": Student("frames", ("experiment=fast_isaaclab", "obs.student.history=3", "--n_epochs", "6")),
+    "GRU, one frame": Student("now", ("experiment=fast_isaaclab_gru", "--n_epochs", "6")),
 }
-"""Name of a student -> what is typed for it."""
-STUDENT_GROUPS = {"three frames, MLP": "frames", "GRU": "now"}
-STOCK = {
-    "5 passes, gradient length 1": DistillationAlgorithmCfg(num_learning_epochs=5, gradient_length=1),
-    "1 pass, gradient length 15 (its default)": DistillationAlgorithmCfg(num_learning_epochs=1, gradient_length=15),
-}
-"""RSL-RL's settings; the first is the best that was found, among others of rate, noise and normaliser."""
 
 
-def command(name: str, seed: int) -> list[str]:
-    """Return what is typed after ``distillation.py``."""
-    tokens = ["--task", TASK, "--teacher_checkpoint", str(TEACHER.relative_to(ROOT)), "--device", "cpu", "--cpu_graphs"]
-    tokens += ["--seed", str(seed), "experiment=fast_isaaclab", "--num_envs", str(NUM_ENVS), "num_episodes=64"]
-    tokens += [f"env.episode_length_s={EPISODE}", "obs.student.from=actor", f"obs.student.drop=[{','.join(HIDDEN)}]"]
-    return [*tokens, *OURS[name]]
+@dataclass(frozen=True)
+class Setting:
+    """A setting of RSL-RL's ``DistillationRunner``."""
+
+    steps: int
+    """Env steps of a rollout."""
+    passes: int
+    """Passes over it (``num_learning_epochs``)."""
+    rate: float
+    """Learning rate."""
+    gradient_length: int = 1
+    """Env steps of an update."""
+
+    @property
+    def name(self) -> str:
+        """Name of its files."""
+        return f"steps{self.steps}_passes{self.passes}_rate{self.rate:g}_length{self.gradient_length}"
 
 
-def configure(env_cfg: Any, seed: int) -> None:
+DEFAULT = Setting(24, 1, 1e-3, 15)
+"""RSL-RL's own learning rate, passes and gradient length, and Isaac Lab's usual rollout."""
+SWEEP = (
+    *(Setting(*values) for values in itertools.product((16, 64), (2, 5, 10), (1e-3, 3e-3))),
+    Setting(16, 10, 3e-4),
+    Setting(64, 5, 1e-3, 4),
+    Setting(64, 10, 3e-3, 4),
+    DEFAULT,
+)
+BUDGET = 12.0
+"""CPU seconds of a run in the sweep."""
+LONG_BUDGET = 30.0
+"""CPU seconds of the runs with more seeds."""
+INTERVAL = 2.0
+"""CPU seconds between two snapshots."""
+
+
+# -- the environment -------------------------------------------------------------------------------------------------
+
+
+def configure(env_cfg: Any) -> None:
     """Set number and seed, and have mjlab make the students' groups: the actor's terms without velocities."""
     env_cfg.scene.num_envs = NUM_ENVS
-    env_cfg.seed = seed
+    env_cfg.seed = 1
+    env_cfg.episode_length_s = EPISODE
     for name, history in (("now", None), ("frames", 3)):
         group = copy.deepcopy(env_cfg.observations["actor"])
         group.terms = {term: cfg for term, cfg in group.terms.items() if term not in HIDDEN}
@@ -78,147 +131,353 @@ def configure(env_cfg: Any, seed: int) -> None:
         env_cfg.observations[name] = group
 
 
-@contextlib.contextmanager
-def opened(seed: int, episode_length_s: float | None = None) -> Any:
-    """Make an environment of the task, with graphs."""
-    engine = engine_class("mjlab")()
+class Cartpole:
+    """The task's environment, with graphs, made when it is first needed: a process holds one of them."""
 
-    def settle(env_cfg: Any, agent_cfg: Any) -> None:
-        configure(env_cfg, seed)
-        env_cfg.episode_length_s = episode_length_s or env_cfg.episode_length_s
+    def __init__(self, stack: contextlib.ExitStack):
+        self._stack = stack
+        self._env: Any = None
 
-    request = LaunchRequest(TASK, args=argparse.Namespace(cpu_graphs=True))
-    with engine.launch(request, settle) as (env_cfg, agent_cfg):
-        env = engine.make_env(env_cfg, agent_cfg)
+    @property
+    def env(self) -> Any:
+        """The environment."""
+        if self._env is None:
+            engine = engine_class("mjlab")()
+            request = LaunchRequest(TASK, args=argparse.Namespace(cpu_graphs=True))
+            launched = engine.launch(request, lambda env_cfg, agent_cfg: configure(env_cfg))
+            self._env = engine.make_env(*self._stack.enter_context(launched))
+            self._stack.callback(self._env.close)
+        return self._env
+
+    def measure(self, actor: Actor, seconds: float = WHOLE) -> float:
+        """Return the mean return of one episode of so many seconds in every environment, the same for every actor."""
+        cfg = self.env.unwrapped.cfg
+        cfg.episode_length_s = seconds
         try:
-            yield env
+            return evaluate(self.env, actor, NUM_ENVS, MEASURED_SEED).summary()["mean_return"]
         finally:
-            env.close()
+            cfg.episode_length_s = EPISODE
+            self.env.reset()
 
 
-def distil(name: str, seed: int, folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Run ``distillation.py``; return its best student and its figures."""
-    script = ROOT / "foundation" / "rsl_rl" / "distillation.py"
-    tokens = [str(TEACHER) if token.endswith("model.pt") else token for token in command(name, seed)]
-    subprocess.run([sys.executable, str(script), *tokens, "--run_name", "study"], cwd=folder, check=True)
-    run = next((folder / "logs" / "distillation" / "cartpole").iterdir())
-    return run / "best_student.pt", json.loads((run / "summary.json").read_text())
-
-
-def train_stock(
-    algorithm: DistillationAlgorithmCfg, seed: int, iterations: int, every: int
-) -> tuple[RslRlRunner, list[tuple[int, float, dict[str, torch.Tensor]]]]:
-    """Run RSL-RL's distillation; return its runner, and (iteration, CPU seconds, weights) of its snapshots."""
-    layers: dict[str, Any] = {"hidden_dims": [64, 64], "activation": "elu"}
-    cfg = DistillationRunnerCfg(
-        seed=seed,
-        num_steps_per_env=32,
-        max_iterations=iterations,
-        obs_groups={"teacher": ["actor"], "student": ["frames"]},
-        student=ModelCfg(**layers, obs_normalization=True, distribution_cfg=DistributionCfg(init_std=0.1)),
-        teacher=ModelCfg(**layers, distribution_cfg=DistributionCfg()),
-        algorithm=algorithm,
-        save_interval=10**9,
-    )
-    torch.manual_seed(seed)
-    with opened(seed, EPISODE) as env, contextlib.redirect_stdout(io.StringIO()):
-        runner = RslRlRunner(env, cfg, None, "cpu")
-        runner.load(TEACHER)
-        snapshots = [(0, 0.0, copy.deepcopy(runner.policy.state_dict()))]
-        for iteration in range(every, iterations + 1, every):
-            start = time.process_time()
-            runner.learn(every)
-            spent = snapshots[-1][1] + time.process_time() - start
-            snapshots.append((iteration, spent, copy.deepcopy(runner.policy.state_dict())))
-    return runner, snapshots
-
-
-def measure(env: Any, actor: Actor, seed: int) -> float:
-    """Return the mean return of one whole episode in every environment."""
-    return evaluate(env, actor, NUM_ENVS, seed).summary()["mean_return"]
-
-
-def student_actor(path: Path, group: str) -> PolicyActor:
-    """Return a student as an actor on a group that mjlab has made."""
+def reader(path: Path, group: str) -> PolicyActor:
+    """Return a policy as an actor on a group that mjlab has made."""
     return PolicyActor(TeacherPolicyWrapper(path).policy, ObsSelector([group]))
 
 
-def study(seed: int, iterations: int, every: int) -> dict[str, Any]:
-    """Train everything, then measure everything in one environment."""
+# -- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def measure_baselines(cartpole: Cartpole) -> dict[str, Any]:
+    """Return the returns of the teacher and of zero actions, in whole and in short episodes."""
+    actors: dict[str, Actor] = {"teacher": reader(TEACHER, "actor"), "zero": ZeroActor(1)}
+    short = {f"{name}, {EPISODE:g} s": cartpole.measure(actor, EPISODE) for name, actor in actors.items()}
+    return short | {name: cartpole.measure(actor) for name, actor in actors.items()}
+
+
+def command(student: Student, seed: int) -> list[str]:
+    """Return what is typed after ``distillation.py``."""
+    tokens = ["--task", TASK, "--teacher_checkpoint", str(TEACHER.relative_to(ROOT)), "--device", "cpu", "--cpu_graphs"]
+    tokens += ["--seed", str(seed), *student.tokens, "--num_envs", str(NUM_ENVS), "--num_episodes", str(NUM_ENVS)]
+    return [
+        *tokens,
+        f"env.episode_length_s={EPISODE}",
+        "obs.student.from=actor",
+        f"obs.student.drop=[{','.join(HIDDEN)}]",
+    ]
+
+
+def distil(cartpole: Cartpole, name: str, seed: int) -> dict[str, Any]:
+    """Run ``distillation.py``; return its best student's figures."""
+    student = OURS[name]
+    folder = PIECES / "runs" / f"{student.group}_{seed}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    tokens = [str(TEACHER) if token.endswith("model.pt") else token for token in command(student, seed)]
+    script = ROOT / "foundation" / "rsl_rl" / "distillation.py"
+    subprocess.run([sys.executable, str(script), *tokens, "distill.final_eval_episodes=64"], cwd=folder, check=True)
+    run = next((folder / "logs" / "distillation" / "cartpole").iterdir())
+    summary = json.loads((run / "summary.json").read_text())
+    cpu = summary["cpu_seconds"]["collection"] + summary["cpu_seconds"]["learning"]
+    value = cartpole.measure(reader(run / "best_student.pt", student.group))
+    return {
+        "env_steps": summary["env_steps"],
+        "cpu": cpu,
+        "return": value,
+        "parameters": summary["parameters"]["student"],
+    }
+
+
+def train_stock(env: Any, setting: Setting, seed: int, budget: float) -> tuple[RslRlRunner, list[dict[str, Any]]]:
+    """Run RSL-RL's distillation; return its runner and snapshots: iteration, CPU seconds, weights."""
+    layers: dict[str, Any] = {"hidden_dims": [64, 64], "activation": "elu"}
+    cfg = DistillationRunnerCfg(
+        seed=seed,
+        num_steps_per_env=setting.steps,
+        obs_groups={"teacher": ["actor"], "student": ["frames"]},
+        student=ModelCfg(**layers, obs_normalization=True, distribution_cfg=DistributionCfg(init_std=0.1)),
+        teacher=ModelCfg(**layers, distribution_cfg=DistributionCfg()),
+        algorithm=DistillationAlgorithmCfg(
+            num_learning_epochs=setting.passes,
+            gradient_length=setting.gradient_length,
+            learning_rate=setting.rate,
+        ),
+        save_interval=10**9,
+    )
+    torch.manual_seed(seed)
+    env.reset(seed)
+    with contextlib.redirect_stdout(io.StringIO()):
+        runner = RslRlRunner(env, cfg, None, "cpu")
+        runner.load(TEACHER)
+        snapshots = [{"iteration": 0, "cpu": 0.0, "weights": copy.deepcopy(runner.policy.state_dict())}]
+        iteration = 0
+        spent = 0.0
+        start = time.process_time()
+
+        def note(_: int) -> None:
+            nonlocal iteration, spent, start
+            spent += time.process_time() - start
+            iteration += 1
+            if spent - snapshots[-1]["cpu"] >= INTERVAL:
+                weights = copy.deepcopy(runner.policy.state_dict())
+                snapshots.append({"iteration": iteration, "cpu": spent, "weights": weights})
+            if spent >= budget:
+                raise _Spent
+            start = time.process_time()
+
+        runner.on_iteration = note
+        with contextlib.suppress(_Spent):
+            runner.learn(10**6)
+    return runner, snapshots
+
+
+class _Spent(Exception):  # noqa: N818  (it ends a run, and is no error)
+    """A run has had its CPU seconds."""
+
+
+def train_and_measure(cartpole: Cartpole, setting: Setting, seed: int, budget: float) -> dict[str, Any]:
+    """Run RSL-RL's distillation and measure its snapshots, until one is good: in short episodes, then in whole ones."""
+    baselines = piece_file("baselines").read()
+    runner, snapshots = train_stock(cartpole.env, setting, seed, budget)
+    policy = runner.inference_policy()
+    rows = []
+    for snapshot in snapshots:
+        policy.module.load_state_dict(snapshot["weights"])
+        policy.reset()
+        row = {"env_steps": snapshot["iteration"] * setting.steps * NUM_ENVS, "cpu": snapshot["cpu"]}
+        row["short"] = cartpole.measure(policy, EPISODE)
+        rows.append(row)
+        last = snapshot is snapshots[-1] or snapshot is snapshots[0]
+        if last or row["short"] >= GOAL * baselines[f"teacher, {EPISODE:g} s"]:
+            row["return"] = cartpole.measure(policy)
+            if row["return"] >= GOAL * baselines["teacher"]:
+                break
+    good = [row for row in rows if row.get("return", 0.0) >= GOAL * baselines["teacher"]]
+    return {"setting": vars(setting), "seed": seed, "good_after": good[0]["cpu"] if good else None, "rows": rows}
+
+
+# -- what is kept ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PieceFile:
+    """The figures of one piece."""
+
+    path: Path
+
+    def read(self) -> dict[str, Any]:
+        """Return the figures."""
+        return json.loads(self.path.read_text())
+
+    def write(self, figures: dict[str, Any]) -> None:
+        """Keep the figures."""
+        atomic_write_bytes(self.path, (json.dumps(figures, indent=1) + "\n").encode())
+
+
+def piece_file(name: str) -> PieceFile:
+    """Return the file of a piece."""
+    return PieceFile(PIECES / f"{name}.json")
+
+
+def is_complete(figures: dict[str, dict[str, Any]]) -> bool:
+    """Return whether all of the sweep has been measured."""
+    return all(f"sweep/{setting.name}" in figures for setting in SWEEP)
+
+
+def best_of(figures: dict[str, dict[str, Any]]) -> Setting:
+    """Return the setting that was good after the fewest CPU seconds; where none was, the one of the highest return."""
+
+    def rank(setting: Setting) -> tuple[float, float]:
+        found = figures[f"sweep/{setting.name}"]
+        good = found["good_after"]
+        return (math.inf if good is None else good), -last_measured(found)["return"]
+
+    return min(SWEEP, key=rank)
+
+
+def pieces(cartpole: Cartpole) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Yield each piece's name and what measures it; the last ones follow from those before."""
+    yield "baselines", lambda: measure_baselines(cartpole)
+    for seed in SEEDS:
+        for name, student in OURS.items():
+            yield f"ours/{student.group}_{seed}", lambda name=name, seed=seed: distil(cartpole, name, seed)
+    for setting in SWEEP:
+        yield f"sweep/{setting.name}", lambda it=setting: train_and_measure(cartpole, it, SEEDS[0], BUDGET)
+    figures = collected()
+    for setting, seed in itertools.product([best_of(figures), DEFAULT] if is_complete(figures) else [], SEEDS):
+        name = f"stock/{setting.name}_{seed}"
+        yield name, lambda it=setting, seed=seed: train_and_measure(cartpole, it, seed, LONG_BUDGET)
+
+
+def measure(pattern: str, seconds: float) -> None:
+    """Measure the pieces that are not there yet, in the order of :func:`pieces`.
+
+    Args:
+        pattern: Names to measure, as in a shell.
+        seconds: No piece is begun later than this.
+    """
     torch.set_num_threads(1)
-    students: dict[str, tuple[Path, dict[str, Any]]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in OURS:
-            folder = Path(scratch) / STUDENT_GROUPS[name]
-            folder.mkdir()
-            students[name] = distil(name, seed, folder)
-        stock = {name: train_stock(algorithm, seed, iterations, every) for name, algorithm in STOCK.items()}
-        rows: list[dict[str, Any]] = []
-        with opened(seed) as env:
-            teacher = measure(env, student_actor(TEACHER, "actor"), seed + 1)
-            zero = measure(env, ZeroActor(env.num_actions), seed + 1)
-            for name, (path, summary) in students.items():
-                spent = summary["cpu_seconds"]
-                value = measure(env, student_actor(path, STUDENT_GROUPS[name]), seed + 1)
-                cpu = spent["collection"] + spent["learning"]
-                steps = summary["env_steps"]
-                rows.append({"name": f"foundation, {name}", "env_steps": steps, "cpu": cpu, "return": value})
-            for name, (runner, snapshots) in stock.items():
-                policy = runner.inference_policy()
-                for iteration, cpu, weights in snapshots:
-                    policy.module.load_state_dict(weights)
-                    policy.reset()
-                    value = measure(env, policy, seed + 1)
-                    steps = iteration * 32 * NUM_ENVS
-                    label = "untrained student" if iteration == 0 else f"RSL-RL, {name}"
-                    rows.append({"name": label, "env_steps": steps, "cpu": cpu, "return": value})
-    return {"seed": seed, "teacher": teacher, "zero": zero, "rows": rows}
+    start = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        for name, run in pieces(Cartpole(stack)):
+            file = piece_file(name)
+            if file.path.is_file() or not fnmatch.fnmatch(name, pattern) or time.monotonic() - start > seconds:
+                continue
+            file.path.parent.mkdir(parents=True, exist_ok=True)
+            file.write(run())
+            print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
 
 
-def page(figures: dict[str, Any]) -> str:
+# -- the page --------------------------------------------------------------------------------------------------------
+
+
+def collected() -> dict[str, Any]:
+    """Return the figures of all pieces that are there, by name."""
+    names = [str(path.relative_to(PIECES).with_suffix("")) for path in sorted(PIECES.glob("*.json"))]
+    names += [str(path.relative_to(PIECES).with_suffix("")) for path in sorted(PIECES.glob("*/*.json"))]
+    return {name: piece_file(name).read() for name in names}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What several seeds of one policy came to."""
+
+    name: str
+    runs: list[dict[str, Any]]
+    """``env_steps``, ``cpu`` and ``return`` of each."""
+
+    def line(self, teacher: float) -> str:
+        """Return a line of the table: means over the seeds, and the lowest share of the teacher's return."""
+        steps, cpu, value = (
+            sum(run[key] for run in self.runs) / len(self.runs) for key in ("env_steps", "cpu", "return")
+        )
+        lowest = min(run["return"] for run in self.runs)
+        shown = f"{steps:,.0f} | {cpu:.1f}" if steps else " | "
+        shares = f"{_share(value, teacher)} | {_share(lowest, teacher)}"
+        return f"| {self.name} | {len(self.runs)} | {shown} | {value:.2f} | {shares} |"
+
+
+def _share(value: float, teacher: float) -> str:
+    return f"{100 * value / teacher:.1f} %"
+
+
+def last_measured(figures: dict[str, Any]) -> dict[str, Any]:
+    """Return the snapshot that a run of RSL-RL's is judged by: the first good one, or its last."""
+    return [row for row in figures["rows"] if "return" in row][-1]
+
+
+def table(figures: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the table of the policies."""
+    baselines = figures["baselines"]
+    teacher = baselines["teacher"]
+    rows = [
+        Row(name, [{"env_steps": 0, "cpu": 0, "return": baselines[key]}])
+        for key, name in (("teacher", "teacher"), ("zero", "zero actions"))
+    ]
+    untrained = [found["rows"][0] for name, found in figures.items() if name.startswith("sweep/")]
+    rows.append(Row("untrained student", untrained[:1]))
+    for name, student in OURS.items():
+        runs = [found for key, found in figures.items() if key.startswith(f"ours/{student.group}_")]
+        size = runs[0]["parameters"] if runs else 0
+        rows.append(Row(f"foundation, {name}, {size:,} parameters", runs))
+    best = best_of(figures)
+    for setting in (best, DEFAULT):
+        runs = [last_measured(found) for key, found in figures.items() if key.startswith(f"stock/{setting.name}_")]
+        rows.append(Row(f"RSL-RL, {'the best setting' if setting is best else 'its default'}", runs))
+    head = ["| policy | runs | transitions | CPU seconds | return | of the teacher's | the worst run |"]
+    return [*head, "|---|---:|---:|---:|---:|---:|---:|", *(row.line(teacher) for row in rows if row.runs)]
+
+
+def sweep_table(figures: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the table of RSL-RL's settings."""
+    teacher = figures["baselines"]["teacher"]
+    lines = ["| steps | passes | learning rate | gradient length | CPU seconds to 99 % | return at the end |"]
+    lines.append("|---:|---:|---:|---:|---:|---:|")
+    for setting in SWEEP:
+        found = figures[f"sweep/{setting.name}"]
+        good = found["good_after"]
+        shown = f"not in {BUDGET:g}" if good is None else f"{good:.1f}"
+        value = _share(last_measured(found)["return"], teacher)
+        settings = f"{setting.steps} | {setting.passes} | {setting.rate:g} | {setting.gradient_length}"
+        lines.append(f"| {settings} | {shown} | {value} |")
+    return lines
+
+
+def page(figures: dict[str, dict[str, Any]]) -> str:
     """Return the page of the figures."""
-    teacher = figures["teacher"]
-    typed = {name: " ".join(command(name, figures["seed"])) for name in OURS}
-    commands = "\n".join(f"# {name}\npython foundation/rsl_rl/distillation.py {text}" for name, text in typed.items())
+    baselines = figures["baselines"]
+    short = f"{EPISODE:g} s"
+    best = best_of(figures)
     lines = [
         "# Cartpole on mjlab, without velocities",
         "",
-        f"`python scripts/mjlab_cartpole.py`: one CPU core, seed {figures['seed']}, one run of each. The teacher is",
-        "the shipped one and sees cart, pole and their velocities; no student sees these. All train in 64",
-        "environments with episodes of 10 s, with `--cpu_graphs`, and are measured on the same 64 whole episodes of",
-        "50 s. CPU seconds are those of collecting and learning; start-up, baselines and evaluations are left out on",
-        "both sides. RSL-RL's rows are snapshots of one run; its own students have two hidden layers of 64 too.",
+        "`python scripts/mjlab_cartpole.py` in an environment with mjlab, on one shared CPU core; it goes on where it",
+        "stopped. The teacher is the shipped one and sees cart, pole and their velocities; no student sees these.",
+        f"All train in {NUM_ENVS} environments with episodes of {short}, with `--cpu_graphs`, and are measured on the",
+        f"same {NUM_ENVS} whole episodes of {WHOLE:g} s. In {short}, zero actions have",
+        f"{baselines[f'zero, {short}']:.2f} and the teacher {baselines[f'teacher, {short}']:.2f}.",
         "",
-        "| policy | transitions | CPU seconds | return | of the teacher's |",
-        "|---|---:|---:|---:|---:|",
-        f"| teacher | | | {teacher:.2f} | 100.0 % |",
-        f"| zero actions | | | {figures['zero']:.2f} | {100 * figures['zero'] / teacher:.1f} % |",
+        "CPU seconds are those of collecting and learning; start-up, baselines and evaluations are left out on both",
+        f"sides. This project's are the whole run's. RSL-RL's are those of the first snapshot, one every {INTERVAL:g}",
+        f"CPU seconds, with {100 * GOAL:.0f} % of the teacher's return, or of the end where none has it: the default",
+        f"trains for {LONG_BUDGET:g} CPU seconds.",
+        "",
+        *table(figures),
+        "",
+        "```bash",
     ]
-    untrained = False
-    for row in figures["rows"]:
-        if row["name"] == "untrained student":
-            if untrained:
-                continue
-            untrained = True
-        share = f"{100 * row['return'] / teacher:.1f} %"
-        lines.append(f"| {row['name']} | {row['env_steps']:,} | {row['cpu']:.1f} | {row['return']:.2f} | {share} |")
-    lines += ["", "```bash", commands, "```", ""]
+    for name, student in OURS.items():
+        lines += [f"# {name}", f"python foundation/rsl_rl/distillation.py {' '.join(command(student, SEEDS[0]))}"]
+    lines += [
+        "```",
+        "",
+        "## RSL-RL's settings",
+        "",
+        "`DistillationRunner`, students of two hidden layers of 64 with three frames, normalised, deviation 0.1, one",
+        f"seed, {BUDGET:g} CPU seconds each. The best one is run with more seeds above: {best.steps} steps,",
+        f"{best.passes} passes, learning rate {best.rate:g}, gradient length {best.gradient_length}. The default is",
+        f"{DEFAULT.passes} pass and gradient length {DEFAULT.gradient_length}.",
+        "",
+        *sweep_table(figures),
+        "",
+    ]
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the study, or write its page from the figures that are there."""
+    """Measure what is missing; write the page from all that is there."""
     parser = ScriptParser(__doc__)
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="seed of everything (1)")
-    parser.add_argument("--iterations", type=int, default=96, metavar="N", help="RSL-RL's iterations (96)")
-    parser.add_argument("--every", type=int, default=24, metavar="N", help="iterations between its snapshots (24)")
+    parser.add_argument("--only", default="*", metavar="PATTERN", help="pieces to measure, such as 'sweep/*' (all)")
+    parser.add_argument("--seconds", type=float, default=1e9, metavar="S", help="begin no piece later than this [s]")
     parser.add_argument("--page", action="store_true", help="write the page from mjlab.json alone")
     args = parser.read(argv)
     path = RESULTS / "mjlab.json"
     if not args.page:
-        figures = study(args.seed, args.iterations, args.every)
-        atomic_write_bytes(path, (json.dumps(figures, indent=2) + "\n").encode())
-    (RESULTS / "mjlab.md").write_text(page(json.loads(path.read_text())), encoding="utf-8")
+        measure(args.only, args.seconds)
+        atomic_write_bytes(path, (json.dumps(collected(), indent=1) + "\n").encode())
+    figures = json.loads(path.read_text())
+    if is_complete(figures):
+        (RESULTS / "mjlab.md").write_text(page(figures), encoding="utf-8")
     return 0
 
 

@@ -14,6 +14,7 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,7 @@ from foundation.checkpoints.reading.assembler import expect
 from foundation.checkpoints.reading.loading import EXPORT_IT, LoadedPolicy, Overrides, Source, report_unknown, unwrapped
 from foundation.checkpoints.reading.outputs import take_outputs_as_given
 from foundation.checkpoints.reading.vecnormalize import bare_moments
+from foundation.config.env_state import read_env_state
 from foundation.core.archives import ArchiveError, check_regular
 from foundation.core.errors import UserError
 from foundation.core.files import load_checkpoint
@@ -93,7 +95,7 @@ def load_policy(path: str | Path, overrides: Overrides) -> LoadedPolicy:
                 report_unknown(unknown, f"'{file}'", overrides.strict)
             policy = _checked(module.load(checkpoint, source), source)
             _refuse_moments_beside(policy, source)
-            return policy
+            return replace(policy, info=replace(policy.info, env_state=read_env_state(checkpoint, f"'{file}'")))
     shown = ", ".join(f"'{key}'" for key in sorted(checkpoint)[:6]) or "nothing"
     advice = EXPORT_IT if _holds_tensors(checkpoint) else "Check the path"
     raise UserError(f"'{file}' is not a policy checkpoint of a known format: it holds {shown}. {advice}.")

@@ -24,6 +24,7 @@ from foundation.cli.load_teachers import bind_code, code_changed, drop_weak_teac
 from foundation.cli.run_to_end import run_folder, run_to_end
 from foundation.cli.session import Session
 from foundation.config.distillation_cfg import DistillationCfg
+from foundation.config.env_state import read_env_state
 from foundation.config.overrides import Overrides
 from foundation.config.plain import to_plain
 from foundation.config.resolve import Choice, Resolved
@@ -168,6 +169,9 @@ class Job:
         if args.video:
             taken = 0 if checkpoint is None or checkpoint.state is None else checkpoint.state.steps_taken
             video = VideoRequest(run.video_dir(), args.video_length, args.video_interval, taken)
+        session.env_state = teacher.info.env_state
+        if checkpoint is not None:
+            session.env_state = read_env_state(checkpoint.values, f"{run.path}")
         env = session.make_env(video=video)
         cfg.num_envs = env.num_envs
         obs = env.get_observations()

@@ -14,9 +14,10 @@ from foundation.cli.cli_args import CommandParser, parse_command, say_beaten
 from foundation.cli.derived_obs import derive_in, recorded_groups
 from foundation.cli.played_policy import own_task
 from foundation.cli.run_to_end import run_folder, run_to_end
-from foundation.cli.session import Session
+from foundation.cli.session import Session, recorded_env_state
 from foundation.cli.stages import StagedCommand
 from foundation.config.derived_cfg import copied
+from foundation.config.env_state import read_env_state
 from foundation.config.finetune_cfg import FinetuneCfg, check_finetune
 from foundation.config.overrides import Assignment, Overrides, parse_overrides
 from foundation.config.plain import to_plain
@@ -155,6 +156,10 @@ class Job:
             state = None if checkpoint is None else checkpoint.state
             taken = 0 if state is None else state.env_steps // state.num_envs
             video = VideoRequest(run.video_dir("finetune"), args.video_length, args.video_interval, taken)
+        if checkpoint is not None:
+            session.env_state = read_env_state(checkpoint.values, f"{run.path}")
+        elif cfg.checkpoint is not None:
+            session.env_state = recorded_env_state(cfg.checkpoint)
         env = session.make_env(video=video)
         cfg.num_envs = env.num_envs
 

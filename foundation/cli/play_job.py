@@ -127,6 +127,7 @@ class Job:
             session.set_log_dir(self.played.folder)
             played = self.played
             recorded = None if played.policy is None else played.policy.info.derived
+            session.env_state = None if played.policy is None else played.policy.info.env_state
             derive_in(session, played.obs, played.task, self.seed, recorded, "obs")
             yield session
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from foundation.config.env_state import EnvState, read_env_state
 from foundation.core.errors import UserError
+from foundation.core.files import load_checkpoint
 from foundation.engines.base import (
     AgentCfg,
     Configure,
@@ -17,7 +20,19 @@ from foundation.engines.base import (
     MakeEvalEnv,
     VecEnv,
     VideoRequest,
+    keeps_curriculum,
 )
+
+logger = logging.getLogger(__name__)
+
+
+def recorded_env_state(checkpoint: str | Path) -> EnvState | None:
+    """Return the curriculum that a policy was trained with; None where its file has no entry for it."""
+    try:
+        values = load_checkpoint(Path(checkpoint))
+    except UserError:  # of another kind: whoever reads the policy raises what is wrong with it
+        return None
+    return read_env_state(values, f"'{checkpoint}'")
 
 
 def _as_it_is(env: VecEnv) -> VecEnv:
@@ -39,6 +54,8 @@ class Session:
         self.agent_cfg = agent_cfg
         self.derive: Callable[[VecEnv], VecEnv] = _as_it_is
         """Adds to an environment what a policy reads beside its own observation groups."""
+        self.env_state: EnvState | None = None
+        """Curriculum of a policy's training, which the environments that keep one go on from."""
         self._open: list[VecEnv] = []
 
     @classmethod
@@ -89,6 +106,9 @@ class Session:
             self.engine.set_common(env_cfg, num_envs=num_envs, seed=seed, device=None)
         env = self.engine.make_env(env_cfg, self.agent_cfg, video=video)
         self._open.append(env)
+        if self.env_state is not None and keeps_curriculum(env):
+            env.load_env_state(self.env_state)
+            logger.info("the curriculum goes on after %d env steps", self.env_state.common_step_counter)
         self._open[-1] = self.derive(env)  # it is closed, too, where this fails
         return self._open[-1]
 

@@ -16,7 +16,7 @@ import torch
 
 from foundation.cli.cli_args import CommandParser, Interrupt, parse_command, say_beaten, typed_value
 from foundation.cli.command import refuse_many_processes
-from foundation.cli.session import Session
+from foundation.cli.session import Session, recorded_env_state
 from foundation.config.interpolation import interpolate
 from foundation.config.overrides import Overrides, parse_overrides
 from foundation.config.plain import to_plain
@@ -136,6 +136,8 @@ class Job:
         try:
             if run is not None:
                 session.set_log_dir(run.path)
+            if checkpoint is not None:
+                session.env_state = recorded_env_state(checkpoint)
             env = session.make_env(video=video)
             check_rollout(agent_cfg, env.num_envs, env.num_actions)
             runner = RslRlRunner(env, agent_cfg, None if run is None else run.path, agent_cfg.device)

@@ -16,6 +16,7 @@ import torch
 from tensordict import TensorDict
 
 from foundation.config.derived_cfg import DerivedGroup
+from foundation.config.env_state import KEY, EnvState
 from foundation.core.errors import UserError
 from foundation.core.text import quoted
 from foundation.deploy.description import Field
@@ -86,6 +87,18 @@ class SavesState(VecEnv, Protocol):
         ...
 
 
+class KeepsCurriculum(VecEnv, Protocol):
+    """An environment that changes with the env steps of training, and whose checkpoints remember how far it was."""
+
+    def env_state(self) -> EnvState:
+        """Return how far its curriculum has come."""
+        ...
+
+    def load_env_state(self, state: EnvState) -> None:
+        """Go on from there, with a new episode in every environment."""
+        ...
+
+
 class Perturbable(VecEnv, Protocol):
     """An environment whose simulation can be varied, to measure how robust a policy is."""
 
@@ -120,6 +133,16 @@ def saves_state(env: VecEnv) -> TypeGuard[SavesState]:
     """Return whether an environment, or the one inside its wrapper, can save its episodes in progress."""
     # isinstance() with a runtime-checkable protocol would not see what a wrapper delegates (Python 3.12).
     return callable(getattr(env, "state_dict", None)) and callable(getattr(env, "load_state_dict", None))
+
+
+def keeps_curriculum(env: VecEnv) -> TypeGuard[KeepsCurriculum]:
+    """Return whether an environment, or the one inside its wrapper, has a curriculum that checkpoints carry."""
+    return callable(getattr(env, "env_state", None)) and callable(getattr(env, "load_env_state", None))
+
+
+def env_state_entry(env: VecEnv) -> dict[str, dict[str, int]]:
+    """Return the entry of a checkpoint for the curriculum of an environment; none where it has no curriculum."""
+    return {KEY: env.env_state().to_plain()} if keeps_curriculum(env) else {}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
+from foundation.config.env_state import EnvState
 from foundation.core.errors import UserError
 from foundation.core.text import one_line
 from foundation.engines.random_state import RandomState
@@ -40,7 +41,6 @@ class MjlabVecEnv:
         self.cfg = env.cfg
         self.num_envs = int(env.num_envs)
         self.num_actions = int(env.action_manager.total_action_dim)
-        self.max_episode_length = int(env.max_episode_length)
         self.device = torch.device(env.device)
         self.step_dt = float(env.step_dt)
         self._observations: TensorDict
@@ -51,6 +51,11 @@ class MjlabVecEnv:
     def unwrapped(self) -> Any:
         """The bare environment."""
         return self._env
+
+    @property
+    def max_episode_length(self) -> int:
+        """Steps of the longest episode, which a change of ``cfg.episode_length_s`` changes."""
+        return int(self._env.max_episode_length)
 
     @property
     def episode_length_buf(self) -> torch.Tensor:
@@ -72,6 +77,15 @@ class MjlabVecEnv:
         simulation = self._env.sim
         simulation.use_cuda_graph = wanted
         simulation.create_graph()
+
+    def env_state(self) -> EnvState:
+        """Return how far the curriculum has come."""
+        return EnvState(int(self._env.common_step_counter))
+
+    def load_env_state(self, state: EnvState) -> None:
+        """Go on with the curriculum from there; its terms take effect in the reset that follows."""
+        self._env.common_step_counter = state.common_step_counter
+        self.reset()
 
     @torch.no_grad()
     def reset(self, seed: int | None = None) -> TensorDict:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from foundation.config.derived_cfg import DerivedGroup
+from foundation.config.env_state import EnvState
 from foundation.policies.choices import NumChoices
 
 Fact = str | int | float | bool | list[str] | None
@@ -63,6 +64,8 @@ class PolicyInfo:
     """The run's config that was read beside it."""
     derived: dict[str, DerivedGroup] = field(default_factory=dict)
     """Those of the groups that are made of others (``distill.obs``), as it was trained on them."""
+    env_state: EnvState | None = None
+    """Curriculum of the environment that it was trained in, where its file has it."""
     more: dict[str, Fact] = field(default_factory=dict)
     """Further facts of its format, as text."""
 
@@ -71,4 +74,7 @@ class PolicyInfo:
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         derived = {name: group.to_plain() for name, group in plain.pop("derived").items()}
         more = plain.pop("more")
+        state = plain.pop("env_state")
+        if state is not None:
+            plain["env_state"] = state.to_plain()
         return copy.deepcopy(plain | ({"derived_groups": derived} if derived else {}) | more)

@@ -15,7 +15,7 @@ from foundation.config.derived_cfg import write_derived
 from foundation.config.finetune_cfg import FinetuneCfg
 from foundation.config.plain import to_plain
 from foundation.core.errors import UserError, reading
-from foundation.engines.base import EnvCapabilities, MakeEvalEnv, VecEnv
+from foundation.engines.base import EnvCapabilities, MakeEvalEnv, VecEnv, env_state_entry
 from foundation.learning.learner import LearningStats
 from foundation.policies.actors import Actor, PolicyActor
 from foundation.ppo.finetune_setup import FinetuneSetup
@@ -296,6 +296,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
             "obs_groups": list(obs.groups),
             "obs_slice": None if obs.obs_slice is None else list(obs.obs_slice),
             **({"derived_groups": derived} if derived else {}),
+            **env_state_entry(self.env),
             "clip_actions": self.agent.clip_actions,
             "task": self.cfg.task,
             "evaluation": evaluation or {},

@@ -14,6 +14,7 @@ import torch
 
 from foundation.core.errors import UserError
 from foundation.core.files import atomic_torch_save, load_checkpoint
+from foundation.engines.base import env_state_entry
 from foundation.ppo.versions import (
     agent_dict,
     check_version,
@@ -244,7 +245,8 @@ class RslRlRunner:
             if getattr(alg, "rnd", None):
                 state["rnd_state_dict"] = alg.rnd.state_dict()
                 state["rnd_optimizer_state_dict"] = alg.rnd_optimizer.state_dict()
-        return {**state, "iter": self.iteration, "infos": infos}
+        entry = env_state_entry(self.runner.env)
+        return {**state, "iter": self.iteration, "infos": {**(infos or {}), **entry} if entry else infos}
 
     def save(self, path: str | Path, infos: dict | None = None) -> None:
         """Write a checkpoint of RSL-RL's own kind atomically, and upload it where the logger does so."""

@@ -17,7 +17,7 @@ from foundation.dataset.build import CollectedData, build_dataset, predicted_gro
 from foundation.dataset.disk.reader import SavedDataset
 from foundation.dataset.transition import Column, image_column, stored_column
 from foundation.deploy.description import Field
-from foundation.engines.base import EnvCapabilities, MakeEvalEnv, VecEnv
+from foundation.engines.base import EnvCapabilities, MakeEvalEnv, VecEnv, env_state_entry
 from foundation.engines.observation_terms import column_names, observation_terms
 from foundation.evaluation.robustness import robustness_table
 from foundation.learning.early_stopping import EarlyStopping
@@ -445,6 +445,10 @@ class DistillationRunner(Runner[Collection]):
         if not self.shards.restore(state.dataset, state.shards):
             reasons.append("its dataset is not on disk (dataset.disk_gb was too small, or the run had ended)")
         return " and ".join(reasons)
+
+    def student_checkpoint(self, epoch: int, evaluation: dict[str, float] | None = None) -> dict[str, Any]:
+        """Return what rebuilds the student, its optimiser, and how far the environment's curriculum has come."""
+        return super().student_checkpoint(epoch, evaluation) | env_state_entry(self.env)
 
     # -- the end ------------------------------------------------------------------------------------------------
 

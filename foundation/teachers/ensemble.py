@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from foundation.config.distillation_cfg import GateCfg
+from foundation.config.env_state import furthest
 from foundation.core.errors import UserError, suggest
 from foundation.policies.distribution import sample_gaussian
 from foundation.policies.output import PolicyOutput, map_output
@@ -80,8 +81,11 @@ class TeacherEnsemble(PolicyNetwork):
             untrained = TeacherGate(self.num_obs, len(teachers), gate or GateCfg()).to(first.device)
             self.gate = untrained.requires_grad_(False).eval()
         self.num_parameters = sum(teacher.num_parameters for teacher in teachers)
-        self.info = replace(first.info, more=first.info.more | {"num_teachers": len(teachers), "combine": mode})
-        """Description of the first of them; the others differ in their weights alone."""
+        more = first.info.more | {"num_teachers": len(teachers), "combine": mode}
+        furthest_state = furthest(teacher.info.env_state for teacher in teachers)
+        self.info = replace(first.info, more=more, env_state=furthest_state)
+        """Description of the first of them; the others differ in their weights alone. The curriculum is that of the
+        one that was trained for the most env steps."""
         networks = stack_networks([teacher.policy for teacher in teachers])
         self.networks = networks.requires_grad_(False).eval()
         self.device = first.device

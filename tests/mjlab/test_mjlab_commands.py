@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from mjlab.rl import MjlabOnPolicyRunner, RslRlVecEnvWrapper
 from mjlab.scripts import play
 from mjlab.tasks.registry import load_env_cfg, load_rl_cfg
 from mjlab_envs import CARTPOLE, GO1, ROOT, run_command, the_run
+from safetensors.torch import load_file
 
 from foundation.cli.command import run_command as run_main
+from foundation.config.env_state import EnvState
+from foundation.core.files import load_checkpoint
 from foundation.rsl_rl import train
 from foundation.teachers import TeacherPolicyWrapper
 
@@ -30,6 +34,65 @@ def their_runner(folder: Path) -> tuple[MjlabOnPolicyRunner, RslRlVecEnvWrapper]
     cfg.scene.num_envs = 4
     env = RslRlVecEnvWrapper(ManagerBasedRlEnv(cfg=cfg, device="cpu"))
     return MjlabOnPolicyRunner(env, asdict(load_rl_cfg(CARTPOLE)), str(folder), "cpu"), env
+
+
+@pytest.fixture(scope="module")
+def two_teachers(tmp_path_factory) -> Path:
+    """A folder with a task of two skills and a teacher for each: the shipped one, and one that acts the other way.
+
+    They have been trained for 10 and for 5000 env steps, by the counter that mjlab's runner writes.
+    """
+    folder = tmp_path_factory.mktemp("two_teachers")
+    shutil.copy(Path(__file__).parent / "two_poles.py", folder)
+    shutil.copytree(TEACHER.parent / "params", folder / "teachers" / "params")
+    checkpoint = load_checkpoint(TEACHER)
+    for name, steps, sign in (("left", 10, 1.0), ("right", 5000, -1.0)):
+        actor = dict(checkpoint["actor_state_dict"])
+        last = max(key for key in actor if key.startswith("mlp.")).split(".")[1]
+        for part in ("weight", "bias"):
+            actor[f"mlp.{last}.{part}"] = sign * actor[f"mlp.{last}.{part}"]
+        infos = {"env_state": {"common_step_counter": steps}}
+        torch.save({**checkpoint, "actor_state_dict": actor, "infos": infos}, folder / "teachers" / f"{name}.pt")
+    return folder
+
+
+TWO_POLES = ["--task", "two_poles:Test-Two-Poles", *CPU, "--num_envs", 4]
+
+
+def test_an_integer_group_chooses_the_teacher_and_its_curriculum_goes_on(two_teachers):
+    """Every label is that of the teacher that a group of integers names, in the stage of their training."""
+    few = ["--num_episodes", 4, "--n_epochs", 2, "--num_eval_episodes", 4, "distill.final_eval_episodes=4"]
+    expert = ["distill.teacher.expert=skill", "distill.student.obs_groups=[actor,skill]", "distill.teacher.check=false"]
+    done = run_command(
+        two_teachers, "distillation.py", *TWO_POLES, "--teacher_checkpoint", "teachers", *few, *expert,
+        "--save_dataset", "labels", "--epoch_teacher_forcing", 1,
+    )  # fmt: skip
+    assert "the curriculum goes on after 5000 env steps" in done.stderr  # the later one's
+    index = json.loads((two_teachers / "labels" / "dataset.json").read_text())
+    teachers = [TeacherPolicyWrapper(two_teachers / "teachers" / f"{name}.pt") for name in ("left", "right")]
+    chosen = []
+    for entry in index["files"]:
+        stored = load_file(two_teachers / "labels" / entry["file"])
+        obs, labels = (stored["rows"][..., slice(*index["columns"][key])].flatten(0, 2) for key in ("obs", "mean"))
+        skill = obs[:, 5].long()
+        expected = torch.stack([teacher.act(obs[:, :5]) for teacher in teachers])[skill, torch.arange(len(skill))]
+        assert torch.allclose(labels, expected, atol=1e-5)
+        assert torch.equal(stored["teacher_index"].flatten().long(), skill)
+        assert set(stored["episode_length"].tolist()) == {20}  # a second, where the first stage has two
+        chosen.append(skill)
+    assert 0.2 < torch.cat(chosen).float().mean() < 0.8
+    student = load_checkpoint(the_run(two_teachers, "distillation") / "best_student.pt")
+    assert student["env_state"]["common_step_counter"] > 5000
+
+
+def test_a_student_is_played_in_the_stage_that_it_was_distilled_in(two_teachers):
+    """play.py goes on from the student's curriculum; without one, zero actions see the first stage."""
+    few = ["--num_episodes", 4, "--json", "figures.json"]
+    lengths = []
+    for what in (["--checkpoint", "teachers/right.pt"], ["--agent", "zero"]):
+        run_command(two_teachers, "play.py", *TWO_POLES, *few, *what)
+        lengths.append(json.loads((two_teachers / "figures.json").read_text())["length"]["mean"])
+    assert lengths == [20.0, 40.0]
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +166,7 @@ def test_a_checkpoint_of_mjlabs_own_training_is_read(tmp_path):
     checkpoint = run / "model_0.pt"
     teacher = TeacherPolicyWrapper(checkpoint)
     assert (teacher.num_obs, teacher.num_actions, teacher.obs_groups) == (5, 1, ["actor"])
+    assert teacher.info.env_state == EnvState(load_rl_cfg(CARTPOLE).num_steps_per_env)  # of one iteration
     runner, env = their_runner(tmp_path / "theirs")
     runner.load(str(checkpoint), load_cfg={"actor": True}, strict=True, map_location="cpu")
     obs = env.get_observations()
@@ -125,6 +189,12 @@ def test_ppo_trains_and_resumes(tmp_path):
     assert re.search(r"episode_length_s: 1.0", (run / "params" / "env.yaml").read_text())
     again = run_command(tmp_path, "train.py", *few, "--resume", "agent.actor.activation=relu")
     assert "Learning iteration 2/" in again.stdout
+    assert "the curriculum goes on after 16 env steps" in again.stderr
+    newest = max((tmp_path / "logs" / "rsl_rl").glob("*/*"), key=lambda folder: folder.name)
+    resumed = newest / "model_3.pt"
+    runner, env = their_runner(tmp_path / "theirs")
+    runner.load(str(resumed), load_cfg={"critic": True}, strict=True, map_location="cpu")
+    assert env.unwrapped.common_step_counter == 32  # mjlab's own runner goes on from it, too
 
 
 def test_go1_trains_and_teaches(tmp_path):
