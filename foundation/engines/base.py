@@ -6,8 +6,8 @@ import argparse
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard, TypeVar
@@ -140,7 +140,16 @@ def keeps_curriculum(env: VecEnv) -> TypeGuard[KeepsCurriculum]:
     return callable(getattr(env, "env_state", None)) and callable(getattr(env, "load_env_state", None))
 
 
-def env_state_entry(env: VecEnv) -> dict[str, dict[str, int]]:
+@contextmanager
+def curriculum_kept(env: VecEnv) -> Iterator[None]:
+    """Leave the curriculum of an environment as it was, whatever acts in it meanwhile; new episodes begin then."""
+    state = env.env_state() if keeps_curriculum(env) else None
+    yield
+    if state is not None and keeps_curriculum(env):
+        env.load_env_state(state)
+
+
+def env_state_entry(env: VecEnv) -> dict[str, dict[str, int | list[int]]]:
     """Return the entry of a checkpoint for the curriculum of an environment; none where it has no curriculum."""
     return {KEY: env.env_state().to_plain()} if keeps_curriculum(env) else {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -80,12 +80,43 @@ class MjlabVecEnv:
 
     def env_state(self) -> EnvState:
         """Return how far the curriculum has come."""
-        return EnvState(int(self._env.common_step_counter))
+        terrain = self._leveled_terrain()
+        levels = None if terrain is None else tuple(terrain.terrain_levels.tolist())
+        return EnvState(int(self._env.common_step_counter), levels)
 
     def load_env_state(self, state: EnvState) -> None:
-        """Go on with the curriculum from there; its terms take effect in the reset that follows."""
+        """Go on with the curriculum from there, with a new episode in every environment."""
         self._env.common_step_counter = state.common_step_counter
+        terrain = self._leveled_terrain()
+        levels = state.levels_of(self.num_envs)
+        if terrain is not None and levels is not None:
+            _set_levels(terrain, torch.tensor(levels, device=self.device).clamp(max=terrain.max_terrain_level - 1))
         self.reset()
+
+    def _leveled_terrain(self) -> Any:
+        """Return the terrain if it has levels, which only a generated one has; else None."""
+        terrain = self._env.scene.terrain
+        return terrain if getattr(terrain, "terrain_origins", None) is not None else None
+
+    @contextlib.contextmanager
+    def _levels_kept(self) -> Iterator[None]:
+        """Let a reset of all environments change no level of terrain: it ends no episode to judge a robot by.
+
+        The terms of the curriculum that follow the env steps are brought up to date nevertheless.
+        """
+        terrain = self._leveled_terrain()
+        if terrain is None:
+            yield
+            return
+        levels = terrain.terrain_levels.clone()
+        manager = self._env.curriculum_manager
+        manager.compute()
+        _set_levels(terrain, levels)
+        manager.compute = lambda env_ids=None: None  # hides the method, which the reset calls
+        try:
+            yield
+        finally:
+            del manager.compute
 
     @torch.no_grad()
     def reset(self, seed: int | None = None) -> TensorDict:
@@ -97,7 +128,8 @@ class MjlabVecEnv:
         Returns:
             Observation groups.
         """
-        with self._random.active(), contextlib.redirect_stdout(io.StringIO()):  # it prints every seed
+        quiet = contextlib.redirect_stdout(io.StringIO())  # it prints every seed
+        with self._random.active(), quiet, self._levels_kept():
             groups, _ = self._env.reset(seed=seed)
             self._observations = self._tensors(_copied(groups))
         return self._observations
@@ -171,6 +203,12 @@ class MjlabVecEnv:
         if not self._closed:
             self._closed = True
             self._env.close()
+
+
+def _set_levels(terrain: Any, levels: torch.Tensor) -> None:
+    """Give each environment a level of terrain, and the origin of that level. Shape of levels: (num_envs,)."""
+    terrain.terrain_levels[:] = levels
+    terrain.env_origins[:] = terrain.terrain_origins[terrain.terrain_levels, terrain.terrain_types]
 
 
 def _copied(groups: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.stopwatch import Stopwatch
-from foundation.engines.base import EnvCapabilities, MakeEvalEnv, VecEnv
+from foundation.engines.base import EnvCapabilities, MakeEvalEnv, VecEnv, curriculum_kept
 from foundation.evaluation.divergence import DivergenceProbe
 from foundation.evaluation.robustness import Robustness, measure_robustness
 from foundation.evaluation.teacher_check import check_teacher
@@ -99,7 +99,7 @@ class Measurements:
         context = self.context
         teachers = self.teachers
         actor = PolicyActor(self.teacher, self.teacher_obs)
-        with stopwatch.stage("baselines"):
+        with stopwatch.stage("baselines"), curriculum_kept(self.env()):
             teachers.fit_gate(self.env(), context.reporter, context.poll)
             results = measure_baselines(
                 self.env(),
@@ -119,7 +119,7 @@ class Measurements:
         teachers.measured(results["teacher"], context.reporter)
         self._baseline_episodes = len(results["teacher"].returns)
         self._check(results)
-        with stopwatch.stage("baselines"):
+        with stopwatch.stage("baselines"), curriculum_kept(self.env()):
             actor = PolicyActor(self.teacher, self.teacher_obs)
             teachers.measure_offsets(self.env(), actor, context.reporter, context.poll)
         self._keep(results)
@@ -183,15 +183,16 @@ class Measurements:
         probe = None
         if self.teacher.state_size == 0:
             probe = DivergenceProbe(self.teacher, self.teacher_obs, policy, self.student_obs, self.label_bound)
-        result = evaluate(
-            self.env(),
-            PolicyActor(policy, self.student_obs),
-            self.cfg.num_eval_episodes,
-            self.context.eval_seed,
-            [] if probe is None else [probe],
-            self.context.poll,
-            teacher_of=self.teachers.teacher_of,
-        )
+        with curriculum_kept(self.env()):
+            result = evaluate(
+                self.env(),
+                PolicyActor(policy, self.student_obs),
+                self.cfg.num_eval_episodes,
+                self.context.eval_seed,
+                [] if probe is None else [probe],
+                self.context.poll,
+                teacher_of=self.teachers.teacher_of,
+            )
         return self.summarise(result) | (probe.summary() if probe else {})
 
     def summarise(self, result: EvaluationResult) -> dict[str, float]:

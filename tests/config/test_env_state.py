@@ -17,6 +17,18 @@ def test_the_state_is_read_from_both_places():
     assert read_env_state({"infos": {"evaluation": {}}}, "f") is None
 
 
+def test_levels_of_terrain_go_along():
+    """They are read back as they were written; fewer and more environments get those at the same place in the row."""
+    state = EnvState(7, (0, 1, 2, 5))
+    assert read_env_state({"env_state": state.to_plain()}, "f") == state
+    assert state.levels_of(4) == [0, 1, 2, 5]
+    assert state.levels_of(2) == [0, 2]
+    assert state.levels_of(8) == [0, 0, 1, 1, 2, 2, 5, 5]
+    assert EnvState(7).levels_of(3) is None
+    with pytest.raises(UserError, match="terrain_levels must be whole numbers"):
+        read_env_state({"env_state": {"common_step_counter": 7, "terrain_levels": [0, -1]}}, "f")
+
+
 @pytest.mark.parametrize("steps", [-1, 1.5, True, None, "7", 2**63])
 def test_a_counter_that_counts_nothing_is_corrupt(steps):
     """The message names the file and the entry."""

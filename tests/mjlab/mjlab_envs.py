@@ -19,6 +19,12 @@ from foundation.engines.base import LaunchRequest
 ROOT = Path(__file__).parents[2]
 CARTPOLE = "Mjlab-Cartpole-Balance"
 GO1 = "Mjlab-Velocity-Flat-Unitree-Go1"
+ROUGH = "Mjlab-Velocity-Rough-Unitree-Go1"
+SMALL_TERRAIN = {
+    f"scene__terrain__terrain_generator__{name}": value
+    for name, value in {"num_rows": 4, "num_cols": 3, "size": (4.0, 4.0), "border_width": 1.0}.items()
+}
+"""Four levels of three kinds of rough terrain."""
 
 
 @contextmanager

@@ -9,8 +9,9 @@ import torch
 from mjlab.envs import ManagerBasedRlEnv
 from mjlab.rl import RslRlVecEnvWrapper
 from mjlab.tasks.registry import load_env_cfg
-from mjlab_envs import CARTPOLE, GO1, actions_of, open_env
+from mjlab_envs import CARTPOLE, GO1, ROUGH, SMALL_TERRAIN, actions_of, open_env
 
+from foundation.config.env_state import EnvState
 from foundation.core.errors import UserError
 from foundation.engines import mjlab as engine_module
 from foundation.engines import mjlab_vec_env
@@ -138,6 +139,22 @@ def test_what_an_environment_can_do_is_declared():
         declared = EnvCapabilities.of(env)
     assert declared.step_dt == pytest.approx(0.05)
     assert declared.one_per_process and declared.can_render and not declared.can_save_state
+
+
+def test_levels_of_terrain_are_carried_and_kept_by_a_reset_of_all():
+    """Robots stand on the levels of a checkpoint; only the end of an episode, not a reset of all, changes them."""
+    with open_env(ROUGH, num_envs=3, episode_length_s=0.1, **SMALL_TERRAIN) as env:
+        bare = env.unwrapped
+        env.load_env_state(EnvState(40_000, (1, 1, 2, 2, 9, 9)))  # of six environments, one of them on a harder terrain
+        for _ in range(2):
+            assert env.env_state() == EnvState(40_000, (1, 2, 3))  # the last level is the fourth
+            offset = bare.scene["robot"].data.root_link_pos_w - bare.scene.terrain.env_origins
+            assert (offset[:, :2].abs() <= 0.51).all()  # the task's starts are half a metre around the origin
+            env.reset(5)
+        for _ in range(env.max_episode_length):
+            _, _, dones, _ = env.step(torch.zeros(3, env.num_actions))
+        assert dones.all()
+        assert env.env_state().terrain_levels == (0, 1, 2)  # none has walked as far as it was told to
 
 
 @pytest.mark.parametrize("task", [CARTPOLE, GO1])
