@@ -75,7 +75,7 @@ class Student:
 
 
 OURS = {
-    "MLP, three frames": Student("frames", ("experiment=fast_isaaclab", "obs.student.history=3", "--n_epochs", "6")),
+    "MLP, three frames": Student("frames", ("experiment=fast_isaaclab", "obs.student.history=3", "--n_epochs", "4")),
     "GRU, one frame": Student("now", ("experiment=fast_isaaclab_gru", "--n_epochs", "6")),
 }
 
