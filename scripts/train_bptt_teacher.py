@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from teacher_training.checkpoints import agent_cfg, checkpoint, write_yaml
+from teacher_training.checkpoints import print_progress, write_teacher
 
 from foundation.cli.command import run_command
 from foundation.cli.parser import ScriptParser
-from foundation.core.files import atomic_torch_save
 from foundation.tasks.quadrotor.agents.rsl_rl_ppo_cfg import QuadcopterPointCtrlPPORunnerCfg
 from foundation.tasks.quadrotor.env_cfg import QuadcopterPointCtrlEnvCfg, SceneCfg
 from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
@@ -71,16 +70,18 @@ def train_actor(args: argparse.Namespace) -> PolicyStack:
     hover = (2 * env.vehicles.hover_speed[0] - 1).item()
     actor = PolicyStack(1, env.get_observations()[GROUP].shape[1], cfg.hidden_dims, 4, bias=hover, seed=cfg.seed)
 
-    def report(update: int, rewards: torch.Tensor) -> None:
-        if (update + 1) % 50 == 0:
-            print(f"update {update + 1:4d}  reward per step {rewards.mean().item():7.3f}", flush=True)
-
-    train(DifferentiablePointCtrl(env), actor, cfg, report)
+    train(DifferentiablePointCtrl(env), actor, cfg, print_progress)
     if args.noise_updates:
         print(f"now with noise of {args.motor_noise:g} on the motor speeds")
         noisy = DifferentiablePointCtrl(make_env(args.num_envs, args.seed), motor_noise=args.motor_noise)
-        rates = {"learning_rate": 5e-4, "final_learning_rate": 1e-5}
-        train(noisy, actor, BpttCfg(horizon=args.horizon, updates=args.noise_updates, seed=args.seed, **rates), report)
+        cfg = BpttCfg(
+            horizon=args.horizon,
+            updates=args.noise_updates,
+            learning_rate=5e-4,
+            final_learning_rate=1e-5,
+            seed=args.seed,
+        )
+        train(noisy, actor, cfg, print_progress)
     for _ in range(3):
         remove_offset(actor, args.seed)
     return actor
@@ -126,10 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     critic, explained = fit_critics(obs, returns, CRITIC_DIMS)
     score = measure(actor, args.num_episodes, args.seed + 1000)
-    path = args.output / "model.pt"
-    write_yaml(args.output / "params" / "agent.yaml", agent_cfg(actor, critic, round(std.mean().item(), 4)))
-    atomic_torch_save(checkpoint(actor, critic, std=std), path)
-    write_yaml(args.output / "params" / "env.yaml", QuadcopterPointCtrlEnvCfg())
+    path = write_teacher(args.output, actor, critic, std, QuadcopterPointCtrlEnvCfg())
     print(
         f"{args.num_episodes} episodes: return {score['return']:.1f}, survival {100 * score['survival']:.2f} %, "
         f"position error in the last second {100 * score['position_error']:.2f} cm\n"

@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from teacher_training.checkpoints import agent_cfg, checkpoint, write_yaml
+from teacher_training.checkpoints import print_progress, write_teacher
 
 from foundation.cli.command import run_command
 from foundation.cli.parser import ScriptParser
-from foundation.core.files import atomic_torch_save
 from foundation.tasks.camera.camera import CameraCfg
 from foundation.tasks.gate.gate_env import QuadcopterGateEnv, QuadcopterGateEnvCfg
 from foundation.tasks.quadrotor.env_cfg import SceneCfg
@@ -52,11 +51,7 @@ def train_actor(args: argparse.Namespace) -> PolicyStack:
     task = DifferentiableGate(env)
     actor = PolicyStack(1, task.num_obs, cfg.hidden_dims, task.num_actions, bias=hover, seed=cfg.seed)
 
-    def report(update: int, rewards: torch.Tensor) -> None:
-        if (update + 1) % 50 == 0:
-            print(f"update {update + 1:4d}  reward per step {rewards.mean().item():7.3f}", flush=True)
-
-    train(task, actor, cfg, report)
+    train(task, actor, cfg, print_progress)
     return actor
 
 
@@ -98,10 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     obs, returns = discounted_returns(make_env(256, args.seed + 2), actor, GROUP, std, GAMMA, 500, 250, args.seed + 2)
     critic, explained = fit_critics(obs, returns, CRITIC_DIMS)
     mean_return, success, duration = measure(actor, args.num_episodes, args.seed + 1000)
-    path = args.output / "model.pt"
-    write_yaml(args.output / "params" / "agent.yaml", agent_cfg(actor, critic, round(std.mean().item(), 4)))
-    atomic_torch_save(checkpoint(actor, critic, std=std), path)
-    write_yaml(args.output / "params" / "env.yaml", QuadcopterGateEnvCfg())
+    path = write_teacher(args.output, actor, critic, std, QuadcopterGateEnvCfg())
     print(
         f"{args.num_episodes} episodes: return {mean_return:.2f}, success {100 * success:.2f} %, through after "
         f"{duration:.2f} s\nstd {[round(x, 4) for x in std.tolist()]}, critic explains {100 * explained.item():.1f} % "

@@ -97,3 +97,18 @@ def _lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _lists(entry) for key, entry in value.items()}
     return [_lists(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def write_teacher(folder: Path, actor: PolicyStack, critic: PolicyStack, std: torch.Tensor, env_cfg: object) -> Path:
+    """Write ``model.pt``, and ``params/`` beside it, which says how it is read. Returns the checkpoint's path."""
+    path = folder / "model.pt"
+    write_yaml(folder / "params" / "agent.yaml", agent_cfg(actor, critic, round(std.mean().item(), 4)))
+    atomic_torch_save(checkpoint(actor, critic, std=std), path)
+    write_yaml(folder / "params" / "env.yaml", env_cfg)
+    return path
+
+
+def print_progress(update: int, rewards: torch.Tensor) -> None:
+    """Print the mean smooth reward per step after each fiftieth update."""
+    if (update + 1) % 50 == 0:
+        print(f"update {update + 1:4d}  reward per step {rewards.mean().item():7.3f}", flush=True)

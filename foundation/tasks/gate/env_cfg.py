@@ -8,31 +8,22 @@ from foundation.core.errors import UserError
 from foundation.tasks.camera.camera import CameraCfg
 from foundation.tasks.quadrotor.env_cfg import (
     PARTS,
+    LimitsCfg,
+    QuadcopterEnvCfg,
+    QuadcopterInitCfg,
     SceneCfg,
-    SimCfg,
-    ViewerCfg,
     check_shared,
+    limits_by_name,
     refuse_nulls,
 )
-from foundation.tasks.quadrotor.sim.vehicles import vehicle_names
 
 
 @dataclass
-class GateInitCfg:
-    """Distribution of the vehicle's initial states."""
+class GateInitCfg(QuadcopterInitCfg):
+    """Distribution of the vehicle's initial states, around the world's origin."""
 
-    position: float = 0.25
-    """Half-width of the box that it starts in, around the world's origin [m]."""
     max_angle: float = 0.4
     """Greatest rotation about a random axis [rad]."""
-    max_velocity: float = 0.0
-    """Bound of each component [m/s]."""
-    max_body_rate: float = 0.0
-    """Bound of each component [rad/s]."""
-    rotor_speed: tuple[float, float] = (0.6, 0.85)
-    """Range of the initial rotor speeds, of 1 at full speed; the Crazyflie hovers at 0.806."""
-    at_target: float = 0.0
-    """Fraction of the episodes that start level, at rest and at the origin."""
 
 
 @dataclass
@@ -70,15 +61,11 @@ class GateSurroundingsCfg:
 
 
 @dataclass
-class GateTerminationsCfg:
+class GateTerminationsCfg(LimitsCfg):
     """Limits on any axis of the vehicle's motion; beyond one of them an episode ends and is not bootstrapped."""
 
     position: float = 3.0
     """Half-width of the arena [m]."""
-    velocity: float = 3.0
-    """[m/s]."""
-    body_rate: float = 35.0
-    """[rad/s]."""
 
 
 @dataclass
@@ -98,22 +85,11 @@ class GateRewardsCfg:
 
 
 @dataclass
-class QuadcopterGateEnvCfg:
+class QuadcopterGateEnvCfg(QuadcopterEnvCfg):
     """A quadrotor flies through a gate."""
 
-    scene: SceneCfg = field(default_factory=SceneCfg)
-    """Environments."""
-    sim: SimCfg = field(default_factory=SimCfg)
-    """Physics."""
-    decimation: int = 1
-    """Physics steps per action."""
     episode_length_s: float = 4.0
     """Time in which the vehicle has to be through [s]."""
-    seed: int | None = 42
-    """Seed of the environment's own generator, which nothing else draws from. None: a random one."""
-    vehicles: str | list[str] | None = None
-    """Vehicle files in l2f's JSON form: a file, a folder, ``sampled:<n>[:<seed>]``, or a list of such; environment i
-    flies vehicle ``i % number``. None: the Crazyflie. The gate keeps its size."""
     init: GateInitCfg = field(default_factory=GateInitCfg)
     """Initial states of the vehicle."""
     gate: GateCfg = field(default_factory=GateCfg)
@@ -126,16 +102,6 @@ class QuadcopterGateEnvCfg:
     """Reward weights."""
     terminations: GateTerminationsCfg = field(default_factory=GateTerminationsCfg)
     """Limits."""
-    viewer: ViewerCfg = field(default_factory=ViewerCfg)
-    """Drawing."""
-
-    def count_variants(self) -> int:
-        """Return how many vehicles there are; 0 for the Crazyflie alone."""
-        return len(vehicle_names(self.vehicles))
-
-    def variants_key(self) -> str:
-        """Return the name of the field that takes one file per vehicle, such as those of many teachers."""
-        return "vehicles"
 
 
 @dataclass
@@ -154,11 +120,8 @@ def check_gate_cfg(cfg: QuadcopterGateEnvCfg) -> None:
         "gate.opening": gate.opening,
         "gate.bar": gate.bar,
         "gate.depth": gate.depth,
-        "terminations.position": cfg.terminations.position,
-        "terminations.velocity": cfg.terminations.velocity,
-        "terminations.body_rate": cfg.terminations.body_rate,
     }
-    check_shared(cfg, {}, positive)
+    check_shared(cfg, {}, limits_by_name(cfg.terminations) | positive)
     low, high = gate.distance
     if not cfg.init.position < low <= high:
         raise UserError(

@@ -5,38 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from foundation.core.errors import UserError
-from foundation.tasks.quadrotor.env_cfg import PARTS, NoiseCfg, SceneCfg, SimCfg, ViewerCfg, check_shared, refuse_nulls
-from foundation.tasks.quadrotor.sim.vehicles import vehicle_names
-
-
-@dataclass
-class InitCfg:
-    """Distribution of the vehicle's initial states."""
-
-    position: float = 0.25
-    """Half-width of the box that it starts in, around the target (chasing) or the arena's centre (evading) [m]."""
-    max_angle: float = 0.5
-    """Greatest rotation about a random axis [rad]."""
-    max_velocity: float = 0.0
-    """Bound of each component [m/s]."""
-    max_body_rate: float = 0.0
-    """Bound of each component [rad/s]."""
-    rotor_speed: tuple[float, float] = (0.6, 0.85)
-    """Range of the initial rotor speeds, of 1 at full speed; the Crazyflie hovers at 0.806."""
-    at_target: float = 0.0
-    """Fraction of the episodes that start level, at rest and in the middle of the box."""
-
-
-@dataclass
-class LimitsCfg:
-    """Limits on any axis of the vehicle's motion; beyond one of them an episode ends and is not bootstrapped."""
-
-    position: float = 1.5
-    """Half-width of the arena [m]."""
-    velocity: float = 3.0
-    """[m/s]."""
-    body_rate: float = 35.0
-    """[rad/s]."""
+from foundation.tasks.quadrotor.env_cfg import (
+    PARTS,
+    LimitsCfg,
+    NoiseCfg,
+    QuadcopterEnvCfg,
+    QuadcopterInitCfg,
+    SceneCfg,
+    check_shared,
+    limits_by_name,
+    refuse_nulls,
+)
 
 
 @dataclass
@@ -158,36 +137,13 @@ class PursuitObservationNoiseCfg:
 
 
 @dataclass
-class PursuitEnvCfg:
+class PursuitEnvCfg(QuadcopterEnvCfg):
     """A quadrotor in an arena, and another body that moves."""
 
-    scene: SceneCfg = field(default_factory=SceneCfg)
-    """Environments."""
-    sim: SimCfg = field(default_factory=SimCfg)
-    """Physics."""
-    decimation: int = 1
-    """Physics steps per action."""
-    episode_length_s: float = 5.0
-    """Length of an episode [s]."""
-    seed: int | None = 42
-    """Seed of the environment's own generator, which nothing else draws from. None: a random one."""
-    vehicles: str | list[str] | None = None
-    """Vehicle files in l2f's JSON form: a file, a folder, ``sampled:<n>[:<seed>]``, or a list of such; environment i
-    flies vehicle ``i % number``. None: the Crazyflie. The arena keeps its size."""
-    init: InitCfg = field(default_factory=InitCfg)
-    """Initial states of the vehicle."""
+    init: QuadcopterInitCfg = field(default_factory=QuadcopterInitCfg)
+    """Initial states of the vehicle, around the target (chasing) or the arena's centre (evading)."""
     observation_noise: PursuitObservationNoiseCfg = field(default_factory=PursuitObservationNoiseCfg)
     """Observation noise (default none)."""
-    viewer: ViewerCfg = field(default_factory=ViewerCfg)
-    """Drawing."""
-
-    def count_variants(self) -> int:
-        """Return how many vehicles there are; 0 for the Crazyflie alone."""
-        return len(vehicle_names(self.vehicles))
-
-    def variants_key(self) -> str:
-        """Return the name of the field that takes one file per vehicle, such as those of many teachers."""
-        return "vehicles"
 
 
 @dataclass
@@ -241,7 +197,7 @@ def check_chase_cfg(cfg: QuadcopterChaseEnvCfg) -> None:
         "success_distance": cfg.success_distance,
         "target.langevin.frequency": target.langevin.frequency,
     }
-    check_shared(cfg, {"deployable": cfg.observation_noise.deployable}, _limits(cfg.terminations) | positive)
+    check_shared(cfg, {"deployable": cfg.observation_noise.deployable}, limits_by_name(cfg.terminations) | positive)
     _check_range("target.lissajous.amplitude", target.lissajous.amplitude)
     _check_range("target.lissajous.frequency", target.lissajous.frequency)
     for name in ("speed", "damping"):
@@ -260,7 +216,7 @@ def check_evade_cfg(cfg: QuadcopterEvadeEnvCfg) -> None:
         "pursuer.acceleration": pursuer.acceleration,
         "pursuer.response": pursuer.response,
     }
-    check_shared(cfg, {"deployable": cfg.observation_noise.deployable}, _limits(cfg.terminations) | positive)
+    check_shared(cfg, {"deployable": cfg.observation_noise.deployable}, limits_by_name(cfg.terminations) | positive)
     _check_range("pursuer.start", pursuer.start)
     _check_range("pursuer.speed", pursuer.speed)
     _check_not_negative("pursuer.lead", pursuer.lead)
@@ -269,10 +225,6 @@ def check_evade_cfg(cfg: QuadcopterEvadeEnvCfg) -> None:
             f"env.pursuer.start must begin above env.terminations.caught ({cfg.terminations.caught} m), it is "
             f"{pursuer.start}"
         )
-
-
-def _limits(limits: LimitsCfg) -> dict[str, float]:
-    return {f"terminations.{name}": getattr(limits, name) for name in ("position", "velocity", "body_rate")}
 
 
 def _check_range(name: str, limits: tuple[float, float]) -> None:

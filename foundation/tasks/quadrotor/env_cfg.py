@@ -1,4 +1,4 @@
-"""Configuration of the point-control task on the built-in simulator, with Isaac Lab's names."""
+"""Configuration of the built-in quadrotor's tasks, and of point control, with Isaac Lab's names."""
 
 from __future__ import annotations
 
@@ -26,6 +26,36 @@ class SimCfg:
     """Time step of the RK4 integrator [s]."""
     device: str = "cpu"
     """Torch device of the simulation."""
+
+
+@dataclass
+class QuadcopterInitCfg:
+    """Distribution of a vehicle's initial states."""
+
+    position: float = 0.25
+    """Half-width of the box that it starts in [m]."""
+    max_angle: float = 0.5
+    """Greatest rotation about a random axis [rad]."""
+    max_velocity: float = 0.0
+    """Bound of each component [m/s]."""
+    max_body_rate: float = 0.0
+    """Bound of each component [rad/s]."""
+    rotor_speed: tuple[float, float] = (0.6, 0.85)
+    """Range of the initial rotor speeds, of 1 at full speed; the Crazyflie hovers at 0.806."""
+    at_target: float = 0.0
+    """Fraction of the episodes that start level, at rest and in the middle of the box."""
+
+
+@dataclass
+class LimitsCfg:
+    """Limits on any axis of a vehicle's motion; beyond one of them an episode ends and is not bootstrapped."""
+
+    position: float = 1.5
+    """Half-width of the arena [m]."""
+    velocity: float = 3.0
+    """[m/s]."""
+    body_rate: float = 35.0
+    """[rad/s]."""
 
 
 @dataclass
@@ -115,8 +145,8 @@ class ViewerCfg:
 
 
 @dataclass
-class QuadcopterPointCtrlEnvCfg:
-    """A quadrotor flies to a point and stays."""
+class QuadcopterEnvCfg:
+    """What the tasks of the built-in quadrotor have in common."""
 
     scene: SceneCfg = field(default_factory=SceneCfg)
     """Environments."""
@@ -130,7 +160,23 @@ class QuadcopterPointCtrlEnvCfg:
     """Seed of the environment's own generator, which nothing else draws from. None: a random one."""
     vehicles: str | list[str] | None = None
     """Vehicle files in l2f's JSON form: a file, a folder, ``sampled:<n>[:<seed>]``, or a list of such; environment i
-    flies vehicle ``i % number``. None: the Crazyflie."""
+    flies vehicle ``i % number``. None: the Crazyflie. A place of fixed size, such as an arena, keeps it."""
+    viewer: ViewerCfg = field(default_factory=ViewerCfg)
+    """Drawing."""
+
+    def count_variants(self) -> int:
+        """Return how many vehicles there are; 0 for the Crazyflie alone."""
+        return len(vehicle_names(self.vehicles))
+
+    def variants_key(self) -> str:
+        """Return the name of the field that takes one file per vehicle, such as those of many teachers."""
+        return "vehicles"
+
+
+@dataclass
+class QuadcopterPointCtrlEnvCfg(QuadcopterEnvCfg):
+    """A quadrotor flies to a point and stays."""
+
     init: InitCfg = field(default_factory=InitCfg)
     """Initial states."""
     rewards: RewardsCfg = field(default_factory=RewardsCfg)
@@ -142,16 +188,6 @@ class QuadcopterPointCtrlEnvCfg:
     compile: bool = False
     """Compile a whole step with ``torch.compile``: three times faster for few environments, but half a minute passes
     before the first (on the CPU it needs a C++ compiler). The same numbers to float32 rounding."""
-    viewer: ViewerCfg = field(default_factory=ViewerCfg)
-    """Drawing."""
-
-    def count_variants(self) -> int:
-        """Return how many vehicles there are; 0 for the Crazyflie alone."""
-        return len(vehicle_names(self.vehicles))
-
-    def variants_key(self) -> str:
-        """Return the name of the field that takes one file per vehicle, such as those of many teachers."""
-        return "vehicles"
 
 
 @dataclass
@@ -224,6 +260,11 @@ def check_shared(cfg: Any, noises: Mapping[str, NoiseCfg], further: Mapping[str,
         for component, value in vars(noise).items():
             if not value >= 0:
                 raise UserError(f"env.observation_noise.{group}.{component} must not be negative, it is {value}")
+
+
+def limits_by_name(limits: LimitsCfg) -> dict[str, float]:
+    """Return the limits on the vehicle's motion, by their names below ``env``."""
+    return {f"terminations.{name}": getattr(limits, name) for name in ("position", "velocity", "body_rate")}
 
 
 def refuse_nulls(cfg: Any, *names: str) -> None:

@@ -1,10 +1,14 @@
-"""The point-control task as a differentiable rollout, for training by backpropagation through the simulator."""
+"""The quadrotor's tasks as differentiable rollouts, for training by backpropagation through the simulator."""
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 
 from foundation.tasks.quadrotor import mdp
+from foundation.tasks.quadrotor.quadrotor_env import QuadrotorEnv
 from foundation.tasks.quadrotor.sim.quadrotor import (
     BODY_RATES,
     POSITION,
@@ -16,18 +20,102 @@ from foundation.tasks.quadrotor.sim.quadrotor import (
 from foundation.tasks.quadrotor.sim.rotation import rotation_rows
 from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
 
+EnvT = TypeVar("EnvT", bound=QuadrotorEnv)
 
-class DifferentiablePointCtrl:
-    """Steps the vehicles of an environment with gradients from the (smooth) reward to the actions.
 
-    Initial states, limits, vehicles and reward weights are those of ``env``, and its generator draws them; the
-    environment itself is not stepped. An episode that exceeds a limit or its length restarts, which cuts the graph of
-    gradients there. The constant force on a vehicle is drawn by :meth:`reset` alone, not in every episode
-    (``FleetRollout`` draws it per episode).
+class DifferentiableQuadrotor(ABC, Generic[EnvT]):
+    """Steps the vehicles of an environment with gradients from a smooth reward to the actions.
+
+    Initial states, limits and vehicles are those of ``env``, whose generator draws them; the environment itself is not
+    stepped. An episode that exceeds a limit or its length begins anew, which cuts the graph of gradients there.
+    """
+
+    num_obs: ClassVar[int]
+    num_actions = 4
+
+    def __init__(self, env: EnvT, overdrive: float, episode_steps: int):
+        """Wrap an environment.
+
+        Args:
+            env: Environment whose vehicles are stepped.
+            overdrive: Weight of the squared excess of an action over [-1, 1], which the vehicle does not feel.
+            episode_steps: Length of an episode.
+        """
+        self.env = env
+        self.num_envs = env.num_envs
+        self.overdrive = overdrive
+        self.episode_steps = episode_steps
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin every episode, at staggered times of their length."""
+        self.env.reset()
+        self._state = self.env.state
+        self._action = self.env.previous_action
+        n = self.num_envs
+        device = self.env.device
+        self._age = torch.arange(n, device=device) * self.episode_steps // n
+        self._age = self._age[torch.randperm(n, generator=self.env.generator, device=device)]
+
+    def detach(self) -> None:
+        """Cut the graph of gradients between the steps so far and the following ones."""
+        self._state, self._action = self._state.detach(), self._action.detach()
+
+    @abstractmethod
+    def observe(self) -> torch.Tensor:
+        """Build the ``policy`` observation. Shape: (num_envs, num_obs)."""
+
+    @abstractmethod
+    def terminal_value(self) -> torch.Tensor:
+        """Guess the reward of the steps beyond the horizon, in closed form. Shape: (num_envs,)."""
+
+    @abstractmethod
+    def reward(self, state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Return the smooth reward of having come to ``state`` (17, num_envs) by ``action`` (4, num_envs)."""
+
+    def step(self, actions: torch.Tensor) -> torch.Tensor:
+        """Advance by one action, keeping the graph of gradients.
+
+        Args:
+            actions: Not yet clamped; the clamp passes gradients straight through. Shape: (num_envs, 4).
+
+        Returns:
+            Smooth reward minus the penalties. Shape: (num_envs,).
+        """
+        raw = actions.T
+        action = clamp_straight_through(raw)
+        state = self.env.integrate(self._state, action)
+        excess = (raw.abs() - 1.0).clamp(min=0.0)
+        reward = self.reward(state, action) - self.overdrive * excess.square().sum(0)
+        self._restart(state, action)
+        return reward
+
+    def is_over(self, state: torch.Tensor) -> torch.Tensor:
+        """Return which episodes end in ``state`` (17, num_envs), but for their length. Shape: (num_envs,)."""
+        return mdp.terminations(state[:9], self.env.limits).any(0)
+
+    def begin_task(self, done: torch.Tensor) -> None:
+        """Draw what else an episode of the task has, where ``done``. Shape: (num_envs,)."""
+
+    def _restart(self, state: torch.Tensor, action: torch.Tensor) -> None:
+        """Begin the episodes anew that are over."""
+        self._age = self._age + 1
+        done = self.is_over(state.detach()) | (self._age >= self.episode_steps)
+        initial = self.env.take_initial_states()
+        self.begin_task(done)
+        self._state = torch.where(done, initial, state)
+        self._action = torch.where(done, initial[ROTORS] * 2.0 - 1.0, action)
+        self._age = self._age * ~done
+
+
+class DifferentiablePointCtrl(DifferentiableQuadrotor[QuadcopterPointCtrlEnv]):
+    """Point control, rewarded by its own reward made smooth, with the weights of ``env``.
+
+    The constant force on a vehicle is drawn by :meth:`reset` alone, not in every episode (``FleetRollout`` draws it
+    per episode).
     """
 
     num_obs = mdp.POLICY_SIZE
-    num_actions = 4
 
     def __init__(
         self,
@@ -55,30 +143,12 @@ class DifferentiablePointCtrl:
                 on what a vehicle without motor-speed sensors cannot know.
             noise_seed: Seed of that noise.
         """
-        self.env = env
-        self.num_envs = env.num_envs
         self.barrier = barrier
-        self.overdrive = overdrive
         self.softness = softness
         self.tail = tail
-        self.episode_steps = episode_steps
         self.motor_noise = motor_noise
         self._noise_generator = torch.Generator(env.device).manual_seed(noise_seed)
-        self.reset()
-
-    def reset(self) -> None:
-        """Begin every episode, at staggered times of their length."""
-        self.env.reset()
-        self._state = self.env.state
-        self._action = self.env.previous_action
-        n = self.num_envs
-        device = self.env.device
-        self._age = torch.arange(n, device=device) * self.episode_steps // n
-        self._age = self._age[torch.randperm(n, generator=self.env.generator, device=device)]
-
-    def detach(self) -> None:
-        """Cut the graph of gradients between the steps so far and the following ones."""
-        self._state, self._action = self._state.detach(), self._action.detach()
+        super().__init__(env, overdrive, episode_steps)
 
     def observe(self) -> torch.Tensor:
         """Build the ``policy`` observation. Shape: (num_envs, 26)."""
@@ -106,32 +176,10 @@ class DifferentiablePointCtrl:
         spin = (s[BODY_RATES].square().sum(0) + 1e-2).sqrt()
         return self.tail * self.env.reward_weights[1] * (distance + 0.1 * (1.0 - up) + 0.002 * spin)
 
-    def step(self, actions: torch.Tensor) -> torch.Tensor:
-        """Advance by one action, keeping the graph of gradients.
-
-        Args:
-            actions: Not yet clamped; the clamp passes gradients straight through. Shape: (num_envs, 4).
-
-        Returns:
-            Smooth reward minus the penalties. Shape: (num_envs,).
-        """
-        raw = actions.T
-        action = clamp_straight_through(raw)
-        state = self.env.integrate(self._state, action)
+    def reward(self, state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Return the task's reward, smooth, minus the penalty of coming near a limit. Shape: (num_envs,)."""
         reward = mdp.smooth_reward(
             state[POSITION], state[QUATERNION], action, self._action, self.env.reward_weights, self.softness
         )
         nearness = (state[:6].abs() / self.env.limits[:6] - 0.8).clamp(min=0.0)
-        excess = (raw.abs() - 1.0).clamp(min=0.0)
-        reward = reward - self.barrier * nearness.square().sum(0) - self.overdrive * excess.square().sum(0)
-        self._restart(state, action)
-        return reward
-
-    def _restart(self, state: torch.Tensor, action: torch.Tensor) -> None:
-        """Restart the episodes that exceeded a limit or their length."""
-        self._age = self._age + 1
-        done = mdp.terminations(state.detach()[:9], self.env.limits).any(0) | (self._age >= self.episode_steps)
-        initial = self.env.take_initial_states()
-        self._state = torch.where(done, initial, state)
-        self._action = torch.where(done, initial[ROTORS] * 2.0 - 1.0, action)
-        self._age = self._age * ~done
+        return reward - self.barrier * nearness.square().sum(0)

@@ -6,29 +6,19 @@ import torch
 
 from foundation.tasks.gate import mdp
 from foundation.tasks.gate.gate_env import QuadcopterGateEnv
-from foundation.tasks.quadrotor.mdp import terminations
-from foundation.tasks.quadrotor.sim.quadrotor import (
-    BODY_RATES,
-    POSITION,
-    QUATERNION,
-    ROTORS,
-    VELOCITY,
-    clamp_straight_through,
-)
+from foundation.tasks.quadrotor.sim.quadrotor import BODY_RATES, POSITION, QUATERNION, VELOCITY
 from foundation.tasks.quadrotor.sim.rotation import rotation_rows
+from foundation.tasks.quadrotor.training.differentiable import DifferentiableQuadrotor
 
 
-class DifferentiableGate:
-    """Steps the vehicles of an environment with gradients from a smooth reward to the actions.
+class DifferentiableGate(DifferentiableQuadrotor[QuadcopterGateEnv]):
+    """The flight through a gate, rewarded for the velocity of :func:`foundation.tasks.gate.mdp.guidance`.
 
-    The task's own reward has no gradient towards the opening, so that the vehicle is rewarded for the velocity of
-    :func:`foundation.tasks.gate.mdp.guidance`, which leads through. Initial states, gates and vehicles are those of
-    ``env``, whose generator it draws from; the environment itself is not stepped. An episode that is through, passes a
-    limit or its length begins anew, which cuts the graph.
+    The task's own reward has no gradient towards the opening; that velocity leads through it. An episode that is
+    through begins anew, too.
     """
 
     num_obs = mdp.POLICY_SIZE
-    num_actions = 4
 
     def __init__(
         self,
@@ -53,31 +43,18 @@ class DifferentiableGate:
             tail: Weight of the guess at what follows the horizon, in steps.
             beyond: Distance behind the gate at which an episode begins anew [m].
         """
-        self.env = env
-        self.num_envs = env.num_envs
         self.speed = speed
         self.heading = heading
         self.action_rate = action_rate
-        self.overdrive = overdrive
         self.softness = softness
         self.tail = tail
         self.beyond = beyond
-        self.reset()
+        super().__init__(env, overdrive, env.max_episode_length)
 
     def reset(self) -> None:
         """Begin every episode, at staggered times of their length."""
-        self.env.reset()
-        self._state = self.env.state
-        self._action = self.env.previous_action
+        super().reset()
         self._gate = self.env.gate
-        n = self.num_envs
-        device = self.env.device
-        self._age = torch.arange(n, device=device) * self.env.max_episode_length // n
-        self._age = self._age[torch.randperm(n, generator=self.env.generator, device=device)]
-
-    def detach(self) -> None:
-        """Cut the graph between the past and the future."""
-        self._state, self._action = self._state.detach(), self._action.detach()
 
     def observe(self) -> torch.Tensor:
         """Build the ``policy`` observation. Shape: (num_envs, 29)."""
@@ -106,34 +83,19 @@ class DifferentiableGate:
         error = self._velocity_error(place, velocity)
         return -self.tail * (error + 0.2 * (1.0 - up) + 0.01 * spin)
 
-    def step(self, actions: torch.Tensor) -> torch.Tensor:
-        """Advance, keeping the graph.
-
-        Args:
-            actions: Not yet clamped; the clamp passes gradients straight through. Shape: (num_envs, 4).
-
-        Returns:
-            Smooth reward less the penalties. Shape: (num_envs,).
-        """
-        raw = actions.T
-        action = clamp_straight_through(raw)
-        state = self.env.integrate(self._state, action)
+    def reward(self, state: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Return the reward for the velocity, less what turning and changing the action costs. Shape: (num_envs,)."""
         place, velocity = self._in_gate(state)
         turn = (state[QUATERNION][3].square() + self.softness**2).sqrt()
         change = self._norm(action - self._action)
-        excess = (raw.abs() - 1.0).clamp(min=0.0).square().sum(0)
-        reward = 1.0 - self._velocity_error(place, velocity) - self.heading * turn - self.action_rate * change
-        self._restart(state, action, place.detach()[0])
-        return reward - self.overdrive * excess
+        return 1.0 - self._velocity_error(place, velocity) - self.heading * turn - self.action_rate * change
 
-    def _restart(self, state: torch.Tensor, action: torch.Tensor, along: torch.Tensor) -> None:
-        """Begin the episodes anew that are through, or passed a limit or their length."""
-        self._age = self._age + 1
-        over = (self._age >= self.env.max_episode_length) | (along > self.beyond)
-        done = terminations(state.detach()[:9], self.env.limits).any(0) | over
-        initial = self.env.take_initial_states()
+    def is_over(self, state: torch.Tensor) -> torch.Tensor:
+        """Return which episodes are through or passed a limit. Shape: (num_envs,)."""
+        place, _ = self._in_gate(state)
+        return super().is_over(state) | (place[0] > self.beyond)
+
+    def begin_task(self, done: torch.Tensor) -> None:
+        """Place the gates of the episodes that begin. Shape of ``done``: (num_envs,)."""
         self.env.begin_task(done)
         self._gate = self.env.gate
-        self._state = torch.where(done, initial, state)
-        self._action = torch.where(done, initial[ROTORS] * 2.0 - 1.0, action)
-        self._age = self._age * ~done
