@@ -42,9 +42,13 @@ class Interrupt:
     """Turn the first Ctrl-C or SIGTERM into a flag that a long loop polls; the second one ends the process.
 
     Use it as a context around the loop, after a simulator is up (some replace signal handlers when they start).
+
+    Args:
+        quiet: Say nothing when a signal comes: of several processes one does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.signal: int | None = None
         self._previous: dict[int, Any] = {}
 
@@ -72,6 +76,8 @@ class Interrupt:
             os.write(2, b"\nstopped without saving\n")
             os._exit(128 + number)
         self.signal = number
+        if self.quiet:
+            return
         name = signal.Signals(number).name
         os.write(2, f"\n{name}: saving and leaving; once more to leave at once\n".encode())
 

@@ -29,11 +29,12 @@ from foundation.config.overrides import Overrides
 from foundation.config.plain import to_plain
 from foundation.config.resolve import Choice, Resolved
 from foundation.config.validate import read
+from foundation.core.distributed import current
 from foundation.core.errors import UserError
 from foundation.dataset.disk.writer import refuse_dataset_in_use
 from foundation.engines import select_engine
 from foundation.engines.base import AgentCfg, Engine, EnvCapabilities, EnvCfg, LaunchRequest, VideoRequest
-from foundation.runs.changed_settings import changed_settings
+from foundation.runs.changed_settings import changed_processes, changed_settings
 from foundation.runs.metrics_writer import MetricsWriter
 from foundation.runs.run_dir import RunDir
 from foundation.runs.run_state import RunCheckpoint, RunState, first_step, load_named
@@ -105,7 +106,7 @@ class Job:
 
         request = LaunchRequest(cfg.task or "", device=cfg.device, headless=args.headless, video=args.video, args=args)
         with Session.launch(self.engine, request, configure) as session:
-            derive_in(session, cfg.obs, cfg.task or "", cfg.seed)
+            derive_in(session, cfg.obs, cfg.task or "", cfg.seed + current().rank)
             name_experiment(cfg, session.agent_cfg)
             say_beaten(args, self.overrides)
             warn_without_effect(self.overrides, cfg, session.env_cfg)
@@ -117,10 +118,12 @@ class Job:
     def configure(self, env_cfg: EnvCfg, agent_cfg: AgentCfg) -> None:
         """Apply files, overrides and flags, each of which beats those before it, to the simulator's configs."""
         cfg = self.cfg
-        self.engine.set_common(env_cfg, num_envs=cfg.num_envs, seed=cfg.seed, device=cfg.device)
+        seed = cfg.seed + current().rank  # each process has other environments
+        self.engine.set_common(env_cfg, num_envs=cfg.num_envs, seed=seed, device=cfg.device)
         self.resolved.configure(env_cfg, agent_cfg, self.overrides)
+        typed_seed = None if self.args.seed is None else seed
         device = self.args.device and cfg.device
-        self.engine.set_common(env_cfg, num_envs=self.args.num_envs, seed=self.args.seed, device=device)
+        self.engine.set_common(env_cfg, num_envs=self.args.num_envs, seed=typed_seed, device=device)
 
     def run(self, session: Session, teacher: Teacher) -> int:
         """Make the run's folder, its environment and its runner, and let it run.
@@ -166,7 +169,7 @@ class Job:
         cfg = self.cfg
         args = self.args
         video = None
-        if args.video:
+        if args.video and current().is_first:
             taken = 0 if checkpoint is None or checkpoint.state is None else checkpoint.state.steps_taken
             video = VideoRequest(run.video_dir(), args.video_length, args.video_interval, taken)
         session.env_state = teacher.info.env_state
@@ -229,6 +232,7 @@ def resume(
     changed = ""
     if checkpoint is not None:
         changed = changed_settings(run, checkpoint.values, runner.cfg, session.env_cfg, session.agent_cfg)
+        changed += changed_processes(checkpoint, bool(changed))
     if runner.epoch >= runner.cfg.n_epochs:
         how = f"of {runner.cfg.n_epochs}: only the best student is measured again; --n_epochs asks for more"
     print(f"Resuming {run.path} after epoch {runner.epoch} ({how}{changed})")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from foundation.cli.cli_args import CommandParser, distillation_flags, parse_command, refuse_other_encodings
+from foundation.cli.many_processes import refuse_modes
 from foundation.cli.run_to_end import LOG_ROOT
 from foundation.cli.stages import StagedCommand
 from foundation.config.distillation_cfg import DistillationCfg
@@ -17,6 +18,7 @@ from foundation.config.overrides import Overrides, parse_overrides
 from foundation.config.presets import own_preset, read_preset
 from foundation.config.resolve import Resolved, choices, config_folder, resolve
 from foundation.core.devices import resolve_device
+from foundation.core.distributed import current
 from foundation.core.errors import UserError
 from foundation.core.registry import refuse_untyped_names
 from foundation.learning.losses import LOSSES, check_main_loss
@@ -73,7 +75,12 @@ def settle(args: argparse.Namespace, tokens: list[str], resumed: RunDir | None) 
     resolved = resolve(
         overrides, distillation_flags(args), student_cfg_class=student_cfg_class, loss_names=LOSSES, base=base
     )
-    resolved.cfg.device = resolve_device(resolved.cfg.device)
+    ranks = current()
+    resolved.cfg.device = ranks.place(resolve_device(resolved.cfg.device))
+    if resolved.cfg.dataset.device not in (None, "auto"):
+        resolved.cfg.dataset.device = ranks.place(resolved.cfg.dataset.device)
+    if ranks.world_size > 1:
+        refuse_modes(resolved.cfg)
     check_logger(resolved.cfg.logger)
     if resolved.cfg.loss.name in LOSSES:  # before a simulator starts; a loss of another package is asked later
         check_main_loss(LOSSES[resolved.cfg.loss.name])

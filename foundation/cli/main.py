@@ -29,7 +29,11 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("foundation.rsl_rl.train", "train a teacher, or any policy, with RSL-RL", many_processes=True),
-    "distill": Command("foundation.rsl_rl.distillation", "distil one or many trained teachers into a small student"),
+    "distill": Command(
+        "foundation.rsl_rl.distillation",
+        "distil one or many trained teachers into a small student",
+        many_processes=True,
+    ),
     "finetune": Command("foundation.rsl_rl.finetune", "go on training a distilled policy with PPO, without forgetting"),
     "play": Command("foundation.rsl_rl.play", "play a trained policy, measure it, record it"),
     "export": Command("foundation.rsl_rl.export", "write a policy for a robot: ONNX, TorchScript, NumPy, C, checked"),

@@ -12,7 +12,7 @@ from foundation.cli.run_to_end import run_folder, run_to_end
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.overrides import Overrides
 from foundation.core.errors import UserError
-from foundation.runs.changed_settings import changed_settings
+from foundation.runs.changed_settings import changed_processes, changed_settings
 from foundation.runs.metrics_writer import MetricsWriter
 from foundation.runs.offline import OfflineRunner, open_for
 from foundation.runs.run_state import OfflineState, load_named
@@ -38,7 +38,10 @@ def run_offline(request: Request) -> int:
             runner = OfflineRunner(cfg, run, writer=writer, interrupted=interrupted)
             if resumed is not None:
                 runner.resume(checkpoint)
-                changed = "" if checkpoint is None else changed_settings(run, checkpoint.values, cfg)
+                changed = ""
+                if checkpoint is not None:
+                    changed = changed_settings(run, checkpoint.values, cfg)
+                    changed += changed_processes(checkpoint, bool(changed))
                 print(f"Resuming {run.path} after epoch {runner.epoch} (exact{changed})")
             return runner
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from foundation.cli.command import Interrupt, reader_has_gone
+from foundation.core.distributed import RankLostError, current
 from foundation.core.errors import RunInterrupted
 from foundation.core.registry import import_flags
 from foundation.runs.base import RunLoop
 from foundation.runs.context import RunSettings
-from foundation.runs.metrics_writer import MetricsWriter, make_writer
-from foundation.runs.run_dir import RunDir
+from foundation.runs.metrics_writer import MetricsWriter, Writers, make_writer
+from foundation.runs.run_dir import FollowedRunDir, RunDir
 
 LOG_ROOT = Path("logs/distillation")
 
@@ -31,8 +33,17 @@ def run_folder(resumed: RunDir | None, experiment_name: str, run_name: str, root
         run_name: Suffix of its own folder.
         root: Where the runs of the command lie.
     """
-    run = resumed or RunDir.create(root, experiment_name, run_name)
-    run.lock()
+    ranks = current()
+
+    def open_folder() -> str:
+        run = resumed or RunDir.create(root, experiment_name, run_name)
+        run.lock()
+        opened.append(run)
+        return str(run.path)
+
+    opened: list[RunDir] = []
+    path = ranks.from_first(open_folder)
+    run = opened[0] if opened else FollowedRunDir(path)
     try:
         yield run
     finally:
@@ -52,21 +63,30 @@ def run_to_end(run: RunDir, cfg: RunSettings, first_step: int | None, build: Bui
     Returns:
         The exit code.
     """
-    writer = make_writer(cfg.logger, run.path, cfg.log_project_name, cfg, purge_step=first_step)
+    first = current().is_first
+    writer: MetricsWriter = Writers([])
+    if first:
+        writer = make_writer(cfg.logger, run.path, cfg.log_project_name, cfg, purge_step=first_step)
     go_on = f"Go on with: --resume --load_run {shlex.quote(run.name)}{import_flags()}"
     runner: RunLoop | None = None
-    with Interrupt() as interrupt:
+    stopped_by = ""
+    with Interrupt(quiet=not first) as interrupt:
         try:
             runner = build(writer, interrupt.interrupted)
             print(f"Logging to {run.path}")
             runner.run()
         except RunInterrupted as reason:
+            stopped_by = str(reason)
             print(f"Stopped ({reason}){_progress(runner)}. {go_on}")
+        except RankLostError as lost:
+            raise RankLostError(f"{lost}{_progress(runner)}. {go_on}") from lost
         except BrokenPipeError:
             return reader_has_gone(f"Stopped: the output was closed{_progress(runner)}. {go_on}")
         finally:
             writer.close()
-    return interrupt.exit_code
+    # Of several processes all end by the signal that one of them has received.
+    by_name = {number.name: 128 + number for number in signal.Signals}
+    return interrupt.exit_code or by_name.get(stopped_by, 0)
 
 
 def _progress(runner: RunLoop | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -67,6 +67,9 @@ class CollectedData:
     """Observation groups that were made for the student, by name."""
     typed: Mapping[str, Column] | None = None
     """Columns stored as they are: images, indices."""
+    rank: int = 0
+    """Rank of this process, which takes every ``world_size``-th chunk of a dataset on disk."""
+    world_size: int = 1
 
 
 class OfflineData(NamedTuple):
@@ -102,10 +105,12 @@ def build_dataset(cfg: DistillationCfg, data: CollectedData) -> tuple[Distillati
         size = spec.num_bytes / 1e9
         place = torch.device(device)
         logger.info("The dataset takes up to %.1f GB on %s (%d transitions).", size, place, spec.capacity)
-    dataset = DistillationDataset(spec, device, data.device, cfg.seed)
+    dataset = DistillationDataset(spec, device, data.device, cfg.seed + data.rank)
     table = EpisodeTable.empty()
     if saved is not None:
-        table = fill(saved, [dataset], initial_state=data.initial_state)
+        number = chunks_of(saved, spec.chunk_steps, data.num_envs)[0]
+        which = deal([0] * number, data.rank, data.world_size)
+        table = fill(saved, [dataset], which, initial_state=data.initial_state)
         if dataset.weights is not None:
             weigh(dataset, table.number[:0])
         logger.info("The dataset begins with %d transitions of '%s'.", saved.num_rows, saved.path)
@@ -165,7 +170,7 @@ def plan_spec(cfg: DistillationCfg, data: CollectedData, saved: SavedDataset | N
     fills_up = False
     if saved is not None:
         chunks, fills_up = chunks_of(saved, chunk_steps, data.num_envs)
-        rows_to_load = chunks * chunk_steps * data.num_envs
+        rows_to_load = -(-chunks // data.world_size) * chunk_steps * data.num_envs
     weighted = is_filtering(cfg.dataset.filter) or fills_up or (saved is not None and saved.layout.weighted)
     stores_state = data.initial_state is not None and data.sequence_length > 1
     state_size = 0
@@ -239,8 +244,19 @@ def first_episode(dataset: DistillationDataset, saved: SavedDataset | None, writ
     return first
 
 
+def deal(which: Sequence[int], rank: int, world_size: int) -> list[int]:
+    """Return what each chunk of a dataset on disk is for, -1 for those that other processes read."""
+    return [use if index % world_size == rank else -1 for index, use in enumerate(which)]
+
+
 def load_offline(
-    cfg: DistillationCfg, saved: SavedDataset, needed: set[str], kept: set[str], sequence_length: int
+    cfg: DistillationCfg,
+    saved: SavedDataset,
+    needed: set[str],
+    kept: set[str],
+    sequence_length: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> OfflineData:
     """Read a dataset for ``--offline``, a random share of its chunks into a dataset that is not learned from.
 
@@ -250,6 +266,8 @@ def load_offline(
         needed: The teacher's outputs that the losses read.
         kept: The teacher's outputs that are kept where they are there.
         sequence_length: Steps of a training sequence.
+        rank: Rank of this process, which reads every ``world_size``-th chunk.
+        world_size: Processes that share the dataset.
 
     Raises:
         UserError: If a target is missing, the dataset does not fit ``dataset.memory_gb``, or nothing passes the filter.
@@ -267,7 +285,13 @@ def load_offline(
     check_targets(saved, {} if "logits" in layout.sizes else missing)
     steps = whole_sequences(layout.chunk_steps, sequence_length)
     chunks, fills_up = chunks_of(saved, steps, layout.num_envs)
-    which = split(chunks, cfg.dataset.held_out, cfg.seed)
+    if world_size > 1 and chunks < 2 * world_size:
+        raise UserError(
+            f"the dataset '{saved.path}' has {chunks} chunks, and each of {world_size} processes needs two, one of "
+            f"them to hold out: start at most {max(1, chunks // 2)}, or collect more"
+        )
+    which = [-1] * chunks
+    which[rank::world_size] = split(len(range(rank, chunks, world_size)), cfg.dataset.held_out, cfg.seed + rank)
     weighted = is_filtering(cfg.dataset.filter) or fills_up or layout.weighted
 
     def spec(number: int) -> BufferSpec:
@@ -284,14 +308,16 @@ def load_offline(
             typed=layout.typed,
         )
 
-    size = spec(chunks).num_bytes
+    size = spec(-(-chunks // world_size)).num_bytes
     if size > cfg.dataset.memory_gb * 1e9:
         raise UserError(
             f"the dataset '{saved.path}' takes {size / 1e9:.2f} GB, more than dataset.memory_gb="
             f"{cfg.dataset.memory_gb:g}: raise it, or set dataset.dtype=float16"
         )
     storage = storage_device(cfg.dataset.device, size, device)
-    train, held_out = (DistillationDataset(spec(which.count(index)), storage, device, cfg.seed) for index in (0, 1))
+    train, held_out = (
+        DistillationDataset(spec(which.count(index)), storage, device, cfg.seed + rank) for index in (0, 1)
+    )
     table = fill(saved, [train, held_out], which)
     bad = left_out(table, cfg.dataset.filter)
     filtered = None

@@ -25,6 +25,30 @@ GATHERED_BYTES = 1 << 25
 """Most bytes of images, as float32, that are gathered at once; a batch may have more."""
 
 
+Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Number of transitions, mean, and sum of the squared deviations from it, float64. Shape: (), (size,), (size,)."""
+
+
+def moments_of(parts: Sequence[Sums]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation over the transitions of several datasets. Shape of each: (size,)."""
+    count, mean, squares = (tensor.clone() for tensor in parts[0])
+    for part in parts[1:]:
+        if part[0] > 0:
+            count = _merge((count, mean, squares), part)
+    return mean, (squares / count.clamp_min(1.0)).sqrt()
+
+
+def _merge(sums: Sums, part: tuple[torch.Tensor | int, torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Add a part's sums to others, mean and squares in place (Chan et al. 1979); return the number of both."""
+    count, mean, squares = sums
+    number, own, own_squares = part
+    total = count + number
+    delta = own - mean
+    squares += own_squares + delta.square() * count * number / total
+    mean += delta * number / total
+    return total
+
+
 class DistillationDataset:
     """A ring of whole chunks, each ``chunk_steps`` env steps of every environment.
 
@@ -288,10 +312,19 @@ class DistillationDataset:
         Returns:
             Two tensors on the compute device, float64. Shape of each: (size,).
         """
+        mean, std = moments_of([self.target_sums(name)])
+        return mean.to(self.compute_device), std.to(self.compute_device)
+
+    def target_sums(self, name: str) -> Sums:
+        """Return what :func:`moments_of` makes a target's mean and standard deviation of, with other datasets'.
+
+        Args:
+            name: The target.
+        """
         size = self.column(name).shape[-1]
         count = torch.zeros((), dtype=torch.float64, device=self.device)
         mean = torch.zeros(size, dtype=torch.float64, device=self.device)
-        squares = torch.zeros_like(mean)  # of the deviations from the mean, merged as in Chan et al. 1979
+        squares = torch.zeros_like(mean)
         for chunk in range(self.num_chunks):
             values = self.column(name)[chunk].flatten(0, 1).double()
             if self.weights is not None:
@@ -299,13 +332,8 @@ class DistillationDataset:
             if len(values) == 0:
                 continue
             var, own = torch.var_mean(values, dim=0, correction=0)
-            total = count + len(values)
-            delta = own - mean
-            squares += var * len(values) + delta.square() * count * len(values) / total
-            mean += delta * len(values) / total
-            count = total
-        std = (squares / count.clamp_min(1.0)).sqrt()
-        return mean.to(self.compute_device), std.to(self.compute_device)
+            count = _merge((count, mean, squares), (len(values), own, var * len(values)))
+        return count, mean, squares
 
     # -- reading ------------------------------------------------------------------------------------------------
 

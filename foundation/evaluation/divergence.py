@@ -7,6 +7,7 @@ import math
 import torch
 from tensordict import TensorDict
 
+from foundation.core.distributed import ALONE, Ranks
 from foundation.policies.actors import Policy
 from foundation.policies.obs_groups import ObsSelector
 from foundation.policies.output import PolicyOutput
@@ -92,13 +93,19 @@ class DivergenceProbe(Observer):
     def _clipped(self, actions: torch.Tensor) -> torch.Tensor:
         return actions if self.bound is None else actions.clamp(-self.bound, self.bound)
 
-    def summary(self) -> dict[str, float]:
-        """Return ``action_rmse`` and, for two distributions, ``js_divergence``; absent rather than zero otherwise."""
+    def summary(self, ranks: Ranks = ALONE) -> dict[str, float]:
+        """Return ``action_rmse`` and, for two distributions, ``js_divergence``; absent rather than zero otherwise.
+
+        Args:
+            ranks: The processes whose comparisons are averaged.
+        """
+        parts = ranks.gather([self._squares, self._divergences])
+        squares, divergences = ([value for part in parts for value in part[which]] for which in (0, 1))
         out: dict[str, float] = {}
-        if self._squares:
-            out["action_rmse"] = float(torch.stack(self._squares).mean().sqrt())
-        if self._divergences:
-            out["js_divergence"] = float(torch.stack(self._divergences).mean())
+        if squares:
+            out["action_rmse"] = float(torch.stack(squares).mean().sqrt())
+        if divergences:
+            out["js_divergence"] = float(torch.stack(divergences).mean())
         return out
 
 

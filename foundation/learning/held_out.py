@@ -79,6 +79,8 @@ def _measure(
         if objective.estimate_names and batch.targets.estimate is not None:
             error = objective.estimate(output) - batch.targets.estimate
             predicted += (error.square() * weights.unsqueeze(-1)).flatten(0, -2).sum(0).double()
+    for part in (sums, total, predicted):
+        learner.ranks.sum_(part)
     *means, square = (sums / total.clamp_min(1e-8)).tolist()
     errors = (predicted / total.clamp_min(1e-8)).sqrt().tolist()
     columns = {f"predict_rmse/{name}": error for name, error in zip(objective.estimate_names, errors, strict=True)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from foundation.config.distillation_cfg import DistillationCfg
+from foundation.core.distributed import ALONE, Ranks
 from foundation.core.errors import UserError, suggest
 from foundation.core.memory import refuse_beyond_memory
 from foundation.dataset.dataset import Batch, DistillationDataset
@@ -59,22 +60,24 @@ class Learner:
         student: The module to fit; its ``normalizer`` is fitted by :meth:`fit_normalizer`.
         cfg: Loss, optimiser, batch size and shuffling.
         sequence_length: 1 learns from single transitions, more from sequences.
+        ranks: The processes that fit the same student, each to transitions of its own.
     """
 
-    def __init__(self, student: Student, cfg: DistillationCfg, sequence_length: int = 1):
+    def __init__(self, student: Student, cfg: DistillationCfg, sequence_length: int = 1, ranks: Ranks = ALONE):
         self.student = student
         self.cfg = cfg
         self.sequence_length = sequence_length
+        self.ranks = ranks
         self._check_batch()
-        self.objective = Objective(student, cfg, sequence_length)
+        self.objective = Objective(student, cfg, sequence_length, ranks)
         self.optimizer = _make_optimizer(student, cfg)
         self._nothing_to_watch = False
         self._first_watch = True
         self.average = copy.deepcopy(student).requires_grad_(False) if cfg.optimizer.ema_decay else None
         self.rounded: list[RoundedWeights] = []
         """Float weights of :attr:`policies` in the epochs of ``optimizer.int8_epochs``; before them none."""
-        self.precision = Precision(cfg.optimizer.precision, next(student.parameters()).device)
-        self.losses = compiled(self._losses, student) if cfg.optimizer.compile else self._losses
+        self.precision = Precision(cfg.optimizer.precision, next(student.parameters()).device, ranks)
+        self.losses = compiled(self._losses, student, ranks) if cfg.optimizer.compile else self._losses
 
     @property
     def batch_size(self) -> int:
@@ -107,11 +110,26 @@ class Learner:
         for module in self.objective.learned_modules:
             if module not in before:
                 self.optimizer.add_param_group({"params": list(module.parameters())})
+        self.ranks.share_modules([*self.policies, *self.objective.learned_modules])
 
-    @torch.no_grad()
     def fit_normalizer(self, obs: torch.Tensor) -> None:
         """Take more observations into the student's normaliser. Shape: (..., num_obs), or without images."""
-        self.student.update_normalizer(obs)
+        self.fit_normalizer_to([obs])
+
+    @torch.no_grad()
+    def fit_normalizer_to(self, parts: Iterable[torch.Tensor]) -> None:
+        """Take observations of all processes into the student's normaliser, which stays the same in all of them.
+
+        Args:
+            parts: This process's. Shape of each: (..., num_obs), or without images.
+        """
+        normalizer = self.student.normalizer
+        if not normalizer.mean.numel():  # a student that reads images alone
+            return
+        own = [normalizer.moments(self.student.normalizer_inputs(obs)) for obs in parts]
+        for moments in self.ranks.gather(own):
+            for number, mean, var in moments:
+                normalizer.merge(number, mean.to(normalizer.mean.device), var.to(normalizer.var.device))
         # The averaged student reads by the same moments: the same weights on other inputs are another policy.
         if self.average is not None:
             self.average.normalizer.load_state_dict(self.student.normalizer.state_dict())
@@ -137,7 +155,9 @@ class Learner:
                     "on: they are not divided by their standard deviation.",
                     shorten(unvaried),
                 )
-        rescaled = {column for chunk in chunks for column in normalizer.rescale_outliers(dataset.chunk_obs(chunk))}
+        squares = self.ranks.gather([normalizer.watched_squares(dataset.chunk_obs(chunk)) for chunk in chunks])
+        device = normalizer.var.device
+        rescaled = {column for own in squares for entry in own for column in normalizer.rescale(entry.to(device))}
         if not rescaled:
             return
         logger.warning(
@@ -203,7 +223,7 @@ class Learner:
                     poll()
                 yield
         self.student.eval()
-        means = (totals / num_updates).tolist()
+        means = (self.ranks.mean_(totals) / num_updates).tolist()
         terms = {term.name: mean for term, mean in zip(self.objective.terms, means, strict=True)}
         bad = [(name, mean) for name, mean in terms.items() if not math.isfinite(mean)]
         if bad:
@@ -241,7 +261,8 @@ class Learner:
         if weights is None:
             return [value.mean() for value in values]
         # By the sum of the weights and not by the number of samples: samples of weight 0 must not shrink the step.
-        total = weights.sum().clamp_min(1e-8)
+        # So is the mean over all processes: each one's share of the step is that of the weights that it has drawn.
+        total = self.ranks.mean_(weights.sum()).clamp_min(1e-8)
         return [(value * weights).sum() / total for value in values]
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from foundation.config.distillation_cfg import DistillationCfg
+from foundation.core.distributed import ALONE, Ranks
 from foundation.core.errors import UserError
 from foundation.dataset.dataset import Batch, DistillationDataset
 from foundation.learning.adapters import LayerAdapters, make_adapter, predictors
@@ -55,12 +56,14 @@ class Objective:
         student: The student that is fitted.
         cfg: The run's loss, dataset and augmentation.
         sequence_length: 1 learns from single transitions, more from sequences.
+        ranks: The processes that have the same objective, each on transitions of its own.
     """
 
-    def __init__(self, student: Student, cfg: DistillationCfg, sequence_length: int):
+    def __init__(self, student: Student, cfg: DistillationCfg, sequence_length: int, ranks: Ranks = ALONE):
         self.student = student
         self.cfg = cfg
         self.sequence_length = sequence_length
+        self.ranks = ranks
         self.terms: list[Term] = make_terms(cfg)
         if cfg.loss.layers and "features" not in self.target_fields():
             raise UserError("distill.loss.layers is for loss feature: add distill.loss.auxiliary={feature: 0.1}")
@@ -224,7 +227,7 @@ class Objective:
         if not self.standardiser.fields or (self.standardiser.fitted and epoch & (epoch - 1)):
             return
         first = not self.standardiser.fitted
-        self.standardiser.fit(dataset)
+        self.standardiser.fit(dataset, self.ranks)
         if not first or self._loaded:
             return
         for name, several in self._predictors(policies).items():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from foundation.core.distributed import ALONE, Ranks
 from foundation.core.errors import UserError
 from foundation.policies.output import PolicyOutput
 from foundation.policies.rnn import RecurrentCore
@@ -24,18 +25,20 @@ class Precision:
     Args:
         name: A key of :data:`AUTOCAST`.
         device: Where the student is.
+        ranks: The processes that learn together: each takes the same step, along the mean of their gradients.
 
     Raises:
         UserError: For float16 without CUDA, whose gradients would vanish.
     """
 
-    def __init__(self, name: str, device: torch.device):
+    def __init__(self, name: str, device: torch.device, ranks: Ranks = ALONE):
         if name == "float16" and device.type != "cuda":
             raise UserError(
                 f"distill.optimizer.precision=float16 needs a CUDA device, and this is {device}: take bfloat16"
             )
         self.dtype = AUTOCAST[name]
         self.device = device
+        self.ranks = ranks
         self.scaler = torch.amp.GradScaler("cuda") if name == "float16" else None
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -61,6 +64,7 @@ class Precision:
         """
         optimizer.zero_grad(set_to_none=True)
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        self.ranks.average_gradients(optimizer)
         if norm is not None:
             if self.scaler is not None:
                 self.scaler.unscale_(optimizer)
@@ -84,7 +88,7 @@ class Precision:
 logger = logging.getLogger(__name__)
 
 
-def compiled(function: Callable[..., Any], student: nn.Module) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], student: nn.Module, ranks: Ranks = ALONE) -> Callable[..., Any]:
     """Compile a function of the student; one line and the function as it is where that fails.
 
     Recurrent layers stay as they are: over time they are kernels or loops of their own, that a compiler would unroll.
@@ -92,7 +96,10 @@ def compiled(function: Callable[..., Any], student: nn.Module) -> Callable[..., 
     Args:
         function: Called with tensors of the same shapes every time.
         student: What it calls.
+        ranks: The processes that it averages over; what waits for them is not compiled.
     """
+    if ranks.world_size > 1:
+        ranks.mean_ = torch.compiler.disable(ranks.mean_)  # type: ignore[method-assign]
     for module in student.modules():
         if isinstance(module, RecurrentCore):
             module.sequence = torch.compiler.disable(module.sequence)  # type: ignore[method-assign]

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from foundation.dataset.dataset import DistillationDataset
+from foundation.core.distributed import ALONE, Ranks
+from foundation.dataset.dataset import DistillationDataset, moments_of
 from foundation.policies.output import PolicyOutput
 
 STANDARDISED = ("value", "features", "logits", "estimate")
@@ -56,10 +57,17 @@ class Standardiser:
         return all(name in self.mean for name in self.fields)
 
     @torch.no_grad()
-    def fit(self, dataset: DistillationDataset) -> None:
-        """Take the moments of the targets in a dataset, those of weight 0 left out."""
+    def fit(self, dataset: DistillationDataset, ranks: Ranks = ALONE) -> None:
+        """Take the moments of the targets in a dataset, those of weight 0 left out.
+
+        Args:
+            dataset: Holds the targets.
+            ranks: The processes whose datasets are as one.
+        """
         for name in self.fields:
-            mean, std = dataset.target_moments(name)
+            mean, std = moments_of(ranks.gather(dataset.target_sums(name)))
+            mean = mean.to(dataset.compute_device)
+            std = std.to(dataset.compute_device)
             overall = std.square().mean().sqrt()
             scale = _scale_of(name, mean, std, overall)
             if name in self.mean:

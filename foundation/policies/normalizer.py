@@ -68,12 +68,31 @@ class ObsNormalizer(nn.Module):
         Args:
             x: Shape: (..., num_obs). Every row counts once.
         """
+        self.merge(*self.moments(x))
+
+    @torch.no_grad()
+    def moments(self, x: torch.Tensor) -> tuple[int, torch.Tensor, torch.Tensor]:
+        """Return the number of observations, their mean and their variance, for :meth:`merge`.
+
+        Args:
+            x: Shape: (..., num_obs).
+
+        Returns:
+            Mean and variance are float64. Shape of each: (num_obs,).
+        """
         rows = x.detach().reshape(-1, x.shape[-1]).double()
         if rows.shape[0] == 0:
+            return 0, torch.zeros_like(self.mean, dtype=torch.float64), torch.zeros_like(self.var, dtype=torch.float64)
+        var, mean = torch.var_mean(rows, dim=0, correction=0)
+        return rows.shape[0], mean, var
+
+    @torch.no_grad()
+    def merge(self, number: int, new_mean: torch.Tensor, new_var: torch.Tensor) -> None:
+        """Add the moments of further observations, which :meth:`moments` has returned, here or in another process."""
+        if number == 0:
             return
-        new_var, new_mean = torch.var_mean(rows, dim=0, correction=0)
-        total = self.count + rows.shape[0]
-        share = rows.shape[0] / total
+        total = self.count + number
+        share = number / total
         delta = new_mean - self.mean
         # The first data replaces the placeholder variance: its share is then 1.
         old_var = torch.where(self.unvaried, 0.0, self.var)
@@ -99,14 +118,28 @@ class ObsNormalizer(nn.Module):
         Returns:
             The observations that were rescaled.
         """
-        watched = self.unvaried | (self.var < self.eps**2)
-        if x.numel() == 0:
-            return []
-        rows = x.detach().reshape(-1, x.shape[-1])
-        square = (rows[:, watched].double() - self.mean[watched]).square().mean(0)
-        index = watched.nonzero().flatten()[square.sqrt() * self._scale[watched] > OUTLIER]
+        return self.rescale(self.watched_squares(x))
+
+    @property
+    def _watched(self) -> torch.Tensor:
+        return self.unvaried | (self.var < self.eps**2)
+
+    @torch.no_grad()
+    def watched_squares(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the mean squared deviation of what hardly varied, 0 elsewhere. Shape: (..., num_obs) to (num_obs,)."""
+        squares = torch.zeros_like(self.var, dtype=torch.float64)
+        if x.numel():
+            watched = self._watched
+            rows = x.detach().reshape(-1, x.shape[-1])
+            squares[watched] = (rows[:, watched].double() - self.mean[watched]).square().mean(0)
+        return squares
+
+    @torch.no_grad()
+    def rescale(self, squares: torch.Tensor) -> list[int]:
+        """Rescale what :meth:`watched_squares` shows to vary much, here or in another process; return which."""
+        index = (self._watched & (squares.sqrt() * self._scale > OUTLIER)).nonzero().flatten()
         if len(index):
-            self.var[index] = square[square.sqrt() * self._scale[watched] > OUTLIER].to(self.var.dtype)
+            self.var[index] = squares[index].to(self.var.dtype)
             self.refresh()
         return index.tolist()
 

@@ -29,6 +29,7 @@ from foundation.cli.cli_args import (
     run_command,
     set_up_logging,
 )
+from foundation.cli.command import refuse_many_processes
 from foundation.cli.hydra_app import run_application
 from foundation.config.plain import to_plain
 from foundation.core.imports import many_imports
@@ -60,11 +61,28 @@ def build_parser() -> CommandParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command, once or (``--multirun``) for each job of a sweep, and return its exit code."""
     set_up_logging()
+    if "--distributed" in (sys.argv[1:] if argv is None else argv):
+        from foundation.cli.many_processes import refuse_sweep  # torch: --help does without it
+
+        refuse_sweep(sys.argv[1:] if argv is None else argv)
+    else:
+        what = command_name("distillation.py")
+        refuse_many_processes(f"{what} runs in one process unless it is given --distributed: add it")
     return run_application("foundation.rsl_rl.distillation", build_parser(), argv)
 
 
 def run(argv: Sequence[str]) -> int:
     """Run one job and return its exit code."""
+    if "--distributed" not in argv:
+        return run_here(argv)
+    with many_imports():
+        from foundation.cli.many_processes import run_joined  # torch: --help does without it
+
+    return run_joined(lambda: run_here(argv))
+
+
+def run_here(argv: Sequence[str]) -> int:
+    """Run one job in this process, and in those that it has joined; return its exit code."""
     with many_imports():
         from foundation.cli.distillation_request import STAGED, Request  # torch: --help does without it
         from foundation.cli.stages import Curriculum
@@ -110,4 +128,4 @@ def compose_configs(argv: Sequence[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, many_processes=True))

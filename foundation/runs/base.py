@@ -138,13 +138,25 @@ class RunLoop(ABC, Generic[Settings, Shown, Collected]):
         """Raise ``RunInterrupted`` if the user asked to stop."""
         self.context.poll()
 
+    def poll_in_step(self) -> None:
+        """Raise ``RunInterrupted`` if the user asked to stop, where all processes of the run are at the same update."""
+        self.context.poll_in_step()
+
+    def save_checkpoint(self, name: str, values: dict[str, Any]) -> None:
+        """Write a checkpoint, in the process that writes; the others wait, and end where it cannot."""
+
+        def write() -> None:
+            self.run_dir.save_checkpoint(name, values)
+
+        self.context.ranks.together(write)
+
     def resume_checkpoint(self) -> dict[str, Any]:
         """Return the student and everything else that a resumed run needs except the dataset's transitions."""
         return self.student_checkpoint(self.epoch - 1) | write_state(self.state())
 
     def save_latest(self) -> None:
         """Save everything that ``--resume`` needs."""
-        self.run_dir.save_checkpoint(LATEST, self.resume_checkpoint())
+        self.save_checkpoint(LATEST, self.resume_checkpoint())
 
     def save_best(self, epoch: int, evaluation: dict[str, float]) -> None:
         """Save the student as the best so far.
@@ -154,7 +166,7 @@ class RunLoop(ABC, Generic[Settings, Shown, Collected]):
             evaluation: What it was measured at.
         """
         self.best_epoch = epoch
-        self.run_dir.save_checkpoint(BEST, self.student_checkpoint(epoch, evaluation))
+        self.save_checkpoint(BEST, self.student_checkpoint(epoch, evaluation))
 
     def restore_best(self, values: dict[str, Any]) -> None:
         """Restore the best return so far from a checkpoint, or from ``best_student.pt`` if that is newer.
@@ -180,7 +192,7 @@ class RunLoop(ABC, Generic[Settings, Shown, Collected]):
             collected: What the epoch collected.
         """
         if self.epoch % self.cfg.save_interval == 0:
-            self.run_dir.save_checkpoint(f"checkpoint_epoch_{self.epoch}.pt", self.resume_checkpoint())
+            self.save_checkpoint(f"checkpoint_epoch_{self.epoch}.pt", self.resume_checkpoint())
         self.save_latest()
 
 
@@ -206,7 +218,7 @@ class Runner(RunLoop[DistillationCfg, Reporter, Collected]):
         self.student = self.build_student(num_obs, num_actions)
         default = RECURRENT_SEQUENCE if self.student.state_size else 1
         self.sequence_length = cfg.sequence_length or default
-        self.learner = Learner(self.student, cfg, self.sequence_length)
+        self.learner = Learner(self.student, cfg, self.sequence_length, self.context.ranks)
 
     def feed_prediction(self, size: int) -> None:
         """Let the student estimate a group of so many columns on the way, where the config asks for it."""

@@ -10,8 +10,10 @@ from typing import Any
 import yaml
 
 from foundation.config.plain import to_plain
+from foundation.core.distributed import current
 from foundation.core.text import quoted
 from foundation.runs.run_dir import RunDir
+from foundation.runs.run_state import OfflineState, RunCheckpoint, RunState
 
 _OF_A_PROCESS = ("log_dir",)
 """Fields that an engine sets and no user chooses."""
@@ -46,6 +48,20 @@ def changed_settings(
         if isinstance(was, Mapping):
             found += _changes(was, yaml.safe_load(yaml.safe_dump(to_plain(now))), now, prefix)
     return f", but {'; '.join(found)}" if found else ""
+
+
+def changed_processes(checkpoint: RunCheckpoint[RunState] | RunCheckpoint[OfflineState], follows: bool) -> str:
+    """Say that a run is resumed by another number of processes than it had, to follow "exact"; "" where it is not.
+
+    Args:
+        checkpoint: What it is resumed from.
+        follows: Whether other settings are named before.
+    """
+    state = checkpoint.state
+    now = current().world_size
+    if state is None or state.world_size == now:
+        return ""
+    return f"{';' if follows else ', but'} the number of processes is {now}, was {state.world_size}"
 
 
 def _changes(was: Mapping[str, Any], now: Mapping[str, Any], cfg: object, prefix: str) -> Iterator[str]:

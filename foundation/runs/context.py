@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 import torch
 
 from foundation.config.distillation_cfg import DistillationCfg, LoggerName
+from foundation.core.distributed import Ranks, current
 from foundation.core.errors import RunInterrupted
 from foundation.runs.metrics_writer import MetricsWriter
 from foundation.runs.report import LineReporter, Reporter
@@ -24,6 +25,9 @@ GATE_SEED = 4_000_003
 """Added for the episodes that the gate of many teachers is fitted to."""
 ROBUSTNESS_SEED = 5_000_003
 """Added for the measurement of robustness."""
+
+POLL_INTERVAL = 64
+"""Updates of the student from one time that several processes ask each other whether to stop to the next."""
 
 Interrupted = Callable[[], str | None]
 """Returns the reason to stop, or a false value."""
@@ -63,15 +67,24 @@ class ProcessContext(Generic[Settings, Shown]):
     """Returns the reason to stop, or a false value."""
     device: torch.device
     """Device of the student and its observations."""
-    rank: int = 0
-    """Rank of this process among those that share the run."""
-    world_size: int = 1
-    """Processes that share the run."""
+    ranks: Ranks = field(default_factory=current)
+    """The processes that share the run."""
+    _polled: int = 0
+
+    @property
+    def rank(self) -> int:
+        """Rank of this process among those that share the run."""
+        return self.ranks.rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes that share the run."""
+        return self.ranks.world_size
 
     @property
     def is_first(self) -> bool:
         """Whether this process writes the files: of several, one does."""
-        return self.rank == 0
+        return self.ranks.is_first
 
     @property
     def seed(self) -> int:
@@ -81,18 +94,30 @@ class ProcessContext(Generic[Settings, Shown]):
     @property
     def eval_seed(self) -> int:
         """Seed of the evaluations during the run; the same each time, so that they can be compared."""
-        return self.cfg.seed + EVAL_SEED
+        return self.cfg.seed + EVAL_SEED + self.rank
 
     @property
     def final_seed(self) -> int:
         """Seed of the last measurement, on which no choice was made."""
-        return self.cfg.seed + FINAL_SEED
+        return self.cfg.seed + FINAL_SEED + self.rank
 
     def poll(self) -> None:
-        """Raise ``RunInterrupted`` if the user asked to stop."""
+        """Raise ``RunInterrupted`` if the user asked to stop; for work inside ``ranks.together``."""
         reason = self.interrupted()
         if reason:
             raise RunInterrupted(str(reason))
+
+    def poll_in_step(self) -> None:
+        """Raise ``RunInterrupted`` in all processes if one was asked to stop; all of them call it equally often."""
+        if self.world_size == 1:
+            self.poll()
+            return
+        self._polled += 1
+        if self._polled % POLL_INTERVAL:
+            return
+        reason = self.ranks.any_of(str(self.interrupted() or ""))
+        if reason:
+            raise RunInterrupted(reason)
 
 
 @dataclass
@@ -108,7 +133,7 @@ class RunContext(ProcessContext[DistillationCfg, Reporter]):
         writer: MetricsWriter | None = None,
         interrupted: Interrupted = lambda: None,
     ) -> RunContext:
-        """Make the context of a run in one process.
+        """Make the context of a run in this process and those that it has joined.
 
         Args:
             cfg: The run's configuration.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from foundation.config.distillation_cfg import DistillationCfg
+from foundation.core.distributed import Ranks
 from foundation.core.stopwatch import Stopwatch
 from foundation.engines.base import EnvCapabilities, MakeEvalEnv, VecEnv, curriculum_kept
 from foundation.evaluation.divergence import DivergenceProbe
@@ -15,6 +17,8 @@ from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.baselines import measure_baselines, ratio_interval, scores
 from foundation.rollout.episodes import CollectionStats, EvaluationResult
 from foundation.rollout.evaluate import evaluate, preserved_rng
+from foundation.rollout.on_ranks import on_ranks
+from foundation.rollout.stepper import Observer
 from foundation.runs.context import ROBUSTNESS_SEED, ProcessContext
 from foundation.runs.report import Reporter
 from foundation.runs.run_teachers import RunTeachers
@@ -68,9 +72,19 @@ class Measurements:
         return self.context.cfg
 
     @property
+    def ranks(self) -> Ranks:
+        """The processes that measure together, each its share of the episodes."""
+        return self.context.ranks
+
+    @property
     def has_own_env(self) -> bool:
         """Whether measuring leaves the collection undisturbed."""
         return self.make_eval_env is not None
+
+    @property
+    def num_episodes(self) -> int:
+        """Episodes of an evaluation that this process runs."""
+        return self.ranks.share_of(self.cfg.num_eval_episodes)
 
     def env(self, num_envs: int | None = None) -> VecEnv:
         """Return the evaluation environment, or the only one.
@@ -84,7 +98,7 @@ class Measurements:
             if num_envs is not None:
                 return self.make_eval_env(self.teachers.round_envs(num_envs, MAX_EVAL_ENVS))
             if self._eval_env is None:
-                num_envs = self.teachers.round_envs(self.cfg.num_eval_episodes, MAX_EVAL_ENVS)
+                num_envs = self.teachers.round_envs(self.num_episodes, MAX_EVAL_ENVS)
                 self._eval_env = self.make_eval_env(num_envs)
             return self._eval_env
 
@@ -100,16 +114,20 @@ class Measurements:
         teachers = self.teachers
         actor = PolicyActor(self.teacher, self.teacher_obs)
         with stopwatch.stage("baselines"), curriculum_kept(self.env()):
-            teachers.fit_gate(self.env(), context.reporter, context.poll)
-            results = measure_baselines(
-                self.env(),
-                None if teacher_later else actor,
-                self._num_baseline_episodes(2 if teacher_later else 3),
-                context.eval_seed,
-                shared_rollout=not self.has_own_env,
-                poll=context.poll,
-                teacher_of=teachers.teacher_of,
-                num_teachers=teachers.num_assigned,
+            self.ranks.together(lambda: teachers.fit_gate(self.env(), context.reporter, context.poll))
+            teachers.share_gate(self.ranks)
+            results = on_ranks(
+                self.ranks,
+                lambda: measure_baselines(
+                    self.env(),
+                    None if teacher_later else actor,
+                    self._num_baseline_episodes(2 if teacher_later else 3),
+                    context.eval_seed,
+                    shared_rollout=not self.has_own_env,
+                    poll=context.poll,
+                    teacher_of=teachers.teacher_of,
+                    num_teachers=teachers.num_assigned,
+                ),
             )
         context.reporter.baselines({name: result.summary() for name, result in results.items()})
         if teacher_later:
@@ -121,7 +139,8 @@ class Measurements:
         self._check(results)
         with stopwatch.stage("baselines"), curriculum_kept(self.env()):
             actor = PolicyActor(self.teacher, self.teacher_obs)
-            teachers.measure_offsets(self.env(), actor, context.reporter, context.poll)
+            self.ranks.together(lambda: teachers.measure_offsets(self.env(), actor, context.reporter, context.poll))
+            teachers.share_offsets(self.ranks)
         self._keep(results)
 
     @property
@@ -167,7 +186,7 @@ class Measurements:
         That is enough to check the teacher with. The baseline is the wait before the first collected step, and the
         figures that are quoted are measured at the end.
         """
-        wanted = self.cfg.num_eval_episodes
+        wanted = self.num_episodes
         if self.has_own_env:
             return wanted
         return min(wanted, max(self.collecting_env.num_envs, policies * FEWEST_EACH))
@@ -183,26 +202,40 @@ class Measurements:
         probe = None
         if self.teacher.state_size == 0:
             probe = DivergenceProbe(self.teacher, self.teacher_obs, policy, self.student_obs, self.label_bound)
+        actor = PolicyActor(policy, self.student_obs)
+        observers = [] if probe is None else [probe]
         with curriculum_kept(self.env()):
-            result = evaluate(
-                self.env(),
-                PolicyActor(policy, self.student_obs),
-                self.cfg.num_eval_episodes,
-                self.context.eval_seed,
-                [] if probe is None else [probe],
-                self.context.poll,
-                teacher_of=self.teachers.teacher_of,
-            )
-        return self.summarise(result) | (probe.summary() if probe else {})
+            result = self._evaluate(self.env(), actor, self.num_episodes, self.context.eval_seed, "policy", observers)
+        return self.summarise(result) | (probe.summary(self.ranks) if probe else {})
+
+    def _evaluate(
+        self,
+        env: VecEnv,
+        actor: PolicyActor,
+        num_episodes: int,
+        seed: int,
+        role: str,
+        observers: Sequence[Observer] = (),
+    ) -> EvaluationResult:
+        """Measure an actor in every process; return the episodes of all. The arguments are those of ``evaluate``."""
+        context = self.context
+        teacher_of = self.teachers.teacher_of
+        results = on_ranks(
+            self.ranks,
+            lambda: {role: evaluate(env, actor, num_episodes, seed, observers, context.poll, role, teacher_of)},
+        )
+        return results[role]
 
     def summarise(self, result: EvaluationResult) -> dict[str, float]:
-        """Return the figures of the student's episodes, beside the teacher's."""
+        """Return the figures of the student's episodes, beside the teacher's; the same in every process."""
         self.teachers.evaluated(result)
         summary = result.summary()
         baselines = self.baselines
-        return summary | scores(
+        summary |= scores(
             summary["mean_return"], baselines["teacher"]["mean_return"], baselines["random"]["mean_return"]
         )
+        # They decide what is saved and when the run ends: the last digit must not depend on a process's machine.
+        return self.ranks.from_first(lambda: summary)
 
     def final(self, policy: Policy) -> dict[str, Any]:
         """Measure the student and the teacher on fresh seeds, the same for both.
@@ -218,20 +251,14 @@ class Measurements:
         teachers = self.teachers
         episodes = cfg.final_eval_episodes if self.has_own_env else cfg.num_eval_episodes
         context.reporter.last_measurement(episodes, cheap=self.has_own_env)
+        episodes = self.ranks.share_of(episodes)
         env = self.env(episodes)
         actor = PolicyActor(policy, self.student_obs)
-        measured = evaluate(env, actor, episodes, context.final_seed, poll=context.poll, teacher_of=teachers.teacher_of)
+        measured = self._evaluate(env, actor, episodes, context.final_seed, "policy")
         teachers.evaluated(measured)
         # The ratio that is quoted rests on as many episodes of the teacher, from the same initial states.
-        judged = evaluate(
-            env,
-            PolicyActor(self.teacher, self.teacher_obs),
-            episodes,
-            context.final_seed,
-            poll=context.poll,
-            role="teacher",
-            teacher_of=teachers.teacher_of,
-        )
+        teacher_actor = PolicyActor(self.teacher, self.teacher_obs)
+        judged = self._evaluate(env, teacher_actor, episodes, context.final_seed, "teacher")
         teachers.record("teacher", judged)
         student = measured.summary()
         teacher = judged.summary()

@@ -75,7 +75,7 @@ class OfflineRunner(Runner[None]):
     def learn(self, epoch: int, collected: None) -> LearningStats:
         """Fit the student to the dataset."""
         with self.stopwatch.stage("learning"):
-            return self.learner.learn(self.train, len(self.train), epoch, self.poll)
+            return self.learner.learn(self.train, self.rows_each, epoch, self.poll_in_step)
 
     def evaluate(self, epoch: int, collected: None) -> dict[str, float] | None:
         """Measure the student on the held-out transitions, every ``eval_interval`` epochs and in the last one."""
@@ -112,8 +112,11 @@ class OfflineRunner(Runner[None]):
             self.best = state.best
             self.stopwatch.load_state_dict(state.stopwatch)
             self.early_stopping.load_state_dict(state.early_stopping)
-            self.train.load_state_dict(state.dataset)
-            torch.set_rng_state(state.torch_rng.cpu())
+            if state.world_size == self.context.world_size:  # else each process has other chunks than any had
+                parts = [{"dataset": state.dataset, "torch_rng": state.torch_rng}, *state.others]
+                own = parts[self.context.rank]
+                self.train.load_state_dict(own["dataset"])
+                torch.set_rng_state(own["torch_rng"].cpu())
 
     # -- parts ----------------------------------------------------------------------------------------------------
 
@@ -122,10 +125,22 @@ class OfflineRunner(Runner[None]):
         objective = self.learner.objective
         needed = {name for term in objective.terms for name in term.spec.teacher}
         with self.stopwatch.stage("loading"):
-            data = load_offline(self.cfg, self.saved, needed, objective.target_fields(), self.sequence_length)
+            ranks = self.context.ranks
+            kept = objective.target_fields()
+            data = load_offline(self.cfg, self.saved, needed, kept, self.sequence_length, ranks.rank, ranks.world_size)
         self.episodes = data.num_episodes
         self.episodes_left_out = data.num_left_out
         self.filtered = data.filtered
+        rows = [len(data.train), len(data.held_out)]
+        fewest = min(part[0] for part in ranks.gather(rows))
+        batch = self.learner.batch_size * self.sequence_length
+        if ranks.world_size > 1 and fewest < batch:
+            raise UserError(
+                f"one of {ranks.world_size} processes has {fewest} transitions of '{self.saved.path}' to learn from, "
+                f"fewer than the {batch} of a batch: start fewer processes, or give a smaller --batch_size"
+            )
+        self.rows_to_learn_from, self.rows_held_out = (int(number) for number in ranks.total(rows))
+        self.rows_each = ranks.share_of(self.rows_to_learn_from)
         return data.train, data.held_out
 
     @torch.no_grad()
@@ -140,8 +155,7 @@ class OfflineRunner(Runner[None]):
         groups = {layout.obs_groups[0]: layout.obs_size} if len(layout.obs_groups) == 1 else None
         self.learner.prepare(student, teacher, RunFacts(groups))
         if self.fits_normalizer:
-            for slot in range(self.train.num_chunks):
-                self.learner.fit_normalizer(self.train.chunk_obs(slot))
+            self.learner.fit_normalizer_to(map(self.train.chunk_obs, range(self.train.num_chunks)))
             self.learner.watch_normalizer(self.train, [])
 
     def _keep_best(self, measured: dict[str, float], epoch: int) -> None:
@@ -158,6 +172,7 @@ class OfflineRunner(Runner[None]):
 
     def state(self) -> OfflineState:
         """Return the progress, the state of the sampling, and the checksums of the dataset's files."""
+        own = {"dataset": self.train.state_dict(), "torch_rng": torch.get_rng_state()}
         return OfflineState(
             epoch=self.epoch,
             best_loss=self.best_loss,
@@ -165,8 +180,9 @@ class OfflineRunner(Runner[None]):
             files=[entry.crc32 for entry in self.saved.files],
             stopwatch=self.stopwatch.state_dict(),
             early_stopping=self.early_stopping.state_dict(),
-            dataset=self.train.state_dict(),
-            torch_rng=torch.get_rng_state(),
+            dataset=own["dataset"],
+            torch_rng=own["torch_rng"],
+            others=self.context.ranks.gather_to_first(own)[1:],
         )
 
     # -- what the user sees ---------------------------------------------------------------------------------------
@@ -182,7 +198,7 @@ class OfflineRunner(Runner[None]):
         self.reporter.line(
             f"Dataset: {self.saved.num_rows} transitions of {layout.task} ({size / 1e6:.0f} MB) on "
             f"{self.train.device}, {self.episodes} finished episodes, {self.episodes_left_out} of them left out by the "
-            f"filter; {len(self.held_out)} transitions are held out"
+            f"filter; {self.rows_held_out} transitions are held out"
         )
         if self.epoch == 0:
             self.save_latest()
@@ -190,7 +206,8 @@ class OfflineRunner(Runner[None]):
     def log(self, epoch: int, collected: None, learned: LearningStats, evaluation: dict[str, float] | None) -> None:
         """Show and log the epoch."""
         seconds = self.stopwatch.lap().get("learning", 0.0)
-        rate = learned.num_updates * self.learner.batch_size * self.sequence_length / max(1e-9, seconds)
+        rows = self.context.world_size * self.learner.batch_size * self.sequence_length
+        rate = learned.num_updates * rows / max(1e-9, seconds)
         parts = [f"Training - Mean loss: {learned.mean_loss:.6f}"]
         scalars = {"training/loss": learned.mean_loss, "training/learning_rate": learned.learning_rate}
         scalars |= {"training/updates": float(learned.num_updates), "performance/rows_per_second": rate}
@@ -206,7 +223,7 @@ class OfflineRunner(Runner[None]):
 
     def finish(self) -> dict[str, Any]:
         """Write the last student and the summary."""
-        self.run_dir.save_checkpoint("final_student.pt", self.student_checkpoint(self.epoch - 1))
+        self.save_checkpoint("final_student.pt", self.student_checkpoint(self.epoch - 1))
         summary = {
             "task": self.cfg.task,
             "offline": True,
@@ -217,14 +234,15 @@ class OfflineRunner(Runner[None]):
                 "path": str(self.saved.path),
                 "files": len(self.saved.files),
                 "rows": self.saved.num_rows,
-                "rows_to_learn_from": len(self.train),
-                "rows_held_out": len(self.held_out),
+                "rows_to_learn_from": self.rows_to_learn_from,
+                "rows_held_out": self.rows_held_out,
                 "episodes": self.episodes,
                 "episodes_left_out": self.episodes_left_out,
                 **({} if self.filtered is None else {"episodes_unfinished": self.filtered.unfinished.episodes}),
                 "teacher": self.saved.teacher,
             },
             "parameters": {"student": self.num_parameters},
+            **({"processes": self.context.world_size} if self.context.world_size > 1 else {}),
             "wall_seconds": self.stopwatch.wall,
             "cpu_seconds": self.stopwatch.cpu,
         }

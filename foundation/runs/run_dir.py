@@ -148,9 +148,10 @@ class RunDir:
         """Return the folder of a command's videos."""
         return self.path / "videos" / kind
 
-    def shard_path(self, epoch: int) -> Path:
-        """Return where an epoch's shard of the dataset belongs."""
-        return self.dataset_dir / f"epoch_{epoch:06d}.pt"
+    def shard_path(self, epoch: int, rank: int = 0, world_size: int = 1) -> Path:
+        """Return where an epoch's shard of the dataset belongs, of several processes the one of this rank."""
+        folder = self.dataset_dir / f"rank_{rank}_of_{world_size}" if world_size > 1 else self.dataset_dir
+        return folder / f"epoch_{epoch:06d}.pt"
 
     def shards(self) -> list[Path]:
         """List the shards that are there, in the order of their epochs."""
@@ -301,6 +302,27 @@ class RunDir:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+class FollowedRunDir(RunDir):
+    """The folder of a run to which another process writes: what this one would write, that one does."""
+
+    def save_checkpoint(self, name: str, payload: Mapping[str, Any]) -> Path:
+        """Write nothing; return where the checkpoint is, or will be."""
+        return self.path / name
+
+    def save_params(self, *configs: object, **named: object) -> None:
+        """Write nothing."""
+
+    def write_summary(self, summary: Mapping[str, Any], name: str = "summary.json") -> Path:
+        """Write nothing; return where the summary is, or will be."""
+        return self.path / name
+
+    def lock(self) -> None:
+        """Leave the lock to the process that writes."""
+
+    def discard_if_empty(self) -> None:
+        """Leave the folder to the process that writes."""
 
 
 def check_name(flag: str, name: str) -> None:

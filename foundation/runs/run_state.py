@@ -44,8 +44,29 @@ class SavedState(ABC):
 
 
 @dataclass
+class RankState:
+    """What each process of a run has of its own."""
+
+    collector: dict[str, Any]
+    dataset: dict[str, Any]
+    shards: dict[str, Any]
+    """Files that hold the dataset's transitions."""
+    torch_rng: torch.Tensor
+    cuda_rng: torch.Tensor | None = None
+
+    def restore_rng(self, device: torch.device) -> None:
+        """Put torch's random generators back to where they were."""
+        torch.set_rng_state(self.torch_rng.cpu())
+        if device.type == "cuda" and self.cuda_rng is not None:
+            torch.cuda.set_rng_state(self.cuda_rng.cpu(), device)
+
+
+@dataclass
 class RunState(SavedState):
-    """Everything that a distillation run resumes from except the student and the dataset's transitions."""
+    """Everything that a distillation run resumes from except the student and the dataset's transitions.
+
+    The parts of the first process are fields of their own, so that a run of one process has them as it always had.
+    """
 
     key: ClassVar[str] = "resume"
     epoch: int
@@ -66,6 +87,13 @@ class RunState(SavedState):
     dataset_rows: int | None = None
     """Transitions in the dataset; None in states of earlier versions (see :attr:`num_rows`)."""
     cuda_rng: torch.Tensor | None = None
+    others: list[dict[str, Any]] = field(default_factory=list)
+    """Parts of the processes of rank 1 and above, as of :class:`RankState`."""
+
+    def by_rank(self) -> list[RankState]:
+        """Return the parts of all processes, in order of rank."""
+        first = RankState(self.collector, self.dataset, self.shards, self.torch_rng, self.cuda_rng)
+        return [first, *(RankState(**read_fields(RankState, part, "the state of a process")) for part in self.others)]
 
     def check(self, where: str) -> None:
         """Raise :class:`UserError` for numbers that no run has."""
@@ -88,13 +116,16 @@ class RunState(SavedState):
     @property
     def steps_taken(self) -> int:
         """Steps of the environment that the run collects in."""
-        return self.env_steps // self.num_envs
+        return self.env_steps // (self.num_envs * self.world_size)
+
+    @property
+    def world_size(self) -> int:
+        """Processes that shared the run when it was saved."""
+        return 1 + len(self.others)
 
     def restore_rng(self, device: torch.device) -> None:
-        """Put torch's random generators back to where they were."""
-        torch.set_rng_state(self.torch_rng.cpu())
-        if device.type == "cuda" and self.cuda_rng is not None:
-            torch.cuda.set_rng_state(self.cuda_rng.cpu(), device)
+        """Put torch's random generators back to where they were in the first process."""
+        self.by_rank()[0].restore_rng(device)
 
 
 @dataclass
@@ -114,6 +145,13 @@ class OfflineState(SavedState):
     early_stopping: dict[str, int | float]
     dataset: dict[str, Any]
     torch_rng: torch.Tensor
+    others: list[dict[str, Any]] = field(default_factory=list)
+    """``dataset`` and ``torch_rng`` of the processes of rank 1 and above."""
+
+    @property
+    def world_size(self) -> int:
+        """Processes that shared the run when it was saved."""
+        return 1 + len(self.others)
 
     def check(self, where: str) -> None:
         """Raise :class:`UserError` for numbers that no run has."""

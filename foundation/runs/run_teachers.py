@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict
 
 from foundation.config.distillation_cfg import DistillationCfg
+from foundation.core.distributed import Ranks
 from foundation.core.errors import UserError, suggest
 from foundation.dataset.dataset import DistillationDataset
 from foundation.engines.base import EnvCapabilities, VecEnv
@@ -157,6 +158,16 @@ class RunTeachers:
             reporter.warn("the gate explains nothing: raise distill.teacher.gate.episodes, or combine=mean.")
         scalars = {f"baseline_gate_weight/{name}": weight for name, weight in weights.items()}
         reporter.scalars({"baseline/gate_explained_variance": explained, **scalars}, 0)
+
+    def share_gate(self, ranks: Ranks) -> None:
+        """Take the gate that the first process has fitted."""
+        if self.gate is not None:
+            ranks.share_modules([self.gate])
+
+    def share_offsets(self, ranks: Ranks) -> None:
+        """Take the position offsets that the first process has estimated."""
+        if self.correction is not None:
+            ranks.share([self.correction.offsets])
 
     @property
     def is_single(self) -> bool:

@@ -12,6 +12,7 @@ from tensordict import TensorDict
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.plain import to_plain
+from foundation.core.distributed import Ranks
 from foundation.core.errors import RunInterrupted, UserError, reading, suggest
 from foundation.dataset.build import CollectedData, build_dataset, predicted_group
 from foundation.dataset.disk.reader import SavedDataset
@@ -29,6 +30,7 @@ from foundation.policies.actors import Policy, PolicyActor
 from foundation.policies.obs_groups import teacher_selector
 from foundation.rollout.collector import Collector
 from foundation.rollout.episodes import CollectionStats
+from foundation.rollout.on_ranks import on_ranks
 from foundation.runs.base import Runner
 from foundation.runs.context import Interrupted, RunContext
 from foundation.runs.dataset_shards import DatasetShards
@@ -36,7 +38,7 @@ from foundation.runs.epoch_plan import EpochPlan
 from foundation.runs.measurements import FEWEST_EACH, Measurements
 from foundation.runs.metrics_writer import MetricsWriter
 from foundation.runs.run_dir import RunDir
-from foundation.runs.run_state import BEST, RunCheckpoint, RunState, load_latest
+from foundation.runs.run_state import BEST, RankState, RunCheckpoint, RunState, load_latest
 from foundation.runs.run_teachers import RunTeachers, Teacher
 from foundation.runs.teacher_watch import TeacherWatch
 from foundation.students.observations import num_pixels, student_selector
@@ -114,7 +116,7 @@ class DistillationRunner(Runner[Collection]):
             recorder=self.recorder,
             predicted=self.predicted,
         )
-        self.shards = DatasetShards(self.dataset, run_dir, cfg.dataset.disk_gb, keep=not cfg.on_policy)
+        self.shards = DatasetShards(self.dataset, run_dir, cfg.dataset.disk_gb, not cfg.on_policy, self.ranks)
         self.watch = None
         if cfg.teacher.watch is not None and isinstance(teacher, TeacherPolicyWrapper):
             self.watch = TeacherWatch(Path(cfg.teacher.watch), teacher)
@@ -122,6 +124,11 @@ class DistillationRunner(Runner[Collection]):
         self.early_stopping = EarlyStopping(cfg.early_stopping, self.plan.first_student_epoch or 0)
         self.transitions_before: int | None = None
         """Size of the dataset when the resumed run was saved; None in a new run, and once more has been collected."""
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share the run."""
+        return self.context.ranks
 
     @property
     def baselines(self) -> dict[str, dict[str, float]]:
@@ -185,11 +192,12 @@ class DistillationRunner(Runner[Collection]):
             teacher=None if describe is None else describe(),
             label_bound=self.label_bound,
             derived=self.derived_groups,
+            rank=self.context.rank,
+            world_size=self.context.world_size,
         )
         self.dataset, self.recorder = build_dataset(self.cfg, data)
         if self.fits_normalizer:
-            for slot in range(self.dataset.num_chunks):
-                self.learner.fit_normalizer(self.dataset.chunk_obs(slot))
+            self.learner.fit_normalizer_to(map(self.dataset.chunk_obs, range(self.dataset.num_chunks)))
 
     def _typed_columns(self) -> dict[str, Column]:
         """Return the parts of the student's observation that keep their own type: images, or all of it if bytes."""
@@ -241,6 +249,7 @@ class DistillationRunner(Runner[Collection]):
         if not self.baselines:
             self._begin_run()
         dataset = self.dataset
+        each = f" of each of {self.ranks.world_size} processes" if self.ranks.world_size > 1 else ""
         self.reporter.begin(
             teacher_return=self.baselines["teacher"]["mean_return"] if self.baselines else None,
             student=(
@@ -249,7 +258,7 @@ class DistillationRunner(Runner[Collection]):
             ),
             dataset=(
                 f"room for {dataset.capacity} transitions ({dataset.num_bytes / 1e6:.0f} MB) on {dataset.device}; "
-                f"collection by {self.mode} in {self.env.num_envs} environments"
+                f"collection by {self.mode} in {self.env.num_envs} environments{each}"
             ),
         )
 
@@ -277,7 +286,7 @@ class DistillationRunner(Runner[Collection]):
         if self.cfg.on_policy:
             self.dataset.clear()
         with self.stopwatch.stage("collection"):
-            stats = self.collector.collect(epoch, beta, self.poll)
+            stats = on_ranks(self.ranks, lambda: {"": self.collector.collect(epoch, beta, self.poll)})[""]
         self.env_steps += stats.env_steps
         self.transitions_before = None
         num_new = self.teachers.collected(epoch, beta, stats, self.dataset)
@@ -309,7 +318,8 @@ class DistillationRunner(Runner[Collection]):
         several = len(self.learner.objective.terms) > 1
         with self.stopwatch.stage("learning"):
             unseen = unseen_terms(self.learner, self.dataset, slots, epoch) if several else {}
-            learned = self.learner.learn(self.dataset, collected.num_new, epoch, self.poll)
+            num_new = self.ranks.share_of(collected.num_new)
+            learned = self.learner.learn(self.dataset, num_new, epoch, self.poll_in_step)
             learned.unseen = unseen
             self.collector.fit_noise(slots)
         return learned
@@ -330,13 +340,14 @@ class DistillationRunner(Runner[Collection]):
         stats = collected.stats
         performance = {f"{stage}_seconds": seconds for stage, seconds in self.stopwatch.lap().items()}
         performance["env_steps_per_second"] = stats.env_steps / max(1e-9, performance["collection_seconds"])
-        dataset = {"rows": len(self.dataset), "evicted_chunks": self.dataset.chunks_evicted}
+        rows, evicted = self.ranks.total([len(self.dataset), self.dataset.chunks_evicted])
+        dataset = {"rows": int(rows), "evicted_chunks": int(evicted)}
         self.reporter.epoch(epoch, collected.beta, stats, learned, evaluation, performance, dataset)
         self.teachers.log(self.reporter, epoch, evaluation is not None)
 
     def save(self, collected: Collection) -> None:
         """Save the epoch that has just ended, and its chunks of the dataset."""
-        self.shards.append(self.epoch - 1, collected.stats.slots)
+        self.ranks.together(lambda: self.shards.append(self.epoch - 1, collected.stats.slots))
         super().save(collected)
         self.shards.prune()
 
@@ -351,8 +362,7 @@ class DistillationRunner(Runner[Collection]):
             # Frozen: with another normaliser the same weights would be another policy than the one that has acted.
             self.learner.watch_normalizer(self.dataset, collected.slots)
             return
-        for slot in collected.slots:
-            self.learner.fit_normalizer(self.dataset.chunk_obs(slot))
+        self.learner.fit_normalizer_to(map(self.dataset.chunk_obs, collected.slots))
 
     def _first_epoch_measures_teacher(self) -> bool:
         """Whether the baseline may leave the teacher to the first epoch.
@@ -385,6 +395,13 @@ class DistillationRunner(Runner[Collection]):
     def state(self) -> RunState:
         """Return everything but the student and the dataset's transitions."""
         device = self.context.device
+        own = RankState(
+            collector=self.collector.state_dict(),
+            dataset=self.dataset.state_dict(),
+            shards=self.shards.state_dict(),
+            torch_rng=torch.get_rng_state(),
+            cuda_rng=torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        )
         return RunState(
             epoch=self.epoch,
             env_steps=self.env_steps,
@@ -393,13 +410,14 @@ class DistillationRunner(Runner[Collection]):
             teachers=self.teachers.state_dict(),
             stopwatch=self.stopwatch.state_dict(),
             early_stopping=self.early_stopping.state_dict(),
-            collector=self.collector.state_dict(),
-            dataset=self.dataset.state_dict(),
-            shards=self.shards.state_dict(),
-            dataset_rows=len(self.dataset),
-            torch_rng=torch.get_rng_state(),
-            cuda_rng=torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            dataset_rows=self._num_rows(),
+            **vars(own),
+            others=self.ranks.gather_to_first(vars(own))[1:],
         )
+
+    def _num_rows(self) -> int:
+        """Return the number of transitions in the datasets of all processes."""
+        return int(self.ranks.total([len(self.dataset)])[0])
 
     def resume(self) -> str:
         """Resume after the run folder's last finished epoch, or begin if it stopped before its first.
@@ -436,15 +454,29 @@ class DistillationRunner(Runner[Collection]):
         self.measurements.baselines = state.baselines
         self.stopwatch.load_state_dict(state.stopwatch)
         self.early_stopping.load_state_dict(state.early_stopping)
-        state.restore_rng(self.context.device)
         reasons = [] if self.watch is None else ["the training of its teacher continues"]
-        if not self.collector.load_state_dict(state.collector):
-            reasons.append("this engine cannot restore its environments")
         if self.teachers.are_others(state.teachers):
             reasons.append("the teacher is not the one that it was begun with: its weights or its config differ")
-        if not self.shards.restore(state.dataset, state.shards):
-            reasons.append("its dataset is not on disk (dataset.disk_gb was too small, or the run had ended)")
-        return " and ".join(reasons)
+        ranks = self.ranks
+        parts = state.by_rank()
+        own = None
+        if ranks.rank < len(parts):  # else this process is new: it begins with a reset, and numbers of its own
+            own = parts[ranks.rank]
+            own.restore_rng(self.context.device)
+            if not self.collector.load_state_dict(own.collector):
+                reasons.append("this engine cannot restore its environments")
+        if own is not None and len(parts) == ranks.world_size:
+            whole = self.shards.restore(own.dataset, own.shards)
+        else:
+            whole = self.shards.redistribute([part.shards for part in parts], state.epoch)
+        if not whole:
+            reasons.append(
+                "its dataset is not on disk (dataset.disk_gb was too small, or the run had ended)"
+                if len(parts) == ranks.world_size or self.dataset.episode is None
+                else "the episodes of a filtered dataset are numbered by process, whose number is another"
+            )
+        # One process may find its files where another, on another machine, does not.
+        return " and ".join(dict.fromkeys(reason for found in ranks.gather(reasons) for reason in found))
 
     def student_checkpoint(self, epoch: int, evaluation: dict[str, float] | None = None) -> dict[str, Any]:
         """Return what rebuilds the student, its optimiser, and how far the environment's curriculum has come."""
@@ -454,13 +486,15 @@ class DistillationRunner(Runner[Collection]):
 
     def finish(self) -> dict[str, Any]:
         """Save the last student, measure the best one, write the summary and remove what only a resume needs."""
-        self.run_dir.save_checkpoint("final_student.pt", self.student_checkpoint(self.epoch - 1))
+        self.save_checkpoint("final_student.pt", self.student_checkpoint(self.epoch - 1))
         policy = self.learner.policy
         with self.stopwatch.stage("final_evaluation"):
-            best = self.run_dir.load_checkpoint(BEST, map_location=str(self.env.device))
+            device = str(self.env.device)
+            best = self.ranks.from_first(lambda: self.run_dir.load_checkpoint(BEST, map_location=device))
             policy.load_state_dict(best["model_state_dict"])
             measured = self.measurements.final(policy)
-            if self.cfg.robustness:
+            num_rows = self._num_rows() if self.transitions_before is None else self.transitions_before
+            if self.cfg.robustness and self.context.is_first:
                 measured["robustness"] = self._measure_robustness(policy)
         summary = {
             "task": self.cfg.task,
@@ -469,11 +503,12 @@ class DistillationRunner(Runner[Collection]):
             "epochs": self.epoch,
             "stopped_early": self.epoch < self.cfg.n_epochs,
             "env_steps": self.env_steps,
-            "dataset_rows": len(self.dataset) if self.transitions_before is None else self.transitions_before,
+            "dataset_rows": num_rows,
             "parameters": {
                 "student": sum(p.numel() for p in policy.parameters()),
                 "teacher": sum(p.numel() for p in self.teacher.parameters()),
             },
+            **({"processes": self.ranks.world_size} if self.ranks.world_size > 1 else {}),
             "wall_seconds": self.stopwatch.wall,
             "cpu_seconds": self.stopwatch.cpu,
         }

@@ -186,9 +186,13 @@ class Student(PolicyNetwork):
 
     def update_normalizer(self, obs: torch.Tensor) -> None:
         """Take more observations into the normaliser. Shape: (..., num_obs), or without images."""
+        if self.normalizer.mean.numel():  # else it reads images alone
+            self.normalizer.update(self.normalizer_inputs(obs))
+
+    def normalizer_inputs(self, obs: torch.Tensor) -> torch.Tensor:
+        """Return what the normaliser is fitted to. Shape: (..., num_obs) to (num_rows, num_flat)."""
         size = self.normalizer.mean.numel()
-        if size:  # else it reads images alone
-            self.normalizer.update(obs[..., :size].reshape(-1, size).float())
+        return obs[..., :size].reshape(-1, size).float()
 
     def _normalized(self, obs: torch.Tensor) -> torch.Tensor:
         """Return what the first hidden layer reads. Shape: (..., num_obs)."""

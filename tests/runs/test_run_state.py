@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from foundation.config.distillation_cfg import DistillationCfg
+from foundation.core.distributed import Ranks
 from foundation.core.errors import RunInterrupted, UserError
 from foundation.core.files import load_checkpoint
 from foundation.runs.context import EVAL_SEED, RunContext
@@ -105,12 +106,12 @@ def test_a_checkpoint_of_another_kind_of_run_has_no_state():
 
 
 def test_the_context_derives_seeds_and_stops(tmp_path):
-    """Each process collects with a seed of its own, and all evaluate on the same; a reason to stop is raised."""
+    """Each process collects and evaluates with seeds of its own, always the same ones; a reason to stop is raised."""
     cfg = DistillationCfg(seed=5)
     first = RunContext.make(cfg, RunDir(tmp_path), "cpu")
-    third = dataclasses.replace(first, rank=2, world_size=4, interrupted=lambda: "SIGTERM")
+    third = dataclasses.replace(first, ranks=Ranks(2, 4), interrupted=lambda: "SIGTERM")
     assert (first.seed, third.seed) == (5, 7)
-    assert first.eval_seed == third.eval_seed == 5 + EVAL_SEED
+    assert (first.eval_seed, third.eval_seed) == (5 + EVAL_SEED, 7 + EVAL_SEED)
     assert len({first.eval_seed, first.final_seed, first.seed}) == 3
     assert first.is_first and not third.is_first
     first.poll()

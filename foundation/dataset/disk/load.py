@@ -57,7 +57,7 @@ def fill(
     Args:
         saved: Where to read.
         datasets: Where to write; their chunks are of one size, and they have room for all.
-        which: For each chunk the index of its dataset. None: all go to the first.
+        which: For each chunk the index of its dataset, -1 for one that is left out. None: all go to the first.
         initial_state: A student's memory at an episode's start, stored for every training sequence until the student
             has computed better ones. Shape: (1, state_size).
 
@@ -78,9 +78,11 @@ def fill(
     number = 0
     for part in rechunk(parts(), (first.chunk_steps, first.num_envs)):
         for index in range(len(part["rows"])):
-            dataset = datasets[0 if which is None else which[number]]
-            _put(dataset, {name: tensor[index : index + 1] for name, tensor in part.items()}, initial_state)
+            chosen = 0 if which is None else which[number]
             number += 1
+            if chosen >= 0:
+                own = {name: tensor[index : index + 1] for name, tensor in part.items()}
+                _put(datasets[chosen], own, initial_state)
     return EpisodeTable.join(tables)
 
 
