@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         refuse_sweep(sys.argv[1:] if argv is None else argv)
     else:
         what = command_name("distillation.py")
-        refuse_many_processes(f"{what} runs in one process unless it is given --distributed: add it")
+        refuse_many_processes(f"{what} runs in one process unless torchrun starts it with --distributed: add that")
     return run_application("foundation.rsl_rl.distillation", build_parser(), argv)
 
 

@@ -163,6 +163,7 @@ class DatasetShards:
     def remove(self) -> None:
         """Delete the shards: the run is over, or over its budget."""
         shutil.rmtree(self._path(0).parent, ignore_errors=True)
-        if self.ranks.is_first:
-            shutil.rmtree(self.run_dir.dataset_dir, ignore_errors=True)
+        if self.ranks.is_first:  # and what is left of other numbers of processes
+            for folder in (self.run_dir.dataset_dir, *self.run_dir.path.glob("dataset_*_of_*")):
+                shutil.rmtree(folder, ignore_errors=True)
         self.epochs = {}

@@ -150,7 +150,7 @@ class RunDir:
 
     def shard_path(self, epoch: int, rank: int = 0, world_size: int = 1) -> Path:
         """Return where an epoch's shard of the dataset belongs, of several processes the one of this rank."""
-        folder = self.dataset_dir / f"rank_{rank}_of_{world_size}" if world_size > 1 else self.dataset_dir
+        folder = self.path / f"dataset_{rank}_of_{world_size}" if world_size > 1 else self.dataset_dir
         return folder / f"epoch_{epoch:06d}.pt"
 
     def shards(self) -> list[Path]:

@@ -230,7 +230,7 @@ def _run_main(argv: list[str]) -> int:
     from foundation.cli.command import run_command
     from foundation.rsl_rl.distillation import main
 
-    return run_command(main, argv)
+    return run_command(main, argv, many_processes=True)
 
 
 def _run_script(script: str, argv: list[str]) -> int:
