@@ -250,7 +250,7 @@ def add_distillation_args(parser: argparse.ArgumentParser) -> None:
     flag("--save_interval", type=whole, metavar="N", help="epochs between two checkpoint_epoch_*.pt")
     flag("--save_dataset", metavar="PATH", help="write every collected transition to this folder too, or append to it")
     flag("--dataset", metavar="PATH", help="begin with the transitions of this folder")
-    flag("--distributed", action="store_true", help="one run in the processes that torchrun has started (off)")
+    flag("--distributed", action="store_true", help="one run in the processes that torchrun has started")
     switch = argparse.BooleanOptionalAction
     flag("--offline", action=switch, help="learn from --dataset alone: no simulator, no teacher (off)")
     flag("--shuffle", action=switch, help="draw minibatches at random (on)")
