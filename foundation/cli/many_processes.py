@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stdout
 
 from foundation.cli.command import USER_ERROR
 from foundation.config.distillation_cfg import DistillationCfg
-from foundation.core.distributed import RankLostError, joined, leave_in_time
+from foundation.core.distributed import RankLostError, current, joined, leave_in_time
 from foundation.core.errors import UserError
 from foundation.core.program import command_name
 
@@ -81,3 +81,9 @@ def refuse_sweep(argv: Sequence[str]) -> None:
     """Refuse several jobs in the same several processes."""
     if {"-m", "--multirun"} & set(argv):
         raise UserError(f"--multirun starts its jobs in one process: leave out {FLAG}, or start the jobs one by one")
+
+
+def refuse_stages() -> None:
+    """Refuse a file of several runs, each of which is a process of its own."""
+    if current().world_size > 1:
+        raise UserError(f"the stages of a file run in one process each: leave out {FLAG}, or start them one by one")

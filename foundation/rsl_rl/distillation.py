@@ -85,10 +85,12 @@ def run_here(argv: Sequence[str]) -> int:
     """Run one job in this process, and in those that it has joined; return its exit code."""
     with many_imports():
         from foundation.cli.distillation_request import STAGED, Request  # torch: --help does without it
+        from foundation.cli.many_processes import refuse_stages
         from foundation.cli.stages import Curriculum
 
     curriculum = Curriculum.read(STAGED, build_parser(), argv)
     if curriculum is not None:
+        refuse_stages()
         return curriculum.run()
     request = Request.read(build_parser(), argv)
     if request.cfg.offline:
