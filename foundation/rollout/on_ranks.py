@@ -39,6 +39,11 @@ def on_ranks(ranks: Ranks, rollouts: Callable[[], Mapping[str, Result]]) -> dict
     return {name: join_episodes(result, [part[name] for part in parts]) for name, result in own.items()}
 
 
+def one_on_ranks(ranks: Ranks, rollout: Callable[[], Result]) -> Result:
+    """Run one rollout in every process, as :func:`on_ranks` does."""
+    return on_ranks(ranks, lambda: {"": rollout()})[""]
+
+
 def join_episodes(own: Result, parts: Sequence[Mapping[str, Any]]) -> Result:
     """Return the episodes of several rollouts as those of one.
 

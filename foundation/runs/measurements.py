@@ -17,7 +17,7 @@ from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.baselines import measure_baselines, ratio_interval, scores
 from foundation.rollout.episodes import CollectionStats, EvaluationResult
 from foundation.rollout.evaluate import evaluate, preserved_rng
-from foundation.rollout.on_ranks import on_ranks
+from foundation.rollout.on_ranks import on_ranks, one_on_ranks
 from foundation.rollout.stepper import Observer
 from foundation.runs.context import ROBUSTNESS_SEED, ProcessContext
 from foundation.runs.report import Reporter
@@ -220,11 +220,10 @@ class Measurements:
         """Measure an actor in every process; return the episodes of all. The arguments are those of ``evaluate``."""
         context = self.context
         teacher_of = self.teachers.teacher_of
-        results = on_ranks(
+        return one_on_ranks(
             self.ranks,
-            lambda: {role: evaluate(env, actor, num_episodes, seed, observers, context.poll, role, teacher_of)},
+            lambda: evaluate(env, actor, num_episodes, seed, observers, context.poll, role, teacher_of),
         )
-        return results[role]
 
     def summarise(self, result: EvaluationResult) -> dict[str, float]:
         """Return the figures of the student's episodes, beside the teacher's; the same in every process."""

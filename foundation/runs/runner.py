@@ -30,7 +30,7 @@ from foundation.policies.actors import Policy, PolicyActor
 from foundation.policies.obs_groups import teacher_selector
 from foundation.rollout.collector import Collector
 from foundation.rollout.episodes import CollectionStats
-from foundation.rollout.on_ranks import on_ranks
+from foundation.rollout.on_ranks import one_on_ranks
 from foundation.runs.base import Runner
 from foundation.runs.context import Interrupted, RunContext
 from foundation.runs.dataset_shards import DatasetShards
@@ -286,7 +286,7 @@ class DistillationRunner(Runner[Collection]):
         if self.cfg.on_policy:
             self.dataset.clear()
         with self.stopwatch.stage("collection"):
-            stats = on_ranks(self.ranks, lambda: {"": self.collector.collect(epoch, beta, self.poll)})[""]
+            stats = one_on_ranks(self.ranks, lambda: self.collector.collect(epoch, beta, self.poll))
         self.env_steps += stats.env_steps
         self.transitions_before = None
         num_new = self.teachers.collected(epoch, beta, stats, self.dataset)

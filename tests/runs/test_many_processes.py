@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import many_teachers
 import pytest
 import torch
 from command_server import shared
@@ -48,6 +49,17 @@ def test_all_processes_hold_the_same_student_and_one_speaks(teacher: Path, tmp_p
     assert found["final_eval_episodes"] == 32
     assert len(list(run_folder(tmp_path).glob("events*"))) == 1
     assert not list(run_folder(tmp_path).glob("dataset*"))
+
+
+def test_many_teachers_values_and_moments_are_the_same_in_all(tmp_path: Path) -> None:
+    """Selection by returns, position offsets, a standardised value loss and an average: one student in both."""
+    fleet = many_teachers.write_set(tmp_path / "fleet", 3, vehicles=True)
+    chosen = ["--num_active_teachers", "2", "--teacher_selection", "worst", "--position_offset_correction"]
+    value = ["distill.loss.auxiliary={value: 0.1}", "distill.student.value_head=true", "optimizer.ema_decay=0.9"]
+    text = distil(small(fleet, *chosen, *value, n_epochs=3, epoch_teacher_forcing=1), tmp_path, 2)
+    assert differing(run_folder(tmp_path) / "final_student.pt", tmp_path / "final_1.pt") == []
+    assert text.count("3 teachers - Mean return") == 1
+    assert set(summary(tmp_path)["teachers"]["each"]) == {f"quad_{index:04d}" for index in range(3)}
 
 
 def test_the_seed_decides_everything_and_processes_differ(teacher: Path, tmp_path: Path) -> None:
