@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from foundation.cli.cli_args import set_up_logging
 from foundation.cli.command import run_command
+from foundation.cli.sweep_report import write_report
 from foundation.cli.sweep_table import JobResult, read_results, table_lines
 from foundation.config.overrides import key_of, values_of
 from foundation.core.errors import UserError, suggest
@@ -130,6 +131,9 @@ def run_sweep(job: Job, node: Mapping[str, Any], sweep: Sequence[str], hydras: S
             own_sweeper = any(key_of(token).startswith(("hydra.sweeper", "hydra/sweeper")) for token in hydras)
             planned = None if own_sweeper else math.prod(len(values_of(token)) for token in sweep)
             print("\n".join(table_lines(results, planned, folder)), flush=True)
+            page = write_report(results, folder)
+            if page is not None:
+                print(f"Their curves, and size against score: {page}", flush=True)
     if Outcome.error is not None:
         raise Outcome.error
     return max([Outcome.code, *(result.code for result in results)])

@@ -100,7 +100,10 @@ class RunRecord:
 
     @property
     def score(self) -> tuple[float, str]:
-        """The figure that runs are compared by, and its name: the ratio to the teacher's return, or a return."""
+        """The figure that runs are compared by, more of which is better, and its name: a ratio of returns, or a return.
+
+        Of runs without a simulator it is the loss on held-out data, negative.
+        """
         for key, name in (("return_ratio", "return / teacher's"), ("best_student_return", "return")):
             value = number(self.summary.get(key))
             if value == value:
@@ -109,7 +112,10 @@ class RunRecord:
             value = number(mapping(self.summary.get(group)).get("mean_return"))
             if value == value:
                 return value, "return"
-        return number(self.summary.get("geometric_mean_score")), "mean score"
+        score = number(self.summary.get("geometric_mean_score"))
+        if score == score:
+            return score, "mean score"
+        return -number(self.summary.get("held_out_loss")), "-held-out loss"
 
     def curve(self, tag: str) -> Curve:
         """Return a curve; an empty one where the run has none of that tag."""

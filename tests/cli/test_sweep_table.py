@@ -60,7 +60,10 @@ def test_the_table_has_settings_ratio_and_folder_of_each_run(sweep, capsys: pyte
     (folder,) = Path("logs/multirun").iterdir()
     lines = shown.out.splitlines()
     start = lines.index(f"Sweep: 2 of 3 jobs done; results in {folder}")
-    assert [line.split() for line in lines[start + 1 :]] == [
+    page = folder / "report.html"
+    assert lines[-1] == f"Their curves, and size against score: {page}"
+    assert "seed-1" in page.read_text() and "seed-4" in page.read_text() and "seed-3" not in page.read_text()
+    assert [line.split() for line in lines[start + 1 : -1]] == [
         ["job", "settings", "return", "ratio", "return", "outcome", "folder"],
         ["0", "seed=1", "91.0", "%", "20", "done", folder_of(1)],
         ["1", "seed=3", "-", "-", "failed", "-"],
