@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from foundation.core.errors import RunInterrupted, UserError
+from foundation.core.text import shorten
 
 Value = TypeVar("Value")
 
@@ -330,9 +331,13 @@ def _talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not any(part in str(error) for part in _LOST):
+        text = str(error)
+        if not any(part in text for part in _LOST):
             raise
-        raise RankLostError("another process of this run has ended, or does not answer: this one ends too") from error
+        why = "" if "by peer" in text else f" ({shorten(' '.join(text.split()), 200)})"
+        raise RankLostError(
+            f"another process of this run has ended, or does not answer{why}: this one ends too"
+        ) from error
 
 
 def _encode(value: object) -> torch.Tensor:
