@@ -43,8 +43,8 @@ def run_joined(job: Callable[[], int]) -> int:
             with _quiet(not ranks.is_first):
                 return job()
         except UserError as error:
-            # A lost process is the same news in all others, whatever they were doing.
-            if ranks.speaks(type(error).__name__ if isinstance(error, RankLostError) else str(error)):
+            # That a process has gone is news in all others, unless it has said why.
+            if ranks.speaks("" if isinstance(error, RankLostError) else str(error)):
                 raise
             os._exit(USER_ERROR)  # nothing is left to be done, and what would be waits for processes that have gone
 

@@ -112,7 +112,11 @@ class Ranks:
         """Give modules the first process's parameters and buffers, in place."""
 
     def speaks(self, message: str) -> bool:
-        """Whether this process is the one to print a message that others may have too."""
+        """Whether this process is the one to print a message that others may have too.
+
+        Args:
+            message: What it would print. "": news that is worth saying only if nobody has said anything.
+        """
         return True
 
     def leave(self) -> None:
@@ -258,6 +262,9 @@ class ProcessGroup(Ranks):
     def speaks(self, message: str) -> bool:
         """See :class:`Ranks`."""
         with contextlib.suppress(RuntimeError):
+            number = self._store.add("said", 1)
+            if not message:
+                return number == 1
             return self._store.add(f"said/{hashlib.sha256(message.encode()).hexdigest()}", 1) == 1
         return True  # the store has gone: twice is better than never
 

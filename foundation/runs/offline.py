@@ -13,7 +13,7 @@ from foundation.config.plain import to_plain
 from foundation.core.errors import UserError, reading
 from foundation.core.program import command_name
 from foundation.core.text import quoted
-from foundation.dataset.build import load_offline
+from foundation.dataset.build import OfflineData, load_offline
 from foundation.dataset.dataset import DistillationDataset
 from foundation.dataset.disk.reader import SavedDataset
 from foundation.learning.early_stopping import EarlyStopping
@@ -122,24 +122,31 @@ class OfflineRunner(Runner[None]):
 
     def _load(self) -> tuple[DistillationDataset, DistillationDataset]:
         """Read the dataset into two: transitions to train on, and a random share of the chunks that is held out."""
+        ranks = self.context.ranks
         objective = self.learner.objective
         needed = {name for term in objective.terms for name in term.spec.teacher}
+        kept = objective.target_fields()
+        loaded: list[OfflineData] = []
+
+        def read() -> list[int]:
+            share = (self.sequence_length, ranks.rank, ranks.world_size)
+            loaded.append(load_offline(self.cfg, self.saved, needed, kept, *share))
+            return [len(loaded[0].train), len(loaded[0].held_out)]
+
         with self.stopwatch.stage("loading"):
-            ranks = self.context.ranks
-            kept = objective.target_fields()
-            data = load_offline(self.cfg, self.saved, needed, kept, self.sequence_length, ranks.rank, ranks.world_size)
+            parts = ranks.together(read)
+        [data] = loaded
         self.episodes = data.num_episodes
         self.episodes_left_out = data.num_left_out
         self.filtered = data.filtered
-        rows = [len(data.train), len(data.held_out)]
-        fewest = min(part[0] for part in ranks.gather(rows))
+        fewest = min(part[0] for part in parts)
         batch = self.learner.batch_size * self.sequence_length
         if ranks.world_size > 1 and fewest < batch:
             raise UserError(
                 f"one of {ranks.world_size} processes has {fewest} transitions of '{self.saved.path}' to learn from, "
                 f"fewer than the {batch} of a batch: start fewer processes, or give a smaller --batch_size"
             )
-        self.rows_to_learn_from, self.rows_held_out = (int(number) for number in ranks.total(rows))
+        self.rows_to_learn_from, self.rows_held_out = (sum(numbers) for numbers in zip(*parts, strict=True))
         self.rows_each = ranks.share_of(self.rows_to_learn_from)
         return data.train, data.held_out
 

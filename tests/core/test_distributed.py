@@ -42,7 +42,7 @@ def exchange(ranks: Ranks) -> dict[str, Any]:
         "any": [ranks.any_of(""), ranks.any_of("SIGTERM" if last else "")],
         "total": ranks.total([1, rank]),
         "mean": ranks.mean_(torch.tensor([2.0 * rank])),
-        "speaks": [ranks.speaks("one"), ranks.speaks("one"), ranks.speaks(f"own {rank}")],
+        "speaks": [ranks.speaks("one"), ranks.speaks("one"), ranks.speaks(f"own {rank}"), ranks.speaks("")],
         "fine": stops(ranks, None),
         "one error": stops(ranks, UserError("no disk") if last else None),
         "same error": stops(ranks, UserError("no teacher")),
@@ -82,7 +82,7 @@ def test_what_one_process_tells_arrives_in_all(tmp_path: Path) -> None:
         assert found["error and signal"] == "UserError: process 1: no disk"
         assert found["shared"].tolist() == [[1.0, 1.0], [1.0, 1.0]]
         assert found["first's error"] == "no folder"
-        assert found["speaks"][1:] == [False, True]
+        assert found["speaks"][1:] == [False, True, False]
     assert sorted(found["speaks"][0] for found in results) == [False, True]
 
 
