@@ -95,7 +95,7 @@ def test_a_killed_process_stops_the_other_and_the_run_resumes_exactly(teacher: P
         error = launched.commands[1 - rank].error
         assert "another process of this run has ended" in error and "--resume --load_run" in error
         assert launched.text.count("error:") == 1 and "Traceback" not in launched.text
-        assert latest(folder)["epoch"] >= 3
+        assert latest(folder)["epoch"] >= 2  # the line of an epoch comes before its checkpoint
         text = distil(["--resume"], folder, 2)
         assert "(exact)" in text, text
         one, two = (run_folder(path) / "final_student.pt" for path in (tmp_path / "whole", folder))
