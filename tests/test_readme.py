@@ -30,6 +30,12 @@ PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p 
 PAGES = [page for page in PAGES if "_build" not in page]
 WRITTEN = [page for page in PAGES if page not in GENERATED]
 OTHER_FLAGS = {
+    "--nproc_per_node",
+    "--nnodes",
+    "--node_rank",
+    "--master_addr",
+    "--master_port",
+    "--no-python",
     "--logdir",
     "--rl_library",
     "--extra",
