@@ -74,6 +74,8 @@ class Description:
     """Its layers, as text."""
     source_sha256: str | None = None
     """Hash of the file that it was read from."""
+    weight_bits: int | None = None
+    """Bits of its weights where they were rounded. None: they are what they were."""
     duties: tuple[str, ...] = ()
     """What whoever runs it has to do to the observations, or must not, in sentences; none for groups as they are."""
 
@@ -84,6 +86,8 @@ class Description:
             values[field.name] = _plain(getattr(self, field.name))
         if not self.duties:
             del values["duties"]
+        if self.weight_bits is None:
+            del values["weight_bits"]
         return values
 
     @classmethod
@@ -210,6 +214,7 @@ _READERS = {
     "format": _text,
     "architecture": _text,
     "source_sha256": lambda value: None if value is None else _text(value),
+    "weight_bits": _count,
     "duties": lambda value: tuple(_text(part) for part in _items(value)),
 }
 """What reads each field, checked."""

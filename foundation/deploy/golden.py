@@ -12,6 +12,8 @@ FloatArray = NDArray[numpy.float32]
 
 TOLERANCE = 1e-5
 """Largest difference of an action, in units of the largest action where that is above 1."""
+INT8_TOLERANCE = 0.05
+"""The same with 8-bit weights."""
 
 
 class Steps(Protocol):
@@ -41,6 +43,11 @@ class Golden:
     def tolerance(self) -> float:
         """Largest difference that counts as the same."""
         return TOLERANCE * max(1.0, float(numpy.abs(self.actions).max()))
+
+    @property
+    def int8_tolerance(self) -> float:
+        """Largest difference that counts as the same where weights have 8 bits."""
+        return INT8_TOLERANCE * max(1.0, float(numpy.abs(self.actions).max()))
 
     def difference(self, policy: Steps) -> float:
         """Return the largest difference of a policy's actions from those recorded; infinite where one is not finite.

@@ -40,8 +40,8 @@ _FIELDS: dict[str, dict[int, str]] = {
 }
 """Message -> field number of ``onnx.proto`` -> the message that the field holds ("": a plain value). Fields that no
 export has are not listed, and make a file invalid."""
-_FLOAT, _INT64 = 1, 7
-_ITEM_SIZES = {_FLOAT: 4, _INT64: 8}
+_FLOAT, _UINT8, _INT8, _INT64 = 1, 2, 3, 7
+_ITEM_SIZES = {_FLOAT: 4, _UINT8: 1, _INT8: 1, _INT64: 8}
 """``TensorProto.DataType`` of an export's tensors, and the size of an element [B]."""
 
 
@@ -265,6 +265,10 @@ def _mat_mul(node: _Node, x: list[Shape], constants: Integers) -> list[Shape]:
     return [(*outer, num_out)]
 
 
+def _round_to_8_bits(node: _Node, x: list[Shape], constants: Integers) -> list[Shape]:
+    return [x[0], (), ()]
+
+
 def _flatten(node: _Node, x: list[Shape], constants: Integers) -> list[Shape]:
     _need(node, node.integer("axis", 1) == 1)
     return [(x[0][0], prod(x[0][1:]))]
@@ -395,6 +399,8 @@ _SHAPES: Mapping[str, Callable[[_Node, list[Shape], Integers], list[Shape]]] = {
     "Cast": _cast,
     "Concat": _concat,
     "Conv": _conv,
+    "ConvInteger": _conv,
+    "DynamicQuantizeLinear": _round_to_8_bits,
     "Flatten": _flatten,
     "GRU": _recurrent,
     "Gather": _gather,
@@ -403,6 +409,7 @@ _SHAPES: Mapping[str, Callable[[_Node, list[Shape], Integers], list[Shape]]] = {
     "GlobalMaxPool": _global_pool,
     "LSTM": _recurrent,
     "MatMul": _mat_mul,
+    "MatMulInteger": _mat_mul,
     "MaxPool": _max_pool,
     "Pad": _pad,
     "Reshape": _reshape,

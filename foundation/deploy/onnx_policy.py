@@ -31,7 +31,11 @@ class OnnxMemory:
 
 
 class OnnxRuntime:
-    """A session of onnxruntime on one thread: a policy's step is too short for more."""
+    """A session of onnxruntime on one thread: a policy's step is too short for more.
+
+    A model of 8 bits rounds its inputs by the largest of the whole batch. So that robots do not depend on each other,
+    each is computed alone there.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open the model.
@@ -71,6 +75,7 @@ class OnnxRuntime:
                 for part in values["memory"]
             ]
             self._outputs = ["actions", *(memory.after for memory in self._memories)]
+            self._one_by_one = b"DynamicQuantizeLinear" in content
             self._check_inputs(inputs)
             self._try()
         except UserError:
@@ -102,6 +107,12 @@ class OnnxRuntime:
 
     def run(self, obs: FloatArray, state: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return actions and the next state. Shapes: (num_envs, num_obs) and (num_envs, state_size)."""
+        if not self._one_by_one or len(obs) == 1:
+            return self._run(obs, state)
+        robots = [self._run(obs[env, None], state[env, None]) for env in range(len(obs))]
+        return numpy.concatenate([actions for actions, _ in robots]), numpy.concatenate([after for _, after in robots])
+
+    def _run(self, obs: FloatArray, state: FloatArray) -> tuple[FloatArray, FloatArray]:
         feed = {"obs": obs}
         for memory in self._memories:
             feed[memory.name] = numpy.stack([state[:, start : start + size] for start, size in memory.columns])

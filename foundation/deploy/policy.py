@@ -55,6 +55,7 @@ class Policy:
         """Size of the observation."""
         self.num_actions = self.description.num_actions
         """Size of the action."""
+        self._shape_of_one = (self.num_obs,)
         self._state: FloatArray | None = None
 
     def step(self, obs: ArrayLike) -> FloatArray:
@@ -67,14 +68,15 @@ class Policy:
             Actions. Shape: (num_actions,) or (num_envs, num_actions).
         """
         given = numpy.asarray(obs, numpy.float32)
-        rows = given.reshape(1, -1) if given.ndim == 1 else given
-        if rows.ndim != 2 or rows.shape[1] != self.num_obs or not len(rows):
+        single = given.shape == self._shape_of_one
+        if not single and (given.ndim != 2 or given.shape[1] != self.num_obs or not len(given)):
             raise UserError(
                 f"the policy '{self.description.name}' reads {self.num_obs} observations and was given an array of "
                 f"shape {given.shape}; ({self.num_obs},) or (num_envs, {self.num_obs}) was expected"
             )
+        rows = given[None] if single else given
         # A product is cheap; one that is not finite may have overflowed, so that each number is looked at then.
-        flat = given.reshape(-1)
+        flat = given if single else given.reshape(-1)
         if not math.isfinite(flat.dot(flat)) and not numpy.isfinite(rows).all():
             env, column = (int(index) for index in numpy.argwhere(~numpy.isfinite(rows))[0])
             raise UserError(
@@ -88,7 +90,7 @@ class Policy:
                 f"the policy remembers {len(self._state)} environments and was given {len(rows)}: call reset() first"
             )
         actions, self._state = self._runtime.run(rows, self._state)
-        return actions[0] if given.ndim == 1 else actions
+        return actions[0] if single else actions
 
     def reset(self, mask: ArrayLike | None = None) -> None:
         """Begin new episodes: forget what was before.
@@ -112,7 +114,8 @@ class Policy:
         """Replay the sequence that was recorded when the policy was exported.
 
         Args:
-            golden: The sequence, or its file. None: inside the policy's file, or ``<name>_golden.npz`` beside it.
+            golden: The sequence, or its file. None: inside the policy's file, or ``<name>_golden.npz`` beside it, which
+                serves ``<name>_int8`` too.
 
         Returns:
             The largest difference of an action.
@@ -121,16 +124,19 @@ class Policy:
             UserError: If it is too large: the file is corrupt, or its runtime computes something else.
         """
         if not isinstance(golden, Golden):
-            beside = self.path.with_name(f"{self.path.stem}_golden.npz")
+            rounded = self.description.weight_bits is not None
+            name = self.path.stem.removesuffix("_int8") if rounded else self.path.stem
+            beside = self.path.with_name(f"{name}_golden.npz")
             inside = self.path if self.path.suffix == ".npz" else beside
             golden = read_golden(inside if golden is None else Path(golden))
         if golden.obs.shape[2] != self.num_obs or golden.actions.shape[2] != self.num_actions:
             raise UserError(f"the golden sequence is that of another policy than '{self.path}'. Export it again.")
         difference = golden.difference(self)
-        if not difference <= golden.tolerance:
+        tolerance = golden.tolerance if self.description.weight_bits is None else golden.int8_tolerance
+        if not difference <= tolerance:
             raise UserError(
                 f"'{self.path}' differs from its golden sequence by {difference:.2g}, more than "
-                f"{golden.tolerance:.2g}: it is corrupt, or its runtime computes something else. Export it again."
+                f"{tolerance:.2g}: it is corrupt, or its runtime computes something else. Export it again."
             )
         return difference
 

@@ -10,8 +10,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy
-
 from foundation.deploy.c_policy import ABI
 from foundation.deploy.description import Description, Field
 from foundation.deploy.golden import Golden
@@ -33,10 +31,6 @@ class CFiles:
     """``<name>_test.c``: replays the golden sequence."""
 
 
-INT8_TOLERANCE = 0.05
-"""Largest difference of an action with 8-bit weights, in units of the largest action where that is above 1."""
-
-
 def to_c(program: Program, description: Description, golden: Golden) -> CFiles:
     """Return a policy as C.
 
@@ -54,7 +48,7 @@ def to_c(program: Program, description: Description, golden: Golden) -> CFiles:
 
 
 def to_int8_c(program: Program, description: Description, golden: Golden) -> CFiles:
-    """Return a policy as C with 8-bit weights, in integers; its test's tolerance is :data:`INT8_TOLERANCE`.
+    """Return a policy as C with 8-bit weights, in integers; its test's tolerance is :attr:`Golden.int8_tolerance`.
 
     Args:
         program: Its operations.
@@ -66,13 +60,8 @@ def to_int8_c(program: Program, description: Description, golden: Golden) -> CFi
     return CFiles(
         header=_header(arithmetic, program.state_size, description, name),
         library=_library(description, name),
-        test=_test(golden, name, int8_tolerance(golden)),
+        test=_test(golden, name, golden.int8_tolerance),
     )
-
-
-def int8_tolerance(golden: Golden) -> float:
-    """Return the largest difference of a policy of 8-bit weights that counts as the same."""
-    return INT8_TOLERANCE * max(1.0, float(numpy.abs(golden.actions).max()))
 
 
 @dataclass(frozen=True)

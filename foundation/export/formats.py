@@ -23,14 +23,15 @@ from foundation.checkpoints.reading.loading import Overrides
 from foundation.core.errors import UserError, suggest
 from foundation.core.text import one_line
 from foundation.deploy import Golden, Policy
+from foundation.deploy.description import Description
 from foundation.deploy.golden import FloatArray
 from foundation.deploy.npz_file import write_golden, write_npz
 from foundation.export.bundle import Bundle
-from foundation.export.c_source import CFiles, int8_tolerance, to_c, to_int8_c
+from foundation.export.c_source import CFiles, to_c, to_int8_c
 from foundation.export.c_text import c_name
 from foundation.export.deploy_yaml import deploy_values, to_deploy_yaml
 from foundation.export.onnx_file import write_onnx
-from foundation.export.onnx_int8 import int8_difference, write_int8_onnx
+from foundation.export.onnx_int8 import write_int8_onnx
 from foundation.export.px4 import ArchivedPolicy, read_px4, write_px4
 from foundation.export.rl_tools import write_rl_tools
 from foundation.export.rsl_rl import write_rsl_rl
@@ -118,17 +119,22 @@ def _check_onnx(bundle: Bundle, folder: Path, files: list[str]) -> Check:
 
 
 def _write_int8_onnx(bundle: Bundle, folder: Path) -> list[str]:
-    file = f"{bundle.description.name}_int8.onnx"
+    description = _rounded(bundle.description)
+    file = f"{description.name}.onnx"
     with (folder / file).open("wb") as stream:
-        write_int8_onnx(stream, bundle.program, bundle.description)
+        write_int8_onnx(stream, bundle.program, description)
     return [file]
+
+
+def _rounded(description: Description) -> Description:
+    return dataclasses.replace(description, name=f"{description.name}_int8", weight_bits=8)
 
 
 def _check_int8_onnx(bundle: Bundle, folder: Path, files: list[str]) -> Check:
     import onnxruntime  # an optional package, without which the file cannot be written
 
-    difference = int8_difference(folder / files[0], bundle.golden)
-    limit = int8_tolerance(bundle.golden)
+    difference = bundle.golden.difference(Policy(folder / files[0]))
+    limit = bundle.golden.int8_tolerance
     if not difference <= limit:
         raise UserError(
             f"{files[0]} differs from the policy by {difference:.2g}, more than {limit:.2g}: the policy does not stand "
@@ -173,7 +179,7 @@ def _write_c(bundle: Bundle, folder: Path) -> list[str]:
 
 
 def _write_int8_c(bundle: Bundle, folder: Path) -> list[str]:
-    description = dataclasses.replace(bundle.description, name=f"{bundle.description.name}_int8")
+    description = _rounded(bundle.description)
     return _write_texts(to_int8_c(bundle.program, description, bundle.golden), description.name, folder)
 
 

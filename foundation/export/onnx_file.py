@@ -40,13 +40,20 @@ def write_onnx(file: BinaryIO, program: Program, description: Description) -> No
     file.write(to_onnx(program, description).SerializeToString())
 
 
-def to_onnx(program: Program, description: Description) -> onnx.ModelProto:
-    """Return the model; see :func:`write_onnx`."""
+def to_onnx(program: Program, description: Description, *, products: bool = False) -> onnx.ModelProto:
+    """Return the model; see :func:`write_onnx`.
+
+    Args:
+        program: Its operations.
+        description: What it reads and gives.
+        products: Write recurrent layers as the products and functions that they are made of, which can be quantised;
+            onnxruntime has no 8-bit GRU.
+    """
     try:
         import onnx  # an optional package
     except ImportError:
         raise UserError("ONNX files are written by the package onnx: pip install -e '.[export]'") from None
-    graph = _Graph(program)
+    graph = _Graph(program, products)
     inputs = [_value(OBS, [_NUM_ENVS, program.num_obs])]
     outputs = [_value("actions", [_NUM_ENVS, program.num_actions])]
     for memory in graph.memories:
@@ -102,8 +109,9 @@ def _memories(program: Program) -> list[OnnxMemory]:
 class _Graph:
     """The nodes of a program."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, products: bool) -> None:
         """Write every operation as nodes."""
+        self.products = products
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.memories = _memories(program)
@@ -351,6 +359,8 @@ def _spatial_softmax(graph: _Graph, op: Operation, before: list[str]) -> list[st
 def _recurrent(graph: _Graph, op: Operation, before: list[str]) -> list[str]:
     cell = op.text("cell")
     size = op.size
+    if graph.products:
+        return {"gru": _gru_products, "lstm": _lstm_products}[cell](graph, op, before)
     order = {"gru": (1, 0, 2), "lstm": (0, 3, 1, 2)}[cell]  # ONNX has z, r, n and i, o, f, g
 
     def sorted_gates(name: str) -> FloatArray:
@@ -374,6 +384,37 @@ def _recurrent(graph: _Graph, op: Operation, before: list[str]) -> list[str]:
     graph.nodes_of(cell.upper(), inputs, ["", *raw], **settings)
     graph.node("Squeeze", [raw[0], axis], output=op.name)
     return [op.name, *(graph.node("Squeeze", [name, axis]) for name in raw[1:])]
+
+
+def _gates(graph: _Graph, op: Operation, before: list[str]) -> tuple[str, str]:
+    """Append the products with the input and with the memory, and return their names."""
+    given, kept = (
+        graph.node("Gemm", [x, *(graph.constant(op.arrays[f"{name}_{of}"]) for name in ("weight", "bias"))], transB=1)
+        for x, of in ((graph.flat(op.inputs[0]), "ih"), (before[0], "hh"))
+    )
+    return given, kept
+
+
+def _gru_products(graph: _Graph, op: Operation, before: list[str]) -> list[str]:
+    size = op.size
+    given, kept = _gates(graph, op, before)
+    both = graph.node("Add", [graph.columns(given, 0, 2 * size), graph.columns(kept, 0, 2 * size)])
+    switches = graph.node("Sigmoid", [both])
+    reset, update = graph.columns(switches, 0, size), graph.columns(switches, size, 2 * size)
+    remembered = graph.node("Mul", [reset, graph.columns(kept, 2 * size, 3 * size)])
+    new = graph.node("Tanh", [graph.node("Add", [graph.columns(given, 2 * size, 3 * size), remembered])])
+    change = graph.node("Mul", [update, graph.node("Sub", [before[0], new])])
+    return [graph.node("Add", [new, change], output=op.name)]
+
+
+def _lstm_products(graph: _Graph, op: Operation, before: list[str]) -> list[str]:
+    size = op.size
+    both = graph.node("Add", list(_gates(graph, op, before)))
+    enter, forget, candidate, leave = (graph.columns(both, part * size, (part + 1) * size) for part in range(4))
+    enter, forget, leave = (graph.node("Sigmoid", [gate]) for gate in (enter, forget, leave))
+    added = graph.node("Mul", [enter, graph.node("Tanh", [candidate])])
+    cell = graph.node("Add", [graph.node("Mul", [forget, before[1]]), added])
+    return [graph.node("Mul", [leave, graph.node("Tanh", [cell])], output=op.name), cell]
 
 
 def _window(graph: _Graph, op: Operation, before: list[str]) -> list[str]:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy
-
 from foundation.core.errors import UserError
 from foundation.deploy.description import Description
-from foundation.deploy.golden import FloatArray, Golden
-from foundation.deploy.onnx_policy import METADATA
 from foundation.deploy.program import Program
 from foundation.export.onnx_file import to_onnx
 
@@ -33,7 +28,7 @@ def write_int8_onnx(file: BinaryIO, program: Program, description: Description) 
         raise UserError(
             "format 'onnx_int8' needs the packages onnx and onnxruntime: pip install -e '.[export]'"
         ) from None
-    model = to_onnx(program, description)
+    model = to_onnx(program, description, products=True)
     root = logging.getLogger()
     level = root.level
     with tempfile.TemporaryDirectory() as folder:
@@ -45,36 +40,8 @@ def write_int8_onnx(file: BinaryIO, program: Program, description: Description) 
         finally:
             root.setLevel(level)
         quantised = onnx.load(target)
+    for tensor in quantised.graph.initializer:  # as bytes, each of one kind
+        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
     del quantised.metadata_props[:]
     onnx.helper.set_model_props(quantised, {part.key: part.value for part in model.metadata_props})
     file.write(quantised.SerializeToString())
-
-
-def int8_difference(path: Path, golden: Golden) -> float:
-    """Return the largest difference of a model's actions from those recorded, with one robot's memory each.
-
-    Args:
-        path: What :func:`write_int8_onnx` wrote.
-        golden: The sequence. One robot is stepped at a time: the range of 8 bits is that of the whole batch.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    facts = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
-    initial = numpy.array(facts["initial_state"], numpy.float32)
-    start: dict[str, FloatArray] = {
-        part["input"]: numpy.stack([initial[a : a + size] for a, size in part["columns"]])[:, None]
-        for part in facts["memory"]
-    }
-    worst = 0.0
-    for env in range(golden.obs.shape[1]):
-        memory = start
-        for obs, begins, expected in zip(
-            golden.obs[:, env], golden.resets[:, env], golden.actions[:, env], strict=True
-        ):
-            action, *after = session.run(None, {"obs": obs[None], **(start if begins else memory)})
-            memory = dict(zip(start, after, strict=True))
-            worst = max(worst, float(numpy.abs(numpy.asarray(action)[0] - expected).max()))
-    return worst

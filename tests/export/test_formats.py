@@ -108,6 +108,19 @@ def test_students_in_every_runtime(case, tmp_path):
     check(bundle_of_student(case, tmp_path), student(case), tmp_path / "exported")
 
 
+@pytest.mark.parametrize("case", STUDENTS)
+def test_a_robot_alone_acts_as_among_many(case, tmp_path):
+    """NumPy computes one robot by other calls than a batch, and gives the same actions."""
+    bundle = bundle_of_student(case, tmp_path)
+    (path,) = written(bundle, tmp_path, "npz")
+    policy = Policy(path)
+    for obs, begins, expected in zip(
+        bundle.golden.obs[:, 1], bundle.golden.resets[:, 1], bundle.golden.actions[:, 1], strict=True
+    ):
+        policy.reset([begins])
+        assert numpy.abs(policy.step(obs) - expected).max() <= TOLERANCE
+
+
 @pytest.mark.parametrize("case", teachers())
 def test_teachers_in_every_runtime(case, tmp_path):
     """Policies of other libraries' shapes too, images and a critic with a memory of its own among them."""
