@@ -65,6 +65,7 @@ ENOUGH = 0.98
 def build_parser() -> ScriptParser:
     """Return the command's parser."""
     parser = ScriptParser(prog="int8_study.py", description=__doc__)
+    parser.add_argument("--students", nargs="+", choices=STUDENTS, default=list(STUDENTS), help="(mlp gru)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N", help="of the trainings (1 2 3)")
     parser.add_argument("--runs", default="logs/distillation/int8", metavar="FOLDER", help="where the runs are")
     parser.add_argument("--output", default=str(ROOT / "docs" / "results"), metavar="FOLDER", help="(docs/results)")
@@ -195,14 +196,22 @@ def measure(run: Path, reference: Flights | None, teacher: float, random: float)
     return figures, own
 
 
-def study(runs: Path, seeds: Sequence[int], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the figures of every student, training and seed; those that are known are kept."""
-    found: dict[str, Any] = dict(known)
-    for student in STUDENTS:
-        for seed in seeds:
+def study(runs: Path, students: Sequence[str], seeds: Sequence[int], kept: Path, again: bool) -> dict[str, Any]:
+    """Return the figures of every student, training and seed; each is saved as it comes.
+
+    Args:
+        runs: Folder of the runs.
+        students: Names of :data:`STUDENTS`.
+        seeds: Of the trainings.
+        kept: The file that holds what was measured.
+        again: Measure what is there already again.
+    """
+    found: dict[str, Any] = load_json(kept) if kept.is_file() else {}
+    for seed in seeds:
+        for student in students:
             names = {training: f"{student}/{training}/{seed}" for training in TRAININGS}
             folders = {training: run_of(runs, student, training, seed) for training in TRAININGS}
-            if all(name in found for name in names.values()):
+            if all(name in found for name in names.values()) and not again:
                 continue
             if "baselines" not in found:
                 teacher, random = baselines()
@@ -213,6 +222,7 @@ def study(runs: Path, seeds: Sequence[int], known: Mapping[str, Any]) -> dict[st
                 found[name], own = measure(folders[training], reference, basis["teacher"], basis["random"])
                 reference = reference or own
                 print(f"{name}: {found[name]['c_int8']['of_float']:.4f} of the float student's score", flush=True)
+            write_json(kept, found)
     return found
 
 
@@ -285,9 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     output = Path(args.output)
     kept = output / "int8.json"
-    known = load_json(kept) if kept.is_file() and not args.again else {}
-    found = study(Path(args.runs), args.seeds, known)
-    write_json(kept, found)
+    found = study(Path(args.runs), args.students, args.seeds, kept, args.again)
     atomic_write_bytes(output / "int8.md", ("\n".join(page(found)) + "\n").encode())
     low = too_low(found)
     if low:

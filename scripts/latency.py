@@ -3,8 +3,10 @@
     python scripts/latency.py --checkpoint best_student.pt
     python scripts/latency.py --checkpoint teacher.pt --json latency.json
 
-The checkpoint itself, run by PyTorch, is in the first row. ``so`` is called from Python; ``c`` is the same code in a
-loop of its own, as on a robot.
+The checkpoint itself, run by PyTorch, is in the first row. A bare session of onnxruntime, without checks and names, and
+RAPTOR's own NumPy policy, where the package foundation-policy is installed, stand beside them. All are timed in turns,
+a few steps each, so that what slows the machine slows all of them. ``so`` is called from Python; ``c`` is the same
+code in a loop of its own, as on a robot.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy
+import onnxruntime
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -32,7 +35,7 @@ from foundation.deploy import Policy
 from foundation.export.bundle import Bundle, make_bundle
 from foundation.export.c_text import c_name
 from foundation.export.efficiency import WARM_UP, multiply_adds, time_steps
-from foundation.export.formats import compile_c, export, find_compiler
+from foundation.export.formats import Written, compile_c, export, find_compiler
 from foundation.policies.policy_network import PolicyNetwork
 
 _LOOP = """\
@@ -57,6 +60,13 @@ int main(void) {
 """
 
 
+BLOCK = 200
+BLOCK_WARM_UP = 20
+"""Steps that are timed at a time, and those before them that are not."""
+NAMES = {"onnxruntime": "onnxruntime, bare session", "raptor": "RAPTOR's policy, foundation-policy's NumPy"}
+"""Rows that are no formats, as the table calls them."""
+
+
 def build_parser() -> ScriptParser:
     """Return the command's parser."""
     parser = ScriptParser(prog="latency.py", description="Time one step of a policy in each exported format.")
@@ -66,25 +76,62 @@ def build_parser() -> ScriptParser:
     return parser
 
 
-def time_torch(network: PolicyNetwork, steps: int) -> list[float]:
-    """Time the checkpoint's own network [us]."""
+def torch_step(network: PolicyNetwork) -> Callable[[], object]:
+    """Return a step of the checkpoint's own network."""
     obs, state = torch.full((1, network.num_obs), 0.1), network.initial_state(1)
-    with torch.inference_mode():
-        return time_steps(lambda: network.step(obs, state), steps)
+    return lambda: network.step(obs, state)
 
 
-def time_script(path: Path, num_obs: int, steps: int) -> list[float]:
-    """Time a TorchScript module [us]."""
+def script_step(path: Path, num_obs: int) -> Callable[[], object]:
+    """Return a step of a TorchScript module."""
     module, obs = torch.jit.load(str(path)), torch.full((1, num_obs), 0.1)
-    with torch.inference_mode():
-        return time_steps(lambda: module(obs), steps)
+    return lambda: module(obs)
 
 
-def time_policy(path: Path, steps: int) -> list[float]:
-    """Time what ``foundation.deploy`` runs [us]."""
+def session_step(path: Path) -> Callable[[], object]:
+    """Return a bare step of onnxruntime on one thread, whose inputs are ready."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feed = {}
+    for part in session.get_inputs():
+        shape = [size if isinstance(size, int) else 1 for size in part.shape]
+        feed[part.name] = numpy.full(shape, 0.1, numpy.float32)
+    return lambda: session.run(None, feed)
+
+
+def policy_step(path: Path) -> Callable[[], object]:
+    """Return a step of what ``foundation.deploy`` runs."""
     policy = Policy(path)
     obs = numpy.full(policy.num_obs, 0.1, numpy.float32)
-    return time_steps(lambda: policy.step(obs), steps)
+    return lambda: policy.step(obs)
+
+
+def raptor_step() -> Callable[[], object] | None:
+    """Return a step of RAPTOR's published policy in its authors' NumPy package; None where it is not installed."""
+    try:
+        from foundation_policy import Raptor  # an optional package
+    except ImportError:
+        return None
+    policy = Raptor()
+    policy.reset()
+    obs = numpy.full((1, 22), 0.1, numpy.float32)
+    return lambda: policy.evaluate_step(obs)
+
+
+def time_in_turns(steps: Mapping[str, Callable[[], object]], count: int) -> dict[str, list[float]]:
+    """Time several steps, block after block of each [us].
+
+    Args:
+        steps: What to time, by name.
+        count: Steps of each.
+    """
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for block in range(0, count, BLOCK):
+        for name, step in steps.items():
+            times[name] += time_steps(step, min(BLOCK, count - block), WARM_UP if block == 0 else BLOCK_WARM_UP)
+    return times
 
 
 def time_c(folder: Path, name: str, steps: int) -> list[float]:
@@ -98,32 +145,48 @@ def time_c(folder: Path, name: str, steps: int) -> list[float]:
     return [int(line) / 1000 for line in said.stdout.split()][WARM_UP:]
 
 
+def write(bundle: Bundle, folder: Path) -> Iterator[Written]:
+    """Export a policy in every format that can be timed and that it can be written in."""
+    names = ["torchscript", "onnx", "npz", "onnx_int8"] + (["so", "c", "c_int8"] if find_compiler() else [])
+    for name in names:
+        try:
+            yield from export(bundle, folder, [name])
+        except UserError as error:
+            print(f"{name}: {error}")
+
+
 def measure(bundle: Bundle, folder: Path, steps: int) -> dict[str, dict[str, float]]:
-    """Return p50, p99 [us] and the size of the file [B] for each format.
+    """Return p50, p99 [us] and the size of the file [B], where there is one, for each format.
 
     Args:
         bundle: The policy.
         folder: Where the files are written.
         steps: Steps to time.
     """
-    formats = ["torchscript", "onnx", "npz"] + (["so", "c"] if find_compiler() else [])
-    written = {done.format: done.files[0] for done in export(bundle, folder, formats)}
-    times = {"checkpoint": time_torch(bundle.network, steps)}
-    times["torchscript"] = time_script(written["torchscript"], bundle.program.num_obs, steps)
-    for name in ("onnx", "npz", "so"):
-        if name in written:
-            times[name] = time_policy(written[name], steps)
-    if "c" in written:
-        times["c"] = time_c(folder, c_name(bundle.description.name), steps)
-    files = {"checkpoint": Path(bundle.info.path)} | written
-    return {
-        name: {
-            "p50_us": float(numpy.percentile(values, 50)),
-            "p99_us": float(numpy.percentile(values, 99)),
-            "file_bytes": files[name].stat().st_size,
-        }
-        for name, values in times.items()
+    written = {done.format: done.files for done in write(bundle, folder)}
+    files = {"checkpoint": Path(bundle.info.path)} | {name: each[0] for name, each in written.items()}
+    timed = {"checkpoint": torch_step(bundle.network)}
+    timed["torchscript"] = script_step(files["torchscript"], bundle.program.num_obs)
+    timed["onnxruntime"] = session_step(files["onnx"])
+    files["onnxruntime"] = files["onnx"]
+    for name in ("onnx", "onnx_int8", "npz", "so"):
+        if name in files:
+            timed[name] = policy_step(files[name])
+    raptor = raptor_step()
+    if raptor is not None:
+        timed["raptor"] = raptor
+    with torch.inference_mode():
+        times = time_in_turns(timed, steps)
+    name = c_name(bundle.description.name)
+    times |= {
+        kind: time_c(folder, of, steps) for kind, of in (("c", name), ("c_int8", f"{name}_int8")) if kind in files
     }
+    return {name: _figures(values, files.get(name)) for name, values in times.items()}
+
+
+def _figures(times: list[float], file: Path | None) -> dict[str, float]:
+    figures = {f"p{percent}_us": float(numpy.percentile(times, percent)) for percent in (50, 99)}
+    return figures if file is None else figures | {"file_bytes": file.stat().st_size}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -143,7 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for column in ("format", "p50 [us]", "p99 [us]", "file [KiB]"):
         table.add_column(column, justify="left" if column == "format" else "right")
     for name, row in figures.items():
-        table.add_row(name, f"{row['p50_us']:.1f}", f"{row['p99_us']:.1f}", f"{row['file_bytes'] / 1024:.1f}")
+        size = f"{row['file_bytes'] / 1024:.1f}" if "file_bytes" in row else "-"
+        table.add_row(NAMES.get(name, name), f"{row['p50_us']:.1f}", f"{row['p99_us']:.1f}", size)
     Console(highlight=False, width=100).print(table)
     if args.json:
         facts = {"weights": program.num_weights, "multiply_adds": multiply_adds(program), "formats": figures}

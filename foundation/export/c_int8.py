@@ -27,7 +27,7 @@ MAX_WEIGHT = 127
 """Largest 8-bit weight: the same on both sides of 0."""
 _MAX_VALUE = 32767
 _GATE_BITS = 16
-"""``f`` of a gate's argument: of 32 bits, as arguments of the tables saturate anyway."""
+"""``f`` of a gate's argument and of an LSTM's cell: they have 32 bits."""
 _TABLE_STEPS = {"sigmoid": (128, 4), "exp": (256, 5)}
 """Steps of each table, and their number in one unit of the argument, as a power of two; both end at 8."""
 _FUNCTIONS_FROM = {"relu": (), "tanh": ("tanh",), "sigmoid": ("sigmoid",), "elu": ("exp",)}
@@ -105,6 +105,22 @@ static void POLICY_gru(const int32_t *given, const int32_t *kept, int size, int 
     }
 }
 """,
+    "lstm": """\
+/* One step of an LSTM layer; gates in the order i, f, g, o. given and kept are W x + b and U h + c; they and the cell
+   have 16 bits after the point. h has bits of them. */
+static void POLICY_lstm(const int32_t *given, const int32_t *kept, int size, int bits, int32_t *cell, int32_t *out) {
+    for (int i = 0; i < size; i++) {
+        const int64_t enter = POLICY_sigmoid(given[i] + kept[i]);
+        const int64_t forget = POLICY_sigmoid(given[size + i] + kept[size + i]);
+        const int64_t candidate = POLICY_tanh(given[2 * size + i] + kept[2 * size + i]);
+        const int64_t leave = POLICY_sigmoid(given[3 * size + i] + kept[3 * size + i]);
+        const int64_t sum = (forget * cell[i] + 2 * enter * candidate + (1 << 14)) >> 15;
+        const int32_t most = 1 << 24;
+        cell[i] = sum > most ? most : sum < -most ? -most : (int32_t)sum;
+        out[i] = POLICY_scaled(leave * POLICY_tanh(cell[i]), bits - 30);
+    }
+}
+""",
     "window": """\
 /* Append x to the past, oldest first, and remember all but the oldest. */
 static void POLICY_window(int num_in, int length, const int32_t *x, int32_t *past, int32_t *out) {
@@ -122,6 +138,7 @@ _NEEDS = {
     "tanh": ("sigmoid",),
     "exp": ("table",),
     "gru": ("tanh", "scaled"),
+    "lstm": ("tanh", "scaled"),
 }
 
 
@@ -204,10 +221,10 @@ class Int8Body:
         """Return the memory when an episode begins. Shape: (state_size,)."""
         memory = numpy.zeros(self.program.state_size, numpy.int64)
         for operation in self.program.operations:
-            for part in operation.memory:
-                memory[part.start : part.start + part.size] = numpy.rint(
-                    part.initial * 2.0 ** self.bits[operation.name]
-                )
+            for place, part in enumerate(operation.memory):
+                is_cell = operation.kind == "recurrent" and place == 1
+                bits = _GATE_BITS if is_cell else self.bits[operation.name]
+                memory[part.start : part.start + part.size] = numpy.rint(part.initial * 2.0**bits)
         return memory
 
 
@@ -233,7 +250,7 @@ def int8_body(program: Program, golden: Golden, name: str) -> Int8Body:
         if operation.kind not in _WRITERS or (operation.kind == "normalize" and operation.inputs != (OBS,)):
             raise UserError(
                 f"layer '{operation.name}' ({operation.kind}) cannot be written as C of 8 bits: take format c. There "
-                "are dense, GRU and history layers."
+                "are dense, GRU, LSTM, history and convolution layers over time."
             )
     places, work_size = lay_out(program)
     body = Int8Body(program, name, _bits(program, golden), places, work_size)
@@ -270,7 +287,7 @@ def _bits(program: Program, golden: Golden) -> dict[str, int]:
             largest[name] = max(largest[name], float(numpy.abs(numpy_program.values[name]).max()))
     bits: dict[str, int] = {}
     for operation in program.operations:
-        memory = max((float(numpy.abs(part.initial).max()) for part in operation.memory), default=0.0)
+        memory = max((float(numpy.abs(part.initial).max()) for part in operation.memory[:1]), default=0.0)
         most = 2 * max(largest[operation.name], memory)
         if operation.kind == "recurrent":  # between the hyperbolic tangent and what it remembered
             most = max(1.0, memory)
@@ -324,11 +341,15 @@ def _product(body: Int8Body, key: str, arrays: tuple[FloatArray, FloatArray], bi
 
 
 def _dense(body: Int8Body, op: Operation, index: int) -> list[str]:
-    if int(op.number("blocks")) != 1:
-        raise UserError(f"layer '{op.name}' is a convolution over time, which C of 8 bits lacks: take format c.")
     arrays = op.arrays["weight"], op.arrays["bias"]
     bits = body.bits[op.inputs[0]], body.bits[op.name]
-    return [_product(body, str(index), arrays, bits, _MAX_VALUE, body.value(op.inputs[0]), body.value(op.name))]
+    x, out = body.value(op.inputs[0]), body.value(op.name)
+    blocks = int(op.number("blocks"))
+    if blocks == 1:
+        return [_product(body, str(index), arrays, bits, _MAX_VALUE, x, out)]
+    num_out, num_in = op.arrays["weight"].shape  # a convolution over time: the same matrix for each block
+    each = _product(body, str(index), arrays, bits, _MAX_VALUE, f"{x} + block * {num_in}", f"{out} + block * {num_out}")
+    return [f"for (int block = 0; block < {blocks}; block++) {{", f"    {each}", "}"]
 
 
 def _activation(body: Int8Body, op: Operation, index: int) -> list[str]:
@@ -360,11 +381,11 @@ def _activation(body: Int8Body, op: Operation, index: int) -> list[str]:
 
 
 def _recurrent(body: Int8Body, op: Operation, index: int) -> list[str]:
-    if op.text("cell") != "gru":
-        raise UserError(f"layer '{op.name}' is an LSTM, which C of 8 bits lacks: take format c, or a GRU.")
+    cell = op.text("cell")
     size = op.size
+    gates = op.arrays["bias_ih"].size
     memory = f"state->memory + {op.memory[0].start}"
-    lines = ["{", f"    int32_t given[{3 * size}], kept[{3 * size}];"]
+    lines = ["{", f"    int32_t given[{gates}], kept[{gates}];"]
     most = 1 << 24
     bits = body.bits[op.name]
     for out, suffix, x, f in (
@@ -374,7 +395,8 @@ def _recurrent(body: Int8Body, op: Operation, index: int) -> list[str]:
         arrays = op.arrays[f"weight_{suffix}"], op.arrays[f"bias_{suffix}"]
         lines.append("    " + _product(body, f"{index}_{suffix}", arrays, (f, _GATE_BITS), most, x, out))
     value = body.value(op.name)
-    lines.append(f"    {body.use('gru')}(given, kept, {size}, {bits}, {memory}, {value});")
+    before = memory if cell == "gru" else f"state->memory + {op.memory[1].start}"
+    lines.append(f"    {body.use(cell)}(given, kept, {size}, {bits}, {before}, {value});")
     return [*lines, f"    memcpy({memory}, {value}, sizeof(int32_t) * {size});", "}"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,13 @@ def test_every_format_is_timed(name, multiply_adds, tmp_path, capsys):
     assert latency.main(arguments) == 0
     figures = json.loads((tmp_path / "latency.json").read_text())
     assert figures["multiply_adds"] == multiply_adds
-    assert set(figures["formats"]) == {"checkpoint", "torchscript", "onnx", "npz", "so", "c"}
-    for row in figures["formats"].values():
+    rows = figures["formats"]
+    raptor = rows.pop("raptor", None)
+    assert (raptor is None) == (find_spec("foundation_policy") is None)
+    assert set(rows) == {
+        "checkpoint", "torchscript", "onnxruntime", "onnx", "onnx_int8", "npz", "so", "c", "c_int8",
+    }  # fmt: skip
+    for row in rows.values():
         assert 0 < row["p50_us"] <= row["p99_us"]
         assert row["file_bytes"] > 0
     assert figures["formats"]["checkpoint"]["file_bytes"] == path.stat().st_size
@@ -43,3 +49,23 @@ def test_no_steps_is_one_line():
     """Nothing to time is refused."""
     with pytest.raises(UserError, match="at least 1 step"):
         latency.main(["--checkpoint", "x.pt", "--steps", "0"])
+
+
+def test_all_are_timed_in_turns():
+    """No format has its steps at a time of its own, and each is stepped as often as asked."""
+    order: list[str] = []
+    steps = {name: (lambda name=name: order.append(name)) for name in ("first", "second")}
+    times = latency.time_in_turns(steps, 2 * latency.BLOCK + 5)
+    assert [len(values) for values in times.values()] == [2 * latency.BLOCK + 5] * 2
+    turns = [name for index, name in enumerate(order) if index == 0 or order[index - 1] != name]
+    assert turns == ["first", "second"] * 3
+
+
+def test_a_policy_without_integers_is_said(tmp_path, capsys):
+    """A format in which a policy cannot be written is left out, with its reason."""
+    network = make_student(student_cfg_class("mlp")(activation="gelu"), 9, 3)
+    path = tmp_path / "student.pt"
+    torch.save({"student": network.describe(), "model_state_dict": network.state_dict()}, path)
+    assert latency.main(["--checkpoint", str(path), "--steps", "3", "--json", str(tmp_path / "latency.json")]) == 0
+    assert "c_int8" not in json.loads((tmp_path / "latency.json").read_text())["formats"]
+    assert "c_int8: activation 'gelu'" in capsys.readouterr().out
