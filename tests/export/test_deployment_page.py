@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 from foundation.export.formats import FORMATS
+from foundation.learning.rounded_weights import round_rows
 from foundation.tasks import load_entry_point, resolve_task
 
 HERE = Path(__file__).resolve().parent
@@ -44,25 +48,52 @@ def test_every_format_is_on_the_page():
     assert set(re.findall(r"^\| `(\w+)` \| `", PAGE, re.MULTILINE)) == set(FORMATS)
 
 
-def test_the_examples_run_in_order(tmp_path):
-    """Every command, Python program and C program of the page does what the page says."""
-    quadrotor_student(tmp_path / "best_student.pt")
+BLOCK = re.compile(r"^```(\w+)( slow)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def run_page(folder, slow):
+    """Run the page's commands and programs in order, slow ones or the others, and return what each printed."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     said = []
-    for language, text in re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL):
-        if language == "c":
-            (tmp_path / "exported" / "robot.c").write_text(text)
+    for language, marked, text in BLOCK.findall(PAGE):
+        if language in ("c", "cpp"):
+            (folder / "exported").mkdir(exist_ok=True)
+            (folder / "exported" / f"robot.{language}").write_text(text)
+            continue
+        if bool(marked) != slow:
             continue
         if language == "python":
             command = [sys.executable, "-c", text]
         else:
-            script = text.replace("python foundation/", f"{sys.executable} {ROOT}/foundation/")
+            script = re.sub(r"python (foundation|scripts)/", rf"{sys.executable} {ROOT}/\1/", text)
             command = ["bash", "-e", "-c", script]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{text}\n{done.stderr}"
         said.append(done.stdout)
-    assert len(said) == 8
+    return said
+
+
+def test_the_examples_run_in_order(tmp_path):
+    """Every command, Python, C and C++ program of the page does what the page says."""
+    quadrotor_student(tmp_path / "best_student.pt")
+    said = run_page(tmp_path, slow=False)
+    assert len(said) == 11
     assert said[0].count("agrees to") == 5
     assert said[1].startswith("0.01 ['position_error', 'orientation', 'velocity_error', 'body_rates'")
     assert len(said[3].splitlines()) == 3
-    assert said[4].startswith("PASS")
+    assert said[4] == said[3].splitlines(keepends=True)[0], "C++ gives the actions of C"
+    assert said[5].startswith("PASS")
+    assert "onnxruntime, bare session" in said[6]
+    assert said[7].count("agrees to") == 2
+    assert "PASS" in said[7]
+
+
+@pytest.mark.slow
+def test_a_student_learns_to_stand_8_bits(tmp_path):
+    """The page's command of quantisation-aware training leaves a student whose weights have 8 bits."""
+    run_page(tmp_path, slow=True)
+    (path,) = tmp_path.glob("logs/distillation/*/*_int8/best_student.pt")
+    weights = torch.load(path, weights_only=True)["model_state_dict"]
+    matrices = [weight for name, weight in weights.items() if weight.ndim == 2 and "normalizer" not in name]
+    assert len(matrices) == 4
+    assert all(torch.allclose(round_rows(matrix), matrix, atol=1e-6) for matrix in matrices)
