@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -148,6 +149,7 @@ def test_actions_are_bounded_as_in_training(tmp_path):
     "case",
     [
         "mlp",
+        "gru",
         "gru-2-layers",
         "lstm",
         "history",
@@ -179,6 +181,19 @@ def test_c_is_clean_and_tests_itself(case, tmp_path):
             assert said.returncode == 0, said.stderr[:2000]
             assert said.stdout.startswith("PASS"), said.stdout
     assert "malloc" not in (folder / "policy.h").read_text()
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind")
+@pytest.mark.parametrize("case", ["mlp", "gru"])
+def test_valgrind_finds_nothing(case, tmp_path):
+    """No value that was not set is read, and nothing beside the arrays: valgrind's check of the same program."""
+    written(bundle_of_student(case, tmp_path), tmp_path, "c")
+    command = [str(find_compiler()), "-std=c99", "-g", "-O1", "policy_test.c", "-o", "test", "-lm"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    checked = ["valgrind", "-q", "--error-exitcode=9", "./test"]
+    said = subprocess.run(checked, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr[:2000]
+    assert said.stdout.startswith("PASS")
 
 
 def test_the_header_is_cpp_too(tmp_path):

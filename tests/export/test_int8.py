@@ -28,7 +28,7 @@ from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE)]
 
-from exported import save_student  # noqa: E402
+from exported import bundle_of_student, save_student  # noqa: E402
 from test_flight import EPISODES, POLICIES, SEED, ExportedActor, environment  # noqa: E402
 
 STRICT = ["-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "-Wconversion", "-Wshadow"]
@@ -181,8 +181,11 @@ def test_each_robot_has_its_memory(tmp_path):
 def test_what_has_no_integers(tmp_path, monkeypatch):
     """Layers and activations that C of 8 bits lacks are named, with the format to take."""
     monkeypatch.setitem(CASES, "gelu", ("mlp", {"activation": "gelu"}))
-    monkeypatch.setitem(CASES, "beta", ("mlp", {"stochastic": True, "distribution": "beta"}))
-    for case, said in (("gelu", "activation 'gelu'.*Take format c"), ("beta", "beta_moment.*take format c")):
+    for made, said in (
+        (bundle("gelu", tmp_path), "activation 'gelu'.*Take format c"),
+        (bundle_of_student("discrete", tmp_path), "arg_max.*take format c"),
+        (bundle_of_student("cnn", tmp_path), "take format c"),
+    ):
         with pytest.raises(UserError, match=said):
-            list(export(bundle(case, tmp_path), tmp_path / case, ["c_int8"]))
-        assert not (tmp_path / case).exists()
+            list(export(made, tmp_path / "exported", ["c_int8"]))
+        assert not (tmp_path / "exported").exists()
