@@ -206,7 +206,7 @@ def study(runs: Path, students: Sequence[str], seeds: Sequence[int], kept: Path,
         kept: The file that holds what was measured.
         again: Measure what is there already again.
     """
-    found: dict[str, Any] = load_json(kept) if kept.is_file() else {}
+    found = _read(kept)
     for seed in seeds:
         for student in students:
             names = {training: f"{student}/{training}/{seed}" for training in TRAININGS}
@@ -218,12 +218,18 @@ def study(runs: Path, students: Sequence[str], seeds: Sequence[int], kept: Path,
                 found["baselines"] = {"teacher": teacher, "random": random}
             basis = found["baselines"]
             reference = None
+            measured: dict[str, Any] = {"baselines": basis}
             for training, name in names.items():
-                found[name], own = measure(folders[training], reference, basis["teacher"], basis["random"])
+                measured[name], own = measure(folders[training], reference, basis["teacher"], basis["random"])
                 reference = reference or own
-                print(f"{name}: {found[name]['c_int8']['of_float']:.4f} of the float student's score", flush=True)
+                print(f"{name}: {measured[name]['c_int8']['of_float']:.4f} of the float student's score", flush=True)
+            found = _read(kept) | measured  # a second call may have added to them
             write_json(kept, found)
     return found
+
+
+def _read(kept: Path) -> dict[str, Any]:
+    return load_json(kept) if kept.is_file() else {}
 
 
 def page(found: Mapping[str, Any]) -> list[str]:

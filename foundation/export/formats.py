@@ -39,6 +39,7 @@ from foundation.export.torchscript import write_torchscript
 from foundation.policies.policy_network import PolicyNetwork
 
 _COMPILER_SECONDS = 300
+_WITHOUT_8_BITS = "take format {}, or distil it with the last epochs in 8 bits (distill.optimizer.int8_epochs)."
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _check_int8_onnx(bundle: Bundle, folder: Path, files: list[str]) -> Check:
     if not difference <= limit:
         raise UserError(
             f"{files[0]} differs from the policy by {difference:.2g}, more than {limit:.2g}: the policy does not stand "
-            "8 bits. Take format onnx."
+            f"8 bits: {_WITHOUT_8_BITS.format('onnx')}"
         )
     return Check(f"onnxruntime {onnxruntime.__version__}, dynamic 8 bits,", difference)
 
@@ -201,7 +202,10 @@ def _check_c(bundle: Bundle, folder: Path, files: list[str]) -> Check:
     said = subprocess.run([str(test)], capture_output=True, text=True, timeout=_COMPILER_SECONDS, check=False)
     test.unlink()
     if said.returncode != 0 or not said.stdout.startswith("PASS"):
-        raise UserError(f"{files[2]} does not give the policy's actions: {said.stdout.strip() or said.returncode}")
+        rounded = files[2].endswith("_int8_test.c") and said.stdout.startswith("FAIL largest")
+        advice = f" The policy does not stand 8 bits: {_WITHOUT_8_BITS.format('c')}" if rounded else ""
+        found = said.stdout.strip() or said.returncode
+        raise UserError(f"{files[2]} does not give the policy's actions: {found}.{advice}")
     return Check(f"C by {Path(compiler).name}", float(said.stdout.split()[-1]))
 
 
