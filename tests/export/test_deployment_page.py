@@ -77,15 +77,16 @@ def test_the_examples_run_in_order(tmp_path):
     """Every command, Python, C and C++ program of the page does what the page says."""
     quadrotor_student(tmp_path / "best_student.pt")
     said = run_page(tmp_path, slow=False)
-    assert len(said) == 11
+    assert len(said) == 12
     assert said[0].count("agrees to") == 5
     assert said[1].startswith("0.01 ['position_error', 'orientation', 'velocity_error', 'body_rates'")
-    assert len(said[3].splitlines()) == 3
-    assert said[4] == said[3].splitlines(keepends=True)[0], "C++ gives the actions of C"
-    assert said[5].startswith("PASS")
-    assert "onnxruntime, bare session" in said[6]
-    assert said[7].count("agrees to") == 2
-    assert "PASS" in said[7]
+    assert said[2] == "", "the loop goes on to its end"
+    assert len(said[4].splitlines()) == 3
+    assert said[5] == said[4].splitlines(keepends=True)[0], "C++ gives the actions of C"
+    assert said[6].startswith("PASS")
+    assert "onnxruntime, bare session" in said[7]
+    assert said[8].count("agrees to") == 2
+    assert "PASS" in said[8]
 
 
 @pytest.mark.slow
