@@ -25,7 +25,7 @@ from tensordict import TensorDict
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from foundation.checkpoints import load_policy
-from foundation.checkpoints.reading.loading import Overrides
+from foundation.checkpoints.reading.loading import LoadedPolicy, Overrides
 from foundation.cli.command import run_command
 from foundation.cli.parser import ScriptParser
 from foundation.cli.studies import write_json
@@ -125,12 +125,17 @@ def fly(actor: Any) -> Flights:
     return Flights({seed: evaluate(env, actor, EPISODES, seed).returns for seed in EVALUATION_SEEDS})
 
 
-def baselines() -> tuple[float, float]:
+def fly_student(policy: LoadedPolicy) -> Flights:
+    """Fly a student as PyTorch computes it."""
+    return fly(PolicyActor(policy.network, ObsSelector([GROUP])))
+
+
+def baselines() -> dict[str, float]:
     """Return the mean returns of the teacher and of random actions."""
     teacher = load_policy(TEACHER, Overrides())
     flown = fly(PolicyActor(teacher.network, ObsSelector(["policy"])))
     random = fly(RandomActor(4, 0, "cpu"))
-    return float(flown.all.mean()), float(random.all.mean())
+    return {"teacher": float(flown.all.mean()), "random": float(random.all.mean())}
 
 
 def files_of(bundle: Bundle, folder: Path) -> dict[str, Path]:
@@ -146,26 +151,20 @@ def files_of(bundle: Bundle, folder: Path) -> dict[str, Path]:
     return made
 
 
-def measure(run: Path, reference: Flights | None, teacher: float, random: float) -> tuple[dict[str, Any], Flights]:
-    """Fly a run's student and its files.
+def measure(run: Path, base: Flights, teacher: float, random: float) -> dict[str, Any]:
+    """Fly the files of a run's student, and return the figures by format.
 
     Args:
         run: The run.
-        reference: The float student's flights. None: this run's own.
+        base: The float student's flights.
         teacher: Mean return of the teacher.
         random: Mean return of random actions.
-
-    Returns:
-        The figures by format, and the student's own flights.
     """
     policy = load_policy(run / "best_student.pt", Overrides())
     bundle = make_bundle(policy)
-    own = fly(PolicyActor(policy.network, ObsSelector([GROUP])))
-    base = reference or own
     figures: dict[str, Any] = {}
-    flights = {"checkpoint": own}
     files = files_of(bundle, run / "exported")
-    flights |= {name: fly(ExportedActor(path)) for name, path in files.items()}
+    flights = {name: fly(ExportedActor(path)) for name, path in files.items()}
     for name, flown in flights.items():
         above, expected = flown.all - random, base.all - random
         figures[name] = {
@@ -178,22 +177,18 @@ def measure(run: Path, reference: Flights | None, teacher: float, random: float)
                 for seed, returns in flown.returns.items()
             },
         }
-        if name in files:
-            step = Policy(files[name])
-            obs = numpy.full(step.num_obs, 0.1, numpy.float32)
-            times = time_steps(lambda step=step, obs=obs: step.step(obs), 5000)
-            figures[name] |= {
-                "p50_us": float(numpy.percentile(times, 50)),
-                "p99_us": float(numpy.percentile(times, 99)),
-            }
-            figures[name]["file_bytes"] = files[name].stat().st_size
+        step = Policy(files[name])
+        obs = numpy.full(step.num_obs, 0.1, numpy.float32)
+        times = time_steps(lambda step=step, obs=obs: step.step(obs), 5000)
+        figures[name] |= {f"p{percent}_us": float(numpy.percentile(times, percent)) for percent in (50, 99)}
+        figures[name]["file_bytes"] = files[name].stat().st_size
     program = bundle.program
     figures["so"]["weight_bytes"] = 4 * (program.num_weights + program.state_size)
     figures["c_int8"]["weight_bytes"] = (
         int8_body(program, bundle.golden, "policy").weight_bytes + 4 * program.state_size
     )
     figures["parameters"] = sum(weight.numel() for weight in policy.network.parameters())
-    return figures, own
+    return figures
 
 
 def study(runs: Path, students: Sequence[str], seeds: Sequence[int], kept: Path, again: bool) -> dict[str, Any]:
@@ -211,20 +206,19 @@ def study(runs: Path, students: Sequence[str], seeds: Sequence[int], kept: Path,
         for student in students:
             names = {training: f"{student}/{training}/{seed}" for training in TRAININGS}
             folders = {training: run_of(runs, student, training, seed) for training in TRAININGS}
-            if all(name in found for name in names.values()) and not again:
+            wanted = [training for training, name in names.items() if again or name not in found]
+            if not wanted:
                 continue
             if "baselines" not in found:
-                teacher, random = baselines()
-                found["baselines"] = {"teacher": teacher, "random": random}
-            basis = found["baselines"]
-            reference = None
-            measured: dict[str, Any] = {"baselines": basis}
-            for training, name in names.items():
-                measured[name], own = measure(folders[training], reference, basis["teacher"], basis["random"])
-                reference = reference or own
-                print(f"{name}: {measured[name]['c_int8']['of_float']:.4f} of the float student's score", flush=True)
-            found = _read(kept) | measured  # a second call may have added to them
-            write_json(kept, found)
+                found["baselines"] = baselines()
+            reference = fly_student(load_policy(folders["float"] / "best_student.pt", Overrides()))
+            for training in wanted:
+                name = names[training]
+                measured = measure(folders[training], reference, **found["baselines"])
+                print(f"{name}: {measured['c_int8']['of_float']:.4f} of the float student's score", flush=True)
+                # A second call may have added to them.
+                found = _read(kept) | {"baselines": found["baselines"], name: measured}
+                write_json(kept, found)
     return found
 
 
