@@ -47,6 +47,7 @@ static NAME_state state;
 int main(void) {
     float obs[UPPER_NUM_OBS] = {0.1f}, actions[UPPER_NUM_ACTIONS];
     NAME_reset(&state);
+    printf("%zu\\n", sizeof state);
     for (int step = 0; step < STEPS; step++) {
         struct timespec before, after;
         clock_gettime(CLOCK_MONOTONIC, &before);
@@ -134,15 +135,16 @@ def time_in_turns(steps: Mapping[str, Callable[[], object]], count: int) -> dict
     return times
 
 
-def time_c(folder: Path, name: str, steps: int) -> list[float]:
-    """Time the C code in a loop of its own [us]."""
+def time_c(folder: Path, name: str, steps: int) -> tuple[list[float], int]:
+    """Time the C code in a loop of its own [us], and return the memory of one robot with it [B]."""
     compiler = find_compiler()
     assert compiler is not None
     source = _LOOP.replace("UPPER", name.upper()).replace("NAME", name).replace("STEPS", str(WARM_UP + steps))
     (folder / "loop.c").write_text(source)
     compile_c(compiler, folder / "loop.c", folder / "loop")
     said = subprocess.run([str(folder / "loop")], capture_output=True, text=True, check=True)
-    return [int(line) / 1000 for line in said.stdout.split()][WARM_UP:]
+    memory, *times = (int(line) for line in said.stdout.split())
+    return [each / 1000 for each in times][WARM_UP:], memory
 
 
 def write(bundle: Bundle, folder: Path) -> Iterator[Written]:
@@ -156,7 +158,7 @@ def write(bundle: Bundle, folder: Path) -> Iterator[Written]:
 
 
 def measure(bundle: Bundle, folder: Path, steps: int) -> dict[str, dict[str, float]]:
-    """Return p50, p99 [us] and the size of the file [B], where there is one, for each format.
+    """Return p50, p99 [us], the size of the file and, in C, of one robot's memory and work space [B] for each format.
 
     Args:
         bundle: The policy.
@@ -177,11 +179,13 @@ def measure(bundle: Bundle, folder: Path, steps: int) -> dict[str, dict[str, flo
         timed["raptor"] = raptor
     with torch.inference_mode():
         times = time_in_turns(timed, steps)
+    figures = {name: _figures(values, files.get(name)) for name, values in times.items()}
     name = c_name(bundle.description.name)
-    times |= {
-        kind: time_c(folder, of, steps) for kind, of in (("c", name), ("c_int8", f"{name}_int8")) if kind in files
-    }
-    return {name: _figures(values, files.get(name)) for name, values in times.items()}
+    for kind, of in (("c", name), ("c_int8", f"{name}_int8")):
+        if kind in files:
+            values, memory = time_c(folder, of, steps)
+            figures[kind] = _figures(values, files[kind]) | {"ram_bytes": memory}
+    return figures
 
 
 def _figures(times: list[float], file: Path | None) -> dict[str, float]:
@@ -203,11 +207,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         title=f"{bundle.description.architecture}: {program.num_weights} weights, "
         f"{multiply_adds(program)} multiply-adds, {4 * program.state_size} B of memory"
     )
-    for column in ("format", "p50 [us]", "p99 [us]", "file [KiB]"):
+    for column in ("format", "p50 [us]", "p99 [us]", "file [KiB]", "RAM [B]"):
         table.add_column(column, justify="left" if column == "format" else "right")
     for name, row in figures.items():
         size = f"{row['file_bytes'] / 1024:.1f}" if "file_bytes" in row else "-"
-        table.add_row(NAMES.get(name, name), f"{row['p50_us']:.1f}", f"{row['p99_us']:.1f}", size)
+        ram = f"{row['ram_bytes']:.0f}" if "ram_bytes" in row else "-"
+        table.add_row(NAMES.get(name, name), f"{row['p50_us']:.1f}", f"{row['p99_us']:.1f}", size, ram)
     Console(highlight=False, width=100).print(table)
     if args.json:
         facts = {"weights": program.num_weights, "multiply_adds": multiply_adds(program), "formats": figures}

@@ -41,7 +41,9 @@ def test_every_format_is_timed(name, multiply_adds, tmp_path, capsys):
     for row in rows.values():
         assert 0 < row["p50_us"] <= row["p99_us"]
         assert row["file_bytes"] > 0
-    assert figures["formats"]["checkpoint"]["file_bytes"] == path.stat().st_size
+    assert rows["checkpoint"]["file_bytes"] == path.stat().st_size
+    # Rooms for memory and for values, of four bytes each in both.
+    assert rows["c"]["ram_bytes"] == rows["c_int8"]["ram_bytes"] >= 4 * (9 + (0 if name == "mlp" else 16))
     assert f"{multiply_adds} multiply-adds" in " ".join(capsys.readouterr().out.split())
 
 
