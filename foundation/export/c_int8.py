@@ -1,7 +1,8 @@
 """Policies as C99 with 8-bit weights: integers alone between the observations' scaling and the actions'.
 
 A value is an integer ``q`` that stands for ``q / 2^f``. Its ``f`` is chosen so that twice the largest number seen over
-the golden sequence fits into 16 bits; what is larger saturates. Weights have 8 bits and a scale for each output, sums
+the golden sequence fits into 16 bits. What is larger has 24 bits, as an episode may begin far from where a policy is
+most of the time, and saturates beyond. Weights have 8 bits and a scale for each output, sums
 have 64; a sum becomes a value by a 15-bit multiplier and a shift. Sigmoid and exponential are tables of 16-bit numbers
 with straight lines between them, and the hyperbolic tangent is made of the sigmoid's. Shifts of negative numbers to the
 right keep the sign, as they do with every compiler of today.
@@ -26,6 +27,8 @@ from foundation.export.c_text import c_float, comment, float_array, int_array
 MAX_WEIGHT = 127
 """Largest 8-bit weight: the same on both sides of 0."""
 _MAX_VALUE = 32767
+_MAX_BEYOND = (1 << 23) - 1
+"""Largest value over the golden sequence, and at all."""
 _GATE_BITS = 16
 """``f`` of a gate's argument and of an LSTM's cell: they have 32 bits."""
 _TABLE_STEPS = {"sigmoid": (128, 4), "exp": (256, 5)}
@@ -85,9 +88,11 @@ static int32_t POLICY_tanh(int32_t x) {
 static int32_t POLICY_exp(int32_t x) { return POLICY_table(POLICY_exp_table, EXP_STEPS, EXP_PER_UNIT, 16, x); }
 """,
     "scaled": """\
-/* x * 2^by, rounded down. */
+/* x * 2^by, rounded, within +-2^30. */
 static int32_t POLICY_scaled(int64_t x, int by) {
-    return (int32_t)(by >= 0 ? x * ((int64_t)1 << by) : x >> -by);
+    const int64_t scaled = by >= 0 ? x * ((int64_t)1 << by) : (x + ((int64_t)1 << (-by - 1))) >> -by;
+    const int32_t most = 1 << 30;
+    return scaled > most ? most : scaled < -most ? -most : (int32_t)scaled;
 }
 """,
     "gru": """\
@@ -101,7 +106,7 @@ static void POLICY_gru(const int32_t *given, const int32_t *kept, int size, int 
         const int32_t most = 1 << 24;
         const int32_t bounded = argument > most ? most : argument < -most ? -most : (int32_t)argument;
         const int32_t candidate = POLICY_scaled(POLICY_tanh(bounded), bits - 15);
-        out[i] = candidate + (int32_t)((update * (h[i] - candidate)) >> 15);
+        out[i] = candidate + (int32_t)((update * (h[i] - candidate) + (1 << 14)) >> 15);
     }
 }
 """,
@@ -306,10 +311,11 @@ def _normalize(body: Int8Body, op: Operation, index: int) -> list[str]:
     mean = body.floats("mean", op.arrays["mean"])
     scale = body.floats("scale", (op.arrays["scale"] * numpy.float32(2.0 ** body.bits[op.name])).astype(numpy.float32))
     out = body.value(op.name)
+    most = c_float(numpy.float32(_MAX_BEYOND))
     return [
         f"for (int i = 0; i < {op.size}; i++) {{",
         f"    const float scaled = (obs[i] - {mean}[i]) * {scale}[i];",
-        "    const float bounded = scaled > 32767.0f ? 32767.0f : scaled < -32767.0f ? -32767.0f : scaled;",
+        f"    const float bounded = scaled > {most} ? {most} : scaled < -{most} ? -{most} : scaled;",
         f"    ({out})[i] = (int32_t)(bounded + (bounded < 0.0f ? -0.5f : 0.5f));",
         "}",
     ]
@@ -346,9 +352,11 @@ def _dense(body: Int8Body, op: Operation, index: int) -> list[str]:
     x, out = body.value(op.inputs[0]), body.value(op.name)
     blocks = int(op.number("blocks"))
     if blocks == 1:
-        return [_product(body, str(index), arrays, bits, _MAX_VALUE, x, out)]
+        return [_product(body, str(index), arrays, bits, _MAX_BEYOND, x, out)]
     num_out, num_in = op.arrays["weight"].shape  # a convolution over time: the same matrix for each block
-    each = _product(body, str(index), arrays, bits, _MAX_VALUE, f"{x} + block * {num_in}", f"{out} + block * {num_out}")
+    each = _product(
+        body, str(index), arrays, bits, _MAX_BEYOND, f"{x} + block * {num_in}", f"{out} + block * {num_out}"
+    )
     return [f"for (int block = 0; block < {blocks}; block++) {{", f"    {each}", "}"]
 
 

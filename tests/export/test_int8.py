@@ -19,6 +19,7 @@ from foundation.deploy import Policy
 from foundation.export.bundle import make_bundle
 from foundation.export.c_int8 import int8_body, quantise_rows
 from foundation.export.formats import compile_c, export, find_compiler
+from foundation.learning.rounded_weights import RoundedWeights
 from foundation.policies.actors import PolicyActor
 from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.evaluate import evaluate
@@ -61,6 +62,30 @@ def test_both_formats_stand_8_bits(case, tmp_path):
         assert done.check is not None
         assert done.check.difference is not None
         assert done.check.difference <= 0.05
+
+
+@pytest.mark.parametrize("case", ["mlp", "tanh", "relu", "gru", "lstm"])
+def test_far_from_the_golden_sequence(case, tmp_path):
+    """Ten times as far out as the golden sequence, where an episode may begin, integers act as the policy.
+
+    Its weights are rounded before, so that the integers alone make the difference.
+    """
+    torch.manual_seed(0)
+    name, options = CASES[case]
+    student = make_student(student_cfg_class(name)(**options), 22, 4).requires_grad_(False).eval()
+    student.normalizer.update(torch.randn(200, 22) * 3 + 1)
+    RoundedWeights(student)
+    made = make_bundle(load_policy(save_student(student, tmp_path / "student.pt"), Overrides()), "policy")
+    (done,) = export(made, tmp_path / "exported", ["c_int8"])
+    library = tmp_path / "policy_int8.so"
+    compile_c(str(find_compiler()), done.files[1], library, shared=True)
+    obs = 10 * made.golden.obs
+    state = student.initial_state(obs.shape[1])
+    policy = Policy(library)
+    for rows in obs:
+        output, state = student.step(torch.from_numpy(rows), state)
+        expected = output.mean.numpy()
+        assert numpy.abs(policy.step(rows) - expected).max() <= 2e-3 * max(1.0, numpy.abs(expected).max())
 
 
 @pytest.mark.parametrize("case", ["gru", "lstm"])
