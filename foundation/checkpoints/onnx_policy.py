@@ -7,18 +7,24 @@ from typing import NoReturn
 
 import torch
 
-from foundation.checkpoints.onnx.file import OnnxGraph, is_onnx, read_onnx
+from foundation.checkpoints.onnx.file import OnnxGraph, OnnxNode, is_onnx, read_onnx
 from foundation.checkpoints.onnx.network import OnnxNetwork
 from foundation.checkpoints.reading.assembler import CHECKPOINT, finish
 from foundation.checkpoints.reading.loading import RUN_IT, LoadedPolicy, Source, logger
+from foundation.checkpoints.reading.outputs import ScoringNetwork
 from foundation.core.errors import UserError
 from foundation.core.text import one_line
+from foundation.policies.policy_network import PolicyNetwork
 
 _ACTIVATIONS = {
     "Elu": "elu", "Relu": "relu", "Tanh": "tanh", "Selu": "selu", "LeakyRelu": "lrelu", "Celu": "crelu",
     "Erf": "gelu", "Gelu": "gelu", "Mish": "mish", "Softplus": "softplus", "Sigmoid": "sigmoid",
 }  # fmt: skip
 _ACTION_NAMES = ("actions", "action", "continuous_actions", "mu", "mean", "output")
+
+
+_KEEPS_NUMBERS = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+_ALL_SCORES = "scores of all choices"
 
 
 def recognise_file(path: Path, head: bytes) -> bool:
@@ -34,8 +40,11 @@ def load_file(source: Source) -> LoadedPolicy:
     if not rest:
         _refuse(source.path, "has no output that could be the action")
     action = next((name for name in _ACTION_NAMES if name in rest), rest[0])
+    scores = _scores(graph, action)
     try:
-        network = OnnxNetwork(graph, observations, action, states)
+        network: PolicyNetwork = OnnxNetwork(graph, observations, action, states)
+        if scores:
+            network = _choosing(source, graph, observations, scores, states)
         with torch.no_grad():
             given = torch.zeros(2, network.num_obs)
             output, state = network.step(given, network.initial_state(2))
@@ -53,6 +62,38 @@ def load_file(source: Source) -> LoadedPolicy:
     if others:
         logger.info("'%s': output '%s' is the action; %s are not used.", source.path, action, ", ".join(others))
     return _loaded(source, graph, network, observations)
+
+
+def _scores(graph: OnnxGraph, action: str) -> list[str]:
+    """Return the values whose largest element's index is the action, one for each of its choices; empty: none is."""
+    makers = {output: node for node in graph.nodes for output in node.outputs}
+    found: list[str] = []
+    left = [action]
+    while left:
+        node = makers.get(left.pop(0))
+        if node is None:
+            return []
+        if node.kind == "ArgMax":
+            if node.attributes.get("axis", 0) not in (1, -1) or node.attributes.get("select_last_index"):
+                return []
+            found.append(node.inputs[0])
+        elif node.kind == "Concat":
+            left += node.inputs
+        elif node.kind in _KEEPS_NUMBERS:
+            left.append(node.inputs[0])
+        else:
+            return []
+    return found
+
+
+def _choosing(
+    source: Source, graph: OnnxGraph, observations: list[str], scores: list[str], states: dict[str, str]
+) -> ScoringNetwork:
+    """Return a policy of discrete actions by the scores of its choices."""
+    sizes = [OnnxNetwork(graph, observations, name, states).num_actions for name in scores]
+    graph.nodes.append(OnnxNode("Concat", scores, [_ALL_SCORES], {"axis": 1}))
+    inner = OnnxNetwork(graph, observations, _ALL_SCORES, states)
+    return ScoringNetwork(inner, source.overrides.outputs == "q_values", sizes)
 
 
 def _inputs(graph: OnnxGraph, path: Path) -> tuple[list[str], dict[str, str]]:
@@ -79,7 +120,7 @@ def _inputs(graph: OnnxGraph, path: Path) -> tuple[list[str], dict[str, str]]:
     return [*flat, *images], states
 
 
-def _loaded(source: Source, graph: OnnxGraph, network: OnnxNetwork, observations: list[str]) -> LoadedPolicy:
+def _loaded(source: Source, graph: OnnxGraph, network: PolicyNetwork, observations: list[str]) -> LoadedPolicy:
     groups = source.overrides.obs_groups or source.agent.obs_groups(source.agent.role())
     images = observations[1:]
     dims, activation = _architecture(graph)
@@ -89,6 +130,8 @@ def _loaded(source: Source, graph: OnnxGraph, network: OnnxNetwork, observations
         network,
         (activation, CHECKPOINT),
         hidden_dims=dims,
+        distribution=network.choices if isinstance(network, ScoringNetwork) else None,
+        num_choices=network.num_choices if isinstance(network, ScoringNetwork) else None,
         clip_actions=source.agent.clip_actions(),
         obs_normalization=_normalizes(graph),
         recurrence=_recurrence(graph),

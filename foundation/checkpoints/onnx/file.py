@@ -14,6 +14,7 @@ from foundation.checkpoints.reading.loading import RUN_IT
 from foundation.core.archives import ROOM
 from foundation.core.errors import UserError
 from foundation.core.files import check_finite
+from foundation.core.plain_json import parse_json
 from foundation.core.pointers import refuse_pointer
 from foundation.core.text import one_line
 
@@ -21,6 +22,8 @@ _DTYPES = {1: torch.float32, 10: torch.float16, 11: torch.float64}
 _MAX_BYTES = 1 << 30
 _MAX_MODEL = 2 << 30  # protobuf's own limit
 _MAX_NODES = 2000
+_FACTS = "foundation"
+"""Key of the metadata that this project's own exports hold."""
 
 
 @dataclass
@@ -53,6 +56,8 @@ class OnnxGraph:
     """Names of the outputs."""
     producer: str = ""
     """What wrote the file."""
+    initial: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Memory at the start of an episode, of the inputs of which the file states it; it is zero for all others."""
 
 
 def is_onnx(path: Path, head: bytes) -> bool:
@@ -170,7 +175,28 @@ def _graph(model: Any, onnx: Any, path: Path) -> OnnxGraph:
         graph.dtypes[given.name] = _DTYPES[kind.elem_type]
     graph.outputs = [result.name for result in model.graph.output]
     check_finite({name: value for name, value in graph.constants.items() if _is_weight(value)}, str(path))
+    for entry in model.metadata_props:
+        if entry.key == _FACTS:
+            graph.initial = _initial(entry.value, graph, path)
     return graph
+
+
+def _initial(text: str, graph: OnnxGraph, path: Path) -> dict[str, torch.Tensor]:
+    """Return the memory at the start of an episode as this project's exporter has stated it."""
+    found: dict[str, torch.Tensor] = {}
+    try:
+        facts = parse_json(text)
+        state = torch.tensor(facts["initial_state"], dtype=torch.float32).reshape(-1)
+        for memory in facts["memory"]:
+            layers = [state[start : start + size] for start, size in memory["columns"]]
+            found[memory["input"]] = torch.stack(layers).unsqueeze(1)
+        fits = all([abs(size) for size in graph.inputs[name]] == list(value.shape) for name, value in found.items())
+    except Exception as error:  # corrupt metadata fails in any of JSON's and PyTorch's ways
+        raise UserError(f"'{path}' has corrupt metadata ({one_line(error)}). Export it again.") from error
+    if not fits:
+        _refuse(path, "states an initial memory of another size than its inputs have", "Export it again")
+    check_finite(found, str(path))
+    return found
 
 
 def _is_weight(value: torch.Tensor) -> bool:

@@ -36,6 +36,12 @@ class OnnxNetwork(PolicyNetwork):
         self._outputs = [action, *states.values()]
         self.num_obs = sum(math.prod(shape) for _, shape in self._observations)
         self.state_size = sum(math.prod(shape) for _, shape in self._states)
+        begun = [
+            graph.initial.get(name, torch.zeros([abs(size) for size in graph.inputs[name]])).reshape(-1)
+            for name in states
+        ]
+        self._initial: torch.Tensor
+        self.register_buffer("_initial", torch.cat(begun) if begun else torch.zeros(0))
         self._small: dict[str, torch.Tensor] = {}
         self._names: dict[str, str] = {}
         self._nodes = self._fold(graph)
@@ -76,6 +82,10 @@ class OnnxNetwork(PolicyNetwork):
 
     def _constants(self) -> dict[str, torch.Tensor]:
         return {name: getattr(self, buffer) for name, buffer in self._names.items()} | self._small
+
+    def initial_state(self, num_envs: int, device: torch.device | str | None = None) -> torch.Tensor | None:
+        """Return the memory at the start of an episode. Shape: (num_envs, state_size)."""
+        return self._initial.to(device=device).repeat(num_envs, 1) if self.state_size else None
 
     def run(
         self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None, sequence: bool

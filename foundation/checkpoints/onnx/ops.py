@@ -241,6 +241,7 @@ OPERATORS: dict[str, Operator] = ROWWISE | {
     "ReduceSum": _reduce(torch.sum),
     "ReduceMax": _reduce(torch.amax),
     "ReduceMin": _reduce(torch.amin),
+    "ArgMax": lambda a, x: x[0].argmax(dim=a.get("axis", 0), keepdim=bool(a.get("keepdims", 1))),
     "Softmax": lambda a, x: x[0].softmax(dim=a.get("axis", -1)),
     "LogSoftmax": lambda a, x: x[0].log_softmax(dim=a.get("axis", -1)),
     "Equal": _binary(torch.eq),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -11,6 +12,7 @@ from foundation.checkpoints.reading.loading import LoadedPolicy, Source
 from foundation.config.distillation_cfg import OutputKind
 from foundation.core.errors import UserError
 from foundation.policies.actor_critic import ActorCritic
+from foundation.policies.choices import num_choices_of
 from foundation.policies.distribution import Choices, Deterministic
 from foundation.policies.output import PolicyOutput
 from foundation.policies.policy_network import PolicyNetwork
@@ -26,19 +28,20 @@ def distribution_of(kind: str) -> Deterministic:
 class ScoringNetwork(PolicyNetwork):
     """A policy that is run as it is and whose outputs are logits or Q-values, one for each choice."""
 
-    def __init__(self, inner: PolicyNetwork, q_values: bool) -> None:
+    def __init__(self, inner: PolicyNetwork, q_values: bool, sizes: Sequence[int] = ()) -> None:
         """Wrap a policy.
 
         Args:
             inner: Its mean is the score of each choice.
             q_values: Whether the scores are Q-values; else logits.
+            sizes: Choices of each of several actions, whose scores lie side by side. Empty: there is one action.
         """
         super().__init__()
         self.inner = inner
-        self.choices = Choices(q_values)
+        self.choices = Choices(q_values, sizes if len(sizes) > 1 else ())
         self.num_obs = inner.num_obs
-        self.num_choices = inner.num_actions
-        self.num_actions = 1
+        self.num_choices = num_choices_of(sizes or (inner.num_actions,))
+        self.num_actions = len(sizes) or 1
         self.state_size = inner.state_size
         self.num_parameters = inner.num_parameters
 
