@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import nn
 from foundation.core.errors import UserError, suggest
 from foundation.core.files import atomic_torch_save, atomic_write
 from foundation.policies.actor_critic import ActorCritic, Trunk
-from foundation.policies.distribution import Deterministic, Gaussian
+from foundation.policies.distribution import Choices, Deterministic, Gaussian, ShapedActions
 from foundation.policies.mlp import activation_class_names
 from foundation.policies.normalizer import ObsNormalizer
 from foundation.policies.policy_network import PolicyNetwork
@@ -23,6 +24,8 @@ from foundation.policies.rnn import RecurrentCore
 from foundation.students.base import LOG_STD_RANGE, Student
 from foundation.students.mlp import StudentPolicy
 from foundation.students.recurrent import RecurrentStudent
+
+logger = logging.getLogger(__name__)
 
 LAYOUTS = ("3", "5")
 """Releases of RSL-RL, by their first number, whose layout can be written."""
@@ -55,6 +58,7 @@ def write_rsl_rl(
     layout: str = "5",
     obs_groups: Sequence[str] = ("policy",),
     std: float = 0.1,
+    clip_actions: float | None = None,
 ) -> None:
     """Write a policy as ``path`` with its ``params/agent.yaml`` beside it.
 
@@ -65,8 +69,12 @@ def write_rsl_rl(
         layout: First number of the RSL-RL release that is to read it.
         obs_groups: Observation groups that the student reads.
         std: Standard deviation of a deterministic student's actions, for PPO to explore with.
+        clip_actions: Bound that a runner clips actions to. None: that of the policy's own, where it has one.
     """
     checkpoint, config = to_rsl_rl(policy, layout, obs_groups, std)
+    if clip_actions is not None:
+        own = config.get("clip_actions")
+        config["clip_actions"] = clip_actions if own is None else min(own, clip_actions)
     config_path = Path(path).parent / "params" / "agent.yaml"
 
     def write_config(file: BinaryIO) -> None:
@@ -94,16 +102,47 @@ def to_rsl_rl(
         raise UserError(f"cannot write RSL-RL layout '{layout}'. {suggest(layout, LAYOUTS)}")
     if isinstance(policy, Student):
         parts = _export(policy, std)
-    elif isinstance(policy, ActorCritic) and policy.is_plain:
+    elif isinstance(policy, ActorCritic) and _obstacle(policy) == "":
         parts = _export_plain(policy, std)
     else:
         raise UserError(
-            f"RSL-RL has no network like this {type(policy).__name__}: its policies are a normaliser, recurrent layers "
-            "and dense ones with one activation, and plain actions."
+            f"RSL-RL has no network like this policy ({_obstacle(policy)}): its policies are a normaliser, recurrent "
+            "layers and dense ones with one activation, and plain actions. Write it as onnx, torchscript or npz."
         )
     if layout == "3" and parts.heteroscedastic:
         raise UserError("a standard deviation that depends on the state needs RSL-RL layout '5'.")
-    return (_layout_3 if layout == "3" else _layout_5)(parts, list(obs_groups))
+    checkpoint, config = (_layout_3 if layout == "3" else _layout_5)(parts, list(obs_groups))
+    bound = _bound(policy.distribution) if isinstance(policy, ActorCritic) else None
+    return checkpoint, config if bound is None else {**config, "clip_actions": bound}
+
+
+def _obstacle(policy: PolicyNetwork) -> str:
+    """Return what RSL-RL's networks do not have of a policy's, "" where they have all of it."""
+    if not isinstance(policy, ActorCritic):
+        return type(policy).__name__
+    distribution = policy.distribution
+    actor = policy.actor
+    if isinstance(distribution, Choices):
+        return "discrete actions"
+    if isinstance(distribution, ShapedActions) and _bound(distribution) is None:
+        return "actions that are squashed, or bounded each by its own range"
+    if policy.normalizer is not None or not isinstance(actor.normalizer, ObsNormalizer | None):
+        return "observations that are clipped as they are normalised"
+    if actor.encodes_before_core:
+        return "dense layers before the recurrent ones"
+    if not actor.is_plain:
+        return "images, skips, layer normalisation, or a learned initial memory"
+    return ""
+
+
+def _bound(distribution: Deterministic) -> float | None:
+    """Return the one bound of all actions, which RSL-RL's runner keeps (``clip_actions``). None: there is not one."""
+    if not isinstance(distribution, ShapedActions) or distribution.low is None or distribution.high is None:
+        return None
+    bound = float(distribution.high.max())
+    symmetric = bool((distribution.high == bound).all() and (distribution.low == -bound).all())
+    moved = bool((distribution.scale != 1.0).any() or (distribution.shift != 0.0).any())
+    return bound if symmetric and not moved and distribution.squash is None else None
 
 
 def _export(student: Student, std: float) -> _Exported:
@@ -158,16 +197,21 @@ def _last_layer(index: int, weights: list[torch.Tensor], biases: list[torch.Tens
 
 
 def _export_plain(policy: ActorCritic, std: float) -> _Exported:
-    """Return the parts of a policy of RSL-RL's kind; a critic that it lacks begins as the actor, giving 0."""
+    """Return the parts of a policy of RSL-RL's kind; a critic that RSL-RL lacks begins as the actor, giving 0."""
     actor = policy.actor
     distribution = policy.distribution
+    if isinstance(distribution, ShapedActions):
+        distribution = distribution.inner  # its bound is the runner's
     if type(distribution) not in (Deterministic, Gaussian):
         raise UserError(f"a policy with {distribution.name} actions is not written as RSL-RL's checkpoint.")
     if not actor.hidden_dims:
         raise UserError("RSL-RL's networks have at least one hidden layer; this policy has none.")
     critic = None if policy.critic is None else policy.critic.trunk
-    if critic is not None and _recurrence(critic) != _recurrence(actor):
+    if critic is not None and (_recurrence(critic) != _recurrence(actor) or not critic.is_plain):
         critic = None  # the releases have one setting for both memories
+    if policy.critic is not None and (critic is None or policy.critic.scaler is not None):
+        logger.info("RSL-RL has no critic like this policy's: the critic is written as one that gives 0.")
+        critic = None
     value = actor if critic is None else critic
     body = _dense_tensors(actor)
     value_body = _dense_tensors(value)
