@@ -19,6 +19,7 @@ from foundation.deploy.description import Description, Field
 from foundation.deploy.golden import Golden
 from foundation.deploy.program import OBS, Program
 from foundation.engines.observation_terms import Layout, task_layout
+from foundation.export.joints import joints_of
 from foundation.export.program import program_of
 from foundation.policies.choices import sizes_of
 from foundation.policies.info import PolicyInfo
@@ -70,6 +71,9 @@ def make_bundle(policy: LoadedPolicy, name: str = "policy", task: str | None = N
     task = task or stated
     groups = tuple(info.obs_groups or ())
     layout = {**layout, **{group: derived_fields(made) for group, made in info.derived.items()}}
+    joints = joints_of(run_config(path, "env.yaml"), program.num_actions)
+    if joints is not None and "actions" not in layout:
+        layout["actions"] = tuple(Field(name=joint, size=1) for joint in joints.names)
     duties = [f"Observation group '{n}': {said}" for n, made in info.derived.items() for said in made.caller_duties()]
     description = Description(
         name=name,
@@ -83,6 +87,8 @@ def make_bundle(policy: LoadedPolicy, name: str = "policy", task: str | None = N
         obs_slice=None if info.obs_slice is None else (info.obs_slice[0], info.obs_slice[1]),
         normalized=any(operation.kind == "normalize" for operation in program.operations),
         action_clip=info.clip_actions,
+        action_scale=None if joints is None else joints.scale,
+        action_offset=None if joints is None else joints.offset,
         control_interval=_control_interval(path, task),
         task=task,
         format=info.format,

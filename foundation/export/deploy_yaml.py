@@ -9,6 +9,7 @@ import yaml
 
 from foundation.deploy.description import Description, Field, Json
 from foundation.export.bundle import run_config
+from foundation.export.joints import Joints, joints_of
 
 
 def deploy_values(description: Description, checkpoint: Path) -> dict[str, Json]:
@@ -39,9 +40,14 @@ def deploy_values(description: Description, checkpoint: Path) -> dict[str, Json]
     }
     if description.duties:
         values["observation_duties"] = list(description.duties)
+    starts = [sum(field.size for field in description.actions[:index]) for index in range(len(description.actions))]
+    actions = {
+        field.name: _action(field, start, description) for field, start in zip(description.actions, starts, strict=True)
+    }
     return values | {
         "observation_terms": _terms(env.get("observations"), description.obs_groups, _OBSERVATION_KEYS),
-        "actions": {field.name: _action(field, description) for field in description.actions},
+        "actions": actions,
+        **_joints(joints_of(env, description.num_actions)),
         "action_terms": _terms({"actions": env.get("actions")}, ("actions",), _ACTION_KEYS),
     }
 
@@ -65,15 +71,30 @@ def _field(field: Field) -> dict[str, Json]:
     }
 
 
-def _action(field: Field, description: Description) -> dict[str, Json]:
+def _joints(joints: Joints | None) -> dict[str, Json]:
+    """Return the entries about joints, in the order of the actions, where the run states them."""
+    if joints is None:
+        return {}
+    listed = {
+        "default_joint_pos": joints.default_positions,
+        "stiffness": joints.stiffness,
+        "damping": joints.damping,
+    }
+    return {"joint_names": list(joints.names)} | {
+        name: None if values is None else list(values) for name, values in listed.items()
+    }
+
+
+def _action(field: Field, start: int, description: Description) -> dict[str, Json]:
     clip = description.action_clip
+    columns = slice(start, start + field.size)
     return {
         "size": field.size,
         "unit": field.unit or None,
         "frame": field.frame or None,
         "clip": None if clip is None else [-clip, clip],
-        "scale": None if description.action_scale is None else list(description.action_scale),
-        "offset": None if description.action_offset is None else list(description.action_offset),
+        "scale": None if description.action_scale is None else list(description.action_scale[columns]),
+        "offset": None if description.action_offset is None else list(description.action_offset[columns]),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -118,6 +119,84 @@ def test_deploy_yaml_has_isaac_labs_terms(tmp_path):
         "actions.joint_pos": {"joint_names": [".*"], "scale": 0.25, "use_default_offset": True}
     }
     assert read["observations"] == {"deployable": {"size": 22, "unit": None, "frame": None, "history_length": 1}}
+
+
+LEGS = """
+sim: {dt: 0.005}
+decimation: 4
+scene:
+  robot:
+    init_state: {joint_pos: {'.*_hip': 0.1, 'FL_calf': -1.5}}
+    actuators:
+      hips: {joint_names_expr: ['.*_hip'], stiffness: 20.0, damping: {'F.*': 0.5}}
+      rest: {joint_names_expr: ['F._calf'], stiffness: {'.*': 25.0}, damping: 0.7}
+actions:
+  hips: {class_type: 'mdp:JointPositionAction', asset_name: robot, joint_names: [FR_hip, FL_hip], preserve_order: true,
+         scale: {'FR_.*': 0.25, 'FL_.*': 0.5}, use_default_offset: true, offset: 0.0, clip: null}
+  calves: {class_type: 'mdp:JointPositionAction', asset_name: robot, joint_names: [FR_calf, FL_calf],
+           preserve_order: true, scale: 0.3, use_default_offset: false, offset: {'FR_calf': -1.2}}
+"""
+
+
+def test_deploy_yaml_has_the_joints(tmp_path):
+    """Order, scale, offset, default positions, gains and interval of a run with joints, under unitree's names."""
+    path = quadrotor_student(tmp_path / "best_student.pt", task=None)
+    (tmp_path / "params").mkdir()
+    config = tmp_path / "params" / "env.yaml"
+    config.write_text(LEGS)
+    assert export.main(["--checkpoint", str(path), "--formats", "yaml,npz"]) == 0
+    read = yaml.safe_load((tmp_path / "exported" / "deploy.yaml").read_text())
+    assert read["step_dt"] == 0.02
+    assert read["joint_names"] == ["FR_hip", "FL_hip", "FR_calf", "FL_calf"]
+    assert read["default_joint_pos"] == [0.1, 0.1, 0.0, -1.5]
+    assert read["stiffness"] == [20.0, 20.0, 25.0, 25.0]
+    assert read["damping"] == [0.5, 0.5, 0.7, 0.7]
+    terms = read["actions"]
+    assert list(terms) == read["joint_names"]
+    assert [terms[name]["scale"] for name in terms] == [[0.25], [0.5], [0.3], [0.3]]
+    assert [terms[name]["offset"] for name in terms] == [[0.1], [0.1], [-1.2], [0.0]]
+    description = Policy(tmp_path / "exported" / "policy.npz").description
+    assert description.action_scale == (0.25, 0.5, 0.3, 0.3)
+    assert description.action_offset == (0.1, 0.1, -1.2, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("[FR_hip, FL_hip], preserve_order: true", "[FR_hip, FL_hip], preserve_order: false"),
+        ("[FR_calf, FL_calf]", "['F._calf']"),
+        ("[FR_calf, FL_calf]", "[FR_calf, FR_hip]"),
+        ("joint_pos: {'.*_hip': 0.1, 'FL_calf': -1.5}", "pos: [0, 0, 1]"),
+        ("scale: 0.3", "scale: fast"),
+    ],
+)
+def test_joints_whose_order_is_not_stated_are_not_guessed(before, after, tmp_path):
+    """Patterns, the simulator's own order, defaults of the robot's file: no order is written, the terms are."""
+    path = quadrotor_student(tmp_path / "best_student.pt", task=None)
+    (tmp_path / "params").mkdir()
+    assert before in LEGS
+    (tmp_path / "params" / "env.yaml").write_text(LEGS.replace(before, after))
+    assert export.main(["--checkpoint", str(path), "--formats", "yaml"]) == 0
+    read = yaml.safe_load((tmp_path / "exported" / "deploy.yaml").read_text())
+    assert "joint_names" not in read
+    assert list(read["actions"]) == ["action"]
+    assert list(read["action_terms"]) == ["actions.hips", "actions.calves"]
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    """Where a file cannot be written to its end, the command says so in a line, and leaves no half of it."""
+    path = quadrotor_student(tmp_path / "best_student.pt")
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
+        "from foundation.cli.command import run_command; from foundation.rsl_rl import export;"
+        f"sys.exit(run_command(export.main, ['--checkpoint', {str(path)!r}, '--formats', 'npz']))"
+    )
+    done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert not (tmp_path / "exported").exists()
 
 
 def test_a_task_of_another_package_is_not_imported(tmp_path, caplog):
