@@ -30,11 +30,14 @@ from foundation.export.bundle import Bundle
 from foundation.export.c_source import CFiles, to_c, to_int8_c
 from foundation.export.c_text import c_name
 from foundation.export.deploy_yaml import deploy_values, to_deploy_yaml
+from foundation.export.executorch import read_executorch, write_executorch
+from foundation.export.leapp_bundle import read_leapp, write_leapp
 from foundation.export.onnx_file import write_onnx
 from foundation.export.onnx_int8 import write_int8_onnx
 from foundation.export.px4 import ArchivedPolicy, read_px4, write_px4
 from foundation.export.rl_tools import write_rl_tools
 from foundation.export.rsl_rl import write_rsl_rl
+from foundation.export.torch_export import read_torch_export, write_torch_export
 from foundation.export.torchscript import write_torchscript
 from foundation.policies.policy_network import PolicyNetwork
 
@@ -175,6 +178,39 @@ def _check_torchscript(bundle: Bundle, folder: Path, files: list[str]) -> Check:
     return Check(f"TorchScript of PyTorch {torch.__version__}", _small(difference, bundle.golden, files[0]))
 
 
+def _write_torch_export(bundle: Bundle, folder: Path) -> list[str]:
+    file = f"{bundle.description.name}.pt2"
+    with (folder / file).open("wb") as stream:
+        write_torch_export(stream, bundle.program, bundle.description)
+    return [file]
+
+
+def _check_torch_export(bundle: Bundle, folder: Path, files: list[str]) -> Check:
+    difference = bundle.golden.difference(read_torch_export(folder / files[0]))
+    return Check(f"torch.export of PyTorch {torch.__version__}", _small(difference, bundle.golden, files[0]))
+
+
+def _write_executorch(bundle: Bundle, folder: Path) -> list[str]:
+    file = f"{bundle.description.name}.pte"
+    with (folder / file).open("wb") as stream:
+        write_executorch(stream, bundle.program, bundle.description)
+    return [file]
+
+
+def _check_executorch(bundle: Bundle, folder: Path, files: list[str]) -> Check:
+    difference = bundle.golden.difference(read_executorch(folder / files[0]))
+    return Check("ExecuTorch's runtime", _small(difference, bundle.golden, files[0]))
+
+
+def _write_leapp(bundle: Bundle, folder: Path) -> list[str]:
+    return write_leapp(folder, bundle.program, bundle.description)
+
+
+def _check_leapp(bundle: Bundle, folder: Path, files: list[str]) -> Check:
+    difference = bundle.golden.difference(read_leapp(folder / files[0], bundle.program))
+    return Check("LEAPP's runtime", _small(difference, bundle.golden, files[0]))
+
+
 def _write_c(bundle: Bundle, folder: Path) -> list[str]:
     return _write_texts(to_c(bundle.program, bundle.description, bundle.golden), bundle.description.name, folder)
 
@@ -238,7 +274,8 @@ def _check_yaml(bundle: Bundle, folder: Path, files: list[str]) -> Check:
 
 def _write_rsl_rl(bundle: Bundle, folder: Path) -> list[str]:
     groups = bundle.description.obs_groups or ("policy",)
-    write_rsl_rl(bundle.network, folder / "rsl_rl" / "model_0.pt", obs_groups=groups)
+    clip = bundle.description.action_clip
+    write_rsl_rl(bundle.network, folder / "rsl_rl" / "model_0.pt", obs_groups=groups, clip_actions=clip)
     return ["rsl_rl/model_0.pt", "rsl_rl/params/agent.yaml"]
 
 
@@ -292,8 +329,9 @@ class _Network:
 
 
 def _read_back(bundle: Bundle, path: Path) -> float:
-    network = load_policy(path, Overrides()).network
-    difference = bundle.golden.difference(_Network(network, bundle.description.action_clip))
+    policy = load_policy(path, Overrides())
+    clip = policy.info.clip_actions or bundle.description.action_clip  # rl-tools' files have no bound
+    difference = bundle.golden.difference(_Network(policy.network, clip))
     return _small(difference, bundle.golden, path.name)
 
 
@@ -307,6 +345,11 @@ FORMATS: Mapping[str, Format] = {
     "onnx": Format("onnxruntime, TensorRT, OpenVINO; memory in and out", _write_onnx, _check_onnx),
     "torchscript": Format("Isaac Lab's and unitree's runners: forward(obs), reset()", _write_torchscript,
                           _check_torchscript),
+    "torch_export": Format("PyTorch, AOTInductor: a .pt2 program, memory in and out", _write_torch_export,
+                           _check_torch_export),
+    "executorch": Format("ExecuTorch on phones and microcontrollers: a .pte program", _write_executorch,
+                         _check_executorch),
+    "leapp": Format("LEAPP's runtime and NVIDIA's deployment tools: YAML and ONNX", _write_leapp, _check_leapp),
     "npz": Format("foundation.deploy with NumPy alone", _write_npz, _check_npz),
     "c": Format("any C99 compiler: a header without dependencies, and its test", _write_c, _check_c),
     "c_int8": Format("the same with 8-bit weights, in integers", _write_int8_c, _check_c),

@@ -38,8 +38,9 @@ def build_parser() -> CommandParser:
         f"those that {command_name('distillation.py')} takes about its teacher, such as distill.teacher.activation=relu"
     )
     parser.epilog = (
-        "Formats: onnx, torchscript, npz (NumPy), c (C99), c_int8 and onnx_int8 (8-bit weights), so (shared library), "
-        "yaml (deploy.yaml), rsl_rl, px4 (the archive of mc_raptor), rl_tools (HDF5). Further arguments are "
+        "Formats: onnx, torchscript, torch_export (.pt2), executorch (.pte), leapp (a LEAPP bundle), npz (NumPy), c "
+        "(C99), c_int8 and onnx_int8 (8-bit weights), so (shared library), yaml (deploy.yaml), rsl_rl, px4 (archive of "
+        "mc_raptor), rl_tools (HDF5). Further arguments are "
         f"{taken}."
     )
     flag = parser.add_argument

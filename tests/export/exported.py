@@ -56,14 +56,15 @@ ACTIVATIONS = (
 )  # fmt: skip
 
 
-def student(case: str):
-    """Return a student with random weights and a fitted normaliser."""
+def student(case: str, normalized: bool = True):
+    """Return a student with random weights and a normaliser, fitted unless told otherwise."""
     torch.manual_seed(len(case))
     name, options = STUDENTS[case]
     num_actions = len(sizes_of(options.get("num_choices"))) or NUM_ACTIONS
     made = make_student(student_cfg_class(name)(**options), NUM_OBS, num_actions)
     randomise(made)
-    made.update_normalizer(torch.randn(200, NUM_OBS) * 3 + 1)
+    if normalized:
+        made.update_normalizer(torch.randn(200, NUM_OBS) * 3 + 1)
     return made.requires_grad_(False).eval()
 
 
@@ -82,9 +83,9 @@ def save_student(network, path: Path, **more) -> Path:
     return path
 
 
-def bundle_of_student(case: str, folder: Path, name: str = "policy", **more) -> Bundle:
+def bundle_of_student(case: str, folder: Path, name: str = "policy", normalized: bool = True, **more) -> Bundle:
     """Return a student's bundle, read from its checkpoint."""
-    path = save_student(student(case), folder / f"{case}.pt", **more)
+    path = save_student(student(case, normalized), folder / f"{case}.pt", **more)
     return make_bundle(load_policy(path, Overrides()), name)
 
 

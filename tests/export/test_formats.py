@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy
 import onnx
 import onnxruntime
@@ -19,10 +20,11 @@ from foundation.checkpoints.reading.loading import Overrides
 from foundation.core.errors import UserError
 from foundation.deploy import Policy
 from foundation.deploy.numpy_policy import KINDS
-from foundation.export import c_operations, onnx_file, torchscript
+from foundation.export import c_operations, onnx_file, torch_step
 from foundation.export.bundle import make_bundle
 from foundation.export.formats import FORMATS, check_formats, compile_c, export, find_compiler
 from foundation.export.program import kind_of
+from foundation.export.torch_export import read_torch_export
 from foundation.policies import layers
 from foundation.policies.actor_critic import ActorCritic, Trunk
 from foundation.policies.distribution import Deterministic
@@ -82,6 +84,22 @@ def by_torchscript(path, flight):
     return numpy.stack(actions)
 
 
+def by_torch_export(path, flight):
+    """Replay with PyTorch alone, as a user would who has read the extra file."""
+    extra = {"foundation.json": ""}
+    module = torch.export.load(path, extra_files=extra).module()
+    start = torch.tensor(json.loads(extra["foundation.json"])["initial_state"], dtype=torch.float32)
+    state = start.repeat(ENVS, 1)
+    actions = []
+    for obs, resets in zip(torch.from_numpy(flight.obs), torch.from_numpy(flight.resets), strict=True):
+        if len(start):
+            action, state = module(obs, torch.where(resets[:, None], start, state))
+        else:
+            action = module(obs)
+        actions.append(action.numpy())
+    return numpy.stack(actions)
+
+
 def by_policy(path, flight):
     """Replay with ``foundation.deploy``."""
     policy = Policy(path)
@@ -95,7 +113,10 @@ def by_policy(path, flight):
 def check(bundle, network, folder, clip=None, formats=("onnx", "torchscript", "npz", "so"), steps=150):
     """Every runtime gives the policy's actions."""
     flight = fly(network, clip, steps)
-    runs = {"onnx": by_onnxruntime, "torchscript": by_torchscript, "npz": by_policy, "so": by_policy}
+    runs = {
+        "onnx": by_onnxruntime, "torchscript": by_torchscript, "torch_export": by_torch_export, "npz": by_policy,
+        "so": by_policy,
+    }  # fmt: skip
     for name, path in zip(formats, written(bundle, folder, *formats), strict=True):
         difference = numpy.abs(runs[name](path, flight) - flight.actions).max()
         assert difference <= TOLERANCE, (name, difference)
@@ -120,6 +141,20 @@ def test_a_robot_alone_acts_as_among_many(case, tmp_path):
     ):
         policy.reset([begins])
         assert numpy.abs(policy.step(obs) - expected).max() <= TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalized", [True, False], ids=["normalized", "plain"])
+@pytest.mark.parametrize(
+    "case",
+    ["mlp", "gaussian", "tanh", "gru", "gru-2-layers", "lstm", "history", "tcn", "cnn", "cnn-of-frames", "cnn-impala"],
+)
+def test_500_steps_in_every_runtime(case, normalized, tmp_path):
+    """With and without a normaliser, 500 steps with resets of part of the environments: no runtime drifts from 1e-5."""
+    bundle = bundle_of_student(case, tmp_path, normalized=normalized)
+    assert bundle.description.normalized == normalized
+    formats = ("onnx", "torchscript", "torch_export", "npz", "so")
+    check(bundle, student(case, normalized), tmp_path / "exported", formats=formats, steps=500)
 
 
 @pytest.mark.parametrize("case", teachers())
@@ -311,6 +346,21 @@ def test_policies_that_other_libraries_wrote(library, tmp_path):
     check(make_bundle(policy), network, tmp_path / "exported", policy.info.clip_actions, steps=100)
 
 
+@pytest.mark.parametrize("format_name", ["so", "onnx", "npz", "torch_export"])
+def test_raptor_gives_the_output_of_its_own_example(format_name, tmp_path):
+    """The published HDF5 file, written as C and others, gives the outputs that the file itself says it gives."""
+    path = DATA / "published-raptor" / "checkpoint.h5"
+    with h5py.File(path) as file:
+        obs = file["example/input"][()].astype(numpy.float32)
+        expected = file["example/output"][()]
+    (exported,) = written(make_bundle(load_policy(path, Overrides())), tmp_path / "exported", format_name)
+    policy = read_torch_export(exported) if format_name == "torch_export" else Policy(exported)
+    policy.reset(numpy.ones(obs.shape[1], bool))
+    actions = numpy.stack([policy.step(step) for step in obs])
+    assert numpy.abs(expected).max() > 0.1
+    assert numpy.abs(actions - expected).max() <= 1e-5
+
+
 def test_an_unknown_format_names_the_nearest():
     """One line for a typo; several names by commas or spaces."""
     with pytest.raises(UserError, match=r"unknown format 'onxn'. Did you mean 'onnx'\?"):
@@ -379,14 +429,15 @@ def test_a_writer_that_is_wrong_is_caught(tmp_path, monkeypatch):
 
 
 def test_every_layer_can_be_written():
-    """Every typed layer that an action can depend on is known to NumPy, ONNX, TorchScript and C."""
+    """Every typed layer that an action can depend on is known to NumPy, ONNX, PyTorch and C."""
     classes = [kind for kind in vars(layers).values() if isinstance(kind, type) and issubclass(kind, layers.Layer)]
     kinds = {kind_of(kind) for kind in classes} - {"layer", "constant", "squashed_std"}  # the last two are deviations
-    for known in (KINDS, onnx_file._WRITERS, c_operations.WRITERS, {**torchscript._COMPUTE, **torchscript._REMEMBER}):
+    for known in (KINDS, onnx_file._WRITERS, c_operations.WRITERS, torch_step.KINDS):
         assert kinds == set(known)
 
 
 def test_every_format_is_tested_here():
     """No format is without its test."""
     float_formats = {"onnx", "torchscript", "npz", "c", "so", "yaml", "rsl_rl", "rl_tools", "px4"}
-    assert set(FORMATS) == float_formats | {"c_int8", "onnx_int8"}  # test_int8.py
+    of_torch = {"torch_export", "executorch", "leapp"}  # test_torch_formats.py
+    assert set(FORMATS) == float_formats | of_torch | {"c_int8", "onnx_int8"}  # test_int8.py
