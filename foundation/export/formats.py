@@ -422,10 +422,11 @@ def export(bundle: Bundle, folder: Path, formats: Sequence[str] = DEFAULT_FORMAT
     """
     golden = f"{bundle.description.name}_golden.npz"
     with _staging(folder) as stage:
-        with (stage / golden).open("wb") as stream:
+        with _said_of_disk(folder), (stage / golden).open("wb") as stream:
             write_golden(stream, bundle.golden)
         for name in formats:
-            files = FORMATS[name].write(bundle, stage)
+            with _said_of_disk(folder):
+                files = FORMATS[name].write(bundle, stage)
             check = None
             why = ""
             try:
@@ -435,6 +436,16 @@ def export(bundle: Bundle, folder: Path, formats: Sequence[str] = DEFAULT_FORMAT
             if (stage / golden).exists():
                 _moved(stage, folder, golden)
             yield Written(name, tuple(_moved(stage, folder, file) for file in files), check, why)
+
+
+@contextmanager
+def _said_of_disk(folder: Path) -> Iterator[None]:
+    """Name the folder where the system refuses to write, as a full disk does."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise UserError(f"'{folder}' cannot be written: {reason}. Name another folder (--output)") from error
 
 
 def _moved(stage: Path, folder: Path, file: str) -> Path:
