@@ -1,5 +1,8 @@
 """Policies for ExecuTorch, ``.pte``: one robot, memory in and out, portable kernels."""
 
+# ExecuTorch need not be installed, so a type checker may not find it.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import json

@@ -1,5 +1,8 @@
 """Policies as LEAPP bundles, which Isaac Lab 3.0 exports too: a YAML graph, an ONNX model and the initial memory."""
 
+# LEAPP need not be installed, so a type checker may not find it.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import logging
