@@ -58,7 +58,7 @@ def write_leapp(folder: Path, program: Program, description: Description) -> lis
         raise UserError(f"LEAPP cannot write this policy: {one_line(error)}") from error
     place = folder / "leapp" / name
     (place / "log.txt").unlink(missing_ok=True)
-    files = sorted(place.iterdir(), key=lambda file: file.suffix != ".yaml")
+    files = sorted(place.iterdir(), key=lambda file: (file.suffix != ".yaml", file.name))
     return [str(file.relative_to(folder)) for file in files]
 
 
