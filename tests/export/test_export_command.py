@@ -222,7 +222,7 @@ def test_the_wrong_task_is_refused(tmp_path):
     [
         (["--formats", "onnx"], "--checkpoint is missing"),
         (["--checkpoint", "nowhere.pt"], "nowhere.pt"),
-        (["--checkpoint", "{path}", "--formats", "torch_script"], "Did you mean 'torchscript'?"),
+        (["--checkpoint", "{path}", "--formats", "torch_script"], "Did you mean 'torchscript' or 'torch_export'?"),
         (["--checkpoint", "{path}", "--output", "{path}"], "is a file: name a folder"),
         (["--checkpoint", "{path}", "--name", "a b"], "--name 'a b'"),
         (["--checkpoint", "{path}", "--formats", "c", "distill.teacher.nonsense=1"], "unknown teacher override"),
