@@ -4,6 +4,7 @@
 
 The best policy of the evaluations is kept, in logs/sb3/<task>/<time>/: model.zip, which Stable-Baselines3 goes on with,
 and teacher.zip, a quarter of its size, with the Q-network alone and no pickle in it. distillation.py reads either.
+All evaluations are in evaluations.npz.
 Needs the extra sb3, and the extra gymnasium for tasks that need packages.
 """
 
@@ -143,6 +144,7 @@ def main(argv: list[str] | None = None) -> int:
         n_eval_episodes=args.num_eval_episodes,
         eval_freq=cfg.eval_freq,
         best_model_save_path=str(folder),
+        log_path=str(folder),
         callback_on_new_best=stop,
         verbose=0,
     )

@@ -77,6 +77,10 @@ class TeacherCfg:
     watch: str | None = None
     """Folder of a training that is still running: its best checkpoint so far teaches, and is read again when there is
     a newer one (``--watch_teacher``)."""
+    relabel: int | None = None
+    """With ``watch``: how many stored transitions, the newest ones, are labelled anew when a newer teacher is read,
+    rounded up to whole chunks. 0: none. None: 100000 where that is possible: where the teacher has no memory and reads
+    what the student reads, which is what is stored; else 0."""
     obs_groups: list[str] | None = None
     """Observation groups, concatenated in order. None: the agent config's."""
     obs_slice: list[int] | None = None

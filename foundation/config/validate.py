@@ -55,6 +55,7 @@ _AT_LEAST = {
     "save_interval": 1,
     "epoch_teacher_forcing": 0,
     "seed": 0,
+    "teacher.relabel": 0,
     "teacher.num_active": 1,
     "teacher.emphasis": 0,
     "teacher.gate.episodes": 1,

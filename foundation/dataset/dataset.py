@@ -234,21 +234,28 @@ class DistillationDataset:
         named = zip(self.images, shapes, images, strict=True)
         return parts | {name: image.unflatten(-1, shape) for name, shape, image in named}
 
-    def write_targets(self, first: int, targets: PolicyOutput) -> None:
-        """Write the teacher's outputs of several env steps of the chunk begun last.
+    def write_targets(self, first: int, targets: PolicyOutput, chunk: int | None = None) -> None:
+        """Write the teacher's outputs of several env steps of a chunk.
 
         Args:
             first: The first step within the chunk.
             targets: Shape of each field: (num_steps, num_envs, size).
+            chunk: Its index in the buffer. None: the chunk begun last.
         """
+        chunk = self._chunk if chunk is None else chunk
         steps = slice(first, first + len(targets.mean))
         for name in self.spec.target_names:
             if name == "estimate":
                 continue  # no teacher's output: it was written with the step
             if name in self.columns:
-                self.rows[self._chunk, steps, :, self.columns[name]].copy_(getattr(targets, name))
+                self.rows[chunk, steps, :, self.columns[name]].copy_(getattr(targets, name))
             else:
-                self.typed[name][self._chunk, steps].copy_(getattr(targets, name))
+                self.typed[name][chunk, steps].copy_(getattr(targets, name))
+
+    def newest_chunks(self) -> Iterator[int]:
+        """Return the indices of the stored chunks, the newest first (in any order where random ones are evicted)."""
+        for age in range(1, self.num_chunks + 1):
+            yield (self.chunks_written - age) % self.max_chunks
 
     def commit_chunk(self) -> None:
         """Count the chunk written last."""

@@ -203,6 +203,8 @@ def _of_teacher(cfg: DistillationCfg) -> list[str]:
     for combine, path in (("value", "teacher.combine_temperature"), ("gate", "teacher.gate")):
         if cfg.teacher.combine != combine:
             found += _unused(cfg, _leaves(cfg, path), f"it is for teacher.combine={combine}")
+    if cfg.teacher.watch is None:
+        found += _unused(cfg, ["teacher.relabel"], "it is for --watch_teacher")
     return found
 
 

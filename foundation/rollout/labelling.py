@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -106,6 +108,25 @@ class LabellingActor:
             self.late.add(teacher_obs, self.resets)
         self._step += 1
         return self.mixture.actions(label, student, self.beta)
+
+    @torch.no_grad()
+    def relabel(self, most: int) -> int:
+        """Label the newest stored transitions anew, by a teacher without memory that reads what the student reads.
+
+        Args:
+            most: How many, rounded up to whole chunks.
+
+        Returns:
+            How many it were.
+        """
+        dataset = self.dataset
+        chunks = list(itertools.islice(dataset.newest_chunks(), math.ceil(most / dataset.rows_per_chunk)))
+        for chunk in chunks:
+            obs = dataset.column("obs")[chunk].to(self.resets.device)
+            obs = obs.float() if obs.is_floating_point() else obs
+            outputs = self.teacher.policy.sequence(obs, None, dataset.resets[chunk].to(obs.device))[0]
+            dataset.write_targets(0, self._clip(outputs), chunk)
+        return len(chunks) * dataset.rows_per_chunk
 
     def reset(self, dones: torch.Tensor | None = None) -> None:
         """Begin new episodes where ``dones`` (num_envs,), or everywhere."""

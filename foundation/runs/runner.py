@@ -44,6 +44,10 @@ from foundation.runs.teacher_watch import TeacherWatch
 from foundation.students.observations import num_pixels, student_selector
 from foundation.teachers import TeacherPolicyWrapper
 
+MOST_RELABELLED = 100_000
+"""Transitions that a newer teacher labels anew where ``teacher.relabel`` is not set: a second or two of a small
+teacher on a CPU."""
+
 
 @dataclass
 class Collection:
@@ -120,6 +124,10 @@ class DistillationRunner(Runner[Collection]):
         self.watch = None
         if cfg.teacher.watch is not None and isinstance(teacher, TeacherPolicyWrapper):
             self.watch = TeacherWatch(Path(cfg.teacher.watch), teacher)
+        self.num_relabelled = 0 if self.watch is None else self._num_relabelled()
+        """Stored transitions that are labelled anew by a newer teacher."""
+        self.relabels_next = False
+        """Whether they are in the next epoch without one: a resumed run's have the labels of their collection."""
         # Patience counts from the student's own episodes: before, it learns from states that it will not meet alone.
         self.early_stopping = EarlyStopping(cfg.early_stopping, self.plan.first_student_epoch or 0)
         self.transitions_before: int | None = None
@@ -168,6 +176,30 @@ class DistillationRunner(Runner[Collection]):
             raise UserError(f"{key}: group '{group}' has shape {tuple(obs[group].shape[1:])}: predict a flat one.")
         self.feed_prediction(obs[group].shape[-1])
         return group
+
+    def _num_relabelled(self) -> int:
+        """Return how many stored transitions a newer teacher labels anew.
+
+        Raises:
+            UserError: If it is asked for and not possible.
+        """
+        asked = self.cfg.teacher.relabel
+        same = (self.student_obs.groups, self.student_obs.obs_slice) == (
+            getattr(self.teacher_obs, "groups", None),
+            getattr(self.teacher_obs, "obs_slice", None),
+        )
+        reason = None
+        if not same or self.student_obs.images:
+            reason = "the teacher does not read what the student reads, and only that is stored"
+        elif self.teacher.state_size:
+            reason = "the teacher has memory"
+        elif self.teachers.correction is not None:
+            reason = "position_offset_correction changes the stored observations"
+        if asked and reason is not None:
+            raise UserError(f"distill.teacher.relabel={asked} is not possible: {reason}. Leave it out.")
+        if reason is not None or self.cfg.on_policy:
+            return 0
+        return MOST_RELABELLED if asked is None else asked
 
     def _make_dataset(self) -> None:
         """Build the dataset, with the transitions that it begins with, and what saves and filters its episodes."""
@@ -306,11 +338,15 @@ class DistillationRunner(Runner[Collection]):
     def _look_for_teacher(self, watch: TeacherWatch, epoch: int) -> None:
         """Load the newest teacher of a training that is still running, and measure it as the student's reference."""
         said = watch.look()
-        if not said:
-            return
-        with self.stopwatch.stage("baselines"):
-            measured = self.measurements.newer_teacher()
-        self.reporter.newer_teacher(said, measured, epoch)
+        if said:
+            with self.stopwatch.stage("baselines"):
+                measured = self.measurements.newer_teacher()
+            self.reporter.newer_teacher(said, measured, epoch)
+        if (said or self.relabels_next) and self.num_relabelled and len(self.dataset):
+            with self.stopwatch.stage("collection"):
+                count = self.collector.actor.relabel(self.num_relabelled)
+            self.reporter.line(f"{count} of {len(self.dataset)} stored transitions are labelled anew")
+        self.relabels_next = False
 
     def learn(self, epoch: int, collected: Collection) -> LearningStats:
         """Fit the student to the dataset."""
@@ -455,6 +491,7 @@ class DistillationRunner(Runner[Collection]):
         self.stopwatch.load_state_dict(state.stopwatch)
         self.early_stopping.load_state_dict(state.early_stopping)
         reasons = [] if self.watch is None else ["the training of its teacher continues"]
+        self.relabels_next = self.watch is not None
         if self.teachers.are_others(state.teachers):
             reasons.append("the teacher is not the one that it was begun with: its weights or its config differ")
         ranks = self.ranks

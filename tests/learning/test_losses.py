@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.distributions import (
     Beta,
     Categorical,
@@ -67,6 +69,56 @@ def test_every_loss_gives_one_finite_value_per_sample(name, steps):
     values.sum().backward()
     gradients = [field.grad for field in student if field is not None and field.grad is not None]
     assert gradients and all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+
+
+def normal(output: PolicyOutput) -> Independent:
+    """The distribution of a Gaussian policy's actions."""
+    assert output.std is not None
+    return Independent(Normal(output.mean, output.std), 1)
+
+
+def mean_of(power: int, field: str) -> Callable[[PolicyOutput, PolicyOutput], torch.Tensor]:
+    """The mean over a field's columns of the absolute error to a power."""
+    return lambda s, t: (getattr(s, field) - getattr(t, field)).abs().pow(power).mean(-1)
+
+
+def huber_by_cases(student: PolicyOutput, teacher: PolicyOutput) -> torch.Tensor:
+    """Half the square up to an error of 1, and from there on a line of slope 1."""
+    error = (student.mean - teacher.mean).abs()
+    return torch.where(error < 1.0, 0.5 * error**2, error - 0.5).mean(-1)
+
+
+def centred_q(output: PolicyOutput) -> torch.Tensor:
+    """Q-values less their mean over the choices."""
+    assert output.logits is not None
+    return output.logits - output.logits.sum(-1, keepdim=True) / output.logits.shape[-1]
+
+
+ORACLES: dict[str, Callable[[PolicyOutput, PolicyOutput], torch.Tensor]] = {
+    "mse": mean_of(2, "mean"),
+    "huber": huber_by_cases,
+    "kl": lambda s, t: kl_divergence(normal(t), normal(s)),
+    "nll": lambda s, t: -normal(s).log_prob(t.mean),
+    "soft_cross_entropy": lambda s, t: torch.nn.functional.cross_entropy(
+        s.logits, t.logits.softmax(-1), reduction="none"
+    ),
+    "q_mse": mean_of(2, "logits"),
+    "advantage_mse": lambda s, t: (centred_q(s) - centred_q(t)).square().mean(-1),
+    "value": mean_of(2, "value"),
+    "value_l1": mean_of(1, "value"),
+    "feature": mean_of(2, "features"),
+    "attention": lambda s, t: 2.0 - 2.0 * torch.cosine_similarity(s.saliency, t.saliency, dim=-1),
+    "predict": mean_of(2, "estimate"),
+}
+"""Every loss with its default parameters, worked out without it. A new loss has its own here."""
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_every_loss_has_its_closed_form(name):
+    """With default parameters each agrees with its formula, or torch.distributions, to 1e-6."""
+    discrete = "logits" in LOSSES[name].student
+    student, teacher = (outputs(logits=discrete, seed=seed) for seed in (11, 12))
+    assert torch.allclose(call(name, student, teacher), ORACLES[name](student, teacher), rtol=0.0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["mse", "huber", "kl", "q_mse", "value", "value_l1", "feature", "attention"])
@@ -132,7 +184,7 @@ def test_discrete_nll_is_the_cross_entropy_of_the_best_action():
     """Only the teacher's argmax counts (Rusu et al. 2015, eq. 1)."""
     teacher = PolicyOutput(torch.zeros(2, 1), logits=torch.tensor([[0.1, 3.0, -1.0], [2.0, 0.0, 1.9]]))
     student = PolicyOutput(torch.zeros(2, 1), logits=torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]))
-    expected = torch.nn.functional.cross_entropy(student.logits, torch.tensor([1, 0]), reduction="none")  # type: ignore
+    expected = F.cross_entropy(student.logits, torch.tensor([1, 0]), reduction="none")  # type: ignore
     assert torch.allclose(call("nll", student, teacher), expected)
 
 
@@ -342,7 +394,7 @@ def test_kl_of_two_families_is_refused(make, word):
 
 GRADIENTS = [
     *((name, LossParams(), "gaussian") for name in ("mse", "huber", "nll", "value", "value_l1", "feature")),
-    ("attention", LossParams(), "gaussian"),
+    *((name, LossParams(), "gaussian") for name in ("attention", "predict")),
     *((name, LossParams(temperature=2.0), "choices") for name in ("q_mse", "advantage_mse", "soft_cross_entropy")),
     *(("kl", LossParams(direction=way), family)
       for way in ("forward", "reverse", "jensen_shannon")
@@ -370,3 +422,8 @@ def test_gradients_are_those_of_finite_differences(name, params, family):
         return call(name, student._replace(**dict(zip(read, own, strict=True))), teacher, params)
 
     assert torch.autograd.gradcheck(function, values)
+
+
+def test_every_loss_is_differentiated():
+    """A new loss has its own entry among the gradients."""
+    assert {name for name, _, _ in GRADIENTS} == set(LOSSES)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_teacher import write_teacher
+from tensordict import TensorDict
 from toy_env import RegulatorEnv
 
 from foundation.cli.load_teachers import load_teacher
@@ -145,3 +146,82 @@ def test_two_teachers_are_refused(tmp_path):
         load_teacher(cfg)
     cfg.teacher.checkpoint = str(tmp_path / "model_3.pt")
     assert load_teacher(cfg).num_obs == 2
+
+
+def watching_run(tmp_path: Path, relabel: int | None, env: type[RegulatorEnv] = RegulatorEnv) -> DistillationRunner:
+    """A run that has collected one epoch beside a training whose first teacher is small."""
+    training = tmp_path / "training"
+    training.mkdir()
+    write(training)
+    cfg = DistillationCfg(
+        task="Toy", device="cpu", n_epochs=3, epoch_teacher_forcing=1, num_episodes=16, batch_size=32,
+        num_eval_episodes=16, final_eval_episodes=16,
+    )  # fmt: skip
+    cfg.teacher.watch = str(training)
+    cfg.teacher.activation = "elu"
+    cfg.teacher.relabel = relabel
+    cfg.dataset.chunk_steps = 8
+    cfg.student.obs_groups = ["seen"] if env is TwoGroupsEnv else None
+    cfg.teacher.obs_groups = ["policy"]
+    (tmp_path / "run").mkdir()
+    runner = DistillationRunner(env(8), load_teacher(cfg), cfg, RunDir(tmp_path / "run"), make_eval_env=env)
+    runner.begin()
+    runner.run_epoch(0)
+    return runner
+
+
+class TwoGroupsEnv(RegulatorEnv):
+    """The student sees a group of its own."""
+
+    def get_observations(self) -> TensorDict:
+        obs = super().get_observations()
+        obs["seen"] = obs["policy"][:, :1]
+        return obs
+
+
+@pytest.mark.parametrize("relabel", [None, 0, 1])
+def test_stored_transitions_are_labelled_anew_by_a_newer_teacher(tmp_path, relabel):
+    """All of a small dataset, none of it, or its newest chunk alone: the labels are the newer teacher's actions."""
+    runner = watching_run(tmp_path, relabel)
+    dataset = runner.dataset
+    before = dataset.column("mean").clone()
+    chunks = list(dataset.newest_chunks())
+    assert len(chunks) > 1 and chunks[0] == dataset.chunks_written - 1
+    newer = read(write(tmp_path / "training", scale=0.6))
+    runner._look_for_teacher(runner.watch, 1)
+    anew = {None: chunks, 0: [], 1: chunks[:1]}[relabel]
+    for chunk in chunks:
+        found = dataset.column("mean")[chunk]
+        if chunk in anew:
+            assert torch.allclose(found, newer.policy.sequence(dataset.column("obs")[chunk])[0].mean, atol=1e-6)
+            assert not torch.allclose(found, before[chunk], atol=1e-3)
+        else:
+            assert torch.equal(found, before[chunk])
+    again = dataset.column("mean")[chunks].clone()
+    runner._look_for_teacher(runner.watch, 2)
+    assert torch.equal(dataset.column("mean")[chunks], again)
+
+
+def test_a_resumed_run_labels_anew(tmp_path):
+    """What is stored on disk has the labels of its collection: a resumed run gives it those of its teacher."""
+    runner = watching_run(tmp_path, None)
+    runner.resume()
+    newest = next(runner.dataset.newest_chunks())
+    labels = runner.dataset.column("mean")[newest]
+    expected = labels.clone()
+    labels.fill_(7.0)
+    runner._look_for_teacher(runner.watch, 1)
+    assert torch.allclose(runner.dataset.column("mean")[newest], expected, atol=1e-6)
+
+
+def test_labelling_anew_needs_the_teachers_observations(tmp_path):
+    """A teacher that reads what is not stored cannot: by default labels stay, and asked for it is one line."""
+    runner = watching_run(tmp_path, None, TwoGroupsEnv)
+    stored = list(runner.dataset.newest_chunks())
+    before = runner.dataset.column("mean")[stored].clone()
+    write(tmp_path / "training", scale=0.6)
+    runner._look_for_teacher(runner.watch, 1)
+    assert torch.equal(runner.dataset.column("mean")[stored], before)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match=r"distill\.teacher\.relabel=5 is not possible: .*does not read what the stud"):
+        watching_run(tmp_path / "other", 5, TwoGroupsEnv)
