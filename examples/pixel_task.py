@@ -53,4 +53,4 @@ def make(render_mode: str | None = "rgb_array") -> gymnasium.Env:
     return Pixels(AddRenderObservation(env, render_only=False, render_key="pixels", obs_key="state"))
 
 
-gymnasium.register("CartPole-Pixels-v0", entry_point=make, max_episode_steps=500, reward_threshold=475.0)
+gymnasium.register("CartPole-Pixels-v0", entry_point=f"{__name__}:make", max_episode_steps=500, reward_threshold=475.0)
