@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -210,3 +213,27 @@ def test_distributed_without_torchrun(teacher: Path, tmp_path: Path) -> None:
     assert one.code == none.code == 0
     students = [run_folder(tmp_path / name) / "final_student.pt" for name in ("one", "none")]
     assert differing(*students) == []
+
+
+@pytest.mark.slow
+def test_torchrun_starts_it_and_ctrl_c_stops_it(teacher: Path, tmp_path: Path) -> None:
+    """The command of the documentation ends well; SIGINT to torchrun stops both processes, which say so once."""
+    script = Path(__file__).resolve().parents[2] / "foundation" / "rsl_rl" / "distillation.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    argv = [*command, *small(teacher, n_epochs=2), "--distributed"]
+    done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Best student") == 1
+    argv = [*command, *small(teacher, n_epochs=1000), "--distributed"]
+    output = tmp_path / "stopped.txt"
+    with output.open("w") as file:
+        process = subprocess.Popen(argv, cwd=tmp_path, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 100.0
+    while "Epoch 2/" not in output.read_text():
+        assert process.poll() is None and time.monotonic() < deadline, output.read_text()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.wait(20.0)
+    text = output.read_text()
+    assert text.count("SIGINT: saving and leaving") == text.count("Stopped (SIGINT) after epoch") == 1, text
