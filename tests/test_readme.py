@@ -124,7 +124,7 @@ def test_flags_in_the_text_exist(page: str) -> None:
 @pytest.mark.parametrize("page", WRITTEN)
 def test_keys_in_the_text_exist(page: str) -> None:
     """``distill.a.b`` is a field, of some student where it is a student's; ``experiment=`` has a file."""
-    for key in set(re.findall(r"distill\.([a-z_.]+[a-z])", text_of(page))):
+    for key in set(re.findall(r"distill\.([a-z0-9_.]+[a-z])", text_of(page))):
         if key in OF_EXAMPLES:
             continue
         cfg = DistillationCfg()
