@@ -80,9 +80,10 @@ def _joints(joints: Joints | None) -> dict[str, Json]:
         "stiffness": joints.stiffness,
         "damping": joints.damping,
     }
-    return {"joint_names": list(joints.names)} | {
-        name: None if values is None else list(values) for name, values in listed.items()
-    }
+    entries: dict[str, Json] = {"joint_names": list(joints.names)}
+    for name, values in listed.items():
+        entries[name] = None if values is None else list(values)
+    return entries
 
 
 def _action(field: Field, start: int, description: Description) -> dict[str, Json]:
