@@ -147,3 +147,28 @@ def test_a_game_whose_package_is_missing_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"--games MinAtar/Breakout-v1: .*pip install -e \.\[gymnasium\]"):
         rusu.main(["--folder", str(tmp_path), "--out", str(tmp_path / "page")])
     assert not list(tmp_path.glob("teacher*"))
+
+
+def test_a_study_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
+    """What ended before the stop is not run again; the run that was stopped is, and then the others."""
+    runs: list[tuple] = []
+
+    def distil(study, game, share, loss, seed):
+        runs.append((share, loss, seed))
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+        return {"score": 1.0, "ordinary_score": 1.0, "ordinary_teacher_return": 500.0, "parameters": 70}
+
+    sizes = {"checkpoint": "teacher.zip", "num_obs": 4, "num_choices": 2, "parameters": 1000}
+    monkeypatch.setattr(rusu.Study, "check_packages", lambda study: None)
+    monkeypatch.setattr(rusu.Study, "train", lambda study, game: sizes)
+    references = {"teacher_return": 480.0, "random_return": 20.0}
+    monkeypatch.setattr(rusu.Study, "measure_references", lambda study, game: references)
+    monkeypatch.setattr(rusu.Study, "distil", distil)
+    words = ["--folder", str(tmp_path / "study"), "--out", str(tmp_path / "page"), "--games", "CartPole-v1"]
+    with pytest.raises(KeyboardInterrupt):
+        rusu.main([*words, "--seeds", "0"])
+    assert runs == [(0.07, "q_mse", 0), (0.07, "nll", 0), (0.07, "kl", 0)]
+    rusu.main([*words, "--seeds", "0"])
+    assert runs[3:] == [(0.07, "kl", 0), *((share, "kl", 0) for share in rusu.SHARES if share != 0.07)]
+    assert "teacher.zip" not in (tmp_path / "page.json").read_text()
