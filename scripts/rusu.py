@@ -36,7 +36,7 @@ DISTIL = "foundation/rsl_rl/distillation.py"
 PARTS = ("losses", "compression", "multi_task", "joint")
 LOSSES = ("q_mse", "nll", "kl")
 """The three of the paper, in its order."""
-SHARES = (0.25, 0.07, 0.04, 0.01, 0.003, 0.001)
+SHARES = (0.25, 0.07, 0.04, 0.01, 0.003, 0.001, 0.0004, 0.0002)
 """Parameters of the student as a share of the teacher's: the paper's three, and smaller until it breaks."""
 COMPRESSION_LOSS = "kl"
 """Loss of the students of all sizes: the paper's best."""
@@ -172,7 +172,7 @@ class Study:
         for loss in LOSSES if "losses" in self.args.parts else ():
             name = f"losses {game.task} {loss} s{seed}"
             found.append((name, lambda loss=loss: self.distil(game, LOSS_SHARE, loss, seed)))
-        for share in SHARES if "compression" in self.args.parts else ():
+        for share in self.shares(game) if "compression" in self.args.parts else ():
             name = f"compression {game.task} {share:g} s{seed}"
             found.append((name, lambda share=share: self.compress(game, share, seed)))
         return found
@@ -270,6 +270,11 @@ class Study:
             with opened(name) as env:
                 found[name] = self.scored(GAMES[name], self.mean_from_starts(env, GAMES[name], actor))
         return {"parameters": policy.num_parameters, "tasks": found}
+
+    def shares(self, game: Game) -> list[float]:
+        """Return the shares whose students differ: below a layer of one unit there are none."""
+        widths = [self.width(game, share) for share in SHARES]
+        return [share for share, width, wider in zip(SHARES, widths, [0, *widths], strict=False) if width != wider]
 
     def width(self, game: Game, share: float) -> int:
         """Return the width of the hidden layers of a student of a game."""

@@ -87,6 +87,8 @@ def test_runs_of_a_study_differ_in_name_and_cover_every_game(tmp_path):
     """Two games, two seeds: losses and sizes of each, none of them twice."""
     args = rusu.parse(["--games", "CartPole-v1", "Acrobot-v1", "--seeds", "0", "1", "--folder", str(tmp_path)])
     study = rusu.Study(args)
+    for game in args.games:
+        study.stages.done[f"teacher {game}"] = {"num_obs": 4, "num_choices": 2, "parameters": 67_586}
     names = [name for seed in args.seeds for game in study.games for name, _ in study.runs(game, seed)]
     assert len(names) == len(set(names)) == 2 * 2 * (len(rusu.LOSSES) + len(rusu.SHARES))
 
@@ -159,7 +161,7 @@ def test_a_study_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return {"score": 1.0, "ordinary_score": 1.0, "ordinary_teacher_return": 500.0, "parameters": 70}
 
-    sizes = {"checkpoint": "teacher.zip", "num_obs": 4, "num_choices": 2, "parameters": 1000}
+    sizes = {"checkpoint": "teacher.zip", "num_obs": 4, "num_choices": 2, "parameters": 67_586}
     monkeypatch.setattr(rusu.Study, "check_packages", lambda study: None)
     monkeypatch.setattr(rusu.Study, "train", lambda study, game: sizes)
     references = {"teacher_return": 480.0, "random_return": 20.0}
@@ -172,3 +174,12 @@ def test_a_study_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     rusu.main([*words, "--seeds", "0"])
     assert runs[3:] == [(0.07, "kl", 0), *((share, "kl", 0) for share in rusu.SHARES if share != 0.07)]
     assert "teacher.zip" not in (tmp_path / "page.json").read_text()
+
+
+def test_sizes_below_a_layer_of_one_unit_are_left_out(tmp_path):
+    """Of 400 numbers one unit has at least 401 weights, 0.12 % of the teacher: smaller shares are the same."""
+    study = rusu.Study(rusu.parse(["--games", "MinAtar/Breakout-v1", "--folder", str(tmp_path)]))
+    study.stages.done["teacher MinAtar/Breakout-v1"] = {"num_obs": 400, "num_choices": 3, "parameters": 337_411}
+    game = study.games[0]
+    assert study.shares(game) == [0.25, 0.07, 0.04, 0.01, 0.003, 0.001]
+    assert study.width(game, 0.001) == study.width(game, 0.0002) == 1
