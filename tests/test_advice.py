@@ -55,7 +55,7 @@ def test_flags_that_are_named_exist() -> None:
 
 def test_keys_that_are_named_exist() -> None:
     """``distill.a.b``, and ``a.b`` of a part of the config, is a field, of some student where it is a student's."""
-    pattern = re.compile(rf"(?:\bdistill\.|(?<![\w.])(?={PARTS}))((?:{PARTS})(?:\.[a-z_]+)+)(?![\w.]*\()")
+    pattern = re.compile(rf"(?:\bdistill\.|(?<![\w.])(?={PARTS}))((?:{PARTS})(?:\.[a-z_][a-z0-9_]*)+)(?![\w.]*\()")
     found = {key: place for place, text in texts() if place.split("/")[0] != "config" for key in pattern.findall(text)}
     keys = {key: place for key, place in found.items() if key.rpartition(".")[2] not in FILES}
     assert len(keys) > 50
