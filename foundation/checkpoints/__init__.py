@@ -24,6 +24,7 @@ import torch
 from foundation.checkpoints.as_is import load_as_is
 from foundation.checkpoints.reading.agent_config import AgentConfig
 from foundation.checkpoints.reading.assembler import expect
+from foundation.checkpoints.reading.joint_order import with_joint_order
 from foundation.checkpoints.reading.loading import EXPORT_IT, LoadedPolicy, Overrides, Source, report_unknown, unwrapped
 from foundation.checkpoints.reading.outputs import take_outputs_as_given
 from foundation.checkpoints.reading.vecnormalize import bare_moments
@@ -80,11 +81,11 @@ def load_policy(path: str | Path, overrides: Overrides) -> LoadedPolicy:
     head = _head(file)
     if overrides.run_as_is:
         source.agent = AgentConfig.beside(file, overrides.agent_config)
-        return _checked(load_as_is(source, head), source)
+        return with_joint_order(_checked(load_as_is(source, head), source), source)
     for module in _modules("load_file"):
         if module.recognise_file(file, head):
             source.agent = AgentConfig.beside(file, overrides.agent_config)
-            return _checked(module.load_file(source), source)
+            return with_joint_order(_checked(module.load_file(source), source), source)
     checkpoint = {name: _unwrapped(value) for name, value in load_checkpoint(file).items()}
     source.agent = AgentConfig.beside(file, overrides.agent_config)
     for module in _modules("load"):
@@ -95,6 +96,7 @@ def load_policy(path: str | Path, overrides: Overrides) -> LoadedPolicy:
                 report_unknown(unknown, f"'{file}'", overrides.strict)
             policy = _checked(module.load(checkpoint, source), source)
             _refuse_moments_beside(policy, source)
+            policy = with_joint_order(policy, source, checkpoint)
             return replace(policy, info=replace(policy.info, env_state=read_env_state(checkpoint, f"'{file}'")))
     shown = ", ".join(f"'{key}'" for key in sorted(checkpoint)[:6]) or "nothing"
     advice = EXPORT_IT if _holds_tensors(checkpoint) else "Check the path"

@@ -138,6 +138,7 @@ def _loaded(source: Source, graph: OnnxGraph, network: PolicyNetwork, observatio
         image_groups=images,
         image_shapes={name: graph.inputs[name][1:] for name in images} or None,
         more={"producer": graph.producer},
+        joint_order=graph.joint_names,
     )
     ordered = None if groups is None else [name for name in groups if name not in images] + images
     return policy.with_groups(ordered)

@@ -12,12 +12,15 @@ from foundation.core.files import load_checkpoint
 from foundation.engines.base import VecEnv
 from foundation.policies.actors import PolicyActor
 from foundation.policies.obs_groups import teacher_selector
+from foundation.rollout.joints import fit_joints
 from foundation.teachers import TeacherPolicyWrapper
 from foundation.teachers.manifest import is_one_file
 
 logger = logging.getLogger("foundation.play")
 
-_SETTINGS = ("activation", "distribution", "outputs", "head", "action_range", "strict", "obs_groups", "obs_slice")
+_SETTINGS = (
+    "activation", "distribution", "outputs", "head", "action_range", "strict", "obs_groups", "joint_order"
+)  # fmt: skip
 """What a run's config says of its teacher's checkpoint."""
 
 
@@ -40,7 +43,9 @@ def find_teacher(played: PlayedPolicy, typed: str | None) -> TeacherPolicyWrappe
         logger.warning("the teacher is left out, as %s: --teacher FILE names one", what)
         return None
     said = {name: settings[name] for name in _SETTINGS if settings.get(name) is not None}
-    return TeacherPolicyWrapper(spec, played.device, **said)
+    teacher = TeacherPolicyWrapper(spec, played.device, **said)
+    teacher.obs_slice = settings.get("obs_slice") or teacher.obs_slice
+    return teacher
 
 
 def _of_run(played: PlayedPolicy) -> dict[str, Any]:
@@ -70,4 +75,6 @@ def teacher_actor(teacher: TeacherPolicyWrapper, env: VecEnv, task: str) -> Poli
             f"the teacher has {teacher.num_actions} actions but the task '{task}' takes {env.num_actions}: "
             "--teacher FILE names another one"
         )
+    for line in fit_joints(teacher, env, task, list(selector.groups), teacher.obs_slice):
+        logger.info("%s", line)
     return PolicyActor(teacher, selector)

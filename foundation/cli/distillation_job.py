@@ -34,6 +34,7 @@ from foundation.core.errors import UserError
 from foundation.dataset.disk.writer import refuse_dataset_in_use
 from foundation.engines import select_engine
 from foundation.engines.base import AgentCfg, Engine, EnvCapabilities, EnvCfg, LaunchRequest, VideoRequest
+from foundation.rollout.joints import fit_joints
 from foundation.runs.changed_settings import changed_processes, changed_settings
 from foundation.runs.metrics_writer import MetricsWriter
 from foundation.runs.run_dir import RunDir
@@ -181,6 +182,10 @@ class Job:
         bind_code(cfg, session.agent_cfg, teacher, env)
         choose_groups(cfg, session.agent_cfg, teacher, obs)
         print(groups_line(cfg, obs))
+        for line in fit_joints(
+            teacher, env, cfg.task or "", cfg.teacher.obs_groups or ["policy"], cfg.teacher.obs_slice
+        ):
+            print(line)
         for name, group in EnvCapabilities.of(env).derived_groups.items():
             print(f"Observation group '{name}': {group.size} columns of {group.line()}")
         discrete = choose_discrete(cfg, self.resolved.choices, teacher, env)

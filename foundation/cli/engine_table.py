@@ -54,9 +54,9 @@ class EngineTable:
 
     def table(self, title: str) -> Table:
         """Lay the figures out, an engine a row."""
-        table = Table(title=title, box=box.ROUNDED, title_justify="left")
+        table = Table(title=title, box=box.ROUNDED, title_justify="left", pad_edge=False)
         table.add_column("engine", no_wrap=True)
-        for name in ("return", "success", "teacher's", "of teacher's", "episodes"):
+        for name in ("return", "success", "teacher's", "ratio [%]", "episodes"):
             table.add_column(name, justify="right")
         for engine, figures in self.flown.items():
             teacher = figures.get("teacher")
@@ -232,7 +232,7 @@ def _ratio(figures: dict[str, Any]) -> str:
     interval = figures.get("return_ratio_interval_95")
     if ratio is None:
         return "-"
-    return f"{100.0 * ratio:.2f} %" + ("" if interval is None else f" ± {100.0 * interval:.2f}")
+    return f"{100.0 * ratio:.2f}" + ("" if interval is None else f" ± {100.0 * interval:.2f}")
 
 
 def _text(path: Path | None) -> str | None:

@@ -16,6 +16,7 @@ from foundation.engines.base import AgentCfg, Engine, EnvCapabilities, EnvCfg, V
 from foundation.policies.actors import PolicyActor
 from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.evaluate import evaluate
+from foundation.rollout.joints import fit_joints
 from foundation.runs.context import EVAL_SEED
 from foundation.runs.run_dir import RunDir
 from foundation.runs.run_teachers import Teacher
@@ -118,7 +119,7 @@ def code_changed(run: RunDir, teacher: Teacher) -> None:
 
 def _overrides(cfg: DistillationCfg) -> dict[str, Any]:
     """Return what the user has set about the checkpoint, which takes precedence over its config."""
-    names = ("activation", "distribution", "outputs", "head", "action_range", "strict")
+    names = ("activation", "distribution", "outputs", "head", "action_range", "strict", "joint_order")
     as_is = ("run_as_is", "num_obs", "input_sizes")
     return {name: getattr(cfg.teacher, name) for name in (*names, *as_is)}
 
@@ -246,6 +247,7 @@ def _measure(session: Session, cfg: DistillationCfg, teacher: TeacherEnsemble) -
         choose_groups(own, session.agent_cfg, teacher, env.get_observations())
         selector = ObsSelector(own.teacher.obs_groups or ["policy"], own.teacher.obs_slice)
         selector.check(env.get_observations(), "teacher", teacher.num_obs)
+        fit_joints(teacher, env, cfg.task or "", list(selector.groups), own.teacher.obs_slice)
         actor = PolicyActor(teacher, selector)
         result = evaluate(env, actor, env.num_envs, cfg.seed + EVAL_SEED, teacher_of=assignment.index)
     assert result.teacher is not None

@@ -24,6 +24,7 @@ from foundation.core.registry import refuse_untyped
 from foundation.engines.base import EnvCapabilities, VecEnv
 from foundation.policies.actors import Actor, PolicyActor, RandomActor, ZeroActor
 from foundation.policies.obs_groups import ObsSelector, teacher_selector
+from foundation.rollout.joints import fit_joints
 from foundation.runs.run_dir import RunDir
 from foundation.teachers import TeacherPolicyWrapper
 from foundation.teachers.code import CodeTeacher, is_code
@@ -138,6 +139,8 @@ class PlayedPolicy:
                 "it was trained on another task"
             )
         check_choices(policy.num_choices, env, f"the task '{self.task}'", "policy")
+        for line in fit_joints(policy, env, self.task, list(selector.groups), policy.obs_slice):
+            print(line)
         return PolicyActor(policy, selector), selector
 
     def _trained_elsewhere(self) -> str:

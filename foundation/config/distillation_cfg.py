@@ -85,6 +85,10 @@ class TeacherCfg:
     """Observation groups, concatenated in order. None: the agent config's."""
     obs_slice: list[int] | None = None
     """``[a, b]``: only these columns of the concatenated groups."""
+    joint_order: list[str] | None = None
+    """Joints in the teacher's order, in the environment's names, where it was trained in another order than the
+    environment's; bodies after them. None: as its file, or an export or ``deploy.yaml`` beside it, states it; ``[]``:
+    columns and actions are taken as they are."""
     activation: str | None = None
     """Activation of the checkpoint's networks (``--teacher_activation``). None: read from ``params/agent.yaml``
     beside it. Refused where the file fixes it (ONNX, TorchScript, HDF5, our own students)."""

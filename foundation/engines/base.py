@@ -187,6 +187,11 @@ class EnvCapabilities:
     """(lowest, highest) value of each continuous action. None: unknown; random actions are then within [-1, 1]."""
     observation_terms: Mapping[str, tuple[Field, ...]] = field(default_factory=dict)
     """Observation group -> its columns by name: ``{"policy": {"base_lin_vel": 3, "base_ang_vel": 3}}``, or fields."""
+    joint_names: Sequence[str] = ()
+    """Joint that each action drives, in order. Empty: the environment's managers know them, or nobody."""
+    joint_terms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Term of the observations, ``joint_pos`` or ``policy.joint_pos`` -> the joint or body of each of its columns,
+    where its own name does not show that it has a number for each joint."""
     derived_groups: Mapping[str, DerivedGroup] = field(default_factory=dict)
     """Groups that were made of the environment's own (``distill.obs``), by name."""
     one_per_process: bool = False
@@ -239,6 +244,8 @@ class EnvCapabilities:
             observation_terms=read(
                 "observation_terms", _terms, "a mapping: group -> {term: number of columns, ...} or fields", {}
             ),
+            joint_names=read("joint_names", _texts, "a list of names", ()),
+            joint_terms=read("joint_terms", _joint_terms, "a mapping: term -> [joint or body of each column]", {}),
             derived_groups=read("derived_groups", dict, "a mapping: group -> DerivedGroup", {}),
             one_per_process=bool(declared("one_per_process")),
             can_render=callable(declared("render")),
@@ -319,6 +326,10 @@ def _terms(value: Mapping[Any, Any]) -> dict[str, tuple[Field, ...]]:
             raise TypeError(terms)
         found[_text(group)] = tuple(listed)
     return found
+
+
+def _joint_terms(value: Mapping[Any, Any]) -> dict[str, tuple[str, ...]]:
+    return {_text(term): _texts(names) for term, names in value.items()}
 
 
 def _counts(value: Iterable[Any]) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from foundation.config.distillation_cfg import TeacherCfg
 from foundation.core.errors import UserError
@@ -26,7 +27,10 @@ ROUNDING = 1e-5
 
 
 def check_teacher(
-    results: dict[str, EvaluationResult], cfg: TeacherCfg, solved_return: float | None = None
+    results: dict[str, EvaluationResult],
+    cfg: TeacherCfg,
+    solved_return: float | None = None,
+    joints: Sequence[str] = (),
 ) -> list[str]:
     """Stop a run whose teacher is no better than no policy, and warn of one that is barely better.
 
@@ -40,6 +44,7 @@ def check_teacher(
         results: Episodes of ``teacher``, ``zero`` and ``random``.
         cfg: ``min_return`` and ``check``.
         solved_return: The mean return at which the task counts as solved, where it declares one.
+        joints: Joints of the actions, where they have names: the teacher's may be in another order.
 
     Returns:
         Lines to warn with.
@@ -51,10 +56,11 @@ def check_teacher(
     teacher = results["teacher"]
     zero = results["zero"]
     random = results["random"]
+    causes = _causes(cfg, joints)
     score = teacher.mean_return
     if cfg.min_return is not None and score < cfg.min_return:
         raise UserError(
-            f"The teacher's mean return is {score:.2f}, below --teacher_min_return {cfg.min_return:g}: {_causes(cfg)}"
+            f"The teacher's mean return is {score:.2f}, below --teacher_min_return {cfg.min_return:g}: {causes}"
         )
     finding = ""
     if not is_above(teacher, random):
@@ -67,17 +73,17 @@ def check_teacher(
         finding = f"The teacher's mean return, {figures}"
     if finding and cfg.check:
         raise UserError(
-            f"{finding}: {_causes(cfg)} distill.teacher.check=false goes on all the same; --num_eval_episodes "
+            f"{finding}: {causes} distill.teacher.check=false goes on all the same; --num_eval_episodes "
             f"(now {len(teacher.returns)}) makes the figures sharper."
         )
     if finding:
-        return [f"{finding}: {_causes(cfg)}"]
+        return [f"{finding}: {causes}"]
     warnings = _barely_better(results, solved_return)
     if teacher.success is not None and not bool(teacher.success.any()):
         warnings.append(
             f"The teacher's success is 0 % in {len(teacher.returns)} episodes: a student learns no more than it knows."
         )
-    return [f"{' '.join(warnings)} If that is not what you expect, {_causes(cfg)}"] if warnings else []
+    return [f"{' '.join(warnings)} If that is not what you expect, {causes}"] if warnings else []
 
 
 def _barely_better(results: dict[str, EvaluationResult], solved_return: float | None) -> list[str]:
@@ -124,11 +130,15 @@ def _number(value: float) -> str:
     return f"{value:.2g}" if 0.0 < abs(value) < 0.1 else f"{value:.2f}"
 
 
-def _causes(cfg: TeacherCfg) -> str:
+def _causes(cfg: TeacherCfg, joints: Sequence[str]) -> str:
     groups = f" (now {', '.join(cfg.obs_groups)})" if cfg.obs_groups else ""
     path = f" '{cfg.checkpoint}'" if isinstance(cfg.checkpoint, str) and is_one_file(cfg.checkpoint) else ""
+    named = [name for name in joints if name]
+    order = ""
+    if named and cfg.joint_order is None:
+        order = f"the order of its joints (distill.teacher.joint_order=[...]; here it is {', '.join(named)}), "
     return (
-        f"check its observation groups distill.teacher.obs_groups{groups} and their order, its normaliser, its "
+        f"check its observation groups distill.teacher.obs_groups{groups} and their order, {order}its normaliser, its "
         "activation (distill.teacher.activation) and the scale and clipping of its actions; "
         f"{command_name('teacher_info.py')}{path} prints what was understood of it."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -12,13 +12,16 @@ from foundation.export.bundle import run_config
 from foundation.export.joints import Joints, joints_of
 
 
-def deploy_values(description: Description, checkpoint: Path) -> dict[str, Json]:
+def deploy_values(
+    description: Description, checkpoint: Path, joint_order: Sequence[str] | None = None
+) -> dict[str, Json]:
     """Return the file's content.
 
     Args:
         description: What the policy reads and gives.
         checkpoint: Where it was read from: the run's ``params/env.yaml`` beside it says what Isaac Lab's managers do to
             observations and actions.
+        joint_order: Joints in the order of the policy's actions and columns, where it is known.
     """
     env = run_config(checkpoint, "env.yaml")
     choices = description.num_choices
@@ -40,6 +43,8 @@ def deploy_values(description: Description, checkpoint: Path) -> dict[str, Json]
     }
     if description.duties:
         values["observation_duties"] = list(description.duties)
+    if joint_order:
+        values["joint_order"] = list(joint_order)
     starts = [sum(field.size for field in description.actions[:index]) for index in range(len(description.actions))]
     actions = {
         field.name: _action(field, start, description) for field, start in zip(description.actions, starts, strict=True)
@@ -52,10 +57,10 @@ def deploy_values(description: Description, checkpoint: Path) -> dict[str, Json]
     }
 
 
-def to_deploy_yaml(description: Description, checkpoint: Path) -> str:
+def to_deploy_yaml(description: Description, checkpoint: Path, joint_order: Sequence[str] | None = None) -> str:
     """Return the file's text; see :func:`deploy_values`."""
     head = "# Written by foundation. Sizes, units and frames of what the exported policy reads and gives.\n"
-    return head + yaml.safe_dump(deploy_values(description, checkpoint), sort_keys=False, width=100)
+    return head + yaml.safe_dump(deploy_values(description, checkpoint, joint_order), sort_keys=False, width=100)
 
 
 _OBSERVATION_KEYS = ("scale", "clip", "history_length", "noise")

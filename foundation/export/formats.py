@@ -261,13 +261,14 @@ def _check_so(bundle: Bundle, folder: Path, files: list[str]) -> Check:
 
 
 def _write_yaml(bundle: Bundle, folder: Path) -> list[str]:
-    (folder / "deploy.yaml").write_text(to_deploy_yaml(bundle.description, Path(bundle.info.path)), encoding="utf-8")
+    text = to_deploy_yaml(bundle.description, Path(bundle.info.path), bundle.info.joint_order)
+    (folder / "deploy.yaml").write_text(text, encoding="utf-8")
     return ["deploy.yaml"]
 
 
 def _check_yaml(bundle: Bundle, folder: Path, files: list[str]) -> Check:
     read = yaml.safe_load((folder / files[0]).read_text(encoding="utf-8"))
-    if read != deploy_values(bundle.description, Path(bundle.info.path)):
+    if read != deploy_values(bundle.description, Path(bundle.info.path), bundle.info.joint_order):
         raise UserError(f"{files[0]} reads back as something else than was written.")
     return Check("YAML", None)
 

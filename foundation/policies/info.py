@@ -62,6 +62,10 @@ class PolicyInfo:
     """Bound of its actions outside of it, where one is known."""
     agent_config: str | None = None
     """The run's config that was read beside it."""
+    joint_order: list[str] | None = None
+    """Joints in the order of its actions and of its columns, and bodies after them. None: not stated anywhere."""
+    joint_order_from: str | None = None
+    """Where that is stated."""
     derived: dict[str, DerivedGroup] = field(default_factory=dict)
     """Those of the groups that are made of others (``distill.obs``), as it was trained on them."""
     env_state: EnvState | None = None
@@ -77,4 +81,6 @@ class PolicyInfo:
         state = plain.pop("env_state")
         if state is not None:
             plain["env_state"] = state.to_plain()
+        if self.joint_order is None:
+            del plain["joint_order"], plain["joint_order_from"]
         return copy.deepcopy(plain | ({"derived_groups": derived} if derived else {}) | more)

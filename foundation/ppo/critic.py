@@ -56,6 +56,10 @@ class ValueFunction(EpisodeState):
         if not isinstance(policy, ActorCritic) or critic is None or critic.trunk is None:
             why = "has no critic" if critic is None else "has a critic that shares the actor's layers"
             raise UserError(f"finetune.critic.init=teacher: teacher '{teacher.info.path}' {why}: use fresh")
+        if teacher.joints is not None:
+            raise UserError(
+                "finetune.critic.init=teacher: its critic reads joints in another order than here: use fresh"
+            )
         own = copy.deepcopy(critic)
         assert own.trunk is not None
         value = cls(own.trunk, own.scaler, copy.deepcopy(policy.normalizer))

@@ -16,6 +16,7 @@ from foundation.config.finetune_cfg import FinetuneCfg
 from foundation.config.plain import to_plain
 from foundation.core.errors import UserError, reading
 from foundation.engines.base import EnvCapabilities, MakeEvalEnv, VecEnv, env_state_entry
+from foundation.engines.joint_terms import joint_columns
 from foundation.learning.learner import LearningStats
 from foundation.policies.actors import Actor, PolicyActor
 from foundation.ppo.finetune_setup import FinetuneSetup
@@ -285,6 +286,8 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
     def student_checkpoint(self, epoch: int, evaluation: dict[str, float] | None = None) -> dict[str, Any]:
         """Return what rebuilds the policy, in the format of a distilled student."""
         obs = self.student_obs
+        columns = joint_columns(self.env, self.cfg.task or "", self.env.get_observations())
+        joints = [] if columns is None else columns.names
         derived = write_derived(EnvCapabilities.of(self.env).derived_groups, obs.groups)
         return {
             "epoch": epoch + 1,
@@ -297,6 +300,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
             "obs_slice": None if obs.obs_slice is None else list(obs.obs_slice),
             **({"derived_groups": derived} if derived else {}),
             **env_state_entry(self.env),
+            **({"joint_order": joints} if joints else {}),
             "clip_actions": self.agent.clip_actions,
             "task": self.cfg.task,
             "evaluation": evaluation or {},

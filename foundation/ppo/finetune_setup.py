@@ -9,6 +9,8 @@ import torch
 from foundation.config.finetune_cfg import FinetuneCfg
 from foundation.core.errors import UserError
 from foundation.engines.base import EnvCapabilities, VecEnv
+from foundation.engines.joint_terms import action_joints
+from foundation.policies.info import PolicyInfo
 from foundation.policies.obs_groups import ObsSelector, teacher_selector
 from foundation.ppo.actor import DEFAULT_STD, StartPolicy, fresh_actor, load_start, set_std, std_of_entropy
 from foundation.ppo.consolidation import Consolidation, fisher_diagonal
@@ -16,6 +18,7 @@ from foundation.ppo.critic import ValueFunction
 from foundation.ppo.replay import Replay
 from foundation.ppo.retention import FrozenTeacher, Retention, distillation_terms
 from foundation.ppo.settings import AgentSettings
+from foundation.rollout.joints import fit_joints
 from foundation.students.base import Student
 from foundation.students.observations import student_selector
 from foundation.teachers import TeacherPolicyWrapper
@@ -87,9 +90,21 @@ class FinetuneSetup:
                 f"'{cfg.checkpoint}' has {actor.num_actions} actions but the task '{cfg.task}' takes "
                 f"{self.env.num_actions}: it was trained on another task"
             )
+        if start is not None:
+            self._refuse_other_joints(start.info)
         self.student = actor.to(self.device)
         self._has_std = start is not None and start.had_std
         self.fits_normalizer = start is None and cfg.student.obs_normalization
+
+    def _refuse_other_joints(self, info: PolicyInfo) -> None:
+        """Refuse a policy whose weights are in another order of joints: it is trained on, and not only run."""
+        here = [name for name in action_joints(self.env) if name]
+        theirs = [name for name in info.joint_order or () if name in here]
+        if info.joint_order and here and theirs != here:
+            raise UserError(
+                f"'{info.path}' has its joints in another order than the task '{self.cfg.task}': distil it into a "
+                "student of this task first (distillation.py --teacher_checkpoint), and fine-tune that"
+            )
 
     def _refuse_discrete_task(self) -> None:
         if EnvCapabilities.of(self.env).action_choices is not None:
@@ -128,9 +143,17 @@ class FinetuneSetup:
                 selector.check(obs, "teacher", teacher.num_obs)
             except UserError:
                 continue
-            return selector
+            return self._with_joints(name, teacher, selector)
         selector = teacher_selector(teacher, obs, asked or named[0], columns)
         selector.check(obs, "teacher", teacher.num_obs, key=f"finetune.teacher.groups.{name}")
+        return self._with_joints(name, teacher, selector)
+
+    def _with_joints(self, name: str, teacher: TeacherPolicyWrapper, selector: ObsSelector) -> ObsSelector:
+        """Return the selector, once the teacher's joints are in this environment's order."""
+        known = teacher.joints is not None
+        for line in fit_joints(teacher, self.env, self.cfg.task or "", selector.groups, selector.obs_slice):
+            if not known:
+                log.info("teacher '%s': %s", name, line)
         return selector
 
     @torch.no_grad()

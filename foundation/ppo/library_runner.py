@@ -15,6 +15,7 @@ import torch
 from foundation.core.errors import UserError
 from foundation.core.files import atomic_torch_save, load_checkpoint
 from foundation.engines.base import env_state_entry
+from foundation.engines.joint_terms import action_joints
 from foundation.ppo.versions import (
     agent_dict,
     check_version,
@@ -93,6 +94,7 @@ class RslRlRunner:
         except RuntimeError as error:
             _name_whole_observations(env, error)
             raise
+        self._joint_order = list(action_joints(env))
         self.on_iteration: Callable[[int], None] | None = None
         self._returns: Collection[float] = ()
         self._init_output(env.num_actions)
@@ -245,6 +247,8 @@ class RslRlRunner:
             if getattr(alg, "rnd", None):
                 state["rnd_state_dict"] = alg.rnd.state_dict()
                 state["rnd_optimizer_state_dict"] = alg.rnd_optimizer.state_dict()
+        if self._joint_order:  # a policy that teaches where joints are in another order is permuted by it
+            infos = {**(infos or {}), "joint_order": self._joint_order}
         entry = env_state_entry(self.runner.env)
         return {**state, "iter": self.iteration, "infos": {**(infos or {}), **entry} if entry else infos}
 

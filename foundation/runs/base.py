@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -203,6 +203,8 @@ class Runner(RunLoop[DistillationCfg, Reporter, Collected]):
     learner: Learner
     student_obs: ObsSelector
     early_stopping: EarlyStopping
+    joint_order: Sequence[str] = ()
+    """Joints of the environment, those of its actions first, and bodies, where they have names."""
     derived_groups: Mapping[str, DerivedGroup]
     """Observation groups that were made for the student (``cfg.obs``), by name."""
     label_bound: float | None
@@ -273,6 +275,7 @@ class Runner(RunLoop[DistillationCfg, Reporter, Collected]):
             "obs_groups": list(obs.groups),
             "obs_slice": None if obs.obs_slice is None else list(obs.obs_slice),
             **({"derived_groups": derived} if derived else {}),
+            **({"joint_order": list(self.joint_order)} if self.joint_order else {}),
             "clip_actions": self.label_bound,
             "task": self.cfg.task,
             "evaluation": evaluation or {},

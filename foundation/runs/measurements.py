@@ -9,6 +9,7 @@ from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.distributed import Ranks
 from foundation.core.stopwatch import Stopwatch
 from foundation.engines.base import EnvCapabilities, MakeEvalEnv, VecEnv, curriculum_kept
+from foundation.engines.joint_terms import action_joints
 from foundation.evaluation.divergence import DivergenceProbe
 from foundation.evaluation.robustness import Robustness, measure_robustness
 from foundation.evaluation.teacher_check import check_teacher
@@ -173,7 +174,7 @@ class Measurements:
 
     def _check(self, results: dict[str, EvaluationResult]) -> None:
         solved = EnvCapabilities.of(self.collecting_env).solved_return
-        for warning in check_teacher(results, self.cfg.teacher, solved):
+        for warning in check_teacher(results, self.cfg.teacher, solved, action_joints(self.collecting_env)):
             self.context.reporter.warn(warning)
 
     def _keep(self, results: dict[str, EvaluationResult]) -> None:

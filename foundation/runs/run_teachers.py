@@ -304,7 +304,10 @@ def fingerprint(teacher: Any) -> str:
     """
     describe = getattr(teacher, "describe", dict)
     understood = describe()
-    digest = hashlib.sha256(repr([understood.get(name) for name in _OF_A_POLICY]).encode())
+    parts = [understood.get(name) for name in _OF_A_POLICY]
+    if understood.get("joint_order"):  # left out where none is stated: runs from before it was read go on
+        parts.append(understood["joint_order"])
+    digest = hashlib.sha256(repr(parts).encode())
     weights = getattr(teacher, "state_dict", dict)()
     for name in sorted(name for name in weights if not name.startswith("gate.")):
         value = weights[name]

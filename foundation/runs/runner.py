@@ -19,6 +19,7 @@ from foundation.dataset.disk.reader import SavedDataset
 from foundation.dataset.transition import Column, image_column, stored_column
 from foundation.deploy.description import Field
 from foundation.engines.base import EnvCapabilities, MakeEvalEnv, VecEnv, env_state_entry
+from foundation.engines.joint_terms import joint_columns
 from foundation.engines.observation_terms import column_names, observation_terms
 from foundation.evaluation.robustness import robustness_table
 from foundation.learning.early_stopping import EarlyStopping
@@ -93,6 +94,8 @@ class DistillationRunner(Runner[Collection]):
         self.teacher = teacher
         self.label_bound = label_bound
         self.derived_groups = EnvCapabilities.of(env).derived_groups
+        joints = joint_columns(env, cfg.task or "", env.get_observations())
+        self.joint_order = [] if joints is None else joints.names
         self.env_steps = 0
         self.plan = EpochPlan(cfg, has_eval_env=make_eval_env is not None)
         self.mode = self.plan.mode

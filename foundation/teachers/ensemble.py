@@ -18,6 +18,7 @@ from foundation.policies.output import PolicyOutput, map_output
 from foundation.policies.policy_network import PolicyNetwork
 from foundation.teachers.combine import COMBINATIONS, combine, refuse_discrete
 from foundation.teachers.gate import TeacherGate
+from foundation.teachers.joint_order import JointOrder
 from foundation.teachers.manifest import TeacherEntry
 from foundation.teachers.stacked import LoopedNetworks, stack_networks
 from foundation.teachers.wrapper import TeacherPolicyWrapper
@@ -58,6 +59,10 @@ class TeacherEnsemble(PolicyNetwork):
         self.mode = mode
         self.temperature = temperature
         self.names = list(names)
+        self.infos = [teacher.info for teacher in teachers]
+        """Description of each."""
+        self.joints: JointOrder | None = None
+        """Between the orders of their joints and that of the environment. None: they are all the same."""
         self.num_teachers = len(teachers)
         self.vehicles: list[str] = []
         """Files of the vehicles that they fly, one each, where they have any."""
@@ -125,12 +130,16 @@ class TeacherEnsemble(PolicyNetwork):
 
     def sample(self, output: PolicyOutput, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw actions from an output's distribution. Shape: (num_envs, num_actions)."""
+        joints = self.joints
         if self.mode == "per_env" and isinstance(self.networks, LoopedNetworks):
             actions = torch.empty_like(output.mean)
             for index, policy in enumerate(self.networks.policies):  # their distributions may differ in their ranges
                 rows = slice(index, None, self.num_teachers)
                 own = map_output(lambda field, rows=rows: field[rows], output)
-                actions[rows] = policy.sample(own, generator)
+                if joints is not None:
+                    own = joints.undo(own, index)
+                drawn = policy.sample(own, generator)
+                actions[rows] = drawn if joints is None else joints.for_env(drawn, index)
             return actions
         if self.mode in ("per_env", "expert"):
             return self.networks.sample(output, generator)
@@ -162,12 +171,20 @@ class TeacherEnsemble(PolicyNetwork):
         missing = -obs.shape[0] % self.num_teachers
         x = self._deal(obs, missing)
         memory = None if state is None else self._deal(state, missing)
-        output, memory = self.networks.step(x, memory)
+        output, memory = self._step_networks(x, memory)
 
         def undeal(rows: torch.Tensor) -> torch.Tensor:
             return rows.transpose(0, 1).flatten(0, 1)[:envs]
 
         return map_output(undeal, output), None if memory is None else undeal(memory)
+
+    def _step_networks(self, x: torch.Tensor, memory: torch.Tensor | None) -> tuple[PolicyOutput, torch.Tensor | None]:
+        """Step the networks, each in the order of its own joints. Shape of x: (num_teachers, rows, num_obs)."""
+        joints = self.joints
+        if joints is None:
+            return self.networks.step(x, memory)
+        output, memory = self.networks.step(joints.observe(x), memory)
+        return joints.act(output), memory
 
     def _deal(self, rows: torch.Tensor, missing: int) -> torch.Tensor:
         """Split environments by teacher. Shape: (num_teachers, envs_per_teacher, size)."""
@@ -189,7 +206,7 @@ class TeacherEnsemble(PolicyNetwork):
         """
         state = self._state_before(obs, state)
         memory = None if state is None else state.unflatten(-1, (self.num_teachers, -1)).transpose(0, 1)
-        output, memory = self.networks.step(obs.expand(self.num_teachers, *obs.shape), memory)
+        output, memory = self._step_networks(obs.expand(self.num_teachers, *obs.shape), memory)
         if self.mode in COMBINATIONS:
             refuse_discrete(output, self.mode)
         return output, None if memory is None else memory.transpose(0, 1).flatten(1)

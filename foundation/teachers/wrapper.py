@@ -18,6 +18,7 @@ from foundation.policies.actor_critic import ActorCritic
 from foundation.policies.layers import Layers
 from foundation.policies.output import PolicyOutput
 from foundation.policies.policy_network import PolicyNetwork
+from foundation.teachers.joint_order import JointOrder
 
 
 class TeacherPolicyWrapper(nn.Module):
@@ -52,7 +53,7 @@ class TeacherPolicyWrapper(nn.Module):
         self.num_obs: int = self.policy.num_obs
         self.num_actions: int = self.policy.num_actions
         self.info = loaded.info
-        """Description of the checkpoint's policy."""
+        """Description of the checkpoint's policy; its joints are in the file's order."""
         self.num_choices = loaded.info.num_choices
         self.state_size: int = self.policy.state_size
         self.hidden_dims = loaded.info.hidden_dims
@@ -63,6 +64,8 @@ class TeacherPolicyWrapper(nn.Module):
         self.num_parameters: int = self.policy.num_parameters
         self.has_std = loaded.info.has_std
         self.has_value = loaded.info.has_value
+        self.joints: JointOrder | None = None
+        """Between the order of its joints and that of the environment that it acts in. None: they are the same."""
         self._state: torch.Tensor | None = None
 
     @torch.no_grad()
@@ -100,12 +103,15 @@ class TeacherPolicyWrapper(nn.Module):
         if self._state is not None and self._state.shape[0] != obs.shape[0]:
             kept = self._state.shape[0]
             raise UserError(f"the recurrent teacher remembers {kept} envs and was given {obs.shape[0]}; call reset().")
-        output, self._state = self.policy.step(obs, self._state)
+        output, self._state = self.step(obs, self._state)
         return output
 
     def sample(self, output: PolicyOutput, generator: torch.Generator | None = None) -> torch.Tensor:
         """Draw actions from an output's distribution. Shape: (num_envs, num_actions)."""
-        return self.policy.sample(output, generator)
+        joints = self.joints
+        if joints is None:
+            return self.policy.sample(output, generator)
+        return joints.for_env(self.policy.sample(joints.undo(output), generator))
 
     def reset(self, dones: torch.Tensor | None = None) -> None:
         """Reset the recurrent state of the envs in ``dones`` (None: of all). Shape: (num_envs,)."""
@@ -130,13 +136,21 @@ class TeacherPolicyWrapper(nn.Module):
 
     def step(self, obs: torch.Tensor, state: torch.Tensor | None = None) -> tuple[PolicyOutput, torch.Tensor | None]:
         """Act for one step, with the state passed in and returned. Shape of obs: (num_envs, num_obs)."""
-        return self.policy.step(obs, state)
+        joints = self.joints
+        if joints is None:
+            return self.policy.step(obs, state)
+        output, state = self.policy.step(joints.observe(obs), state)
+        return joints.act(output), state
 
     def sequence(
         self, obs: torch.Tensor, state: torch.Tensor | None = None, resets: torch.Tensor | None = None
     ) -> tuple[PolicyOutput, torch.Tensor | None]:
         """Act for many steps. Shape of obs: (num_steps, num_envs, num_obs), of resets: (num_steps, num_envs)."""
-        return self.policy.sequence(obs, state, resets)
+        joints = self.joints
+        if joints is None:
+            return self.policy.sequence(obs, state, resets)
+        output, state = self.policy.sequence(joints.observe(obs), state, resets)
+        return joints.act(output), state
 
     def layers(self) -> Layers:
         """Return the policy as typed layers, with its weights, for exporters (:mod:`foundation.policies.layers`)."""
@@ -144,7 +158,8 @@ class TeacherPolicyWrapper(nn.Module):
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         """Return mean actions without touching the state that ``act`` keeps. Shape: (num_envs, num_actions)."""
-        return self.policy(obs)
+        joints = self.joints
+        return self.policy(obs) if joints is None else joints.for_env(self.policy(joints.observe(obs)))
 
     def select(self, obs: torch.Tensor | TensorDict) -> torch.Tensor:
         """Concatenate the teacher's observation groups and cut its columns out; a tensor is returned as it is.

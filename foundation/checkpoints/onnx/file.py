@@ -19,6 +19,8 @@ from foundation.core.pointers import refuse_pointer
 from foundation.core.text import one_line
 
 _DTYPES = {1: torch.float32, 10: torch.float16, 11: torch.float64}
+_JOINT_NAMES = "joint_names"
+"""Key of the metadata that mjlab writes: names with commas between."""
 _MAX_BYTES = 1 << 30
 _MAX_MODEL = 2 << 30  # protobuf's own limit
 _MAX_NODES = 2000
@@ -58,6 +60,8 @@ class OnnxGraph:
     """What wrote the file."""
     initial: dict[str, torch.Tensor] = field(default_factory=dict)
     """Memory at the start of an episode, of the inputs of which the file states it; it is zero for all others."""
+    joint_names: list[str] | None = None
+    """Joints in the policy's order, where its metadata state them."""
 
 
 def is_onnx(path: Path, head: bytes) -> bool:
@@ -85,6 +89,18 @@ def read_onnx(path: Path) -> OnnxGraph:
     except Exception as error:  # a corrupt file fails in many ways inside protobuf and onnx, all with one meaning
         text = one_line(error)
         raise UserError(f"'{path}' is not an undamaged ONNX model ({text}). Export it again.") from error
+
+
+def joint_names(path: Path) -> list[str] | None:
+    """Return the joints that a model's metadata name, in the policy's order; None where they name none."""
+    return _joint_names(load_model(path))
+
+
+def _joint_names(model: Any) -> list[str] | None:
+    for entry in model.metadata_props:
+        if entry.key == _JOINT_NAMES:
+            return [name.strip() for name in entry.value.split(",")]
+    return None
 
 
 def load_model(path: Path) -> Any:
@@ -158,7 +174,8 @@ def _take_in(tensor: Any, path: Path, beside: dict[Path, int]) -> int:
 
 
 def _graph(model: Any, onnx: Any, path: Path) -> OnnxGraph:
-    graph = OnnxGraph(producer=f"{model.producer_name} {model.producer_version}".strip())
+    producer = f"{model.producer_name} {model.producer_version}".strip()
+    graph = OnnxGraph(producer=producer, joint_names=_joint_names(model))
     if model.graph.sparse_initializer:
         _refuse(path, "has sparse weights")
     for tensor in model.graph.initializer:

@@ -63,6 +63,7 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "head": ("the id of a task", lambda value: isinstance(value, str)),
     "action_range": ("[low,high]", lambda value: _is_list(value) and len(value) == 2 and all(map(_is_number, value))),
     "obs_groups": ("[group,...]", lambda value: _is_list(value) and all(isinstance(group, str) for group in value)),
+    "joint_order": ("[joint,...]", lambda value: _is_list(value) and all(isinstance(name, str) for name in value)),
     "clip_actions": ("a number", _is_number),
     "image_shapes": ("{group: [channels,height,width]}", lambda value: isinstance(value, Mapping)),
     "agent_config": ("a path", lambda value: isinstance(value, str | Path)),
@@ -98,6 +99,8 @@ class Overrides:
     """``[low, high]`` of actions that the policy scales or clips to their range."""
     obs_groups: list[str] | None = None
     """Observation groups of the actor, concatenated in order."""
+    joint_order: list[str] | None = None
+    """Joints in the policy's order; empty: that of whatever environment it acts in."""
     clip_actions: float | None = None
     """Bound of the actions."""
     image_shapes: dict[str, list[int]] | None = None
