@@ -187,25 +187,28 @@ def command(student: Student, seed: int) -> list[str]:
     ]
 
 
-def distil(cartpole: Cartpole, name: str, seed: int) -> dict[str, Any]:
-    """Run ``distillation.py``; return its best student's figures."""
-    student = OURS[name]
+def distil(student: Student, seed: int) -> dict[str, Any]:
+    """Run ``distillation.py``; return its figures."""
     folder = PIECES / "runs" / f"{student.group}_{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     tokens = [str(TEACHER) if token.endswith("model.pt") else token for token in command(student, seed)]
     script = ROOT / "foundation" / "rsl_rl" / "distillation.py"
     subprocess.run([sys.executable, str(script), *tokens, "distill.final_eval_episodes=64"], cwd=folder, check=True)
-    run = next((folder / "logs" / "distillation" / "cartpole").iterdir())
-    summary = json.loads((run / "summary.json").read_text())
+    summary = json.loads((run_folder(student, seed) / "summary.json").read_text())
     cpu = summary["cpu_seconds"]["collection"] + summary["cpu_seconds"]["learning"]
-    value = cartpole.measure(reader(run / "best_student.pt", student.group))
-    return {
-        "env_steps": summary["env_steps"],
-        "cpu": cpu,
-        "return": value,
-        "parameters": summary["parameters"]["student"],
-    }
+    return {"env_steps": summary["env_steps"], "cpu": cpu, "parameters": summary["parameters"]["student"]}
+
+
+def run_folder(student: Student, seed: int) -> Path:
+    """Return the folder of a run of :func:`distil`."""
+    return next((PIECES / "runs" / f"{student.group}_{seed}" / "logs" / "distillation" / "cartpole").iterdir())
+
+
+def measure_student(cartpole: Cartpole, student: Student, seed: int) -> dict[str, Any]:
+    """Return the figures of a run of :func:`distil`, with its best student's return."""
+    value = cartpole.measure(reader(run_folder(student, seed) / "best_student.pt", student.group))
+    return piece_file(f"ours/{student.group}_{seed}").read() | {"return": value}
 
 
 def train_stock(env: Any, setting: Setting, seed: int, budget: float) -> tuple[RslRlRunner, list[dict[str, Any]]]:
@@ -326,9 +329,11 @@ def best_of(figures: dict[str, dict[str, Any]]) -> Setting:
 def pieces(cartpole: Cartpole) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Yield each piece's name and what measures it; the last ones follow from those before."""
     yield "baselines", lambda: measure_baselines(cartpole)
-    for seed in SEEDS:
-        for name, student in OURS.items():
-            yield f"ours/{student.group}_{seed}", lambda name=name, seed=seed: distil(cartpole, name, seed)
+    for seed, student in itertools.product(SEEDS, OURS.values()):
+        yield f"ours/{student.group}_{seed}", lambda it=student, seed=seed: distil(it, seed)
+    for seed, student in itertools.product(SEEDS, OURS.values()):
+        if piece_file(f"ours/{student.group}_{seed}").path.is_file():
+            yield f"measured/{student.group}_{seed}", lambda it=student, seed=seed: measure_student(cartpole, it, seed)
     for setting in SWEEP:
         yield f"sweep/{setting.name}", lambda it=setting: train_and_measure(cartpole, it, SEEDS[0], BUDGET)
     figures = collected()
@@ -406,7 +411,7 @@ def table(figures: dict[str, dict[str, Any]]) -> list[str]:
     untrained = [found["rows"][0] for name, found in figures.items() if name.startswith(f"stock/{DEFAULT.name}")]
     rows.append(Row("untrained student", untrained[:1]))
     for name, student in OURS.items():
-        runs = [found for key, found in figures.items() if key.startswith(f"ours/{student.group}_")]
+        runs = [found for key, found in figures.items() if key.startswith(f"measured/{student.group}_")]
         size = runs[0]["parameters"] if runs else 0
         rows.append(Row(f"foundation, {name}, {size:,} parameters", runs))
     best = best_of(figures)
