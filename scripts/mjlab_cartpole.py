@@ -321,9 +321,9 @@ def piece_file(name: str) -> PieceFile:
     return PieceFile(PIECES / f"{name}.json")
 
 
-def is_complete(figures: dict[str, dict[str, Any]]) -> bool:
-    """Return whether all of the sweep has been measured."""
-    return all(f"sweep/{setting.name}" in figures for setting in SWEEP)
+def swept(figures: dict[str, dict[str, Any]]) -> list[Setting]:
+    """Return the settings of the sweep that have been measured."""
+    return [setting for setting in SWEEP if f"sweep/{setting.name}" in figures]
 
 
 def best_short(figures: dict[str, Any]) -> float:
@@ -339,7 +339,7 @@ def best_of(figures: dict[str, dict[str, Any]]) -> Setting:
         good = found["good_after"]
         return (math.inf if good is None else good), -best_short(found)
 
-    return min(SWEEP, key=rank)
+    return min(swept(figures), key=rank)
 
 
 def pieces(cartpole: Cartpole) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
@@ -353,7 +353,7 @@ def pieces(cartpole: Cartpole) -> Iterator[tuple[str, Callable[[], dict[str, Any
     for setting in SWEEP:
         yield f"sweep/{setting.name}", lambda it=setting: train_and_measure(cartpole, it, SEEDS[0], BUDGET)
     figures = collected()
-    for seed in SEEDS[1:] if is_complete(figures) else ():  # the sweep has the first
+    for seed in SEEDS[1:] if len(swept(figures)) == len(SWEEP) else ():  # the sweep has the first
         best = best_of(figures)
         yield f"stock/{best.name}_{seed}", lambda it=best, seed=seed: train_and_measure(cartpole, it, seed, LONG_BUDGET)
 
@@ -445,7 +445,7 @@ def sweep_table(figures: dict[str, dict[str, Any]]) -> list[str]:
     last = f"best of the teacher's return in {EPISODE:g} s"
     lines = [f"| steps | passes | learning rate | gradient length | deviation | CPU seconds to 99 % | {last} |"]
     lines.append("|---:|---:|---:|---:|---:|---:|---:|")
-    for setting in SWEEP:
+    for setting in swept(figures):
         found = figures[f"sweep/{setting.name}"]
         good = found["good_after"]
         shown = f"not in {BUDGET:g}" if good is None else f"{good:.1f}"
@@ -487,7 +487,8 @@ def page(figures: dict[str, dict[str, Any]]) -> str:
         "## RSL-RL's settings",
         "",
         "`DistillationRunner`, students of two hidden layers of 64 with three frames, normalised, one seed,",
-        f"{BUDGET:g} CPU seconds each; the default is the last line. The best is run with more seeds above:",
+        f"{BUDGET:g} CPU seconds each; {len(swept(figures))} of {len(SWEEP)} settings, the default is that of gradient",
+        f"length {DEFAULT.gradient_length}. The best:",
         f"{best.steps} steps, {best.passes} passes, learning rate {best.rate:g}, gradient length",
         f"{best.gradient_length}, deviation {best.std:g}.",
         "",
@@ -509,7 +510,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         measure(args.only, args.seconds)
         atomic_write_bytes(path, (json.dumps(collected(), indent=1) + "\n").encode())
     figures = json.loads(path.read_text())
-    if is_complete(figures):
+    if swept(figures):
         (RESULTS / "mjlab.md").write_text(page(figures), encoding="utf-8")
     return 0
 
