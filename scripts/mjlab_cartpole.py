@@ -213,7 +213,8 @@ def distil(student: Student, seed: int) -> dict[str, Any]:
     subprocess.run([sys.executable, str(script), *tokens, "distill.final_eval_episodes=64"], cwd=folder, check=True)
     summary = json.loads((run_folder(student, seed) / "summary.json").read_text())
     cpu = summary["cpu_seconds"]["collection"] + summary["cpu_seconds"]["learning"]
-    return {"env_steps": summary["env_steps"], "cpu": cpu, "parameters": summary["parameters"]["student"]}
+    figures = {"env_steps": summary["env_steps"], "cpu": cpu, "short": summary["best_student_return"]}
+    return figures | {"parameters": summary["parameters"]["student"]}
 
 
 def run_folder(student: Student, seed: int) -> Path:
@@ -224,7 +225,7 @@ def run_folder(student: Student, seed: int) -> Path:
 def measure_student(cartpole: Cartpole, student: Student, seed: int) -> dict[str, Any]:
     """Return the figures of a run of :func:`distil`, with its best student's return."""
     value = cartpole.measure(reader(run_folder(student, seed) / "best_student.pt", student.group))
-    return piece_file(f"ours/{student.group}_{seed}").read() | {"return": value}
+    return {"return": value}
 
 
 def train_stock(env: Any, setting: Setting, seed: int, budget: float) -> tuple[RslRlRunner, list[dict[str, Any]]]:
@@ -353,7 +354,7 @@ def pieces(cartpole: Cartpole) -> Iterator[tuple[str, Callable[[], dict[str, Any
     for setting in SWEEP:
         yield f"sweep/{setting.name}", lambda it=setting: train_and_measure(cartpole, it, SEEDS[0], BUDGET)
     figures = collected()
-    for seed in SEEDS[1:] if len(swept(figures)) == len(SWEEP) else ():  # the sweep has the first
+    for seed in SEEDS[1:] if swept(figures) else ():  # the sweep has the first
         best = best_of(figures)
         yield f"stock/{best.name}_{seed}", lambda it=best, seed=seed: train_and_measure(cartpole, it, seed, LONG_BUDGET)
 
@@ -393,17 +394,17 @@ class Row:
 
     name: str
     runs: list[dict[str, Any]]
-    """``env_steps``, ``cpu`` and ``return`` of each."""
+    """``env_steps``, ``cpu``, the return ``short`` in episodes as in training, and in whole ones, ``return``."""
 
-    def line(self, teacher: float) -> str:
+    def line(self, short_teacher: float, teacher: float) -> str:
         """Return a line of the table: means over the seeds, and the lowest share of the teacher's return."""
-        steps, cpu, value = (
-            sum(run[key] for run in self.runs) / len(self.runs) for key in ("env_steps", "cpu", "return")
+        steps, cpu, short = (
+            sum(run[key] for run in self.runs) / len(self.runs) for key in ("env_steps", "cpu", "short")
         )
-        lowest = min(run["return"] for run in self.runs)
         shown = f"{steps:,.0f} | {cpu:.1f}" if steps else " | "
-        shares = f"{_share(value, teacher)} | {_share(lowest, teacher)}"
-        return f"| {self.name} | {len(self.runs)} | {shown} | {value:.2f} | {shares} |"
+        whole = [run["return"] for run in self.runs if "return" in run]
+        shares = f"{_share(sum(whole) / len(whole), teacher)} | {_share(min(whole), teacher)}" if whole else "| "
+        return f"| {self.name} | {len(self.runs)} | {shown} | {_share(short, short_teacher)} | {shares} |"
 
 
 def _share(value: float, teacher: float) -> str:
@@ -418,16 +419,21 @@ def last_measured(figures: dict[str, Any]) -> dict[str, Any]:
 def table(figures: dict[str, dict[str, Any]]) -> list[str]:
     """Return the table of the policies."""
     baselines = figures["baselines"]
-    teacher = baselines["teacher"]
+    short = f"{EPISODE:g} s"
+    teachers = (baselines[f"teacher, {short}"], baselines["teacher"])
     rows = [
-        Row(name, [{"env_steps": 0, "cpu": 0, "return": baselines[key]}])
+        Row(name, [{"env_steps": 0, "cpu": 0, "short": baselines[f"{key}, {short}"], "return": baselines[key]}])
         for key, name in (("teacher", "teacher"), ("zero", "zero actions"))
     ]
     stock = {name: found for name, found in figures.items() if name.startswith(("sweep/", "stock/"))}
     untrained = [found["rows"][0] for found in stock.values() if "return" in found["rows"][0]]
     rows.append(Row("untrained student", untrained[:1]))
     for name, student in OURS.items():
-        runs = [found for key, found in figures.items() if key.startswith(f"measured/{student.group}_")]
+        runs = [
+            found | figures.get(key.replace("ours/", "measured/"), {})
+            for key, found in figures.items()
+            if key.startswith(f"ours/{student.group}_")
+        ]
         size = runs[0]["parameters"] if runs else 0
         rows.append(Row(f"foundation, {name}, {size:,} parameters", runs))
     best = best_of(figures).name
@@ -435,8 +441,9 @@ def table(figures: dict[str, dict[str, Any]]) -> list[str]:
     runs = [last_measured(found) for name, found in stock.items() if name in wanted]
     runs = [run for run in runs if "return" in run]  # the sweep's run has none if no setting was good
     rows.append(Row("RSL-RL, its best setting, three frames", runs))
-    head = ["| policy | runs | transitions | CPU seconds | return | of the teacher's | the worst run |"]
-    return [*head, "|---|---:|---:|---:|---:|---:|---:|", *(row.line(teacher) for row in rows if row.runs)]
+    columns = f"of the teacher's return in {short} | in {WHOLE:g} s | in {WHOLE:g} s, the worst run"
+    head = [f"| policy | runs | transitions | CPU seconds | {columns} |", "|---|---:|---:|---:|---:|---:|---:|"]
+    return [*head, *(row.line(*teachers) for row in rows if row.runs)]
 
 
 def sweep_table(figures: dict[str, dict[str, Any]]) -> list[str]:
@@ -472,8 +479,10 @@ def page(figures: dict[str, dict[str, Any]]) -> str:
         f"{baselines[f'zero, {short}']:.2f} and the teacher {baselines[f'teacher, {short}']:.2f}.",
         "",
         "CPU seconds are those of collecting and learning; start-up, baselines and evaluations are left out on both",
-        f"sides. This project's are the whole run's; RSL-RL's those of the first snapshot, one every {INTERVAL:g} CPU",
+        "sides. This project's are the whole run's; RSL-RL's those of the first snapshot, one every two to three CPU",
         f"seconds, with {100 * GOAL:.0f} % of the teacher's return (or of the end, after {LONG_BUDGET:g} CPU seconds).",
+        f"This project's returns in {short} are those that its runs end with, on 64 fresh episodes. Where no return in",
+        "whole episodes stands, it has not been measured.",
         "",
         *table(figures),
         "",
@@ -487,9 +496,8 @@ def page(figures: dict[str, dict[str, Any]]) -> str:
         "## RSL-RL's settings",
         "",
         "`DistillationRunner`, students of two hidden layers of 64 with three frames, normalised, one seed,",
-        f"{BUDGET:g} CPU seconds each; {len(swept(figures))} of {len(SWEEP)} settings, the default is that of gradient",
-        f"length {DEFAULT.gradient_length}. The best:",
-        f"{best.steps} steps, {best.passes} passes, learning rate {best.rate:g}, gradient length",
+        f"{BUDGET:g} CPU seconds each. {len(swept(figures))} of the script's {len(SWEEP)} settings have been measured.",
+        f"The best: {best.steps} steps, {best.passes} passes, learning rate {best.rate:g}, gradient length",
         f"{best.gradient_length}, deviation {best.std:g}.",
         "",
         *sweep_table(figures),
