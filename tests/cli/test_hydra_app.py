@@ -230,6 +230,9 @@ def test_a_sweep_of_six_runs(launcher: str, tmp_path: Path) -> None:
     command = [str(ROOT / "foundation" / "rsl_rl" / "distillation.py"), *argv, "--multirun", "seed=1,2,3"]
     done = python(tmp_path, *command, "student=mlp,gru", *LAUNCHERS[launcher])
     assert done.returncode == 0, done.stderr + done.stdout
+    assert "Sweep: 6 of 6 jobs done" in done.stdout
+    (page,) = (tmp_path / "logs" / "multirun").glob("*/report.html")
+    assert f"size against score: {page.relative_to(tmp_path)}" in done.stdout
     runs = sorted((tmp_path / "logs" / "distillation" / "six").iterdir())
     found = set()
     for run in runs:
