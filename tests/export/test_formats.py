@@ -152,7 +152,8 @@ def test_a_robot_alone_acts_as_among_many(case, tmp_path):
 def test_500_steps_in_every_runtime(case, normalized, tmp_path):
     """With and without a normaliser, 500 steps with resets of part of the environments: no runtime drifts from 1e-5."""
     bundle = bundle_of_student(case, tmp_path, normalized=normalized)
-    assert bundle.description.normalized == normalized
+    moments = [op.arrays["mean"] for op in bundle.program.operations if op.kind == "normalize"]
+    assert any(mean.any() for mean in moments) == normalized  # a normaliser that is not fitted is the identity
     formats = ("onnx", "torchscript", "torch_export", "npz", "so")
     check(bundle, student(case, normalized), tmp_path / "exported", formats=formats, steps=500)
 
