@@ -20,6 +20,7 @@ import io
 import itertools
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -72,24 +73,31 @@ class Student:
     """The group of :func:`configure` that it reads."""
     tokens: tuple[str, ...]
     """What is typed for it."""
+    key: str
+    """Beginning of the names of its files."""
 
 
 NOISE = "distill.collection.noise_std=0.2"
 """Noise on whoever acts: without it, the first epoch's states are so near to the balance that the student's normaliser
 and its first fit know no others, and some seeds do not recover."""
 OURS = {
-    "MLP, three frames": Student(
+    "MLP, three frames, two epochs": Student(
         "frames",
         (
-            "experiment=fast_isaaclab",
-            "obs.student.history=3",
-            "--n_epochs",
-            "3",
-            NOISE,
-            "distill.optimizer.update_ratio=24",
+            *("experiment=fast_isaaclab", "obs.student.history=3", "--n_epochs", "2", "--num_eval_episodes", "64"),
+            *(NOISE, "distill.optimizer.update_ratio=12"),
         ),
+        "frames_two",
     ),
-    "GRU, one frame": Student("now", ("experiment=fast_isaaclab_gru", "--n_epochs", "3", NOISE)),
+    "MLP, three frames, three epochs": Student(
+        "frames",
+        (
+            *("experiment=fast_isaaclab", "obs.student.history=3", "--n_epochs", "3"),
+            *(NOISE, "distill.optimizer.update_ratio=24"),
+        ),
+        "frames",
+    ),
+    "GRU, one frame": Student("now", ("experiment=fast_isaaclab_gru", "--n_epochs", "3", NOISE), "now"),
 }
 
 
@@ -205,7 +213,7 @@ def command(student: Student, seed: int) -> list[str]:
 
 def distil(student: Student, seed: int) -> dict[str, Any]:
     """Run ``distillation.py``; return its figures."""
-    folder = PIECES / "runs" / f"{student.group}_{seed}"
+    folder = PIECES / "runs" / f"{student.key}_{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     tokens = [str(TEACHER) if token.endswith("model.pt") else token for token in command(student, seed)]
@@ -219,7 +227,7 @@ def distil(student: Student, seed: int) -> dict[str, Any]:
 
 def run_folder(student: Student, seed: int) -> Path:
     """Return the folder of a run of :func:`distil`."""
-    return next((PIECES / "runs" / f"{student.group}_{seed}" / "logs" / "distillation" / "cartpole").iterdir())
+    return next((PIECES / "runs" / f"{student.key}_{seed}" / "logs" / "distillation" / "cartpole").iterdir())
 
 
 def measure_student(cartpole: Cartpole, student: Student, seed: int) -> dict[str, Any]:
@@ -347,10 +355,10 @@ def pieces(cartpole: Cartpole) -> Iterator[tuple[str, Callable[[], dict[str, Any
     """Yield each piece's name and what measures it; the last ones follow from those before."""
     yield "baselines", lambda: measure_baselines(cartpole)
     for seed, student in itertools.product(SEEDS, OURS.values()):
-        yield f"ours/{student.group}_{seed}", lambda it=student, seed=seed: distil(it, seed)
+        yield f"ours/{student.key}_{seed}", lambda it=student, seed=seed: distil(it, seed)
     for seed, student in itertools.product(SEEDS, OURS.values()):
-        if piece_file(f"ours/{student.group}_{seed}").path.is_file():
-            yield f"measured/{student.group}_{seed}", lambda it=student, seed=seed: measure_student(cartpole, it, seed)
+        if piece_file(f"ours/{student.key}_{seed}").path.is_file():
+            yield f"measured/{student.key}_{seed}", lambda it=student, seed=seed: measure_student(cartpole, it, seed)
     for setting in SWEEP:
         yield f"sweep/{setting.name}", lambda it=setting: train_and_measure(cartpole, it, SEEDS[0], BUDGET)
     figures = collected()
@@ -432,7 +440,7 @@ def table(figures: dict[str, dict[str, Any]]) -> list[str]:
         runs = [
             found | figures.get(key.replace("ours/", "measured/"), {})
             for key, found in figures.items()
-            if key.startswith(f"ours/{student.group}_")
+            if re.fullmatch(rf"ours/{student.key}_\d+", key)
         ]
         size = runs[0]["parameters"] if runs else 0
         rows.append(Row(f"foundation, {name}, {size:,} parameters", runs))
