@@ -111,17 +111,18 @@ def by_policy(path, flight):
 
 
 def check(bundle, network, folder, clip=None, formats=("onnx", "torchscript", "npz", "so"), steps=150):
-    """Every runtime gives the policy's actions."""
+    """Every runtime gives the policy's actions, to 1e-5 in units of the largest one where that is above 1."""
     flight = fly(network, clip, steps)
+    limit = TOLERANCE * max(1.0, float(numpy.abs(flight.actions).max()))
     runs = {
         "onnx": by_onnxruntime, "torchscript": by_torchscript, "torch_export": by_torch_export, "npz": by_policy,
         "so": by_policy,
     }  # fmt: skip
     for name, path in zip(formats, written(bundle, folder, *formats), strict=True):
         difference = numpy.abs(runs[name](path, flight) - flight.actions).max()
-        assert difference <= TOLERANCE, (name, difference)
+        assert difference <= limit, (name, difference)
         if name == "onnx":
-            assert numpy.abs(by_policy(path, flight) - flight.actions).max() <= TOLERANCE
+            assert numpy.abs(by_policy(path, flight) - flight.actions).max() <= limit
 
 
 @pytest.mark.parametrize("case", STUDENTS)
