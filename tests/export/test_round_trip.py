@@ -178,11 +178,11 @@ def test_every_release_of_rsl_rl(of_rsl_rl, version, tmp_path):
     """Checkpoints of every release from 2.3.3, and what it exports, become RSL-RL 5's with the same actions."""
     for case in cases(version):
         place = of_rsl_rl(version) / case.name
-        refused = case.distribution.startswith(("beta", "heteroscedastic"))
-        round_trip(load_policy(place / "model_7.pt", Overrides()), tmp_path / case.name, "RSL-RL" if refused else None)
+        why_not = "RSL-RL" if case.distribution.startswith(("beta", "heteroscedastic")) else None
+        round_trip(load_policy(place / "model_7.pt", Overrides()), tmp_path / case.name, why_not)
         script = place / "exported" / "policy.pt"
         if script.exists():
-            round_trip(load_policy(script, Overrides()), tmp_path / f"{case.name}_script", None)
+            round_trip(load_policy(script, Overrides()), tmp_path / f"{case.name}_script", why_not)
 
 
 RSL_RL_HAS = {("skrl-1.4.3", "plain"), ("skrl-2.1.1", "plain"), ("skrl-2.1.1", "states_only"),
