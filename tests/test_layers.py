@@ -32,7 +32,8 @@ DIRECTLY_BELOW: dict[str, set[str]] = {
     "runs": {"evaluation", "export"},
     "ppo": {"runs"},
     "report": {"runs"},
-    "cli": {"ppo", "report"},
+    "viewer": {"evaluation"},
+    "cli": {"ppo", "report", "viewer"},
     "rsl_rl": {"cli"},
 }
 """Rooms, low to high, each with those directly below it; it may import these and all that is below them."""

@@ -25,6 +25,7 @@ from foundation.cli.played_policy import PlayedPolicy
 from foundation.cli.session import Session
 from foundation.cli.studies import (
     add_to_summary,
+    observation_names,
     read_summary,
     study_efficiency,
     study_robustness,
@@ -48,6 +49,7 @@ from foundation.engines.base import (
     VideoRequest,
     count_variants,
 )
+from foundation.engines.perturbed import PerturbedEnv
 from foundation.evaluation.ablation import (
     AblatedActor,
     MeanObservations,
@@ -59,6 +61,7 @@ from foundation.evaluation.audit import MISSED, manifest, pooled, seed_figures
 from foundation.evaluation.breakdown import variant_figures, variant_table
 from foundation.evaluation.report_table import evaluation_figures, evaluation_table, inference_seconds
 from foundation.evaluation.robustness import SEED as STUDY_SEED
+from foundation.evaluation.robustness import chosen_quantities
 from foundation.evaluation.similarity import SEED as SIMILARITY_SEED
 from foundation.export.on_play import export_played
 from foundation.policies.actors import Actor, PolicyActor
@@ -69,6 +72,8 @@ from foundation.rollout.evaluate import evaluate
 from foundation.rollout.stepper import Observer, RealTimePace
 from foundation.runs.run_dir import RunDir
 from foundation.teachers.code import CodeTeacher
+from foundation.viewer.page import PORT, ViewerPage, check_viewer
+from foundation.viewer.stage import Stage
 
 logger = logging.getLogger("foundation.play")
 AGENTS = ("trained", "zero", "random")
@@ -138,7 +143,9 @@ class Job:
         say_beaten(args, self.overrides)
         self.overrides.configure(env_cfg, agent_cfg)
         num_envs = args.num_envs
-        if num_envs is None and not any(key.endswith("scene.num_envs") for key in typed_keys(self.overrides)):
+        if args.viewer:
+            num_envs = 1 if engine.envs_per_process != 1 else 2
+        elif num_envs is None and not any(key.endswith("scene.num_envs") for key in typed_keys(self.overrides)):
             configured = engine.num_envs(env_cfg) or args.num_episodes
             variants = count_variants(env_cfg)  # all are played, and equally often
             num_envs = -(-min(args.num_episodes, configured) // variants) * variants
@@ -150,6 +157,8 @@ class Job:
     def run(self, session: Session) -> int:
         """Run the episodes and show what was measured; return the exit code."""
         args = self.args
+        if args.viewer:
+            return self.view(session)
         video = None
         if args.video:  # one clip, from the first step on
             video = VideoRequest(self.played.folder / "videos" / "play", args.video_length, 0)
@@ -163,6 +172,35 @@ class Job:
             finally:
                 session.close_env(env)
         return MISSED if missed else interrupt.exit_code
+
+    def view(self, session: Session) -> int:
+        """Show policy and teacher in the browser until Ctrl-C; return the exit code."""
+        played = self.played
+        first = session.make_env()
+        actor, selector = played.make_actor(first, self.seed)
+        actors = self.beside_teacher(first, actor)
+        envs = [first]
+        if session.holds_many:  # each its own, from the same initial state
+            envs += [session.make_env() for _ in range(len(actors) - 1)]
+        stage = Stage(actors, envs, selector, self.seed)
+        stage.measure_scales()
+        names = [] if selector is None else observation_names(played.task, selector)
+        port = self.args.viewer_port or PORT
+        page = ViewerPage(stage, f"{played.task} ({self.engine.name})", names, port)
+        print(f"Viewer: {page.url} (Ctrl-C ends it; over ssh: ssh -L {port}:localhost:{port} HOST)", flush=True)
+        with Interrupt("leaving") as interrupt:
+
+            def poll() -> None:
+                if interrupt.interrupted():
+                    raise RunInterrupted
+
+            try:
+                page.run(poll)
+            except RunInterrupted:
+                print("Viewer closed")
+            finally:
+                page.close()
+        return 0
 
     def measure(self, env: VecEnv, interrupt: Interrupt) -> bool:
         """Run the episodes in an environment, and show and write their figures.
@@ -180,6 +218,8 @@ class Job:
         actor, selector = played.make_actor(env, self.seed)
         pace = [RealTimePace(env)] if args.real_time else []
         declared = EnvCapabilities.of(env)
+        if args.perturbation:  # refused before the first episode, not after them
+            chosen_quantities(PerturbedEnv(env), args.perturbation)
         means = MeanObservations()
         ablations = parse_ablations(args.ablate or (), env, played.task, () if selector is None else selector.groups)
         each = self.episodes(env, actor, poll, [*pace, *([means] if ablations else [])])
@@ -473,8 +513,22 @@ def check_args(args: argparse.Namespace) -> None:
         raise UserError(f"--perturbation {args.perturbation[0]} has no effect without --robustness")
     if args.agent in ("zero", "random") and (args.with_teacher or args.teacher):
         raise UserError(f"--agent {args.agent} has no teacher: leave --teacher and --with_teacher out")
+    _check_viewer_args(args)
     if args.json and (Path(args.json).is_dir() or not _can_hold(_existing_parent(Path(args.json)))):
         raise UserError(f"--json {args.json}: cannot be written; give the path of a file")
+
+
+def _check_viewer_args(args: argparse.Namespace) -> None:
+    """Refuse what the viewer does not do, a missing package, and a port that is in use."""
+    if not args.viewer:
+        if args.viewer_port is not None:
+            raise UserError(f"--viewer_port {args.viewer_port} has no effect without --viewer")
+        return
+    measures = ("robustness", "similarity", "ablate", "json", "min_success", "eval_seeds", "video", "num_envs")
+    typed = [name for name in measures if getattr(args, name, None)]
+    if typed:
+        raise UserError(f"--viewer shows the policy and measures nothing: leave --{typed[0]} out")
+    check_viewer(args.viewer_port or PORT)
 
 
 def _can_hold(folder: Path) -> bool:

@@ -115,6 +115,23 @@ class Perturbable(VecEnv, Protocol):
         ...
 
 
+class Viewable(VecEnv, Protocol):
+    """An environment whose bodies can be drawn (``play.py --viewer``).
+
+    A method ``push(velocity)`` is optional: it changes the velocity of each environment's vehicle at once [m/s, world
+    frame]. Shape: (num_envs, 3).
+    """
+
+    view_bodies: Mapping[str, Sequence[tuple[str, Sequence[float], Sequence[float], str]]]
+    """Body -> its shapes, each (kind, size, position, colour). Positions are in the body's frame [m], colours are
+    ``#rrggbb``. Kinds and their sizes [m]: ``box`` (three edges), ``sphere`` (radius,), ``cylinder`` (radius, height
+    along z), ``line`` (three coordinates of its end, thickness)."""
+
+    def view_poses(self) -> Mapping[str, torch.Tensor]:
+        """Return where the bodies are: position [m] and quaternion w, x, y, z, each (num_envs, 7)."""
+        ...
+
+
 class Quantity(NamedTuple):
     """Something that can be varied."""
 
@@ -127,6 +144,11 @@ class Quantity(NamedTuple):
 def is_perturbable(env: VecEnv) -> TypeGuard[Perturbable]:
     """Return whether the simulation of an environment can be varied."""
     return callable(getattr(env, "perturb", None)) and bool(EnvCapabilities.of(env).perturbations)
+
+
+def is_viewable(env: VecEnv) -> TypeGuard[Viewable]:
+    """Return whether the bodies of an environment can be drawn."""
+    return callable(getattr(env, "view_poses", None)) and bool(getattr(env, "view_bodies", None))
 
 
 def saves_state(env: VecEnv) -> TypeGuard[SavesState]:

@@ -24,8 +24,9 @@ from foundation.tasks.quadrotor import mdp
 from foundation.tasks.quadrotor.episode_stats import EpisodeStats, LogNames
 from foundation.tasks.quadrotor.perturbations import QUANTITIES, Pushes, control_interval, reward_scale, vary_vehicles
 from foundation.tasks.quadrotor.settings import TaskTensors, assign_vehicles, is_disturbed
-from foundation.tasks.quadrotor.sim.quadrotor import POSITION, QUATERNION, ROTORS, QuadrotorDynamics
+from foundation.tasks.quadrotor.sim.quadrotor import POSITION, QUATERNION, ROTORS, VELOCITY, QuadrotorDynamics
 from foundation.tasks.quadrotor.sim.vehicles import VehicleParams, vehicle_names
+from foundation.tasks.quadrotor.view import Part, vehicle_bodies, vehicle_poses
 
 if TYPE_CHECKING:
     import numpy as np
@@ -472,6 +473,20 @@ class QuadrotorEnv(ABC):
         scene = self.scene().select(slice(0, num_shown))
         kinds = {"sphere": scene.spheres, "pillar": scene.pillars, "frame": scene.frames}
         return {kind: part.permute(2, 0, 1).cpu().numpy() for kind, part in kinds.items() if part is not None}
+
+    @property
+    def view_bodies(self) -> dict[str, list[Part]]:
+        """What ``play.py --viewer`` draws: the vehicle, and its target or what else moves."""
+        return vehicle_bodies(self.vehicles, self._limits)
+
+    def view_poses(self) -> dict[str, torch.Tensor]:
+        """Return where vehicles and targets are, each (num_envs, 7)."""
+        return vehicle_poses(self._state[POSITION], self._state[QUATERNION], self.drawn_others(self.num_envs))
+
+    def push(self, velocity: torch.Tensor) -> None:
+        """Change the velocities of the vehicles at once [m/s, world frame]. Shape: (num_envs, 3)."""
+        self._state = self._state.clone()
+        self._state[VELOCITY] += velocity.T
 
     def close(self) -> None:
         """Let go of the renderer."""
