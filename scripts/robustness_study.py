@@ -58,7 +58,7 @@ def distil() -> list[Path]:
     folders = []
     for name, how in STUDENTS.items():
         folder = newest_run(name)
-        if folder is None or not (folder / "final_student.pt").exists():
+        if folder is None or not (folder / "summary.json").exists():
             flags = ["--task", TASK, "--teacher_checkpoint", str(TEACHER), "--device", "cpu"]
             flags += ["--experiment_name", EXPERIMENT, "--run_name", name, "--save_interval", str(SAVE_INTERVAL)]
             if folder is not None:

@@ -21,10 +21,11 @@ from foundation.checkpoints.reading.loading import LoadedPolicy
 from foundation.cli.beside_teacher import find_teacher, teacher_actor
 from foundation.cli.cli_args import CommandParser, Interrupt, parse_command, say_beaten, seed
 from foundation.cli.derived_obs import derive_in
-from foundation.cli.played_policy import PlayedPolicy
+from foundation.cli.played_policy import BEST, PlayedPolicy
 from foundation.cli.session import Session
 from foundation.cli.studies import (
     add_to_summary,
+    kept_epochs,
     observation_names,
     read_summary,
     study_efficiency,
@@ -184,7 +185,7 @@ class Job:
             envs += [session.make_env() for _ in range(len(actors) - 1)]
         stage = Stage(actors, envs, selector, self.seed)
         stage.measure_scales()
-        names = [] if selector is None else observation_names(played.task, selector)
+        names = [] if selector is None else observation_names(first, played.task, selector)
         port = self.args.viewer_port or PORT
         page = ViewerPage(stage, f"{played.task} ({self.engine.name})", names, port)
         print(f"Viewer: {page.url} (Ctrl-C ends it; over ssh: ssh -L {port}:localhost:{port} HOST)", flush=True)
@@ -348,7 +349,12 @@ class Job:
         if args.similarity and isinstance(teacher, PolicyActor) and isinstance(actor, PolicyActor):
             seed = SIMILARITY_SEED if args.seed is None else self.seed
             bound = None if played.policy is None else played.policy.clip_actions
-            found["similarity"] = study_similarity(env, teacher, actor, played.task, number, seed, bound, folder, poll)
+            is_run = played.checkpoint is not None and played.checkpoint.name == BEST
+            earlier = kept_epochs(folder) if is_run else {}
+            task = played.task
+            found["similarity"] = study_similarity(
+                env, teacher, actor, task, number, seed, bound, folder, poll, earlier
+            )
         return found
 
     def beside_teacher(self, env: VecEnv, actor: Actor) -> dict[str, Actor]:

@@ -14,19 +14,28 @@ from foundation.config.plain import finite, to_plain
 from foundation.core.errors import UserError
 from foundation.core.files import atomic_write_bytes, load_json
 from foundation.engines.base import EnvCapabilities, VecEnv
+from foundation.engines.observation_terms import observation_terms
 from foundation.evaluation.robustness import measure_robustness, robustness_table
-from foundation.evaluation.similarity import measure_similarity, similarity_table
+from foundation.evaluation.similarity import (
+    fifths,
+    measure_similarity,
+    measure_snapshot,
+    similarity_table,
+    snapshot_table,
+)
 from foundation.export.efficiency import efficiency_figures
 from foundation.policies.actors import Actor, PolicyActor
 from foundation.policies.obs_groups import ObsSelector
 from foundation.policies.policy_network import PolicyNetwork
 from foundation.report.charts import grid
 from foundation.report.pictures import robustness_charts
-from foundation.tasks import load_entry_point, resolve_task
+from foundation.teachers import TeacherPolicyWrapper
 
 logger = logging.getLogger("foundation.play")
 
 SUMMARY = "summary.json"
+MAX_DIGITS = 10
+"""Of an epoch in a checkpoint's name."""
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -108,6 +117,7 @@ def study_similarity(
     bound: float | None,
     folder: Path,
     poll: Callable[[], None],
+    earlier: Mapping[int, Path] | None = None,
 ) -> dict[str, Any]:
     """Compare student and teacher, show the table, and leave ``similarity.json``.
 
@@ -121,15 +131,26 @@ def study_similarity(
         bound: Actions are clipped to it before they are compared; None: they are not.
         folder: Where the file goes.
         poll: Called every few env steps; may raise to stop.
+        earlier: Epoch -> checkpoint of the student at it, for the course of the training; those nearest to its fifths
+            are read.
 
     Returns:
         The figures by whose states they are on, as ``summary.json`` has them.
     """
-    names = observation_names(task, student.selector)
+    names = observation_names(env, task, student.selector)
     discrete = EnvCapabilities.of(env).action_choices is not None
     found = measure_similarity(env, teacher, student, names, num_episodes, seed, bound, discrete, poll)
     Console(highlight=False).print(similarity_table(found))
-    write_json(folder / "similarity.json", {"episodes": num_episodes, "seed": seed, "states": found})
+    snapshots = []
+    for epoch in fifths([*(earlier or {})]):
+        assert earlier is not None
+        logger.info("similarity: the student of epoch %d", epoch)
+        then = PolicyActor(TeacherPolicyWrapper(earlier[epoch], str(env.device)), student.selector)
+        snapshots.append(measure_snapshot(env, teacher, then, epoch, num_episodes, seed, bound, discrete, poll))
+    if snapshots:
+        Console(highlight=False).print(snapshot_table(snapshots))
+    figures = {"episodes": num_episodes, "seed": seed, "states": found, "training": snapshots}
+    write_json(folder / "similarity.json", figures)
     print(f"Similarity: {folder / 'similarity.json'}")
     summary = {one.states: one.figures for one in found}
     add_to_summary(folder, "similarity", summary)
@@ -154,28 +175,35 @@ def study_efficiency(actors: Mapping[str, Actor], num_envs: int, folder: Path) -
     return found
 
 
+def kept_epochs(folder: Path) -> dict[int, Path]:
+    """Return the checkpoints that a run has kept of its training, by their epochs."""
+    found = {}
+    for path in folder.glob("checkpoint_epoch_*.pt"):
+        epoch = path.stem.removeprefix("checkpoint_epoch_")
+        if epoch.isascii() and epoch.isdigit() and len(epoch) < MAX_DIGITS:
+            found[int(epoch)] = path
+    return found
+
+
 _AXES = "xyz"
 
 
-def observation_names(task: str, selector: ObsSelector) -> list[str]:
-    """Name the columns that a policy reads, with their units, as far as the task says what they are.
+def observation_names(env: VecEnv, task: str, selector: ObsSelector) -> list[str]:
+    """Name the columns that a policy reads, with their units, as far as environment or task say what they are.
 
     Args:
+        env: The environment.
         task: Its gym id.
         selector: Selects the columns.
     """
-    try:
-        spec = resolve_task(task)
-    except UserError:  # known to its simulator alone
-        return []
-    layout = load_entry_point(spec, "layout_entry_point") if "layout_entry_point" in spec.kwargs else {}
+    terms = observation_terms(env, task, env.get_observations())
     names: list[str] = []
     for group in selector.groups:
-        if group not in layout:
+        if group not in terms:
             return []
-        for field in layout[group]:
+        for field in terms[group]:
             unit = f" [{field.unit}]" if field.unit else ""
-            axes = list(_AXES) if field.size == 3 else range(field.size)
+            axes = list(_AXES) if field.size == len(_AXES) else range(field.size)
             parts = [""] if field.size == 1 else [f" {axis}" for axis in axes]
             names += [f"{field.name.replace('_', ' ')}{part}{unit}" for part in parts]
     return names if selector.obs_slice is None else names[slice(*selector.obs_slice)]

@@ -79,3 +79,21 @@ def finite(value: object) -> Any:
     if isinstance(value, list):
         return [finite(v) for v in value]
     return value
+
+
+def changed_leaves(values: Mapping[str, Any], default: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """List what differs in nested mappings, by dotted names; a mapping that stands for nothing is one value.
+
+    Args:
+        values: The values.
+        default: What they are compared with.
+        prefix: Begins each name.
+    """
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        known = default.get(key)
+        if isinstance(value, Mapping) and isinstance(known, Mapping) and known:
+            found += changed_leaves(value, known, f"{prefix}{key}.")
+        elif value != known:
+            found.append((f"{prefix}{key}", value))
+    return found

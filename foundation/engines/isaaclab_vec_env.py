@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 
+from foundation.engines.isaaclab_bodies import QUANTITIES, IsaacLabBodies
 from foundation.engines.random_state import RandomState
 
 
@@ -38,6 +40,9 @@ class IsaacLabVecEnv:
         self._finite_horizon = bool(getattr(self.cfg, "is_finite_horizon", False))
         self._observations: TensorDict | None = None
         self._closed = False
+        self._bodies = None if getattr(inner, "perturbations", None) else IsaacLabBodies.of(self._lengths_owner)
+        self.perturbations = getattr(inner, "perturbations", None) or ({} if self._bodies is None else QUANTITIES)
+        """What :meth:`perturb` can vary: what the task declares, else the bodies' own parameters."""
         self.reset()
 
     @property
@@ -73,6 +78,17 @@ class IsaacLabVecEnv:
         with self._random.active():
             groups, _ = self._env.reset(seed=seed)
         return self._observe(groups)
+
+    def perturb(self, values: Mapping[str, float]) -> None:
+        """Vary the simulation from the next reset on; what is not named is nominal again.
+
+        Args:
+            values: Names of ``perturbations`` and the values that they take.
+        """
+        if self._bodies is not None:
+            self._bodies.perturb(values)
+        elif self.perturbations:
+            self._env.unwrapped.perturb(values)
 
     def get_observations(self) -> TensorDict:
         """Return the observation groups of the last step or reset."""

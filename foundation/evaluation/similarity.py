@@ -26,6 +26,8 @@ INTERVAL = 5
 """Env steps from one compared state to the next; policies with memory see every step all the same."""
 NUM_BINS = 5
 """Parts of equal size that the values of a column are cut into."""
+NUM_SNAPSHOTS = 5
+"""Students of a training that are compared: one at each fifth."""
 WORST = 4
 """Episodes of the lowest returns that are kept."""
 _MAX_STATES = 200_000
@@ -73,6 +75,28 @@ class Similarity:
     """The observations that explain most, the first one most."""
     episodes: tuple[Episode, ...] = ()
     """The student's episodes of the lowest returns, the lowest first."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A student in the course of its training."""
+
+    epoch: int
+    states: dict[str, dict[str, float]]
+    """Whose states (``teacher``, ``student``) -> figures on them."""
+
+
+def fifths(epochs: Sequence[int]) -> list[int]:
+    """Choose those of a training's kept epochs that are nearest to each fifth of it.
+
+    Args:
+        epochs: Epochs of which a student was kept; the largest one is the training's end.
+    """
+    if not epochs:
+        return []
+    last = max(epochs)
+    wanted = [last * part / NUM_SNAPSHOTS for part in range(1, NUM_SNAPSHOTS + 1)]
+    return sorted({min(epochs, key=lambda epoch: (abs(epoch - place), epoch)) for place in wanted})
 
 
 class ComparedStates(Observer):
@@ -270,6 +294,37 @@ def measure_similarity(
         own = result.returns[:: len(result.returns) // env.num_envs]  # ordered by environment: the first of each
         found.append(states.result(names, states.worst_episodes(own) if acts == "student" else ()))
     return found
+
+
+def measure_snapshot(
+    env: VecEnv,
+    teacher: PolicyActor,
+    student: PolicyActor,
+    epoch: int,
+    num_episodes: int = 64,
+    seed: int = SEED,
+    bound: float | None = None,
+    discrete: bool = False,
+    poll: Callable[[], None] | None = None,
+) -> Snapshot:
+    """Measure a student of an earlier epoch as :func:`measure_similarity` does, and keep the figures alone."""
+    found = measure_similarity(env, teacher, student, (), num_episodes, seed, bound, discrete, poll)
+    return Snapshot(epoch, {one.states: one.figures for one in found})
+
+
+def snapshot_table(snapshots: Sequence[Snapshot]) -> Table:
+    """Lay the figures over the training out, a row for each epoch and set of states."""
+    table = Table(title="Over the training", box=box.ROUNDED, title_justify="left")
+    table.add_column("epoch", justify="right")
+    table.add_column("states of")
+    names = list(dict.fromkeys(name for one in snapshots for figures in one.states.values() for name in figures))
+    for name in names:
+        table.add_column(name.replace("_", " "), justify="right")
+    for one in snapshots:
+        for number, (states, figures) in enumerate(one.states.items()):
+            cells = [f"{figures[name]:.4g}" if name in figures else "" for name in names]
+            table.add_row("" if number else str(one.epoch), Text(states), *cells)
+    return table
 
 
 def similarity_table(found: Sequence[Similarity]) -> Table:

@@ -373,7 +373,7 @@ def _similarity(run: RunRecord) -> str:
         for column in mappings(one.get("columns"))
     ]
     head = ["states of", "observation", "of the variance", "largest from", "to", "RMSE there"]
-    charts = []
+    charts = _training_charts(run)
     for one in states:
         for place, episode in enumerate(mappings(one.get("episodes")), start=1):
             steps, errors = numbers(episode.get("steps")), numbers(episode.get("errors"))
@@ -387,6 +387,21 @@ def _similarity(run: RunRecord) -> str:
         _table(head, explained),
         _charts(charts),
     )
+
+
+def _training_charts(run: RunRecord) -> list[str]:
+    """Draw each figure of similarity at the measured epochs of the training, on the states of both."""
+    snapshots = mappings(mapping(run.studies.get("similarity")).get("training"))
+    epochs = [number(one.get("epoch")) for one in snapshots]
+    each = [mapping(one.get("states")) for one in snapshots]
+    charts = []
+    for name in _columns(str(name) for states in each for figures in states.values() for name in mapping(figures)):
+        lines = [
+            Line(f"{acts}'s states", epochs, [number(mapping(s.get(acts)).get(name)) for s in each], marks=True)
+            for acts in _columns(str(acts) for states in each for acts in states)
+        ]
+        charts.append(line_chart(f"Over the training: {name.replace('_', ' ')}", "epoch", name, lines))
+    return charts
 
 
 def _efficiency(run: RunRecord) -> str:

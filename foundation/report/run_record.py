@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from foundation.config.distillation_cfg import DistillationCfg
-from foundation.config.plain import to_plain
+from foundation.config.plain import changed_leaves, to_plain
 from foundation.core.errors import UserError
 from foundation.core.files import load_json, load_yaml
 from foundation.report.event_file import PATTERN, Curve, read_scalars
@@ -171,24 +171,6 @@ def _distillation_command(own: Mapping[str, Any], overrides: Mapping[str, Any]) 
     tokens = overrides.get("tokens")
     words += [str(token) for token in tokens] if isinstance(tokens, list) else []
     return shlex.join(words)
-
-
-def changed_leaves(values: Mapping[str, Any], default: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """List what differs in nested mappings, by dotted names; a mapping that stands for nothing is one value.
-
-    Args:
-        values: The values.
-        default: What they are compared with.
-        prefix: Begins each name.
-    """
-    found: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        known = default.get(key)
-        if isinstance(value, Mapping) and isinstance(known, Mapping) and known:
-            found += changed_leaves(value, known, f"{prefix}{key}.")
-        elif value != known:
-            found.append((f"{prefix}{key}", value))
-    return found
 
 
 def _hydra(value: object) -> str:

@@ -19,6 +19,13 @@ class MetricsWriter(ABC):
     def add_scalars(self, scalars: Mapping[str, float], step: int) -> None:
         """Record values of several tags at one step (the epoch, or the iteration)."""
 
+    def add_hparams(self, hparams: Mapping[str, bool | float | str], metrics: Mapping[str, float]) -> None:
+        """Record, once, what the run was made with, and the tags of the figures that it is judged by.
+
+        A sink that takes the whole configuration at its beginning needs nothing here.
+        """
+        return
+
     def flush(self) -> None:
         """Hand over what is buffered."""
         return
@@ -51,6 +58,16 @@ class TensorBoardWriter(MetricsWriter):
         try:
             for tag, value in scalars.items():
                 self._writer.add_scalar(tag, float(value), step)
+        except OSError as error:
+            raise _cannot_write(self._log_dir, error) from None
+
+    def add_hparams(self, hparams: Mapping[str, bool | float | str], metrics: Mapping[str, float]) -> None:
+        """Record the run's line of TensorBoard's HParams table; the figures themselves are scalars of the same tags."""
+        from torch.utils.tensorboard.summary import hparams as summaries  # with the writer, see above
+
+        try:
+            for summary in summaries(dict(hparams), dict(metrics)):
+                self._writer.file_writer.add_summary(summary)
         except OSError as error:
             raise _cannot_write(self._log_dir, error) from None
 
@@ -113,6 +130,11 @@ class Writers(MetricsWriter):
         """Record values of several tags at one step, in every sink."""
         for writer in self.writers:
             writer.add_scalars(scalars, step)
+
+    def add_hparams(self, hparams: Mapping[str, bool | float | str], metrics: Mapping[str, float]) -> None:
+        """Record what the run was made with, in every sink."""
+        for writer in self.writers:
+            writer.add_hparams(hparams, metrics)
 
     def flush(self) -> None:
         """Flush every sink."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from foundation.config.distillation_cfg import DistillationCfg
+from foundation.config.plain import changed_leaves, to_plain
 from foundation.learning.learner import LearningStats
 from foundation.runs.metrics_writer import MetricsWriter
 
@@ -360,7 +361,29 @@ class Reporter(LineReporter):
             final = {f"final/{name}": float(value) for name, value in student.items()}
             # One step on: a run that is resumed hides what lies beyond its last epoch, and logs this again at its end.
             self.writer.add_scalars(final, summary["epochs"] + 1)
+            self.writer.add_hparams(hyper_parameters(self.cfg), final)
             self.writer.flush()
+
+
+SHOWN = ("learning_rate", "n_epochs", "seed", "student.name", "loss.name")
+"""Settings that TensorBoard's table of runs has in any case, beside those that are not the default."""
+
+
+def hyper_parameters(cfg: DistillationCfg) -> dict[str, bool | float | str]:
+    """Return what a run was made with, for a table of runs: ``SHOWN``, and what is not the default.
+
+    Args:
+        cfg: The run's configuration.
+    """
+    values = to_plain(cfg)
+    kept = {name: _at(values, name) for name in SHOWN} | dict(changed_leaves(values, to_plain(DistillationCfg())))
+    return {name: value if isinstance(value, bool | int | float) else str(value) for name, value in kept.items()}
+
+
+def _at(values: Mapping[str, Any], name: str) -> Any:
+    """Return the value of a dotted name in nested mappings."""
+    head, dot, rest = name.partition(".")
+    return _at(values[head], rest) if dot else values[head]
 
 
 def _success(summary: Scalars, digits: int = 1) -> str:

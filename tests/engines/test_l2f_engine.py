@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from l2f_flights import flight, recorded_and_live
@@ -9,6 +11,9 @@ from task_flights import TASK, fly_task, teacher_return
 
 from foundation.core.errors import UserError
 from foundation.engines import engine_class, engine_names, select_engine
+from foundation.engines.perturbed import PerturbedEnv
+from foundation.tasks.quadrotor.env_cfg import QuadcopterPointCtrlEnvCfg
+from foundation.tasks.quadrotor.l2f_env import QuadcopterPointCtrlL2fEnv
 from foundation.tasks.quadrotor.sim import l2f_dynamics
 from foundation.tasks.quadrotor.sim.l2f_dynamics import L2fDynamics
 from foundation.tasks.quadrotor.sim.quadrotor import QuadrotorDynamics
@@ -107,3 +112,34 @@ def test_the_shipped_teacher_flies_as_well_here(source):
         assert flown["random_success"] < 0.1
     assert theirs["success"] == 1.0
     assert theirs["mean_return"] == pytest.approx(ours["mean_return"], rel=1e-3)
+
+
+@pytest.mark.l2f
+def test_perturbations_are_the_packages_own_parameters():
+    """+20 % of mass and gravity are 1.2 times what the package itself prints; +20 % of inertia turns 1.2 times slower.
+
+    It prints six decimals, too few for an inertia: from rest, the rates after one step are torque over inertia.
+    """
+    cfg = QuadcopterPointCtrlEnvCfg()
+    cfg.scene.num_envs = 3
+    inner = QuadcopterPointCtrlL2fEnv(cfg)
+    env = PerturbedEnv(inner)
+    state = torch.zeros(17, 3)
+    state[9] = 1.0
+    state[13] = 0.5
+
+    def held() -> tuple[float, list[float], torch.Tensor]:
+        block = inner._l2f._blocks[0]
+        text = block._library.parameters_to_json(block._device, block._form, block._parameters[0])
+        own = json.loads(text)["dynamics"]
+        return own["mass"], own["gravity"], inner._l2f.step(state, torch.zeros(4, 3))[6:9, 0]
+
+    mass, gravity, rates = held()
+    assert (mass, gravity) == (pytest.approx(0.0306), pytest.approx([0.0, 0.0, -9.81]))
+    for name in ("mass", "inertia", "gravity", None):
+        env.vary(name, 20.0)
+        found = held()
+        assert found[0] == pytest.approx((1.2 if name == "mass" else 1.0) * mass, abs=1e-6)
+        assert found[1] == pytest.approx([(1.2 if name == "gravity" else 1.0) * part for part in gravity], abs=1e-5)
+        torch.testing.assert_close(found[2], rates / (1.2 if name == "inertia" else 1.0), rtol=1e-4, atol=1e-7)
+    assert rates[:2].abs().min() > 1.0

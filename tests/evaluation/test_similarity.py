@@ -11,6 +11,7 @@ from toy_env import REGULATOR_GAIN, LinearTeacher, RegulatorEnv
 from foundation.evaluation.similarity import (
     ComparedStates,
     explain_errors,
+    fifths,
     gaussian_kl,
     measure_similarity,
     similarity_table,
@@ -94,3 +95,18 @@ def test_discrete_choices_and_their_distributions():
     js = 0.5 * sum(p * math.log(p / m) for p, m in zip((0.75, 0.25), middle, strict=True))
     js += 0.5 * sum(0.5 * math.log(0.5 / m) for m in middle)
     assert figures["js_divergence"] == pytest.approx(js, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kept", "chosen"),
+    [
+        ([], []),
+        ([7], [7]),
+        (range(10, 101, 10), [20, 40, 60, 80, 100]),
+        ([60, 120, 180, 240, 300], [60, 120, 180, 240, 300]),
+        ([1, 50, 100], [1, 50, 100]),
+    ],
+)
+def test_the_fifths_of_a_training_are_the_nearest_epochs_that_were_kept(kept, chosen):
+    """Each fifth takes the nearest one, each of them once."""
+    assert fifths(list(kept)) == chosen

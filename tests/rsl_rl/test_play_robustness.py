@@ -92,10 +92,12 @@ def test_a_damaged_summary_is_refused_before_the_first_episode(capsys):
     ],
 )
 def test_bad_input_is_one_line(argv, said, capsys):
-    """It names what was typed and what to do."""
+    """It names what was typed and what to do, before an episode was run: no table is shown."""
     save_student(None)
     assert run(*argv) == 2
-    assert said in capsys.readouterr().err.splitlines()[-1]
+    shown = capsys.readouterr()
+    assert said in shown.err.splitlines()[-1]
+    assert "return" not in shown.out
 
 
 def test_similarity_is_measured_on_the_states_of_both(capsys):
@@ -119,6 +121,22 @@ def test_similarity_is_measured_on_the_states_of_both(capsys):
     returns = [episode["total"] for episode in plain["states"][1]["episodes"]]
     assert returns == sorted(returns) and len(returns) == 4
     assert "states of" in capsys.readouterr().out
+
+
+def test_the_course_of_the_training_is_measured_from_the_checkpoints_that_were_kept(capsys):
+    """An epoch's figures are those of its own student: here that of epoch 2 is the best one, and epoch 1's is another."""
+    best = save_student(str(write_teacher(Path("teacher/model.pt"))))
+    saved = torch.load(best, weights_only=True)
+    torch.save(saved | {"epoch": 2}, "run/checkpoint_epoch_2.pt")
+    weights = {name: torch.zeros_like(value) for name, value in saved["model_state_dict"].items()}
+    torch.save(saved | {"model_state_dict": weights}, "run/checkpoint_epoch_1.pt")
+    assert run("--similarity") == 0
+    plain = json.loads(Path("run/similarity.json").read_text())
+    assert [one["epoch"] for one in plain["training"]] == [1, 2]
+    last = {one["states"]: one["figures"] for one in plain["states"]}
+    assert plain["training"][1]["states"] == last
+    assert plain["training"][0]["states"]["teacher"] != last["teacher"]
+    assert "Over the training" in capsys.readouterr().out
 
 
 def test_without_a_teacher_there_is_no_similarity(capsys):

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import UserError
+from foundation.report.event_file import read_scalars
 from foundation.runs.metrics_writer import check_logger, make_writer
+from foundation.runs.report import hyper_parameters
 
 
 def steps(folder: Path, tag: str) -> list[tuple[int, float]]:
@@ -30,6 +33,22 @@ def test_scalars_reach_tensorboard(tmp_path: Path) -> None:
     writer.close()
     assert steps(tmp_path, "a/x") == [(1, 1.5), (2, 2.5)]
     assert steps(tmp_path, "a/y") == [(1, 2.0)]
+
+
+def test_hyper_parameters_reach_tensorboards_table(tmp_path: Path) -> None:
+    """Its plugin's record has each setting with its value, and our own reader still reads the scalars."""
+    writer = make_writer("tensorboard", tmp_path)
+    writer.add_scalars({"final/mean_return": 3.0}, 1)
+    cfg = DistillationCfg(task="CartPole-v1", n_epochs=7)
+    writer.add_hparams(hyper_parameters(cfg), {"final/mean_return": 3.0})
+    writer.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    values = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert values["n_epochs"].number_value == 7 and values["learning_rate"].number_value == pytest.approx(1e-4)
+    assert values["task"].string_value == "CartPole-v1" and values["student.name"].string_value == "mlp"
+    assert read_scalars(tmp_path)["final/mean_return"].values == [3.0]
 
 
 def test_a_resumed_run_shows_one_curve(tmp_path: Path) -> None:

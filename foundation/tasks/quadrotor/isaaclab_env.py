@@ -15,7 +15,7 @@ RK4 simulator to a fraction of a millimetre per second of flight:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,12 @@ from isaaclab_tasks.utils import PresetCfg
 from foundation.tasks.quadrotor import mdp
 from foundation.tasks.quadrotor.env_cfg import InitCfg, ObservationNoiseCfg, RewardsCfg, TerminationsCfg, check_cfg
 from foundation.tasks.quadrotor.episode_stats import EpisodeStats
+from foundation.tasks.quadrotor.perturbations import QUANTITIES, Pushes, vary_vehicles
 from foundation.tasks.quadrotor.rotor_wrench import RotorWrench
 from foundation.tasks.quadrotor.settings import assign_vehicles, task_tensors
 from foundation.tasks.quadrotor.sim.rows import norm
 from foundation.tasks.quadrotor.sim.vehicles import vehicle_names
+from foundation.tasks.quadrotor.view import Part, vehicle_bodies, vehicle_poses
 
 _USD = Path(__file__).parents[2] / "assets" / "quadrotor.usda"
 
@@ -135,9 +137,11 @@ class QuadcopterPointCtrlIsaacEnv(DirectRLEnv):
     rotation_fields = mdp.ROTATION_FIELDS
     """Observation group -> first column of the rotation matrix, body to world, row by row."""
     metric_units = mdp.METRIC_UNITS
+    """Metric of an episode -> (factor, unit) in which it is shown."""
     position_unit = mdp.POSITION_UNIT
     variant_kind = "vehicle"
-    """Metric of an episode -> (factor, unit) in which it is shown."""
+    perturbations = {name: QUANTITIES[name] for name in ("mass", "inertia", "gravity", "push")}  # noqa: RUF012
+    """What :meth:`perturb` can vary: name -> (unit, nominal value, values to measure at)."""
 
     def __init__(self, cfg: QuadcopterPointCtrlIsaacEnvCfg, render_mode: str | None = None, **kwargs: object):
         """Build the scene and give every environment its vehicle."""
@@ -149,6 +153,8 @@ class QuadcopterPointCtrlIsaacEnv(DirectRLEnv):
         self.vehicles, self.vehicle_index = assign_vehicles(cfg.vehicles, n, device)
         self.variant_index = self.vehicle_index
         self.variant_names = vehicle_names(cfg.vehicles)
+        self._nominal_vehicles = self.vehicles
+        self._pushes: Pushes | None = None
         self._rotors = RotorWrench(self.vehicles, cfg.sim.dt)
         self._set_body()
         self._limits, self._ranges, self._weights, self._noise = task_tensors(cfg, self.vehicles)
@@ -172,9 +178,39 @@ class QuadcopterPointCtrlIsaacEnv(DirectRLEnv):
         self._weight_change = v.mass * (v.gravity - gravity)
         """Force that turns the simulator's gravity into the vehicle's own [N]. Shape: (3, num_envs)."""
 
+    def perturb(self, values: Mapping[str, float]) -> None:
+        """Vary the simulation from the next :meth:`reset` on; what is not named is nominal again.
+
+        Args:
+            values: Names of :attr:`perturbations` and the values that they take.
+        """
+        self.vehicles = vary_vehicles(self._nominal_vehicles, values)
+        self._pushes = Pushes.of(values, self.step_dt, self.num_envs, self.device)
+        self._set_body()
+
+    # -- what a viewer shows ----------------------------------------------------------------------------------------
+
+    @property
+    def view_bodies(self) -> dict[str, list[Part]]:
+        """What ``play.py --viewer`` draws: the vehicle and its target."""
+        return vehicle_bodies(self.vehicles, self._limits)
+
+    def view_poses(self) -> dict[str, torch.Tensor]:
+        """Return where vehicles and targets are, each (num_envs, 7), from the centres of their environments."""
+        return vehicle_poses(self._position, self._quaternion, None)
+
+    def push(self, velocity: torch.Tensor) -> None:
+        """Change the velocities of the vehicles at once [m/s, world frame]. Shape: (num_envs, 3)."""
+        data = self._robot.data
+        linear = data.root_lin_vel_w.torch + velocity
+        moving = torch.cat([linear, data.root_ang_vel_w.torch], -1).contiguous()
+        self._robot.write_root_velocity_to_sim_index(root_velocity=moving)
+
     # -- stepping -------------------------------------------------------------------------------------------------
 
     def _pre_physics_step(self, actions: torch.Tensor) -> None:
+        if self._pushes is not None:
+            self.push(self._pushes.changes(self.episode_length_buf).T)
         self._previous = self._action
         self._action = actions.to(torch.float32).clamp(-1.0, 1.0).T.contiguous()
 
@@ -245,6 +281,8 @@ class QuadcopterPointCtrlIsaacEnv(DirectRLEnv):
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Begin a new episode in every environment; sums of abandoned ones are dropped."""
         self._stats.clear()
+        if self._pushes is not None:
+            self._pushes.restart(seed)
         return super().reset(seed, options)
 
     def _reset_idx(self, env_ids: Sequence[int] | torch.Tensor) -> None:

@@ -118,9 +118,20 @@ class Pushes:
         Returns:
             The state from which the step goes on, a copy.
         """
-        direction = torch.randn(self._shape, generator=self._generator, device=state.device, dtype=state.dtype)
+        pushed = state.clone()
+        pushed[VELOCITY] += self.changes(lengths)
+        return pushed
+
+    def changes(self, lengths: torch.Tensor) -> torch.Tensor:
+        """Return the changes of the velocities [m/s], world frame, at a step; 0 where no push is due.
+
+        Args:
+            lengths: Steps into the episodes. Shape: (num_envs,).
+
+        Returns:
+            Shape: (3, num_envs).
+        """
+        direction = torch.randn(self._shape, generator=self._generator, device=lengths.device)
         direction = direction / torch.linalg.vector_norm(direction, dim=0)
         due = (lengths > 0) & (lengths % self.interval == 0)
-        pushed = state.clone()
-        pushed[VELOCITY] += self.speed * direction * due
-        return pushed
+        return self.speed * direction * due
