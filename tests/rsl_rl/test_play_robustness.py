@@ -124,7 +124,7 @@ def test_similarity_is_measured_on_the_states_of_both(capsys):
 
 
 def test_the_course_of_the_training_is_measured_from_the_checkpoints_that_were_kept(capsys):
-    """An epoch's figures are those of its own student: here that of epoch 2 is the best one, and epoch 1's is another."""
+    """Each epoch has the figures of its own student: epoch 2 is the best one here, epoch 1 another."""
     best = save_student(str(write_teacher(Path("teacher/model.pt"))))
     saved = torch.load(best, weights_only=True)
     torch.save(saved | {"epoch": 2}, "run/checkpoint_epoch_2.pt")
