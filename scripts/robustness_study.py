@@ -11,7 +11,8 @@ Writes docs/results/robustness.json and robustness.svg, and prints the table of 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ from foundation.evaluation.robustness import mean_over_range
 from foundation.report.charts import Line, grid, line_chart
 from foundation.report.pictures import mapping, mappings, number, numbers
 from foundation.rsl_rl import distillation, play
-from foundation.runs.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = "Isaac-Quadcopter-Point-Ctrl-v0"
 TEACHER = ROOT / "foundation" / "assets" / "teachers" / "point_ctrl" / "model.pt"
+STUDIES = ("robustness", "similarity")
 EXPERIMENT = "students"
 RUNS = Path("logs/distillation")
 STUDENTS = {
@@ -47,27 +48,22 @@ def build_parser() -> ScriptParser:
     """Return the command's parser."""
     parser = ScriptParser(prog="robustness_study.py", description=__doc__)
     parser.add_argument("--runs", nargs="+", metavar="RUN", help="runs to measure (default: distil them)")
+    parser.add_argument("--steps", type=int, metavar="N", help="stop after N distillations and measurements")
     parser.add_argument("--num_episodes", type=int, default=48, metavar="N", help="episodes at each value (48)")
     folder = ROOT / "docs" / "results"
     parser.add_argument("--output", default=str(folder), metavar="FOLDER", help="where to (docs/results)")
     return parser
 
 
-def distil() -> list[Path]:
-    """Distil the students that no finished run has, go on with those that were stopped, and return the runs."""
-    folders = []
-    for name, how in STUDENTS.items():
-        folder = newest_run(name)
-        if folder is None or not (folder / "summary.json").exists():
-            flags = ["--task", TASK, "--teacher_checkpoint", str(TEACHER), "--device", "cpu"]
-            flags += ["--experiment_name", EXPERIMENT, "--run_name", name, "--save_interval", str(SAVE_INTERVAL)]
-            if folder is not None:
-                flags += ["--resume", "--load_run", folder.name]
-            if run_command(distillation.main, [*flags, *how]):
-                raise UserError(f"the distillation of '{name}' did not end well: see above")
-            folder = RunDir.find(RUNS, EXPERIMENT, name).path
-        folders.append(folder)
-    return folders
+def distil(name: str) -> None:
+    """Distil a student, or go on where that was stopped."""
+    flags = ["--task", TASK, "--teacher_checkpoint", str(TEACHER), "--device", "cpu"]
+    flags += ["--experiment_name", EXPERIMENT, "--run_name", name, "--save_interval", str(SAVE_INTERVAL)]
+    begun = newest_run(name)
+    if begun is not None:
+        flags += ["--resume", "--load_run", begun.name]
+    if run_command(distillation.main, [*flags, *STUDENTS[name]]):
+        raise UserError(f"the distillation of '{name}' did not end well: see above")
 
 
 def newest_run(name: str) -> Path | None:
@@ -76,14 +72,48 @@ def newest_run(name: str) -> Path | None:
     return next((folder for folder in reversed(found) if any(folder.glob("*.pt"))), None)
 
 
-def measure(folder: Path, num_episodes: int) -> dict[str, Any]:
-    """Measure a run's best student, unless it was measured, and return what its files hold."""
-    names = ("robustness", "similarity")
-    if not all((folder / f"{name}.json").exists() for name in names):
-        argv = ["--load_run", str(folder.absolute()), "--device", "cpu", "--num_episodes", str(num_episodes)]
-        if run_command(play.main, [*argv, "--robustness", "--similarity", "--no-export"]):
-            raise UserError(f"'{folder}' could not be measured: see above")
-    return {"summary": load_json(folder / "summary.json")} | {n: load_json(folder / f"{n}.json") for n in names}
+def is_distilled(folder: Path | None) -> bool:
+    """Whether a run has reached its end."""
+    return folder is not None and (folder / "summary.json").exists()
+
+
+def is_measured(folder: Path) -> bool:
+    """Whether both studies of a run are there."""
+    return all((folder / f"{name}.json").exists() for name in STUDIES)
+
+
+def measure(folder: Path, num_episodes: int) -> None:
+    """Measure a run's best student."""
+    argv = ["--load_run", str(folder.absolute()), "--device", "cpu", "--num_episodes", str(num_episodes)]
+    if run_command(play.main, [*argv, "--robustness", "--similarity", "--no-export"]):
+        raise UserError(f"'{folder}' could not be measured: see above")
+
+
+def steps_left(runs: Sequence[Path], num_episodes: int) -> list[Callable[[], None]]:
+    """List what is still to be done: of the given runs, or of the students where none is given."""
+    if runs:
+        return [partial(measure, folder, num_episodes) for folder in runs if not is_measured(folder)]
+    left: list[Callable[[], None]] = []
+    for name in STUDENTS:
+        folder = newest_run(name)
+        if not is_distilled(folder):
+            left += [partial(distil, name), lambda name=name: measure(found_run(name), num_episodes)]
+        elif folder is not None and not is_measured(folder):
+            left.append(partial(measure, folder, num_episodes))
+    return left
+
+
+def found_run(name: str) -> Path:
+    """Return the run of a student."""
+    folder = newest_run(name)
+    if folder is None:
+        raise UserError(f"there is no run of '{name}' in {RUNS / EXPERIMENT}")
+    return folder
+
+
+def read_studies(folder: Path) -> dict[str, Any]:
+    """Return what the files of a run hold."""
+    return {"summary": load_json(folder / "summary.json")} | {n: load_json(folder / f"{n}.json") for n in STUDIES}
 
 
 def table(studies: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -148,8 +178,15 @@ def _line(name: str, values: list[float], points: object) -> Line:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write the files, and print the tables."""
     args = build_parser().read(argv)
-    folders = [Path(run) for run in args.runs] if args.runs else distil()
-    studies = {folder.resolve().name.split("_", 2)[-1]: measure(folder, args.num_episodes) for folder in folders}
+    given = [Path(run) for run in args.runs or ()]
+    steps = steps_left(given, args.num_episodes)
+    for step in steps[: args.steps]:
+        step()
+    if args.steps is not None and len(steps) > args.steps:
+        print(f"{len(steps) - args.steps} steps are left: the same command goes on")
+        return 0
+    folders = given or [found_run(name) for name in STUDENTS]
+    studies = {folder.resolve().name.split("_", 2)[-1]: read_studies(folder) for folder in folders}
     output = Path(args.output)
     write_json(output / "robustness.json", studies)
     atomic_write_bytes(output / "robustness.svg", grid(pictures(studies)).encode())

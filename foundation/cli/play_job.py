@@ -219,8 +219,7 @@ class Job:
         actor, selector = played.make_actor(env, self.seed)
         pace = [RealTimePace(env)] if args.real_time else []
         declared = EnvCapabilities.of(env)
-        if args.perturbation:  # refused before the first episode, not after them
-            chosen_quantities(PerturbedEnv(env), args.perturbation)
+        studied = self.studied(env, actor)
         means = MeanObservations()
         ablations = parse_ablations(args.ablate or (), env, played.task, () if selector is None else selector.groups)
         each = self.episodes(env, actor, poll, [*pace, *([means] if ablations else [])])
@@ -248,7 +247,7 @@ class Job:
             figures["ablations"] = rows
             console.print(ablation_table(rows, figures))
             add_to_summary(played.folder, "ablations", rows)
-        figures |= self.study(env, actor, poll)
+        figures |= self.study(env, studied, poll)
         if args.json:
             write_json(Path(args.json), self.origin(env) | figures | {"manifest": manifest(self.files())})
         if played.policy is not None and not isinstance(played.policy, CodeTeacher) and not args.no_export:
@@ -331,29 +330,48 @@ class Job:
             return []
         return [checkpoint, *(checkpoint.resolve().parent / "params").glob("*.yaml")]
 
-    def study(self, env: VecEnv, actor: Actor, poll: Callable[[], None]) -> dict[str, Any]:
-        """Measure what was asked for beyond the plain figures, beside the teacher where there is one."""
+    def studied(self, env: VecEnv, actor: Actor) -> dict[str, Actor]:
+        """Return what the studies compare, nothing where none was asked for; refused before the first episode.
+
+        Raises:
+            UserError: For a quantity that the environment cannot vary, or a comparison without a teacher.
+        """
         args = self.args
-        played = self.played
         if not (args.robustness or args.similarity):
             return {}
+        if args.perturbation:
+            chosen_quantities(PerturbedEnv(env), args.perturbation)
         actors = self.beside_teacher(env, actor)
-        teacher = actors.get("teacher")
+        if args.similarity and not (isinstance(actors.get("teacher"), PolicyActor) and isinstance(actor, PolicyActor)):
+            raise UserError("--similarity compares a policy with a teacher: --teacher FILE names one")
+        return actors
+
+    def study(self, env: VecEnv, actors: dict[str, Actor], poll: Callable[[], None]) -> dict[str, Any]:
+        """Measure what was asked for beyond the plain figures, beside the teacher where there is one.
+
+        Args:
+            env: The environment.
+            actors: Of :meth:`studied`.
+            poll: Called every few env steps; may raise to stop.
+        """
+        args = self.args
+        played = self.played
+        if not actors:
+            return {}
         found: dict[str, Any] = {"efficiency": study_efficiency(actors, env.num_envs, played.folder)}
         number, folder = args.num_episodes, played.folder
-        if args.similarity and not (isinstance(teacher, PolicyActor) and isinstance(actor, PolicyActor)):
-            raise UserError("--similarity compares a policy with a teacher: --teacher FILE names one")
         if args.robustness:
             seed = STUDY_SEED if args.seed is None else self.seed
             found["robustness"] = study_robustness(env, actors, args.perturbation or (), number, seed, folder, poll)
-        if args.similarity and isinstance(teacher, PolicyActor) and isinstance(actor, PolicyActor):
+        teacher = actors.get("teacher")
+        student = actors.get("student")
+        if args.similarity and isinstance(teacher, PolicyActor) and isinstance(student, PolicyActor):
             seed = SIMILARITY_SEED if args.seed is None else self.seed
             bound = None if played.policy is None else played.policy.clip_actions
             is_run = played.checkpoint is not None and played.checkpoint.name == BEST
             earlier = kept_epochs(folder) if is_run else {}
-            task = played.task
             found["similarity"] = study_similarity(
-                env, teacher, actor, task, number, seed, bound, folder, poll, earlier
+                env, teacher, student, played.task, number, seed, bound, folder, poll, earlier
             )
         return found
 
