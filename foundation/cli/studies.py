@@ -93,7 +93,7 @@ def study_robustness(
     """
     console = Console(highlight=False)
     measured = measure_robustness(
-        env, actors, typed, num_episodes, seed, poll, lambda name: logger.info("robustness: %s", name.replace("_", " "))
+        env, actors, typed, num_episodes, seed, poll, lambda what: logger.info("robustness: %s", what)
     )
     console.print(robustness_table(measured))
     if measured.lacking():

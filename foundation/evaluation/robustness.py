@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -212,7 +213,7 @@ def measure_robustness(
         num_episodes: Episodes of each policy at each value.
         seed: Seed of the episodes and of the perturbations.
         poll: Called every few env steps; may raise to stop.
-        show: Called with the name of each quantity as it begins.
+        show: Called as each quantity begins, with its name, its place among them, and the time left.
     """
     spread = ColumnSpread()
     perturbed = PerturbedEnv(env)
@@ -231,15 +232,22 @@ def measure_robustness(
                 del quantities[name]
                 missing.append(name)
         curves = []
-        for name, quantity in quantities.items():
+        begun = time.monotonic()
+        for done, (name, quantity) in enumerate(quantities.items()):
             if show is not None:
-                show(name)
+                show(f"{name.replace('_', ' ')}, {_place(done, len(quantities), time.monotonic() - begun)}")
             points = dict(_points(perturbed, actors, nominal, name, quantity, num_episodes, seed, poll))
             values = tuple(sorted({*quantity.values, quantity.nominal}))
             curves.append(Curve(name, quantity.unit, quantity.nominal, values, points))
     finally:
         perturbed.vary(None)
     return Robustness(num_episodes, seed, tuple(curves), tuple(missing))
+
+
+def _place(done: int, total: int, seconds: float) -> str:
+    """Return the place of the next quantity, and the time left by those that are done."""
+    place = f"{done + 1} of {total}"
+    return f"{place}, about {seconds / done * (total - done):.0f} s left" if done else place
 
 
 def _points(

@@ -332,7 +332,7 @@ class Reporter(LineReporter):
 
     def perturbing(self, quantity: str) -> None:
         """Announce the next quantity of the measurement of robustness."""
-        self.line(f"Robustness: {quantity.replace('_', ' ')} ...")
+        self.line(f"Robustness: {quantity} ...")
 
     def table(self, table: Table, *lines: str) -> None:
         """Show a table, and lines below it; empty ones are left out."""

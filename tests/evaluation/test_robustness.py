@@ -82,7 +82,8 @@ def test_each_policy_is_measured_at_each_value_from_the_same_starts():
     assert zero["area_return"] == pytest.approx((9.5 + 16.0) / 3 + luck, abs=1e-5)
     assert zero["worst_success"] == 0.0 and zero["nominal_success"] == 1.0
     assert zero["area_success"] == pytest.approx((1.0 + 0.5 * 2) / 3)
-    assert "wind" in shown
+    assert shown[0].endswith(f", 1 of {len(shown)}")
+    assert any(line.startswith(f"wind, {len(shown)} of {len(shown)}, about ") for line in shown)
     env.reset(0)
     assert env.wind == 0.0  # nominal again
     assert robustness_table(measured).row_count == 2 * len(measured.curves)
