@@ -548,8 +548,9 @@ def _check_viewer_args(args: argparse.Namespace) -> None:
         if args.viewer_port is not None:
             raise UserError(f"--viewer_port {args.viewer_port} has no effect without --viewer")
         return
-    measures = ("robustness", "similarity", "ablate", "json", "min_success", "eval_seeds", "video", "num_envs")
-    typed = [name for name in measures if getattr(args, name, None)]
+    measures = ("robustness", "similarity", "ablate", "json", "min_success", "eval_seeds", "with_teacher")
+    others = ("video", "num_envs", "engine_python")
+    typed = [name for name in (*measures, *others) if getattr(args, name, None)]
     if typed:
         raise UserError(f"--viewer shows the policy and measures nothing: leave --{typed[0]} out")
     check_viewer(args.viewer_port or PORT)

@@ -72,11 +72,11 @@ def build_parser() -> CommandParser:
     own = "Python of an engine's own environment, of --engine torch,l2f,isaaclab: one table of all of them"
     flag("--engine_python", action="append", metavar="NAME=PATH", help=own)
     flag("--json", metavar="PATH", help="write the figures to this file")
+    flag("--real-time", action="store_true", help="no faster than real time")
     group = parser.add_argument_group("viewer")
     flag = group.add_argument
     flag("--viewer", action="store_true", help="watch policy and teacher in the browser, and measure nothing")
     flag("--viewer_port", type=positive_int, metavar="N", help="port of its page, on this machine alone (8080)")
-    flag("--real-time", action="store_true", help="no faster than real time")
     add_hydra_args(parser)
     return parser
 
