@@ -34,7 +34,7 @@ logger = logging.getLogger("foundation.play")
 
 _OWN_FLAGS = {"--engine": 1, "--engine_python": 1, "--json": 1, "--with_teacher": 0, "--no-export": 0}
 """Flags of the whole table, which its parts get otherwise: flag -> number of its values."""
-_OF_ONE = ("describe", "robustness", "similarity", "ablate", "video", "real_time")
+_OF_ONE = ("describe", "viewer", "robustness", "similarity", "ablate", "video", "real_time")
 """Flags that go with one engine: each leaves files that the next engine would overwrite, or shows something."""
 _STOPPED = (130, 143)
 """Exit codes of a command that Ctrl-C or SIGTERM has ended."""
