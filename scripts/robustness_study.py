@@ -156,6 +156,20 @@ def similarity_rows(studies: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def training_rows(studies: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a table in Markdown: error of the actions on the student's own states over its training."""
+    lines: list[str] = []
+    for name, study in studies.items():
+        snapshots = mappings(study["similarity"].get("training"))
+        if not lines:
+            epochs = [f"epoch {one['epoch']}" for one in snapshots]
+            lines = [f"| student | {' | '.join(epochs)} |", "|---|" + "---|" * len(epochs)]
+        own = [mapping(mapping(one["states"]).get("student")) for one in snapshots]
+        errors = [f"{number(figures.get('action_rmse')):.4f}" for figures in own]
+        lines.append(f"| {name} | {' | '.join(errors)} |")
+    return lines
+
+
 def pictures(studies: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Draw the return of the teacher and of every student over each quantity."""
     charts = []
@@ -190,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = Path(args.output)
     write_json(output / "robustness.json", studies)
     atomic_write_bytes(output / "robustness.svg", grid(pictures(studies)).encode())
-    print("\n".join([*table(studies), "", *similarity_rows(studies)]))
+    print("\n".join([*table(studies), "", *similarity_rows(studies), "", *training_rows(studies)]))
     return 0
 
 
