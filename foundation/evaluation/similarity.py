@@ -238,11 +238,11 @@ def explain_errors(
         most: Columns to return.
 
     Returns:
-        The columns that explain most, the first one most; none where the error is the same everywhere.
+        The columns that explain most, the first one most; none where the error is the same everywhere, or overflows.
     """
     error = errors.double()
     variance = float(error.var(correction=0))
-    if variance <= 0.0:
+    if not (math.isfinite(variance) and variance > 0.0):
         return ()
     mean = error.mean()
     found = []

@@ -10,7 +10,7 @@ import torch
 from tiny_runs import TASK, write_teacher
 
 from foundation.cli.command import run_command
-from foundation.rsl_rl import play
+from foundation.rsl_rl import play, report
 from foundation.students import make_student, student_cfg_class
 
 SHORT = "env.episode_length_s=0.3"
@@ -144,3 +144,18 @@ def test_without_a_teacher_there_is_no_similarity(capsys):
     save_student(None)
     assert run("--similarity") == 2
     assert "--teacher FILE names one" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_weights_beyond_all_measure_are_measured(capsys):
+    """Actions of 1e30 are clamped by the environment; their squared error overflows, and is null in the files."""
+    best = save_student(str(write_teacher(Path("teacher/model.pt"))))
+    saved = torch.load(best, weights_only=True)
+    weights = saved["model_state_dict"]
+    last = [name for name in weights if name.endswith("bias")][-1]
+    torch.save(saved | {"model_state_dict": weights | {last: torch.full((4,), 1e30)}}, best)
+    assert run("--similarity", "--robustness", "--perturbation", "mass=20") == 0
+    plain = json.loads(Path("run/similarity.json").read_text())
+    assert [one["figures"]["action_rmse"] for one in plain["states"]] == [None, None]
+    assert [one["columns"] for one in plain["states"]] == [[], []]
+    assert run_command(report.main, ["run"]) == 0
+    assert Path("run/report.html").stat().st_size < 2e6
