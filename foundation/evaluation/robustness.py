@@ -105,6 +105,17 @@ class Robustness:
         }
         return {"episodes": self.episodes, "quantities": quantities, "missing": list(self.missing)}
 
+    def scalars(self) -> dict[str, float]:
+        """Return worst case and area under the curve by tag, ``robustness/<quantity>/<policy>_<figure>``."""
+        kept = ("worst_return", "area_return", "worst_success", "area_success")
+        return {
+            f"robustness/{curve.name}/{policy}_{name}": figures[name]
+            for curve in self.curves
+            for policy, figures in curve.summary().items()
+            for name in kept
+            if name in figures
+        }
+
     def lacking(self) -> str:
         """Return one line on what the environment lacks, "" where it lacks nothing."""
         if not self.missing:

@@ -563,4 +563,5 @@ class DistillationRunner(Runner[Collection]):
         measured = self.measurements.robustness(policy)
         self.reporter.table(robustness_table(measured), measured.lacking())
         self.run_dir.write_summary(to_plain(measured), "robustness.json")
+        self.reporter.scalars(measured.scalars(), self.epoch + 1)
         return measured.summary()

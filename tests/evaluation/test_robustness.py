@@ -82,6 +82,9 @@ def test_each_policy_is_measured_at_each_value_from_the_same_starts():
     assert zero["area_return"] == pytest.approx((9.5 + 16.0) / 3 + luck, abs=1e-5)
     assert zero["worst_success"] == 0.0 and zero["nominal_success"] == 1.0
     assert zero["area_success"] == pytest.approx((1.0 + 0.5 * 2) / 3)
+    scalars = measured.scalars()
+    assert scalars["robustness/wind/zero_worst_return"] == zero["worst_return"]
+    assert scalars["robustness/wind/zero_area_success"] == zero["area_success"]
     assert shown[0].endswith(f", 1 of {len(shown)}")
     assert any(line.startswith(f"wind, {len(shown)} of {len(shown)}, about ") for line in shown)
     env.reset(0)
