@@ -10,6 +10,8 @@ import torch
 
 from foundation.core.errors import UserError
 from foundation.engines.perturbed import PerturbedEnv
+from foundation.policies.actors import ZeroActor
+from foundation.viewer.stage import Stage
 
 FREE = {"terminations__position": 1e6, "terminations__velocity": 1e6, "terminations__body_rate": 1e6}
 STILL = {"init__at_target": 1.0, "init__rotor_speed": (0.0, 0.0)}
@@ -115,3 +117,22 @@ def test_any_task_has_the_parameters_of_its_bodies(open_environment):
             torch.testing.assert_close(robot.data.body_mass.torch, expected)
         with pytest.raises(UserError, match="a change of more than -100 % is needed"):
             env.vary("mass", -100.0)
+
+
+def test_the_viewer_shows_two_policies_in_one_environment(open_environment):
+    """Each policy is at the pose of its own vehicle, from the centre of its environment, and a push moves both."""
+    with open_environment("isaaclab", num_envs=2, **FREE) as env:
+        inner = env.unwrapped
+        stage = Stage({"teacher": ZeroActor(4), "student": ZeroActor(4)}, [env], None, 3)
+        stage.restart()
+        for _ in range(3):
+            stage.step()
+        for place, seat in enumerate(stage.seats):
+            pose = torch.cat([inner._position, inner._quaternion])[:, place]
+            torch.testing.assert_close(torch.tensor(seat.poses["vehicle"]), pose.cpu())
+        assert stage.can_push and stage.seats[0].poses["vehicle"] != stage.seats[1].poses["vehicle"]
+        before = inner._velocity.clone()
+        stage.push(1.0)
+        stage.step()
+        change = (inner._velocity - before).norm(dim=0)
+        torch.testing.assert_close(change, torch.ones(2), atol=0.15, rtol=0)
