@@ -189,7 +189,7 @@ class Job:
         port = self.args.viewer_port or PORT
         page = ViewerPage(stage, f"{played.task} ({self.engine.name})", names, port)
         print(f"Viewer: {page.url} (Ctrl-C ends it; over ssh: ssh -L {port}:localhost:{port} HOST)", flush=True)
-        with Interrupt("leaving") as interrupt:
+        with Interrupt(quiet=True) as interrupt:
 
             def poll() -> None:
                 if interrupt.interrupted():
