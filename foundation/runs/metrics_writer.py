@@ -67,7 +67,7 @@ class TensorBoardWriter(MetricsWriter):
 
         try:
             for summary in summaries(dict(hparams), dict(metrics)):
-                self._writer.file_writer.add_summary(summary)
+                self._writer._get_file_writer().add_summary(summary)
         except OSError as error:
             raise _cannot_write(self._log_dir, error) from None
 

@@ -62,6 +62,9 @@ class Writer:
     def add_scalars(self, scalars: dict[str, float], step: int) -> None:
         self.scalars.setdefault(step, {}).update(scalars)
 
+    def add_hparams(self, hparams: dict[str, object], metrics: dict[str, float]) -> None:
+        """Those of TensorBoard are tested with the writer itself."""
+
     def flush(self) -> None:
         """Nothing is held back."""
 
