@@ -142,4 +142,4 @@ def test_perturbations_are_the_packages_own_parameters():
         assert found[0] == pytest.approx((1.2 if name == "mass" else 1.0) * mass, abs=1e-6)
         assert found[1] == pytest.approx([(1.2 if name == "gravity" else 1.0) * part for part in gravity], abs=1e-5)
         torch.testing.assert_close(found[2], rates / (1.2 if name == "inertia" else 1.0), rtol=1e-4, atol=1e-7)
-    assert rates[:2].abs().min() > 1.0
+    assert rates[:2].abs().min() > 0.5

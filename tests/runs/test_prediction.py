@@ -61,6 +61,9 @@ class Scalars:
         for name, value in scalars.items():
             self.values.setdefault(name, []).append(value)
 
+    def add_hparams(self, hparams: dict[str, object], metrics: dict[str, float]) -> None:
+        """They are no scalars of a step."""
+
     def flush(self) -> None:
         """Nothing waits."""
 
