@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
 import yaml
@@ -59,6 +60,7 @@ def ran(tmp_path, monkeypatch):
     yield lambda: (folder / "evil.ran").exists()
     for name in [name for name in sys.modules if name.startswith("logs_of_others")]:
         del sys.modules[name]
+    gymnasium.registry.pop("Evil-v0", None)
 
 
 def describe(name: str) -> dict[str, Any]:

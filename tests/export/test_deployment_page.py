@@ -66,6 +66,7 @@ def run_page(folder, slow):
             command = [sys.executable, "-c", text]
         else:
             script = re.sub(r"python (foundation|scripts)/", rf"{sys.executable} {ROOT}/\1/", text)
+            script = script.replace(" foundation/assets/", f" {ROOT}/foundation/assets/")
             command = ["bash", "-e", "-c", script]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{text}\n{done.stderr}"
