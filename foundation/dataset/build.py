@@ -274,12 +274,8 @@ def load_offline(
     """
     layout = saved.layout
     device = torch.device(cfg.device)
-    if "estimate" in needed and layout.predicted_group != predicted_group(cfg):
-        there = f"holds '{layout.predicted_group}'" if layout.predicted_group else "holds no group"
-        raise UserError(
-            f"distill.loss.auxiliary.predict.group is '{predicted_group(cfg)}' and the dataset '{saved.path}' {there} "
-            "to predict: collect it again with this term"
-        )
+    if "estimate" in needed:
+        _check_predicted_group(saved, predicted_group(cfg))
     targets = {name: size for name, size in layout.targets.items() if name in kept}
     missing = {name: layout.sizes["mean"] if name == "std" else 1 for name in needed if name not in layout.sizes}
     check_targets(saved, {} if "logits" in layout.sizes else missing)
@@ -290,7 +286,7 @@ def load_offline(
             f"the dataset '{saved.path}' has {chunks} chunks, and each of {world_size} processes needs two, one of "
             f"them to hold out: start at most {max(1, chunks // 2)}, or collect more"
         )
-    which = [-1] * chunks
+    which = [-1] * chunks  # which dataset a chunk goes to; -1: another process's
     which[rank::world_size] = split(len(range(rank, chunks, world_size)), cfg.dataset.held_out, cfg.seed + rank)
     weighted = is_filtering(cfg.dataset.filter) or fills_up or layout.weighted
 
@@ -320,15 +316,7 @@ def load_offline(
     )
     table = fill(saved, [train, held_out], which)
     bad = left_out(table, cfg.dataset.filter)
-    filtered = None
-    if weighted:
-        for dataset in (train, held_out):
-            weigh(dataset, bad)
-        if is_filtering(cfg.dataset.filter):
-            filtered = filter_outcome([train, held_out], table, bad)
-            log_outcome(filtered, cfg.dataset.filter)
-        for dataset in (train, held_out):
-            check_weights(dataset)
+    filtered = _filter(cfg, train, held_out, table, bad) if weighted else None
     return OfflineData(train, held_out, len(table.number), len(bad), filtered)
 
 
@@ -381,3 +369,32 @@ def most_rows(cfg: DistillationCfg, data: CollectedData, chunk_steps: int) -> in
 
 def _plain(obs: ObsSelector) -> list[int] | None:
     return None if obs.obs_slice is None else list(obs.obs_slice)
+
+
+def _filter(
+    cfg: DistillationCfg,
+    train: DistillationDataset,
+    held_out: DistillationDataset,
+    table: EpisodeTable,
+    bad: torch.Tensor,
+) -> FilterOutcome | None:
+    """Give what is not to be learned from the weight 0, and return what a filter left out; None without one."""
+    for dataset in (train, held_out):
+        weigh(dataset, bad)
+    outcome = None
+    if is_filtering(cfg.dataset.filter):
+        outcome = filter_outcome([train, held_out], table, bad)
+        log_outcome(outcome, cfg.dataset.filter)
+    for dataset in (train, held_out):
+        check_weights(dataset)
+    return outcome
+
+
+def _check_predicted_group(saved: SavedDataset, group: str | None) -> None:
+    there = saved.layout.predicted_group
+    if there != group:
+        holds = f"holds '{there}'" if there else "holds no group"
+        raise UserError(
+            f"distill.loss.auxiliary.predict.group is '{group}' and the dataset '{saved.path}' {holds} "
+            "to predict: collect it again with this term"
+        )
