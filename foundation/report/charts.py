@@ -186,7 +186,8 @@ def bar_chart(title: str, y_label: str, bars: Sequence[tuple[str, Mapping[str, f
     names = list(dict.fromkeys(name for _, group in bars for name in group))
     colours = colours_of(names)
     shown = max(1, math.ceil(len(bars) / 8))
-    labels = {index + 0.5: _short(label, 9) for index, (label, _) in enumerate(bars) if index % shown == 0}
+    texts = _short_apart([label for label, _ in bars], 9)
+    labels = {index + 0.5: text for index, text in enumerate(texts) if index % shown == 0}
     parts = [_frame(title, "", y_label, x, y, labels), _legend(names, colours)]
     for index, (label, group) in enumerate(bars):
         for number, name in enumerate(names):
@@ -310,9 +311,8 @@ def _legend(names: Sequence[str], colours: Mapping[str, str], dashed: set[str] |
     place = float(_LEFT)
     names = list(dict.fromkeys(names))
     longest = max(4, int((WIDTH - _LEFT) / max(1, len(names)) / 6.2) - 4)
-    for name in names:
+    for name, text in zip(names, _short_apart(names, longest), strict=True):
         dash = ' stroke-dasharray="4 3"' if dashed and name in dashed else ""
-        text = _short(name, longest)
         parts.append(
             f'<line x1="{place:.0f}" x2="{place + 16:.0f}" y1="30" y2="30" stroke="{colours[name]}" '
             f'stroke-width="3"{dash}/><text x="{place + 20:.0f}" y="34">{html.escape(text)}</text>'
@@ -339,3 +339,12 @@ def _number(value: float) -> str:
 
 def _short(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _short_apart(texts: Sequence[str], longest: int) -> list[str]:
+    """Shorten texts at their ends; those that would look the same then, at their starts."""
+    short = [_short(text, longest) for text in texts]
+    return [
+        cut if short.count(cut) == 1 or len(text) <= longest else "…" + text[1 - longest :]
+        for text, cut in zip(texts, short, strict=True)
+    ]

@@ -32,7 +32,7 @@ h1{font-size:1.5rem;margin:.2rem 0}h2{font-size:1.2rem;margin:1.8rem 0 .5rem;bor
 h3{font-size:1rem;margin:1.1rem 0 .3rem}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));gap:10px}
 .charts>svg{width:100%;height:auto;border:1px solid var(--line);border-radius:6px;padding:4px}
-.wide{overflow-x:auto}
+.wide{overflow-x:auto}.wide+.wide,.wide+.charts,.charts+.wide{margin-top:12px}
 table{border-collapse:collapse;font-size:.86rem}
 th,td{padding:3px 10px;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 th:first-child,td:first-child,td.mono{text-align:left}

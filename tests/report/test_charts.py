@@ -99,3 +99,14 @@ def test_values_that_are_nearly_the_same_have_an_axis(values):
         assert "polyline" in line_chart("t", "x", "y", [Line("a", list(x), list(y))])
     scatter_chart("t", "x", "y", [("a", values[0], values[1])])
     assert "rect" in bar_chart("t", "y", [("a", {"b": values[0], "c": values[1]})])
+
+
+def test_long_names_that_begin_alike_are_told_apart():
+    """A sweep's runs differ at the ends of their names: the legend and the bars keep these."""
+    names = ["hidden_dims--4", "hidden_dims--16-16", "hidden_dims--64-64"]
+    legend = line_chart("t", "x", "y", [Line(name, [0, 1], [0, 1]) for name in names] + [Line("other", [0, 1], [0, 1])])
+    bars = bar_chart("t", "y", [(name, {"a": 1.0}) for name in names])
+    for chart in (legend, bars):
+        texts = [element.text or "" for element in tree(chart).iter() if element.tag.endswith("text")]
+        for end in ("--4", "-16-16", "-64-64"):
+            assert sum(text.startswith("…") and text.endswith(end) for text in texts) == 1
