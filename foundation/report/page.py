@@ -192,7 +192,9 @@ def _comparison(runs: Sequence[RunRecord]) -> str:
         front = pareto_front([(size, score) for _, size, score in points])
         pareto = scatter_chart("Size against score", "parameters of the student", kinds.pop(), points, front)
     charts = [line_chart("Return over the runs", "epoch", "mean return", lines, _shared_levels(runs)), pareto]
-    return _section("Runs side by side", _table(head, rows), _charts(charts))
+    filled = [column for column in range(len(head)) if any(row[column] for row in rows)]  # what no run has is left out
+    table = _table([head[column] for column in filled], [[row[column] for column in filled] for row in rows])
+    return _section("Runs side by side", table, _charts(charts))
 
 
 def _shared_levels(runs: Sequence[RunRecord]) -> dict[str, float]:

@@ -144,6 +144,19 @@ def test_several_runs_are_compared():
     assert "gru" in seen.text and "1.5" in seen.text
 
 
+def test_a_column_that_no_run_has_is_left_out():
+    """Runs without a study of robustness have no lowest return: the table has no empty column for it."""
+    folders = [make_run("2026-01-02_03-04-05_a"), make_run("2026-01-02_03-04-06_b")]
+    assert "worst return" in page_of(*folders).text
+    for folder in folders:
+        summary = json.loads((folder / "summary.json").read_text())
+        del summary["robustness"]
+        (folder / "summary.json").write_text(json.dumps(summary))
+        (folder / "robustness.json").unlink()
+    seen = page_of(*folders)
+    assert "worst return" not in seen.text and "of teacher's [%]" in seen.text
+
+
 def test_many_runs_stay_below_two_megabytes():
     """A sweep of 150 runs has its table; runs beyond the size have no details, and are named."""
     record = RunRecord.read(make_run())
