@@ -33,8 +33,11 @@ def find_runs(named: Sequence[str]) -> list[Path]:
 
 def _of_sweep(folder: Path) -> list[Path]:
     """Return the runs of a sweep that have made a folder."""
-    folders = [Path(result.folder) for result in read_results(folder) if result.folder is not None]
-    there = [path for path in folders if path.is_dir()]
+    # The runs are named from the folder that the sweep was started in, which need not be this one.
+    starts = (Path(), *folder.resolve().parents)
+    named = [Path(result.folder) for result in read_results(folder) if result.folder is not None]
+    found = [next((start / path for start in starts if (start / path).is_dir()), None) for path in named]
+    there = [path for path in found if path is not None]
     if not there:
         raise UserError(f"'{folder}' is a sweep none of whose runs has a folder here: they were moved, or all failed")
     return there

@@ -12,6 +12,7 @@ import pytest
 from foundation.cli.cli_args import CommandParser, add_hydra_args
 from foundation.cli.command import run_command
 from foundation.cli.hydra_app import run_application
+from foundation.cli.report_job import find_runs
 from foundation.cli.sweep_table import JobResult, read_results, table_lines
 from foundation.core.errors import UserError
 
@@ -51,6 +52,16 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def folder_of(seed: int) -> str:
     (path,) = Path("logs/distillation/swept").glob(f"*_seed-{seed}")
     return str(path)
+
+
+def test_the_runs_of_a_sweep_are_found_from_another_folder(sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``foundation report SWEEP`` works wherever it is typed, though the sweep names its runs from where it began."""
+    sweep("seed=1,4")
+    runs = [Path(folder_of(seed)).resolve() for seed in (1, 4)]
+    (folder,) = Path("logs/multirun").iterdir()
+    folder = folder.resolve()
+    monkeypatch.chdir("/")
+    assert [path.resolve() for path in find_runs([str(folder)])] == runs
 
 
 def test_the_table_has_settings_ratio_and_folder_of_each_run(sweep, capsys: pytest.CaptureFixture[str]) -> None:
