@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy
 import torch
@@ -18,6 +19,9 @@ WARM_UP = 200
 """Steps before those that are timed."""
 TIMED = 1000
 """Steps that are timed."""
+
+ENERGY = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
+"""Where Linux tells what the processor's package has taken so far [uJ]; administrators alone may read it on many."""
 
 
 def multiply_adds(program: Program) -> int:
@@ -56,7 +60,8 @@ def efficiency_figures(network: PolicyNetwork, batches: Sequence[int], steps: in
 
     Returns:
         ``parameters`` and ``bytes`` of the acting part; ``flops`` of a step (two for each multiply-add), where the
-        layers are known one by one; ``p50_us_batch_N`` and ``p99_us_batch_N`` [us].
+        layers are known one by one; ``p50_us_batch_N`` and ``p99_us_batch_N`` [us]; ``energy_uj_batch_N`` of a step
+        [uJ] where the machine tells, which is what the whole processor has taken meanwhile.
     """
     actor = getattr(network, "actor", network)
     weights = list(actor.parameters())
@@ -68,10 +73,24 @@ def efficiency_figures(network: PolicyNetwork, batches: Sequence[int], steps: in
         figures["flops"] = 2 * multiply_adds(program_of(network, None))
     device = weights[0].device if weights else torch.device("cpu")
     for batch in dict.fromkeys(batches):
-        times = time_steps(_stepper(network, batch, device), steps, min(WARM_UP, steps))
+        step = _stepper(network, batch, device)
+        time_steps(step, min(WARM_UP, steps), 0)
+        before = read_energy()
+        times = time_steps(step, steps, 0)
+        after = read_energy()
         for percent in (50, 99):
             figures[f"p{percent}_us_batch_{batch}"] = float(numpy.percentile(times, percent))
+        if before is not None and after is not None and after > before:  # the counter begins anew now and then
+            figures[f"energy_uj_batch_{batch}"] = (after - before) / steps
     return figures
+
+
+def read_energy() -> int | None:
+    """Return what the processor has taken so far [uJ]; None where the machine does not tell, or not to everybody."""
+    try:
+        return int(ENERGY.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _stepper(network: PolicyNetwork, batch: int, device: torch.device) -> Callable[[], None]:

@@ -7,6 +7,7 @@ from tiny_runs import write_teacher
 
 from foundation.checkpoints import load_policy
 from foundation.checkpoints.reading.loading import Overrides
+from foundation.export import efficiency
 from foundation.export.efficiency import efficiency_figures, time_steps
 
 
@@ -29,3 +30,24 @@ def test_the_first_steps_are_not_timed(steps):
     calls = []
     assert len(time_steps(lambda: calls.append(0), steps, 3)) == steps
     assert len(calls) == steps + 3
+
+
+def test_energy_is_the_counters_difference_by_the_steps(tmp_path, monkeypatch):
+    """5,000 uJ in five steps are 1,000 a step; a counter that has begun anew in between tells nothing."""
+    counter = iter([1000, 6000, 900_000, 20])
+    monkeypatch.setattr(efficiency, "read_energy", lambda: next(counter))
+    network = load_policy(write_teacher(tmp_path / "model.pt"), Overrides()).network
+    figures = efficiency_figures(network, [1, 8], steps=5)
+    assert figures["energy_uj_batch_1"] == 1000.0
+    assert "energy_uj_batch_8" not in figures
+
+
+def test_energy_is_unknown_where_the_machine_does_not_tell(tmp_path, monkeypatch):
+    """The counter's number; None without a counter, and where it is not a number."""
+    file = tmp_path / "energy_uj"
+    monkeypatch.setattr(efficiency, "ENERGY", file)
+    assert efficiency.read_energy() is None
+    file.write_text("123456\n")
+    assert efficiency.read_energy() == 123456
+    file.write_text("no number")
+    assert efficiency.read_energy() is None
