@@ -91,7 +91,8 @@ def run(argv: Sequence[str]) -> int:
     """Run one job and return its exit code."""
     with many_imports():  # torch: --help does without it
         from foundation.cli.engine_table import asks_for_table, play_on_engines
-        from foundation.cli.play_job import Job, check_args, refuse_near_misses, typed_device
+        from foundation.cli.play_args import check_args, refuse_near_misses, typed_device
+        from foundation.cli.play_job import Job
         from foundation.cli.played_policy import PlayedPolicy
         from foundation.cli.policy_table import show_policy
 
@@ -120,7 +121,8 @@ def run(argv: Sequence[str]) -> int:
 def compose_configs(argv: Sequence[str]) -> dict[str, Any]:
     """Return the configs that a command line gives, starting nothing."""
     # torch: --help does without it
-    from foundation.cli.play_job import Job, check_args
+    from foundation.cli.play_args import check_args
+    from foundation.cli.play_job import Job
     from foundation.cli.played_policy import PlayedPolicy
 
     parser = build_parser()
