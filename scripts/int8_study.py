@@ -226,6 +226,13 @@ def _read(kept: Path) -> dict[str, Any]:
     return load_json(kept) if kept.is_file() else {}
 
 
+def _trained_with(seeds: Sequence[int]) -> str:
+    """Return a sentence on the seeds that students were trained with."""
+    if len(seeds) == 1:
+        return f"One training of each, seed {seeds[0]}."
+    return f"Means over trainings of seeds {', '.join(map(str, seeds))}."
+
+
 def page(found: Mapping[str, Any]) -> list[str]:
     """Return the page in Markdown."""
     seeds = sorted({int(name.split("/")[2]) for name in found if "/" in name})
@@ -234,9 +241,8 @@ def page(found: Mapping[str, Any]) -> list[str]:
         the shipped teacher of the built-in task, as they are and with the last {INT8_EPOCHS} of 300 epochs rounding
         (`distill.optimizer.int8_epochs={INT8_EPOCHS}`), exports them, and lets the *files* fly, compiled C or a model
         in onnxruntime, in a closed loop with the simulator: {len(EVALUATION_SEEDS)} evaluation seeds of {EPISODES}
-        episodes each. The score is (return - random) / (teacher - random). Means over trainings of seeds
-        {", ".join(map(str, seeds))}. The interval is that of the worst training, by episodes in pairs from the same
-        initial state."""
+        episodes each. The score is (return - random) / (teacher - random). {_trained_with(seeds)} The interval is that
+        of the worst training, by episodes in pairs from the same initial state."""
     basis = found["baselines"]
     below = f"""
         Mean return of the teacher: {basis["teacher"]:.1f}, of random actions: {basis["random"]:.1f}. `constants` are

@@ -29,8 +29,8 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _BESIDE = (_PACKAGE.parent / "scripts", _PACKAGE.parent / "tests")
 """The clone's other code; in an installation there is none."""
 _HANDLED = (signal.SIGINT, signal.SIGTERM)
-_WORLD_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE")
-"""Variables in which torchrun and mpirun set how many processes they have started."""
+_WORLDS = (("WORLD_SIZE", "RANK"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"))
+"""Variables in which torchrun and mpirun set how many processes they have started, and which of them this one is."""
 _IN_ASCII = {"±": "+-", "…": "...", "–": "-", "—": "-", "→": "->", "×": "x"}
 
 
@@ -141,12 +141,16 @@ def refuse_many_processes(what_to_do: str) -> None:
         what_to_do: Follows "WORLD_SIZE is 2, but ".
 
     Raises:
-        UserError: If ``torchrun`` or ``mpirun`` has started more than one process.
+        UserError: If ``torchrun`` or ``mpirun`` has started more than one process, and this is the first.
+        SystemExit: If it is another, which need not say the same again.
     """
-    for name in _WORLD_SIZES:
+    for name, rank in _WORLDS:
         size = os.environ.get(name, "")
-        if size.isdecimal() and int(size) > 1:
-            raise UserError(f"{name} is {size}, but {what_to_do}")
+        if not size.isdecimal() or int(size) < 2:
+            continue
+        if os.environ.get(rank, "0") != "0":
+            raise SystemExit(USER_ERROR)
+        raise UserError(f"{name} is {size}, but {what_to_do}")
 
 
 def reader_has_gone(message: str = "") -> int:

@@ -21,16 +21,11 @@ from torch.distributions import Normal, kl_divergence
 
 from foundation.config.agent_cfg import PPOAlgorithmCfg
 from foundation.core.errors import UserError, suggest
+from foundation.learning.adaptive_rate import adapted_rate
 from foundation.learning.learner import OPTIMIZERS
 from foundation.policies.output import PolicyOutput, map_output
 from foundation.ppo.critic import ValueFunction
 from foundation.students.base import Student
-
-MIN_LEARNING_RATE = 1e-5
-MAX_LEARNING_RATE = 1e-2
-"""Bounds of an adaptive learning rate, as in RSL-RL."""
-RATE_FACTOR = 1.5
-"""Factor by which an adaptive learning rate changes."""
 
 
 @dataclass
@@ -331,10 +326,7 @@ class Ppo:
         desired = self.cfg.desired_kl
         if self.cfg.schedule != "adaptive" or not desired:
             return kl
-        if kl > desired * 2.0:
-            self.learning_rate = max(MIN_LEARNING_RATE, self.learning_rate / RATE_FACTOR)
-        elif 0.0 < kl < desired / 2.0:
-            self.learning_rate = min(MAX_LEARNING_RATE, self.learning_rate * RATE_FACTOR)
+        self.learning_rate = adapted_rate(self.learning_rate, float(kl), desired)
         self._set_rate(self.learning_rate)
         return kl
 

@@ -546,7 +546,7 @@ class DistillationRunner(Runner[Collection]):
             "dataset_rows": num_rows,
             "parameters": {
                 "student": sum(p.numel() for p in policy.parameters()),
-                "teacher": sum(p.numel() for p in self.teacher.parameters()),
+                "teacher": self.teacher.num_parameters,
             },
             **({"processes": self.ranks.world_size} if self.ranks.world_size > 1 else {}),
             "wall_seconds": self.stopwatch.wall,

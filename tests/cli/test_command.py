@@ -288,6 +288,22 @@ def test_several_processes_are_refused_where_each_would_do_all_the_work(name: st
     assert line.startswith(f"error: {variable} is 2, but {name}.py runs in one process")
 
 
+@pytest.mark.parametrize(("size", "rank"), [("WORLD_SIZE", "RANK"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")])
+def test_of_several_processes_the_first_one_speaks(
+    size: str, rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, however many have been started; all end with code 2."""
+    monkeypatch.setenv(size, "2")
+    monkeypatch.setenv(rank, "1")
+    with pytest.raises(SystemExit) as left:
+        run_command(lambda argv: 7, [])
+    assert left.value.code == 2
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv(rank, "0")
+    assert run_command(lambda argv: 7, []) == 2
+    assert f"{size} is 2" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("size", ["1", "", "none"])
 def test_one_process_is_not_refused(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """``torchrun --nproc_per_node=1`` is a run like any other, and so is a command that knows many processes."""

@@ -137,6 +137,11 @@ class Stateless:
     def reset_state(self, state: torch.Tensor | None, dones: torch.Tensor) -> None:
         return None
 
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in its weights."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
 
 class LinearTeacher(Stateless, torch.nn.Module):
     """A teacher ``mean = obs @ gain + offset``, with a value and an optional std."""

@@ -144,6 +144,8 @@ def test_the_checkpoint_is_plain(run: Run) -> None:
     assert shapes == {(16, 22), (8, 16), (4, 8)}
     summary = json.loads((run.folder / "summary.json").read_text())
     assert {"teacher_return", "best_student_return", "success_rate", "env_steps", "wall_seconds"} <= set(summary)
+    students = 22 * 16 + 16 + 16 * 8 + 8 + 8 * 4 + 4
+    assert summary["parameters"] == {"student": students, "teacher": 26 * 16 + 16 + 16 * 4 + 4}, "of its actor alone"
 
 
 @pytest.fixture(scope="module")

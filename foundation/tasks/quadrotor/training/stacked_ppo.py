@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from foundation.learning.adaptive_rate import adapted_rate
 from foundation.tasks.quadrotor.training.bptt import PolicyStack
 
 
@@ -185,10 +186,7 @@ class StackedPpo:
     def _adapt_learning_rate(self, kl: float) -> None:
         """Set the learning rate by the divergence."""
         group = self.optimizer.param_groups[0]
-        if kl > 2 * self.cfg.desired_kl:
-            group["lr"] = max(1e-5, group["lr"] / 1.5)
-        elif 0 < kl < self.cfg.desired_kl / 2:
-            group["lr"] = min(1e-2, group["lr"] * 1.5)
+        group["lr"] = adapted_rate(group["lr"], kl, self.cfg.desired_kl)
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, optimiser, random numbers and progress (the environment's state is the caller's)."""
