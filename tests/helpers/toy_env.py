@@ -127,7 +127,7 @@ class RegulatorEnv:
 
 
 class Stateless:
-    """A policy without memory."""
+    """A policy without memory, beside ``torch.nn.Module``."""
 
     state_size = 0
 
@@ -140,7 +140,7 @@ class Stateless:
     @property
     def num_parameters(self) -> int:
         """Numbers in its weights."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        return sum(parameter.numel() for parameter in self.parameters()) if isinstance(self, torch.nn.Module) else 0
 
 
 class LinearTeacher(Stateless, torch.nn.Module):
