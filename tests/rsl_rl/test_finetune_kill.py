@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import time
 from pathlib import Path
@@ -18,6 +19,11 @@ SCRIPT = ROOT / "foundation" / "rsl_rl" / "finetune.py"
 FLAGS = ["--checkpoint", "s.pt", "--device", "cpu", "--num_envs", "8", "env.episode_length_s=0.4"]
 FLAGS += ["agent.num_steps_per_env=8", "--max_iterations", "12", "--eval_interval", "3", "--num_eval_episodes", "8"]
 FLAGS += ["--final_eval_episodes", "8", "--critic_warmup_iterations", "2", "--kl_coef", "0.5", "--save_interval", "100"]
+KILLS = 20
+LONGEST = 0.15
+"""Time between resuming and the next kill, at most [s]."""
+LONG = ["--max_iterations", "100", "--eval_interval", "10"]
+"""Of a run that takes longer than all the times before its kills."""
 
 
 def start(folder: Path, *argv: str) -> Command:
@@ -37,6 +43,12 @@ def wait_for_saves(folder: Path, number: int, process: Command) -> None:
     while len(seen) < number and process.poll() is None:
         for path in folder.glob("logs/finetune/*/*/checkpoint_latest.pt"):
             seen.add(path.stat().st_mtime_ns)
+        time.sleep(0.002)
+
+
+def wait_for_params(folder: Path, process: Command) -> None:
+    """Return once the run can be resumed."""
+    while not list(folder.glob("logs/finetune/*/*/params/finetune.yaml")) and process.poll() is None:
         time.sleep(0.002)
 
 
@@ -68,3 +80,34 @@ def test_what_is_left_is_resumed_exactly(number, saves, whole, tmp_path):
     assert "(exact)" in resumed.text
     for name in ("checkpoint_latest.pt", "final_student.pt", "best_student.pt"):
         assert not differing(run_of(whole) / name, run_of(tmp_path) / name), name
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_twenty_random_moments_ends_with_the_same_bits(whole, tmp_path):
+    """One run, killed after random times and resumed again and again: all its files are those of the whole run.
+
+    The times are long enough for some iterations and short enough that kills hit the start and the saving too.
+    """
+    folders = {name: tmp_path / name for name in ("uninterrupted", "killed")}
+    for folder in folders.values():
+        folder.mkdir()
+        (folder / "s.pt").write_bytes((whole / "s.pt").read_bytes())
+    reference = start(folders["uninterrupted"], *FLAGS, *LONG)
+    assert reference.wait() == 0, reference.text
+    draw = random.Random(15)
+    process = start(folders["killed"], *FLAGS, *LONG)
+    wait_for_params(folders["killed"], process)
+    reached = []
+    for _ in range(KILLS):
+        time.sleep(draw.uniform(0.0, LONGEST))
+        process.kill(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, f"it ended too early, after {reached}:\n{process.text}"
+        process = start(folders["killed"], "--resume")
+        process.wait_for("(exact)")
+        reached.append(int(process.text.partition("after iteration ")[2].split()[0]))
+    assert process.wait() == 0, process.text
+    assert reached == sorted(reached) and len(set(reached)) > 3, reached
+    for name in ("checkpoint_latest.pt", "final_student.pt", "best_student.pt"):
+        one, other = (run_of(folder) / name for folder in folders.values())
+        assert not differing(one, other), (name, reached)
+    print("resumed after iterations", reached)
