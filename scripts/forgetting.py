@@ -172,7 +172,7 @@ class Study:
 
     def report(self) -> None:
         """Write JSON, table, picture and TensorBoard's files of everything that is finished."""
-        from continual.report import draw, markdown, measures, page
+        from continual.report import draw, findings, markdown, measures, page
         from raptor.stages import write_json
 
         from foundation.runs.metrics_writer import TensorBoardWriter
@@ -204,14 +204,16 @@ class Study:
                 }
             )
             writer = TensorBoardWriter(self.folder / "tensorboard" / key, purge_step=0)
-            writer.add_scalars(result.tags(), 1)
+            for number, scores in enumerate(result.matrix, 1):  # a row of the matrix after each stage
+                row = {f"forgetting/score/{task}": score for task, score in zip(result.names, scores, strict=True)}
+                writer.add_scalars(row if number < len(result.matrix) else row | result.tags(), number)
             writer.add_scalars(
                 {
                     f"forgetting/js_divergence/{task}": values["js_divergence"]
                     for task, values in stage["figures"].items()
                     if "js_divergence" in values
                 },
-                1,
+                len(result.matrix),
             )
             writer.close()
         references = dict(known)
@@ -222,7 +224,7 @@ class Study:
         if not found:
             return
         seeds = sorted({row["seed"] for row in rows})
-        text = page(markdown(found, ends), references, settings, seeds, self.args.out.name)
+        text = page(markdown(found, ends), findings(found), references, settings, seeds, self.args.out.name)
         self.args.out.with_suffix(".md").write_text(text, encoding="utf-8")
         draw(found, self.args.out.with_suffix(".png"))
 

@@ -8,6 +8,10 @@ from statistics import median
 
 from foundation.evaluation.forgetting import Forgetting, TaskReturns, measure_forgetting
 
+PLAIN, DISTILLED = "PPO", "distil, then PPO"
+"""Labels of the methods without retention."""
+KEEPS, LEARNS = 0.9, 0.95
+"""Shares of the old task's score, and of plain PPO's on the new one, from which a method is said to do both."""
 INK, OLD, NEW = "#333333", "#5b7db1", "#d1495b"
 Measured = Mapping[str, Mapping[str, float]]
 """Task -> figures of ``measure``."""
@@ -45,6 +49,11 @@ def spread(values: Sequence[float], percent: bool = True) -> str:
     return text
 
 
+def new_scores(runs: Sequence[Forgetting]) -> list[float]:
+    """Return the score on the new task at the end of each run."""
+    return [run.matrix[-1][1] for run in runs]
+
+
 def markdown(found: Mapping[str, Sequence[Forgetting]], ends: Mapping[str, Sequence[Measured]]) -> str:
     """Write the table of two tasks.
 
@@ -55,23 +64,69 @@ def markdown(found: Mapping[str, Sequence[Forgetting]], ends: Mapping[str, Seque
     old, new = next(iter(found.values()))[0].names
     lines = [
         f"| second stage | runs | {old} before [%] | {old} after [%] | kept [%] | {new} after [%] | "
-        f"mean of both [%] | backward transfer | JS to the {old} teacher [nats] | JS to the {new} teacher [nats] |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        f"of plain PPO's {new} [%] | mean of both [%] | backward transfer | JS to the {old} teacher [nats] | "
+        f"JS to the {new} teacher [nats] |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
+    plain = median(new_scores(found[PLAIN])) if PLAIN in found else 0.0
     for label, runs in found.items():
+        shares = [score / plain for score in new_scores(runs)] if plain > 0.0 else []  # of nothing there are none
         cells = [
             label,
             str(len(runs)),
             spread([run.matrix[0][0] for run in runs]),
             spread([run.matrix[-1][0] for run in runs]),
             spread([run.retention[0] for run in runs]),
-            spread([run.matrix[-1][1] for run in runs]),
+            spread(new_scores(runs)),
+            spread(shares) if shares else "–",
             spread([run.mean_score for run in runs]),
             spread([run.backward_transfer for run in runs], percent=False),
             *(_divergence([end[name] for end in ends[label]]) for name in (old, new)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def findings(found: Mapping[str, Sequence[Forgetting]]) -> list[str]:
+    """Say what the figures say: which methods keep one task and learn the other, and whether distilling first helps.
+
+    Args:
+        found: Label of a method -> measures of its runs, one a seed.
+    """
+    plain = found.get(PLAIN)
+    if plain is None:
+        return []
+    both = [
+        label
+        for label, runs in found.items()
+        if median(run.retention[0] for run in runs) >= KEEPS
+        and median(new_scores(runs)) >= LEARNS * median(new_scores(plain))
+    ]
+    limits = (
+        f"at least {100 * KEEPS:.0f} % of the old task and reach at least {100 * LEARNS:.0f} % of plain PPO's score"
+    )
+    lines = [f"In the median, these keep {limits} on the new one: {', '.join(both) or 'none'}."]
+    distilled = found.get(DISTILLED)
+    if distilled is not None:
+        lines += ["", _distilling_first(plain, distilled)]
+    return [*lines, ""]
+
+
+def _distilling_first(plain: Sequence[Forgetting], distilled: Sequence[Forgetting]) -> str:
+    """Answer whether a student forgets less than the teacher that it was distilled from."""
+    kept = {"teacher": [run.retention[0] for run in plain], "student": [run.retention[0] for run in distilled]}
+    if min(kept["student"]) > max(kept["teacher"]):
+        answer = "yes, every run of the student's keeps more than any of the teacher's"
+    elif max(kept["student"]) < min(kept["teacher"]):
+        answer = "no, every run of the student's keeps less than any of the teacher's"
+    else:
+        answer = "no difference is seen, the ranges overlap"
+    return (
+        "Does distilling first reduce forgetting by itself? Without any retention the teacher keeps "
+        f"{spread(kept['teacher'])} % of the old task, and a student of the same size that was distilled from it "
+        f"{spread(kept['student'])} %: {answer}. On the new task they reach {spread(new_scores(plain))} % and "
+        f"{spread(new_scores(distilled))} %."
+    )
 
 
 def _divergence(figures: Sequence[Mapping[str, float]]) -> str:
@@ -93,12 +148,18 @@ FEW = [f"Of fewer than {MIN_SEEDS} seeds: a first look, not a ranking.", ""]
 
 
 def page(
-    table: str, references: Mapping[str, Measured], settings: Mapping[str, object], seeds: Sequence[int], name: str
+    table: str,
+    said: Sequence[str],
+    references: Mapping[str, Measured],
+    settings: Mapping[str, object],
+    seeds: Sequence[int],
+    name: str,
 ) -> str:
     """Write the page around the table.
 
     Args:
         table: From :func:`markdown`.
+        said: From :func:`findings`.
         references: Figures of the policies of :data:`REFERENCES` that were measured.
         settings: ``iterations`` and ``episodes``.
         seeds: Of the second stages.
@@ -126,6 +187,7 @@ def page(
             "```",
             "",
             table,
+            *said,
             f"![Scores on both tasks after both stages, by method]({name}.png)",
             "",
             f"Mean returns and success rates that the scores are made of, {settings['episodes']} episodes each:",

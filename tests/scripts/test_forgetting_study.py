@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -91,7 +92,12 @@ def test_stages_are_run_once_and_reported(study):
         "| PPO + KL + replay | 3 | 100.0 (100.0 to 100.0) | 50.0 (50.0 to 50.0) |"
         in Path("out/forgetting.md").read_text()
     )
-    assert list(Path("logs/forgetting/tensorboard/ppo_s0").glob("events.*"))
+    events = EventAccumulator("logs/forgetting/tensorboard/ppo_s0")
+    events.Reload()
+    for task, column in (("chase", [1.0, 0.0]), ("evade", [0.1, 1.0])):  # of the matrix, a row after each stage
+        logged = [(event.step, event.value) for event in events.Scalars(f"forgetting/score/{task}")]
+        assert logged == [(1, pytest.approx(column[0])), (2, pytest.approx(column[1]))]
+    assert events.Scalars("forgetting/backward_transfer")[0].value == -1.0
 
 
 def test_other_settings_in_the_same_folder_are_refused(study):
@@ -126,6 +132,44 @@ def test_medians_and_ranges():
     assert report.spread([0.5, 0.1, 0.9]) == "50.0 (10.0 to 90.0)"
     assert report.spread([0.5]) == "50.0"
     assert report.spread([0.123], percent=False) == "0.12"
+
+
+def run_of(old: float, new: float, first: float = 1.0) -> Any:
+    """Measures of a run that ends with these scores, and that began with ``first`` on the old task."""
+    own = {name: figures(**TEACHERS[name])[name] for name in TASKS}
+    returns = [figures(600.0 * first, 0.0), figures(600.0 * old, 450.0 * new)]
+    return report.measures(figures(0.0, 0.0), own, returns)
+
+
+@pytest.mark.parametrize(
+    ("student", "answer"),
+    [
+        ([0.7, 0.8], "yes, every run of the student's keeps more"),
+        ([0.1, 0.2], "no, every run of the student's keeps less"),
+        ([0.5, 0.8], "no difference is seen, the ranges overlap"),
+    ],
+)
+def test_whether_distilling_first_helps_is_answered_by_the_ranges(student, answer):
+    """Of two runs each: what the student keeps is a share of its own score before, not of the teacher's."""
+    found = {
+        "PPO": [run_of(0.4, 1.0), run_of(0.6, 0.8)],
+        "distil, then PPO": [run_of(0.5 * kept, 1.0, first=0.5) for kept in student],
+    }
+    text = "\n".join(report.findings(found))
+    assert "the teacher keeps 50.0 (40.0 to 60.0) % of the old task" in text and answer in text
+
+
+def test_methods_that_keep_one_task_and_learn_the_other_are_named():
+    """90 % of the old score and 95 % of plain PPO's median on the new one, here 0.9 and 0.76."""
+    found = {
+        "PPO": [run_of(0.2, 0.8)],
+        "keeps all": [run_of(1.0, 0.75)],
+        "does both": [run_of(0.91, 0.77)],
+        "learns": [run_of(0.89, 1.0)],
+    }
+    assert "on the new one: does both." in report.findings(found)[0]
+    table = report.markdown(found, {label: [figures(0.0, 0.0)] for label in found})
+    assert "| does both | 1 | 100.0 | 91.0 | 91.0 | 77.0 | 96.2 |" in table
 
 
 def test_stages_of_another_folder_are_adopted(study):
