@@ -2,17 +2,21 @@
 
     python scripts/rusu.py                                   # everything that is not done yet
     python scripts/rusu.py --parts losses --games Acrobot-v1
+    python scripts/rusu.py --adopt docs/results/rusu.json    # go on from the figures of another folder's runs
     python scripts/rusu.py --report                          # write the page of what is done
 
 Every finished run is kept in ``<folder>/stages.json`` and is not run again: the same command goes on, with more seeds
 or games too. Writes ``<out>.json``, ``<out>.md`` and ``<out>.png`` after each; what is written by hand under the tables
 of the page stays. The teachers are trained first, by ``train_dqn.py``, and students are measured from starts where no
-training episode begins. Needs the extras sb3 and bench, and the extra gymnasium for MinAtar and LunarLander.
+training episode begins. ``--adopt`` takes up the runs of the games whose teachers, trained here again, are the same;
+where one is not, that is logged, and its game is run anew. Needs the extras sb3 and bench, and the extra gymnasium for
+MinAtar and LunarLander.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import os
@@ -24,6 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from foundation.engines.base import VecEnv
     from foundation.policies.actors import Actor
 
@@ -33,7 +39,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 EXPERIMENT = "rusu"
 DISTIL = "foundation/rsl_rl/distillation.py"
-PARTS = ("losses", "compression", "multi_task", "joint")
+PARTS = ("teachers", "losses", "compression", "multi_task", "joint")
+"""Tables; the teachers alone are what the first makes, and every other needs them."""
 LOSSES = ("q_mse", "nll", "kl")
 """The three of the paper, in its order."""
 SHARES = (0.25, 0.07, 0.04, 0.01, 0.003, 0.001, 0.0004, 0.0002)
@@ -55,6 +62,8 @@ class Game:
     """``experiment=``."""
     teacher_steps: int | None = None
     """Env steps of the teacher at most; None: as ``train_dqn.py`` has it."""
+    smallest: float = 0.0
+    """Smallest share of the compression."""
 
     @property
     def name(self) -> str:
@@ -67,15 +76,41 @@ GAMES = {
     for game in (
         Game("CartPole-v1", "rusu_control"),
         Game("Acrobot-v1", "rusu_control"),
-        Game("MinAtar/Breakout-v1", "rusu_minatar", 300_000),
+        Game("MinAtar/Breakout-v1", "rusu_minatar", 300_000, 0.01),
+        Game("MinAtar/SpaceInvaders-v1", "rusu_minatar", 300_000, 0.01),
+        Game("MinAtar/Asterix-v1", "rusu_minatar", 400_000, 0.01),
+        Game("MinAtar/Freeway-v1", "rusu_minatar", 400_000, 0.01),
+        Game("MinAtar/Seaquest-v1", "rusu_minatar", 400_000, 0.01),
         Game("LunarLander-v3", "rusu_control"),
     )
 }
-TOGETHER = ("CartPole-v1", "Acrobot-v1")
-"""Games of the student of several."""
-TOGETHER_NAME = "+".join(TOGETHER)
-JOINT_STEPS = 50_000
-"""Env steps of the DQN of several games: twice what their two teachers took."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """Games that one student learns, and one DQN where that is affordable."""
+
+    label: str
+    tasks: tuple[str, ...]
+    preset: str
+    """``experiment=``."""
+    num_envs: int
+    """Environments of each game."""
+    joint_steps: int | None = None
+    """Env steps of the DQN; None: there is none."""
+
+    @property
+    def name(self) -> str:
+        """The ids in one word."""
+        return "+".join(self.tasks)
+
+
+CONTROL = Together("control", ("CartPole-v1", "Acrobot-v1"), "rusu_control", 32, 50_000)
+"""The joint DQN has twice the env steps that the two teachers took."""
+MINATAR = Together("minatar", tuple(name for name in GAMES if name.startswith("MinAtar/")), "rusu_minatar", 16)
+TOGETHER = (CONTROL, MINATAR)
+TAKEN_UP = ("num_obs", "num_choices", "parameters", "sha256", "teacher_return", "random_return")
+"""Figures of a teacher and its starts that are the same where the teacher is."""
 WRITTEN = "## What showed, and what did not"
 """Heading of the part of the page that the script does not write."""
 FINAL_EPISODES = 64
@@ -87,13 +122,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     from foundation.cli.cli_args import seed
     from foundation.cli.parser import ScriptParser
 
-    default = ["CartPole-v1", "Acrobot-v1", "MinAtar/Breakout-v1"]
+    default = [name for name in GAMES if name != "LunarLander-v3"]
     parser = ScriptParser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="(default: all)")
     parser.add_argument("--games", nargs="+", choices=list(GAMES), default=default, help=f"(default: {default})")
     parser.add_argument("--seeds", nargs="+", type=seed, default=[0, 1, 2], help="of the students (0 1 2)")
     parser.add_argument("--folder", type=Path, default=Path("logs/rusu"), help="(default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/results/rusu"), help="(default: %(default)s)")
+    parser.add_argument("--adopt", type=Path, help="figures of an earlier study (its JSON), whose runs are taken up")
     parser.add_argument("--report", action="store_true", help="run nothing: write the page of what is done")
     return parser.read(argv)
 
@@ -123,6 +159,9 @@ class Study:
         self.out: Path = args.out.resolve()
         starts = {"episodes": NUM_EPISODES, "most_steps": MOST_STEPS, "epsilon": EPSILON, "seed": SEED}
         self.stages = Stages(self.folder, {"shares": list(SHARES), "starts": starts})
+        self.earlier = read_figures(args.adopt) if args.adopt is not None else {}
+        self.compared: set[str] = set()
+        """Games whose teachers have been compared with those of the earlier study."""
 
     def run(self) -> None:
         """Run what is not done yet, one seed after the other: each game, then the student of several."""
@@ -134,8 +173,9 @@ class Study:
             for game in self.games:
                 self.prepare(game)
                 self.carry_out(self.runs(game, seed))
-            if all(name in self.args.games for name in TOGETHER):
-                self.carry_out(self.runs_together(seed))
+            for together in TOGETHER:
+                if all(name in self.args.games for name in together.tasks):
+                    self.carry_out(self.runs_together(together, seed))
 
     def check_packages(self) -> None:
         """Refuse, before anything is run, games and parts whose packages are missing."""
@@ -159,6 +199,22 @@ class Study:
         for name, action in (("teacher", self.train), ("starts", self.measure_references)):
             if f"{name} {game.task}" not in self.stages.done:
                 self.stages.run(f"{name} {game.task}", lambda action=action: action(game))
+        self.take_up(game)
+
+    def take_up(self, game: Game) -> None:
+        """Take the runs of an earlier study for done where they are of the teachers of this folder."""
+        if game.task in self.compared or f"teacher {game.task}" not in self.earlier:
+            return
+        self.compared.add(game.task)
+        if not same_teacher(self.earlier, self.stages.done, game.task):
+            print(f"==> {game.task}: {self.args.adopt} is of another teacher: its runs are not taken up", flush=True)
+            return
+        same = [task for task in self.compared if same_teacher(self.earlier, self.stages.done, task)]
+        found = {name: stage for name, stage in self.earlier.items() if set(tasks_of(name)) <= set(same)}
+        missing = {name: stage for name, stage in found.items() if name not in self.stages.done}
+        for name, stage in missing.items():
+            self.stages.take_up(name, stage)
+        print(f"==> {game.task}: the same teacher as in {self.args.adopt}: {len(missing)} runs taken up", flush=True)
 
     def carry_out(self, runs: Sequence[tuple[str, Callable[[], dict[str, Any]]]]) -> None:
         """Run what is not done yet, and report after each."""
@@ -177,17 +233,20 @@ class Study:
             found.append((name, lambda share=share: self.compress(game, share, seed)))
         return found
 
-    def runs_together(self, seed: int) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
+    def runs_together(self, together: Together, seed: int) -> list[tuple[str, Callable[[], dict[str, Any]]]]:
         """Return the names and actions of the runs of several games of one seed."""
-        actions = {"multi_task": self.distil_together, "joint": self.train_jointly}
+        actions = {"multi_task": self.distil_together}
+        if together.joint_steps is not None:
+            actions["joint"] = self.train_jointly
         return [
-            (f"{part} {TOGETHER_NAME} s{seed}", lambda action=action: action(seed))
+            (f"{part} {together.name} s{seed}", lambda action=action: action(together, seed))
             for part, action in actions.items()
             if part in self.args.parts
         ]
 
     def train(self, game: Game) -> dict[str, Any]:
-        """Train a teacher; return its file and its sizes."""
+        """Train a teacher; return its file, what its weights are told from others by, its sizes and its env steps."""
+        import numpy as np
         from raptor.stages import python
 
         from foundation.teachers import TeacherPolicyWrapper
@@ -201,8 +260,13 @@ class Study:
             log=self.folder / f"teacher_{game.name}.log",
         )
         teacher = TeacherPolicyWrapper(str(folder / "teacher.zip"))
+        with np.load(folder / "evaluations.npz") as evaluations:
+            best = int(evaluations["results"].mean(axis=1).argmax())
+            env_steps = int(evaluations["timesteps"][best])
         return {
             "checkpoint": str(folder / "teacher.zip"),
+            "sha256": hash_of_weights(teacher),
+            "env_steps": env_steps,
             "num_obs": teacher.num_obs,
             "num_choices": teacher.num_choices,
             "parameters": sum(parameter.numel() for parameter in teacher.parameters()),
@@ -212,6 +276,7 @@ class Study:
         """Measure a teacher and random choices from the held-out starts."""
         from held_out_starts import SEED, opened
 
+        from foundation.core.errors import UserError
         from foundation.engines.base import EnvCapabilities
         from foundation.policies.actors import RandomActor
         from foundation.teachers import TeacherPolicyWrapper
@@ -220,10 +285,16 @@ class Study:
             teacher = TeacherPolicyWrapper(self.stages.done[f"teacher {game.task}"]["checkpoint"])
             choices = EnvCapabilities.of(env).action_choices
             random = RandomActor(env.num_actions, SEED, choices=choices)
-            return {
+            found = {
                 "teacher_return": self.mean_from_starts(env, game, teacher),
                 "random_return": self.mean_from_starts(env, game, random),
             }
+        if found["teacher_return"] <= found["random_return"]:
+            raise UserError(
+                f"--games {game.task}: the teacher needs more env steps, its return from held-out starts is "
+                f"{found['teacher_return']:.2f}, that of random choices {found['random_return']:.2f}"
+            )
+        return found
 
     def mean_from_starts(self, env: VecEnv, game: Game, actor: Actor) -> float:
         """Return an actor's mean return from the held-out starts of a game."""
@@ -249,7 +320,7 @@ class Study:
         teacher, random = known["teacher_return"], known["random_return"]
         return {"score": (mean_return - random) / (teacher - random), "return": mean_return}
 
-    def train_jointly(self, seed: int) -> dict[str, Any]:
+    def train_jointly(self, together: Together, seed: int) -> dict[str, Any]:
         """Train one DQN on several games; return what it was measured at in each."""
         from held_out_starts import opened
         from raptor.stages import python
@@ -260,21 +331,23 @@ class Study:
         folder = self.folder / "teachers" / f"joint_s{seed}"
         python(
             "scripts/train_joint_dqn.py",
-            *("--tasks", *TOGETHER, "--output", folder, "--seed", seed, "--total_timesteps", JOINT_STEPS),
+            *("--tasks", *together.tasks, "--output", folder, "--seed", seed),
+            *("--total_timesteps", together.joint_steps),
             log=self.folder / f"joint_s{seed}.log",
         )
         policy = TeacherPolicyWrapper(folder / "teacher.zip")
         found = {}
-        for index, name in enumerate(TOGETHER):
-            actor = JointActor(policy, index, len(TOGETHER), self.stages.done[f"teacher {name}"]["num_choices"])
+        for index, name in enumerate(together.tasks):
+            actor = JointActor(policy, index, len(together.tasks), self.stages.done[f"teacher {name}"]["num_choices"])
             with opened(name) as env:
                 found[name] = self.scored(GAMES[name], self.mean_from_starts(env, GAMES[name], actor))
         return {"parameters": policy.num_parameters, "tasks": found}
 
     def shares(self, game: Game) -> list[float]:
         """Return the shares whose students differ: below a layer of one unit there are none."""
-        widths = [self.width(game, share) for share in SHARES]
-        return [share for share, width, wider in zip(SHARES, widths, [0, *widths], strict=False) if width != wider]
+        shares = [share for share in SHARES if share >= game.smallest]
+        widths = [self.width(game, share) for share in shares]
+        return [share for share, width, wider in zip(shares, widths, [0, *widths], strict=False) if width != wider]
 
     def width(self, game: Game, share: float) -> int:
         """Return the width of the hidden layers of a student of a game."""
@@ -307,22 +380,22 @@ class Study:
             return {name: value for name, value in same.items() if name not in ("wall_seconds", "cpu_seconds")}
         return self.distil(game, share, COMPRESSION_LOSS, seed)
 
-    def distil_together(self, seed: int) -> dict[str, Any]:
+    def distil_together(self, together: Together, seed: int) -> dict[str, Any]:
         """Distil the teachers of several games into one student; return what it was measured at in each."""
         import yaml
         from raptor.stages import newest_run, python
 
         tasks = []
-        for name in TOGETHER:
-            teacher = Path(self.stages.done[f"teacher {name}"]["checkpoint"])
-            tasks.append({"id": name, "task": name, "teacher": str(teacher), "num_envs": 32})
-        listing = self.folder / "tasks.yaml"
+        for name in together.tasks:
+            teacher = self.stages.done[f"teacher {name}"]["checkpoint"]
+            tasks.append({"id": GAMES[name].name, "task": name, "teacher": teacher, "num_envs": together.num_envs})
+        listing = self.folder / f"tasks_{together.label}.yaml"
         listing.write_text(yaml.safe_dump({"format": "foundation-tasks-1", "tasks": tasks}), encoding="utf-8")
-        width = self.width(GAMES[TOGETHER[0]], MULTI_SHARE)
-        run_name = f"together_{width}_s{seed}"
+        width = self.width(GAMES[together.tasks[0]], MULTI_SHARE)
+        run_name = f"together_{together.label}_{width}_s{seed}"
         python(
             DISTIL,
-            *("--multi_task", listing, "experiment=rusu_control", "--seed", seed, "--device", "cpu"),
+            *("--multi_task", listing, f"experiment={together.preset}", "--seed", seed, "--device", "cpu"),
             f"distill.student.hidden_dims=[{width},{width}]",
             *("--final_eval_episodes", FINAL_EPISODES, "--experiment_name", EXPERIMENT, "--run_name", run_name),
             log=self.folder / "students" / f"{run_name}.log",
@@ -332,9 +405,9 @@ class Study:
         return {
             "parameters": summary["parameters"]["student"],
             "tasks": {
-                name: self.measure(GAMES[name], run / "tasks" / name / "best_student.pt")
-                | figures(summary["tasks"][name])
-                for name in TOGETHER
+                name: self.measure(GAMES[name], run / "tasks" / GAMES[name].name / "best_student.pt")
+                | figures(summary["tasks"][GAMES[name].name])
+                for name in together.tasks
             },
         }
 
@@ -352,6 +425,47 @@ class Study:
         path = self.out.with_suffix(".md")
         path.write_text(page(kept, self.out.name) + written_part(path), encoding="utf-8")
         draw(kept, self.out.with_suffix(".png"))
+
+
+def read_figures(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the figures that a study has left in ``<out>.json``."""
+    from foundation.core.errors import UserError
+
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--adopt {path}: {error}") from error
+    if not isinstance(found, dict) or not all(isinstance(stage, dict) for stage in found.values()):
+        raise UserError(f"--adopt {path}: expected the JSON that this script writes beside its page")
+    return found
+
+
+def tasks_of(name: str) -> list[str]:
+    """Return the games of a stage: of ``joint CartPole-v1+Acrobot-v1 s0`` both."""
+    return name.split(" ")[1].split("+")
+
+
+def same_teacher(earlier: dict[str, dict[str, Any]], done: dict[str, dict[str, Any]], task: str) -> bool:
+    """Tell whether two studies have the same teacher of a game, by its weights' hash and its return.
+
+    Args:
+        earlier: Figures of one study. Where they have no hash, the mean returns of the teacher and of random choices
+            from the held-out starts, to which the teacher itself leads, must be the same to the last bit.
+        done: Figures of the other.
+        task: The game.
+    """
+    known, own = (study.get(f"teacher {task}", {}) | study.get(f"starts {task}", {}) for study in (earlier, done))
+    complete = all(name in figures for figures in (known, own) for name in ("teacher_return", "random_return"))
+    return complete and all(own.get(name) == known[name] for name in TAKEN_UP if name in known)
+
+
+def hash_of_weights(policy: torch.nn.Module) -> str:
+    """Return the SHA-256 of a policy's weights by name, whatever file they lie in."""
+    found = hashlib.sha256()
+    for name, value in sorted(policy.state_dict().items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def written_part(path: Path) -> str:
@@ -423,8 +537,9 @@ def teachers_table(done: dict[str, dict[str, Any]]) -> list[str]:
     lines = [
         "## Teachers",
         "",
-        "| game | observations, choices | parameters | return, ordinary starts | held-out starts | random, held-out |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| game | observations, choices | parameters | env steps | return, ordinary starts | held-out starts "
+        "| random, held-out |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for game in games_of(done):
         teacher = done[f"teacher {game}"]
@@ -434,6 +549,7 @@ def teachers_table(done: dict[str, dict[str, Any]]) -> list[str]:
             game,
             f"{teacher['num_obs']}, {teacher['num_choices']}",
             f"{teacher['parameters']:,}",
+            f"{teacher['env_steps']:,}" if "env_steps" in teacher else "-",
             f"{statistics.median(returns):.1f}" if returns else "-",
             f"{starts['teacher_return']:.1f}" if starts else "-",
             f"{starts['random_return']:.1f}" if starts else "-",
@@ -463,52 +579,88 @@ def losses_table(done: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def compression_table(done: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the section of smaller and smaller students."""
-    games = games_of(done)
-    lines = [
-        f"## Compression, loss {COMPRESSION_LOSS}, held-out starts",
-        "",
-        f"| share of the teacher's parameters | {' | '.join(games)} |",
-        "|---|" + "---:|" * len(games),
-    ]
-    for share in SHARES:
-        cells = []
-        for game in games:
-            prefix = f"compression {game} {share:g}"
-            sizes = values(done, prefix, "parameters")
-            size = f"{sizes[0]:,} parameters: " if sizes else ""
-            cells.append(f"{size}{spread(values(done, prefix))}")
-        lines.append(f"| {share * 100:g} % | {' | '.join(cells)} |")
-    return [*lines, ""]
+    """Return the section of smaller and smaller students, a table for each kind of game."""
+    lines = [f"## Compression, loss {COMPRESSION_LOSS}, held-out starts", ""]
+    for preset in dict.fromkeys(game.preset for game in GAMES.values()):
+        games = [game for game in games_of(done) if GAMES[game].preset == preset]
+        shares = [share for share in SHARES if any(values(done, f"compression {game} {share:g}") for game in games)]
+        if not shares:
+            continue
+        lines += [
+            f"| share of the teacher's parameters | {' | '.join(games)} |",
+            "|---|" + "---:|" * len(games),
+        ]
+        for share in shares:
+            cells = []
+            for game in games:
+                prefix = f"compression {game} {share:g}"
+                sizes = values(done, prefix, "parameters")
+                size = f"{sizes[0]:,} parameters: " if sizes else ""
+                cells.append(f"{size}{spread(values(done, prefix))}")
+            lines.append(f"| {share * 100:g} % | {' | '.join(cells)} |")
+        lines.append("")
+    return lines
 
 
 def together_table(done: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the section of one policy of several games."""
-    from foundation.rollout.baselines import geometric_mean
-
+    """Return the section of one policy of several games, a table for each set of games."""
     lines = [
         "## One policy of several games, held-out starts",
         "",
-        f"One student of {' and '.join(TOGETHER)}, whose layers are those of a student of {MULTI_SHARE:.0%} of one",
-        "teacher's size (`--multi_task`: a trunk, and a first layer and a head of each game); students of one game;",
-        "and one DQN trained on both games in turn (`scripts/train_joint_dqn.py`, the layers of one teacher,",
-        f"{JOINT_STEPS:,} env steps).",
+        "One student of several games, whose layers are those of a student of",
+        f"{MULTI_SHARE:.0%} of the size of the first game's teacher (`--multi_task`: a trunk, and a first layer and a",
+        "head of each game); students of one game; and, where it was trained, one DQN of all the games in turn",
+        "(`scripts/train_joint_dqn.py`, the layers of one teacher).",
         "",
-        "| game | one student of both | one student of its own | one DQN of both |",
-        "|---|---:|---:|---:|",
     ]
-    parts = [[stage for key, stage in done.items() if key.startswith(f"{part} ")] for part in ("multi_task", "joint")]
-    for game in TOGETHER:
-        students, joint = ([stage["tasks"][game]["score"] for stage in part] for part in parts)
-        own = values(done, f"compression {game} {MULTI_SHARE:g}")
-        lines.append(f"| {game} | {spread(students)} | {spread(own)} | {spread(joint)} |")
-    sizes = [f"{part[0]['parameters']:,}" if part else "-" for part in parts]
-    own = [values(done, f"compression {game} {MULTI_SHARE:g}", "parameters")[:1] for game in TOGETHER]
-    each = " + ".join(f"{size[0]:,}" for size in own if size) or "-"
-    lines.append(f"| parameters | {sizes[0]} | {each} | {sizes[1]} |")
-    means = [[geometric_mean([run["tasks"][game]["score"] for game in TOGETHER]) for run in part] for part in parts]
-    lines.append(f"| geometric mean | {spread(means[0])} | - | {spread(means[1])} |")
-    return lines
+    for together in TOGETHER:
+        if any(name.startswith(f"multi_task {together.name} ") for name in done):
+            lines += [*rows_together(done, together), ""]
+    return lines[:-1]
+
+
+def rows_together(done: dict[str, dict[str, Any]], together: Together) -> list[str]:
+    """Return the table of one set of games; the means are of the seeds that all its games have."""
+    from foundation.rollout.baselines import geometric_mean
+
+    students, joint = (
+        [stage for key, stage in done.items() if key.startswith(f"{part} {together.name} ")]
+        for part in ("multi_task", "joint")
+    )
+    of_one = [by_seed(done, f"compression {game} {MULTI_SHARE:g}") for game in together.tasks]
+    seeds = sorted(set.intersection(*map(set, of_one)))
+    columns = [
+        ("one student of all", [scores_of(run, together) for run in students]),
+        ("one student of its own", [[found[seed]["score"] for found in of_one] for seed in seeds]),
+    ]
+    sizes = [f"{students[0]['parameters']:,}", " + ".join(f"{parameters_of(found)}" for found in of_one)]
+    if together.joint_steps is not None:
+        columns.append(
+            (f"one DQN of all, {together.joint_steps:,} env steps", [scores_of(run, together) for run in joint])
+        )
+        sizes.append(f"{joint[0]['parameters']:,}" if joint else "-")
+    lines = [f"| game | {' | '.join(title for title, _ in columns)} |", "|---|" + "---:|" * len(columns)]
+    for index, game in enumerate(together.tasks):
+        cells = [spread([scores[index] for scores in runs]) for _, runs in columns]
+        cells[1] = spread([stage["score"] for stage in of_one[index].values()])
+        lines.append(f"| {game} | {' | '.join(cells)} |")
+    means = [spread([geometric_mean(scores) for scores in runs]) for _, runs in columns]
+    return [*lines, f"| parameters | {' | '.join(sizes)} |", f"| geometric mean | {' | '.join(means)} |"]
+
+
+def by_seed(done: dict[str, dict[str, Any]], prefix: str) -> dict[str, dict[str, Any]]:
+    """Return a run's stages by their seeds."""
+    return {name.rpartition(" ")[2]: stage for name, stage in done.items() if name.startswith(f"{prefix} s")}
+
+
+def scores_of(run: dict[str, Any], together: Together) -> list[float]:
+    """Return the scores of a policy of several games, in their order."""
+    return [run["tasks"][game]["score"] for game in together.tasks]
+
+
+def parameters_of(stages: dict[str, dict[str, Any]]) -> str:
+    """Return the size of the students of a run, which is that of each seed."""
+    return f"{next(iter(stages.values()))['parameters']:,}" if stages else "-"
 
 
 def draw(done: dict[str, dict[str, Any]], path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from foundation.core.errors import UserError
 from foundation.students import StudentPolicy
@@ -54,23 +57,26 @@ def test_the_page_has_the_median_and_the_range_of_the_seeds(tmp_path):
     """Of three seeds, and a dash where nothing was run; the picture is written too."""
     done = done_runs()
     text = rusu.page(done, "rusu")
-    assert "| CartPole-v1 | 4, 2 | 1,000 | 500.0 | 480.0 | 20.0 |" in text
+    assert "| CartPole-v1 | 4, 2 | 1,000 | - | 500.0 | 480.0 | 20.0 |" in text
     assert "| CartPole-v1 | held-out | - | 0.900 (0.400 to 1.000) | - |" in text
     assert "| CartPole-v1 | ordinary | - | 0.450 (0.200 to 0.500) | - |" in text
     cells = "70 parameters: 0.900 (0.400 to 1.000) | 70 parameters: 0.750 (0.700 to 0.800)"
     assert f"| 7 % | {cells} |" in text
-    assert "| 25 % | - | - |" in text
+    assert "| 25 % |" not in text
     rusu.draw(done, tmp_path / "rusu.png")
     assert (tmp_path / "rusu.png").stat().st_size > 1000
 
 
 def test_the_page_compares_policies_of_several_games():
-    """Scores, sizes and geometric means by hand: sqrt(0.9 * 0.4) = 0.6, and sqrt(1 * 0.001) where a game is failed."""
+    """Scores, sizes and geometric means by hand: sqrt(0.9 * 0.4) = 0.6, and sqrt(1 * 0.001) where a game is failed.
+
+    Of one game each, seed by seed: sqrt(0.9 * 0.7) = 0.794, sqrt(1.0 * 0.8) = 0.894 and sqrt(0.4 * 0.75) = 0.548.
+    """
     text = rusu.page(done_runs(), "rusu")
     assert "| CartPole-v1 | 0.900 (one seed) | 0.900 (0.400 to 1.000) | 1.000 (one seed) |" in text
     assert "| Acrobot-v1 | 0.400 (one seed) | 0.750 (0.700 to 0.800) | 0.000 (one seed) |" in text
     assert "| parameters | 90 | 70 + 70 | 90 |" in text
-    assert "| geometric mean | 0.600 (one seed) | - | 0.032 (one seed) |" in text
+    assert "| geometric mean | 0.600 (one seed) | 0.794 (0.548 to 0.894) | 0.032 (one seed) |" in text
 
 
 def test_what_people_wrote_under_the_tables_is_kept(tmp_path):
@@ -91,6 +97,77 @@ def test_runs_of_a_study_differ_in_name_and_cover_every_game(tmp_path):
         study.stages.done[f"teacher {game}"] = {"num_obs": 4, "num_choices": 2, "parameters": 67_586}
     names = [name for seed in args.seeds for game in study.games for name, _ in study.runs(game, seed)]
     assert len(names) == len(set(names)) == 2 * 2 * (len(rusu.LOSSES) + len(rusu.SHARES))
+
+
+def earlier_study(folder: Path, **teacher: object) -> Path:
+    """Write the figures of an earlier study, whose CartPole teacher's are changed."""
+    figures = done_runs()
+    figures["teacher CartPole-v1"] |= teacher
+    path = folder / "earlier.json"
+    path.write_text(json.dumps(figures))
+    return path
+
+
+def adopting(folder: Path, earlier: Path, *games: str) -> rusu.Study:
+    """Return a study whose teachers of some games are those of ``done_runs``, after it has taken up what it can."""
+    study = rusu.Study(rusu.parse(["--games", *games, "--folder", str(folder), "--adopt", str(earlier)]))
+    for game in study.games:
+        for kind in ("teacher", "starts"):
+            study.stages.take_up(f"{kind} {game.task}", done_runs()[f"{kind} {game.task}"] | {"sha256": "ab"})
+        study.prepare(game)
+    return study
+
+
+def test_runs_of_the_same_teachers_are_taken_up(tmp_path):
+    """Those of one game, and those of both once both teachers are known; they are not run again by a later start."""
+    earlier = earlier_study(tmp_path, sha256="ab")
+    one = adopting(tmp_path / "one", earlier, "CartPole-v1")
+    taken = {name for name in done_runs() if " CartPole-v1 " in f"{name} "}
+    assert set(one.stages.done) == taken
+    assert one.stages.done["losses CartPole-v1 nll s2"]["score"] == 0.4
+    adopting(tmp_path / "two", earlier, "CartPole-v1", "Acrobot-v1")
+    later = rusu.Study(rusu.parse(["--folder", str(tmp_path / "two")]))
+    assert set(later.stages.done) == set(done_runs())
+
+
+@pytest.mark.parametrize("changed", [{"sha256": "cd"}, {"parameters": 1001}])
+def test_students_of_another_teacher_are_not_taken_up(tmp_path, capsys, changed):
+    """Of a game whose teacher differs nothing is, nor of several games with it; the rest is, and a line says it."""
+    study = adopting(tmp_path / "study", earlier_study(tmp_path, **changed), "CartPole-v1", "Acrobot-v1")
+    taken = {name for name in done_runs() if " Acrobot-v1 " in f"{name} "}
+    assert set(study.stages.done) == taken | {"teacher CartPole-v1", "starts CartPole-v1"}
+    assert "CartPole-v1: " in capsys.readouterr().out.partition("another teacher")[0]
+
+
+def test_without_a_hash_the_returns_tell_teachers_apart():
+    """The last bit of the mean return from held-out starts is enough; a study that has none is another."""
+    earlier, done = done_runs(), done_runs()
+    assert rusu.same_teacher(earlier, done, "CartPole-v1")
+    done["starts CartPole-v1"]["teacher_return"] = 480.0 + 2.0**-40
+    assert not rusu.same_teacher(earlier, done, "CartPole-v1")
+    del earlier["starts CartPole-v1"]
+    assert not rusu.same_teacher(earlier, earlier, "CartPole-v1")
+
+
+def test_the_hash_is_of_the_weights():
+    """Equal for a copy, other for one weight that differs by its last bit and for the same numbers in another shape."""
+    layer = torch.nn.Linear(3, 2)
+    first = rusu.hash_of_weights(layer)
+    assert first == rusu.hash_of_weights(copy.deepcopy(layer))
+    other = torch.nn.Linear(2, 3, bias=True)
+    assert first != rusu.hash_of_weights(other)
+    with torch.no_grad():
+        layer.weight[0, 0] = torch.nextafter(layer.weight[0, 0], torch.tensor(9.0))
+    assert first != rusu.hash_of_weights(layer)
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '{"a": 1}'])
+def test_what_is_no_study_is_not_taken_up(tmp_path, text):
+    """A file of another kind is one line that names it."""
+    path = tmp_path / "earlier.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"--adopt {path}: "):
+        rusu.Study(rusu.parse(["--folder", str(tmp_path / "study"), "--adopt", str(path)]))
 
 
 def test_a_corrupt_file_of_what_is_done_is_one_line(tmp_path):
@@ -180,6 +257,7 @@ def test_sizes_below_a_layer_of_one_unit_are_left_out(tmp_path):
     """Of 400 numbers one unit has at least 401 weights, 0.12 % of the teacher: smaller shares are the same."""
     study = rusu.Study(rusu.parse(["--games", "MinAtar/Breakout-v1", "--folder", str(tmp_path)]))
     study.stages.done["teacher MinAtar/Breakout-v1"] = {"num_obs": 400, "num_choices": 3, "parameters": 337_411}
-    game = study.games[0]
+    game = replace(study.games[0], smallest=0.0)
     assert study.shares(game) == [0.25, 0.07, 0.04, 0.01, 0.003, 0.001]
+    assert study.shares(replace(game, smallest=0.01)) == [0.25, 0.07, 0.04, 0.01]
     assert study.width(game, 0.001) == study.width(game, 0.0002) == 1
