@@ -64,6 +64,10 @@ class Game:
     """Env steps of the teacher at most; None: as ``train_dqn.py`` has it."""
     smallest: float = 0.0
     """Smallest share of the compression."""
+    overrides: tuple[str, ...] = ()
+    """What a student's run has otherwise than the preset."""
+    n_epochs: int | None = None
+    """Epochs of a student of this game alone; None: the preset's."""
 
     @property
     def name(self) -> str:
@@ -71,6 +75,8 @@ class Game:
         return self.task.replace("/", "-")
 
 
+SHORT = ("distill.num_episodes=16", "distill.num_eval_episodes=16")
+"""Fewer episodes where they are long."""
 GAMES = {
     game.task: game
     for game in (
@@ -78,9 +84,10 @@ GAMES = {
         Game("Acrobot-v1", "rusu_control"),
         Game("MinAtar/Breakout-v1", "rusu_minatar", 300_000, 0.01),
         Game("MinAtar/SpaceInvaders-v1", "rusu_minatar", 300_000, 0.01),
-        Game("MinAtar/Asterix-v1", "rusu_minatar", 400_000, 0.01),
-        Game("MinAtar/Freeway-v1", "rusu_minatar", 400_000, 0.01),
-        Game("MinAtar/Seaquest-v1", "rusu_minatar", 400_000, 0.01),
+        Game("MinAtar/Asterix-v1", "rusu_minatar", 300_000, 0.01),
+        # An episode has 2,500 env steps, about ten times those of the others.
+        Game("MinAtar/Freeway-v1", "rusu_minatar", 200_000, 0.01, SHORT, 10),
+        Game("MinAtar/Seaquest-v1", "rusu_minatar", 300_000, 0.01),
         Game("LunarLander-v3", "rusu_control"),
     )
 }
@@ -96,6 +103,8 @@ class Together:
     """``experiment=``."""
     num_envs: int
     """Environments of each game."""
+    n_epochs: int | None = None
+    """Epochs; None: the preset's."""
     joint_steps: int | None = None
     """Env steps of the DQN; None: there is none."""
 
@@ -105,9 +114,10 @@ class Together:
         return "+".join(self.tasks)
 
 
-CONTROL = Together("control", ("CartPole-v1", "Acrobot-v1"), "rusu_control", 32, 50_000)
+CONTROL = Together("control", ("CartPole-v1", "Acrobot-v1"), "rusu_control", 32, joint_steps=50_000)
 """The joint DQN has twice the env steps that the two teachers took."""
-MINATAR = Together("minatar", tuple(name for name in GAMES if name.startswith("MinAtar/")), "rusu_minatar", 16)
+MINATAR = Together("minatar", tuple(name for name in GAMES if name.startswith("MinAtar/")), "rusu_minatar", 16, 10)
+"""Each game has the minibatches of the one with the most new transitions: in half the epochs no fewer than alone."""
 TOGETHER = (CONTROL, MINATAR)
 TAKEN_UP = ("num_obs", "num_choices", "parameters", "sha256", "teacher_return", "random_return")
 """Figures of a teacher and its starts that are the same where the teacher is."""
@@ -364,7 +374,8 @@ class Study:
             DISTIL,
             *("--task", game.task, f"experiment={game.preset}", "--seed", seed, "--device", "cpu"),
             *("--teacher_checkpoint", self.stages.done[f"teacher {game.task}"]["checkpoint"]),
-            *(f"distill.loss.name={loss}", f"distill.student.hidden_dims=[{width},{width}]"),
+            *(f"distill.loss.name={loss}", f"distill.student.hidden_dims=[{width},{width}]", *game.overrides),
+            *epochs(game.n_epochs),
             *("--final_eval_episodes", FINAL_EPISODES, "--experiment_name", EXPERIMENT, "--run_name", run_name),
             log=self.folder / "students" / f"{run_name}.log",
         )
@@ -388,7 +399,9 @@ class Study:
         tasks = []
         for name in together.tasks:
             teacher = self.stages.done[f"teacher {name}"]["checkpoint"]
-            tasks.append({"id": GAMES[name].name, "task": name, "teacher": teacher, "num_envs": together.num_envs})
+            game = GAMES[name]
+            entry = {"id": game.name, "task": name, "teacher": teacher, "num_envs": together.num_envs}
+            tasks.append(entry | {"overrides": list(game.overrides)})
         listing = self.folder / f"tasks_{together.label}.yaml"
         listing.write_text(yaml.safe_dump({"format": "foundation-tasks-1", "tasks": tasks}), encoding="utf-8")
         width = self.width(GAMES[together.tasks[0]], MULTI_SHARE)
@@ -396,7 +409,7 @@ class Study:
         python(
             DISTIL,
             *("--multi_task", listing, f"experiment={together.preset}", "--seed", seed, "--device", "cpu"),
-            f"distill.student.hidden_dims=[{width},{width}]",
+            *(f"distill.student.hidden_dims=[{width},{width}]", *epochs(together.n_epochs)),
             *("--final_eval_episodes", FINAL_EPISODES, "--experiment_name", EXPERIMENT, "--run_name", run_name),
             log=self.folder / "students" / f"{run_name}.log",
         )
@@ -425,6 +438,11 @@ class Study:
         path = self.out.with_suffix(".md")
         path.write_text(page(kept, self.out.name) + written_part(path), encoding="utf-8")
         draw(kept, self.out.with_suffix(".png"))
+
+
+def epochs(number: int | None) -> list[str]:
+    """Return the argument that sets the epochs; nothing where the preset's are taken."""
+    return [] if number is None else ["--n_epochs", str(number)]
 
 
 def read_figures(path: Path) -> dict[str, dict[str, Any]]:

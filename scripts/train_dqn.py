@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -91,19 +92,21 @@ SETTINGS = {
     "MinAtar": DqnCfg(
         2_000_000, (256, 128), 25_000, num_envs=8, num_eval_envs=20, optimizer={"fused": True},
         options=_options(learning_rate=2.5e-4, batch_size=32, learning_starts=5_000, target_update_interval=1_000,
-                         train_freq=1, gradient_steps=2, exploration_fraction=0.05, exploration_final_eps=0.1),
+                         train_freq=1, gradient_steps=2, n_steps=3, exploration_fraction=0.05,
+                         exploration_final_eps=0.1),
     ),
 }  # fmt: skip
 """Settings by the beginning of the id: for the first three those that are usual with Stable-Baselines3.
 
 MinAtar's environments are far cheaper than an update of the Q-network: with eight of them together, and two updates for
-their eight env steps, an update's fixed costs and the choice of actions are paid less often.
+their eight env steps, an update's fixed costs and the choice of actions are paid less often. Rewards come late, most of
+all in Freeway, and the returns of three steps carry them back sooner.
 """
 EVAL_SEED = 500_001
 """Added to the seed of the evaluations' environments, so that no training episode is among theirs."""
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = ScriptParser(__doc__)
     parser.add_argument("--task", required=True, help="gymnasium id with Discrete actions, or module:Id")
@@ -128,7 +131,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Train, and write the teacher."""
     note_typed(sys.argv if argv is None else argv)
     args = parse(argv)
