@@ -14,6 +14,7 @@ from foundation.core.errors import UserError, suggest
 
 KlDirection = Literal["teacher_policy", "policy_teacher"]
 CriticInit = Literal["fresh", "teacher"]
+ColumnInit = Literal["copy", "fresh"]
 Coefficient = float | ScheduleCfg
 """A number, or a schedule over the iterations in which the actor learns."""
 
@@ -121,6 +122,37 @@ class EwcCfg:
 
 
 @dataclass
+class AdaptersCfg:
+    """Low-rank additions to the weights of the frozen policy (Hu et al. 2021, LoRA), which are trained instead."""
+
+    rank: int | None = None
+    """Rank of each dense layer's addition. None: no adapters, all weights are trained."""
+    scale: float = 1.0
+    """Factor on the additions."""
+    by_task: bool = False
+    """Add them where the new task runs alone, so that the policy stays what it was on all others. Off: everywhere, and
+    the result is one network of the same size as before."""
+
+
+@dataclass
+class HeadsCfg:
+    """Output layers that belong to the new task alone, on the frozen layers beneath."""
+
+    layers: int | None = None
+    """Hidden layers beneath the new head that are the new task's own too, from the last one on, copies at the start;
+    0: the head alone. None: there are no heads by task."""
+
+
+@dataclass
+class ProgressiveCfg:
+    """A column of its own for the new task, which also reads the frozen ones before it (Rusu et al. 2016)."""
+
+    init: ColumnInit | None = None
+    """copy: the new column begins as a copy of the policy, its connections from the others at zero; fresh: with random
+    weights, as in the paper. None: there are no columns."""
+
+
+@dataclass
 class FinetuneCfg:
     """A whole run. Field names are the flags of ``finetune.py``; PPO's own settings are those of the agent config.
 
@@ -184,6 +216,12 @@ class FinetuneCfg:
     critic: CriticCfg = field(default_factory=CriticCfg)
     replay: ReplayCfg = field(default_factory=ReplayCfg)
     ewc: EwcCfg = field(default_factory=EwcCfg)
+    adapters: AdaptersCfg = field(default_factory=AdaptersCfg)
+    heads: HeadsCfg = field(default_factory=HeadsCfg)
+    progressive: ProgressiveCfg = field(default_factory=ProgressiveCfg)
+    task_columns: list[int] | None = None
+    """``[a, b]``: columns a to b - 1 of the policy's observations say which task runs: 1 in its own, else 0. None: the
+    field that the task calls ``task``."""
     student: StudentCfg = field(default_factory=StudentCfg)
     """The fresh actor of a run without ``checkpoint``."""
 
@@ -197,6 +235,15 @@ class FinetuneCfg:
         given = self.teacher.checkpoint
         paths = [given] if isinstance(given, str) else list(given or [])
         return {f"teacher{index}": path for index, path in enumerate(paths, 1)}
+
+    def part_by_task(self) -> str | None:
+        """Return the key that asks for a part of the new task's own, if one does."""
+        asked = {
+            "finetune.heads.layers": self.heads.layers is not None,
+            "finetune.progressive.init": self.progressive.init is not None,
+            "finetune.adapters.by_task": self.adapters.by_task,
+        }
+        return next((key for key, is_asked in asked.items() if is_asked), None)
 
     def wants_teacher(self) -> bool:
         """Whether a coefficient is anything but 0, so that a teacher is needed."""
@@ -222,6 +269,8 @@ _AT_LEAST = {
     "replay.batch_size": 1,
     "replay.sequence_length": 1,
     "ewc.samples": 1,
+    "adapters.rank": 1,
+    "heads.layers": 0,
     "seed": 0,
 }
 _POSITIVE = (
@@ -234,6 +283,7 @@ _POSITIVE = (
     "replay.memory_gb",
     "loss.huber_delta",
     "loss.min_std",
+    "adapters.scale",
 )
 _FLAGS = {
     "critic.warmup_iterations": "--critic_warmup_iterations",
@@ -277,6 +327,28 @@ def check_finetune(cfg: FinetuneCfg) -> None:
     _check_kl(cfg)
     _check_names(cfg)
     _check_parts(cfg)
+    _check_structure(cfg)
+
+
+def _check_structure(cfg: FinetuneCfg) -> None:
+    """Refuse adapters, heads and columns that do not go together, or have nothing to start from."""
+    asked = {
+        "finetune.adapters.rank": cfg.adapters.rank is not None,
+        "finetune.heads.layers": cfg.heads.layers is not None,
+        "finetune.progressive.init": cfg.progressive.init is not None,
+    }
+    keys = [key for key, is_asked in asked.items() if is_asked]
+    if len(keys) > 1:
+        raise UserError(f"{keys[0]} and {keys[1]} each say what of the policy is trained: give one of them")
+    if cfg.adapters.by_task and cfg.adapters.rank is None:
+        raise UserError("finetune.adapters.by_task is about adapters: give finetune.adapters.rank=8")
+    if keys and cfg.checkpoint is None:
+        raise UserError(f"{keys[0]} adds to a policy that is trained already: give --checkpoint PATH")
+    columns = cfg.task_columns
+    if columns is None:
+        return
+    if not (len(columns) == 2 and 0 <= columns[0] < columns[1]):
+        raise UserError(f"finetune.task_columns is {columns}: it must be [a, b] with 0 <= a < b")
 
 
 def _check_parts(cfg: FinetuneCfg) -> None:
@@ -342,7 +414,7 @@ def _check_coefficient(value: Coefficient, path: str, most: float = math.inf) ->
 
 def _check_choices(cfg: FinetuneCfg) -> None:
     """Check fields with a fixed set of values, also of a config that was made in code."""
-    for owner, prefix in ((cfg, ""), (cfg.critic, "critic.")):
+    for owner, prefix in ((cfg, ""), (cfg.critic, "critic."), (cfg.progressive, "progressive.")):
         hints = field_hints(type(owner))
         for name, value in vars(owner).items():
             valid = choices_of(hints.get(name, Any))

@@ -19,6 +19,7 @@ from foundation.engines.base import EnvCapabilities, MakeEvalEnv, VecEnv, env_st
 from foundation.engines.joint_terms import joint_columns
 from foundation.learning.learner import LearningStats
 from foundation.policies.actors import Actor, PolicyActor
+from foundation.ppo.adapters import has_adapters, load_merged, merged_state_dict
 from foundation.ppo.finetune_setup import FinetuneSetup
 from foundation.ppo.ppo import Ppo, Transitions
 from foundation.ppo.rollout import RolloutCollector
@@ -32,6 +33,7 @@ from foundation.runs.report import LineReporter
 from foundation.runs.run_dir import RunDir
 from foundation.runs.run_state import BEST, RunCheckpoint, SavedState, load_latest
 from foundation.students import make_student
+from foundation.students.base import Student
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,8 @@ class FinetuneState(SavedState):
     stopwatch: dict[str, dict[str, float]]
     torch_rng: torch.Tensor
     cuda_rng: torch.Tensor | None = None
+    adapted: dict[str, Any] | None = None
+    """State_dict of a policy with adapters, whose checkpoints have the sums alone."""
 
     def check(self, where: str) -> None:
         """Raise :class:`UserError` for numbers that no run has."""
@@ -166,6 +170,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         self.reporter.line(
             f"Policy: {kind}, obs={student.num_obs} ({', '.join(self.student_obs.groups)}), "
             f"actions={student.num_actions}, {sum(p.numel() for p in student.parameters())} parameters"
+            f"{_trained_share(student)}"
         )
         self.reporter.line(
             f"Critic: {critic}, obs={self.critic.num_obs} ({', '.join(self.critic_obs.groups)}); it learns alone for "
@@ -291,7 +296,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         derived = write_derived(EnvCapabilities.of(self.env).derived_groups, obs.groups)
         return {
             "epoch": epoch + 1,
-            "model_state_dict": {name: tensor.detach().clone() for name, tensor in self.student.state_dict().items()},
+            "model_state_dict": merged_state_dict(self.student),
             "optimizer_state_dict": self.ppo.optimizer.state_dict(),
             "best_return": self.best_return if math.isfinite(self.best_return) else None,
             "best_epoch": self.best_epoch,
@@ -324,6 +329,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
             stopwatch=self.stopwatch.state_dict(),
             torch_rng=torch.get_rng_state(),
             cuda_rng=torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            adapted=_copied(self.student) if has_adapters(self.student) else None,
         )
 
     def resume(self, checkpoint: RunCheckpoint[FinetuneState] | None = None) -> str:
@@ -350,7 +356,9 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
             raise UserError("The policy's architecture differs from that of the run to resume: give the same settings.")
         for name in state.retention.get("frozen_here", []):
             self._restore_teacher(name)
-        self.student.load_state_dict(values["model_state_dict"])
+        if has_adapters(self.student) != (state.adapted is not None):
+            raise UserError("The run to resume has other adapters: leave finetune.adapters out, they are as they were.")
+        self.student.load_state_dict(values["model_state_dict"] if state.adapted is None else state.adapted)
         self.ppo.load_state_dict(
             {
                 "critic_state_dict": state.critic_state_dict,
@@ -405,11 +413,11 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         """Measure the first, the best and the last policy on the same fresh episodes."""
         episodes = self.cfg.final_eval_episodes
         figures = {}
-        last = {name: value.clone() for name, value in self.student.state_dict().items()}
+        last = _copied(self.student)
         with self.stopwatch.stage("final_evaluation"):
             for name, file in (("start", START), ("best", BEST), ("final", "final_student.pt")):
                 saved = self.run_dir.load_checkpoint(file, map_location=str(self.env.device))
-                self.student.load_state_dict(saved["model_state_dict"])
+                load_merged(self.student, saved["model_state_dict"])
                 actor = PolicyActor(self.student, self.student_obs)
                 measured = self._measure(actor, episodes, self.context.final_seed)
                 figures[name] = measured.summary() | {"return_interval_95": measured.return_interval}
@@ -446,6 +454,16 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
 
 _SHOWN = ("surrogate", "value", "kl", "distillation", "teacher_kl", "replay", "ewc")
 """Losses that the console shows, by their names in TensorBoard."""
+
+
+def _copied(student: Student) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in student.state_dict().items()}
+
+
+def _trained_share(student: Student) -> str:
+    """Say how many parameters are trained, where some are frozen."""
+    trained = [parameter.numel() for parameter in student.parameters() if parameter.requires_grad]
+    return "" if len(trained) == len(list(student.parameters())) else f", {sum(trained)} of them trained"
 
 
 def _evaluation_history(evaluations: list[list[float]]) -> dict[str, Any]:

@@ -13,11 +13,13 @@ from foundation.engines.joint_terms import action_joints
 from foundation.policies.info import PolicyInfo
 from foundation.policies.obs_groups import ObsSelector, teacher_selector
 from foundation.ppo.actor import DEFAULT_STD, StartPolicy, fresh_actor, load_start, set_std, std_of_entropy
+from foundation.ppo.adapters import add_adapters
 from foundation.ppo.consolidation import Consolidation, fisher_diagonal
 from foundation.ppo.critic import ValueFunction
 from foundation.ppo.replay import Replay
 from foundation.ppo.retention import FrozenTeacher, Retention, distillation_terms
 from foundation.ppo.settings import AgentSettings
+from foundation.ppo.task_parts import give_part, running_column
 from foundation.rollout.joints import fit_joints
 from foundation.students.base import Student
 from foundation.students.observations import student_selector
@@ -92,9 +94,15 @@ class FinetuneSetup:
             )
         if start is not None:
             self._refuse_other_joints(start.info)
-        self.student = actor.to(self.device)
+        self.student = give_part(actor.to(self.device), self._running_task, cfg)
+        if cfg.adapters.rank is not None:
+            add_adapters(self.student, cfg.adapters, cfg.seed)
         self._has_std = start is not None and start.had_std
         self.fits_normalizer = start is None and cfg.student.obs_normalization
+
+    def _running_task(self) -> int:
+        """Return the column of the actor's observations that is 1 while this task runs."""
+        return running_column(self.env, self.cfg.task or "", self.student_obs, self.cfg.task_columns)
 
     def _refuse_other_joints(self, info: PolicyInfo) -> None:
         """Refuse a policy whose weights are in another order of joints: it is trained on, and not only run."""

@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 
+MADE_BY_TRAINING = ("by_task",)
+"""Students that fine-tuning makes of others: checkpoints have them, and ``student=`` does not offer them."""
 _MAX_STATE = 1 << 22
 """Numbers that a student of a file may remember for each environment."""
 
@@ -39,7 +41,8 @@ _MAX_STATE = 1 << 22
 def student_names() -> tuple[str, ...]:
     """Return the names of the built-in students: the modules of this folder that define one."""
     modules = (m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    return tuple(sorted(m for m in modules if _defined_in(importlib.import_module(f"{__name__}.{m}"))))
+    named = (m for m in modules if m not in MADE_BY_TRAINING)
+    return tuple(sorted(m for m in named if _defined_in(importlib.import_module(f"{__name__}.{m}"))))
 
 
 def student_class(name: str) -> type[Student]:
@@ -53,7 +56,7 @@ def student_class(name: str) -> type[Student]:
         if not (isinstance(found, type) and issubclass(found, Student)):
             raise UserError(f"student '{name}' is not a class derived from foundation.students.Student.")
         return found
-    if name not in student_names():
+    if name not in (*student_names(), *MADE_BY_TRAINING):
         raise UserError(f"unknown student '{name[:80]}'. {suggest(name, student_names())} Or give 'pkg.module:Class'.")
     return _defined_in(importlib.import_module(f"{__name__}.{name}"))[0]
 
@@ -92,6 +95,7 @@ def student_from_description(description: dict[str, Any], weights: Mapping[str, 
     cfg_class = student_cfg_class(options["name"])
     if weights is not None:
         _check_sizes(numbers | options, weights)
+        _check_sizes(options.get("base") or {}, weights)
     try:
         cfg = cfg_class(**options)
         if weights is not None and ":" not in name:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import nn
@@ -60,6 +60,14 @@ def last_size(hidden_dims: Sequence[int], num_in: int, cfg: NetworkCfg) -> int:
         cfg: The student's config.
     """
     return hidden_dims[-1] if hidden_dims else num_in + cfg.num_estimates
+
+
+class Heads(Protocol):
+    """Output layers: a student's own, or those of another of its parts."""
+
+    mean: nn.Linear
+    log_std: nn.Parameter | nn.Linear | None
+    value: nn.Linear | None
 
 
 class Student(PolicyNetwork):
@@ -218,23 +226,37 @@ class Student(PolicyNetwork):
         for layer in self.trunk():
             x = layers.module(layer, x, names[layer])
         layers.outputs["features"] = x
-        raw = layers.dense(x, "mean", self.mean)
-        layers.outputs["mean"] = raw
+        layers.outputs |= self._list_heads(layers, x, layers.dense(x, "mean", self.mean), self, "")
+
+    def _list_heads(self, layers: Layers, x: str, raw: str, heads: Heads, prefix: str) -> dict[str, str]:
+        """Append output layers; return the values that are the outputs.
+
+        Args:
+            layers: Extended in place.
+            x: The features that they read.
+            raw: What ``heads.mean`` computes of them.
+            heads: The layers.
+            prefix: Of their names.
+        """
+        outputs = {"mean": raw}
         if self.cfg.distribution != "gaussian":
-            layers.outputs["mean"] = layers.activation(raw, "action", "tanh")
+            outputs["mean"] = layers.activation(raw, f"{prefix}action", "tanh")
         if self.num_choices is not None:
-            layers.outputs["logits"] = raw
-            layers.outputs["mean"] = layers.choice(raw, self.choices)
-        if self.value is not None:
-            layers.outputs["value"] = layers.dense(x, "value", self.value)
+            outputs["logits"] = raw
+            outputs["mean"] = layers.choice(raw, self.choices)
+        if heads.value is not None:
+            outputs["value"] = layers.dense(x, f"{prefix}value", heads.value)
         if self.cfg.distribution != "gaussian":
-            return  # the standard deviation of a bounded distribution depends on its mean: no robot reads it
-        if isinstance(self.log_std, nn.Linear):
-            log_std = layers.clamp(layers.dense(x, "log_std", self.log_std), "log_std.clamp", *LOG_STD_RANGE)
-            layers.outputs["std"] = layers.activation(log_std, "std", "exp")
-        elif self.log_std is not None:
-            std = self.log_std.detach().clamp(*LOG_STD_RANGE).exp()
-            layers.outputs["std"] = layers.add(Constant(name="std", inputs=(), shape=(self.num_actions,), value=std))
+            return outputs  # the standard deviation of a bounded distribution depends on its mean: no robot reads it
+        if isinstance(heads.log_std, nn.Linear):
+            raw_std = layers.dense(x, f"{prefix}log_std", heads.log_std)
+            log_std = layers.clamp(raw_std, f"{prefix}log_std.clamp", *LOG_STD_RANGE)
+            outputs["std"] = layers.activation(log_std, f"{prefix}std", "exp")
+        elif heads.log_std is not None:
+            std = heads.log_std.detach().clamp(*LOG_STD_RANGE).exp()
+            constant = Constant(name=f"{prefix}std", inputs=(), shape=(self.num_actions,), value=std)
+            outputs["std"] = layers.add(constant)
+        return outputs
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         """Return mean actions, for a student with memory those of an episode's first step.
@@ -273,25 +295,43 @@ class Student(PolicyNetwork):
     def _head_layers(self) -> list[nn.Module]:
         return [m for m in (self.mean, self.log_std, self.value) if isinstance(m, nn.Module)]
 
-    def _heads(self, features: torch.Tensor) -> PolicyOutput:
-        raw_mean = self.mean(features)
-        mean = self._actions(raw_mean)
+    def _heads(
+        self, features: torch.Tensor, heads: Heads | None = None, raw_mean: torch.Tensor | None = None
+    ) -> PolicyOutput:
+        """Return the outputs of features.
+
+        Args:
+            features: The last hidden layer. Shape: (..., num_features).
+            heads: Output layers. None: the student's own.
+            raw_mean: Result of ``heads.mean``. None: it is computed. Shape: (..., num_actions).
+        """
+        heads = self if heads is None else heads
+        raw_means: torch.Tensor = heads.mean(features) if raw_mean is None else raw_mean
+        mean = self._actions(raw_means)
         std = None
-        if self.log_std is not None:
-            raw = self.log_std if isinstance(self.log_std, nn.Parameter) else self.log_std(features)
+        if heads.log_std is not None:
+            raw = heads.log_std if isinstance(heads.log_std, nn.Parameter) else heads.log_std(features)
             std = raw.clamp(*LOG_STD_RANGE).exp().expand_as(mean)
-        value = None if self.value is None else self.value(features)
-        logits = None if self.cfg.num_choices is None else raw_mean
+        value = None if heads.value is None else heads.value(features)
+        logits = None if self.cfg.num_choices is None else raw_means
         output = PolicyOutput(mean=mean, std=std, value=value, logits=logits, features=features)
         if std is None or self.cfg.distribution == "gaussian":
             return output
-        return _squashed(output, raw_mean, std) if self.cfg.distribution == "tanh" else _beta(output, std)
+        return _squashed(output, raw_means, std) if self.cfg.distribution == "tanh" else _beta(output, std)
 
     def _actions(self, raw: torch.Tensor) -> torch.Tensor:
         """Return the deterministic actions: the raw output, its tanh, or the best choices' indices as floats."""
         if self.cfg.distribution != "gaussian":
             return raw.tanh()
         return best_choices(raw, self.choices) if self.choices else raw
+
+
+def hidden_layers(student: Student) -> list[nn.Module]:
+    """Return the hidden layers in order, those inside an ``nn.Sequential`` one by one."""
+    found: list[nn.Module] = []
+    for layer in student.trunk():
+        found += list(layer) if type(layer) is nn.Sequential else [layer]
+    return found
 
 
 def _squashed(output: PolicyOutput, mean: torch.Tensor, std: torch.Tensor) -> PolicyOutput:

@@ -9,12 +9,10 @@ ordinary student: it acts, is measured, saved, exported and distilled like any o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import nn
 
 from foundation.core.errors import UserError
-from foundation.students.base import Student
+from foundation.students.base import Student, hidden_layers
 
 
 class MultiTaskStudent(nn.Module):
@@ -77,15 +75,7 @@ class MultiTaskStudent(nn.Module):
 
 def shared_layers(student: Student) -> list[nn.Module]:
     """Return the hidden layers with weights except the first one, whose size depends on the task's observations."""
-    return [layer for layer in _hidden_layers(student) if any(True for _ in layer.parameters())][1:]
-
-
-def _hidden_layers(student: Student) -> Iterator[nn.Module]:
-    for part in student.trunk():
-        if isinstance(part, nn.Sequential):
-            yield from part
-        else:
-            yield part
+    return [layer for layer in hidden_layers(student) if any(True for _ in layer.parameters())][1:]
 
 
 def _shapes(layer: nn.Module) -> tuple[str, list[tuple[int, ...]]]:
