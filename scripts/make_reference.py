@@ -237,7 +237,7 @@ def registries_page() -> str:
     engines = [
         [f"`{name}`", _first_line(importlib.import_module(engine_class(name).__module__))] for name in engine_names()
     ]
-    ids = sorted(key for key, spec in gymnasium.registry.items() if "torch_env_entry_point" in spec.kwargs)
+    ids = sorted(key for key, spec in gymnasium.registry.items() if _env_entry_point(spec) is not None)
     tasks = [[f"`{key}`", _first_line(_module_of(key))] for key in ids]
     parts = [
         ("Students", "`student=NAME`, or `student=pkg.module:Class`.", _table(["name", "what it is"], students)),
@@ -338,15 +338,20 @@ def tasks_page() -> str:
         "",
         "![Four quadrotors follow their targets, four evade their pursuers](../chase_evade.png)",
     ]
-    ids = sorted(key for key, spec in gymnasium.registry.items() if "torch_env_entry_point" in spec.kwargs)
+    ids = sorted(key for key, spec in gymnasium.registry.items() if _env_entry_point(spec) is not None)
     for key in ids:
         if "-Play-" not in key:
             lines += _task_section(gymnasium.registry[key])
     return "\n".join(lines) + "\n"
 
 
+def _env_entry_point(spec: EnvSpec) -> Any:
+    """Return the environment of a task on an engine that is part of the package; None for other packages' tasks."""
+    return spec.kwargs.get("torch_env_entry_point") or spec.kwargs.get("mujoco_env_entry_point")
+
+
 def _task_section(spec: EnvSpec) -> list[str]:
-    env_class = resolve_attribute(spec.kwargs["torch_env_entry_point"], spec.id, trusted=True)
+    env_class = resolve_attribute(_env_entry_point(spec), spec.id, trusted=True)
     cfg = load_entry_point(spec, "env_cfg_entry_point")
     layout = load_entry_point(spec, "layout_entry_point")
     engines = [name for name in engine_names() if f"{name}_env_entry_point" in spec.kwargs]

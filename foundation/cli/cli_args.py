@@ -191,7 +191,9 @@ def add_launch_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=seed, metavar="N", help="seed of everything random")
     group.add_argument("--device", metavar="DEVICE", help="cpu, cuda:0, ... (default: a GPU where there is one)")
     group.add_argument(
-        "--engine", metavar="NAME", help="auto, isaaclab, torch, gymnasium, l2f, mjlab or pkg.module:Class (auto)"
+        "--engine",
+        metavar="NAME",
+        help="auto, isaaclab, torch, gymnasium, l2f, mjlab, mujoco or pkg.module:Class (auto)",
     )
     group.add_argument("--headless", action="store_true", help="no window (there is none unless asked for)")
     group = parser.add_argument_group("video")

@@ -12,4 +12,7 @@ def prepare_rendering() -> None:
         return
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
-    os.environ.setdefault("MUJOCO_GL", "egl" if ctypes.util.find_library("EGL") else "osmesa")
+    libraries = {"EGL": "egl", "OSMesa": "osmesa"}
+    found = [backend for library, backend in libraries.items() if ctypes.util.find_library(library)]
+    # MuJoCo cannot even be imported where the library that it is told to draw with is missing.
+    os.environ.setdefault("MUJOCO_GL", found[0] if found else "disable")

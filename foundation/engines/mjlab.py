@@ -66,6 +66,8 @@ class MjlabEngine(Engine):
             return MissingPackage(missing) if name.startswith(_PREFIX) else missing
         try:
             return None if _find(task) in cls.task_names() else "does not know it"
+        except _MissingPartsError as error:
+            return MissingPackage(error) if name.startswith(_PREFIX) else str(error)
         except UserError as error:
             return CANNOT_IMPORT if isinstance(error.__cause__, ImportError | SyntaxError) else str(error)
 
@@ -74,7 +76,10 @@ class MjlabEngine(Engine):
         """List the registered tasks; none where mjlab is not installed."""
         if not _is_installed():
             return []
-        _import_mjlab()
+        try:
+            _import_mjlab()
+        except _MissingPartsError:
+            return []
         from mjlab.tasks.registry import list_tasks
 
         return list(list_tasks())
@@ -185,12 +190,22 @@ def _is_installed() -> bool:
     return spec is not None and spec.origin is not None  # a folder of that name on the path has no origin
 
 
+class _MissingPartsError(UserError):
+    """mjlab was installed without what it needs, as whoever uses its robots' files alone may do."""
+
+
 def _import_mjlab() -> None:
     """Import mjlab's tasks and those of installed packages, without its lists of kernels and tables."""
     prepare_rendering()  # MuJoCo reads the variable when it is imported
     quiet = os.environ.setdefault("MJLAB_WARP_QUIET", "1")
     with _quiet():
-        importlib.import_module("mjlab.tasks")
+        try:
+            importlib.import_module("mjlab.tasks")
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] == "mjlab":
+                raise
+            missing = f"mjlab is not installed here with '{error.name}', which it needs: {INSTALL}"
+            raise _MissingPartsError(missing) from error
     if quiet == "1":  # mjlab's own switch leaves Warp's line for each kernel
         import warp
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,17 +19,19 @@ from foundation.engines.base import EnvCapabilities, LaunchRequest
 QUADROTOR = ("Isaac-Quadcopter-Point-Ctrl-v0",)
 PURSUIT = ("Isaac-Quadcopter-Chase-v0", "Isaac-Quadcopter-Evade-v0")
 SEEING = ("Isaac-Quadcopter-Gate-v0", "Isaac-Quadcopter-Point-Ctrl-Seen-v0")
+LEGS = ("Foundation-Velocity-Flat-Go1-v0", "Foundation-Velocity-Rough-Go1-v0")
 TASKS = {
     "gymnasium": ("CartPole-v1", "Pendulum-v1"),
     "torch": (*QUADROTOR, *PURSUIT, *SEEING),
     "l2f": (*QUADROTOR, *PURSUIT),
     "mjlab": ("Mjlab-Cartpole-Balance", "Mjlab-Velocity-Flat-Unitree-Go1"),
+    "mujoco": LEGS,
 }
 """Of engines that run others than the point-control task."""
 CASES = [(engine, task) for engine in engine_names() for task in TASKS.get(engine, QUADROTOR)]
 every_engine = pytest.mark.parametrize(("engine", "task"), CASES)
 NUM_ENVS = 4
-SHORT = {"mjlab": {"episode_length_s": 2.0}}
+SHORT = {"mjlab": {"episode_length_s": 2.0}, "mujoco": {"episode_length_s": 1.0, "variation.num_models": 4}}
 """Settings of engines whose tasks have episodes of a thousand steps, or slow ones."""
 
 
@@ -39,6 +42,8 @@ def opened(name: str, task: str) -> Iterator[Any]:
     obstacle = cls.why_not(task)
     if obstacle is not None:
         pytest.skip(f"{name}: {obstacle}")
+    if task in LEGS and importlib.util.find_spec("mjlab") is None:
+        pytest.skip("the robot's files are mjlab's, which is not installed")
     engine = cls()
 
     def configure(env_cfg: Any, agent_cfg: Any) -> None:

@@ -1,0 +1,1 @@
+"""MuJoCo, batched: what tasks on :mod:`foundation.engines.mujoco` share."""
