@@ -293,6 +293,30 @@ class DatasetCfg:
 
 
 @dataclass
+class AugmentImagesCfg:
+    """Random changes of the student's images each time that they are learned from (docs/howto/camera.md).
+
+    The dataset keeps the images as they are, and the teacher, what it labels and who acts see nothing of it.
+    """
+
+    groups: list[str] | None = None
+    """Image groups that are changed. None: all that the student reads."""
+    shift: int = 0
+    """Most pixels that an image is moved by, in each direction, its edge repeated (Yarats et al. 2021)."""
+    brightness: float = 0.0
+    """Most that the values are multiplied by, above and below 1: 0.2 is a factor from 0.8 to 1.2."""
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise of each pixel [of full brightness: 255 of bytes, 1 of other numbers]."""
+    lost_frames: float = 0.0
+    """Probability that a frame is zero, black."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is changed."""
+        return any((self.shift, self.brightness, self.noise, self.lost_frames))
+
+
+@dataclass
 class CollectionCfg:
     """Which policy acts during collection, and for how long."""
 
@@ -421,6 +445,8 @@ class DistillationCfg:
     """A mirror symmetry of the task, ``"pkg.module:function"``: each minibatch is learned from as it is and mirrored,
     which costs twice the time. The function takes observation groups by name and actions, and returns both mirrored
     (docs/howto/losses.md)."""
+    augment_images: AugmentImagesCfg = field(default_factory=AugmentImagesCfg)
+    """Random changes of the images that the student learns from."""
     offline: bool = False
     """Learn from ``dataset.load`` alone: no simulator, no teacher (``--offline``)."""
     on_policy: bool = False

@@ -69,6 +69,7 @@ _AT_LEAST = {
     "dataset.filter.min_length": 1,
     "optimizer.updates_per_epoch": 1,
     "optimizer.int8_epochs": 0,
+    "augment_images.shift": 0,
     "early_stopping.patience": 1,
 }
 _POSITIVE = (
@@ -89,6 +90,7 @@ _NOT_NEGATIVE = (
     "optimizer.weight_decay",
     "collection.noise_std",
     "collection.dart_alpha",
+    "augment_images.noise",
     "early_stopping.min_delta",
 )
 _AGENT_OPTIMIZERS = get_args(OptimizerName)
@@ -117,6 +119,8 @@ def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> N
     for path in _NOT_NEGATIVE:
         _check(cfg, path, lambda v: v >= 0 and math.isfinite(v), "a finite number, 0 or more")
     _check(cfg, "collection.epsilon", lambda v: 0 <= v <= 1, "from 0 to 1")
+    for name in ("brightness", "lost_frames"):
+        _check(cfg, f"augment_images.{name}", lambda v: 0 <= v < 1, "from 0 up to, but not including, 1")
     _check(cfg, "optimizer.ema_decay", lambda v: 0 <= v < 1, "from 0 up to, but not including, 1")
     _check(cfg, "optimizer.int8_epochs", lambda v: v <= cfg.n_epochs, f"at most --n_epochs ({cfg.n_epochs})")
     if cfg.optimizer.int8_epochs and (cfg.multi_task is not None or cfg.offline or cfg.early_stopping.patience):

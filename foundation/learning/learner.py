@@ -17,6 +17,7 @@ from foundation.core.distributed import ALONE, Ranks
 from foundation.core.errors import UserError, suggest
 from foundation.core.memory import refuse_beyond_memory
 from foundation.dataset.dataset import Batch, DistillationDataset
+from foundation.learning.image_augmentation import ImageAugmentation
 from foundation.learning.losses import LossParams
 from foundation.learning.objective import Objective, RunFacts
 from foundation.learning.precision import Precision, compiled
@@ -71,6 +72,8 @@ class Learner:
         self._check_batch()
         self.objective = Objective(student, cfg, sequence_length, ranks)
         self.optimizer = _make_optimizer(student, cfg)
+        device = next(student.parameters()).device
+        self.augmentation = ImageAugmentation.of(cfg.augment_images, student, cfg.seed, device)
         self._nothing_to_watch = False
         self._first_watch = True
         self.average = copy.deepcopy(student).requires_grad_(False) if cfg.optimizer.ema_decay else None
@@ -211,14 +214,15 @@ class Learner:
         weights = self.objective.term_weights(epoch)
         draw = dataset.flat_minibatches if self.sequence_length == 1 else dataset.sequence_minibatches
         num_updates = self.num_updates(new_transitions)
-        mirror = self.objective.mirror
+        if self.augmentation is not None:
+            self.augmentation.begin_epoch(epoch, self.ranks.rank)
         # Losses are summed on the device: reading each one would make the host wait for every update.
         totals = torch.zeros(len(self.objective.terms), device=next(self.student.parameters()).device)
         self.objective.fit_standardiser(dataset, epoch, self.policies)
         self.student.train()
         with self.objective.standardised(self.policies):
             for batch in draw(self.batch_size, num_updates, self.cfg.shuffle):
-                totals += self._update(batch if mirror is None else mirror.doubled(batch), params, weights)
+                totals += self._update(self._augmented(batch), params, weights)
                 if poll is not None:
                     poll()
                 yield
@@ -242,6 +246,12 @@ class Learner:
         total = sum(weight * mean for weight, mean in zip(weights, means, strict=True))
         self.objective.check_scale(means, weights, epoch)
         return LearningStats(total, num_updates, rate, terms)
+
+    def _augmented(self, batch: Batch) -> Batch:
+        """Return a batch as it is learned from: with its mirror image beside it, and other images."""
+        if self.objective.mirror is not None:
+            batch = self.objective.mirror.doubled(batch)
+        return batch if self.augmentation is None else self.augmentation(batch)
 
     def _update(self, batch: Batch, params: list[LossParams], weights: list[float]) -> torch.Tensor:
         values = self.losses(batch, params)

@@ -62,8 +62,8 @@ def _student_cfg(settings: StockSettings) -> dict[str, Any]:
     }
 
 
-def _teacher_cfg(teacher: Path) -> dict[str, Any]:
-    """Read the teacher's architecture off its weights."""
+def teacher_cfg(teacher: Path) -> dict[str, Any]:
+    """Return the config of a dense teacher, read off its weights."""
     weights = torch.load(teacher, map_location="cpu", weights_only=True)["actor_state_dict"]
     layers = [tensor for name, tensor in weights.items() if name.startswith("mlp.") and tensor.dim() == 2]
     return {
@@ -83,7 +83,7 @@ def runner_cfg(settings: StockSettings, teacher: Path) -> dict[str, Any]:
         "obs_groups": {name: list(groups) for name, groups in OBS_GROUPS.items()},
         "save_interval": 10**9,
         "student": _student_cfg(settings),
-        "teacher": _teacher_cfg(teacher),
+        "teacher": teacher_cfg(teacher),
         "algorithm": {
             "class_name": "Distillation",
             "num_learning_epochs": settings.num_learning_epochs,
