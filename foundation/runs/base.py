@@ -223,8 +223,18 @@ class Runner(RunLoop[DistillationCfg, Reporter, Collected]):
         self.learner = Learner(self.student, cfg, self.sequence_length, self.context.ranks)
 
     def feed_prediction(self, size: int) -> None:
-        """Let the student estimate a group of so many columns on the way, where the config asks for it."""
+        """Let the student estimate a group of so many columns on the way, where the config asks for it.
+
+        Raises:
+            UserError: If it reads that group anyway.
+        """
         term = self.cfg.loss.prediction
+        if term is not None and term.group in self.student_obs.groups and self.student_obs.obs_slice is None:
+            raise UserError(
+                f"distill.loss.auxiliary.predict.group: the student reads '{term.group}' itself, so that there is "
+                "nothing to learn from predicting it: name a group that it does not see, or leave it out of "
+                "distill.student.obs_groups"
+            )
         if term is not None and isinstance(self.cfg.student, NetworkCfg):
             self.cfg.student.num_estimates = size if term.feed else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ from foundation.runs.run_teachers import RunTeachers, Teacher
 from foundation.runs.teacher_watch import TeacherWatch
 from foundation.students.observations import num_pixels, student_selector
 from foundation.teachers import TeacherPolicyWrapper
+
+logger = logging.getLogger(__name__)
 
 MOST_RELABELLED = 100_000
 """Transitions that a newer teacher labels anew where ``teacher.relabel`` is not set: a second or two of a small
@@ -178,6 +181,14 @@ class DistillationRunner(Runner[Collection]):
         if obs[group].ndim != 2:
             raise UserError(f"{key}: group '{group}' has shape {tuple(obs[group].shape[1:])}: predict a flat one.")
         self.feed_prediction(obs[group].shape[-1])
+        terms = self._terms_of(obs)
+        read = {field.name for own in self.student_obs.groups for field in terms.get(own, ())}
+        if group in terms and read.issuperset(field.name for field in terms[group]):
+            logger.warning(
+                "%s: the student reads all terms of '%s' in other groups: predicting them teaches it little.",
+                key,
+                group,
+            )
         return group
 
     def _num_relabelled(self) -> int:

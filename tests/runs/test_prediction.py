@@ -179,6 +179,36 @@ def test_bad_input_is_one_line(tmp_path, term, message):
         make(tmp_path, config(epochs=1, **term))
 
 
+def test_a_group_that_the_student_reads_is_refused(tmp_path):
+    """There is nothing to predict; of a slice of its columns the others are, and offline the same holds."""
+    with pytest.raises(UserError, match=r"predict.group: the student reads 'mixed' itself.*name a group that it does"):
+        make(tmp_path / "a", config(epochs=1, group="mixed"))
+    cfg = config(epochs=1, group="mixed")
+    cfg.student.obs_slice = [0, 1]
+    cfg.dataset.save = str(tmp_path / "data")
+    make(tmp_path / "b", cfg).run()
+    offline = config(epochs=1, group="mixed")
+    offline.offline, offline.dataset.load, offline.student.obs_groups = True, str(tmp_path / "data"), None
+    OfflineRunner(offline, RunDir(tmp_path / "c"))
+
+
+class TermsEnv(HiddenEnv):
+    """The same, where the numbers of ``mixed`` have the names of those of ``policy``."""
+
+    observation_terms: ClassVar = {name: (Field(name="speed", size=2, unit="m/s"),) for name in ("mixed", "policy")}
+
+
+def test_terms_that_the_student_reads_in_another_group_are_warned_of(tmp_path, caplog):
+    """By their names: the group is another, what it says is not."""
+    cfg = config(epochs=1, group="policy")
+    teacher = LinearTeacher(-0.8 * torch.eye(2))
+    DistillationRunner(TermsEnv(8), teacher, cfg, RunDir(tmp_path / "a"), make_eval_env=TermsEnv)
+    assert "the student reads all terms of 'policy' in other groups" in caplog.text
+    caplog.clear()
+    make(tmp_path / "b", config(epochs=1))
+    assert "reads all terms" not in caplog.text
+
+
 def test_only_prediction_has_a_group():
     """Another term with a group is a slip."""
     cfg = config()
