@@ -43,7 +43,7 @@ EPISODES = 64
 SEED = 987_654
 """Of these episodes, which no run has seen."""
 COMMON = [
-    *("experiment=fast", "--num_envs", "64", "--learning_rate", "3e-3", "--batch_size", "128"),
+    *("experiment=fast", "--num_envs", "64", "--learning_rate", "3e-3"),
     "distill.optimizer.update_ratio=2",
     *("--eval_interval", "50", "--num_eval_episodes", "64", "distill.final_eval_episodes=64"),
 ]
@@ -99,7 +99,8 @@ class Case:
         """Arguments of ``distillation.py``."""
         task = self.task
         given = ["--task", task.id, "--teacher_checkpoint", str(task.teacher), "--n_epochs", str(task.n_epochs)]
-        return [*given, *COMMON, *self.tokens]
+        batch = [] if "--batch_size" in self.tokens else ["--batch_size", "128"]
+        return [*given, *COMMON, *batch, *self.tokens]
 
 
 def predicting(task: str, feed: bool = False) -> list[str]:
@@ -113,7 +114,16 @@ def predicting(task: str, feed: bool = False) -> list[str]:
     return [f"distill.loss.auxiliary={{predict: {{group: {TASKS[task].privileged}, weight: 0.1{fed}}}}}"]
 
 
-MEMORY = [*NO_VELOCITY, "distill.student.memory=gru", "--sequence_length", "8"]
+def predicting_motion(task: str) -> list[str]:
+    """Return what makes a student predict its position and its velocity, neither of which it is told."""
+    position = "position_error, velocity_error" if task == "seen" else "relative_position, velocity"
+    group = ["obs.motion.from=policy", f"obs.motion.keep=[{position}]"]
+    return [*group, "distill.loss.auxiliary={predict: {group: motion, weight: 0.1}}"]
+
+
+# As many transitions in a minibatch as without memory: 128.
+FRAMES = [*NO_VELOCITY, "distill.student.frame_stack=3", "--sequence_length", "4", "--batch_size", "32"]
+MEMORY = [*NO_VELOCITY, "distill.student.memory=gru", "--sequence_length", "16", "--batch_size", "8"]
 CASES = [
     Case(f"{task}/{name}", tokens)
     for task in TASKS
@@ -123,9 +133,9 @@ CASES = [
         ("camera, estimate fed", [*SEES, *predicting(task, feed=True)]),
         ("no camera", BLIND),
         ("camera, no velocity", NO_VELOCITY),
-        ("camera, no velocity, 3 frames", [*NO_VELOCITY, "distill.student.frame_stack=3"]),
+        ("camera, no velocity, 3 frames", FRAMES),
         ("camera, no velocity, GRU", MEMORY),
-        ("camera, no velocity, GRU, head", [*MEMORY, *predicting(task)]),
+        ("camera, no velocity, GRU, head", [*MEMORY, *predicting_motion(task)]),
     )
 ]
 
