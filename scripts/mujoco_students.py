@@ -30,6 +30,10 @@ SHARE = 1 / 20
 """Most parameters of a student, as a share of its teacher's."""
 TEACHER_DIMS = (256, 256)
 """Hidden layers of the teachers."""
+GAMMA = 0.98
+"""Discount of PPO."""
+LEARNING_RATE = 3e-4
+"""Of PPO at first; it falls linearly to zero."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ TASKS = {
     task.name: task
     for task in (
         Task("InvertedDoublePendulum-v5", 5, 150_000),
-        Task("HalfCheetah-v5", 8, 400_000),
+        Task("HalfCheetah-v5", 8, 600_000),
         Task("Walker2d-v5", 8, 1_000_000),
         Task("Ant-v5", 13, 1_000_000),
     )
@@ -209,15 +213,19 @@ def train_ppo(task: Task, checkpoint: Path) -> None:
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import VecNormalize
+    from torch.nn import ReLU
 
-    env = VecNormalize(make_vec_env(task.name, n_envs=8, seed=0))
+    env = VecNormalize(make_vec_env(task.name, n_envs=16, seed=0), gamma=GAMMA)
     dims = list(TEACHER_DIMS)
     model = PPO(
         "MlpPolicy",
         env,
-        n_steps=512,
+        n_steps=256,
         batch_size=256,
-        policy_kwargs={"net_arch": {"pi": dims, "vf": dims}, "log_std_init": -0.5},
+        gamma=GAMMA,
+        gae_lambda=0.92,
+        learning_rate=lambda remaining: LEARNING_RATE * remaining,
+        policy_kwargs={"net_arch": {"pi": dims, "vf": dims}, "log_std_init": -1.0, "activation_fn": ReLU},
         seed=0,
         device="cpu",
     )

@@ -1,64 +1,84 @@
-"""Every loss moves the student and never the teacher: gradients of whole updates."""
+"""Every loss moves the student and never the teacher: gradients of what is collected and learned."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from tensordict import TensorDict
 from toy_env import RegulatorEnv
 
 from foundation.config.distillation_cfg import DistillationCfg, LossCfg
 from foundation.dataset.dataset import BufferSpec, DistillationDataset
-from foundation.dataset.transition import Batch
 from foundation.learning.learner import Learner
 from foundation.learning.losses import LOSSES
 from foundation.learning.objective import RunFacts
-from foundation.rollout.collector import collect_episodes
+from foundation.learning.saliency import SalientTeacher
+from foundation.policies.actors import Policy
+from foundation.policies.obs_groups import ObsSelector
+from foundation.rollout.collector import Collector
 from foundation.students import StudentPolicy
 
-TARGETS = {"mse": (), "kl": ("std",), "nll": (), "value": ("value",), "feature": ("features",)}
-"""What the dataset stores of the teacher beside its mean, for losses on what an ordinary teacher gives."""
 DISCRETE = ("q_mse", "advantage_mse", "soft_cross_entropy")
+SIZES = {"mean": 2, "std": 2, "value": 1, "features": 8, "saliency": 2, "estimate": 3}
+"""Of a continuous teacher's outputs, and of the group that loss ``predict`` predicts."""
+
+
+class ChoosingEnv(RegulatorEnv):
+    """The regulator, pushed along both axes by -1, 0 or 1."""
+
+    num_actions = 1
+
+    def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict[str, Any]]:
+        return super().step((actions - 1.0).expand(-1, 2))
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_the_gradient_reaches_the_student_and_never_the_teacher(name):
-    """Targets of a frozen teacher, as in a run: after backward its weights have no gradient, the student's have."""
+    """The teacher's weights would take gradients, and get none; the loss alone gives the student's some."""
     torch.manual_seed(0)
-    choices = 3 if name in DISCRETE else None
-    teacher = StudentPolicy(3, 1, (8,), stochastic=choices is None, value_head=True, num_choices=choices)
-    student = StudentPolicy(3, 1, (8,), stochastic=choices is None, value_head=True, num_choices=choices)
-    alone = LOSSES[name].trains_actions
-    loss = LossCfg(name) if alone else LossCfg("mse", auxiliary={name: 1.0})
-    learner = Learner(student, DistillationCfg(loss=loss), 1)
-    obs = torch.randn(16, 3)
-    teacher.requires_grad_(False)  # as every teacher that is read
-    target = teacher.step(obs)[0]._replace(saliency=torch.rand(16, 3))
-    if name == "predict":
-        target = target._replace(estimate=torch.rand(16, 2))
-    learner.prepare(student.step(obs)[0], target, RunFacts(shared_columns=torch.arange(3)))
-    values = learner.losses(Batch(obs, target), learner.objective.loss_params(0))
-    values[-1].backward()
-    assert any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in student.parameters())
-    assert all(parameter.grad is None for parameter in teacher.parameters())
-
-
-@pytest.mark.parametrize("name", sorted(TARGETS))
-def test_collecting_cuts_the_teacher_off(name):
-    """Even a teacher whose weights would take gradients gets none: what is stored is its outputs' numbers alone."""
-    torch.manual_seed(0)
-    teacher, student = (StudentPolicy(2, 2, (8,), stochastic=True, value_head=True) for _ in range(2))
-    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    discrete = name in DISCRETE
+    env = ChoosingEnv(8) if discrete else RegulatorEnv(8)
+    choices = 3 if discrete else None
+    teacher, student = (
+        StudentPolicy(2, env.num_actions, (8,), stochastic=not discrete, value_head=True, num_choices=choices)
+        for _ in range(2)
+    )
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
     assert all(parameter.requires_grad for parameter in teacher.parameters())
-    sizes = {"mean": 2} | {field: {"std": 2, "value": 1, "features": 8}[field] for field in TARGETS[name]}
-    dataset = DistillationDataset(BufferSpec(2, 8, 512, sizes, chunk_steps=16))
-    collect_episodes(RegulatorEnv(8), teacher, dataset, 8, student=student)
-    assert not dataset.rows.requires_grad
     loss = LossCfg(name) if LOSSES[name].trains_actions else LossCfg("mse", auxiliary={name: 1.0})
     learner = Learner(student, DistillationCfg(loss=loss, batch_size=64), 1)
+    columns = torch.arange(2)
+    labelling: Policy = SalientTeacher(teacher, columns) if name == "attention" else teacher
+    sizes = (
+        {"mean": 1, "logits": 3} if discrete else {"mean": 2} | {field: SIZES[field] for field in LOSSES[name].teacher}
+    )
+    dataset = DistillationDataset(BufferSpec(2, 8, 512, sizes, chunk_steps=16))
+    selector = ObsSelector(["policy"])
+    predicted = "privileged" if name == "predict" else None
+    collector = Collector(
+        env,
+        labelling,
+        student,
+        dataset,
+        selector,
+        selector,
+        mode="episodes",
+        num_episodes=8,
+        seed=0,
+        predicted=predicted,
+    )
+    collector.collect(0, 1.0)
     obs = torch.randn(4, 2)
+    target = labelling.step(obs, None)[0]
+    if predicted is not None:
+        target = target._replace(estimate=torch.randn(4, 3))
     with torch.no_grad():
-        learner.prepare(student.step(obs)[0], teacher.step(obs)[0])
+        learner.prepare(student.step(obs)[0], target, RunFacts(shared_columns=columns))
+    [batch] = dataset.flat_minibatches(64, 1, True)
+    learner.losses(batch, learner.objective.loss_params(0))[-1].backward()
+    assert any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in student.parameters())
     learner.learn(dataset, 128, 0)
     assert all(parameter.grad is None for parameter in teacher.parameters())
-    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
-    assert any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in student.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
