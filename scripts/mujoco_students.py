@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import json
 import os
 import statistics
 import sys
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +27,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import numpy as np
+
 EXPERIMENT = "mujoco_students"
 SHARE = 1 / 20
 """Most parameters of a student, as a share of its teacher's."""
 TEACHER_DIMS = (256, 256)
 """Hidden layers of the teachers."""
+CRITIC_DIMS = (64, 64)
+"""Hidden layers of their critics, which teach nothing and are not kept."""
+ACTOR = ("mlp_extractor.policy_net.", "action_net.", "log_std")
+"""Beginnings of the names of an actor's weights."""
+NUM_ENVS = 16
+"""Environments of PPO."""
+SAVE_STEPS = 40_000
+"""Env steps of PPO from one checkpoint to the next: where a training that was stopped goes on."""
 GAMMA = 0.98
 """Discount of PPO."""
 LEARNING_RATE = 3e-4
@@ -50,8 +62,8 @@ class Task:
 TASKS = {
     task.name: task
     for task in (
-        Task("InvertedDoublePendulum-v5", 5, 150_000),
-        Task("HalfCheetah-v5", 8, 600_000),
+        Task("InvertedDoublePendulum-v5", 5, 120_000),
+        Task("HalfCheetah-v5", 8, 400_000),
         Task("Walker2d-v5", 8, 1_000_000),
         Task("Ant-v5", 13, 1_000_000),
     )
@@ -141,8 +153,7 @@ class Study:
         """Train a teacher; return its file, its sizes and its latency."""
         from foundation.teachers import TeacherPolicyWrapper
 
-        checkpoint = self.folder / "teachers" / task.name / "teacher.zip"
-        train_ppo(task, checkpoint)
+        checkpoint = train_ppo(task, self.folder / "teachers" / task.name)
         teacher = TeacherPolicyWrapper(checkpoint)
         return {
             "checkpoint": str(checkpoint),
@@ -208,32 +219,80 @@ class Study:
         self.out.with_suffix(".md").write_text(page(kept, self.out.name), encoding="utf-8")
 
 
-def train_ppo(task: Task, checkpoint: Path) -> None:
-    """Train a policy by Stable-Baselines3's PPO on normalised observations and rewards, and write it."""
+def train_ppo(task: Task, folder: Path) -> Path:
+    """Train a policy by Stable-Baselines3's PPO on normalised observations and rewards; go on where it was stopped.
+
+    Args:
+        task: The task.
+        folder: For the checkpoints, and the teacher with the statistics of its observations beside it.
+
+    Returns:
+        The teacher.
+    """
     from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import CheckpointCallback
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import VecNormalize
     from torch.nn import ReLU
 
-    env = VecNormalize(make_vec_env(task.name, n_envs=16, seed=0), gamma=GAMMA)
-    dims = list(TEACHER_DIMS)
-    model = PPO(
-        "MlpPolicy",
-        env,
-        n_steps=256,
-        batch_size=256,
-        gamma=GAMMA,
-        gae_lambda=0.92,
-        learning_rate=lambda remaining: LEARNING_RATE * remaining,
-        policy_kwargs={"net_arch": {"pi": dims, "vf": dims}, "log_std_init": -1.0, "activation_fn": ReLU},
-        seed=0,
-        device="cpu",
+    from foundation.runs.run_dir import natural_key
+
+    env = make_vec_env(task.name, n_envs=NUM_ENVS, seed=0)
+    saved = sorted((folder / "checkpoints").glob("ppo_*_steps.zip"), key=lambda path: natural_key(path.name))
+    if saved:
+        statistics_of = saved[-1].name.replace("ppo_", "ppo_vecnormalize_").replace(".zip", ".pkl")
+        env = VecNormalize.load(str(saved[-1].parent / statistics_of), env)
+        model = PPO.load(saved[-1], env, device="cpu")
+    else:
+        env = VecNormalize(env, gamma=GAMMA)
+        nets = {"pi": list(TEACHER_DIMS), "vf": list(CRITIC_DIMS)}
+        model = PPO(
+            "MlpPolicy",
+            env,
+            n_steps=256,
+            batch_size=256,
+            n_epochs=5,
+            gamma=GAMMA,
+            gae_lambda=0.92,
+            learning_rate=lambda remaining: LEARNING_RATE * remaining,
+            policy_kwargs={"net_arch": nets, "log_std_init": -1.0, "activation_fn": ReLU},
+            seed=0,
+            device="cpu",
+        )
+    keep = CheckpointCallback(SAVE_STEPS // NUM_ENVS, str(folder / "checkpoints"), "ppo", save_vecnormalize=True)
+    left = task.teacher_steps - model.num_timesteps
+    if left > 0:
+        model.learn(left, callback=keep, reset_num_timesteps=not saved)
+    model.save(folder / "model.zip")
+    write_actor(folder / "model.zip", folder / "teacher.zip")
+    moments = env.obs_rms
+    np.savez(
+        folder / "teacher_vecnormalize.npz",
+        mean=moments.mean,
+        var=moments.var,
+        epsilon=env.epsilon,
+        clip_obs=env.clip_obs,
     )
-    model.learn(task.teacher_steps)
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    env.save(str(checkpoint.parent / "vecnormalize.pkl"))
-    model.save(checkpoint)
     env.close()
+    return folder / "teacher.zip"
+
+
+def write_actor(model: Path, teacher: Path) -> None:
+    """Write a model's actor and the plain settings that describe it: no critic, optimiser and pickles."""
+    import torch
+    from train_dqn import plain_settings
+
+    from foundation.core.files import atomic_write_bytes
+
+    out = io.BytesIO()
+    with zipfile.ZipFile(model) as source, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as lean:
+        weights = torch.load(io.BytesIO(source.read("policy.pth")), weights_only=True, map_location="cpu")
+        kept = io.BytesIO()
+        torch.save({name: value.clone() for name, value in weights.items() if name.startswith(ACTOR)}, kept)
+        lean.writestr("policy.pth", kept.getvalue())
+        lean.writestr("data", json.dumps(plain_settings(json.loads(source.read("data"))), indent=1))
+        lean.writestr("_stable_baselines3_version", source.read("_stable_baselines3_version"))
+    atomic_write_bytes(teacher, out.getvalue())
 
 
 def middle(values: Sequence[float], digits: int) -> str:
