@@ -16,7 +16,7 @@ from foundation.core.distributed import ALONE, Ranks
 from foundation.core.errors import UserError
 from foundation.dataset.dataset import Batch, DistillationDataset
 from foundation.learning.adapters import LayerAdapters, make_adapter, predictors
-from foundation.learning.losses import LossParams, check_choices
+from foundation.learning.losses import LossParams, LossSpec, check_choices
 from foundation.learning.mirror import Mirror
 from foundation.learning.no_effect import without_effect
 from foundation.learning.saliency import action_saliency
@@ -120,11 +120,7 @@ class Objective:
             logger.warning("Settings without effect: %s.", "; ".join(unused))
         if self.reads_saliency:
             student = self._with_columns(student, facts.shared_columns)
-        for spec in specs:
-            for role, output, wanted in (("student", student, spec.student), ("teacher", teacher, spec.teacher)):
-                missing = [name for name in wanted if getattr(output, name) is None]
-                if missing and output.logits is None:
-                    raise UserError(_missing_output(spec.name, role, missing[0]))
+        _check_outputs(specs, student, teacher)
         for term, params in zip(self.terms, self.loss_params(0), strict=True):
             if term.spec.optional:
                 term.spec.function(student, teacher, params)  # refuses families without a divergence
@@ -406,10 +402,22 @@ def _standardised_fields(terms: Sequence[Term]) -> set[str]:
     return fields | {"logits"} if any(term.spec.regresses_q for term in terms) else fields
 
 
-def _missing_output(loss: str, role: str, missing: str) -> str:
+def _check_outputs(specs: Sequence[LossSpec], student: PolicyOutput, teacher: PolicyOutput) -> None:
+    """Raise unless both have what the terms read, of which the first is the main one."""
+    for spec in specs:
+        for role, output, wanted in (("student", student, spec.student), ("teacher", teacher, spec.teacher)):
+            missing = [name for name in wanted if getattr(output, name) is None]
+            if output.logits is not None:  # takes the standard deviation's place
+                missing = [name for name in missing if name != "std"]
+            if missing:
+                raise UserError(_missing_output(spec.name, role, missing[0], is_main=spec is specs[0]))
+
+
+def _missing_output(loss: str, role: str, missing: str, *, is_main: bool) -> str:
+    instead = "use loss=mse" if is_main else f"leave distill.loss.auxiliary.{loss} out"
     if role == "student":
         key = {"std": "distill.student.stochastic=true", "value": "distill.student.value_head=true"}.get(missing)
         hint = f"set {key}" if key else "choose another student"
     else:
         hint = "choose a teacher that has one"
-    return f"Loss '{loss}' needs the {role}'s {missing}, which this {role} does not have: {hint}, or use loss=mse."
+    return f"Loss '{loss}' needs the {role}'s {missing}, which this {role} does not have: {hint}, or {instead}."

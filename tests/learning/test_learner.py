@@ -118,7 +118,7 @@ def test_auxiliary_terms_are_added_with_their_weights():
     [
         ("kl", "student", r"needs the student's std.*distill\.student\.stochastic=true.*or use loss=mse"),
         ("kl", "teacher", r"needs the teacher's std.*choose a teacher that has one"),
-        ("value", "student", r"distill\.student\.value_head=true"),
+        ("value", "student", r"distill\.student\.value_head=true, or leave distill\.loss\.auxiliary\.value out"),
     ],
 )
 def test_a_loss_without_what_it_reads_says_what_to_use(loss, who, message):
@@ -129,6 +129,18 @@ def test_a_loss_without_what_it_reads_says_what_to_use(loss, who, message):
     learner = Learner(student(), config(loss=chosen), 1)
     with pytest.raises(UserError, match=message):
         learner.prepare(bare if who == "student" else whole, bare if who == "teacher" else whole)
+    learner.prepare(whole, whole)
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_a_q_network_without_a_value_cannot_teach_one(who):
+    """Scores of choices take the place of a standard deviation, and of nothing else."""
+    choices = PolicyOutput(torch.zeros(1, 1), logits=torch.zeros(1, 3))
+    whole = choices._replace(value=torch.zeros(1, 1))
+    chooser = StudentPolicy(3, 1, hidden_dims=(16,), num_choices=3, value_head=True)
+    learner = Learner(chooser, config(loss=LossCfg("kl", auxiliary={"value": 0.5})), 1)
+    with pytest.raises(UserError, match=rf"Loss 'value' needs the {who}'s value.*auxiliary\.value out"):
+        learner.prepare(choices if who == "student" else whole, choices if who == "teacher" else whole)
     learner.prepare(whole, whole)
 
 
