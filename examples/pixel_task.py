@@ -12,11 +12,11 @@ from gymnasium.wrappers import AddRenderObservation
 
 ROWS = slice(170, 320)
 """Rows of the rendered 400 x 600 picture that cart and pole are seen in."""
-BLOCK = 6
+BLOCK = 10
 """Pixels that are averaged to one, along both axes: the edges' grey tells of motions of less than a pixel."""
 NUM_FRAMES = 4
 """Frames of an observation, the newest last: one alone does not show velocities."""
-HEIGHT, WIDTH = 25, 100
+HEIGHT, WIDTH = 15, 60
 
 
 class Pixels(gymnasium.ObservationWrapper):
@@ -40,8 +40,9 @@ class Pixels(gymnasium.ObservationWrapper):
 
     def observation(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Add the picture to the stack. Shape of ``pixels``: (NUM_FRAMES, HEIGHT, WIDTH)."""
-        blue = observation["pixels"][ROWS, :, 2]  # the channel in which the pole differs most from the background
-        frame = blue.reshape(HEIGHT, BLOCK, WIDTH, BLOCK).mean(axis=(1, 3))
+        # Of blue, in which the pole differs most from the background, how much is missing: the empty picture is zero.
+        ink = 255 - observation["pixels"][ROWS, :, 2]
+        frame = ink.reshape(HEIGHT, BLOCK, WIDTH, BLOCK).mean(axis=(1, 3))
         self.frames.append(np.rint(frame).astype(np.uint8))
         missing = NUM_FRAMES - len(self.frames)
         return observation | {"pixels": np.stack([self.frames[0]] * missing + list(self.frames))}

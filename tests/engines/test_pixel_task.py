@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -37,20 +38,20 @@ def test_frames_are_those_of_the_camera(in_folder):
     """Four frames, the newest last, the first one repeated at the start: the average of blocks of what is drawn."""
     env = gymnasium.make("pixel_task:CartPole-Pixels-v0")
     obs, _ = env.reset(seed=3)
-    assert obs["pixels"].shape == (4, 25, 100) and obs["pixels"].dtype == np.uint8
+    assert obs["pixels"].shape == (4, 15, 60) and obs["pixels"].dtype == np.uint8
     assert all(np.array_equal(obs["pixels"][0], frame) for frame in obs["pixels"])
     seen = [obs["pixels"][-1]]
     for _ in range(5):
         obs, *_ = env.step(1)
-        picture = env.render()[170:320, :, 2].astype(float)
-        block = picture[60:66, 300:306].mean()
-        assert abs(float(obs["pixels"][-1][10, 50]) - block) <= 0.5
+        picture = 255.0 - env.render()[170:320, :, 2].astype(float)
+        block = picture[60:70, 300:310].mean()
+        assert abs(float(obs["pixels"][-1][6, 30]) - block) <= 0.5
         seen.append(obs["pixels"][-1])
     assert np.array_equal(obs["pixels"], np.stack(seen[-4:]))
     assert not np.array_equal(seen[-1], seen[-2])
 
 
-TRANSITION_BYTES = 4 * 25 * 100 + 4 * (1 + 2) + 1
+TRANSITION_BYTES = 4 * 15 * 60 + 4 * (1 + 2) + 1
 """Frames of bytes; the best choice and two Q-values as float32; whether an episode begins."""
 
 
@@ -67,7 +68,7 @@ def test_a_student_of_pixels_learns_from_a_teacher_of_states(in_folder, capsys):
     assert f"room for 4096 transitions ({4096 * TRANSITION_BYTES / 1e6:.0f} MB)" in said
     [saved] = in_folder.glob("logs/distillation/*/*/best_student.pt")
     student = torch.load(saved, weights_only=True)["student"]
-    assert student["images"] == {"pixels": [4, 25, 100]} and student["num_choices"] == 2
+    assert student["images"] == {"pixels": [4, 15, 60]} and student["num_choices"] == 2
 
 
 def resident_bytes() -> int:
@@ -75,20 +76,37 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="the process's memory is read from Linux's /proc")
-def test_memory_per_transition_is_as_computed():
-    """Filled, the process has grown by what the buffer's size was said to be, to 5 %: 10,013 bytes a transition."""
-    frames = Column((4, 25, 100), "uint8")
-    spec = BufferSpec(0, 16, 20_480, {"mean": 1, "logits": 2}, typed={image_column("pixels"): frames})
-    assert spec.transition_bytes == TRANSITION_BYTES and spec.num_bytes == 20_480 * TRANSITION_BYTES
-    before = resident_bytes()
-    dataset = DistillationDataset(spec)
-    obs, resets = torch.zeros(16, 10_000, dtype=torch.uint8), torch.zeros(16, dtype=torch.bool)
-    targets = PolicyOutput(torch.zeros(16, 1), logits=torch.zeros(16, 2))
-    for _ in range(spec.max_chunks):
+def filled(column: str, shape: tuple[int, ...], num_choices: int, size: int) -> DistillationDataset:
+    """A dataset that is full of observations of bytes."""
+    typed = {column: Column(shape, "uint8")}
+    dataset = DistillationDataset(BufferSpec(0, 16, size, {"mean": 1, "logits": num_choices}, typed=typed))
+    obs, resets = torch.zeros(16, math.prod(shape), dtype=torch.uint8), torch.zeros(16, dtype=torch.bool)
+    targets = PolicyOutput(torch.zeros(16, 1), logits=torch.zeros(16, num_choices))
+    for _ in range(dataset.spec.max_chunks):
         dataset.begin_chunk()
-        for step in range(spec.chunk_steps):
+        for step in range(dataset.chunk_steps):
             dataset.write(step, obs, targets, resets)
         dataset.commit_chunk()
-    assert len(dataset) == 20_480
-    assert (resident_bytes() - before) == pytest.approx(spec.num_bytes, rel=0.05)
+    assert len(dataset) == size
+    return dataset
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="the process's memory is read from Linux's /proc")
+@pytest.mark.parametrize(
+    ("column", "shape", "num_choices", "transition_bytes"),
+    [
+        (image_column("pixels"), (4, 15, 60), 2, TRANSITION_BYTES),
+        ("obs", (10 * 10 * 4,), 3, 10 * 10 * 4 + 4 * (1 + 3) + 1),
+    ],
+    ids=["the example", "MinAtar's Breakout"],
+)
+def test_memory_per_transition_is_as_computed(column, shape, num_choices, transition_bytes):
+    """Filled with 64 MB, the process has grown by what the buffer's size was said to be, to 5 %."""
+    size = 64_000_000 // transition_bytes // 1024 * 1024
+    filled(column, shape, num_choices, 1024)  # what is allocated once, by whoever is the first
+    before = resident_bytes()
+    dataset = filled(column, shape, num_choices, size)
+    grown = resident_bytes() - before
+    assert dataset.spec.transition_bytes == transition_bytes
+    assert dataset.spec.num_bytes == size * transition_bytes
+    assert grown == pytest.approx(size * transition_bytes, rel=0.05)
