@@ -9,8 +9,8 @@ Every finished run is kept in ``<folder>/stages.json`` and is not run again: the
 or games too. Writes ``<out>.json``, ``<out>.md`` and ``<out>.png`` after each; what is written by hand under the tables
 of the page stays. The teachers are trained first, by ``train_dqn.py``, and students are measured from starts where no
 training episode begins. ``--adopt`` takes up the runs of the games whose teachers, trained here again, are the same;
-where one is not, that is logged, and its game is run anew. Needs the extras sb3 and bench, and the extra gymnasium for
-MinAtar and LunarLander.
+where one is not, that is logged, and its game is run anew; games that are not begun here are on the page as they were.
+Needs the extras sb3 and bench, and the extra gymnasium for MinAtar and LunarLander.
 """
 
 from __future__ import annotations
@@ -424,14 +424,18 @@ class Study:
             },
         }
 
+    def untouched(self) -> dict[str, dict[str, Any]]:
+        """Return the figures of the earlier study's games that have no teacher in this folder."""
+        own = games_of(self.stages.done)
+        return {name: stage for name, stage in self.earlier.items() if not set(tasks_of(name)) & set(own)}
+
     def report(self) -> None:
         """Write JSON, page and picture of what is done."""
         from raptor.stages import write_json
 
-        done = self.stages.done
         kept = {
             name: {key: value for key, value in stage.items() if key not in ("checkpoint", "wall_seconds")}
-            for name, stage in done.items()
+            for name, stage in (self.untouched() | self.stages.done).items()
         }
         self.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.out.with_suffix(".json"), kept)
@@ -519,7 +523,7 @@ def spread(found: Sequence[float]) -> str:
 
 def games_of(done: dict[str, dict[str, Any]]) -> list[str]:
     """Return the games that have a teacher, in order."""
-    return [name.removeprefix("teacher ") for name in done if name.startswith("teacher ")]
+    return [game for game in GAMES if f"teacher {game}" in done]
 
 
 def page(done: dict[str, dict[str, Any]], name: str) -> str:
@@ -554,6 +558,8 @@ def teachers_table(done: dict[str, dict[str, Any]]) -> list[str]:
     """Return the section of the teachers."""
     lines = [
         "## Teachers",
+        "",
+        "The best of a training's evaluations is the teacher; env steps are those before it.",
         "",
         "| game | observations, choices | parameters | env steps | return, ordinary starts | held-out starts "
         "| random, held-out |",

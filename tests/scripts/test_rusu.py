@@ -139,6 +139,20 @@ def test_students_of_another_teacher_are_not_taken_up(tmp_path, capsys, changed)
     assert "CartPole-v1: " in capsys.readouterr().out.partition("another teacher")[0]
 
 
+def test_games_that_are_not_begun_are_on_the_page_as_they_were(tmp_path):
+    """CartPole's teacher is another: of the earlier study only what is of Acrobot alone is left, on the page only."""
+    study = rusu.Study(
+        rusu.parse(
+            ["--folder", str(tmp_path), "--out", str(tmp_path / "page"), "--adopt", str(earlier_study(tmp_path))]
+        )
+    )
+    study.stages.take_up("teacher CartPole-v1", done_runs()["teacher CartPole-v1"] | {"parameters": 5})
+    study.report()
+    kept = json.loads((tmp_path / "page.json").read_text())
+    assert set(kept) == {name for name in done_runs() if " Acrobot-v1 " in f"{name} "} | {"teacher CartPole-v1"}
+    assert set(study.stages.done) == {"teacher CartPole-v1"}
+
+
 def test_without_a_hash_the_returns_tell_teachers_apart():
     """The last bit of the mean return from held-out starts is enough; a study that has none is another."""
     earlier, done = done_runs(), done_runs()
