@@ -86,7 +86,7 @@ GAMES = {
         Game("MinAtar/SpaceInvaders-v1", "rusu_minatar", 300_000, 0.01),
         Game("MinAtar/Asterix-v1", "rusu_minatar", 300_000, 0.01),
         # An episode has 2,500 env steps, about ten times those of the others.
-        Game("MinAtar/Freeway-v1", "rusu_minatar", 200_000, 0.01, SHORT, 10),
+        Game("MinAtar/Freeway-v1", "rusu_minatar", 200_000, 0.01, SHORT, 6),
         Game("MinAtar/Seaquest-v1", "rusu_minatar", 300_000, 0.01),
         Game("LunarLander-v3", "rusu_control"),
     )
