@@ -18,20 +18,22 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import rusu  # noqa: E402
+from small_games.games import num_parameters, width_of  # noqa: E402
+from small_games.page import WRITTEN, draw, page, written_part  # noqa: E402
 
 
 @pytest.mark.parametrize(("num_obs", "width", "num_choices"), [(4, 32, 2), (400, 7, 6), (6, 1, 3)])
 def test_parameters_are_those_of_the_student(num_obs, width, num_choices):
     """The formula counts what the student has."""
     student = StudentPolicy(num_obs, 1, hidden_dims=(width, width), num_choices=num_choices)
-    assert rusu.num_parameters(num_obs, width, num_choices) == sum(p.numel() for p in student.parameters())
+    assert num_parameters(num_obs, width, num_choices) == sum(p.numel() for p in student.parameters())
 
 
 @pytest.mark.parametrize("share", [0.25, 0.07, 0.01])
 def test_a_width_comes_nearest_to_its_share(share):
     """No width one up or down is nearer to the share of a teacher of 67,586 parameters."""
-    width = rusu.width_of(share, 4, 2, 67_586)
-    off = [abs(rusu.num_parameters(4, w, 2) - share * 67_586) for w in (width - 1, width, width + 1)]
+    width = width_of(share, 4, 2, 67_586)
+    off = [abs(num_parameters(4, w, 2) - share * 67_586) for w in (width - 1, width, width + 1)]
     assert off[1] == min(off)
 
 
@@ -56,14 +58,14 @@ def done_runs() -> dict:
 def test_the_page_has_the_median_and_the_range_of_the_seeds(tmp_path):
     """Of three seeds, and a dash where nothing was run; the picture is written too."""
     done = done_runs()
-    text = rusu.page(done, "rusu")
+    text = page(done, "rusu")
     assert "| CartPole-v1 | 4, 2 | 1,000 | - | 500.0 | 480.0 | 20.0 |" in text
     assert "| CartPole-v1 | held-out | - | 0.900 (0.400 to 1.000) | - |" in text
     assert "| CartPole-v1 | ordinary | - | 0.450 (0.200 to 0.500) | - |" in text
     cells = "70 parameters: 0.900 (0.400 to 1.000) | 70 parameters: 0.750 (0.700 to 0.800)"
     assert f"| 7 % | {cells} |" in text
     assert "| 25 % |" not in text
-    rusu.draw(done, tmp_path / "rusu.png")
+    draw(done, tmp_path / "rusu.png")
     assert (tmp_path / "rusu.png").stat().st_size > 1000
 
 
@@ -72,7 +74,7 @@ def test_the_page_compares_policies_of_several_games():
 
     Of one game each, seed by seed: sqrt(0.9 * 0.7) = 0.794, sqrt(1.0 * 0.8) = 0.894 and sqrt(0.4 * 0.75) = 0.548.
     """
-    text = rusu.page(done_runs(), "rusu")
+    text = page(done_runs(), "rusu")
     assert "| CartPole-v1 | 0.900 (one seed) | 0.900 (0.400 to 1.000) | 1.000 (one seed) |" in text
     assert "| Acrobot-v1 | 0.400 (one seed) | 0.750 (0.700 to 0.800) | 0.000 (one seed) |" in text
     assert "| parameters | 90 | 70 + 70 | 90 |" in text
@@ -82,11 +84,11 @@ def test_the_page_compares_policies_of_several_games():
 def test_what_people_wrote_under_the_tables_is_kept(tmp_path):
     """The page is written anew after each run; the part from its last heading on is theirs."""
     path = tmp_path / "rusu.md"
-    assert rusu.written_part(path) == ""
-    path.write_text(f"# Title\n\n| old | table |\n\n{rusu.WRITTEN}\n\nNLL did worse.\n")
-    assert rusu.written_part(path) == f"\n{rusu.WRITTEN}\n\nNLL did worse.\n"
-    path.write_text("text" + rusu.written_part(path))
-    assert rusu.written_part(path) == f"\n{rusu.WRITTEN}\n\nNLL did worse.\n"
+    assert written_part(path) == ""
+    path.write_text(f"# Title\n\n| old | table |\n\n{WRITTEN}\n\nNLL did worse.\n")
+    assert written_part(path) == f"\n{WRITTEN}\n\nNLL did worse.\n"
+    path.write_text("text" + written_part(path))
+    assert written_part(path) == f"\n{WRITTEN}\n\nNLL did worse.\n"
 
 
 def test_runs_of_a_study_differ_in_name_and_cover_every_game(tmp_path):
