@@ -19,6 +19,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -216,8 +217,8 @@ class Study:
             choices = EnvCapabilities.of(env).action_choices
             random = RandomActor(env.num_actions, SEED, choices=choices)
             found = {
-                "teacher_return": self.mean_from_starts(env, game, teacher),
-                "random_return": self.mean_from_starts(env, game, random),
+                "teacher_return": float(self.returns(env, game, teacher).mean()),
+                "random_return": float(self.returns(env, game, random).mean()),
             }
         if found["teacher_return"] <= found["random_return"]:
             raise UserError(
@@ -226,14 +227,14 @@ class Study:
             )
         return found
 
-    def mean_from_starts(self, env: VecEnv, game: Game, actor: Actor) -> float:
-        """Return an actor's mean return from the held-out starts of a game."""
+    def returns(self, env: VecEnv, game: Game, actor: Actor) -> torch.Tensor:
+        """Return an actor's returns from the held-out starts of a game. Shape: (num_envs,)."""
         from held_out_starts import player_of, returns_from_starts
 
         from foundation.teachers import TeacherPolicyWrapper
 
         teacher = TeacherPolicyWrapper(self.stages.done[f"teacher {game.task}"]["checkpoint"])
-        return float(returns_from_starts(env, player_of(env, teacher), actor).mean())
+        return returns_from_starts(env, player_of(env, teacher), actor)
 
     def measure(self, game: Game, checkpoint: Path) -> dict[str, float]:
         """Measure a student from the held-out starts of a game."""
@@ -242,13 +243,24 @@ class Study:
         from foundation.teachers import TeacherPolicyWrapper
 
         with opened(game.task) as env:
-            return self.scored(game, self.mean_from_starts(env, game, TeacherPolicyWrapper(checkpoint)))
+            return self.scored(game, self.returns(env, game, TeacherPolicyWrapper(checkpoint)))
 
-    def scored(self, game: Game, mean_return: float) -> dict[str, float]:
-        """Put a mean return from the held-out starts in proportion to the teacher's and to that of random choices."""
+    def scored(self, game: Game, returns: torch.Tensor) -> dict[str, float]:
+        """Put the mean return from the held-out starts in proportion to the teacher's and to that of random choices.
+
+        Args:
+            game: The game.
+            returns: Shape: (num_episodes,).
+
+        Returns:
+            ``score``, ``return`` and ``interval``, half the width of the score's 95 % interval, from the spread of the
+            episodes.
+        """
         known = self.stages.done[f"starts {game.task}"]
-        teacher, random = known["teacher_return"], known["random_return"]
-        return {"score": (mean_return - random) / (teacher - random), "return": mean_return}
+        scale = known["teacher_return"] - known["random_return"]
+        mean = float(returns.mean())
+        half = 1.96 * float(returns.std()) / math.sqrt(len(returns))
+        return {"score": (mean - known["random_return"]) / scale, "return": mean, "interval": half / scale}
 
     def train_jointly(self, together: Together, seed: int) -> dict[str, Any]:
         """Train one DQN on several games; return what it was measured at in each."""
@@ -270,7 +282,7 @@ class Study:
         for index, name in enumerate(together.tasks):
             actor = JointActor(policy, index, len(together.tasks), self.stages.done[f"teacher {name}"]["num_choices"])
             with opened(name) as env:
-                found[name] = self.scored(GAMES[name], self.mean_from_starts(env, GAMES[name], actor))
+                found[name] = self.scored(GAMES[name], self.returns(env, GAMES[name], actor))
         return {"parameters": policy.num_parameters, "tasks": found}
 
     def shares(self, game: Game) -> list[float]:

@@ -83,16 +83,18 @@ def teachers_table(done: dict[str, dict[str, Any]]) -> list[str]:
     lines = [
         "## Teachers",
         "",
-        "The best of a training's evaluations is the teacher; env steps are those before it.",
+        "The best of a training's evaluations is the teacher; env steps are those before it. Episodes differ, so that",
+        "a score has an interval of its own (95 %, the largest of the game's runs).",
         "",
         "| game | observations, choices | parameters | env steps | return, ordinary starts | held-out starts "
-        "| random, held-out |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| random, held-out | a score's interval |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for game in games_of(done):
         teacher = done[f"teacher {game}"]
         starts = done.get(f"starts {game}", {})
         returns = [stage["ordinary_teacher_return"] for stage in of_game(done, game)]
+        intervals = [stage["interval"] for stage in of_game(done, game) if "interval" in stage]
         cells = [
             game,
             f"{teacher['num_obs']}, {teacher['num_choices']}",
@@ -101,6 +103,7 @@ def teachers_table(done: dict[str, dict[str, Any]]) -> list[str]:
             f"{statistics.median(returns):.1f}" if returns else "-",
             f"{starts['teacher_return']:.1f}" if starts else "-",
             f"{starts['random_return']:.1f}" if starts else "-",
+            f"± {max(intervals):.3f}" if intervals else "-",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]

@@ -46,7 +46,7 @@ def done_runs() -> dict:
         done[f"starts {game}"] = {"teacher_return": 480.0, "random_return": 20.0}
         for seed, value in enumerate(values):
             ordinary = {"ordinary_score": value / 2, "ordinary_teacher_return": 500.0}
-            stage = {"score": value, "parameters": 70} | ordinary
+            stage = {"score": value, "parameters": 70, "interval": 0.01 * (seed + 1)} | ordinary
             done[f"compression {game} 0.07 s{seed}"] = stage
             done[f"losses {game} nll s{seed}"] = stage
     for part, shown in (("multi_task", (0.9, 0.4)), ("joint", (1.0, 0.0))):
@@ -59,7 +59,7 @@ def test_the_page_has_the_median_and_the_range_of_the_seeds(tmp_path):
     """Of three seeds, and a dash where nothing was run; the picture is written too."""
     done = done_runs()
     text = page(done, "rusu")
-    assert "| CartPole-v1 | 4, 2 | 1,000 | - | 500.0 | 480.0 | 20.0 |" in text
+    assert "| CartPole-v1 | 4, 2 | 1,000 | - | 500.0 | 480.0 | 20.0 | ± 0.030 |" in text
     assert "| CartPole-v1 | held-out | - | 0.900 (0.400 to 1.000) | - |" in text
     assert "| CartPole-v1 | ordinary | - | 0.450 (0.200 to 0.500) | - |" in text
     cells = "70 parameters: 0.900 (0.400 to 1.000) | 70 parameters: 0.750 (0.700 to 0.800)"
@@ -231,8 +231,12 @@ def test_a_score_is_between_random_choices_and_the_teacher(tmp_path):
     study = rusu.Study(rusu.parse(["--games", "Acrobot-v1", "--folder", str(tmp_path)]))
     study.stages.done["starts Acrobot-v1"] = {"teacher_return": -80.0, "random_return": -480.0}
     game = study.games[0]
-    assert study.scored(game, -480.0)["score"] == 0.0
-    assert study.scored(game, -180.0) == {"score": 0.75, "return": -180.0}
+    assert study.scored(game, torch.full((4,), -480.0))["score"] == 0.0
+    # The standard deviation of 20 apart, half up and half down, is 10 * sqrt(4 / 3).
+    found = study.scored(game, torch.tensor([-190.0, -170.0, -190.0, -170.0]))
+    assert found["score"] == 0.75
+    assert found["return"] == -180.0
+    assert found["interval"] == pytest.approx(1.96 * 10.0 * (4 / 3) ** 0.5 / 2 / 400.0)
 
 
 def test_a_game_whose_package_is_missing_is_one_line(tmp_path, monkeypatch):
