@@ -1,7 +1,8 @@
 """Gymnasium: any registered id, vectorised, as the ``VecEnv`` that everything else relies on.
 
 ``ALE/`` and ``MinAtar/`` ids are registered when they are asked for. Where a package has a vector environment of its
-own that can reset in the same step (``AtariVectorEnv``), that one is taken, otherwise one environment after the other.
+own that can reset in the same step (``AtariVectorEnv``), that one is taken, otherwise one environment after the other;
+``env.vectorization=envpool`` takes envpool's of the same id.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from foundation.engines.base import (
     VecEnv,
     VideoRequest,
 )
+from foundation.engines.envpool_vec_env import EnvpoolVectorEnv
 from foundation.engines.gymnasium_cfg import INSTALL, GymnasiumEnvCfg
 from foundation.engines.gymnasium_vec_env import GymnasiumVecEnv
 from foundation.engines.headless import prepare_rendering
@@ -323,19 +325,15 @@ def make_vec_env(spec: EnvSpec, cfg: GymnasiumEnvCfg, rendered: bool = False) ->
     Raises:
         UserError: If a package is missing, or the constructor refuses an argument.
     """
-    if cfg.max_episode_steps is not None and cfg.max_episode_steps < 1:
-        raise UserError(f"env.max_episode_steps is {cfg.max_episode_steps}: it must be at least 1")
-    num_envs = _need(cfg, "scene", "num_envs").num_envs
-    _need(cfg, "sim", "device")
-    _refuse_own_arguments(cfg.make_kwargs)
-    what = f"--num_envs {num_envs} ({ENV_BYTES} bytes each)"
-    refuse_beyond_memory(num_envs * ENV_BYTES, "cpu", what, "give fewer")
+    num_envs = _check_cfg(cfg)
     creators = _creators(spec)
     how = _choose_vectorization(spec, cfg, creators)
     typed: dict[str, Any] = _changed_arguments(spec, cfg, creators, how) | cfg.make_kwargs
     kwargs = dict(typed)
     options: dict[str, Any] = {}
     longest = cfg.max_episode_steps or spec.max_episode_steps
+    if how == "envpool":
+        return _make_envpool(spec, cfg, creators, kwargs, rendered)
     mode = AutoresetMode[cfg.autoreset_mode.upper()]
     if how == "vector_entry_point":
         longest = cfg.max_episode_steps or longest or _frame_limit(spec, cfg) or LONGEST_EPISODE
@@ -364,6 +362,35 @@ def make_vec_env(spec: EnvSpec, cfg: GymnasiumEnvCfg, rendered: bool = False) ->
         _name_arguments(spec, typed, failure)
         raise
     return GymnasiumVecEnv(vector, spec, cfg, longest)
+
+
+def _check_cfg(cfg: GymnasiumEnvCfg) -> int:
+    """Refuse values that no task can be made with; return the number of environments."""
+    if cfg.max_episode_steps is not None and cfg.max_episode_steps < 1:
+        raise UserError(f"env.max_episode_steps is {cfg.max_episode_steps}: it must be at least 1")
+    num_envs = _need(cfg, "scene", "num_envs").num_envs
+    _need(cfg, "sim", "device")
+    _refuse_own_arguments(cfg.make_kwargs)
+    what = f"--num_envs {num_envs} ({ENV_BYTES} bytes each)"
+    refuse_beyond_memory(num_envs * ENV_BYTES, "cpu", what, "give fewer")
+    return num_envs
+
+
+def _make_envpool(
+    spec: EnvSpec,
+    cfg: GymnasiumEnvCfg,
+    creators: Mapping[str, Callable[..., Any]],
+    kwargs: dict[str, Any],
+    rendered: bool,
+) -> GymnasiumVecEnv:
+    """Make envpool's environments of the same id."""
+    if rendered:
+        raise UserError("--video: envpool's environments are not drawn; use env.vectorization=sync")
+    if cfg.autoreset_mode != "same_step":
+        raise UserError(f"env.autoreset_mode={cfg.autoreset_mode}: with envpool it is same_step; leave it out")
+    longest = cfg.max_episode_steps or spec.max_episode_steps or _frame_limit(spec, cfg) or LONGEST_EPISODE
+    rate = getattr(creators.get("sync"), "metadata", {}).get("render_fps")
+    return GymnasiumVecEnv(EnvpoolVectorEnv(spec.id, cfg.scene.num_envs, longest, rate, kwargs), spec, cfg, longest)
 
 
 def _need(cfg: Any, group: str, name: str) -> Any:

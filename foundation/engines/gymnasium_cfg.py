@@ -9,7 +9,7 @@ INSTALL = "pip install -e .[gymnasium]"
 """What brings gymnasium's tasks."""
 
 AutoresetName = Literal["same_step", "next_step", "disabled"]
-Vectorization = Literal["auto", "sync", "async", "vector_entry_point"]
+Vectorization = Literal["auto", "sync", "async", "vector_entry_point", "envpool"]
 
 
 @dataclass
@@ -39,8 +39,9 @@ class GymnasiumEnvCfg:
     seed: int = 0
     """Seed of the first episodes."""
     vectorization: Vectorization = "auto"
-    """sync | async | vector_entry_point: one after the other, a process each, or the vector environment that the task
-    registers. auto: the last where it can reset in the same step (Atari), else the first."""
+    """sync | async | vector_entry_point | envpool: one after the other, a process each, the vector environment that the
+    task registers, or envpool's of the same id. auto: the registered one where it can reset in the same step (Atari),
+    else sync."""
     autoreset_mode: AutoresetName = "same_step"
     """same_step | next_step | disabled: when gymnasium begins a new episode. Transitions are the same with each."""
     actions: Literal["clip", "scale"] = "clip"

@@ -17,6 +17,7 @@ from tensordict import TensorDict
 
 from foundation.core.errors import UserError
 from foundation.core.text import one_line
+from foundation.engines.envpool_vec_env import EnvpoolVectorEnv
 from foundation.engines.gymnasium_cfg import INSTALL, GymnasiumEnvCfg
 from foundation.engines.gymnasium_spaces import Observations, make_actions
 from foundation.engines.mujoco_models import QUANTITIES, MujocoModels
@@ -114,7 +115,8 @@ class GymnasiumVecEnv:
 
     def _seeds(self, seed: int) -> Any:
         """Return one seed for each environment, in the form that the vector environment takes."""
-        if not isinstance(self._vector, SyncVectorEnv | AsyncVectorEnv) and not _is_atari(self._vector):
+        takes_each = isinstance(self._vector, SyncVectorEnv | AsyncVectorEnv | EnvpoolVectorEnv)
+        if not takes_each and not _is_atari(self._vector):
             return seed
         numbers = seeds_of(seed, self.num_envs)
         return np.array(numbers) if _is_atari(self._vector) else numbers
