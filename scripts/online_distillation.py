@@ -31,11 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 
 EXPERIMENT = "online"
-EPISODES = 32
+EPISODES = 16
 """Episodes of every evaluation, of teacher and student alike."""
 STUDENT = [
     "experiment=cartpole",
-    *("--num_envs", "16", "--num_episodes", "16", "--n_epochs", "10000", "--save_interval", "10000"),
+    *("--num_envs", "16", "--num_episodes", "8", "--n_epochs", "10000", "--save_interval", "10000"),
     *("--num_eval_episodes", str(EPISODES), "distill.final_eval_episodes=64"),
 ]
 """Arguments of the student's run, which is stopped when the teacher's has ended."""
@@ -46,7 +46,7 @@ PATIENCE = 120.0
 LOOK = 0.25
 """Time between two looks at what the trainings have written [s]."""
 
-TASKS = {"CartPole-v1": 50_000, "Acrobot-v1": 60_000}
+TASKS = {"CartPole-v1": 40_000, "Acrobot-v1": 60_000}
 """Env steps of the teacher's training by task."""
 
 
