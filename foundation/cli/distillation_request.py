@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from foundation.cli.cli_args import CommandParser, distillation_flags, parse_command, refuse_other_encodings
 from foundation.cli.many_processes import refuse_modes
 from foundation.cli.run_to_end import LOG_ROOT
-from foundation.cli.stages import StagedCommand
+from foundation.cli.steps import StagedCommand
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.overrides import Overrides, parse_overrides
 from foundation.config.presets import own_preset, read_preset

@@ -8,14 +8,14 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from foundation.cli.cli_args import CommandParser, parse_command, say_beaten
 from foundation.cli.derived_obs import derive_in, recorded_groups
 from foundation.cli.played_policy import own_task
 from foundation.cli.run_to_end import run_folder, run_to_end
 from foundation.cli.session import Session, recorded_env_state
-from foundation.cli.stages import StagedCommand
+from foundation.cli.steps import StagedCommand
 from foundation.config.derived_cfg import copied
 from foundation.config.env_state import read_env_state
 from foundation.config.finetune_cfg import FinetuneCfg, check_finetune
@@ -30,7 +30,8 @@ from foundation.core.errors import UserError
 from foundation.core.program import command_name
 from foundation.core.registry import refuse_untyped_names
 from foundation.engines import select_engine
-from foundation.engines.base import AgentCfg, Engine, EnvCfg, LaunchRequest, VideoRequest
+from foundation.engines.base import AgentCfg, Engine, EnvCfg, LaunchRequest, VecEnv, VideoRequest
+from foundation.engines.side_by_side import SideBySide
 from foundation.ppo.finetune import FinetuneRunner, FinetuneState
 from foundation.ppo.settings import AgentSettings
 from foundation.runs.changed_settings import changed_settings
@@ -61,6 +62,8 @@ class Job:
     """What a file of ``configs/finetune`` sets in the configs of environment and agent."""
     engine: Engine
     resumed: RunDir | None
+    old: Session | None = None
+    """Session of the old task that some of the environments keep running."""
 
     @classmethod
     def choose_engine(cls, parser: CommandParser, argv: Sequence[str]) -> Job:
@@ -109,11 +112,52 @@ class Job:
     def launch(self) -> Iterator[Session]:
         """Start the simulator."""
         cfg = self.cfg
-        with Session.launch(self.engine, self.request, self.configure) as session:
+        with contextlib.ExitStack() as stack:
+            session = stack.enter_context(Session.launch(self.engine, self.request, self.configure))
             recorded = None if cfg.checkpoint is None else recorded_groups(cfg.checkpoint)
             derive_in(session, cfg.obs, cfg.task or "", cfg.seed, recorded, "finetune.obs")
+            if cfg.rehearsal.task is not None:
+                self.old = stack.enter_context(self._launch_old(cfg.rehearsal.task))
+                derive_in(self.old, cfg.obs, cfg.rehearsal.task, cfg.seed, recorded, "finetune.obs")
             say_beaten(self.args, self.overrides)
             yield session
+
+    def _launch_old(self, task: str) -> contextlib.AbstractContextManager[Session]:
+        """Start the old task on the same engine, with its own settings.
+
+        Raises:
+            UserError: If the engine cannot run it beside the new one.
+        """
+        engine = type(self.engine)()
+        if engine.envs_per_process == 1:
+            raise UserError(
+                f"engine '{engine.name}' holds one environment in a process, and finetune.rehearsal needs two: replay "
+                "the old task from disk instead (finetune.replay.dataset)"
+            )
+        obstacle = engine.why_not(task)
+        if obstacle is not None:
+            raise UserError(f"finetune.rehearsal.task: engine '{engine.name}' cannot run {task}: {obstacle}")
+        request = LaunchRequest(task, device=self.cfg.device, args=self.args, needs_agent=True)
+
+        def configure(env_cfg: EnvCfg, agent_cfg: AgentCfg) -> None:
+            engine.set_common(env_cfg, num_envs=None, seed=self.cfg.seed, device=self.cfg.device)
+
+        return Session.launch(engine, request, configure)
+
+    def _make_env(self, session: Session, video: VideoRequest | None) -> VecEnv:
+        """Make the environment to collect in, with the old task's beside it where that is asked."""
+        if self.old is None:
+            return session.make_env(video=video)
+        total = self.engine.num_envs(session.env_cfg)
+        share = self.cfg.rehearsal.share
+        number = 0 if total is None else max(1, round(share * total))
+        if total is None or not 0 < number < total:
+            raise UserError(
+                f"finetune.rehearsal.share={share:g} of {total or 'an unknown number of'} environments leaves none for "
+                "one of the tasks: give more --num_envs"
+            )
+        env = session.make_env(total - number, video=video)
+        return cast(VecEnv, SideBySide(env, self.old.make_env(number)))
 
     def configure(self, env_cfg: EnvCfg, agent_cfg: AgentCfg) -> None:
         """Apply files, overrides and flags, each of which beats those before it, to the simulator's configs."""
@@ -160,7 +204,7 @@ class Job:
             session.env_state = read_env_state(checkpoint.values, f"{run.path}")
         elif cfg.checkpoint is not None:
             session.env_state = recorded_env_state(cfg.checkpoint)
-        env = session.make_env(video=video)
+        env = self._make_env(session, video)
         cfg.num_envs = env.num_envs
 
         def build(writer: MetricsWriter, interrupted: Callable[[], str]) -> FinetuneRunner:
@@ -170,6 +214,7 @@ class Job:
                 agent,
                 run,
                 make_eval_env=session.make_eval_env,
+                make_old_env=None if self.old is None else self.old.make_eval_env,
                 writer=writer,
                 interrupted=interrupted,
             )

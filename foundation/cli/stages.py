@@ -7,40 +7,28 @@ some simulators start only once.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from foundation.cli.cli_args import CommandParser, parse_command
-from foundation.cli.own_process import run_in_a_process, without_flags
+from foundation.cli.lifelong import Lifelong, LifelongCfg, read_lifelong, shared_arguments
+from foundation.cli.own_process import without_flags
+from foundation.cli.steps import StagedCommand, StepFailed, Steps, merged
 from foundation.config.overrides import key_of, parse_overrides
 from foundation.core.errors import UserError
-from foundation.core.files import atomic_write_bytes
-from foundation.runs.run_dir import RunDir
+from foundation.core.files import load_checkpoint
 from foundation.runs.run_state import BEST
 
+DISTILLATION = "foundation.rsl_rl.distillation"
+DISTILLATION_ROOT = Path("logs/distillation")
+PLAY = "foundation.rsl_rl.play"
 DEFAULT_NAME = "curriculum"
 """Experiment and run name where none are typed: with both, ``--resume`` finds the stages again."""
-
-
-@dataclass(frozen=True)
-class StagedCommand:
-    """A command whose runs can follow each other."""
-
-    module: str
-    """Module that runs a stage."""
-    log_root: Path
-    """Folder of its experiments."""
-    read_experiment: Callable[[str], dict[str, Any]]
-    """Return the values of a file by its name."""
-    start: str
-    """Flag, without dashes, of the policy that a stage starts from."""
-    start_key: tuple[str, ...]
-    """The same in a file. A stage that sets it is not given the policy of the stage before."""
 
 
 @dataclass
@@ -58,6 +46,10 @@ class Curriculum:
     experiment_name: str
     run_name: str
     resumes: bool
+    lifelong: LifelongCfg | None
+    """How each stage is compressed into one small network; None: it is not."""
+    shared_argv: list[str]
+    """What of the typed goes to every command."""
 
     @classmethod
     def read(cls, command: StagedCommand, parser: CommandParser, argv: Sequence[str]) -> Curriculum | None:
@@ -74,6 +66,9 @@ class Curriculum:
         if "stages" not in values:
             return None
         stages = values.pop("stages")
+        lifelong = read_lifelong(values)
+        if lifelong is not None and command.start != "checkpoint":
+            raise UserError(f"experiment={names[-1]}: the stages of 'lifelong' are runs of finetune.py")
         if not (isinstance(stages, list) and stages and all(isinstance(stage, dict) for stage in stages)):
             raise UserError(f"experiment={names[-1]}: 'stages' must be a list of mappings, one for each stage")
         if args.load_run:
@@ -97,42 +92,40 @@ class Curriculum:
             args.experiment_name or DEFAULT_NAME,
             args.run_name or DEFAULT_NAME,
             bool(args.resume),
+            lifelong,
+            shared_arguments(vars(args), argv),
         )
 
     def run(self) -> int:
         """Run the stages one after the other, those that are done left out; return the exit code."""
+        command = self.command
+        folder = command.log_root / self.experiment_name / "stages"
+        steps = Steps(folder, self.experiment_name, self.run_name, self.resumes)
+        lifelong = None
+        if self.lifelong is not None:
+            others = (DISTILLATION, DISTILLATION_ROOT), PLAY
+            lifelong = Lifelong(self.lifelong, steps, command, *others, self.shared_argv)
         done: dict[str, str] = {} if self.start is None else {"start": self.start}
-        for index in range(len(self.stages)):
-            name = f"stage{index + 1}"
-            run = self._find(name) if self.resumes else None
-            if run is not None and (run.path / "summary.json").exists():
-                print(f"{name} is done: {run.path}", flush=True)
-            else:
-                argv = ["--resume", "--load_run", run.name] if run is not None else self._arguments(index, done)
+        try:
+            for index in range(len(self.stages)):
+                name = f"stage{index + 1}"
                 print(f"{name} of {len(self.stages)}", flush=True)
-                code = run_in_a_process(self.command.module, [*argv, "--experiment_name", self.experiment_name])
-                if code:
-                    return code
-                run = self._find(name)
-            assert run is not None
-            done[name] = str(run.path / BEST)
+                values = _filled(merged(self.shared, self.stages[index]), done)
+                arguments = functools.partial(self._arguments, steps, index, values, done)
+                best = steps.run(name, command.module, command.log_root, arguments).path / BEST
+                done[name] = str(best)
+                if lifelong is not None:
+                    done[f"{name}_learned"] = str(best)
+                    done[name] = lifelong.compress(name, str(load_checkpoint(best)["task"]), best)
+        except StepFailed as failed:
+            if str(failed):
+                print(failed, file=sys.stderr, flush=True)
+            return failed.code
         return 0
 
-    def _find(self, stage: str) -> RunDir | None:
-        """Find the newest run of a stage."""
-        pattern = rf"\d{{4}}.*_{re.escape(self.run_name)}_{stage}$"
-        try:
-            return RunDir.find(self.command.log_root, self.experiment_name, pattern)
-        except UserError:
-            return None
-
-    def _arguments(self, index: int, done: dict[str, str]) -> list[str]:
+    def _arguments(self, steps: Steps, index: int, values: dict[str, Any], done: dict[str, str]) -> list[str]:
         """Write a stage's file; return the arguments that run it."""
-        values = _filled(_merged(self.shared, self.stages[index]), done)
-        path = self.command.log_root / self.experiment_name / "stages" / f"{self.run_name}_stage{index + 1}.yaml"
-        text = f"# @package _global_\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}"
-        atomic_write_bytes(path, text.encode())
-        argv = [*self.argv, f"experiment={path}", "--run_name", f"{self.run_name}_stage{index + 1}"]
+        argv = [*self.argv, f"experiment={steps.write(f'stage{index + 1}', values)}"]
         before = done.get(f"stage{index}") or self.start
         said = _at(values, self.command.start_key) is not None
         return argv if before is None or said else [*argv, f"--{self.command.start}", before]
@@ -155,22 +148,13 @@ def _taken(values: dict[str, Any], key: Sequence[str]) -> str | None:
     return found
 
 
-def _merged(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Return nested values, a stage's own over those of all stages."""
-    merged = dict(shared)
-    for key, value in own.items():
-        before = merged.get(key)
-        merged[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
-    return merged
-
-
 def _filled(value: Any, done: dict[str, str]) -> Any:
     """Put the files of earlier stages in the place of ``{start}``, ``{stage1}``, ... ."""
     if isinstance(value, dict):
         return {key: _filled(item, done) for key, item in value.items()}
     if isinstance(value, list):
         return [_filled(item, done) for item in value]
-    named = re.fullmatch(r"\{(start|stage\d+)\}", value) if isinstance(value, str) else None
+    named = re.fullmatch(r"\{(start|stage\d+(?:_learned)?)\}", value) if isinstance(value, str) else None
     if named is None:
         return value
     if named[1] not in done:

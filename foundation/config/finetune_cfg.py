@@ -35,6 +35,9 @@ class RetainedTeacherCfg:
     weights: dict[str, float] = field(default_factory=dict)
     """Factor on the terms of one teacher, by its name (1): ``finetune.teacher.weights.teacher2=0.5``. The KL terms are
     added up; the distillation terms are averaged with these weights, so that ``alpha`` stays a share."""
+    tasks: dict[str, str] = field(default_factory=dict)
+    """The only task on whose states a teacher counts, by its name: ``finetune.teacher.tasks.teacher1=OLD``, the run's
+    own task or that of ``rehearsal``. Without an entry a teacher counts on all states."""
     activation: str | None = None
     """Activation of the checkpoints' networks, where no config beside them states it."""
     std: float | None = None
@@ -97,18 +100,30 @@ class KlCfg:
 
 @dataclass
 class ReplayCfg:
-    """A saved dataset of an old task, replayed through the distillation loss beside the new task's data."""
+    """Saved datasets of old tasks, replayed through the distillation loss beside the new task's data."""
 
-    dataset: str | None = None
-    """Folder that ``distillation.py --save_dataset`` wrote."""
+    dataset: str | list[str] | None = None
+    """Folder that ``distillation.py --save_dataset`` wrote, or several, one for each old task."""
     coef: Coefficient = 1.0
     """Weight of the term."""
     batch_size: int = 256
-    """Transitions, or for an actor with memory sequences of ``sequence_length``, in each minibatch of PPO."""
+    """Transitions of each dataset, or for an actor with memory sequences of ``sequence_length``, in each minibatch of
+    PPO."""
     sequence_length: int = 16
     """Steps of a sequence, for an actor with memory."""
     memory_gb: float = 2.0
     """Most memory that it may take [GB]."""
+
+
+@dataclass
+class RehearsalCfg:
+    """An old task that some of the environments keep running: PPO learns from its rewards too."""
+
+    task: str | None = None
+    """Gym id of the old task, with the new one's actions and observation groups, on the same engine. None: all
+    environments run the new task."""
+    share: float = 0.25
+    """Share of the environments that run it."""
 
 
 @dataclass
@@ -215,6 +230,7 @@ class FinetuneCfg:
     actor: ActorCfg = field(default_factory=ActorCfg)
     critic: CriticCfg = field(default_factory=CriticCfg)
     replay: ReplayCfg = field(default_factory=ReplayCfg)
+    rehearsal: RehearsalCfg = field(default_factory=RehearsalCfg)
     ewc: EwcCfg = field(default_factory=EwcCfg)
     adapters: AdaptersCfg = field(default_factory=AdaptersCfg)
     heads: HeadsCfg = field(default_factory=HeadsCfg)
@@ -235,6 +251,11 @@ class FinetuneCfg:
         given = self.teacher.checkpoint
         paths = [given] if isinstance(given, str) else list(given or [])
         return {f"teacher{index}": path for index, path in enumerate(paths, 1)}
+
+    def replay_datasets(self) -> list[str]:
+        """Return the folders that are replayed."""
+        given = self.replay.dataset
+        return [given] if isinstance(given, str) else list(given or [])
 
     def part_by_task(self) -> str | None:
         """Return the key that asks for a part of the new task's own, if one does."""
@@ -328,6 +349,23 @@ def check_finetune(cfg: FinetuneCfg) -> None:
     _check_names(cfg)
     _check_parts(cfg)
     _check_structure(cfg)
+    _check_rehearsal(cfg)
+
+
+def _check_rehearsal(cfg: FinetuneCfg) -> None:
+    """Refuse a share that leaves a task without environments, and teachers of tasks that do not run."""
+    share = cfg.rehearsal.share
+    if not 0.0 < share < 1.0:
+        raise UserError(f"finetune.rehearsal.share is {share:g}: it must be above 0 and below 1")
+    if cfg.rehearsal.task is not None and cfg.rehearsal.task == cfg.task:
+        raise UserError(f"finetune.rehearsal.task is {cfg.task}, the task that is learned: name the old one")
+    running = [task for task in (cfg.task, cfg.rehearsal.task) if task is not None]
+    for name, task in cfg.teacher.tasks.items():
+        if task not in running:
+            raise UserError(
+                f"finetune.teacher.tasks.{name} is {task!r}, which does not run: there is {' and '.join(running)} "
+                "(finetune.rehearsal.task runs an old one too)"
+            )
 
 
 def _check_structure(cfg: FinetuneCfg) -> None:
@@ -362,7 +400,7 @@ def _check_parts(cfg: FinetuneCfg) -> None:
         )
     if cfg.critic.init == "teacher" and not cfg.teacher_checkpoints():
         raise UserError("finetune.critic.init=teacher starts from a teacher's critic: give --teacher_checkpoint PATH")
-    if cfg.ewc.coef > 0.0 and cfg.replay.dataset is None:
+    if cfg.ewc.coef > 0.0 and not cfg.replay_datasets():
         raise UserError(
             "finetune.ewc.coef needs states of the old task: give finetune.replay.dataset=PATH (and "
             "finetune.replay.coef=0 to replay nothing)"
@@ -386,7 +424,8 @@ def _check_kl(cfg: FinetuneCfg) -> None:
 
 def _check_names(cfg: FinetuneCfg) -> None:
     known = list(cfg.teacher_checkpoints()) or ["start"]
-    for key, names in (("weights", cfg.teacher.weights), ("groups", cfg.teacher.groups)):
+    named = {"weights": cfg.teacher.weights, "groups": cfg.teacher.groups, "tasks": cfg.teacher.tasks}
+    for key, names in named.items():
         for name in names:
             if name not in known:
                 raise UserError(f"finetune.teacher.{key}.{name}: there is no such teacher. {suggest(name, known)}")

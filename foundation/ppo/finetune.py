@@ -91,6 +91,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         agent: What the task's agent config says.
         run_dir: Where checkpoints and the summary go.
         make_eval_env: Builds a second environment; None where a process can hold only one.
+        make_old_env: Builds one of the old task that some environments keep running, to measure it too.
         writer: Where scalars are logged. None: nowhere.
         interrupted: Returns the reason to stop, or a false value.
 
@@ -108,6 +109,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         run_dir: RunDir,
         *,
         make_eval_env: MakeEvalEnv | None = None,
+        make_old_env: MakeEvalEnv | None = None,
         writer: MetricsWriter | None = None,
         interrupted: Interrupted = lambda: None,
     ):
@@ -120,6 +122,8 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         self._recent: deque[float] = deque(maxlen=RECENT_EPISODES)
         self._make_eval_env = make_eval_env
         self._eval_envs: dict[int, VecEnv] = {}
+        self._make_old_env = make_old_env
+        self._old_envs: dict[int, VecEnv] = {}
         self.frozen_here: list[str] = []
         """Names of the teachers that :meth:`set_teacher` has made."""
         setup = FinetuneSetup(env, cfg, agent, self.context.device)
@@ -181,7 +185,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         if self.epoch == 0 and not self.evaluations:
             self.run_dir.save_checkpoint(START, self.student_checkpoint(-1))
             if self._make_eval_env is not None:
-                self._record(self._measure(PolicyActor(student, self.student_obs)).summary(), -1)
+                self._record(self._measure_tasks(PolicyActor(student, self.student_obs)), -1)
                 self.reporter.line(f"At the start - Mean return: {self.best_return:.2f}")
             self.save_latest()
 
@@ -229,7 +233,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
             return None  # during the warm-up the actor does not change
         else:
             with self.stopwatch.stage("evaluation"):
-                evaluation = self._measure(PolicyActor(self.student, self.student_obs)).summary()
+                evaluation = self._measure_tasks(PolicyActor(self.student, self.student_obs))
         self._record(evaluation, epoch)
         return evaluation
 
@@ -243,6 +247,21 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         if value > self.best_return:
             self.best_return = value
             self.save_best(epoch, evaluation)
+
+    def _measure_tasks(self, actor: Actor) -> dict[str, float]:
+        """Measure the task, and the old one that some environments keep running (``old_task_return``)."""
+        figures = self._measure(actor).summary()
+        old = self._measure_old(actor, self.cfg.num_eval_episodes, self.context.eval_seed)
+        return figures | old
+
+    def _measure_old(self, actor: Actor, episodes: int, seed: int) -> dict[str, float]:
+        """Measure the old task where there is one."""
+        if self._make_old_env is None:
+            return {}
+        if episodes not in self._old_envs:
+            self._old_envs[episodes] = self._make_old_env(episodes)
+        result = evaluate(self._old_envs[episodes], actor, episodes, seed, poll=self.poll)
+        return {"old_task_return": result.mean_return}
 
     def _measure(self, actor: Actor, episodes: int | None = None, seed: int | None = None) -> EvaluationResult:
         """Run deterministic episodes in an environment of their own."""
@@ -279,6 +298,8 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         if evaluation is not None:
             success = evaluation.get("success_rate")
             said = "" if success is None else f", success {100 * success:.1f} %"
+            if "old_task_return" in evaluation:
+                said += f", old task {evaluation['old_task_return']:.2f}"
             parts.append(f"Evaluation - Mean return: {evaluation['mean_return']:.2f}{said}")
             scalars |= {f"evaluation/{name}": value for name, value in evaluation.items()}
         scalars |= {name if "/" in name else f"Episode/{name}": v for name, v in collected.stats.log.items()}
@@ -421,6 +442,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
                 actor = PolicyActor(self.student, self.student_obs)
                 measured = self._measure(actor, episodes, self.context.final_seed)
                 figures[name] = measured.summary() | {"return_interval_95": measured.return_interval}
+                figures[name] |= self._measure_old(actor, episodes, self.context.final_seed)
         self.student.load_state_dict(last)
         best = figures["best"]
         return {

@@ -10,6 +10,7 @@ from foundation.config.finetune_cfg import FinetuneCfg
 from foundation.core.errors import UserError
 from foundation.engines.base import EnvCapabilities, VecEnv
 from foundation.engines.joint_terms import action_joints
+from foundation.engines.side_by_side import SideBySide
 from foundation.policies.info import PolicyInfo
 from foundation.policies.obs_groups import ObsSelector, teacher_selector
 from foundation.ppo.actor import DEFAULT_STD, StartPolicy, fresh_actor, load_start, set_std, std_of_entropy
@@ -17,7 +18,7 @@ from foundation.ppo.adapters import add_adapters
 from foundation.ppo.consolidation import Consolidation, fisher_diagonal
 from foundation.ppo.critic import ValueFunction
 from foundation.ppo.replay import Replay
-from foundation.ppo.retention import FrozenTeacher, Retention, distillation_terms
+from foundation.ppo.retention import FrozenTeacher, Retention, distillation_terms, states_of
 from foundation.ppo.settings import AgentSettings
 from foundation.ppo.task_parts import give_part, running_column
 from foundation.rollout.joints import fit_joints
@@ -102,7 +103,8 @@ class FinetuneSetup:
 
     def _running_task(self) -> int:
         """Return the column of the actor's observations that is 1 while this task runs."""
-        return running_column(self.env, self.cfg.task or "", self.student_obs, self.cfg.task_columns)
+        env = self.env.env if isinstance(self.env, SideBySide) else self.env
+        return running_column(env, self.cfg.task or "", self.student_obs, self.cfg.task_columns)
 
     def _refuse_other_joints(self, info: PolicyInfo) -> None:
         """Refuse a policy whose weights are in another order of joints: it is trained on, and not only run."""
@@ -231,9 +233,10 @@ class FinetuneSetup:
         frozen = []
         for name, teacher in self.teachers.items() if cfg.wants_teacher() else ():
             weight = cfg.teacher.weights.get(name, 1.0)
-            frozen.append(FrozenTeacher(name, teacher, self._selector_of(name, teacher), weight, cfg.teacher.std))
+            selector = self._selector_of(name, teacher)
+            frozen.append(FrozenTeacher(name, teacher, selector, weight, states_of(name, cfg), cfg.teacher.std))
         replay = None
-        if cfg.replay.dataset is not None:
+        if cfg.replay_datasets():
             replay = Replay(cfg, self.student, distillation_terms(cfg), self.device)
         consolidation = None
         if cfg.ewc.coef > 0.0 and replay is not None:

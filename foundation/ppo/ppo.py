@@ -54,6 +54,8 @@ class Transitions:
     """Generalised advantage estimates. Shape: (...)."""
     targets: dict[str, PolicyOutput] = field(default_factory=dict)
     """Outputs of the frozen teachers on the same states, by their names."""
+    old_task: torch.Tensor | None = None
+    """True where an old task runs beside the new one. Shape: (...). None: nowhere."""
     state: torch.Tensor | None = None
     """The actor's memory before the first step. Shape: (num_envs, state_size)."""
     critic_state: torch.Tensor | None = None
@@ -75,7 +77,7 @@ class Transitions:
 
     def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Transitions:
         values = {own.name: getattr(self, own.name) for own in fields(self)}
-        tensors = {name: function(value) for name, value in values.items() if name not in _OTHER}
+        tensors = {name: function(value) for name, value in values.items() if name not in _OTHER and value is not None}
         targets = {name: map_output(function, output) for name, output in self.targets.items()}
         return Transitions(**tensors, targets=targets)
 

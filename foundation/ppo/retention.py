@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,6 +23,8 @@ from foundation.ppo.ppo import Transitions, gaussian_of
 from foundation.ppo.replay import Replay
 from foundation.students.base import Student
 
+TaskStates = Literal["all", "new", "old"]
+"""States of all environments, of those that run the new task, or of those that keep running an old one."""
 TARGET_FACTOR = 2.0
 """By which the coefficient of a KL that is held to a target changes."""
 TARGET_MARGIN = 1.5
@@ -55,6 +57,8 @@ class FrozenTeacher:
     selector: ObsSelector
     weight: float = 1.0
     """Factor on its terms."""
+    counts_on: TaskStates = "all"
+    """States on which its terms count."""
     std: float | None = None
     """Standard deviation that it is taken to have if it is deterministic [action units]."""
     state: torch.Tensor | None = None
@@ -65,6 +69,20 @@ class FrozenTeacher:
         """Freeze a copy of a student as it is now."""
         frozen = copy.deepcopy(student).requires_grad_(False).eval()
         return cls(name, frozen, selector, weight)
+
+    def mean_of(self, values: torch.Tensor, old_task: torch.Tensor | None) -> torch.Tensor:
+        """Return the mean of a term over the states on which the teacher counts, 0 where there are none.
+
+        Args:
+            values: Shape: (...).
+            old_task: True where the old task runs. Shape: (...). None: nowhere.
+        """
+        if self.counts_on == "all" or (old_task is None and self.counts_on == "new"):
+            return values.mean()
+        if old_task is None:
+            return values.new_zeros(())
+        counts = old_task if self.counts_on == "old" else ~old_task
+        return torch.where(counts, values, 0.0).sum() / counts.sum().clamp_min(1)
 
     @torch.no_grad()
     def label(self, obs: torch.Tensor, resets: torch.Tensor, ended: torch.Tensor) -> PolicyOutput:
@@ -154,6 +172,7 @@ class Retention:
             selector: Its observations.
         """
         teacher = FrozenTeacher.of_student(name, student, selector, self.cfg.teacher.weights.get(name, 1.0))
+        teacher.counts_on = states_of(name, self.cfg)
         self.teachers = [other for other in self.teachers if other.name != name] + [teacher]
         return teacher
 
@@ -219,7 +238,7 @@ class Retention:
             target = batch.targets[teacher.name]
             if self.label_bound is not None:
                 target = target._replace(mean=target.mean.clamp(-self.label_bound, self.label_bound))
-            total = total + teacher.weight * self.distance(output, target).mean()
+            total = total + teacher.weight * teacher.mean_of(self.distance(output, target), batch.old_task)
             weights += teacher.weight
         return total / max(weights, 1e-8)
 
@@ -235,10 +254,13 @@ class Retention:
     def divergence(self, batch: Transitions, output: PolicyOutput) -> torch.Tensor:
         """Return the mean KL on a batch, added up over the teachers with their weights [nats]."""
         parts = [
-            teacher.weight * policy_kl(output, batch.targets[teacher.name], self.cfg.kl_direction).mean()
+            teacher.weight * teacher.mean_of(self._kl_to(teacher, batch, output), batch.old_task)
             for teacher in self.teachers
         ]
         return torch.stack(parts).sum()
+
+    def _kl_to(self, teacher: FrozenTeacher, batch: Transitions, output: PolicyOutput) -> torch.Tensor:
+        return policy_kl(output, batch.targets[teacher.name], self.cfg.kl_direction)
 
     def end(self) -> dict[str, float]:
         """Adapt or end the KL term after an iteration's updates; return the means of the terms, and coefficients."""
@@ -295,6 +317,14 @@ class Retention:
             teacher.state = state["memories"].get(teacher.name)
         if self.replay is not None:
             self.replay.load_state_dict(state["replay"])
+
+
+def states_of(teacher: str, cfg: FinetuneCfg) -> TaskStates:
+    """Return the states on which the terms of a teacher count, by its name."""
+    task = cfg.teacher.tasks.get(teacher)
+    if task is None:
+        return "all"
+    return "new" if task == cfg.task else "old"
 
 
 def _has_std(teacher: FrozenTeacher) -> bool:

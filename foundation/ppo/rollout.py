@@ -10,6 +10,7 @@ from tensordict import TensorDict
 
 from foundation.core.errors import UserError
 from foundation.engines.base import VecEnv, saves_state
+from foundation.engines.side_by_side import SideBySide
 from foundation.policies.distribution import sample_gaussian
 from foundation.policies.obs_groups import ObsSelector
 from foundation.ppo.ppo import (
@@ -160,6 +161,8 @@ class RolloutCollector:
         self.actor = SamplingActor(ppo, actor_obs, critic_obs, num_steps)
         self.tracker = EpisodeTracker(env.num_envs, num_steps, env.device, int(env.max_episode_length))
         self.stepper = Stepper(env, self.actor, [self.actor, self.tracker])
+        self.old_envs = env.is_second if isinstance(env, SideBySide) else None
+        """True for environments that run an old task; None: there are none. Shape: (num_envs,)."""
 
     @torch.no_grad()
     def collect(
@@ -231,6 +234,7 @@ class RolloutCollector:
             resets=steps["resets"],
             returns=returns,
             advantages=advantages,
+            old_task=None if self.old_envs is None else self.old_envs.expand_as(steps["resets"]),
             state=state,
             critic_state=critic_state,
         )
