@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from foundation.config.derived_cfg import DerivedObsCfg, check_derived
-from foundation.config.distillation_cfg import LoggerName, LossCfg, ScheduleCfg, StudentCfg
+from foundation.config.distillation_cfg import LoggerName, LossCfg, ScheduleCfg, StudentCfg, StudentMemory
 from foundation.config.typing_fit import choices_of, field_hints
 from foundation.config.validate import MAX_SEED, check_device, check_schedule
 from foundation.core.errors import UserError, suggest
@@ -76,6 +76,11 @@ class CriticCfg:
     """Sizes of the hidden layers of a fresh critic. None: the agent config's."""
     activation: str | None = None
     """Activation of a fresh critic. None: the agent config's."""
+    memory: StudentMemory = "none"
+    """Recurrent layer of a fresh critic, before its dense ones: none | gru | lstm. Without one it sees a state as the
+    observation shows it, also where the actor remembers more."""
+    hidden_size: int = 64
+    """Units of that layer."""
     obs_normalization: bool = True
     """Normalise the observations of a fresh critic by their running mean and variance."""
     warmup_iterations: int | None = None
@@ -291,6 +296,7 @@ _AT_LEAST = {
     "replay.sequence_length": 1,
     "ewc.samples": 1,
     "adapters.rank": 1,
+    "critic.hidden_size": 1,
     "heads.layers": 0,
     "seed": 0,
 }

@@ -14,6 +14,7 @@ from foundation.policies.memory import EpisodeState, MemoryLayer, initial_state_
 from foundation.policies.mlp import build_mlp
 from foundation.policies.normalizer import ObsNormalizer
 from foundation.policies.policy_network import as_float
+from foundation.policies.rnn import RecurrentCore
 from foundation.teachers import TeacherPolicyWrapper
 
 
@@ -39,10 +40,30 @@ class ValueFunction(EpisodeState):
         """Whether :meth:`fit_normalizer` does anything; a teacher's normaliser is left as it is."""
 
     @classmethod
-    def fresh(cls, num_obs: int, hidden_dims: Sequence[int], activation: str, normalize: bool) -> ValueFunction:
-        """Build a multi-layer perceptron of random weights."""
+    def fresh(
+        cls,
+        num_obs: int,
+        hidden_dims: Sequence[int],
+        activation: str,
+        normalize: bool,
+        memory: str = "none",
+        hidden_size: int = 64,
+    ) -> ValueFunction:
+        """Build layers of random weights: dense ones, after recurrent ones where that is asked, as RSL-RL has them.
+
+        Args:
+            num_obs: Number of observations.
+            hidden_dims: Sizes of the hidden dense layers.
+            activation: Theirs, by RSL-RL's names.
+            normalize: Whether observations are normalised.
+            memory: none, gru or lstm.
+            hidden_size: Units of the recurrent layer.
+        """
         normalizer = ObsNormalizer(num_obs) if normalize else None
-        return cls(Trunk(build_mlp(num_obs, hidden_dims, 1, activation), normalizer))
+        if memory == "none":
+            return cls(Trunk(build_mlp(num_obs, hidden_dims, 1, activation), normalizer))
+        dense = build_mlp(hidden_size, hidden_dims, 1, activation)
+        return cls(Trunk([RecurrentCore(memory, num_obs, hidden_size), *dense], normalizer))
 
     @classmethod
     def of_teacher(cls, teacher: TeacherPolicyWrapper) -> ValueFunction:

@@ -215,6 +215,8 @@ class FinetuneSetup:
                 self.agent.critic_dims if cfg.hidden_dims is None else cfg.hidden_dims,
                 cfg.activation or self.agent.critic_activation,
                 cfg.obs_normalization,
+                cfg.memory,
+                cfg.hidden_size,
             )
         self.critic = critic.to(self.device)
         warmup = cfg.warmup_iterations

@@ -135,6 +135,31 @@ def test_the_policy_is_frozen_in_the_warm_up_and_never_worse_than_the_start_as_b
     assert (tmp_path / "run" / START).exists()
 
 
+def test_a_recurrent_critic_resumes_with_the_same_bits_and_knows_what_it_has_seen(tmp_path):
+    """Of an actor with memory: its value depends on the step before; stopped and resumed, the last checkpoint is equal.
+
+    Its values of a rollout are those of single steps, with the memory that the rollout began with.
+    """
+    start = write_student(tmp_path / "s.pt", "gru")
+    critic = CriticCfg(memory="lstm", hidden_size=4, warmup_iterations=1)
+    runner = make_runner(tmp_path / "whole", config(start, critic=critic))
+    obs = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))  # the run draws from the global one
+    assert runner.critic.state_size == 8
+    values = runner.critic.sequence(obs, None, None)[0]
+    first, state = runner.critic.step(obs[0], None)
+    torch.testing.assert_close(values[1], runner.critic.step(obs[1], state)[0])
+    assert not torch.allclose(values[1], runner.critic.step(obs[1], None)[0]) and torch.allclose(values[0], first)
+    runner.run()
+    half = make_runner(tmp_path / "half", config(start, critic=critic))
+    half.begin()
+    for epoch in range(3):
+        half.run_epoch(epoch)
+    resumed = make_runner(tmp_path / "half", config(start, critic=critic))
+    assert resumed.resume() == ""
+    resumed.run()
+    assert not differing(tmp_path / "whole" / LATEST, tmp_path / "half" / LATEST)
+
+
 def test_by_default_a_fresh_critic_is_warmed_up_for_an_actor_that_is_there(tmp_path):
     """Ten iterations; none for a fresh actor, which has nothing to lose."""
     start = write_student(tmp_path / "s.pt")
