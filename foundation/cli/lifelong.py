@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from foundation.cli.own_process import run_in_a_process
 from foundation.cli.steps import StagedCommand, StepFailed, Steps, merged
-from foundation.config.values import apply_values
-from foundation.core.errors import UserError
+from foundation.config.typing_fit import MisfitError, field_hints, fit
+from foundation.core.errors import UserError, suggest
 from foundation.core.files import atomic_write_bytes, load_checkpoint
 from foundation.evaluation.forgetting import Forgetting, TaskReturns, measure_forgetting
 from foundation.runs.run_state import BEST
@@ -60,8 +60,17 @@ def read_lifelong(values: dict[str, Any]) -> LifelongCfg | None:
         return None
     if not isinstance(given, dict):
         raise UserError(f"lifelong is {given!r}: it must be a mapping, such as {{episodes: 128}}")
+    names = [own.name for own in fields(LifelongCfg)]
+    for name in given:
+        if name not in names:
+            raise UserError(f"lifelong.{name}: there is no such key. {suggest(str(name), names)}")
+    # What is inside distill and compress is checked by the commands that get it.
     cfg = LifelongCfg()
-    apply_values(cfg, given, "lifelong")
+    for name, hint in field_hints(LifelongCfg).items():
+        try:
+            setattr(cfg, name, fit(given.get(name, getattr(cfg, name)), hint))
+        except MisfitError as error:
+            raise UserError(f"lifelong.{name} is {given[name]!r}: it must be {error}") from None
     if cfg.episodes < 1:
         raise UserError(f"lifelong.episodes is {cfg.episodes}: it must be at least 1")
     for key in ("task", "teacher"):

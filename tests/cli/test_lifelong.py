@@ -18,7 +18,7 @@ from foundation.core.files import load_yaml
 from foundation.rsl_rl.finetune import build_parser
 
 FILE = """
-lifelong: {episodes: 7, distill: {n_epochs: 3}, compress: {max_iterations: 2}}
+lifelong: {episodes: 7, distill: {n_epochs: 3, student: {hidden_dims: [4, 4]}}, compress: {max_iterations: 2}}
 stages:
   - {task: A, max_iterations: 5}
   - {task: B, kl_coef: 0.5}
@@ -100,7 +100,10 @@ def test_each_stage_is_learned_compressed_and_measured_and_done_ones_are_left_ou
     assert values["alpha"] == 1.0 and values["max_iterations"] == 2
     assert values["replay"]["dataset"] == [given[1]["--save_dataset"]]
     stored = load_yaml(folder / "mine_stage2_store.yaml")
-    assert stored == {"student": {"obs_groups": ["policy"], "init_checkpoint": small}, "n_epochs": 3}
+    assert stored == {
+        "student": {"obs_groups": ["policy"], "init_checkpoint": small, "hidden_dims": [4, 4]},
+        "n_epochs": 3,
+    }
     report = json.loads((folder / "mine_forgetting.json").read_text())
     assert [value for row in report["matrix"] for value in row] == pytest.approx([0.9, 0.1, 0.8, 0.95])
     assert report["measures"]["forgetting/backward_transfer"] == pytest.approx(-0.1)
@@ -117,6 +120,8 @@ def test_bad_settings_and_a_command_that_fails(processes, monkeypatch, capfd):
         ("lifelong: 3", "it must be a mapping"),
         ("lifelong: {episode: 3}", "episode"),
         ("lifelong: {episodes: 0}", "at least 1"),
+        ("lifelong: {episodes: many}", "it must be an integer"),
+        ("lifelong: {distill: 3}", "it must be a mapping"),
         ("lifelong: {distill: {task: A}}", "the stage's own"),
     ):
         Path("two.yaml").write_text(f"{text}\nstages: [{{task: A}}]\n")
