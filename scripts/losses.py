@@ -1,7 +1,8 @@
 """Train a small student with each loss, and write what it keeps of its teacher: ``docs/results/losses.md``.
 
 ``python scripts/losses.py`` runs every case that ``docs/results/losses.json`` does not have yet, one after the other;
-``--only NAME`` runs the cases whose name begins so, ``--folder`` says where the runs go.
+``--only NAME`` runs the cases whose name begins so, ``--folder`` says where the runs go, ``--page`` only writes the
+page.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ CASES = [
     Case("quadcopter/nll, beta", ["loss=nll", "distill.loss.min_std=0.1", "student.distribution=beta", *GAUSSIAN]),
     Case("quadcopter/huber, mirrored", ["distill.augment=foundation.tasks.quadrotor.mirror:left_right"]),
     *(_auxiliary(name, weight) for weight in (0.1, 1.0) for name in ("value", "feature", "attention")),
+    _auxiliary("value_l1", 0.1),
 ]
 
 
@@ -146,6 +148,8 @@ def write_page(results: dict[str, dict[str, Any]]) -> None:
         "by the untrained student, and of the last one. Values, features and Q-values are in units of the teacher's",
         "spread. Raw numbers: `losses.json`.",
         "",
+        *verdict(results),
+        "",
         "| case | normalised score | return | teacher | held-out error, first to last epoch |",
         "|---|---:|---:|---:|---|",
     ]
@@ -163,6 +167,35 @@ def write_page(results: dict[str, dict[str, Any]]) -> None:
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def verdict(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Say of the cases that were run how well the losses do alone, and what a term beside another one costs."""
+    lines = []
+    alone = {name: own["normalized_score"] for name, own in results.items() if " + " not in name}
+    if alone:
+        worst = min(alone, key=lambda name: alone[name])
+        lines.append(f"- Alone, each of these {len(alone)} keeps at least {alone[worst]:.3f} (`{worst}`).")
+    added = {name: own for name, own in results.items() if is_added(name)}
+    bare = results.get("quadcopter/huber")
+    if added and bare is not None:
+        costs = {name: bare["normalized_score"] - own["normalized_score"] for name, own in added.items()}
+        dearest = max(costs, key=lambda name: costs[name])
+        times = {name: reduction(name, own) for name, own in added.items()}
+        least = min(times, key=lambda name: times[name])
+        lines += [
+            f"- Of {len(added)} terms beside Huber's, at weights 0.1 and 1, the dearest costs",
+            f"  {100.0 * costs[dearest]:.1f} points of the score (`{dearest}`); the held-out error of each becomes",
+            f"  at least {times[least]:.0f} times smaller (`{least}`).",
+        ]
+    both = results.get("cartpole/advantage_mse + 0.1 q_mse")
+    if both is not None:
+        score = both["normalized_score"]
+        errors = [f"{name} {first / last:.0f} times" for name, (first, last) in both["terms"].items()]
+        lines.append(
+            f"- Q-values and advantages together keep {score:.3f}. Held-out errors, smaller: {', '.join(errors)}."
+        )
+    return lines
+
+
 def known_results() -> dict[str, dict[str, Any]]:
     """Read the results of earlier calls."""
     return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
@@ -173,7 +206,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="cases whose name begins so")
     parser.add_argument("--folder", type=Path, default=Path("logs/losses"), help="where the runs go")
+    parser.add_argument("--page", action="store_true", help="run nothing: write the page of what is there")
     args = parser.parse_args()
+    if args.page:
+        write_page(known_results())
+        return 0
     args.folder.mkdir(parents=True, exist_ok=True)
     results = known_results()
     for case in CASES:
