@@ -17,6 +17,7 @@ StudentTemperature = Literal["1", "same"]
 Direction = Literal["forward", "reverse", "jensen_shannon"]
 Labels = Literal["mean", "sampled"]
 FeatureDistance = Literal["l2", "cosine"]
+FeatureHints = Literal["each", "residual"]
 ActionDistribution = Literal["gaussian", "tanh", "beta"]
 ImageEncoder = Literal["small", "nature", "impala", "spatial_softmax"]
 StudentMemory = Literal["none", "gru", "lstm"]
@@ -224,6 +225,10 @@ class LossCfg:
     layers: list[list[str]] = field(default_factory=list)
     """Of ``feature``: ``[student's layer, teacher's layer]`` pairs, e.g. ``[[body.1, actor.1], [body.3, actor.3]]``.
     Empty: the last hidden layer of either."""
+    feature_hints: FeatureHints = "each"
+    """Of ``feature`` with several ``layers``: ``each`` of the student's is to predict its teacher's; ``residual``: all
+    name one layer of the teacher, and each of the student's predicts what those before it leave, so that layers too
+    narrow to hold all of it share it."""
     sample_weights: SampleWeights = "none"
     """How much each sample counts, from a discrete teacher's Q-values: action_gap is the softmax over the minibatch of
     the difference between the best and the second choice, advantage the difference between the best and the worst one

@@ -12,6 +12,7 @@ from foundation.config.derived_cfg import check_derived
 from foundation.config.distillation_cfg import (
     PREDICT,
     DistillationCfg,
+    LossCfg,
     OptimizerName,
     ScheduleCfg,
     ScheduleKind,
@@ -363,9 +364,19 @@ def check_schedule(
         _fail(f"{path}.end", schedule.end, "above 0 at both ends for an exponential schedule")
 
 
+def _check_layers(loss: LossCfg) -> None:
+    if any(len(pair) != 2 for pair in loss.layers):
+        _fail("loss.layers", loss.layers, "a list of [student's layer, teacher's layer] pairs")
+    if loss.feature_hints == "each":
+        return
+    if len(loss.layers) < 2 or len({theirs for _, theirs in loss.layers}) > 1:
+        _fail("loss.layers", loss.layers, "two pairs or more, of one layer of the teacher, for feature_hints=residual")
+    if loss.feature_distance != "l2":
+        _fail("loss.feature_distance", loss.feature_distance, "l2 for feature_hints=residual")
+
+
 def _check_losses(cfg: DistillationCfg, loss_names: Iterable[str] | None) -> None:
-    if any(len(pair) != 2 for pair in cfg.loss.layers):
-        _fail("loss.layers", cfg.loss.layers, "a list of [student's layer, teacher's layer] pairs")
+    _check_layers(cfg.loss)
     if loss_names is not None:
         valid = list(loss_names)
         for path, name in [("loss.name", cfg.loss.name), *(("loss.auxiliary", n) for n in cfg.loss.auxiliary)]:

@@ -36,6 +36,7 @@ _READ_BY_LOSSES = (
     "smoothing",
     "labels",
     "feature_distance",
+    "feature_hints",
 )
 """Settings of ``distill.loss`` that only some losses read (see ``LossSpec``)."""
 

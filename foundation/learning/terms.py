@@ -61,6 +61,7 @@ class Term:
             smoothing=value_at(_SMOOTHING if loss.smoothing is None else loss.smoothing, epoch, num_epochs),
             labels=loss.labels,
             feature_distance=loss.feature_distance,
+            feature_hints=loss.feature_hints,
             layer_sizes=layer_sizes,
             choices=choices,
         )

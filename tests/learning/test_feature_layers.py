@@ -75,8 +75,8 @@ def learner_of(teacher: TeacherPolicyWrapper, distance: str) -> Learner:
     return learner
 
 
-def filled(teacher: TeacherPolicyWrapper) -> DistillationDataset:
-    dataset = DistillationDataset(BufferSpec(3, 64, 10_000, {"mean": 2, "features": 22}, chunk_steps=8))
+def filled(teacher: TeacherPolicyWrapper, num_features: int = 22) -> DistillationDataset:
+    dataset = DistillationDataset(BufferSpec(3, 64, 10_000, {"mean": 2, "features": num_features}, chunk_steps=8))
     for _ in range(4):
         dataset.begin_chunk()
         for step in range(8):
@@ -147,3 +147,31 @@ def test_layers_that_are_none_are_refused(tmp_path):
     with pytest.raises(UserError, match="names 2 layers, and the teacher's features are of one"):
         target = PolicyOutput(torch.zeros(1, 2), features=torch.zeros(1, 22))
         learner.prepare(learner.student.step(torch.zeros(1, 3))[0], target)
+
+
+def test_residual_hints_by_hand(tmp_path):
+    """The first layer predicts the teacher's, the second what that leaves, without a gradient for the first."""
+    teacher = teacher_of(tmp_path)
+    teacher.policy.tap(["actor.3", "actor.3"], "key")
+    dataset = filled(teacher, 20)
+    layers = [["body.1", "actor.3"], ["body.3", "actor.3"]]
+    loss = LossCfg("mse", auxiliary={"feature": 1.0}, layers=layers, feature_hints="residual")
+    cfg = DistillationCfg(batch_size=64, learning_rate=1e-2, loss=loss)
+    learner = Learner(StudentPolicy(3, 2, (2, 2)), cfg, 1)
+    facts = RunFacts(layer_sizes=teacher.policy.tapped_sizes())
+    learner.prepare(learner.student.step(torch.zeros(1, 3))[0], teacher.step(torch.zeros(1, 3))[0], facts)
+    learner.learn(dataset, 2048, 0)
+    rows = dataset.rows[0].flatten(0, 1)
+    output = learner.student.step(rows[:, :3])[0]
+    standardiser = learner.objective.standardiser
+    mean, scale = standardiser.mean["features"][:10], standardiser.scale["features"][:10]
+    own = (learner.objective.adapter(output.features).unflatten(-1, (2, 10)) - mean) / scale
+    wanted = (rows[:, 5:15] - mean) / scale
+    first = (own[:, 0] - wanted).square().mean(-1)
+    both = (own[:, 0] + own[:, 1] - wanted).square().mean(-1)
+    targets = PolicyOutput(rows[:, 3:5], features=rows[:, 5:])
+    found = learner.objective.per_sample(output, targets, learner.objective.loss_params(0))[1]
+    assert torch.allclose(found, (first + both) / 2.0, rtol=1e-3, atol=1e-4)
+    alone = torch.autograd.grad(first.mean(), learner.objective.adapter.layers[0].weight, retain_graph=True)[0]
+    of_loss = torch.autograd.grad(2.0 * found.mean(), learner.objective.adapter.layers[0].weight)[0]
+    assert torch.allclose(of_loss, alone, rtol=1e-3, atol=1e-5)

@@ -105,9 +105,11 @@ def test_the_lists_of_what_losses_read_are_true(name, discrete):
     base = LossParams(huber_delta=1.0, min_std=0.01, temperature=1.0, student_temperature=1.0)
     other = {"huber_delta": 0.1, "min_std": 0.2, "temperature": 3.0, "student_temperature": 3.0}
     other |= {"direction": "reverse", "labels": "sampled", "feature_distance": "cosine", "smoothing": 0.5}
+    other |= {"feature_hints": "residual"}
+    beside = {"smoothing": {"direction": "jensen_shannon"}, "feature_hints": {"layer_sizes": (1, 1, 1)}}
     reads = set()
     for field, value in other.items():
-        own = replace(base, direction="jensen_shannon") if field == "smoothing" else base
+        own = replace(base, **beside.get(field, {}))
         changed_params = replace(own, **{field: value})
         if not torch.equal(spec.function(student, teacher, changed_params), spec.function(student, teacher, own)):
             reads.add(field)

@@ -75,6 +75,10 @@ def test_the_noise_of_jensen_shannon_goes_from_wide_to_narrow():
         ),
         ("distill.loss.auxiliary={nll: {wieght: 1}}", r"unknown key 'distill.loss.auxiliary.nll.wieght'.*'weight'"),
         ("distill.loss.layers=[[body.1]]", r"distill.loss.layers is .*: it must be a list of .* pairs"),
+        (
+            "distill.loss.feature_hints=residual",
+            r"distill.loss.layers is \[\]: it must be two pairs or more, of one layer of the teacher",
+        ),
         ("distill.loss.smoothing=-1", r"distill.loss.smoothing is -1: it must be a finite number, 0 or more"),
         ("distill.loss.weight=0", r"distill.loss.weight is 0: it must be above 0"),
         ("distill.loss.direction=backward", r"'distill.loss.direction' is 'backward'. .*forward"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from foundation.config.distillation_cfg import Direction, FeatureDistance, Labels
+from foundation.config.distillation_cfg import Direction, FeatureDistance, FeatureHints, Labels
 from foundation.core.errors import UserError, suggest
 from foundation.core.registry import resolve_attribute
 from foundation.policies.output import PolicyOutput
@@ -27,6 +27,7 @@ class LossParams:
     smoothing: float = 0.0
     labels: Labels = "mean"
     feature_distance: FeatureDistance = "l2"
+    feature_hints: FeatureHints = "each"
     layer_sizes: tuple[int, ...] = ()
     """Sizes of the teacher's layers that are concatenated in ``features``; empty: it is one layer."""
     choices: tuple[int, ...] = ()
