@@ -3,6 +3,9 @@
     python foundation/rsl_rl/train.py --task Isaac-Quadcopter-Chase-v0 --max_iterations 135
     python scripts/ship_teacher.py logs/rsl_rl/quadcopter_chase/RUN foundation/assets/teachers/chase
 
+``--without_optimizer`` leaves out the optimiser's state, two thirds of the file, which only going on with the training
+needs.
+
 An observation that never changed in training, such as the columns that say which task runs, has no deviation: RSL-RL's
 normaliser would divide it by 0.01 on the day it changes, and a policy that goes on to another task would begin with
 inputs of 100. Its deviation is written as 1, which changes nothing where it is constant.
@@ -50,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ScriptParser(__doc__)
     parser.add_argument("run", type=Path, help="folder of a run of train.py")
     parser.add_argument("output", type=Path, help="folder of the teacher")
+    parser.add_argument("--without_optimizer", action="store_true", help="leave out the optimiser's state")
     args = parser.read(argv)
     source = args.run / "best_model.pt"
     if not source.is_file():
@@ -61,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     opened = [open_constant_columns(checkpoint[name]) for name in MODELS]
     for name in SETTINGS:
         atomic_write_bytes(args.output / "params" / name, (args.run / "params" / name).read_bytes())
+    if args.without_optimizer:
+        checkpoint = {name: value for name, value in checkpoint.items() if name != "optimizer_state_dict"}
     atomic_torch_save(checkpoint, args.output / "model.pt")
     print(f"{args.output / 'model.pt'}: iteration {checkpoint['iter']}, {opened[0]} constant observations")
     return 0

@@ -20,7 +20,7 @@ class Go1PPORunnerCfg(OnPolicyRunnerCfg):
     experiment_name: str = "go1_flat"
     num_steps_per_env: int = 24
     max_iterations: int = 120
-    save_interval: int = 50
+    save_interval: int = 20
     eval_interval: int = 20
     num_eval_episodes: int = 64
     clip_actions: float | None = 5.0

@@ -42,12 +42,13 @@ class Go1VelocityEnv(MujocoEnv):
     num_actions = NUM_JOINTS
     reward_names = mdp.REWARD_TERMS
     limit_names = mdp.LIMITS
-    metric_names = ("velocity_error", "yaw_rate_error", "foot_slip", "foot_duty")
+    metric_names = ("velocity_error", "yaw_rate_error", "foot_slip", "front_duty", "rear_duty")
     metric_units = {  # noqa: RUF012 (as the other tasks declare it)
         "velocity_error": (1.0, "m/s"),
         "yaw_rate_error": (1.0, "rad/s"),
         "foot_slip": (1.0, "m/s"),
-        "foot_duty": (100.0, "%"),
+        "front_duty": (100.0, "%"),
+        "rear_duty": (100.0, "%"),
     }
     joint_names = go1_model.JOINTS
     _TENSORS = (*MujocoEnv._TENSORS, "_command", "_contact", "_noise")
@@ -159,7 +160,8 @@ class Go1VelocityEnv(MujocoEnv):
             "velocity_error": (self._command[:, :2] - body.lin_vel[:, :2]).norm(dim=-1),
             "yaw_rate_error": (self._command[:, 2] - body.ang_vel[:, 2]).abs(),
             "foot_slip": (feet.speed * on_ground).sum(-1) / on_ground.sum(-1).clamp(min=1.0),
-            "foot_duty": on_ground.mean(-1),
+            "front_duty": on_ground[:, :2].mean(-1),
+            "rear_duty": on_ground[:, 2:].mean(-1),
         }
         return Judgement(terms, exceeded, metrics, reward, self._at_the_edge(qpos))
 

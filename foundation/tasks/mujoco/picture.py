@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,37 +55,46 @@ class Picture:
         self._camera.distance = viewer.distance
         self._camera.azimuth = viewer.azimuth
         self._camera.elevation = viewer.elevation
-        self._origin: np.ndarray | None = None
 
-    def draw(self, qpos: np.ndarray) -> np.ndarray:
-        """Draw states side by side; the camera follows the mean of their places along the way of the first.
+    def draw(self, qpos: np.ndarray, colours: Sequence[Sequence[float]] = ()) -> np.ndarray:
+        """Draw states side by side; the camera follows the mean of their places.
 
         Args:
             qpos: Generalised positions, a free joint's first. Shape: (num_shown, nq).
+            colours: Red, green and blue of each, from 0 to 1; none: those of the model.
 
         Returns:
             Shape: (height, width, 3), uint8.
         """
         mujoco = self._mujoco
         number = len(qpos)
-        side = (np.arange(number) - 0.5 * (number - 1)) * self._viewer.spacing
         shown = qpos.copy()
         if number > 1:
-            shown[:, 1] += side
-        centre = shown[:, :3].mean(0)
-        self._camera.lookat[:] = centre
+            shown[:, 1] += (np.arange(number) - 0.5 * (number - 1)) * self._viewer.spacing
+        self._camera.lookat[:] = shown[:, :3].mean(0)
         scene = self._renderer.scene
+        moving = mujoco.mjtCatBit.mjCAT_DYNAMIC
         for index, state in enumerate(shown):
             self._data.qpos[:] = state
             mujoco.mj_forward(self._model, self._data)
+            first = scene.ngeom
             if index == 0:
+                first = 0
                 self._renderer.update_scene(self._data, self._camera, self._option)
             else:
-                mujoco.mjv_addGeoms(
-                    self._model, self._data, self._option, mujoco.MjvPerturb(), mujoco.mjtCatBit.mjCAT_DYNAMIC, scene
-                )
+                mujoco.mjv_addGeoms(self._model, self._data, self._option, mujoco.MjvPerturb(), moving, scene)
+            if colours:
+                _colour(scene.geoms[first : scene.ngeom], colours[index], moving)
         return np.ascontiguousarray(self._renderer.render())
 
     def close(self) -> None:
         """Release the graphics context."""
         self._renderer.close()
+
+
+def _colour(geoms: Sequence[Any], colour: Sequence[float], category: int) -> None:
+    """Give the drawn geoms of a category a colour, without the material that would cover it."""
+    for geom in geoms:
+        if geom.category == category:
+            geom.matid = -1
+            geom.rgba[:3] = colour
