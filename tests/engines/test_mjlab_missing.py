@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 
 import pytest
 
@@ -39,3 +40,26 @@ def test_the_engine_is_listed_and_has_no_tasks():
     assert engine.task_names() == []
     with pytest.raises(UserError, match="mjlab is not installed here"):
         engine().load_configs(LaunchRequest(TASK))
+
+
+@pytest.fixture
+def files_alone(tmp_path, monkeypatch):
+    """An mjlab that was installed without what it needs, as ``pip install --no-deps`` does."""
+    tasks = tmp_path / "mjlab" / "tasks"
+    tasks.mkdir(parents=True)
+    (tmp_path / "mjlab" / "__init__.py").write_text("")
+    (tasks / "__init__.py").write_text("import a_package_that_is_not_there\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mjlab"]:
+        del sys.modules[name]
+
+
+def test_an_mjlab_without_what_it_needs_stops_no_other_engine(files_alone):
+    """Its own tasks name the missing package in one line; a task of another engine is found as before."""
+    with pytest.raises(UserError, match="mjlab is not installed here with 'a_package_that_is_not_there'") as failure:
+        select_engine(TASK)
+    assert "\n" not in str(failure.value) and "pip install 'mjlab>=1.6'" in str(failure.value)
+    assert engine_class("mjlab").task_names() == []
+    assert select_engine("CartPole-v1")[0].name == "gymnasium"
+    assert "which it needs" in str(engine_class("mjlab").why_not("Foundation-Velocity-Flat-Go1-v0"))

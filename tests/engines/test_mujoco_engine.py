@@ -178,6 +178,31 @@ def test_settings_that_no_simulation_has_are_one_line(hopper, values, message):
 
 
 @installed
+def test_pictures_show_environments_beside_one_another(hopper):
+    """Two boxes are two: half a metre apart, in the colours asked for; what is shown moves with the state."""
+    from foundation.tasks.mujoco.env import ViewerCfg
+    from foundation.tasks.mujoco.picture import Picture
+
+    env = make(hopper)
+    viewer = ViewerCfg(resolution=(64, 48), azimuth=0.0, elevation=-10.0, distance=1.5, spacing=0.5)
+    try:
+        picture = Picture(env.model_to_draw(), viewer)
+    except UserError as error:
+        pytest.skip(str(error))
+    red, blue = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)
+    image = picture.draw(np.zeros((2, 2)), [red, blue]).astype(int)
+    assert image.shape == (48, 64, 3)
+    reds = np.argwhere(image[..., 0] > image[..., 2] + 60)
+    blues = np.argwhere(image[..., 2] > image[..., 0] + 60)
+    assert min(len(reds), len(blues)) > 20
+    assert reds[:, 1].min() > blues[:, 1].max()  # seen along x, the world's left is the picture's left
+    assert not np.array_equal(picture.draw(np.full((2, 2), 0.1), [red, blue]), image)
+    picture.close()
+    with pytest.raises(UserError, match=r"env.viewer.resolution must be at least 16 x 16"):
+        Picture(env.model_to_draw(), ViewerCfg(resolution=(4, 4)))
+
+
+@installed
 def test_it_is_an_engine_that_auto_finds(hopper):
     """Its tasks are those with its entry point; the environment is one that the runners take as it is."""
     assert "mujoco" in engine_names()

@@ -19,7 +19,7 @@ class Go1PPORunnerCfg(OnPolicyRunnerCfg):
 
     experiment_name: str = "go1_flat"
     num_steps_per_env: int = 24
-    max_iterations: int = 120
+    max_iterations: int = 150
     save_interval: int = 20
     eval_interval: int = 20
     num_eval_episodes: int = 64

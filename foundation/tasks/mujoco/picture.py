@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Picture:
-    """Draws states of a model that begins with a free joint.
+    """Draws states of a model.
 
     Args:
         model: ``mujoco.MjModel``.
@@ -57,44 +57,44 @@ class Picture:
         self._camera.elevation = viewer.elevation
 
     def draw(self, qpos: np.ndarray, colours: Sequence[Sequence[float]] = ()) -> np.ndarray:
-        """Draw states side by side; the camera follows the mean of their places.
+        """Draw states beside one another, along the world's y; the camera follows the mean of their places.
 
         Args:
-            qpos: Generalised positions, a free joint's first. Shape: (num_shown, nq).
+            qpos: Generalised positions. Shape: (num_shown, nq).
             colours: Red, green and blue of each, from 0 to 1; none: those of the model.
 
         Returns:
             Shape: (height, width, 3), uint8.
         """
         mujoco = self._mujoco
-        number = len(qpos)
-        shown = qpos.copy()
-        if number > 1:
-            shown[:, 1] += (np.arange(number) - 0.5 * (number - 1)) * self._viewer.spacing
-        self._camera.lookat[:] = shown[:, :3].mean(0)
+        side = (np.arange(len(qpos)) - 0.5 * (len(qpos) - 1)) * self._viewer.spacing
+        self._camera.lookat[:] = np.mean([self._centre(state) for state in qpos], 0)
         scene = self._renderer.scene
         moving = mujoco.mjtCatBit.mjCAT_DYNAMIC
-        for index, state in enumerate(shown):
+        first = 0
+        for index, state in enumerate(qpos):
             self._data.qpos[:] = state
             mujoco.mj_forward(self._model, self._data)
-            first = scene.ngeom
             if index == 0:
-                first = 0
                 self._renderer.update_scene(self._data, self._camera, self._option)
             else:
                 mujoco.mjv_addGeoms(self._model, self._data, self._option, mujoco.MjvPerturb(), moving, scene)
-            if colours:
-                _colour(scene.geoms[first : scene.ngeom], colours[index], moving)
+            for geom in scene.geoms[first : scene.ngeom]:
+                if geom.category == moving:
+                    geom.pos[1] += side[index]
+                    if colours:
+                        geom.matid = -1  # a material would cover it
+                        geom.rgba[:3] = colours[index]
+            first = scene.ngeom
         return np.ascontiguousarray(self._renderer.render())
+
+    def _centre(self, state: np.ndarray) -> np.ndarray:
+        """Return the centre of mass of the first body and what hangs on it [m]. Shape: (3,)."""
+        self._data.qpos[:] = state
+        self._mujoco.mj_kinematics(self._model, self._data)
+        self._mujoco.mj_comPos(self._model, self._data)
+        return self._data.subtree_com[1].copy()
 
     def close(self) -> None:
         """Release the graphics context."""
         self._renderer.close()
-
-
-def _colour(geoms: Sequence[Any], colour: Sequence[float], category: int) -> None:
-    """Give the drawn geoms of a category a colour, without the material that would cover it."""
-    for geom in geoms:
-        if geom.category == category:
-            geom.matid = -1
-            geom.rgba[:3] = colour

@@ -71,6 +71,21 @@ def test_constant_columns_are_opened_and_no_other():
     assert ship_teacher.open_constant_columns({"mlp.0.weight": torch.ones(1)}) == 0
 
 
+def test_an_optimiser_that_is_not_wanted_is_left_out(tmp_path):
+    """Without it the file has the models and the iteration as they were, and nothing else is lost."""
+    (tmp_path / "params").mkdir()
+    for name in ship_teacher.SETTINGS:
+        (tmp_path / "params" / name).write_text("seed: 1\n")
+    models = {name: {"mlp.0.weight": torch.ones(2)} for name in ship_teacher.MODELS}
+    torch.save({**models, "optimizer_state_dict": {"state": {}}, "iter": 3}, tmp_path / "best_model.pt")
+    for flags, names in (([], {"optimizer_state_dict"}), (["--without_optimizer"], set())):
+        out = tmp_path / f"out{len(flags)}"
+        assert ship_teacher.main([str(tmp_path), str(out), *flags]) == 0
+        shipped = torch.load(out / "model.pt", weights_only=True)
+        assert set(shipped) == {*ship_teacher.MODELS, "iter", *names}
+        assert (out / "params" / "env.yaml").read_text() == "seed: 1\n"
+
+
 def test_a_run_without_an_evaluation_is_named(tmp_path):
     """The folder that was given is in the error."""
     with pytest.raises(UserError, match=r"best_model\.pt: no such file; give the folder of a run"):
