@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
+import numpy as np
+
 from foundation.core.errors import UserError
-from foundation.tasks.legs.go1_model import VariationCfg
+from foundation.tasks.legs.go1_model import ACTION_SCALE, JOINTS, STANDING, VariationCfg
 from foundation.tasks.legs.terrain import TerrainCfg
 from foundation.tasks.mujoco.env import MujocoEnvCfg, SceneCfg, ViewerCfg
 
@@ -16,6 +18,32 @@ class RobotCfg:
 
     file: str | None = None
     """mjlab's ``go1.xml``, with its meshes beside it. None: that of the installed mjlab."""
+
+
+@dataclass
+class JointTargetsCfg:
+    """What an action means: the target angle of each joint is ``offset + scale * action``."""
+
+    joint_names: tuple[str, ...] = JOINTS
+    """The joint of each action, in order; the model's own."""
+    preserve_order: bool = True
+    """Whether that is the order of the actions; it is."""
+    scale: dict[str, float] = field(default_factory=lambda: _by_joint(ACTION_SCALE))
+    """By joint: a quarter of the angle that its greatest torque holds [rad]."""
+    offset: dict[str, float] = field(default_factory=lambda: _by_joint(STANDING))
+    """By joint: its angle when the robot stands [rad]."""
+
+
+@dataclass
+class ActionsCfg:
+    """The actions, with Isaac Lab's names, so that an exported policy says which joints it moves and how."""
+
+    joint_pos: JointTargetsCfg = field(default_factory=JointTargetsCfg)
+    """Targets of the joints' controllers."""
+
+
+def _by_joint(values: np.ndarray) -> dict[str, float]:
+    return {name: round(float(value), 6) for name, value in zip(JOINTS, values, strict=True)}
 
 
 @dataclass
@@ -126,6 +154,8 @@ class Go1FlatEnvCfg(MujocoEnvCfg):
     """The ground."""
     variation: VariationCfg = field(default_factory=VariationCfg)
     """How robots differ from episode to episode."""
+    actions: ActionsCfg = field(default_factory=ActionsCfg)
+    """The actions."""
     command: CommandCfg = field(default_factory=CommandCfg)
     """Commanded velocities."""
     push: PushCfg = field(default_factory=PushCfg)
@@ -162,7 +192,18 @@ class Go1RoughEnvCfg_PLAY(Go1RoughEnvCfg):  # noqa: N801
     scene: SceneCfg = field(default_factory=lambda: SceneCfg(num_envs=32))
 
 
-PARTS = ("robot", "terrain", "variation", "command", "push", "observation_noise", "gait", "rewards", "terminations")
+PARTS = (
+    "robot",
+    "actions",
+    "terrain",
+    "variation",
+    "command",
+    "push",
+    "observation_noise",
+    "gait",
+    "rewards",
+    "terminations",
+)
 
 
 def check_legs_cfg(cfg: Go1FlatEnvCfg) -> None:
@@ -198,7 +239,18 @@ def check_legs_cfg(cfg: Go1FlatEnvCfg) -> None:
             raise UserError(f"env.{name} must not be negative, it is {value:g}")
     if cfg.variation.num_models < 1:
         raise UserError(f"env.variation.num_models must be at least 1, it is {cfg.variation.num_models}")
+    _check_actions(cfg.actions.joint_pos)
     _check_terrain(cfg)
+
+
+def _check_actions(actions: JointTargetsCfg | None) -> None:
+    if actions is None:
+        raise UserError("env.actions.joint_pos=null: the task needs it")
+    if tuple(actions.joint_names) != JOINTS or actions.preserve_order is not True:
+        raise UserError(f"env.actions.joint_pos.joint_names must be the model's, in its order: {', '.join(JOINTS)}")
+    for name in ("scale", "offset"):
+        if set(getattr(actions, name)) != set(JOINTS):
+            raise UserError(f"env.actions.joint_pos.{name} must have one number for each of {', '.join(JOINTS)}")
 
 
 def _check_terrain(cfg: Go1FlatEnvCfg) -> None:

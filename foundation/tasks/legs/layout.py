@@ -40,7 +40,11 @@ def make_layout() -> dict[str, tuple[Field, ...]]:
         "velocity": (lin_vel,),
         "dynamics": dynamics,
         "actions": (
-            Field(name="joint_targets", size=12, frame=f"0 standing; times env's action_scale [rad]; {JOINTS}"),
+            Field(
+                name="joint_targets",
+                size=12,
+                frame=f"offset + scale * action [rad], of env.actions.joint_pos; {JOINTS}",
+            ),
         ),
     }
 

@@ -79,7 +79,11 @@ class Go1VelocityEnv(MujocoEnv):
         scale = [1.0 if name == "termination" else self.step_dt for name in mdp.REWARD_TERMS]
         self._weights = (torch.tensor(weights) * torch.tensor(scale)).unsqueeze(1)
         self._standing = torch.from_numpy(go1_model.STANDING)
-        self._action_scale = torch.from_numpy(go1_model.ACTION_SCALE)
+        actions = self.cfg.actions.joint_pos
+        self._target_scale, self._target_offset = (
+            torch.tensor([by_joint[name] for name in go1_model.JOINTS], dtype=torch.float64)
+            for by_joint in (actions.scale, actions.offset)
+        )
         ahead, aside = (SCAN_SPACING * (torch.arange(count) - 0.5 * (count - 1)) for count in SCAN)
         self._scan = torch.cartesian_prod(ahead, aside)
         self._first_sensor = int(self.sim.model.sensor(f"{go1_model.FEET[0]}_position").adr[0])
@@ -131,7 +135,7 @@ class Go1VelocityEnv(MujocoEnv):
 
     def control(self, action: torch.Tensor) -> torch.Tensor:
         """Return the joints' target angles [rad]. Shape: (num_envs, 12)."""
-        return self._standing + self._action_scale * action
+        return self._target_offset + self._target_scale * action
 
     def judge(self, action: torch.Tensor) -> Judgement:
         """Compute reward, falls and metrics after a step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from foundation.core.errors import UserError
+from foundation.export.joints import joints_of
 from foundation.tasks.legs import go1_model, mdp
-from foundation.tasks.legs.env_cfg import Go1FlatEnvCfg, Go1RoughEnvCfg, PushCfg, check_legs_cfg
+from foundation.tasks.legs.env_cfg import Go1FlatEnvCfg, Go1RoughEnvCfg, JointTargetsCfg, PushCfg, check_legs_cfg
 from foundation.tasks.legs.layout import make_layout, make_rough_layout
 from foundation.tasks.legs.terrain import Terrain, TerrainCfg
 from foundation.tasks.legs.velocity_env import Go1VelocityEnv
@@ -224,6 +226,15 @@ def test_robots_commands_and_pushes_repeat_with_the_seed(flat):
     assert not torch.equal(runs[0][-1], runs[2][-1])
 
 
+def test_an_export_says_which_joints_it_moves():
+    """The config states names, scale and offset of the actions; the first is 0.25 * 23.7 / (I (20 pi)^2) [rad]."""
+    joints = joints_of(asdict(Go1FlatEnvCfg()), 12)
+    assert joints is not None and joints.names == go1_model.JOINTS
+    inertia = 0.000111842 * 36.0
+    assert joints.scale[0] == pytest.approx(0.25 * 23.7 / (inertia * (20.0 * math.pi) ** 2), rel=1e-5)
+    assert joints.offset[:3] == (0.1, 0.9, -1.8) and joints.offset[3] == -0.1
+
+
 # -- what users type ---------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +268,11 @@ def test_another_robot_s_file_is_one_line(tmp_path):
         ("push", {"interval": -1.0}, "env.push.interval must not be negative"),
         ("observation_noise", {"joint_vel": math.nan}, "env.observation_noise.joint_vel must not be negative"),
         ("terrain", {"height": 0.1, "resolution": 0.0}, "env.terrain needs 0 < resolution"),
+        (
+            "actions",
+            {"joint_pos": JointTargetsCfg(scale={"hip": 1.0})},
+            r"joint_pos.scale must have one number for each",
+        ),
         ("viewer", {"num_envs": 2}, "env.viewer.num_envs must be 1 on rough ground"),
     ],
 )
