@@ -43,7 +43,7 @@ NEVER = 1e9
 """A mean return that no task has, so that the teacher's training does not stop early."""
 PATIENCE = 120.0
 """Time that the student has for its last evaluation when the teacher is trained, and for its end [s]."""
-LOOK = 0.25
+LOOK = 1.0
 """Time between two looks at what the trainings have written [s]."""
 
 TASKS = {"CartPole-v1": 40_000, "Acrobot-v1": 60_000}
@@ -290,7 +290,7 @@ def draw(done: dict[str, dict[str, Any]], path: Path) -> None:
 
     columns = min(3, len(done))
     rows = -(-len(done) // columns)
-    size = (3.4 * columns, 2.9 * rows)
+    size = (max(5.6, 3.4 * columns), 2.9 * rows + 0.3)
     figure, axes = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, sharey="row")
     for panel, (name, run) in zip(axes.flat, done.items(), strict=False):
         teacher = run["teacher"]
@@ -306,7 +306,7 @@ def draw(done: dict[str, dict[str, Any]], path: Path) -> None:
         row[0].set_ylabel("mean return")
     for panel in axes.flat[len(done) :]:
         panel.axis("off")
-    axes[0][0].legend(fontsize=7, loc="lower right")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
