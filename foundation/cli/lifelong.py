@@ -73,10 +73,18 @@ def read_lifelong(values: dict[str, Any]) -> LifelongCfg | None:
             raise UserError(f"lifelong.{name} is {given[name]!r}: it must be {error}") from None
     if cfg.episodes < 1:
         raise UserError(f"lifelong.episodes is {cfg.episodes}: it must be at least 1")
-    for key in ("task", "teacher"):
-        if key in cfg.distill or key in cfg.compress:
-            raise UserError(f"lifelong: '{key}' is the stage's own: leave it out of distill and compress")
+    _refuse_own_keys(cfg)
     return cfg
+
+
+def _refuse_own_keys(cfg: LifelongCfg) -> None:
+    """Refuse what each stage says itself."""
+    for part, own in (("distill", cfg.distill), ("compress", cfg.compress)):
+        teacher = own.get("teacher")
+        named = {"task": "task" in own, "teacher.checkpoint": isinstance(teacher, dict) and "checkpoint" in teacher}
+        for key, is_there in named.items():
+            if is_there:
+                raise UserError(f"lifelong.{part}.{key} is the stage's own: leave it out")
 
 
 class Lifelong:

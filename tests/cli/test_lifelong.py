@@ -122,7 +122,8 @@ def test_bad_settings_and_a_command_that_fails(processes, monkeypatch, capfd):
         ("lifelong: {episodes: 0}", "at least 1"),
         ("lifelong: {episodes: many}", "it must be an integer"),
         ("lifelong: {distill: 3}", "it must be a mapping"),
-        ("lifelong: {distill: {task: A}}", "the stage's own"),
+        ("lifelong: {distill: {task: A}}", "lifelong.distill.task is the stage's own"),
+        ("lifelong: {compress: {teacher: {checkpoint: a.pt}}}", "lifelong.compress.teacher.checkpoint is the stage's"),
     ):
         Path("two.yaml").write_text(f"{text}\nstages: [{{task: A}}]\n")
         with pytest.raises(UserError, match=says):
