@@ -213,7 +213,7 @@ class Lifelong:
             if code:
                 raise StepFailed(code, f"{name} could not be measured on {task}: see {path.with_suffix('.log')}")
             self._measured.add(file)
-        return float(json.loads(path.read_text(encoding="utf-8"))["mean_return"])
+        return float(json.loads(path.read_text(encoding="utf-8"))["return"]["mean"])
 
 
 def matrix_lines(found: Forgetting) -> list[str]:
@@ -228,8 +228,8 @@ def matrix_lines(found: Forgetting) -> list[str]:
     for stage, scores in enumerate(found.matrix, 1):
         cells = [f"{100 * score:>{width}.1f}" for score, width in zip(scores, widths, strict=True)]
         lines.append("  ".join([f"stage {stage:<4}", *cells]))
-    lines.append(f"Mean {100 * found.mean_score:.1f} %, backward transfer {100 * found.backward_transfer:.1f} %")
-    return lines
+    transfer = "" if len(found.names) < 2 else f", backward transfer {100 * found.backward_transfer:.1f} %"
+    return [*lines, f"Mean {100 * found.mean_score:.1f} %{transfer}"]
 
 
 def shared_arguments(args: Mapping[str, Any], argv: Sequence[str]) -> list[str]:

@@ -15,6 +15,8 @@ from foundation.cli import lifelong, stages, steps
 from foundation.cli.finetune_job import STAGED
 from foundation.core.errors import UserError
 from foundation.core.files import load_yaml
+from foundation.evaluation.report_table import evaluation_figures
+from foundation.rollout.episodes import EvaluationResult
 from foundation.rsl_rl.finetune import build_parser
 
 FILE = """
@@ -44,7 +46,9 @@ class Processes:
             )
             table = RETURNS | SMALL
             own = {("stage1", "A"): 100.0, ("stage2", "B"): 110.0}
-            Path(given["--json"]).write_text(json.dumps({"mean_return": (table | own)[step, given["--task"]]}))
+            value = torch.tensor([(table | own)[step, given["--task"]]])
+            figures = evaluation_figures(EvaluationResult(value, torch.ones(1), None))
+            Path(given["--json"]).write_text(json.dumps(figures))
             return 0
         root = "distillation" if module == stages.DISTILLATION else "finetune"
         name = f"2026-01-01_00-00-{len(self.calls):02d}_{given['--run_name']}"
