@@ -15,7 +15,7 @@ import torch
 
 from foundation.core.errors import UserError
 from foundation.engines import engine_class, engine_names, select_engine
-from foundation.engines.base import EnvCapabilities, LaunchRequest, MissingPackage
+from foundation.engines.base import EnvCapabilities, LaunchRequest, MissingPackage, is_perturbable
 from foundation.engines.checked_env import CheckedEnv
 from foundation.tasks.mujoco import package
 
@@ -120,6 +120,30 @@ def test_a_restored_environment_goes_on_bit_for_bit(hopper):
     smaller.scene.num_envs = 2
     with pytest.raises(UserError, match="use --num_envs 6"):
         hopper.HopperEnv(smaller).load_state_dict(env.state_dict())
+
+
+@installed
+def test_perturbations_scale_every_variant_and_go_away_again(hopper):
+    """With half of gravity a box falls slower; nominal again it steps as one that was never varied."""
+    env = make(hopper)
+    untouched = make(hopper)
+    assert is_perturbable(env)
+    falls = []
+    for values in ({}, {"gravity": -50.0, "mass": 20.0}, {}):
+        env.perturb(values)
+        env.reset(1)
+        env.step(torch.zeros(NUM_ENVS, 1))
+        falls.append(env.qvel[:, 0].clone())
+    untouched.reset(1)
+    untouched.step(torch.zeros(NUM_ENVS, 1))
+    # The leg pushes within the first step too, the same in both: what differs is the weight, g / 2 for 0.02 s.
+    env.perturb({"gravity": -50.0, "mass": 20.0})
+    assert [model.body("box").mass[0] for model in env.sim.models] == pytest.approx([1.2, 1.8])
+    assert [model.opt.gravity[2] for model in env.sim.models] == pytest.approx([-4.905] * 2)
+    assert (falls[1] > falls[0] + 0.05).all()
+    assert torch.equal(falls[2], untouched.qvel[:, 0])
+    with pytest.raises(UserError, match=r"mass=-100: a change of more than -100 %"):
+        env.perturb({"mass": -100.0})
 
 
 @installed

@@ -16,6 +16,7 @@ import torch
 from tensordict import TensorDict
 
 from foundation.core.errors import UserError
+from foundation.tasks.mujoco.perturbations import QUANTITIES
 from foundation.tasks.mujoco.simulation import BatchedSimulation
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ class MujocoEnv(ABC):
     metric_names: ClassVar[tuple[str, ...]]
     """The metrics of an episode."""
     metadata = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012 (gymnasium's convention)
+    perturbations = QUANTITIES
+    """What :meth:`perturb` can vary: name -> (unit, nominal value, values to measure at)."""
     _TENSORS: ClassVar[tuple[str, ...]] = ("_action", "episode_length_buf", "_sums", "_latest")
     """Tensors that decide what happens next; a task adds its own."""
 
@@ -354,6 +357,14 @@ class MujocoEnv(ABC):
         groups = {name: value.to(self.device).clone() for name, value in saved["observations"].items()}
         self._observations = TensorDict(groups, batch_size=[self.num_envs], device=self.device)
         self._generator.set_state(saved["generator"].cpu())
+
+    def perturb(self, values: Mapping[str, float]) -> None:
+        """Vary the simulation of all variants; what is not named is nominal again.
+
+        Args:
+            values: Names of :attr:`perturbations`, and by how much they change [%].
+        """
+        self.sim.vary(values)
 
     def model_to_draw(self) -> Any:
         """Return the model that pictures are of: a ``mujoco.MjModel`` with the positions of the simulated one."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from foundation.core.errors import UserError
 from foundation.tasks.mujoco.package import import_mujoco
+from foundation.tasks.mujoco.perturbations import check_changes, varied
 
 
 class BatchedSimulation:
@@ -29,7 +30,9 @@ class BatchedSimulation:
         rollout = import_mujoco("mujoco.rollout")
         if not models:
             raise UserError("a simulation needs at least one model")
-        self.models = tuple(models)
+        self._nominal = tuple(models)
+        self.models = self._nominal
+        """The variants, as varied by :meth:`vary`."""
         self.model = models[0]
         self._check_sizes()
         self.num_envs = num_envs
@@ -66,6 +69,15 @@ class BatchedSimulation:
         """View of the generalised velocities. Shape: (num_envs, nv)."""
         start = 1 + self.model.nq
         return self.state[:, start : start + self.model.nv]
+
+    def vary(self, values: Mapping[str, float]) -> None:
+        """Scale parameters of all variants; what is not named is nominal again.
+
+        Args:
+            values: Changes of :data:`foundation.tasks.mujoco.perturbations.QUANTITIES` [%].
+        """
+        check_changes(values)
+        self.models = tuple(varied(model, values) for model in self._nominal) if values else self._nominal
 
     def begin(self, where: np.ndarray, qpos: np.ndarray, qvel: np.ndarray, variant: np.ndarray) -> None:
         """Put environments into new states, with activations at rest and the time at 0.
