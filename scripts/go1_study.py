@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from camera_study import cpu_seconds_of
 
 from foundation.engines.headless import prepare_rendering
 from foundation.policies.actors import PolicyActor
@@ -156,30 +157,33 @@ def distil(case: Case, folder: Path) -> tuple[Path, float]:
         folder: Where runs go.
 
     Returns:
-        The run's folder, and the CPU time of this call's part, start and measurements included [s].
+        The run's folder, and its CPU time, start and measurements included [s].
 
     Raises:
         RuntimeError: If it fails, with the end of what it printed.
     """
     name = case.name.replace("/", "_")
     runs = folder / "logs" / "distillation" / "go1"
+    timed = folder / f"{name}.json"
+    spent = json.loads(timed.read_text()) if timed.is_file() else 0.0
     made = sorted(runs.glob(f"*_{name}"))
     if made and (made[-1] / "summary.json").is_file():
-        return made[-1], 0.0
+        return made[-1], spent
     command = [sys.executable, str(ROOT / "foundation" / "rsl_rl" / "distillation.py"), *case.command]
     command += ["--device", "cpu", "--experiment_name", "go1", "--run_name", name]
     if made and (made[-1] / "checkpoint_latest.pt").is_file():
         command += ["--resume", "--load_run", made[-1].name]
-    before = _child_seconds()
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{case.name}: exit code {done.returncode}\n{(done.stdout + done.stderr)[-2000:]}")
-    return max(runs.glob(f"*_{name}")), _child_seconds() - before
-
-
-def _child_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    else:
+        spent = 0.0
+    log = folder / f"{name}.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, cwd=folder, stdout=file, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            time.sleep(1.0)
+            timed.write_text(json.dumps(spent + cpu_seconds_of(process.pid)))  # a killed call leaves what it spent
+    if process.returncode or not list(runs.glob(f"*_{name}/summary.json")):
+        raise RuntimeError(f"{case.name}: exit code {process.returncode}\n{log.read_text()[-2000:]}")
+    return max(runs.glob(f"*_{name}")), json.loads(timed.read_text())
 
 
 def run(case: Case, folder: Path) -> dict[str, Any]:
