@@ -305,10 +305,18 @@ def film(student: Path, output: Path, seconds: float) -> None:
     for env in envs:
         env.cfg.command.standing = 0.0
         env.cfg.command.lin_vel_x = (0.5, 1.0)
+        env.cfg.command.ang_vel_z = (-0.2, 0.2)
+    envs[0].cfg.viewer.azimuth = 60.0
+    # An episode that begins along the world's x, so that the two walk beside one another.
+    seed = SEED
+    envs[0].reset(seed)
+    while abs(float(envs[0].qpos[0, 6])) > 0.05:  # the sine of half of its yaw
+        seed += 1
+        envs[0].reset(seed)
     from foundation.tasks.mujoco.picture import Picture
 
     actors = [actor_of(path, env) for path, env in zip((teacher_file("flat"), student), envs, strict=True)]
-    seen = [env.reset(SEED) for env in envs]
+    seen = [env.reset(seed) for env in envs]
     width, height = envs[0].cfg.viewer.resolution
     picture = Picture(envs[0].model_to_draw(), envs[0].cfg.viewer)
     output.parent.mkdir(parents=True, exist_ok=True)
