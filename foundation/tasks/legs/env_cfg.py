@@ -9,7 +9,7 @@ import numpy as np
 from foundation.core.errors import UserError
 from foundation.tasks.legs.go1_model import ACTION_SCALE, JOINTS, STANDING, VariationCfg
 from foundation.tasks.legs.terrain import TerrainCfg
-from foundation.tasks.mujoco.env import MujocoEnvCfg, SceneCfg, ViewerCfg
+from foundation.tasks.mujoco.env import MujocoEnvCfg, SceneCfg
 
 
 @dataclass
@@ -172,10 +172,9 @@ class Go1FlatEnvCfg(MujocoEnvCfg):
 
 @dataclass
 class Go1FlatEnvCfg_PLAY(Go1FlatEnvCfg):  # noqa: N801 (Isaac Lab's name for it)
-    """The same with few environments, of which two are shown."""
+    """The same with few environments."""
 
     scene: SceneCfg = field(default_factory=lambda: SceneCfg(num_envs=32))
-    viewer: ViewerCfg = field(default_factory=lambda: ViewerCfg(num_envs=2))
 
 
 @dataclass
