@@ -1,10 +1,11 @@
 """Distil, then fine-tune by PPO on the same task: how low the return falls on the way, and where it ends.
 
-    python scripts/point_ctrl_finetune.py                # a student of the shipped teacher, three ways, three seeds
+    python scripts/point_ctrl_finetune.py                # a student of the shipped teacher, four ways, three seeds
     python scripts/point_ctrl_finetune.py --quick        # tiny sizes, to see that it runs
 
 The student sees the 22 numbers that a vehicle can measure; PPO goes on from it (a) after the critic has learned alone,
-(b) at once, (c) at once and with the moments that the distillation's optimiser had, as a resumed run would have them.
+(b) at once, (c) at once and with the moments that the distillation's optimiser had, as a resumed run would have them,
+(d) as (c), with the settings that train the task from scratch.
 Start and end are measured on the same fresh episodes, so that their difference is one of pairs. Every finished stage is
 kept in ``<folder>/stages.json`` and is not run again. Writes ``<out>.json``, ``<out>.md`` and ``<out>.png``.
 """
@@ -36,9 +37,16 @@ EXPERIMENT = "point_ctrl_finetune"
 FRESH_SEED = 5_000_021
 """Seed of the episodes that are compared; neither training nor the choice of the best policy sees them."""
 STUDENT = ["experiment=fast", "distill.student.obs_groups=[deployable]"]
-SETTINGS = ["--init_std", "0.05", "agent.algorithm.desired_kl=0.005"]
-"""Of PPO, for all ways: little noise and small steps around a policy that is good already."""
-WARMUP = 10
+SETTINGS = [
+    *("--init_std", "0.02", "--learning_rate", "4e-5", "agent.algorithm.schedule=fixed"),
+    *("--num_envs", "256", "agent.num_steps_per_env=128", "agent.algorithm.lam=0.99"),
+    "agent.algorithm.num_learning_epochs=3",
+]
+"""Of PPO: little noise and small steps around a policy that is good already, and long rollouts, whose advantages depend
+little on the critic's errors."""
+FROM_SCRATCH = ["--init_std", "0.3"]
+"""Of the way that has the task's own settings of PPO: its noise at the start."""
+WARMUP = 12
 """Iterations of the critic alone."""
 INK, FLOOR = "#333333", 0.95
 """Colour of text; share of the start's return below which no evaluation is to fall."""
@@ -46,8 +54,9 @@ WAYS = {
     "warm-up": "critic warm-up",
     "at once": "no warm-up",
     "old moments": "no warm-up, the old optimiser's moments",
+    "from scratch": "the same, settings of training from scratch",
 }
-COLORS = {"warm-up": "#2a7f62", "at once": "#5b7db1", "old moments": "#d1495b"}
+COLORS = {"warm-up": "#2a7f62", "at once": "#5b7db1", "old moments": "#d99a2b", "from scratch": "#d1495b"}
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -58,7 +67,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ScriptParser(__doc__)
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="(default: all)")
     parser.add_argument("--seeds", nargs="+", type=seed, default=[0, 1, 2], help="of the fine-tuning (0 1 2)")
-    parser.add_argument("--iterations", type=positive_int, default=60, help="the warm-up included (%(default)s)")
+    parser.add_argument("--iterations", type=positive_int, default=30, help="in which the actor learns (%(default)s)")
     parser.add_argument("--episodes", type=positive_int, default=2048, help="fresh ones, to compare (%(default)s)")
     parser.add_argument("--student", type=Path, metavar="PATH", help="fine-tune this one (one is distilled)")
     parser.add_argument("--folder", type=Path, default=Path("logs/point_ctrl_finetune"), help="(%(default)s)")
@@ -66,7 +75,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, reaches nothing")
     args = parser.read(argv)
     if args.quick:
-        args.iterations, args.episodes, args.seeds = WARMUP + 2, 16, args.seeds[:1]
+        args.iterations, args.episodes, args.seeds = 2, 16, args.seeds[:1]
     return args
 
 
@@ -77,14 +86,14 @@ def tokens(student: Path, way: str, seed: int, iterations: int) -> list[str]:
         student: The policy to start from.
         way: One of :data:`WAYS`.
         seed: Of the run.
-        iterations: In which the actor learns, and for the warm-up :data:`WARMUP` of them in which it does not.
+        iterations: In which the actor learns; a warm-up comes before them.
     """
     warmup = WARMUP if way == "warm-up" else 0
     return [
         *("--task", TASK, "--checkpoint", str(student), "--seed", str(seed), "--device", "cpu"),
-        *("--max_iterations", str(iterations), "--critic_warmup_iterations", str(warmup)),
-        *("--eval_interval", "1", "--num_eval_episodes", "256", "--final_eval_episodes", "16"),
-        *SETTINGS,
+        *("--max_iterations", str(warmup + iterations), "--critic_warmup_iterations", str(warmup)),
+        *("--eval_interval", "2", "--final_eval_episodes", "16"),  # the fresh episodes come afterwards
+        *(FROM_SCRATCH if way == "from scratch" else SETTINGS),
     ]
 
 
@@ -185,7 +194,7 @@ class Study:
             job.cfg.num_envs = env.num_envs
             settings = AgentSettings.read(session.agent_cfg, job.cfg)
             runner = FinetuneRunner(env, job.cfg, settings, run, make_eval_env=session.make_eval_env)
-            if way == "old moments":
+            if way in ("old moments", "from scratch"):
                 take_moments(runner, self.student)
             summary = runner.run()
         episodes = self.args.episodes
@@ -270,16 +279,18 @@ def page(
             "",
             f"Made by `python scripts/point_ctrl_finetune.py --iterations {settings['iterations']} --episodes "
             f"{settings['episodes']}`. A student of the shipped teacher of `{TASK}` that sees the 22 numbers a vehicle "
-            "can measure (`experiment=fast`) is trained further by PPO, in three ways that differ by the critic's "
-            f"{WARMUP} iterations alone and by the optimiser's moments. On {settings['episodes']} fresh episodes the "
-            f"teacher reaches {teacher[0]:.2f} ± {teacher[1]:.2f} and the student {student[0]:.2f} ± {student[1]:.2f} "
-            "(± is the half-width of the 95 % confidence interval of a mean). Raw numbers: "
+            "can measure (`experiment=fast`) is trained further by PPO. The first three ways differ by the critic's "
+            f"{WARMUP} iterations alone and by the moments of the distillation's optimiser, which a resumed run goes "
+            "on with; the last has the settings that train the task from scratch, and their noise. On "
+            f"{settings['episodes']} fresh episodes the teacher reaches {teacher[0]:.2f} ± {teacher[1]:.2f} and the "
+            f"student {student[0]:.2f} ± {student[1]:.2f} (± is the half-width of the 95 % confidence interval of a "
+            "mean). Raw numbers: "
             f"`{name}.json`.",
             "",
             f"![Return over the iterations, of that of the start]({name}.png)",
             "",
-            "How low the deterministic policy falls: it is evaluated after every iteration in which it has learned, on "
-            "256 episodes that are always the same. Medians and ranges over the seeds.",
+            "How low the deterministic policy falls: it is evaluated after every second iteration, on 128 episodes "
+            "that are always the same. Medians and ranges over the seeds.",
             "",
             *falls,
             "",

@@ -21,27 +21,29 @@ class Method:
     distilled: bool = False
     """Starts from the student that was distilled from the chase's teacher, rather than from that teacher."""
     kl_coef: float = 0.0
-    """Weight of the KL to the chase's teacher, on the states of the new task."""
+    """Weight of the KL to the policy at the start, on the states of the new task. The start's copy has the same noise
+    as the policy; a teacher of less noise would take away what exploration needs."""
     replay: float | None = None
     """Weight of the replay of the chase's transitions; None: they are not loaded."""
     ewc: float = 0.0
     """Weight of elastic weight consolidation."""
+    trained: tuple[str, ...] = ()
+    """Settings that say which part of the policy is trained; none: all of it."""
 
-    def tokens(self, teacher: Path, dataset: Path) -> list[str]:
+    def tokens(self, dataset: Path) -> list[str]:
         """Return the arguments of ``finetune.py`` that are this method's.
 
         Args:
-            teacher: The chase's teacher.
             dataset: Folder of the chase's transitions.
         """
         tokens: list[str] = []
         if self.kl_coef:
-            tokens += ["--teacher_checkpoint", str(teacher), "--kl_coef", str(self.kl_coef)]
+            tokens += ["--kl_coef", str(self.kl_coef)]
         if self.replay is not None:
             tokens += [f"finetune.replay.dataset={dataset}", f"finetune.replay.coef={self.replay}"]
         if self.ewc:
             tokens.append(f"finetune.ewc.coef={self.ewc}")
-        return tokens
+        return [*tokens, *self.trained]
 
 
 METHODS: dict[str, Method] = {
@@ -51,6 +53,13 @@ METHODS: dict[str, Method] = {
     "replay": Method("PPO + replay", replay=100.0),
     "kl_replay": Method("PPO + KL + replay", kl_coef=0.03, replay=100.0),
     "ewc": Method("PPO + EWC", replay=0.0, ewc=1.0),
+    "adapters": Method("adapters", trained=("finetune.adapters.rank=8",)),
+    "task_adapters": Method(
+        "adapters of the new task", trained=("finetune.adapters.rank=8", "finetune.adapters.by_task=true")
+    ),
+    "head": Method("a head of the new task", trained=("finetune.heads.layers=0",)),
+    "deep_head": Method("a head and a hidden layer of the new task", trained=("finetune.heads.layers=1",)),
+    "column": Method("a progressive column", trained=("finetune.progressive.init=copy",)),
 }
 """By the name that ``--methods`` takes."""
 
