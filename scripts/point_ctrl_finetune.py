@@ -13,6 +13,7 @@ kept in ``<folder>/stages.json`` and is not run again. Writes ``<out>.json``, ``
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import os
 import sys
@@ -123,6 +124,7 @@ def take_moments(runner: FinetuneRunner, checkpoint: Path) -> None:
         runner.ppo.optimizer.state[weight] = {name: torch.as_tensor(value) for name, value in known.items()}
 
 
+@functools.cache
 def fresh_returns(checkpoint: Path, episodes: int) -> torch.Tensor:
     """Return a policy's return in each of the fresh episodes. Shape: (episodes,)."""
     from continual.measure import load, opened
