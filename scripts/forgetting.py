@@ -138,21 +138,24 @@ class Study:
         return {"figures": figures}
 
     def fine_tune(self, name: str, seed: int) -> dict[str, Any]:
-        """Run the second stage by one method."""
-        from raptor.stages import newest_run, python
+        """Run the second stage by one method, or resume it where it was stopped."""
+        from raptor.stages import interrupted_run, newest_run, python
 
         method = METHODS[name]
         start = Path(self.stages.done["distil"]["checkpoint"]) if method.distilled else self.teachers["chase"]
         run_name = f"{name}_s{seed}"
-        python(
-            "foundation/rsl_rl/finetune.py",
+        tokens = [
             *("--task", EVADE, "--checkpoint", start, "--seed", seed, "--max_iterations", self.args.iterations),
             *("--experiment_name", EXPERIMENT, "--run_name", run_name),
             *("--eval_interval", 10, "--final_eval_episodes", 16),  # it is measured on both tasks afterwards
             *PPO,
             *method.tokens(self.dataset),
-            log=self.folder / f"{run_name}.log",
-        )
+        ]
+        since = self.stages.begun[run_name]["since"]
+        stopped = interrupted_run(EXPERIMENT, run_name, "finetune", since)
+        if stopped is not None:
+            tokens = ["--resume", "--experiment_name", EXPERIMENT, "--load_run", stopped.name]
+        python("foundation/rsl_rl/finetune.py", *tokens, log=self.folder / f"{run_name}.log")
         end = newest_run(EXPERIMENT, run_name, kind="finetune") / "best_student.pt"
         return {"checkpoint": str(end.resolve())}
 

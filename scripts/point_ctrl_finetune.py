@@ -67,7 +67,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="(default: all)")
     parser.add_argument("--seeds", nargs="+", type=seed, default=[0, 1, 2], help="of the fine-tuning (0 1 2)")
     parser.add_argument("--iterations", type=positive_int, default=30, help="in which the actor learns (%(default)s)")
-    parser.add_argument("--episodes", type=positive_int, default=2048, help="fresh ones, to compare (%(default)s)")
+    parser.add_argument("--episodes", type=positive_int, default=1024, help="fresh ones, to compare (%(default)s)")
     parser.add_argument("--student", type=Path, metavar="PATH", help="fine-tune this one (one is distilled)")
     parser.add_argument("--folder", type=Path, default=Path("logs/point_ctrl_finetune"), help="(%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/results/finetune"), help="(default: %(default)s)")
@@ -91,7 +91,7 @@ def tokens(student: Path, way: str, seed: int, iterations: int) -> list[str]:
     return [
         *("--task", TASK, "--checkpoint", str(student), "--seed", str(seed), "--device", "cpu"),
         *("--max_iterations", str(warmup + iterations), "--critic_warmup_iterations", str(warmup)),
-        *("--eval_interval", "2", "--final_eval_episodes", "16"),  # the fresh episodes come afterwards
+        *("--eval_interval", "4", "--final_eval_episodes", "16"),  # the fresh episodes come afterwards
         *(FROM_SCRATCH if way == "from scratch" else SETTINGS),
     ]
 
@@ -289,7 +289,7 @@ def page(
             "",
             f"![Return over the iterations, of that of the start]({name}.png)",
             "",
-            "How low the deterministic policy falls: it is evaluated after every second iteration, on 128 episodes "
+            "How low the deterministic policy falls: it is evaluated after every fourth iteration, on 128 episodes "
             "that are always the same. Medians and ranges over the seeds.",
             "",
             *falls,

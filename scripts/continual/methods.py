@@ -50,9 +50,9 @@ METHODS: dict[str, Method] = {
     "ppo": Method("PPO"),
     "distil_ppo": Method("distil, then PPO", distilled=True),
     "kl": Method("PPO + KL", kl_coef=0.03),
-    "replay": Method("PPO + replay", replay=100.0),
-    "kl_replay": Method("PPO + KL + replay", kl_coef=0.03, replay=100.0),
-    "ewc": Method("PPO + EWC", replay=0.0, ewc=1.0),
+    "replay": Method("PPO + replay", replay=20.0),
+    "kl_replay": Method("PPO + KL + replay", kl_coef=0.01, replay=20.0),
+    "ewc": Method("PPO + EWC", replay=0.0, ewc=100.0),
     "adapters": Method("adapters", trained=("finetune.adapters.rank=8",)),
     "task_adapters": Method(
         "adapters of the new task", trained=("finetune.adapters.rank=8", "finetune.adapters.by_task=true")

@@ -234,6 +234,20 @@ def begun_run(experiment: str, run_name: str, teachers: Path, since: str) -> Pat
     return None
 
 
+def interrupted_run(experiment: str, run_name: str, kind: str, since: str) -> Path | None:
+    """Return the newest run folder of a name that was begun since then and can be resumed; None: there is none.
+
+    Args:
+        experiment: The folder of the runs.
+        run_name: Their name.
+        kind: distillation or finetune.
+        since: In the form of :data:`STAMP`.
+    """
+    runs = [run for run in _runs(experiment, run_name, kind) if run.name >= since]
+    begun = [run for run in runs if (run / "checkpoint_latest.pt").exists()]
+    return begun[-1] if begun else None
+
+
 def _runs(experiment: str, run_name: str, kind: str = "distillation") -> list[Path]:
     """List the run folders of exactly this name by their time, which their names begin with."""
     stamp = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_" + re.escape(run_name))

@@ -15,6 +15,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 import forgetting  # noqa: E402
+import raptor.stages  # noqa: E402
 from continual import report  # noqa: E402
 from continual.methods import METHODS, TASKS  # noqa: E402
 
@@ -98,6 +99,40 @@ def test_stages_are_run_once_and_reported(study):
         logged = [(event.step, event.value) for event in events.Scalars(f"forgetting/score/{task}")]
         assert logged == [(1, pytest.approx(column[0])), (2, pytest.approx(column[1]))]
     assert events.Scalars("forgetting/backward_transfer")[0].value == -1.0
+
+
+def test_a_second_stage_that_was_stopped_is_resumed(study, monkeypatch):
+    """What a signal has ended goes on in its own run; a run of the same name from before the stage does not."""
+    args, calls = study
+    args.methods, args.seeds = ["ppo"], [0]
+    old = Path("logs/finetune/forgetting/2020-01-01_00-00-00_ppo_s0")
+    old.mkdir(parents=True)
+    (old / "checkpoint_latest.pt").touch()
+    new = Path("logs/finetune/forgetting/2099-01-01_00-00-00_ppo_s0")
+    finish = raptor.stages.python
+
+    def stop(script: str, *arguments: object, log: Path) -> None:
+        if "finetune" not in script:
+            return finish(script, *arguments, log=log)
+        calls.append([script, *map(str, arguments)])
+        new.mkdir(parents=True)
+        (new / "checkpoint_latest.pt").touch()
+        raise SystemExit(143)
+
+    monkeypatch.setattr("raptor.stages.python", stop)
+    with pytest.raises(SystemExit):
+        forgetting.Study(args).run()
+    assert "--resume" not in calls[-1]
+
+    def go_on(script: str, *arguments: object, log: Path) -> None:
+        calls.append([script, *map(str, arguments)])
+        (new / "best_student.pt").touch()
+
+    monkeypatch.setattr("raptor.stages.python", go_on)
+    whole = forgetting.Study(args)
+    whole.run()
+    assert calls[-1][1:] == ["--resume", "--experiment_name", "forgetting", "--load_run", new.name]
+    assert new.name in whole.stages.done["ppo_s0"]["checkpoint"]
 
 
 def test_other_settings_in_the_same_folder_are_refused(study):
