@@ -51,7 +51,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     both = "distil both teachers into one student too, which knows both tasks at once (on)"
     parser.add_argument("--joint", action=argparse.BooleanOptionalAction, default=True, help=both)
     parser.add_argument("--seeds", nargs="+", type=seed, default=[0, 1, 2], help="of the second stage (0 1 2)")
-    parser.add_argument("--iterations", type=positive_int, default=120, help="of the second stage (%(default)s)")
+    parser.add_argument("--iterations", type=positive_int, default=200, help="of the second stage (%(default)s)")
     parser.add_argument("--episodes", type=positive_int, default=512, help="of each measurement (%(default)s)")
     parser.add_argument("--chase", type=Path, default=SHIPPED["chase"], metavar="PATH", help="teacher that chases")
     parser.add_argument("--evade", type=Path, default=SHIPPED["evade"], metavar="PATH", help="teacher that evades")
