@@ -267,7 +267,9 @@ def _section(ground: str, results: dict[str, dict[str, Any]]) -> list[str]:
     ]
     lines += [f"| its mean | {' | '.join(f'{value:.3f}' for value in spread['mean'])} |"]
     lines += [f"| the command | {' | '.join(f'{value:.3f}' for value in spread['command'])} |"]
-    return [*lines, *estimates, ""]
+    missing = [name for name in STUDENTS if not any(key.startswith(f"{ground}/{name}/") for key in results)]
+    said = [f"Not run yet: {', '.join(missing)}.", ""] if missing else []
+    return [*lines, *estimates, "", *said]
 
 
 def _row(name: str, runs: Sequence[dict[str, Any]], best: float) -> str:
