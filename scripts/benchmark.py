@@ -1,11 +1,12 @@
 """Measure this project: distillation against RSL-RL's ``DistillationRunner``, where the time goes, the simulator.
 
     python scripts/benchmark.py                       # everything; the sweep is most of the half hour
-    python scripts/benchmark.py --parts distill       # one part
+    python scripts/benchmark.py --parts distill memory --seeds 5 --resume    # the race; goes on where it stopped
     python scripts/benchmark.py --quick               # tiny sizes, to see that it runs
 
-Writes ``<out>.json`` (after each setting of the sweep, each seed and each part) and ``<out>.png`` (the learning curves)
-and prints tables.
+Writes ``<out>.json`` (after each setting of a sweep, each run of a race and each part) and the races' learning curves,
+``<out>.png``, ``<out>_memory.png`` and ``<out>_last_percent.png``, and prints tables. The rivals' settings in a race
+are those that were best in a sweep of the same size as ours: this call's, or that of ``--swept``.
 """
 
 from __future__ import annotations
@@ -20,17 +21,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from benchmarks.snapshots import Trace
+    from benchmarks import race
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-PARTS = ("sweep", "distill", "recurrent", "breakdown", "simulator", "dataset", "raptor")
-BUDGETS = {"ours": 8.0, "isaaclab_like": 45.0, "tuned": 15.0}
+PARTS = (
+    *("sweep", "distill", "sweep_memory", "memory", "last_percent"),
+    *("kinds", "breakdown", "simulator", "dataset", "raptor"),
+)
+RACES = {"distill": "", "memory": "_memory", "last_percent": "_last_percent"}
+"""Parts that draw, and what their pictures' names end with."""
+SWEEPS = {"distill": "sweep", "memory": "sweep_memory"}
+"""Races, and the sweep that chooses their rivals' settings."""
+BUDGETS = {"ours": 8.0, "isaaclab_like": 10.0, "best": 6.0}
 """Training time of a run [s]."""
 SWEEP_BUDGETS = {"ours": 4.0, "rsl_rl": 8.0}
-"""The same in the sweep."""
+"""The same in the sweeps."""
+SWEPT = Path("docs/results/benchmark_sweep.json")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -46,7 +55,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=512, help="episodes in a snapshot's evaluation")
     parser.add_argument("--teacher", type=Path, default=None, help="RSL-RL checkpoint (default: the shipped one)")
     parser.add_argument("--out", type=Path, help="files to write, without suffix (default: docs/results/benchmark)")
-    parser.add_argument("--resume", action="store_true", help="go on with the sweep that --out's JSON has a part of")
+    parser.add_argument("--swept", type=Path, default=SWEPT, help="JSON with earlier sweeps (default: %(default)s)")
+    parser.add_argument(
+        "--l2f_python", type=Path, help="interpreter with the package l2f, to measure it too (scripts/test_l2f.sh)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from --out's JSON: measure what it does not have")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
     args = parser.read(argv)
     if args.raptor:
@@ -57,136 +70,199 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def measure_distillation(
-    args: argparse.Namespace, teacher: Path, result: dict[str, Any], report: Any, keep: Callable[[], None]
-) -> None:
-    """Run the sweep and the race; ``keep`` is called whenever there is more in ``result``."""
-    from benchmarks import figure, race, stock, sweep
-
-    budgets = dict.fromkeys(BUDGETS, 0.3) if args.quick else BUDGETS
-    bench = race.Bench(teacher, args.device, args.episodes, report)
-    bench.warm_up()
-    tuned = stock.TUNED
-    if "sweep" in args.parts:
-        if args.quick:
-            sweep.STOCK_AXES = {"learning_rate": [2e-3]}
-            sweep.our_axes = lambda: {"batch_size": [256]}
-        both = dict.fromkeys(SWEEP_BUDGETS, 0.3) if args.quick else SWEEP_BUDGETS
-        known = earlier_sweep(args, result, report) if args.resume else None
-
-        def keep_rows(rows: dict[str, Any]) -> None:
-            result["sweep"] = rows
-            keep()
-
-        seeds = range(100, 100 + args.sweep_seeds)
-        keep_rows(sweep.sweep_both(bench, seeds, both, known, keep_rows))
-        tuned = stock.StockSettings(**result["sweep"]["rsl_rl"]["best"])
-    if "distill" in args.parts:
-        settings: dict[str, race.Setting] = {"ours": {}, "isaaclab_like": stock.ISAACLAB_LIKE, "tuned": tuned}
-
-        def keep_seed(done: dict[str, list[Trace]]) -> None:
-            result["distill"] = race.summarise(bench, settings, done)
-            keep()
-
-        traces = race.race(bench, settings, range(args.seeds), budgets, keep_seed)
-        is_cuda = args.device.startswith("cuda")
-        figure.draw(traces, LABELS, args.out.with_suffix(".png"), wall=is_cuda)
-
-
-def earlier_sweep(args: argparse.Namespace, result: dict[str, Any], report: Any) -> dict[str, Any] | None:
-    """Read the settings of a sweep that was cut off, if it was this machine's and of these sizes."""
-    from foundation.core.files import load_json
-
-    path = args.out.with_suffix(".json")
-    if not path.is_file():
-        report(f"--resume: there is no {path} yet, the sweep begins")
-        return None
-    earlier = load_json(path)
-    about = json.loads(json.dumps({name: result[name] for name in ("machine", "quick")}))
-    known = earlier.get("sweep") if isinstance(earlier, dict) else None
-    if known is None or {name: earlier.get(name) for name in about} != about:
-        report(f"--resume: {path} has no sweep of this machine, the sweep begins")
-        return None
-    done = {name: len(known.get(name, {}).get("rows", [])) for name in ("ours", "rsl_rl")}
-    report(f"--resume: {path} has {done['ours']} settings of ours and {done['rsl_rl']} of RSL-RL's")
-    return known
-
-
-def measure_recurrent(
-    args: argparse.Namespace, teacher: Path, result: dict[str, Any], report: Any, keep: Callable[[], None]
-) -> None:
-    """Race students with memory, then train every kind of student."""
-    from benchmarks import race, recurrent
-
-    bench = race.Bench(teacher, args.device, args.episodes, report)
-    budgets = dict.fromkeys(recurrent.BUDGETS, 0.3) if args.quick else recurrent.BUDGETS
-    own = result["recurrent"] = {}
-
-    def keep_seed(done: dict[str, Any]) -> None:
-        own["race"] = done
-        keep()
-
-    recurrent.recurrent(bench, range(args.seeds), budgets, keep_seed)
-    own["kinds"] = recurrent.kinds(bench, range(1 if args.quick else 2), 2 if args.quick else 150)
-
-
-LABELS = {
-    "ours": "foundation, experiment=fast",
-    "isaaclab_like": "RSL-RL, Isaac-Lab-like settings",
-    "tuned": "RSL-RL, best found",
-}
-MEMORY_LABELS = {"ours": "foundation, experiment=fast_gru", "tuned": "RSL-RL, GRU of 16 units, best found"}
-
-
-def measure(args: argparse.Namespace, result: dict[str, Any], report: Any, keep: Callable[[], None]) -> None:
-    """Measure the parts asked for.
+class Benchmark:
+    """The parts of one call, and what they have measured.
 
     Args:
         args: The command line.
-        result: What goes into the JSON; filled part by part.
         report: Takes a line of progress.
-        keep: Called after each seed and each part: writes what there is.
     """
-    import torch
 
-    torch.set_num_threads(1)
-    from benchmarks import breakdown, common, simulator
+    def __init__(self, args: argparse.Namespace, report: Callable[[str], None]):
+        from benchmarks import common
 
-    teacher = args.teacher or common.shipped_teacher()
-    result |= {"machine": common.machine(args.device), "quick": args.quick}
-    if not args.quick:
-        result["import_cpu_seconds"] = common.import_seconds()
-    if {"sweep", "distill"} & set(args.parts):
-        measure_distillation(args, teacher, result, report, keep)
-    if "recurrent" in args.parts:
-        measure_recurrent(args, teacher, result, report, keep)
-        keep()
-    if "raptor" in args.parts:
+        self.args = args
+        self.report = report
+        self.path = args.out.with_suffix(".json")
+        self.result: dict[str, Any] = {"machine": common.machine(args.device), "quick": args.quick}
+        self.earlier = self._earlier() if args.resume else {}
+        self.result |= self.earlier
+        self._bench: race.Bench | None = None
+
+    def _earlier(self) -> dict[str, Any]:
+        """Read what an earlier call has measured, if it was this machine's and of these sizes."""
+        from foundation.core.files import load_json
+
+        if not self.path.is_file():
+            self.report(f"--resume: there is no {self.path} yet, all is measured")
+            return {}
+        earlier = load_json(self.path)
+        about = json.loads(json.dumps(self.result))
+        if not isinstance(earlier, dict) or {name: earlier.get(name) for name in about} != about:
+            self.report(f"--resume: {self.path} is of another machine or of other sizes, all is measured")
+            return {}
+        return {name: value for name, value in earlier.items() if name not in about}
+
+    def keep(self, name: str, value: object) -> None:
+        """Put what a part has measured so far into the JSON."""
+        self.result[name] = value
+        write(self.result, self.path)
+
+    @property
+    def teacher(self) -> Path:
+        """The teacher's checkpoint."""
+        from benchmarks import common
+
+        return self.args.teacher or common.shipped_teacher()
+
+    @property
+    def bench(self) -> race.Bench:
+        """Where races and sweeps run; made when it is first needed."""
+        from benchmarks import race
+
+        if self._bench is None:
+            self._bench = race.Bench(self.teacher, self.args.device, self.args.episodes, self.report)
+        return self._bench
+
+    def sweep(self, name: str) -> None:
+        """Sweep both sides: ``sweep`` without memory, ``sweep_memory`` with."""
+        from benchmarks import sweep
+
+        sides = sweep.sides_with_memory() if name == "sweep_memory" else None
+        if self.args.quick:
+            sides = sides or {"ours": ({}, {}), "rsl_rl": (sweep.stock.TUNED, {})}
+            axes = {"ours": {"batch_size": [16]}, "rsl_rl": {"learning_rate": [2e-3]}}
+            sides = {side: (base, axes[side]) for side, (base, _) in sides.items()}
+        budgets = dict.fromkeys(SWEEP_BUDGETS, 0.3) if self.args.quick else SWEEP_BUDGETS
+        seeds = range(100, 100 + self.args.sweep_seeds)
+        known = self.earlier.get(name)
+        done = {side: len((known or {}).get(side, {}).get("rows", [])) for side in SWEEP_BUDGETS}
+        if any(done.values()):
+            self.report(f"--resume: {done['ours']} settings of ours and {done['rsl_rl']} of RSL-RL's are there")
+        self.bench.warm_up(*(() if sides is None else (base for base, _ in sides.values())))
+        self.keep(name, sweep.sweep_both(self.bench, seeds, budgets, known, lambda rows: self.keep(name, rows), sides))
+
+    def rivals(self, name: str) -> dict[str, race.Rival]:
+        """Return who takes part in a race; the first is ours."""
+        from benchmarks import last_percent, recurrent, stock, sweep
+        from benchmarks.race import Rival
+
+        budgets = dict.fromkeys(BUDGETS, 0.3) if self.args.quick else BUDGETS
+        if name == "last_percent":
+            candidates = last_percent.rivals(budgets["ours"] if self.args.quick else last_percent.BUDGET)
+            return dict(list(candidates.items())[:2]) if self.args.quick else candidates
+        swept = self.result.get(SWEEPS[name]) or swept_earlier(self.args.swept, SWEEPS[name])
+        memory = name == "memory"
+        preset, centre = (recurrent.PRESET, stock.TUNED_GRU) if memory else ({}, stock.TUNED)
+        out = {"ours": Rival(preset, budgets["ours"], f"foundation, experiment={preset.get('experiment', 'fast')}")}
+        if not memory:
+            like = stock.ISAACLAB_LIKE
+            out["isaaclab_like"] = Rival(like, budgets["isaaclab_like"], f"RSL-RL, as in Isaac Lab: {like.label}")
+        best = {} if swept is None else sweep.best_found(centre, swept["rsl_rl"]["rows"])
+        if not best:
+            self.report(f"No setting of RSL-RL's in a {SWEEPS[name]} has reached a level: it runs with {centre.label}")
+            return out | {"centre": Rival(centre, budgets["best"], f"RSL-RL: {centre.label}")}
+        for level, setting in best.items():
+            assert isinstance(setting, stock.StockSettings)
+            label = f"RSL-RL, best found to {100 * float(level):g} %: {setting.label}"
+            out[f"best_{level}"] = Rival(setting, budgets["best"], label)
+        return out
+
+    def race(self, name: str) -> None:
+        """Race, and draw the learning curves."""
+        from benchmarks import figure, race
+
+        bench, rivals = self.bench, self.rivals(name)
+        bench.warm_up(*(rival.setting for rival in rivals.values()))
+        traces = race.race(
+            bench,
+            rivals,
+            range(self.args.seeds),
+            self.earlier.get(name),
+            lambda done: self.keep(name, race.summarise(bench, rivals, done)),
+        )
+        self.keep(name, race.summarise(bench, rivals, traces))
+        labels = {key: rival.label for key, rival in rivals.items()}
+        figure.draw(traces, labels, picture(self.args.out, name), wall=self.args.device.startswith("cuda"))
+
+    def kinds(self) -> None:
+        """Train every kind of student."""
+        from benchmarks import recurrent
+
+        quick = self.args.quick
+        self.keep("kinds", recurrent.kinds(self.bench, range(1 if quick else 2), 2 if quick else 150))
+
+    def raptor(self) -> None:
+        """Measure many teachers."""
         from benchmarks import raptor
 
-        result["raptor"] = raptor.raptor(args.device, quick=args.quick, report=report)
-        keep()
-    if "breakdown" in args.parts:
-        small = {"num_envs": 32, "num_episodes": 2} if args.quick else {}
-        result["breakdown"] = {
-            "shares": breakdown.shares(teacher, args.device, small, 2 if args.quick else 20),
-            "overhead": breakdown.overhead(
-                teacher, args.device, 32 if args.quick else 512, 20 if args.quick else 250, 1 if args.quick else 7
-            ),
-        }
-        keep()
-    if "simulator" in args.parts:
-        sizes = [64] if args.quick else [1024, 4096, 16384]
-        if args.device.startswith("cuda") and not args.quick:
+        self.keep("raptor", raptor.raptor(self.args.device, quick=self.args.quick, report=self.report))
+
+    def breakdown(self) -> None:
+        """Measure where an epoch's time goes."""
+        from benchmarks import breakdown
+
+        quick = self.args.quick
+        small = {"num_envs": 32, "num_episodes": 2} if quick else {}
+        shares = breakdown.shares(self.teacher, self.args.device, small, 2 if quick else 20)
+        sizes = (32, 20, 1) if quick else (512, 250, 7)
+        overhead = breakdown.overhead(self.teacher, self.args.device, *sizes)
+        self.keep("breakdown", {"shares": shares, "overhead": overhead})
+
+    def simulator(self) -> None:
+        """Measure the simulator."""
+        from benchmarks import simulator
+
+        sizes = [64] if self.args.quick else [512, 4096, 16384]
+        if self.args.device.startswith("cuda") and not self.args.quick:
             sizes.append(65536)
-        result["simulator"] = simulator.simulator(args.device, sizes, 0.05 if args.quick else 3.0)
-        keep()
-    if "dataset" in args.parts:
+        self.keep(
+            "simulator",
+            simulator.simulator(
+                self.args.device,
+                sizes,
+                0.05 if self.args.quick else 3.0,
+                compiled=not self.args.quick,
+                original=self.args.l2f_python,
+                report=self.report,
+            ),
+        )
+
+    def dataset(self) -> None:
+        """Measure a large dataset."""
         from benchmarks import dataset
 
-        size = (40_000, 64, 0.05) if args.quick else (20_000_000, 4096, 5.0)
-        result["dataset"] = dataset.dataset(*size)
-        keep()
+        size = (40_000, 64, 0.05) if self.args.quick else (20_000_000, 4096, 5.0)
+        self.keep("dataset", dataset.dataset(*size))
+
+    def measure(self) -> None:
+        """Measure the parts asked for, in their order."""
+        from benchmarks import common
+
+        if not self.args.quick and "import_cpu_seconds" not in self.result:
+            self.result["import_cpu_seconds"] = common.import_seconds()
+        for name in PARTS:
+            if name not in self.args.parts:
+                continue
+            if name in SWEEPS.values():
+                self.sweep(name)
+            elif name in RACES:
+                self.race(name)
+            elif name not in self.earlier:
+                getattr(self, name)()
+
+
+def swept_earlier(path: Path, name: str) -> dict[str, Any] | None:
+    """Return a sweep of an earlier call; None where the file has none."""
+    from foundation.core.files import load_json
+
+    values = load_json(path) if path.is_file() else None
+    return values.get(name) if isinstance(values, dict) else None
+
+
+def picture(out: Path, name: str) -> Path:
+    """Return where a race's learning curves go."""
+    return out.with_name(f"{out.name}{RACES[name]}.png")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -197,12 +273,12 @@ def check(args: argparse.Namespace) -> None:
     """
     from foundation.core.errors import UserError
 
-    if "distill" in args.parts and importlib.util.find_spec("matplotlib") is None:
+    races = [part for part in args.parts if part in RACES]
+    if races and importlib.util.find_spec("matplotlib") is None:
         raise UserError(
-            "--parts distill draws with the package matplotlib: pip install -e '.[bench]' in the clone's folder"
+            f"--parts {races[0]} draws with the package matplotlib: pip install -e '.[bench]' in the clone's folder"
         )
-    for suffix in (".json", ".png") if "distill" in args.parts else (".json",):
-        path = args.out.with_suffix(suffix)
+    for path in (args.out.with_suffix(".json"), *(picture(args.out, name) for name in races)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh = not path.exists()
@@ -223,15 +299,17 @@ def write(result: dict[str, Any], path: Path) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure, show and write."""
     check(args)
+    import torch
+
+    torch.set_num_threads(1)
     from benchmarks import tables
     from rich.console import Console
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
-    path = args.out.with_suffix(".json")
-    result: dict[str, Any] = {}
-    measure(args, result, lambda line: console.print(line, markup=False), lambda: write(result, path))
-    tables.show(console, result, LABELS, MEMORY_LABELS)
-    console.print(f"Written: {path}" + (f" and {args.out.with_suffix('.png')}" if "distill" in result else ""))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+    benchmark = Benchmark(args, lambda line: console.print(line, markup=False))
+    benchmark.measure()
+    tables.show(console, benchmark.result)
+    console.print(f"Written: {benchmark.path}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

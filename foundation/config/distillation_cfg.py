@@ -27,7 +27,7 @@ StorageType = Literal["float32", "float16", "bfloat16"]
 SequenceStart = Literal["stored", "zero"]
 CollectionMode = Literal["auto", "steps", "episodes"]
 DrawnPer = Literal["episode", "step"]
-OptimizerName = Literal["adam", "adamw", "rmsprop", "sgd"]
+OptimizerName = Literal["adam", "adamw", "rmsprop", "sgd", "muon", "soap"]
 Precision = Literal["float32", "bfloat16", "float16"]
 PREDICT = "predict"
 """The loss term that reads an observation group (``TermCfg.group``)."""
@@ -358,9 +358,10 @@ class OptimizerCfg:
     """How the student is fitted."""
 
     name: OptimizerName = "adam"
-    """The optimiser's algorithm."""
+    """The optimiser's algorithm. muon (orthogonalised steps) and soap (Adam in the eigenbasis of each matrix's
+    gradients) treat weight matrices as such and everything else as adam does."""
     weight_decay: float = 0.0
-    """L2 penalty (decoupled for adamw)."""
+    """L2 penalty (decoupled for adamw, muon and soap)."""
     max_grad_norm: float | None = None
     """Clip gradients to this norm. None: no clipping."""
     lr_schedule: ScheduleCfg | None = None

@@ -13,7 +13,6 @@ from foundation.config.distillation_cfg import (
     PREDICT,
     DistillationCfg,
     LossCfg,
-    OptimizerName,
     ScheduleCfg,
     ScheduleKind,
     TeacherCfg,
@@ -94,7 +93,7 @@ _NOT_NEGATIVE = (
     "augment_images.noise",
     "early_stopping.min_delta",
 )
-_AGENT_OPTIMIZERS = get_args(OptimizerName)
+_AGENT_OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd")
 """What RSL-RL takes."""
 
 

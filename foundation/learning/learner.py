@@ -20,6 +20,7 @@ from foundation.dataset.dataset import Batch, DistillationDataset
 from foundation.learning.image_augmentation import ImageAugmentation
 from foundation.learning.losses import LossParams
 from foundation.learning.objective import Objective, RunFacts
+from foundation.learning.optimizers import FUSED, OPTIMIZERS
 from foundation.learning.precision import Precision, compiled
 from foundation.learning.rounded_weights import RoundedWeights
 from foundation.learning.schedules import value_at
@@ -27,14 +28,6 @@ from foundation.policies.output import PolicyOutput
 from foundation.students.base import Student
 
 logger = logging.getLogger(__name__)
-
-OPTIMIZERS = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "rmsprop": torch.optim.RMSprop,
-    "sgd": torch.optim.SGD,
-}
-FUSED = ("adam", "adamw", "sgd")
 
 DEFAULT_TRANSITIONS = 256
 FEWEST_SEQUENCES = 8

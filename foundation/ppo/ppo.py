@@ -22,7 +22,7 @@ from torch.distributions import Normal, kl_divergence
 from foundation.config.agent_cfg import PPOAlgorithmCfg
 from foundation.core.errors import UserError, suggest
 from foundation.learning.adaptive_rate import adapted_rate
-from foundation.learning.learner import OPTIMIZERS
+from foundation.learning.optimizers import OPTIMIZERS
 from foundation.policies.output import PolicyOutput, map_output
 from foundation.ppo.critic import ValueFunction
 from foundation.students.base import Student

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from benchmarks.snapshots import LEVELS, Trace, evaluate_trace, reached
 from benchmarks.stock import StockSettings
 
 RULE = (
-    "First snapshot whose mean return over the evaluation's episodes is at least the level's share of the teacher's. "
-    "Snapshots are taken after optimiser steps, on one geometric grid of training time for both sides, and evaluated "
-    "after training on the same initial states. The clock counts collection and learning only; neither side evaluates, "
-    "logs or saves while it runs, and a short run of each side comes before the clock."
+    "First at: the first snapshot whose mean return over the evaluation's episodes is at least the level's share of "
+    "the teacher's. Settled: the first one after which none is below. Snapshots are taken after optimiser steps, on "
+    "one grid of training time for both sides (8 % apart, and never more than half a second), and evaluated after "
+    "training on the same initial states. The clock counts collection and learning only; neither side evaluates, logs "
+    "or saves while it runs, and a short run of each side comes before the clock."
 )
-QUANTITIES = ("cpu_seconds", "wall_seconds", "env_steps", "settled_cpu_seconds")
+QUANTITIES = ("cpu_seconds", "wall_seconds", "env_steps", "settled_cpu_seconds", "settled_env_steps")
 
 Setting = Mapping[str, Any] | StockSettings
 """Changes to ``experiment=fast``, or RSL-RL's settings: the type says whose run it is."""
@@ -96,51 +98,94 @@ def _median(values: Sequence[float | None]) -> float | None:
     return None if math.isinf(median) else median
 
 
+def spread_reached(traces: Sequence[Trace]) -> dict[str, dict[str, list[float] | None]]:
+    """Return the lowest and the highest value over seeds of each level and quantity; None where a run missed it."""
+    hits = [reached(trace) for trace in traces]
+    out: dict[str, dict[str, list[float] | None]] = {}
+    for level in (f"{level:g}" for level in LEVELS):
+        out[level] = {}
+        for quantity in QUANTITIES:
+            values = [value for hit in hits if (value := (hit[level] or {}).get(quantity)) is not None]
+            out[level][quantity] = [min(values), max(values)] if len(values) == len(hits) else None
+    return out
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Whoever takes part in a race."""
+
+    setting: Setting
+    budget: float
+    """Training time [s]."""
+    label: str
+    """What the picture and the tables call it."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return its settings, as the JSON has them."""
+        return json.loads(json.dumps(describe(self.setting)))
+
+
 def race(
     bench: Bench,
-    settings: Mapping[str, Setting],
+    rivals: Mapping[str, Rival],
     seeds: Sequence[int],
-    budgets: Mapping[str, float],
+    known: Mapping[str, Any] | None = None,
     keep: Callable[[dict[str, list[Trace]]], None] = lambda traces: None,
 ) -> dict[str, list[Trace]]:
-    """Run every setting with every seed, one after the other, so that the machine's moods hit all alike.
+    """Run every rival with every seed, one after the other, so that the machine's moods hit all alike.
 
     Args:
         bench: Where.
-        settings: By name; the first is ours.
+        rivals: By name; the first is ours.
         seeds: Seeds.
-        budgets: Training time of each setting [s].
-        keep: Takes what was measured so far, after each seed.
+        known: What :func:`summarise` made of a race that was cut off. Its runs are not run again.
+        keep: Takes what was measured so far, after each run.
 
     Returns:
-        Traces by setting.
+        Traces by rival.
     """
-    traces: dict[str, list[Trace]] = {name: [] for name in settings}
+    earlier = known_traces(bench, rivals, known or {})
+    traces: dict[str, list[Trace]] = {name: [] for name in rivals}
     for seed in seeds:
-        for name, setting in settings.items():
-            traces[name].append(bench.run(name, setting, seed, budgets[name]))
-        keep(traces)
+        for name, rival in rivals.items():
+            trace = earlier.get((name, seed))
+            traces[name].append(trace or bench.run(name, rival.setting, seed, rival.budget))
+            if trace is None:
+                keep(traces)
     return traces
 
 
-def summarise(bench: Bench, settings: Mapping[str, Setting], traces: Mapping[str, Sequence[Trace]]) -> dict[str, Any]:
-    """Return what goes into the JSON."""
+def known_traces(bench: Bench, rivals: Mapping[str, Rival], known: Mapping[str, Any]) -> dict[tuple[str, int], Trace]:
+    """Return the runs of an earlier race that had the same settings, budget, rule and evaluation."""
+    if known.get("rule") != RULE or known.get("evaluation_episodes") != bench.score.env.num_envs:
+        return {}
+    out: dict[tuple[str, int], Trace] = {}
+    for name, run in known["runs"].items():
+        rival = rivals.get(name)
+        if rival is None or (run["settings"], run["budget"]) != (rival.describe(), rival.budget):
+            continue
+        for kept in run["seeds"]:
+            out[name, kept["seed"]] = Trace.of_curve(name, rival.budget, kept)
+    return out
+
+
+def summarise(bench: Bench, rivals: Mapping[str, Rival], traces: Mapping[str, Sequence[Trace]]) -> dict[str, Any]:
+    """Return what goes into the JSON of the rivals that have run."""
     runs = {
         name: {
-            "settings": describe(settings[name]),
+            "label": rival.label,
+            "settings": rival.describe(),
+            "budget": rival.budget,
             "median": median_reached(traces[name]),
+            "range": spread_reached(traces[name]),
             "startup_cpu_seconds": statistics.median(t.startup["cpu"] for t in traces[name]),
             "seeds": [
-                {
-                    "seed": trace.seed,
-                    "reached": reached(trace),
-                    "startup": trace.startup,
-                    "curve": [[round(s.cpu, 4), round(s.wall, 4), s.env_steps, s.ratio] for s in trace.snapshots],
-                }
+                {"seed": trace.seed, "reached": reached(trace), "startup": trace.startup, "curve": trace.curve}
                 for trace in traces[name]
             ],
         }
-        for name in settings
+        for name, rival in rivals.items()
+        if traces[name]
     }
     return {
         "rule": RULE,

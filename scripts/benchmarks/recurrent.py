@@ -1,17 +1,15 @@
-"""Students with memory: time to 98 % beside RSL-RL's recurrent student, and what each kind reaches."""
+"""Every kind of student, and what it reaches."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import ours, stock
-from benchmarks.race import Bench, Setting, race, summarise
+from benchmarks import ours
+from benchmarks.race import Bench
 
 PRESET = {"experiment": "fast_gru", "student": "gru"}
-BUDGETS = {"ours": 6.0, "tuned": 14.0}
-"""Training time of a run [s]."""
 KINDS: dict[str, dict[str, Any]] = {
     "mlp 64-64": {},
     "mlp 256-256": {"student.hidden_dims": [256, 256], "learning_rate": 5e-3},
@@ -22,23 +20,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "tcn": {**PRESET, "student": "tcn", "learning_rate": 1e-2},
 }
 """Students and what they change of ``experiment=fast``."""
-
-
-def recurrent(
-    bench: Bench, seeds: Sequence[int], budgets: dict[str, float], keep: Callable[[dict[str, Any]], None]
-) -> dict[str, Any]:
-    """Race a student of 16 GRU units against RSL-RL's.
-
-    Args:
-        bench: Where.
-        seeds: Seeds.
-        budgets: Training time of ``ours`` and ``tuned`` [s].
-        keep: Takes the result so far, after each seed.
-    """
-    settings: dict[str, Setting] = {"ours": PRESET, "tuned": stock.TUNED_GRU}
-    bench.warm_up(*settings.values())
-    traces = race(bench, settings, seeds, budgets, lambda done: keep(summarise(bench, settings, done)))
-    return summarise(bench, settings, traces)
 
 
 def kinds(bench: Bench, seeds: Sequence[int], epochs: int) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch
 from benchmarks.common import Clock, TeacherScore
 
 LEVELS = (0.95, 0.98)
-FIRST, GROWTH = 0.05, 1.06
-"""The grid: seconds of its first point, and the ratio of a point to the one before."""
+FIRST, GROWTH, LONGEST_GAP = 0.05, 1.08, 0.5
+"""The grid: seconds of its first point, the ratio of a point to the one before, and the most seconds between two."""
 
 Weights = dict[str, torch.Tensor]
 
@@ -43,6 +43,17 @@ class Trace:
     snapshots: list[Snapshot] = field(default_factory=list)
     startup: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def curve(self) -> list[list[float | None]]:
+        """Return what the JSON keeps of each snapshot: CPU and wall seconds, env steps, return ratio."""
+        return [[round(s.cpu, 4), round(s.wall, 4), s.env_steps, s.ratio] for s in self.snapshots]
+
+    @classmethod
+    def of_curve(cls, setting: str, budget: float, kept: Mapping[str, Any]) -> Trace:
+        """Return a run as the JSON keeps it: without its weights."""
+        snapshots = [Snapshot(cpu, wall, steps, {}, ratio) for cpu, wall, steps, ratio in kept["curve"]]
+        return cls(setting, kept["seed"], budget, snapshots, dict(kept["startup"]))
+
 
 class SnapshotRecorder:
     """Takes weights when the grid's next point has passed. Call it after every optimiser step, on either side.
@@ -69,7 +80,7 @@ class SnapshotRecorder:
         self.clock.pause()
         self.take()
         while self.next <= self.clock.seconds:
-            self.next *= GROWTH
+            self.next = min(self.next * GROWTH, self.next + LONGEST_GAP)
         if self.clock.seconds > self.trace.budget:
             raise BudgetSpentError
         self.clock.start()
@@ -101,8 +112,8 @@ def evaluate_trace(
 def reached(trace: Trace) -> dict[str, dict[str, float | None] | None]:
     """Return when each level was first reached, ``None`` where it was not.
 
-    ``settled_cpu_seconds`` is the first snapshot from which on no later one fell below the level (None if the last one
-    is below).
+    ``settled_cpu_seconds`` and ``settled_env_steps`` are those of the first snapshot from which on no later one fell
+    below the level (None if the last one is below).
     """
     out: dict[str, dict[str, float | None] | None] = {}
     known = [s for s in trace.snapshots if s.ratio is not None]
@@ -119,5 +130,6 @@ def reached(trace: Trace) -> dict[str, dict[str, float | None] | None]:
             "wall_seconds": first.wall,
             "env_steps": first.env_steps,
             "settled_cpu_seconds": known[settled].cpu if settled < len(known) else None,
+            "settled_env_steps": known[settled].env_steps if settled < len(known) else None,
         }
     return out

@@ -35,6 +35,16 @@ class StockSettings:
     hidden_dims: tuple[int, ...] = tuple(HIDDEN_DIMS)
     """Dense layers."""
 
+    @property
+    def label(self) -> str:
+        """What a picture calls it: environments x steps, and what else differs from RSL-RL's defaults."""
+        parts = [f"{self.num_envs} x {self.num_steps}"]
+        passes = "pass" if self.num_learning_epochs == 1 else "passes"
+        parts.append(f"{self.num_learning_epochs} {passes}, rate {self.learning_rate:g}, std {self.init_std:g}")
+        if self.gradient_length > 1:
+            parts.append(f"gradient length {self.gradient_length}")
+        return ", ".join(parts)
+
     def changed(self, **values: Any) -> StockSettings:
         """Return a copy with some values changed."""
         return replace(self, **values)

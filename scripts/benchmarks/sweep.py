@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmarks import ours, stock
+from benchmarks import ours, recurrent, stock
 from benchmarks.race import Bench, Setting, describe, median_reached
 from benchmarks.snapshots import LEVELS, Trace, reached
 from benchmarks.stock import StockSettings
@@ -24,9 +24,9 @@ STOCK_AXES: Axes = {
 }
 
 
-def our_axes() -> Axes:
-    """Return the values around ``experiment=fast``, as many as RSL-RL's."""
-    base = ours.settings({})
+def our_axes(preset: Mapping[str, Any] | None = None) -> Axes:
+    """Return the values around ``experiment=fast``, or another preset, as many as RSL-RL's."""
+    base = ours.settings(preset or {})
     num_envs = base.num_envs or 512
     forcing = base.epoch_teacher_forcing
     return {
@@ -36,6 +36,37 @@ def our_axes() -> Axes:
         "num_envs": [num_envs // 2, num_envs * 2],
         "epoch_teacher_forcing": [0 if forcing == 1 else forcing // 2 if forcing else 1],
     }
+
+
+STOCK_GRU_AXES: Axes = {
+    "learning_rate": [5e-4, 1e-3, 5e-3, 1e-2],
+    "num_steps": [15, 60],
+    "num_learning_epochs": [1, 4],
+    "num_envs": [64, 128],
+    "init_std": [0.02],
+}
+
+
+def sides_with_memory() -> dict[str, tuple[Setting, Axes]]:
+    """Return centre and axes of the sweep of students with memory."""
+    return {
+        "ours": (recurrent.PRESET, our_axes(recurrent.PRESET)),
+        "rsl_rl": (stock.TUNED_GRU, STOCK_GRU_AXES),
+    }
+
+
+def best_found(base: Setting, rows: Sequence[Mapping[str, Any]]) -> dict[str, Setting]:
+    """Return the settings of a sweep that were first at each level, by level; none where all missed it.
+
+    A setting that is first at several levels is there once, under the highest of them.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    for level in (f"{level:g}" for level in LEVELS):
+        hits = [row for row in rows if row["median"].get(level) is not None]
+        if hits:
+            found[level] = min(hits, key=lambda row: row["median"][level]["cpu_seconds"])["changes"]
+    once = {json.dumps(changes, sort_keys=True): level for level, changes in found.items()}
+    return {level: _with(base, changes) for level, changes in found.items() if level in once.values()}
 
 
 def _with(base: Setting, changes: Mapping[str, Any]) -> Setting:
@@ -113,6 +144,7 @@ def sweep_both(
     budgets: Mapping[str, float],
     known: Mapping[str, Any] | None = None,
     keep: Callable[[dict[str, Any]], None] = lambda result: None,
+    sides: Mapping[str, tuple[Setting, Axes]] | None = None,
 ) -> dict[str, Any]:
     """Run both sides' sweeps.
 
@@ -122,8 +154,9 @@ def sweep_both(
         budgets: Training time of a run [s] of ``ours`` and ``rsl_rl``.
         known: What an earlier call gave to ``keep``. Rows of the same base, seeds and budget are not run again.
         keep: Takes the result so far, after each setting.
+        sides: Centre and axes of ``ours`` and ``rsl_rl``. None: those of the student without memory.
     """
-    sides: dict[str, tuple[Setting, Axes]] = {"ours": ({}, our_axes()), "rsl_rl": (stock.TUNED, STOCK_AXES)}
+    sides = sides or {"ours": ({}, our_axes()), "rsl_rl": (stock.TUNED, STOCK_AXES)}
     out: dict[str, Any] = {"score": badness.__doc__, "seeds": len(seeds)}
     earlier = known or {}
     for name, (base, axes) in sides.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -12,26 +13,25 @@ def _number(value: float | None, form: str = "{:.2f}") -> str:
     return "missed" if value is None else form.format(value)
 
 
-def race_table(result: dict[str, Any], labels: dict[str, str]) -> Table:
-    """Show medians over seeds, and how many times more than ours."""
-    table = Table(title=f"Time to a share of the teacher's return ({result['teacher']['mean_return']:.1f})")
-    for column in ("", "to", "CPU s", "x ours", "wall s", "x ours", "env steps", "x ours", "to stay, CPU s"):
+def race_table(result: dict[str, Any]) -> Table:
+    """Show medians and ranges over seeds of both criteria, and how many times more than ours."""
+    seeds = max(len(run["seeds"]) for run in result["runs"].values())
+    title = f"To a share of the teacher's return ({result['teacher']['mean_return']:.1f}), medians (ranges) of {seeds}"
+    table = Table(title=title)
+    columns = ("", "to", "first, CPU s", "x ours", "settled, CPU s", "x", "first, steps", "x", "settled, steps", "x")
+    for column in columns:
         table.add_column(column, justify="left" if column in ("", "to") else "right")
+    quantities = {"cpu_seconds": 2, "settled_cpu_seconds": 2, "env_steps": 0, "settled_env_steps": 0}
     for name, run in result["runs"].items():
         for level, median in run["median"].items():
-            own = median or {}
             times = (result["ratios"].get(name) or {}).get(level, {})
-            table.add_row(
-                labels[name],
-                f"{100 * float(level):.0f} %",
-                _number(own.get("cpu_seconds")),
-                _times(times.get("cpu_seconds")),
-                _number(own.get("wall_seconds")),
-                _times(times.get("wall_seconds")),
-                _number(own.get("env_steps"), "{:,.0f}"),
-                _times(times.get("env_steps")),
-                _number(own.get("settled_cpu_seconds")),
-            )
+            cells: list[str] = []
+            for quantity, digits in quantities.items():
+                ends = run["range"][level][quantity]
+                spread = "" if ends is None else f" ({ends[0]:,.{digits}f} to {ends[1]:,.{digits}f})"
+                cells.append(_number((median or {}).get(quantity), f"{{:,.{digits}f}}") + spread)
+                cells.append(_times(times.get(quantity)))
+            table.add_row(run["label"], f"{100 * float(level):.0f} %", *cells)
     return table
 
 
@@ -41,7 +41,7 @@ def _times(value: float | None) -> str:
 
 def sweep_table(name: str, rows: list[dict[str, Any]]) -> Table:
     """Show one side's sweep."""
-    table = Table(title=f"Sweep: {name} (median CPU s)")
+    table = Table(title=f"{name} (median CPU s)")
     for column in ("changes", "score", "95 %", "98 %"):
         table.add_column(column, justify="left" if column == "changes" else "right")
     for row in rows:
@@ -145,22 +145,27 @@ def raptor_tables(result: dict[str, Any]) -> list[Table]:
     return [first, second]
 
 
-def show(console: Console, result: dict[str, Any], labels: dict[str, str], memory_labels: dict[str, str]) -> None:
+def tables_of(result: dict[str, Any]) -> Iterator[Table]:
+    """Yield a table of every part that there is."""
+    for kind in ("sweep", "sweep_memory"):
+        for name, side in result.get(kind, {}).items():
+            if isinstance(side, dict):
+                yield sweep_table(f"{kind}: {name}", side["rows"])
+    one = {
+        **dict.fromkeys(("distill", "memory", "last_percent"), race_table),
+        "kinds": kinds_table,
+        "simulator": simulator_table,
+        "dataset": dataset_table,
+    }
+    for name, make in one.items():
+        if name in result:
+            yield make(result[name])
+    for name, make_all in {"raptor": raptor_tables, "breakdown": breakdown_tables}.items():
+        if name in result:
+            yield from make_all(result[name])
+
+
+def show(console: Console, result: dict[str, Any]) -> None:
     """Print every table that there is."""
-    for name in ("ours", "rsl_rl"):
-        if "sweep" in result:
-            console.print(sweep_table(name, result["sweep"][name]["rows"]))
-    if "distill" in result:
-        console.print(race_table(result["distill"], labels))
-    if "recurrent" in result:
-        console.print(race_table(result["recurrent"]["race"], memory_labels))
-        console.print(kinds_table(result["recurrent"]["kinds"]))
-    for table in raptor_tables(result["raptor"]) if "raptor" in result else ():
+    for table in tables_of(result):
         console.print(table)
-    if "breakdown" in result:
-        for table in breakdown_tables(result["breakdown"]):
-            console.print(table)
-    if "simulator" in result:
-        console.print(simulator_table(result["simulator"]))
-    if "dataset" in result:
-        console.print(dataset_table(result["dataset"]))

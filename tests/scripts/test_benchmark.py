@@ -56,11 +56,12 @@ def test_quick_run_writes_json_and_figure_and_names_no_host(teacher, tmp_path, c
     assert benchmark.main([*arguments, "--teacher", str(teacher), "--out", str(out)]) == 0
     text = out.with_suffix(".json").read_text(encoding="utf-8")
     result = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert set(result["distill"]["runs"]) == {"ours", "isaaclab_like", "tuned"}
+    assert set(result["distill"]["runs"]) == {"ours", "isaaclab_like", "centre"}
     assert all(run["seeds"][0]["curve"] for run in result["distill"]["runs"].values())
     assert math.isclose(sum(result["breakdown"]["shares"]["shares"].values()), 1.0, rel_tol=1e-6)
     assert result["simulator"][0]["per_cpu_second"] > 0
-    assert set(result["recurrent"]["race"]["runs"]) == {"ours", "tuned"} and len(result["recurrent"]["kinds"]) == 7
+    assert set(result["memory"]["runs"]) == {"ours", "centre"} and len(result["kinds"]) == 7
+    assert next(iter(result["last_percent"]["runs"])) == "base"
     epoch = result["raptor"]["epochs"][0]
     assert epoch["transitions"] == 2 * 10 * 20 and epoch["student_parameters"] == 2084
     parts = sum(epoch[name] for name in ("rollout", "labelling", "training", "rest"))
@@ -79,6 +80,7 @@ def test_first_reach_and_settling():
         "wall_seconds": 4.0,
         "env_steps": 2000,
         "settled_cpu_seconds": 4.0,
+        "settled_env_steps": 4000,
     }
     assert hit["0.98"] is None
 
@@ -177,7 +179,8 @@ def test_the_figure_holds_the_last_snapshot():
     """Between snapshots the last one counts; before the first and after the last there is nothing."""
     import numpy as np
 
-    values = figure.curve_on_grid([trace((1.0, 0.2), (2.0, 0.6))], np.array([0.5, 1.0, 1.9, 2.0, 2.5]), wall=False)
+    grid = np.array([0.5, 1.0, 1.9, 2.0, 2.5])
+    values = figure.curve_on_grid([trace((1.0, 0.2), (2.0, 0.6))], grid, lambda snapshot: snapshot.cpu)
     np.testing.assert_array_equal(values, [[np.nan, 0.2, 0.2, 0.6, np.nan]])
 
 
@@ -222,7 +225,7 @@ def test_a_missing_matplotlib_is_said_first_with_its_extra(tmp_path, monkeypatch
     find_spec = importlib.util.find_spec
     hidden = lambda name, *rest: None if name == "matplotlib" else find_spec(name, *rest)  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", hidden)
-    monkeypatch.setattr(benchmark, "measure", nothing_is_measured)
+    monkeypatch.setattr(benchmark.Benchmark, "measure", nothing_is_measured)
     assert benchmark.main(["--parts", "distill", "--out", str(tmp_path / "x")]) == 2
     error = capsys.readouterr().err
     assert "matplotlib" in error and "pip install -e '.[bench]'" in error and len(error.splitlines()) == 1
@@ -232,7 +235,7 @@ def test_a_missing_matplotlib_is_said_first_with_its_extra(tmp_path, monkeypatch
 
 def test_a_place_that_cannot_be_written_is_said_first(tmp_path, monkeypatch, capsys):
     """A file where the folder should be, or a folder where the figure should be: one line, exit code 2."""
-    monkeypatch.setattr(benchmark, "measure", nothing_is_measured)
+    monkeypatch.setattr(benchmark.Benchmark, "measure", nothing_is_measured)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "x.png").mkdir()
     for out in (tmp_path / "file" / "x", tmp_path / "x"):
@@ -250,26 +253,78 @@ def test_the_check_leaves_earlier_figures(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"] and out.with_suffix(".json").read_text() == "{}"
 
 
-def test_each_measured_seed_is_in_the_json(teacher, tmp_path, monkeypatch):
-    """When the second seed fails, the JSON has the first seed of every setting."""
-    run = race.Bench.run
+def test_a_race_that_was_cut_off_goes_on_with_the_next_run(tmp_path, monkeypatch):
+    """When a run fails, the JSON has all before it; ``--resume`` runs only what is missing, and no other settings."""
+    ran: list[tuple[str, int]] = []
 
-    def fail_in_the_second_seed(bench, name, setting, seed, budget, **options):
-        if seed == 1:
+    def fake(bench, name, setting, seed, budget, **options):
+        if len(ran) == fails_at:
             raise RuntimeError("the machine went away")
-        return run(bench, name, setting, seed, budget, **options)
+        ran.append((name, seed))
+        made = trace((1.0 + seed, 0.96), (2.0 + seed, 0.985))
+        return Trace(name, seed, budget, made.snapshots, {"cpu": 0.1, "wall": 0.1})
 
-    monkeypatch.setattr(race.Bench, "run", fail_in_the_second_seed)
-    arguments = ["--quick", "--parts", "distill", "--seeds", "2", "--episodes", "8", "--teacher", str(teacher)]
+    monkeypatch.setattr(race.Bench, "run", fake)
+    monkeypatch.setattr(race.Bench, "warm_up", lambda *_: None)
+    monkeypatch.setattr(figure, "draw", lambda traces, *_, **__: drawn.append(traces))
+    drawn: list[dict[str, list[Trace]]] = []
+    out = ["--out", str(tmp_path / "x"), "--swept", str(tmp_path / "none.json")]
+    arguments = ["--quick", "--parts", "distill", "--seeds", "2", "--episodes", "2", *out]
+    fails_at = 4
     with pytest.raises(RuntimeError, match="went away"):
-        benchmark.run(benchmark.parse([*arguments, "--out", str(tmp_path / "x")]))
+        benchmark.run(benchmark.parse(arguments))
     runs = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["distill"]["runs"]
     assert {name: [seed["seed"] for seed in one["seeds"]] for name, one in runs.items()} == {
-        "ours": [0],
+        "ours": [0, 1],
         "isaaclab_like": [0],
-        "tuned": [0],
+        "centre": [0],
     }
-    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+    fails_at = -1
+    benchmark.run(benchmark.parse([*arguments, "--resume"]))
+    assert ran[4:] == [("isaaclab_like", 1), ("centre", 1)]
+    result = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))["distill"]
+    assert result["runs"]["ours"]["range"]["0.98"]["settled_env_steps"] == [2000, 3000]
+    assert [one.snapshots[0].cpu for one in drawn[0]["ours"]] == [1.0, 2.0]
+    benchmark.run(benchmark.parse([*arguments, "--resume"]))
+    assert len(ran) == 6
+    monkeypatch.setattr(stock, "ISAACLAB_LIKE", stock.ISAACLAB_LIKE.changed(num_steps=60))
+    benchmark.run(benchmark.parse([*arguments, "--resume"]))
+    assert ran[6:] == [("isaaclab_like", 0), ("isaaclab_like", 1)]
+
+
+def test_the_rivals_are_those_that_the_sweep_found(tmp_path):
+    """The settings that were first at each level, with names that say them; the same setting once."""
+    row = lambda changes, low, high: {  # noqa: E731
+        "changes": changes,
+        "median": {"0.95": low and {"cpu_seconds": low}, "0.98": high and {"cpu_seconds": high}},
+    }
+    rows = [row({}, 1.0, None), row({"num_steps": 12}, 0.7, 0.9), row({"learning_rate": 2e-3}, 0.4, 1.6)]
+    found = sweep.best_found(stock.TUNED, rows)
+    assert found == {"0.95": stock.TUNED.changed(learning_rate=2e-3), "0.98": stock.TUNED.changed(num_steps=12)}
+    assert sweep.best_found(stock.TUNED, rows[:2]) == {"0.98": stock.TUNED.changed(num_steps=12)}
+    assert sweep.best_found(stock.TUNED, [row({}, None, None)]) == {}
+    swept = tmp_path / "swept.json"
+    swept.write_text(json.dumps({"sweep": {"rsl_rl": {"rows": rows}}}))
+    args = benchmark.parse(["--parts", "distill", "--out", str(tmp_path / "x"), "--swept", str(swept)])
+    rivals = benchmark.Benchmark(args, print).rivals("distill")
+    assert list(rivals) == ["ours", "isaaclab_like", "best_0.95", "best_0.98"]
+    assert rivals["best_0.98"].label == "RSL-RL, best found to 98 %: 256 x 12, 2 passes, rate 0.001, std 0.1"
+
+
+def test_both_sweeps_with_memory_are_of_the_same_size():
+    """Each side gets as many tries as the other, around the setting that it raced with before."""
+    (base, ours_axes), (theirs, stock_axes) = sweep.sides_with_memory().values()
+    assert [len(values) for values in ours_axes.values()] == [len(values) for values in stock_axes.values()]
+    assert base == {"experiment": "fast_gru", "student": "gru"} and theirs == stock.TUNED_GRU
+    assert all(getattr(theirs, axis) not in values for axis, values in stock_axes.items())
+
+
+def test_the_candidates_for_the_last_percent_can_be_built(teacher):
+    """Every change is one that the preset takes."""
+    from benchmarks import last_percent
+
+    for changes in last_percent.CANDIDATES.values():
+        ours.settings(changes)
 
 
 @pytest.mark.slow
