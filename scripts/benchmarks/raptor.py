@@ -57,12 +57,12 @@ def flying_student(device: str, epochs: int = 120) -> Weights:
 
 
 def build(
-    number: int, device: str, weights: Weights, *, compiled: bool, steps: int = STEPS
+    number: int, device: str, weights: Weights | None, *, compiled: bool, steps: int = STEPS
 ) -> tuple[ours.TimedRunner, Any]:
     """Build the on-policy phase of a run with that many teachers.
 
     Every environment is a Crazyflie with parameters of its own in memory. The step size is so small that the student
-    goes on flying, although these teachers know nothing.
+    goes on flying, although these teachers know nothing. Without ``weights`` it has learned nothing.
     """
     values: dict[str, Any] = {
         "task": TASK,
@@ -88,19 +88,20 @@ def build(
     env = make_env(EPISODES * number, device, 0, compiled=compiled, steps=steps)
     stack = teachers(number, 26, TEACHER_DIMS, device)
     runner = ours.TimedRunner(env, stack, cfg, ours.NoRunDir(), make_eval_env=lambda _: env)
-    runner.student.load_state_dict(weights)
+    if weights is not None:
+        runner.student.load_state_dict(weights)
     return runner, env
 
 
 def epoch_rate(
-    number: int, device: str, weights: Weights, epochs: int, *, compiled: bool, steps: int = STEPS
+    number: int, device: str, weights: Weights | None, epochs: int, *, compiled: bool, steps: int = STEPS
 ) -> dict[str, Any]:
     """Measure on-policy epochs, after one that does not count.
 
     Args:
         number: Teachers.
         device: Torch device.
-        weights: A student that flies.
+        weights: A student that flies. None: one that has learned nothing.
         epochs: How many; the fastest counts, as the original's figures do.
         compiled: Whether the simulator's step is compiled.
         steps: Of an episode and of a training sequence.
