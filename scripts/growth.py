@@ -91,8 +91,7 @@ PARTS = {
     "students": Part(
         *("Parameters of the student", "parameters", (1_000, 10_000, 100_000, 1_000_000, 10_000_000)),
         *(f"CPU time of an update of {BATCH_SIZE} transitions [s]", "seconds", "parameter"),
-        "Small students cost the launches of an update's kernels; large ones the matrix products, in "
-        "proportion.",
+        "Small students cost the launches of an update's kernels; large ones the matrix products, in proportion.",
     ),
     "ranks": Part(
         *("Processes", "processes", (1, 2, 3, 4)),
@@ -276,6 +275,7 @@ def on_paper() -> list[str]:
     student = 22 * 64 + 64 + 64 * 64 + 64 + 64 * 4 + 4
     ranks, envs, stored = 64, 4096, 100_000_000
     each = -(-1_000_000 // ranks)
+    half_second = 50 * 10 * each * many.transition_bytes
     return [
         "## On paper",
         "",
@@ -298,8 +298,7 @@ def on_paper() -> list[str]:
         f"{ranks} processes it is {each:,} teachers and {4 * each * teacher / 1e6:.0f} MB each, stacked as 1,000 are "
         f"today. With ten environments to a teacher a batched step is {10 * each:,} environments per process; a "
         f"transition has {many.transition_bytes:.0f} bytes with its teacher's index (int32, enough) and its episode's "
-        f"number (int32: 2.1 billion episodes). Half a second of each is {50 * 10 * each * many.transition_bytes / "
-        f"1e9:.1f} "
+        f"number (int32: 2.1 billion episodes). Half a second of each is {half_second / 1e9:.1f} "
         "GB per process. What is missing: `teachers.yaml` and the checkpoints are read by every process, where each "
         "needs "
         "only its own; one archive per process would do. The table of teachers' returns is a line each: only the worst "
