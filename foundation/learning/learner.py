@@ -252,7 +252,7 @@ class Learner:
         total = torch.stack(weighted).sum() if len(weighted) > 1 else weighted[0]
         self.precision.step(total, self.optimizer, self.student, self.cfg.optimizer.max_grad_norm)
         if self.average is not None:
-            self._update_average()
+            self.update_average()
         return torch.stack([value.detach() for value in values])
 
     def _losses(self, batch: Batch, params: list[LossParams]) -> list[torch.Tensor]:
@@ -281,7 +281,8 @@ class Learner:
         self.rounded[0].follow(self.optimizer)
 
     @torch.no_grad()
-    def _update_average(self) -> None:
+    def update_average(self) -> None:
+        """Move the averaged weights towards the student's, after a step of the optimiser."""
         assert self.average is not None
         decay = self.cfg.optimizer.ema_decay or 0.0
         for averaged, current in zip(self.average.parameters(), self.student.parameters(), strict=True):
