@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from foundation.cli.cli_args import CommandParser, add_hydra_args, parse_command
@@ -69,6 +69,23 @@ def run_application(command: str, parser: CommandParser, argv: Sequence[str] | N
     return hydra_jobs.run_sweep(hydra_jobs.run_job, node, line.sweep, line.hydra, parser.prog)
 
 
+def experiment_tokens(tokens: Collection[str]) -> list[str]:
+    """Return what the experiment's file sweeps over, ``hydra.sweeper.params``, but for keys that were typed.
+
+    Args:
+        tokens: The overrides that were typed.
+    """
+    chosen = [token.partition("=")[2] for token in tokens if key_of(token) == "experiment"]
+    if not chosen or any(is_sweep(f"experiment={name}") for name in chosen):
+        return []
+    from foundation.config.resolve import experiment_sweep  # Hydra: --help does without this half second
+
+    typed = {key_of(token).removeprefix("distill.") for token in tokens}
+    # Hydra leaves what is typed for its own parameters in force, and joins them to those of the file by itself.
+    typed |= {key_of(token).removeprefix("hydra.sweeper.params.") for token in tokens}
+    return [f"{key}={values}" for key, values in experiment_sweep(chosen[-1]).items() if key not in typed]
+
+
 def split(argv: list[str], parser: CommandParser) -> CommandLine:
     """Split a command line into the command's own part and Hydra's."""
     hydras = CommandParser(prog=parser.prog, add_help=False)
@@ -85,5 +102,7 @@ def split(argv: list[str], parser: CommandParser) -> CommandLine:
             names = " and ".join(name for name in ("--experiment_name", "--run_name") if name in parser.flag_names())
             raise UserError(f"override '{token}': a run's folder is not Hydra's here; {names or '--output'} names it")
     sweep = [token for token in rest if args.multirun and token in tokens and token not in hydra and is_sweep(token)]
+    if args.multirun:
+        sweep += experiment_tokens(tokens)
     own = [token for token in rest if token not in hydra and token not in sweep]
     return CommandLine(own, sweep, hydra, flags, args)

@@ -118,6 +118,19 @@ def compose(groups: Mapping[str, str | None], *, defaults: bool) -> tuple[dict[s
     Returns:
         Plain nested values, interpolations as they were written, and the files in force by their group.
     """
+    values, in_force, _ = _composed(groups, defaults)
+    return values, in_force
+
+
+def experiment_sweep(experiment: str) -> dict[str, str]:
+    """Return what an experiment's file sweeps over, key -> values, from Hydra's own ``hydra.sweeper.params``."""
+    return _composed({"experiment": experiment}, False)[2]
+
+
+def _composed(
+    groups: Mapping[str, str | None], defaults: bool
+) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+    """Return what :func:`compose` does, and the parameters of the sweeper."""
     store = ConfigStore.instance()
     every = (*CHOSEN, "task", "experiment")
     for group in every:  # an empty file: the one choice of nothing that also beats an experiment's own
@@ -138,6 +151,7 @@ def compose(groups: Mapping[str, str | None], *, defaults: bool) -> tuple[dict[s
             found = hydra_compose(primary, overrides=typed, return_hydra_config=True)
             taken = {group: str(found.hydra.runtime.choices.get(group)) for group in every}
             OmegaConf.set_struct(found, False)
+            swept = OmegaConf.to_container(found.hydra.sweeper.params or OmegaConf.create({}), resolve=False)
             del found["hydra"]
             values = OmegaConf.to_container(found, resolve=False)
     except (HydraException, OmegaConfBaseException) as error:
@@ -145,10 +159,11 @@ def compose(groups: Mapping[str, str | None], *, defaults: bool) -> tuple[dict[s
     finally:
         if application is not None:
             GlobalHydra.instance().initialize(application)
-    assert isinstance(values, dict)
+    assert isinstance(values, dict) and isinstance(swept, dict)
     taken |= own
     in_force = {group: name for group, name in taken.items() if name not in ("None", _NOTHING)}
-    return {str(key): value for key, value in values.items()}, in_force
+    params = {str(key): str(value) for key, value in swept.items()}
+    return {str(key): value for key, value in values.items()}, in_force, params
 
 
 def resolve(

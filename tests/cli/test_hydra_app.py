@@ -13,6 +13,8 @@ from command_server import run_script
 from small_teacher import SMALL, TASK, write_teacher
 
 from foundation.cli.command import run_command
+from foundation.cli.hydra_app import split
+from foundation.config.overrides import values_of
 from foundation.rsl_rl import distillation, play, train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +54,18 @@ def script(tmp_path: Path) -> Path:
 
 def seen(folder: Path) -> dict[str, str]:
     return {path.stem.removeprefix("seen_"): path.read_text() for path in folder.glob("seen_*.txt")}
+
+
+def test_an_experiment_may_bring_its_sweep() -> None:
+    """``--multirun experiment=search_student`` runs over what the file says; what is typed takes the place of a key."""
+    own = ["--offline", "--dataset", "data", "experiment=search_student"]
+    parser = distillation.build_parser()
+    found = {token.partition("=")[0]: token for token in split([*own, "--multirun"], parser).sweep}
+    assert list(found) == ["student.hidden_dims", "student.activation"]
+    assert len(values_of(found["student.hidden_dims"])) == 9 and len(values_of(found["student.activation"])) == 2
+    typed = split([*own, "--multirun", "distill.student.hidden_dims=[2],[3]", "student.activation=relu"], parser)
+    assert typed.sweep == ["distill.student.hidden_dims=[2],[3]"] and "student.activation=relu" in typed.own
+    assert split(own, parser).sweep == []  # a plain run has the student of the defaults
 
 
 def test_a_users_script_gets_all_three_configs(script: Path) -> None:
