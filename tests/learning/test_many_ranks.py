@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def config(case: str) -> DistillationCfg:
     cfg.optimizer.max_grad_norm = 0.5
     cfg.optimizer.weight_decay = 1e-3
     cfg.dataset.burn_in = 2 if case == "gru" else 0
+    cfg.optimizer.compile = case == "compiled"
     return cfg
 
 
@@ -56,7 +58,8 @@ def batches(case: str) -> list[Batch]:
     for _ in range(3):
         shape = (STEPS, SAMPLES) if case == "gru" else (SAMPLES,)
         obs = torch.randn(*shape, 3, generator=generator)
-        weights = torch.rand(shape, generator=generator).square() if case == "weighted" else None
+        weighted = case in ("weighted", "compiled")
+        weights = torch.rand(shape, generator=generator).square() if weighted else None
         resets = torch.rand(shape, generator=generator) < 0.2 if case == "gru" else None
         target = PolicyOutput(obs @ GAIN + 0.1 * torch.randn(*shape, 2, generator=generator))
         found.append(Batch(obs, target, weights, resets, None))
@@ -78,6 +81,8 @@ def part_of(batch: Batch, rank: int, world_size: int) -> Batch:
 
 def steps(ranks: Ranks, case: str) -> dict[str, Any]:
     """Take three steps; return the losses and the student after them, which began with weights of the rank."""
+    if case == "compiled":  # traced and differentiated by the compiler, without the minute of C++
+        torch.compile = functools.partial(torch.compile, backend="aot_eager")  # in a process of the test's own
     learner = learner_of(case, ranks, seed=ranks.rank)
     params = learner.objective.loss_params(0)
     parts = [part_of(batch, ranks.rank, ranks.world_size) for batch in batches(case)]
@@ -88,7 +93,7 @@ def steps(ranks: Ranks, case: str) -> dict[str, Any]:
 def check_steps(number: int, case: str, folder: Path) -> None:
     """Compare processes with each other, bit for bit, and with one process to 1e-6."""
     results = on_ranks(steps, number, folder, case)
-    alone = steps(ALONE, case)
+    alone = steps(ALONE, "weighted" if case == "compiled" else case)
     start = learner_of(case, ALONE, seed=0).student.state_dict()
     assert any((alone[name] - start[name]).abs().max() > 1e-3 for name in start if "weight" in name)
     for name, expected in alone.items():
@@ -101,6 +106,12 @@ def check_steps(number: int, case: str, folder: Path) -> None:
 def test_two_processes_take_the_step_of_one(case: str, tmp_path: Path) -> None:
     """Halves of a batch in two processes: three steps as those of one process on the whole, to 1e-6."""
     check_steps(2, case, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_compiled_processes_take_the_step_of_one_that_is_not(tmp_path: Path) -> None:
+    """With ``optimizer.compile``, and weights of samples that count over both: the sum is not compiled away."""
+    check_steps(2, "compiled", tmp_path)
 
 
 @pytest.mark.slow

@@ -117,6 +117,23 @@ def test_a_restored_learner_goes_on_bit_for_bit_in_either_precision(precision):
     assert same(weights(first.student), weights(second.student))
 
 
+@pytest.mark.slow
+def test_a_compiled_learner_is_repeatable_and_goes_on_bit_for_bit(monkeypatch):
+    """The same seed gives the same bits twice; what was saved after an epoch goes on as if nothing had stopped it."""
+    monkeypatch.setattr(precision_module.torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    whole, again, resumed = (learner(compile=True) for _ in range(3))
+    for one in (whole, again):
+        dataset = filled()
+        for epoch in range(2):
+            one.learn(dataset, 128, epoch)
+    assert same(weights(whole.student), weights(again.student))
+    dataset, stopped = filled(), learner(compile=True)
+    stopped.learn(dataset, 128, 0)
+    resumed.load_state_dict(*copy.deepcopy((stopped.policy.state_dict(), stopped.state_dict())))
+    resumed.learn(dataset, 128, 1)
+    assert same(weights(whole.student), weights(resumed.student))
+
+
 def test_the_scale_of_the_gradients_is_saved():
     """A run that goes on in float16 goes on with its scale."""
     one, two = (Precision("float32", torch.device("cpu")) for _ in range(2))
