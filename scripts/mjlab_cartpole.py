@@ -2,7 +2,8 @@
 
 ``python scripts/mjlab_cartpole.py`` in an environment with mjlab writes ``docs/results/mjlab.json`` and ``mjlab.md``.
 What is measured is kept in ``logs/mjlab_cartpole``, a file for each run, so that the same command goes on where the
-last one stopped; ``--seconds`` ends it early.
+last one stopped; ``--seconds`` ends it early, ``--only baselines 'race/*'`` runs ``experiment=fast`` as it is against
+RSL-RL's best setting alone.
 
 Every policy is measured on the same whole episodes of the task, in one environment whose students' groups mjlab itself
 makes. CPU seconds are those of collecting and learning: start-up, baselines and evaluations are left out on both sides.
@@ -33,10 +34,16 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from benchmarks.common import Clock
+from benchmarks.snapshots import BudgetSpentError, SnapshotRecorder, Trace, reached
 
 from foundation.cli.command import run_command
 from foundation.cli.parser import ScriptParser
 from foundation.config.agent_cfg import DistillationAlgorithmCfg, DistillationRunnerCfg, DistributionCfg, ModelCfg
+from foundation.config.overrides import Overrides
+from foundation.config.resolve import resolve_distillation_cfg
 from foundation.core.files import atomic_write_bytes
 from foundation.engines import engine_class
 from foundation.engines.base import LaunchRequest
@@ -44,6 +51,7 @@ from foundation.policies.actors import Actor, PolicyActor, ZeroActor
 from foundation.policies.obs_groups import ObsSelector
 from foundation.ppo.library_runner import RslRlRunner
 from foundation.rollout.evaluate import evaluate
+from foundation.students import student_cfg_class
 from foundation.teachers import TeacherPolicyWrapper
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,6 +146,11 @@ LONG_BUDGET = 12.0
 """CPU seconds of the runs with more seeds."""
 INTERVAL = 0.5
 """CPU seconds between two snapshots."""
+RACE_SEEDS = (1, 2, 3, 4, 5)
+RACE_BUDGETS = {"preset": 4.0, "stock": 8.0}
+"""CPU seconds of a run of ``experiment=fast`` as it is, and of RSL-RL's best setting, in the race between the two."""
+RACE_LEVELS = (0.95, 0.98)
+"""Shares of the teacher's return in episodes as in training."""
 
 
 # -- the environment -------------------------------------------------------------------------------------------------
@@ -238,25 +251,8 @@ def measure_student(cartpole: Cartpole, student: Student, seed: int) -> dict[str
 
 def train_stock(env: Any, setting: Setting, seed: int, budget: float) -> tuple[RslRlRunner, list[dict[str, Any]]]:
     """Run RSL-RL's distillation; return its runner and snapshots: iteration, CPU seconds, weights."""
-    layers: dict[str, Any] = {"hidden_dims": [64, 64], "activation": "elu"}
-    cfg = DistillationRunnerCfg(
-        seed=seed,
-        num_steps_per_env=setting.steps,
-        obs_groups={"teacher": ["actor"], "student": ["frames"]},
-        student=ModelCfg(**layers, obs_normalization=True, distribution_cfg=DistributionCfg(init_std=setting.std)),
-        teacher=ModelCfg(**layers, distribution_cfg=DistributionCfg()),
-        algorithm=DistillationAlgorithmCfg(
-            num_learning_epochs=setting.passes,
-            gradient_length=setting.gradient_length,
-            learning_rate=setting.rate,
-        ),
-        save_interval=10**9,
-    )
-    torch.manual_seed(seed)
-    env.reset(seed)
+    runner = stock_runner(env, setting, seed)
     with contextlib.redirect_stdout(io.StringIO()):
-        runner = RslRlRunner(env, cfg, None, "cpu")
-        runner.load(TEACHER)
         snapshots = [{"iteration": 0, "cpu": 0.0, "weights": copy.deepcopy(runner.policy.state_dict())}]
         iteration = 0
         spent = 0.0
@@ -277,6 +273,30 @@ def train_stock(env: Any, setting: Setting, seed: int, budget: float) -> tuple[R
         with contextlib.suppress(_Spent):
             runner.learn(10**6)
     return runner, snapshots
+
+
+def stock_runner(env: Any, setting: Setting, seed: int) -> RslRlRunner:
+    """Return RSL-RL's distillation with a setting, its teacher loaded and the environment reset."""
+    layers: dict[str, Any] = {"hidden_dims": [64, 64], "activation": "elu"}
+    cfg = DistillationRunnerCfg(
+        seed=seed,
+        num_steps_per_env=setting.steps,
+        obs_groups={"teacher": ["actor"], "student": ["frames"]},
+        student=ModelCfg(**layers, obs_normalization=True, distribution_cfg=DistributionCfg(init_std=setting.std)),
+        teacher=ModelCfg(**layers, distribution_cfg=DistributionCfg()),
+        algorithm=DistillationAlgorithmCfg(
+            num_learning_epochs=setting.passes,
+            gradient_length=setting.gradient_length,
+            learning_rate=setting.rate,
+        ),
+        save_interval=10**9,
+    )
+    torch.manual_seed(seed)
+    env.reset(seed)
+    with contextlib.redirect_stdout(io.StringIO()):
+        runner = RslRlRunner(env, cfg, None, "cpu")
+        runner.load(TEACHER)
+    return runner
 
 
 class _Spent(Exception):  # noqa: N818  (it ends a run, and is no error)
@@ -305,6 +325,108 @@ def train_and_measure(cartpole: Cartpole, setting: Setting, seed: int, budget: f
                 break
     good = [row for row in rows if row.get("return", 0.0) >= GOAL * baselines["teacher"]]
     return {"setting": vars(setting), "seed": seed, "good_after": good[0]["cpu"] if good else None, "rows": rows}
+
+
+def race_preset(cartpole: Cartpole, seed: int) -> dict[str, Any]:
+    """Train with ``experiment=fast``, nothing of it changed but the number of environments, and measure the snapshots.
+
+    The student's own rollout goes on from epoch to epoch, as in that preset: nothing else uses the only environment.
+    """
+    from benchmarks.ours import NoRunDir, TimedRunner
+
+    flags = {
+        "task": TASK,
+        "seed": seed,
+        "device": "cpu",
+        "num_envs": NUM_ENVS,
+        "teacher.obs_groups": ["actor"],
+        "student.obs_groups": ["frames"],
+        "student.obs_normalization": True,
+        "student.hidden_dims": [64, 64],
+        "collection.mode": "steps",
+        "dataset.disk_gb": 0.0,
+    }
+    groups = {"experiment": "fast", "student": "mlp"}
+    cfg = resolve_distillation_cfg(Overrides(groups=groups), flags, student_cfg_class=student_cfg_class)
+    env = cartpole.env
+    env.reset(seed)
+    teacher = TeacherPolicyWrapper(TEACHER)
+    runner = TimedRunner(env, teacher, cfg, NoRunDir(), make_eval_env=lambda _: env)  # type: ignore[arg-type]
+
+    def train() -> None:
+        for epoch in range(cfg.n_epochs):
+            runner.run_epoch(epoch)
+
+    learner = runner.learner
+    trace = traced(env, learner.optimizer, learner.policy.state_dict, train, RACE_BUDGETS["preset"], seed)
+
+    def actor(weights: dict[str, torch.Tensor]) -> Actor:
+        learner.policy.load_state_dict(weights)
+        return PolicyActor(learner.policy.eval(), ObsSelector(["frames"]))
+
+    return race_figures(cartpole, trace, actor, {"experiment": "fast"})
+
+
+def race_stock(cartpole: Cartpole, setting: Setting, seed: int) -> dict[str, Any]:
+    """Train with RSL-RL's best setting and measure its snapshots, taken as those of :func:`race_preset` are."""
+    env = cartpole.env
+    runner = stock_runner(env, setting, seed)
+    policy = runner.inference_policy()
+    optimizer = runner.runner.alg.optimizer
+
+    def train() -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            runner.learn(10**6)
+
+    trace = traced(env, optimizer, runner.policy.state_dict, train, RACE_BUDGETS["stock"], seed)
+
+    def actor(weights: dict[str, torch.Tensor]) -> Actor:
+        policy.module.load_state_dict(weights)
+        policy.reset()
+        return policy
+
+    return race_figures(cartpole, trace, actor, vars(setting))
+
+
+def traced(
+    env: Any,
+    optimizer: torch.optim.Optimizer,
+    weights: Callable[[], dict[str, torch.Tensor]],
+    train: Callable[[], None],
+    budget: float,
+    seed: int,
+) -> Trace:
+    """Train for a number of CPU seconds and return the snapshots, on the benchmark's grid of training time."""
+    trace = Trace("", seed, budget)
+    clock = Clock("cpu")
+    steps = 0
+    step = env.step
+
+    def counted(actions: torch.Tensor) -> Any:
+        nonlocal steps
+        steps += NUM_ENVS
+        return step(actions)
+
+    hook = optimizer.register_step_post_hook(SnapshotRecorder(trace, clock, weights, lambda: steps))
+    env.step = counted
+    try:
+        clock.start()
+        with contextlib.suppress(BudgetSpentError):
+            train()
+    finally:
+        env.step = step
+        hook.remove()
+    return trace
+
+
+def race_figures(
+    cartpole: Cartpole, trace: Trace, actor: Callable[[dict[str, torch.Tensor]], Actor], setting: dict[str, Any]
+) -> dict[str, Any]:
+    """Measure every snapshot in episodes as in training, and return when each level was reached and held."""
+    teacher = piece_file("baselines").read()[f"teacher, {EPISODE:g} s"]
+    for snapshot in trace.snapshots:
+        snapshot.ratio = cartpole.measure(actor(snapshot.weights), EPISODE) / teacher
+    return {"setting": setting, "seed": trace.seed, "reached": reached(trace), "curve": trace.curve}
 
 
 # -- what is kept ----------------------------------------------------------------------------------------------------
@@ -351,6 +473,37 @@ def best_of(figures: dict[str, dict[str, Any]]) -> Setting:
     return min(swept(figures), key=rank)
 
 
+def published_best() -> Setting:
+    """Return RSL-RL's best setting of the sweep whose figures are published beside the page."""
+    return best_of(json.loads((RESULTS / "mjlab.json").read_text()))
+
+
+def race_table(figures: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the table of the race: medians over the seeds, and the range; a miss counts as later than all."""
+    labels = {"preset": "foundation, `experiment=fast` as it is", "stock": "RSL-RL, its best setting"}
+    head = "| | to | first at, CPU s | settled, CPU s | first at, env steps | settled, env steps |"
+    lines = [head, "|---|---:|---:|---:|---:|---:|"]
+    for key, label in labels.items():
+        runs = [found["reached"] for name, found in sorted(figures.items()) if name.startswith(f"race/{key}_")]
+        for level in (f"{level:g}" for level in RACE_LEVELS):
+            cells = [
+                _spread([(run[level] or {}).get(quantity) for run in runs], digits)
+                for quantity, digits in (("cpu_seconds", 2), ("settled_cpu_seconds", 2))
+            ]
+            cells += [_spread([(run[level] or {}).get(name) for run in runs], 0) for name in _STEPS]
+            lines.append(f"| {label} | {100 * float(level):g} % | {' | '.join(cells)} |")
+    return lines
+
+
+_STEPS = ("env_steps", "settled_env_steps")
+
+
+def _spread(values: Sequence[float | None], digits: int) -> str:
+    known = sorted(math.inf if value is None else value for value in values)
+    shown = [f"{value:,.{digits}f}" if math.isfinite(value) else "missed" for value in known]
+    return f"{shown[len(shown) // 2]} ({shown[0]} to {shown[-1]})" if shown else ""
+
+
 def pieces(cartpole: Cartpole) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Yield each piece's name and what measures it; the last ones follow from those before."""
     yield "baselines", lambda: measure_baselines(cartpole)
@@ -362,16 +515,20 @@ def pieces(cartpole: Cartpole) -> Iterator[tuple[str, Callable[[], dict[str, Any
     for setting in SWEEP:
         yield f"sweep/{setting.name}", lambda it=setting: train_and_measure(cartpole, it, SEEDS[0], BUDGET)
     figures = collected()
+    for seed in RACE_SEEDS if "baselines" in figures else ():
+        yield f"race/preset_{seed}", lambda seed=seed: race_preset(cartpole, seed)
+        setting = best_of(figures) if swept(figures) else published_best()
+        yield f"race/stock_{seed}", lambda it=setting, seed=seed: race_stock(cartpole, it, seed)
     for seed in SEEDS[1:] if swept(figures) else ():  # the sweep has the first
         best = best_of(figures)
         yield f"stock/{best.name}_{seed}", lambda it=best, seed=seed: train_and_measure(cartpole, it, seed, LONG_BUDGET)
 
 
-def measure(pattern: str, seconds: float) -> None:
+def measure(patterns: Sequence[str], seconds: float) -> None:
     """Measure the pieces that are not there yet, in the order of :func:`pieces`.
 
     Args:
-        pattern: Names to measure, as in a shell.
+        patterns: Names to measure, as in a shell.
         seconds: No piece is begun later than this.
     """
     torch.set_num_threads(1)
@@ -379,7 +536,8 @@ def measure(pattern: str, seconds: float) -> None:
     with contextlib.ExitStack() as stack:
         for name, run in pieces(Cartpole(stack)):
             file = piece_file(name)
-            if file.path.is_file() or not fnmatch.fnmatch(name, pattern) or time.monotonic() - start > seconds:
+            wanted = any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+            if file.path.is_file() or not wanted or time.monotonic() - start > seconds:
                 continue
             file.path.parent.mkdir(parents=True, exist_ok=True)
             file.write(run())
@@ -512,20 +670,33 @@ def page(figures: dict[str, dict[str, Any]]) -> str:
         *sweep_table(figures),
         "",
     ]
+    if any(name.startswith("race/") for name in figures):
+        lines += [
+            "## The preset of the built-in task, unchanged",
+            "",
+            "`experiment=fast` as the quadrotor has it, but for the number of environments, against RSL-RL's best",
+            f"setting: shares of the teacher's return in {short}, first snapshot at and first one after which none is",
+            "below, medians (ranges) over the seeds. Snapshots of both are on the benchmark's grid.",
+            "",
+            *race_table(figures),
+            "",
+        ]
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what is missing; write the page from all that is there."""
     parser = ScriptParser(__doc__)
-    parser.add_argument("--only", default="*", metavar="PATTERN", help="pieces to measure, such as 'sweep/*' (all)")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="pieces, such as 'sweep/*' (all)")
     parser.add_argument("--seconds", type=float, default=1e9, metavar="S", help="begin no piece later than this [s]")
     parser.add_argument("--page", action="store_true", help="write the page from mjlab.json alone")
     args = parser.read(argv)
     path = RESULTS / "mjlab.json"
     if not args.page:
         measure(args.only, args.seconds)
-        atomic_write_bytes(path, (json.dumps(collected(), indent=1) + "\n").encode())
+        # What was measured earlier and is in no piece here stays: some pieces may be measured without the others.
+        kept = json.loads(path.read_text()) if path.is_file() else {}
+        atomic_write_bytes(path, (json.dumps({**kept, **collected()}, indent=1) + "\n").encode())
     figures = json.loads(path.read_text())
     if swept(figures):
         (RESULTS / "mjlab.md").write_text(page(figures), encoding="utf-8")

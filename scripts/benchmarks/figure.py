@@ -61,6 +61,7 @@ def draw(traces: Mapping[str, Sequence[Trace]], labels: Mapping[str, str], path:
     panels[0].yaxis.set_major_locator(matplotlib.ticker.FixedLocator([0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.0]))
     for axes in panels:
         axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_short))
+        axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     handles, names = panels[0].get_legend_handles_labels()
     rows = -(-len(names) // 2)
     figure.legend(handles, names, loc="lower center", ncol=2 if len(names) > 1 else 1, frameon=False, fontsize=8.5)
