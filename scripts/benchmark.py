@@ -207,7 +207,8 @@ class Benchmark:
         shares = breakdown.shares(self.teacher, self.args.device, small, 2 if quick else 20)
         sizes = (32, 20, 1) if quick else (512, 250, 7)
         overhead = breakdown.overhead(self.teacher, self.args.device, *sizes)
-        self.keep("breakdown", {"shares": shares, "overhead": overhead})
+        counted = breakdown.operations(self.teacher, self.args.device, *sizes[:2])
+        self.keep("breakdown", {"shares": shares, "overhead": overhead, "operations": counted})
 
     def simulator(self) -> None:
         """Measure the simulator."""

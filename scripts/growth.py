@@ -208,12 +208,14 @@ def measure_ranks(size: int, folder: Path) -> dict[str, float]:
         command += [str(ROOT / "foundation" / "rsl_rl" / "distillation.py"), "--task", common.TASK, "--device", "cpu"]
         command += ["--teacher_checkpoint", str(common.shipped_teacher()), "--distributed", "--num_envs", "128"]
         command += ["--n_epochs", str(epochs), "experiment=fast", "--eval_interval", "1000", "--save_interval", "1000"]
-        command += ["--num_eval_episodes", "16", "--final_eval_episodes", "16", "--logger", "none"]
+        command += ["--num_eval_episodes", "16", "--final_eval_episodes", "16"]
         start = time.perf_counter()
         done = subprocess.run(command, cwd=work, capture_output=True, text=True)
         seconds.append(time.perf_counter() - start)
         if done.returncode:
-            raise UserError(f"{size} processes: {(done.stderr or done.stdout).strip()[-400:]}")
+            lines = f"{done.stdout}\n{done.stderr}".splitlines()
+            why = [line for line in lines if line.startswith("error:")] or lines[-1:]
+            raise UserError(f"{size} processes: {why[0]}")
     few, many = RANK_EPOCHS
     return {"seconds": (seconds[1] - seconds[0]) / (many - few), "start_seconds": seconds[0]}
 

@@ -123,6 +123,8 @@ class DistillationDataset:
         self.chunks_evicted = 0
         self._cursor = 0
         self._chunk = 0
+        self._chunk_rows = self.rows[0].unbind(0)
+        self._chunk_resets = self.resets[0].unbind(0)
 
     def __len__(self) -> int:
         """Return the number of stored transitions."""
@@ -158,6 +160,9 @@ class DistillationDataset:
             self._chunk = self.chunks_written % self.max_chunks
         else:
             self._chunk = int(torch.randint(self.max_chunks, (1,), generator=self.generator, device=self.device))
+        # Views of each step, made once: to index at every step costs as much as what is written.
+        self._chunk_rows = self.rows[self._chunk].unbind(0)
+        self._chunk_resets = self.resets[self._chunk].unbind(0)
         # Another chunk may have been there, whose choice of environments and weights must not apply to this one.
         self.activate([self._chunk], None)
         for weights in (self.weights, self.base_weights):
@@ -190,14 +195,14 @@ class DistillationDataset:
                 state_size).
             extra: Further columns by name. Shape of each: (num_envs, then the shape of the column).
         """
-        row = self.rows[self._chunk, step]
+        row = self._chunk_rows[step]
         if targets is None or self.dtype != obs.dtype or self.device != obs.device or self.typed:
             self._write_parts(row, step, obs, targets, extra or {})
         else:
             # The usual case writes the step in one kernel, straight into the storage.
             parts = [obs] + [getattr(targets, name) for name in TARGET_FIELDS if name in self.columns]
             torch.cat(parts, dim=-1, out=row)
-        self.resets[self._chunk, step].copy_(resets)
+        self._chunk_resets[step].copy_(resets)
         if self.teacher_index is not None and teacher_index is not None:
             self.teacher_index[self._chunk, step].copy_(teacher_index)
         if self.states is not None and state is not None and step % self.sequence_length == 0:

@@ -120,7 +120,7 @@ class EpisodeTracker(Observer):
         self.whole = torch.ones(num_envs, dtype=torch.bool, device=device)
         """Whether the episode in progress has been followed from its first step."""
         self.counts = torch.zeros(num_envs, device=device)
-        """Episodes that each environment has finished since :meth:`restart`."""
+        """Episodes that each environment has finished since :meth:`restart`, where there is a quota."""
         self.quota = math.inf
         """Episodes of each environment that statistics count."""
         self.gives_time_outs = False
@@ -134,6 +134,10 @@ class EpisodeTracker(Observer):
         self._whole = torch.zeros(self._shape, dtype=torch.bool, device=device)
         self._time_outs = torch.zeros(self._shape, dtype=torch.bool, device=device)
         self._metrics: dict[str, torch.Tensor] = {}
+        # Views of each row, made once: to index at every step costs as much as what is written.
+        names = ("_returns", "_lengths", "_ended", "_whole", "_time_outs")
+        self._rows = {name: getattr(self, name).unbind(0) for name in names}
+        self._metric_rows: dict[str, tuple[torch.Tensor, ...]] = {}
         self._labels: Mapping[str, torch.Tensor] = {}
         self._step = 0
         self._drained: list[dict[str, torch.Tensor]] = []
@@ -152,20 +156,25 @@ class EpisodeTracker(Observer):
         self.age += 1
         self.returns.add_(rewards)
         self.lengths.add_(1.0)
-        self._returns[step].copy_(self.returns)
-        self._lengths[step].copy_(self.lengths)
-        self._ended[step].copy_(dones)
-        torch.logical_and(self.whole, self.counts < self.quota, out=self._whole[step])
+        rows = self._rows
+        rows["_returns"][step].copy_(self.returns)
+        rows["_lengths"][step].copy_(self.lengths)
+        rows["_ended"][step].copy_(dones)
+        if self.quota == math.inf:
+            rows["_whole"][step].copy_(self.whole)
+        else:
+            torch.logical_and(self.whole, self.counts < self.quota, out=rows["_whole"][step])
+            self.counts.add_(dones)
         time_outs = extras.get("time_outs")
         if time_outs is not None:
             self.gives_time_outs = True
-            self._time_outs[step].copy_(time_outs)
+            rows["_time_outs"][step].copy_(time_outs)
         for values in (extras.get("episode_metrics") or {}, self._labels):
             for name, value in values.items():
                 if name not in self._metrics:
                     self._metrics[name] = torch.zeros(self._shape, dtype=value.dtype, device=self._device)
-                self._metrics[name][step].copy_(value)
-        self.counts.add_(dones)
+                    self._metric_rows[name] = self._metrics[name].unbind(0)
+                self._metric_rows[name][step].copy_(value)
         self.returns.masked_fill_(dones, 0.0)
         self.lengths.masked_fill_(dones, 0.0)
         self.whole.logical_or_(dones)

@@ -170,6 +170,8 @@ class LateLabels:
         self.block_steps = max(1, min(dataset.chunk_steps, BLOCK_ROWS // dataset.num_envs))
         self._obs: torch.Tensor | None = None
         self._resets: torch.Tensor | None = None
+        self._rows: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """Views of each step of the two, made once."""
         self._first = 0
         self._count = 0
 
@@ -194,8 +196,10 @@ class LateLabels:
         if self._obs is None or self._resets is None:
             self._obs = obs.new_empty(self.block_steps, *obs.shape)
             self._resets = resets.new_empty(self.block_steps, *resets.shape)
-        self._obs[self._count].copy_(obs)
-        self._resets[self._count].copy_(resets)
+            self._rows = list(zip(self._obs.unbind(0), self._resets.unbind(0), strict=True))
+        kept_obs, kept_resets = self._rows[self._count]
+        kept_obs.copy_(obs)
+        kept_resets.copy_(resets)
         self._count += 1
         if self._count == self.block_steps:
             self.label()

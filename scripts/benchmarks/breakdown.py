@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import ours
 from benchmarks.common import STUDENT_GROUP, TEACHER_GROUP, Clock
@@ -79,6 +81,52 @@ def shares(teacher: Path, device: str, values: dict[str, Any], epochs: int) -> d
         "seconds_per_epoch": total / epochs,
         "shares": {name: seconds / total for name, seconds in spent.items()},
     }
+
+
+class CountOperations(TorchDispatchMode):
+    """Counts the tensor operations inside it, by name: the same on every machine, however busy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count one operation and run it."""
+        self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operations(teacher: Path, device: str, num_envs: int, steps: int) -> dict[str, dict[str, float]]:
+    """Count the tensor operations of a batched env step: in collection, and in the environment and networks alone.
+
+    Args:
+        teacher: The teacher's checkpoint.
+        device: Torch device.
+        num_envs: Environments.
+        steps: Batched env steps, about; no episode ends in the bare loop's own share of them.
+    """
+    values = {"num_envs": num_envs, "num_episodes": max(1, num_envs * steps // 500)}
+    runner, env = ours.build(values, teacher, device, seed=0)
+    for epoch in range(2):
+        runner.run_epoch(epoch)
+    out: dict[str, dict[str, float]] = {}
+    with torch.no_grad():
+        for phase, beta in (("teacher acts", 1.0), ("student acts", 0.0)):
+            runner.collector.collect(0, beta)
+            before = env.env_steps
+            with CountOperations() as whole:
+                runner.collector.collect(1, beta)
+            made = (env.env_steps - before) / num_envs
+            obs = env.get_observations()
+            with CountOperations() as bare:
+                for _ in range(steps):
+                    action = runner.teacher.step(obs[TEACHER_GROUP], None)[0].mean
+                    if beta == 0.0:
+                        action = runner.learner.policy.step(obs[STUDENT_GROUP], None)[0].mean
+                    obs = env.step(action)[0]
+            counted = {"collection": whole.counts.total() / made, "bare loop": bare.counts.total() / steps}
+            out[phase] = {**counted, "more": counted["collection"] - counted["bare loop"]}
+    return out
 
 
 def first_touch(dataset: Any, clock: Meter) -> float:

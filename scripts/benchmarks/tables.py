@@ -66,7 +66,12 @@ def breakdown_tables(result: dict[str, Any]) -> list[Table]:
         if isinstance(row, dict):
             second.add_row(phase, *(f"{row[key]:.3f}" for key in ("bare loop", "collection", "overhead")))
     second.add_row("first write to fresh memory, once", "", "", f"{result['overhead']['first touch']:.3f}")
-    return [first, second]
+    third = Table(title="Tensor operations of a batched env step")
+    for column in ("", "bare loop", "collection", "more"):
+        third.add_column(column, justify="right" if column else "left")
+    for phase, row in result.get("operations", {}).items():
+        third.add_row(phase, *(f"{row[key]:.1f}" for key in ("bare loop", "collection", "more")))
+    return [first, second, third]
 
 
 def simulator_table(rows: list[dict[str, Any]]) -> Table:
