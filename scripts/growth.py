@@ -45,7 +45,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NUM_OBS, NUM_ACTIONS, BATCH_SIZE, UPDATES = 22, 4, 256, 200
 NUM_ENVS = 1024
 """Environments of a chunk of the made-up datasets."""
-RANK_EPOCHS = (2, 22)
+RANK_EPOCHS = (2, 302)
 """Epochs of two runs with as many processes: what the start costs is in both, and cancels in their difference."""
 
 
