@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from foundation.cli.cli_args import CommandParser, add_hydra_args, parse_command
@@ -69,11 +69,11 @@ def run_application(command: str, parser: CommandParser, argv: Sequence[str] | N
     return hydra_jobs.run_sweep(hydra_jobs.run_job, node, line.sweep, line.hydra, parser.prog)
 
 
-def experiment_tokens(tokens: Collection[str]) -> list[str]:
+def experiment_tokens(tokens: Sequence[str]) -> list[str]:
     """Return what the experiment's file sweeps over, ``hydra.sweeper.params``, but for keys that were typed.
 
     Args:
-        tokens: The overrides that were typed.
+        tokens: The overrides, in the order in which they were typed.
     """
     chosen = [token.partition("=")[2] for token in tokens if key_of(token) == "experiment"]
     if not chosen or any(is_sweep(f"experiment={name}") for name in chosen):
@@ -103,6 +103,6 @@ def split(argv: list[str], parser: CommandParser) -> CommandLine:
             raise UserError(f"override '{token}': a run's folder is not Hydra's here; {names or '--output'} names it")
     sweep = [token for token in rest if args.multirun and token in tokens and token not in hydra and is_sweep(token)]
     if args.multirun:
-        sweep += experiment_tokens(tokens)
+        sweep += experiment_tokens([token for token in rest if token in tokens])
     own = [token for token in rest if token not in hydra and token not in sweep]
     return CommandLine(own, sweep, hydra, flags, args)
