@@ -91,6 +91,11 @@ class ImageEncoders(nn.Module):
         self._makers = dict(encoders)
         self._path = path
 
+    @property
+    def groups(self) -> list[str]:
+        """The image groups that it reads, in order."""
+        return list(self._makers)
+
     def bind(self, shapes: Mapping[str, Sequence[int]], device: torch.device) -> None:
         """Learn the sizes of the images and make the encoders.
 

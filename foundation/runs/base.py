@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 
 import foundation
-from foundation.checkpoints.initialise import initialise_student
+from foundation.checkpoints.initialise import initialise_encoders, initialise_student
 from foundation.checkpoints.reading.agent_config import at
 from foundation.config.derived_cfg import DerivedGroup, write_derived
 from foundation.config.distillation_cfg import DistillationCfg
@@ -25,6 +25,7 @@ from foundation.runs.report import Reporter
 from foundation.runs.run_state import BEST, LATEST, SavedState, write_state
 from foundation.students import make_student
 from foundation.students.base import NetworkCfg, Student
+from foundation.students.cnn import CNNStudent
 
 RECURRENT_SEQUENCE = 50
 """Steps in a training sequence of a student with memory, where nothing else is asked for."""
@@ -250,6 +251,8 @@ class Runner(RunLoop[DistillationCfg, Reporter, Collected]):
             )
         if cfg.init_checkpoint is not None:
             initialise_student(student, cfg.init_checkpoint)
+        if isinstance(student, CNNStudent) and student.cfg.init_encoder is not None:
+            initialise_encoders(student, student.cfg.init_encoder)
         return student
 
     @property

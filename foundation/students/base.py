@@ -30,6 +30,9 @@ alpha or beta would be 0."""
 SIZES = ("hidden_dims", "encoder_dims", "channels", "hidden_size", "num_layers")
 """Fields of the built-in students' configs that hold sizes of layers."""
 
+OF_A_RUN = ("obs_groups", "obs_slice", "init_checkpoint", "init_encoder")
+"""Fields of the students' configs that belong to a run, not to the architecture."""
+
 
 @dataclass
 class NetworkCfg(StudentCfg):
@@ -271,8 +274,7 @@ class Student(PolicyNetwork):
     def describe(self) -> dict[str, Any]:
         """Return plain values from which :func:`~foundation.students.student_from_description` builds this student."""
         options = asdict(self.cfg)
-        # These belong to a run, not to the architecture.
-        for run_only in ("obs_groups", "obs_slice", "init_checkpoint"):
+        for run_only in OF_A_RUN:
             options.pop(run_only, None)
         return {"num_obs": self.num_obs, "num_actions": self.num_actions, **options}
 

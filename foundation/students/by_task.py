@@ -25,7 +25,7 @@ from foundation.policies.layers import OBS, Activation, Add, Dense, Layers
 from foundation.policies.memory import MemoryLayer, run_layers
 from foundation.policies.output import PolicyOutput, map_output
 from foundation.students import student_from_description
-from foundation.students.base import Heads, NetworkCfg, Student, hidden_layers
+from foundation.students.base import OF_A_RUN, Heads, NetworkCfg, Student, hidden_layers
 from foundation.students.cnn import CNNStudent
 
 NAME = "by_task"
@@ -328,7 +328,7 @@ def by_task_cfg(student: Student, column: int, shared: int, lateral: bool) -> By
     refuse_unfit(student)
     common: dict[str, Any] = {own.name: getattr(student.cfg, own.name) for own in fields(NetworkCfg)} | {"name": NAME}
     base = asdict(student.cfg)
-    for of_a_run in ("obs_groups", "obs_slice", "init_checkpoint"):
+    for of_a_run in OF_A_RUN:
         base.pop(of_a_run, None)
     return ByTaskCfg(**common, base=base, columns=[column], shared=shared, lateral=lateral)
 

@@ -38,6 +38,9 @@ class CNNStudentCfg(NetworkCfg):
     """Channels of the convolutions, of ``impala`` of its stages. Empty: the encoder's own."""
     image_features: int = 64
     """Numbers that each encoder gives."""
+    init_encoder: str | None = None
+    """Start the encoders from the convolutions of this checkpoint, of a policy that reads images: of each group the
+    first layers, as far as their shapes match."""
     share_encoder: bool = False
     """One encoder for all image groups, which then have one shape."""
     frame_stack: int = 1
@@ -63,6 +66,7 @@ class CNNStudent(Student):
     """Reads the flat groups and then the image groups, flattened; images are scaled inside."""
 
     cfg_class = CNNStudentCfg
+    cfg: CNNStudentCfg
 
     def __init__(self, cfg: CNNStudentCfg, num_obs: int, num_actions: int) -> None:
         """Create the layers that the config asks for."""

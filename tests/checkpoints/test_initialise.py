@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+import yaml
+from rsl_rl.models import CNNModel
+from tensordict import TensorDict
 
-from foundation.checkpoints.initialise import initialise_student
+from foundation.checkpoints.initialise import initialise_encoders, initialise_student
 from foundation.core.errors import UserError
 from foundation.core.files import atomic_torch_save
 from foundation.export.rsl_rl import write_rsl_rl
 from foundation.students import StudentPolicy, make_student, student_cfg_class
+from foundation.students.cnn import CNNStudent, CNNStudentCfg
 from foundation.teachers import TeacherPolicyWrapper
 
 
@@ -82,3 +86,74 @@ def test_what_does_not_fit_is_refused(tmp_path):
         with pytest.raises(UserError, match=words):
             initialise_student(student, tmp_path / "model_0.pt")
         assert all(torch.equal(before[key], value) for key, value in student.state_dict().items())
+
+
+SEEN = {"camera": [1, 16, 12]}
+
+
+def seeing(**options) -> CNNStudent:
+    """Return a student that reads bytes, with the convolutions of :func:`rsl_rl_that_sees` unless told otherwise."""
+    chosen = {"channels": [4, 6, 5], "image_features": 8, "hidden_dims": [8], "images": SEEN, **options}
+    made = make_student(CNNStudentCfg(**{"image_scales": {"camera": 1.0 / 255.0}, **chosen}), 3 + 192, 2)
+    assert isinstance(made, CNNStudent)
+    return made
+
+
+def rsl_rl_that_sees(folder, **cnn) -> CNNModel:
+    """Write a checkpoint of RSL-RL's ``CNNModel`` of two convolutions, and return the model."""
+    options = {"output_channels": [4, 6], "kernel_size": 3, "stride": 2, "padding": "zeros", "activation": "elu", **cnn}
+    model = {"class_name": "CNNModel", "hidden_dims": [8], "activation": "elu", "obs_normalization": False}
+    model |= {"cnn_cfg": options, "distribution_cfg": {"class_name": "GaussianDistribution", "init_std": 0.5}}
+    obs = TensorDict({"policy": torch.zeros(2, 3), "camera": torch.zeros(2, 1, 16, 12)}, batch_size=[2])
+    groups = {"actor": ["policy", "camera"], "critic": ["policy", "camera"]}
+    kept = {name: value for name, value in model.items() if name != "class_name"}
+    made = CNNModel(obs, groups, "actor", 2, **kept)
+    (folder / "params").mkdir(parents=True)
+    torch.save({"actor_state_dict": made.state_dict(), "iter": 0, "infos": None}, folder / "model_0.pt")
+    agent = {"class_name": "OnPolicyRunner", "actor": model, "critic": model, "obs_groups": groups}
+    (folder / "params" / "agent.yaml").write_text(yaml.safe_dump(agent))
+    return made
+
+
+def test_an_encoder_begins_with_that_of_rsl_rl(tmp_path):
+    """The two layers that match give of scaled bytes what RSL-RL's give of the bytes; the third is the student's."""
+    theirs = rsl_rl_that_sees(tmp_path / "a")
+    student = seeing()
+    third = student.encoder.encoders[0][4].weight.clone()
+    initialise_encoders(student, tmp_path / "a" / "model_0.pt")
+    image = torch.randint(0, 256, (5, 1, 16, 12)).float()
+    with torch.no_grad():
+        expected = theirs.cnns["camera"](image)
+        found = student.encoder.encoders[0][:4](image / 255.0).flatten(1)
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-3)
+    assert torch.equal(student.encoder.encoders[0][4].weight, third)
+    assert all(p.requires_grad for p in student.parameters())
+
+
+def test_an_encoder_begins_with_that_of_another_student(tmp_path):
+    """Of a student of ours with another policy behind it everything is taken, its scale included."""
+    first = seeing(image_scales={"camera": 1.0}, hidden_dims=[16])
+    saved = {"model_state_dict": first.state_dict(), "student": first.describe()}
+    atomic_torch_save(saved, tmp_path / "s.pt")
+    second = seeing()
+    initialise_encoders(second, tmp_path / "s.pt")
+    image = torch.rand(5, 1, 16, 12) * 255.0
+    expected, found = (s.encoder.encoders[0](image * s.image_scales["camera"]) for s in (first, second))
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_an_encoder_that_does_not_fit_is_refused(tmp_path):
+    """Another kernel, stride or activation, no images at all: one line each, and the way out."""
+    rsl_rl_that_sees(tmp_path / "kernel", kernel_size=5)
+    rsl_rl_that_sees(tmp_path / "stride", stride=1)
+    rsl_rl_that_sees(tmp_path / "relu", activation="relu")
+    write_rsl_rl(fitted(StudentPolicy(9, 3)), tmp_path / "model_0.pt", "5")
+    for name, words in {
+        "kernel/model_0.pt": r"'camera' cannot begin .* is \[4, 1, 5, 5\], and the student's \[4, 1, 3, 3\]",
+        "stride/model_0.pt": "strides differ",
+        "relu/model_0.pt": "has ReLU activations. Set distill.student.activation",
+        "model_0.pt": "reads no images, and the student's encoder is of 'camera'",
+    }.items():
+        with pytest.raises(UserError, match=words) as caught:
+            initialise_encoders(seeing(), tmp_path / name)
+        assert "\n" not in str(caught.value)
