@@ -139,8 +139,8 @@ def initialise_encoders(student: CNNStudent, path: str | Path) -> None:
             own, other = (list(layers[0].weight.shape) for layers in (_weighted(encoder), _weighted(theirs)))
             raise UserError(
                 f"{where}: its first convolution is {other}, and the student's {own}, or their strides "
-                "differ. Give the student its architecture (distill.student.encoder, channels, frame_stack), or leave it "
-                "out"
+                "differ. Give the student its architecture (distill.student.encoder, channels, frame_stack), or leave "
+                "it out"
             )
         if _activation_after_first(encoder) != _activation_after_first(theirs):
             name = _activation_after_first(theirs)

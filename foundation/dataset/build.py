@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 SHORT_CHUNK = 32
 """Env steps of a chunk where no training sequence asks for more."""
-ANNOUNCED_BYTES = 1e9
+ANNOUNCED_BYTES = 1e8
 """Size from which a dataset is announced before it is allocated."""
 
 
@@ -104,7 +104,7 @@ def build_dataset(cfg: DistillationCfg, data: CollectedData) -> tuple[Distillati
     if spec.num_bytes >= ANNOUNCED_BYTES:
         size = spec.num_bytes / 1e9
         place = torch.device(device)
-        logger.info("The dataset takes up to %.1f GB on %s (%d transitions).", size, place, spec.capacity)
+        logger.info("The dataset takes up to %.2f GB on %s (%d transitions).", size, place, spec.capacity)
     dataset = DistillationDataset(spec, device, data.device, cfg.seed + data.rank)
     table = EpisodeTable.empty()
     if saved is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from dot_env import SIDE, DotEnv, DotTeacher, HalfDotEnv
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import UserError
+from foundation.dataset import memory
 from foundation.policies.actors import PolicyActor
 from foundation.policies.obs_groups import teacher_selector
 from foundation.runs.offline import OfflineRunner
@@ -60,6 +62,31 @@ def test_images_are_stored_as_they_are(tmp_path, env):
     [batch] = dataset.flat_minibatches(16, 1)
     assert batch.obs.shape == (16, 1 + PIXELS) and batch.obs.dtype == torch.float32 and batch.extra is None
     assert batch.obs[:, 1:].max() <= (255 if env.dtype == torch.uint8 else 1)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_the_memory_is_announced_before_it_is_allocated(tmp_path, caplog, monkeypatch, frames):
+    """The log's figure is that of all tensors within 5 %, and comes first; three frames are stored once."""
+    cfg = config(frame_stack=frames)
+    cfg.dataset.size = 1_000_000
+    cfg.sequence_length = 50
+    caplog.set_level("INFO")
+    before: list[str] = []
+
+    def allocate(*args):
+        before.extend(caplog.messages)
+        return memory.empty_pinned(*args)
+
+    monkeypatch.setattr("foundation.dataset.dataset.empty_pinned", allocate)
+    dataset = make(tmp_path, cfg).dataset
+    tensors = [part for part in vars(dataset).values() if isinstance(part, torch.Tensor)] + list(dataset.typed.values())
+    held = sum(tensor.nbytes for tensor in tensors)
+    announced = next(message for message in before if "takes up to" in message)
+    gigabytes = float(re.search(r"takes up to ([\d.]+) GB on cpu", announced)[1])
+    assert gigabytes * 1e9 == pytest.approx(held, rel=0.05)
+    assert dataset.num_bytes == held
+    # The pixels of one frame, three floats and a flag; of a stack two frames as floats for each sequence of 50 steps.
+    assert held / dataset.capacity == PIXELS + 12 + 1 + (frames - 1) * PIXELS * 4 / 50
 
 
 @pytest.mark.parametrize(
