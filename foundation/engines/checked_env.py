@@ -28,7 +28,7 @@ STEP = "(TensorDict, rewards, dones, extras)"
 
 
 _UNUSABLE = (torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
-"""Observations that no float32 policy computes on; integers and booleans are read as numbers."""
+"""Observations that no float32 policy computes on; integers and booleans are read as numbers, images of float16 too."""
 
 
 class CheckedEnv(EnvWrapper):
@@ -206,7 +206,8 @@ class CheckedEnv(EnvWrapper):
         if value.device.type != torch.device(self.env.device).type:
             got = f"group '{group}' on {value.device}"
             self._refuse(method, got, f"it on the environment's device, {self.env.device}")
-        if value.dtype in _UNUSABLE:
+        is_half_image = value.dtype == torch.float16 and value.ndim == 4
+        if value.dtype in _UNUSABLE and not is_half_image:
             self._refuse(method, f"group '{group}' of {value.dtype}", f"torch.float32: {group}.float()")
 
     def _check_flags(self, name: str, value: Any) -> None:

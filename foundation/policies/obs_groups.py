@@ -39,7 +39,10 @@ class ObsSelector:
         return selected
 
     def _flat(self, obs: TensorDict, name: str) -> torch.Tensor:
-        return obs[name].flatten(1) if name in self.images else obs[name]
+        if name not in self.images:
+            return obs[name]
+        image = obs[name].flatten(1)
+        return image.float() if image.dtype == torch.float16 else image  # no layer computes in half precision
 
     def check(self, obs: TensorDict, role: str, wanted: int | None = None, key: str | None = None) -> int:
         """Check the groups against what the environment offers.

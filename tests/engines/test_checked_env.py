@@ -523,3 +523,16 @@ def test_optional_attributes_are_read_as_plain_values() -> None:
     assert (found.step_dt, found.action_choices, found.action_range) == (0.5, (2, 3), ((-math.inf, 1.0), (0.0, 2.5)))
     assert (found.position_fields, found.metric_units) == ({"policy": (3, "body")}, {"height": (100.0, "cm")})
     assert found.variant_names == ("a", "b")
+
+
+def test_images_may_be_of_half_precision():
+    """A group of float16 that has height and width passes as it is; a flat one is refused, as before."""
+
+    class SeeingEnv(BareEnv):
+        def get_observations(self):
+            return _with(super().get_observations(), torch.full((self.num_envs, 1, 4, 4), 0.5, dtype=torch.float16))
+
+    env = CheckedEnv(SeeingEnv())
+    assert env.get_observations()["policy"].dtype == torch.float16
+    obs, *_ = env.step(torch.zeros(3, 2))
+    assert obs["policy"].dtype == torch.float16 and obs["policy"].shape == (3, 1, 4, 4)

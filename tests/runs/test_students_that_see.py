@@ -164,6 +164,14 @@ class LargeDotEnv(DotEnv):
     side = 20
 
 
+@pytest.mark.parametrize("env", [DotEnv, HalfDotEnv], ids=["uint8", "float16"])
+def test_a_student_may_read_an_image_alone(tmp_path, env):
+    """Bytes and half precision reach its layers as floats, in a run that collects by it."""
+    make(tmp_path, config(groups=["camera"]), env).run()
+    student = TeacherPolicyWrapper(tmp_path / "best_student.pt")
+    assert student.act(env(4).get_observations()).dtype == torch.float32
+
+
 def test_bad_input_is_one_line(tmp_path):
     """A group that is no image, a student that sees none, more memory than there is, an image of another size."""
     with pytest.raises(UserError, match=r"cnn reads images.*add one of its image groups \(camera 1 x 12 x 12\)"):
