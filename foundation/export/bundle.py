@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy
 import torch
@@ -24,7 +25,6 @@ from foundation.export.program import program_of
 from foundation.policies.choices import sizes_of
 from foundation.policies.info import PolicyInfo
 from foundation.policies.policy_network import PolicyNetwork
-from foundation.students.cnn import CNNStudent
 from foundation.tasks import load_entry_point, resolve_task
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,15 @@ GOLDEN_STEPS = 120
 GOLDEN_ENVS = 4
 _MAX_ELEMENTS = 1 << 17
 """Observations of a golden sequence: one of images is shorter."""
+
+
+@runtime_checkable
+class DrawsObservations(Protocol):
+    """A policy whose observations are not all as its normaliser expects them: it reads images."""
+
+    def typical_obs(self, noise: torch.Tensor) -> torch.Tensor:
+        """Return observations as the environment may give them. Shape, in and out: (..., num_obs)."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +76,7 @@ def make_bundle(policy: LoadedPolicy, name: str = "policy", task: str | None = N
     except UserError as error:
         raise UserError(f"'{path}' cannot be exported: {error}") from error
     stated = None if task is not None else _own_task(path)
-    layout = task_layout(resolve_task(task)) if task is not None else _layout_of(stated)
+    layout = task_layout(resolve_task(task)) if task is not None else layout_of(stated)
     task = task or stated
     groups = tuple(info.obs_groups or ())
     layout = {**layout, **{group: derived_fields(made) for group, made in info.derived.items()}}
@@ -114,7 +123,7 @@ def known_fields(info: PolicyInfo, task: str | None = None) -> dict[str, tuple[F
         UserError: If there is no such task, or it has other observations.
     """
     path = Path(info.path)
-    layout = task_layout(resolve_task(task)) if task is not None else _layout_of(_own_task(path))
+    layout = task_layout(resolve_task(task)) if task is not None else layout_of(_own_task(path))
     layout = {**layout, **{group: derived_fields(made) for group, made in info.derived.items()}}
     groups = tuple(info.obs_groups or ())
     policy = layout.get("policy", ())
@@ -158,7 +167,7 @@ def record(network: PolicyNetwork, clip: float | None, program: Program, seed: i
         if operation.kind == "normalize" and operation.inputs == (OBS,):
             obs = obs / numpy.where(operation.arrays["scale"] == 0, 1, operation.arrays["scale"])
             obs = obs + operation.arrays["mean"]
-    if isinstance(network, CNNStudent):
+    if isinstance(network, DrawsObservations):
         obs = network.typical_obs(torch.from_numpy(obs)).numpy()
     resets = generator.random((steps, GOLDEN_ENVS)) < 0.05
     resets[0] = True
@@ -185,7 +194,7 @@ def _own_task(path: Path) -> str | None:
     return task if isinstance(task, str) else None
 
 
-def _layout_of(task: str | None) -> Layout:
+def layout_of(task: str | None) -> Layout:
     """Return the same of a task that a checkpoint names: it need not be known here."""
     if task is None:
         return {}

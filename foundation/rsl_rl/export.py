@@ -48,7 +48,9 @@ def build_parser() -> CommandParser:
     listed = "separated by commas or spaces (default: onnx,torchscript,npz,c,yaml)"
     flag("--formats", nargs="+", metavar="NAME", help=listed)
     flag("--output", metavar="FOLDER", help="where to (default: exported/ beside the checkpoint)")
-    flag("--name", metavar="NAME", help="name of the files and of the C functions (default: policy)")
+    flag("--name", metavar="NAME", help="name of the files and of the C functions (default: policy, or estimator)")
+    estimate = "write what the student estimates of another group (loss predict), in the place of its actions"
+    flag("--estimate", action="store_true", help=estimate)
     acts = "task that it acts in, for names and units; or one of several (default: that of the checkpoint)"
     flag("--task", metavar="ID", help=acts)
     add_import_arg(parser)
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if args.checkpoint is None:
         raise UserError("--checkpoint is missing: give the file of the policy, such as best_student.pt")
-    name = args.name or "policy"
+    name = args.name or ("estimator" if args.estimate else "policy")
     if not name.replace("-", "_").replace(".", "_").isidentifier():
         raise UserError(f"--name '{name[:60]}': letters, digits, '_', '-' and '.' make a name, such as student")
     named = [part for part in args.formats or DEFAULT_FORMATS if "=" not in part]
@@ -78,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from foundation.checkpoints.foundation_multi_task import find_head
     from foundation.checkpoints.reading.loading import Overrides
     from foundation.export.bundle import make_bundle
+    from foundation.export.estimator import make_estimator_bundle
     from foundation.export.formats import export
 
     said = said_of_teacher(tokens)
@@ -88,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.output is None:  # each head's files in the folder of its task, as play.py leaves them
             folder = checkpoint.parent / "tasks" / found[0] / "exported"
     policy = load_policy(checkpoint, Overrides.parse(said))
-    bundle = make_bundle(policy, name, task)
+    bundle = (make_estimator_bundle if args.estimate else make_bundle)(policy, name, task)
     print(f"{bundle.description.architecture}: {bundle.program.num_weights} weights, state {bundle.program.state_size}")
     for said in bundle.description.duties:
         print(printable(said))

@@ -14,8 +14,10 @@ from foundation.checkpoints.reading.loading import Overrides
 from foundation.config.distillation_cfg import DistillationCfg, TermCfg
 from foundation.config.validate import validate
 from foundation.core.errors import UserError
+from foundation.deploy import Policy
 from foundation.deploy.description import Field
 from foundation.export.bundle import make_bundle
+from foundation.export.estimator import make_estimator_bundle
 from foundation.export.formats import export
 from foundation.learning.losses import LOSSES
 from foundation.runs.offline import OfflineRunner
@@ -137,6 +139,32 @@ def test_a_fed_estimate_is_part_of_the_policy(tmp_path):
     with torch.no_grad():
         estimator.layers[-1].bias += 1.0
     assert (loaded.network.step(obs["mixed"], None)[0].mean - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("student", "feed"), [("gru", False), ("mlp", True)], ids=["head", "fed"])
+def test_an_estimate_is_exported_by_choice(tmp_path, student, feed):
+    """Every file gives the hidden state in its units; a student that predicts nothing has none to give."""
+    cfg = config(student, epochs=4, feed=feed)
+    cfg.sequence_length = 4 if student == "gru" else None
+    cfg.batch_size = 8 if student == "gru" else 32
+    runner = make(tmp_path, cfg)
+    runner.run()
+    loaded = load_policy(tmp_path / "final_student.pt", Overrides())
+    bundle = make_estimator_bundle(loaded)
+    assert [(field.name, field.size) for field in bundle.description.actions] == [("hidden", 3)]
+    for written in export(bundle, tmp_path / "export", ["onnx", "torchscript", "npz"]):
+        assert written.check is not None and written.check.difference is not None
+    exported = Policy(tmp_path / "export" / "estimator.npz")
+    env = HiddenEnv(64)
+    obs = env.get_observations()
+    estimate = torch.from_numpy(exported.step(obs["mixed"].numpy()))
+    spread = obs["hidden"][:, :2].std()
+    assert (estimate[:, :2] - obs["hidden"][:, :2]).square().mean().sqrt() < 0.3 * spread
+    assert (estimate[:, 2] - 5.0).abs().max() < 2.0
+    cfg.loss.auxiliary = {}
+    make(tmp_path / "plain", cfg).run()
+    with pytest.raises(UserError, match=r"estimates nothing: --estimate is for students that were distilled with"):
+        make_estimator_bundle(load_policy(tmp_path / "plain" / "final_student.pt", Overrides()))
 
 
 @pytest.mark.parametrize("feed", [False, True], ids=["head", "fed"])

@@ -162,13 +162,26 @@ class Camera:
         for start in range(0, num_envs, self._block):  # blocks of environments that fit the cache, not single ones
             envs = slice(start, min(start + self._block, num_envs))
             depth, colour = cast(self.rays, pose.select(envs), scene.select(envs), self.shape[1] > 1)
-            channels = 0
-            if colour is not None:
-                out[envs, :3] = self._encode(self._noisy(colour, self.cfg.colour_noise))
-                channels = 3
-            if channels < self.shape[1]:
-                out[envs, channels] = self._encode(self._noisy_depth(depth))
+            out[envs] = self.compose(depth, colour)
         return out
+
+    def compose(self, depth: torch.Tensor, colour: torch.Tensor | None) -> torch.Tensor:
+        """Return what a camera has measured as images, with its noise.
+
+        Args:
+            depth: Distance to the image plane [m]. Shape: (num_images, height, width).
+            colour: From 0 to 1; read where the images have colour. Shape: (num_images, 3, height, width).
+
+        Returns:
+            Shape: (num_images, *self.shape[1:]), of ``self.dtype``.
+        """
+        parts: list[torch.Tensor] = []
+        if self.cfg.image != "depth":
+            assert colour is not None
+            parts.append(self._encode(self._noisy(colour, self.cfg.colour_noise)))
+        if self.cfg.image != "rgb":
+            parts.append(self._encode(self._noisy_depth(depth)).unsqueeze(1))
+        return torch.cat(parts, dim=1)
 
     def observe(
         self, position: torch.Tensor, quaternion: torch.Tensor, scene: Scene, began: torch.Tensor | None
@@ -185,7 +198,15 @@ class Camera:
         Returns:
             Shape: ``self.shape``.
         """
-        fresh = self.render(self.pose(position, quaternion), scene)
+        return self.delayed(self.render(self.pose(position, quaternion), scene), began)
+
+    def delayed(self, fresh: torch.Tensor, began: torch.Tensor | None) -> torch.Tensor:
+        """Return the images that have arrived, and keep the newest ones.
+
+        Args:
+            fresh: Of this moment. Shape: ``self.shape``.
+            began: As of :meth:`observe`.
+        """
         if not self.cfg.delay:
             return fresh
         if began is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +72,21 @@ def check_seen_cfg(cfg: QuadcopterPointCtrlSeenEnvCfg) -> None:
         )
 
 
+def seen_groups(groups: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the groups of point control, those without the position, and the position alone.
+
+    Args:
+        groups: Of point control. Shape of each: (num_envs, size).
+    """
+    deployable = groups["deployable"]
+    return {
+        **groups,
+        "proprioception": deployable[:, 3:],
+        "inertial": torch.cat([deployable[:, 3:12], deployable[:, 15:DEPLOYABLE_SIZE]], dim=1),
+        "target": deployable[:, :3],
+    }
+
+
 class QuadcopterPointCtrlSeenEnv(QuadcopterPointCtrlEnv):
     """Many quadrotors, each flying to its target, which a ball ahead of it marks.
 
@@ -112,14 +128,7 @@ class QuadcopterPointCtrlSeenEnv(QuadcopterPointCtrlEnv):
 
     def observe(self) -> dict[str, torch.Tensor]:
         """Build the groups of point control, those without the position, and the position alone."""
-        groups = super().observe()
-        deployable = groups["deployable"]
-        return {
-            **groups,
-            "proprioception": deployable[:, 3:],
-            "inertial": torch.cat([deployable[:, 3:12], deployable[:, 15:DEPLOYABLE_SIZE]], dim=1),
-            "target": deployable[:, :3],
-        }
+        return seen_groups(super().observe())
 
     def task_metrics(self, metrics: dict[str, torch.Tensor], time_outs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return which episodes are a success. Shape: (num_envs,)."""
