@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 
+from foundation.dataset.dataset import BufferSpec, DistillationDataset
+from foundation.dataset.transition import Column, image_column
 from foundation.policies.actors import PolicyActor
 from foundation.policies.obs_groups import teacher_selector
 from foundation.report.event_file import read_scalars
@@ -260,6 +262,35 @@ def measure_cost(num_envs: int = 512, repeats: int = 30) -> dict[str, float]:
     return {name: round(value, 2) for name, value in best.items()}
 
 
+def measure_memory(transitions: int = 200_000) -> dict[str, dict[str, float]]:
+    """Compare a dataset's announced size with that of its tensors and with what the process takes when full [MB]."""
+    sizes = {"num_obs": 19, "num_envs": 64, "targets": {"mean": 4}, "capacity": transitions}
+    image = {image_column("camera"): Column((1, 32, 32), "uint8")}
+    memory = 2 * 32 * 32 + 1  # two earlier frames and their age, at the start of each sequence
+    specs = {
+        "depth, 1 frame": BufferSpec(**sizes, typed=image),
+        "depth, 3 frames": BufferSpec(**sizes, typed=image, chunk_steps=50, sequence_length=50, state_size=memory),
+        "depth, 1 frame, as floats": BufferSpec(**{**sizes, "num_obs": 19 + 32 * 32}),
+    }
+    found: dict[str, dict[str, float]] = {}
+    for name, spec in specs.items():
+        before = resident_bytes()
+        dataset = DistillationDataset(spec)
+        tensors = [dataset.rows, dataset.resets, *dataset.typed.values()]
+        tensors += [] if dataset.states is None else [dataset.states]
+        for tensor in tensors:
+            tensor.zero_()
+        numbers = (spec.num_bytes, sum(tensor.nbytes for tensor in tensors), resident_bytes() - before)
+        found[name] = dict(zip(("announced", "tensors", "process"), (round(n / 1e6, 1) for n in numbers), strict=True))
+        del dataset, tensors, tensor
+    return found
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process holds [bytes]."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def write_page(results: dict[str, dict[str, Any]]) -> None:
     """Write the tables."""
     lines = [
@@ -319,6 +350,19 @@ def write_page(results: dict[str, dict[str, Any]]) -> None:
         for name, value in results["cost"].items():
             bare = results["cost"][f"{name.partition(',')[0]}, without"]
             lines.append(f"| {name} | {value:.1f} | {value / bare:.1f} x |")
+    if "memory" in results:
+        lines += [
+            "",
+            "## What images take",
+            "",
+            "A dataset of 200 000 transitions with a depth image of 32 x 32 bytes: the size that is logged before it",
+            "is allocated, that of its tensors, and by how much the process grows when all of it is written [MB].",
+            "",
+            "| dataset | announced | tensors | process |",
+            "|---|---:|---:|---:|",
+        ]
+        for name, own in results["memory"].items():
+            lines.append(f"| {name} | {own['announced']:.1f} | {own['tensors']:.1f} | {own['process']:.1f} |")
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -336,7 +380,7 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)
-    jobs: dict[str, Callable[[], dict[str, Any]]] = {"cost": measure_cost}
+    jobs: dict[str, Callable[[], dict[str, Any]]] = {"cost": measure_cost, "memory": measure_memory}
     folder = args.folder.resolve()
     jobs |= {case.name: lambda case=case: run(case, folder) for case in CASES}
     seeing = [case for case in CASES if "student=cnn" in case.tokens]

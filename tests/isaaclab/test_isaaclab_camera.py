@@ -9,11 +9,7 @@ import pytest
 import torch
 
 from foundation.tasks.camera.camera import Camera, CameraCfg
-from foundation.tasks.seen_target.isaaclab_env import (
-    QuadcopterPointCtrlSeenIsaacEnv,
-    QuadcopterPointCtrlSeenIsaacEnvCfg,
-    sensor_cfg,
-)
+from foundation.tasks.seen_target.isaaclab_env import sensor_cfg
 
 
 def test_the_sensor_has_the_cameras_settings():
@@ -28,31 +24,25 @@ def test_the_sensor_has_the_cameras_settings():
     assert sensor_cfg(CameraCfg(image="none")) is None
 
 
-def test_the_task_without_a_camera_has_the_built_in_groups():
-    """With env.camera.image=none it runs on this machine: names and sizes are those of the built-in task."""
-    cfg = QuadcopterPointCtrlSeenIsaacEnvCfg()
-    cfg.scene.num_envs, cfg.camera.image, cfg.seed = 4, "none", 3
-    env = QuadcopterPointCtrlSeenIsaacEnv(cfg)
-    try:
-        env.reset(3)
-        obs, *_ = env.step(torch.full((4, 4), 0.612, device=env.device))
+def test_the_task_has_the_built_in_groups(open_environment):
+    """Names, sizes and types are those of the built-in task, where nothing renders here: a sensor's stand-in."""
+    task = "Isaac-Quadcopter-Point-Ctrl-Seen-v0"
+    with open_environment("isaaclab", task, 4, camera__image="none") as env:
+        obs, _, _, extras = env.step(torch.full((4, 4), 0.612))
         sizes = {name: tuple(value.shape) for name, value in obs.items()}
-        assert {name: sizes[name] for name in ("policy", "proprioception", "inertial", "target")} == {
-            "policy": (4, 26),
-            "proprioception": (4, 19),
-            "inertial": (4, 16),
-            "target": (4, 3),
-        }
-        assert env.extras["episode_metrics"]["success"].shape == (4,)
-        # What a sensor would measure, here in its place, is the group: near is dark, nothing is as far as can be.
-        env._camera = Camera(CameraCfg(image="depth"), 4, torch.device(env.device))
+        with open_environment("torch", task, 4, camera__image="none") as other:
+            assert sizes == {name: tuple(value.shape) for name, value in other.get_observations().items()}
+        assert extras["episode_metrics"]["success"].shape == (4,)
+        inner = env.unwrapped
+        inner._camera = Camera(CameraCfg(image="depth"), 4, torch.device("cpu"))
         depth = torch.full((4, 32, 32, 1), torch.inf)
         depth[1] = 1.5
-        sensor = SimpleNamespace(data=SimpleNamespace(output={"distance_to_image_plane": depth}))
-        env.scene.sensors["camera"] = sensor
-        camera = env._get_observations()["camera"]
+        sensors = inner.scene.sensors
+        sensors["camera"] = SimpleNamespace(data=SimpleNamespace(output={"distance_to_image_plane": depth}))
+        try:
+            camera = inner._get_observations()["camera"]
+        finally:
+            del sensors["camera"]
         assert camera.shape == (4, 1, 32, 32) and camera.dtype == torch.uint8
+        # Nothing is as far as can be, half the range is half of a byte's.
         assert camera[0].eq(255).all() and camera[1].eq(128).all()
-    finally:
-        env.scene.sensors.pop("camera", None)
-        env.close()
