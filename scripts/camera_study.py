@@ -124,8 +124,8 @@ def predicting_motion(task: str) -> list[str]:
 
 
 # As many transitions in a minibatch as without memory: 128.
-FRAMES = [*NO_VELOCITY, "distill.student.frame_stack=3", "--sequence_length", "4", "--batch_size", "32"]
-MEMORY = [*NO_VELOCITY, "distill.student.memory=gru", "--sequence_length", "16", "--batch_size", "8"]
+FRAMES = ["distill.student.frame_stack=3", "--sequence_length", "4", "--batch_size", "32"]
+MEMORY = ["distill.student.memory=gru", "--sequence_length", "16", "--batch_size", "8"]
 CASES = [
     Case(f"{task}/{name}", tokens)
     for task in TASKS
@@ -133,11 +133,13 @@ CASES = [
         ("camera", SEES),
         ("camera, head", [*SEES, *predicting(task)]),
         ("camera, estimate fed", [*SEES, *predicting(task, feed=True)]),
+        ("camera, 3 frames", [*SEES, *FRAMES]),
+        ("camera, GRU", [*SEES, *MEMORY]),
         ("no camera", BLIND),
         ("camera, no velocity", NO_VELOCITY),
-        ("camera, no velocity, 3 frames", FRAMES),
-        ("camera, no velocity, GRU", MEMORY),
-        ("camera, no velocity, GRU, head", [*MEMORY, *predicting_motion(task)]),
+        ("camera, no velocity, 3 frames", [*NO_VELOCITY, *FRAMES]),
+        ("camera, no velocity, GRU", [*NO_VELOCITY, *MEMORY]),
+        ("camera, no velocity, GRU, head", [*NO_VELOCITY, *MEMORY, *predicting_motion(task)]),
     )
 ]
 
