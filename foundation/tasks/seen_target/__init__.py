@@ -34,11 +34,27 @@ def make_play_env_cfg() -> Any:
     return QuadcopterPointCtrlSeenEnvCfg_PLAY()
 
 
+def make_env(cfg: Any = None, render_mode: str | None = None, **_: Any) -> Any:
+    """Build the environment for a configuration, in the engine that the configuration's class belongs to.
+
+    Args:
+        cfg: The environment's configuration. None: the built-in engine's default.
+        render_mode: As of gymnasium.
+    """
+    from foundation.tasks.seen_target.seen_env import QuadcopterPointCtrlSeenEnv, QuadcopterPointCtrlSeenEnvCfg
+
+    if cfg is None or isinstance(cfg, QuadcopterPointCtrlSeenEnvCfg):
+        return QuadcopterPointCtrlSeenEnv(cfg, render_mode=render_mode)
+    from foundation.tasks.seen_target import isaaclab_env
+
+    return isaaclab_env.make_env(cfg, render_mode=render_mode)
+
+
 _module = f"{__name__}.seen_env"
 for _variant, _cfg in (("", "make_env_cfg"), ("-Play", "make_play_env_cfg")):
     gymnasium.register(
         id=f"Isaac-Quadcopter-Point-Ctrl-Seen{_variant}-v0",
-        entry_point=f"{_module}:QuadcopterPointCtrlSeenEnv",
+        entry_point=f"{__name__}:make_env",
         disable_env_checker=True,
         order_enforce=False,
         kwargs={
