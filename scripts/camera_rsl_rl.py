@@ -364,6 +364,9 @@ def write_page(results: dict[str, dict[str, Any]]) -> None:
                 f"| {kind} | {label} | {own['seed']} | {own['parameters']:,} | {mark['cpu_seconds']:.0f} | "
                 f"{mark['env_steps']:,} | {100 * mark['success']:.1f} % | {mark['return']:.0f} |"
             )
+    missing = [name for name in jobs_of(Path()) if name not in results]
+    if missing:
+        lines += ["", f"Not run yet: {', '.join(missing)}."]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
