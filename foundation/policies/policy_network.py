@@ -16,8 +16,8 @@ from foundation.policies.output import PolicyOutput, map_output
 
 
 def as_float(obs: torch.Tensor) -> torch.Tensor:
-    """Return observations as floats, which layers read: bytes, as from games and cameras, become float32."""
-    return obs if obs.is_floating_point() else obs.float()
+    """Return observations as layers read them: bytes and half precision, as from cameras, become float32."""
+    return obs if obs.is_floating_point() and obs.dtype != torch.float16 else obs.float()
 
 
 class PolicyNetwork(EpisodeState):
