@@ -338,8 +338,11 @@ class Ppo:
 
     @torch.no_grad()
     def _floor_std(self) -> None:
-        if self.min_std > 0.0 and isinstance(self.actor.log_std, nn.Parameter):
-            self.actor.log_std.clamp_(min=math.log(self.min_std))
+        if self.min_std <= 0.0:
+            return
+        for name, value in self.actor.named_parameters():  # a part of one task alone has its own
+            if name.rpartition(".")[2] == "log_std" and value.requires_grad:
+                value.clamp_(min=math.log(self.min_std))
 
     def _check_finite(self) -> None:
         finite = [torch.isfinite(p).all() for p in chain(self.actor.parameters(), self.critic.parameters())]

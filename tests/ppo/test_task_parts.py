@@ -75,6 +75,17 @@ def test_its_layers_are_those_of_plain_files(name, part, tmp_path):
     check_layers(runner.student)
 
 
+@pytest.mark.parametrize("part", ["adapters", "head", "columns"])
+def test_the_floor_of_the_deviation_is_the_parts_own(part, tmp_path):
+    """The new task's deviation is raised to it; that of the old one, which is frozen, is what it was."""
+    start = write_student(tmp_path / "s.pt", init_std=0.1)
+    runner = make_runner(tmp_path / "run", config(start, **PARTS[part]))
+    runner.ppo.min_std = 0.5
+    runner.ppo._floor_std()
+    stds = {task: runner.student.step(states_of(task))[0].std for task in (OLD, NEW)}
+    assert stds[NEW].min().item() == pytest.approx(0.5) and stds[OLD].max().item() == pytest.approx(0.1)
+
+
 def test_which_part_acts_by_hand():
     """Three parts with constant heads: each acts where its own column is 1, the first one where none is."""
     described = {"num_obs": 3, "num_actions": 1, "name": "by_task", "stochastic": True}
