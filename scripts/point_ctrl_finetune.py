@@ -340,7 +340,7 @@ def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     axes.set_ylabel("return [% of the student's]")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK, which="both", color="#bbbbbb")
-    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=9)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
