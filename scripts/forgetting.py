@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from continual.methods import EVADE, METHODS, TASKS, distil_tokens, joint_tokens
+from continual.methods import EVADE, METHODS, PLAIN, TASKS, distil_tokens, joint_tokens
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = {name: ROOT / "foundation" / "assets" / "teachers" / name / "model.pt" for name in TASKS}
@@ -116,21 +116,30 @@ class Study:
 
     def joint(self) -> dict[str, Any]:
         """Distil both teachers into one student with a head for each task: what is possible when both are at hand."""
+        return self.distil_together(self.teachers, "joint", seed=0)
+
+    def compress(self, name: str, seed: int) -> dict[str, Any]:
+        """Distil the chase's teacher, and what plain PPO has learned after it, into one student."""
+        teachers = {**self.teachers, "evade": Path(self.stages.done[f"{PLAIN}_s{seed}"]["checkpoint"])}
+        return self.distil_together(teachers, f"{name}_s{seed}", seed)
+
+    def distil_together(self, teachers: Mapping[str, Path], run_name: str, seed: int) -> dict[str, Any]:
+        """Distil a teacher of each task into one student with a head for each, and measure it on both tasks."""
         import yaml
         from continual.measure import measure
         from raptor.stages import newest_run, python
 
-        tasks = [{"id": name, "task": TASKS[name], "teacher": str(path)} for name, path in self.teachers.items()]
-        listing = self.folder / "tasks.yaml"
+        tasks = [{"id": name, "task": TASKS[name], "teacher": str(path)} for name, path in teachers.items()]
+        listing = self.folder / f"{run_name}.yaml"
         listing.parent.mkdir(parents=True, exist_ok=True)
         listing.write_text(yaml.safe_dump({"format": "foundation-tasks-1", "tasks": tasks}), encoding="utf-8")
         python(
             "foundation/rsl_rl/distillation.py",
-            *("--multi_task", listing, "--experiment_name", EXPERIMENT, "--run_name", "joint"),
+            *("--multi_task", listing, "--experiment_name", EXPERIMENT, "--run_name", run_name, "--seed", seed),
             *joint_tokens(self.args.quick),
-            log=self.folder / "joint.log",
+            log=self.folder / f"{run_name}.log",
         )
-        run = newest_run(EXPERIMENT, "joint")
+        run = newest_run(EXPERIMENT, run_name)
         figures = {}
         for name, task in TASKS.items():
             student = run / "tasks" / name / "best_student.pt"
@@ -173,11 +182,19 @@ class Study:
             self.stages.run("joint", self.joint)
         for seed in self.args.seeds:
             for name in self.args.methods:
-                stage = f"{name}_s{seed}"
-                self.stages.run(stage, lambda name=name, seed=seed: self.fine_tune(name, seed))
-                self.measure_stage(stage)
+                self.second_stage(name, seed)
                 self.report()
         self.report()
+
+    def second_stage(self, name: str, seed: int) -> None:
+        """Run the second stage by one method, and measure what it has left."""
+        stage = f"{name}_s{seed}"
+        if not METHODS[name].compressed:
+            self.stages.run(stage, lambda: self.fine_tune(name, seed))
+            self.measure_stage(stage)
+            return
+        self.second_stage(PLAIN, seed)
+        self.stages.run(stage, lambda: self.compress(name, seed))
 
     def report(self) -> None:
         """Write JSON, table, picture and TensorBoard's files of everything that is finished."""
@@ -194,9 +211,9 @@ class Study:
         rows: list[dict[str, Any]] = []
         for key in sorted(done, key=self.order):
             name, _, seed = key.rpartition("_s")
-            if name not in METHODS or f"{key}{MEASURED}" not in done:
+            stage = done.get(f"{key}{MEASURED}", {}) | done[key]
+            if name not in METHODS or key.endswith(MEASURED) or "figures" not in stage:
                 continue
-            stage = done[key] | done[f"{key}{MEASURED}"]
             method = METHODS[name]
             first = done[f"distil{MEASURED}"]["figures"] if method.distilled else known["chase"]
             result = measures(known["random"], own, [first, stage["figures"]])

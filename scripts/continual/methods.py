@@ -29,6 +29,9 @@ class Method:
     """Weight of elastic weight consolidation."""
     trained: tuple[str, ...] = ()
     """Settings that say which part of the policy is trained; none: all of it."""
+    compressed: bool = False
+    """Not a training of its own: what plain PPO has reached, and the chase's teacher, are distilled into one student
+    (progress and compress: Schwarz et al. 2018)."""
 
     def tokens(self, dataset: Path) -> list[str]:
         """Return the arguments of ``finetune.py`` that are this method's.
@@ -59,9 +62,13 @@ METHODS: dict[str, Method] = {
     ),
     "head": Method("a head of the new task", trained=("finetune.heads.layers=0",)),
     "deep_head": Method("a head and a hidden layer of the new task", trained=("finetune.heads.layers=1",)),
+    "all_layers": Method("a head and both hidden layers of the new task", trained=("finetune.heads.layers=2",)),
     "column": Method("a progressive column", trained=("finetune.progressive.init=copy",)),
+    "compress": Method("PPO, then both distilled into one", compressed=True),
 }
 """By the name that ``--methods`` takes."""
+PLAIN = "ppo"
+"""The method that a compressed student has its new task from."""
 
 
 def joint_tokens(quick: bool) -> list[str]:

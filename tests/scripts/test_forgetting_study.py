@@ -239,7 +239,7 @@ def test_one_student_of_both_teachers_is_measured_on_its_own_heads(study, monkey
     monkeypatch.setattr("continual.measure.measure", measure)
     forgetting.Study(args).run()
     assert seen == [("chase", {"chase": TASKS["chase"]}), ("evade", {"evade": TASKS["evade"]})]
-    listed = yaml.safe_load(Path("logs/forgetting/tasks.yaml").read_text())["tasks"]
+    listed = yaml.safe_load(Path("logs/forgetting/joint.yaml").read_text())["tasks"]
     assert [(entry["id"], Path(entry["teacher"]).name) for entry in listed] == [
         ("chase", "chase.pt"),
         ("evade", "evade.pt"),
@@ -247,3 +247,27 @@ def test_one_student_of_both_teachers_is_measured_on_its_own_heads(study, monkey
     assert any("--multi_task" in call for call in calls)
     row = "| one student of both teachers, a head for each task | 400.0, 50.0 % | 400.0, 50.0 % |"
     assert row in Path("out/forgetting.md").read_text()
+
+
+def test_what_ppo_learned_is_compressed_with_the_old_task(study, monkeypatch):
+    """One student of the chase's teacher and of PPO's end, which is run first where it has not been; once each."""
+    args, calls = study
+    args.methods, args.seeds = ["compress"], [1]
+
+    def measure(checkpoint: Path, tasks: dict[str, str], *_: object) -> dict[str, Any]:
+        assert "compress_s1" in str(checkpoint)
+        both = figures(520.0, 440.0)
+        return {name: both[name] for name in tasks}
+
+    monkeypatch.setattr("continual.measure.measure", measure)
+    forgetting.Study(args).run()
+    listed = yaml.safe_load(Path("logs/forgetting/compress_s1.yaml").read_text())["tasks"]
+    assert [entry["id"] for entry in listed] == ["chase", "evade"]
+    assert listed[0]["teacher"].endswith("/chase.pt")
+    assert listed[1]["teacher"].endswith("_ppo_s1/best_student.pt")
+    number = len(calls)
+    forgetting.Study(args).run()
+    assert len(calls) == number
+    runs = {run["method"]: run for run in json.loads(Path("out/forgetting.json").read_text())["runs"]}
+    assert runs["compress"]["stages"][1]["evade"]["mean_return"] == 440.0
+    assert set(runs) == {"ppo", "compress"}
