@@ -275,6 +275,8 @@ class Study:
             if not (folder / "stages.json").is_file():
                 raise UserError(f"--adopt {folder}: there is no stages.json in it")
             self.stages.done = Stages(folder, self.stages.settings).done | self.stages.done
+            if not self.dataset.is_dir():
+                self.dataset = folder.resolve() / self.dataset.name  # beside the stage that collected them
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,8 @@ from foundation.students import student_cfg_class, student_names
 
 PACKAGE = Path(foundation.rsl_rl.__file__).parents[1]
 OF_OTHERS = {"--viz", "--enable_cameras", "--kit_args", "--nproc_per_node", "--no-python", "--compile", "--version"}
-"""Flags of Isaac Lab's launcher, of torchrun, of the scripts and of the console command."""
+OF_OTHERS |= {"--no-deps", "--force-reinstall"}
+"""Flags of Isaac Lab's launcher, of torchrun, of the scripts, of the console command and of pip."""
 PARTS = "teacher|student|dataset|collection|optimizer|loss|early_stopping"
 FILES = ("yaml", "json")
 
@@ -40,7 +41,13 @@ def texts() -> Iterator[tuple[str, str]]:
 def test_flags_that_are_named_exist() -> None:
     """``--flag`` in any message belongs to one of the commands, or to a program that is known here."""
     flags = argparse.ArgumentParser(add_help=False)
-    for name in ("gymnasium", "l2f", "mjlab", "torch"):  # Isaac Lab's flags are its launcher's, where it is installed
+    for name in (
+        "gymnasium",
+        "l2f",
+        "mjlab",
+        "mujoco",
+        "torch",
+    ):  # Isaac Lab's flags are its launcher's, where it is installed
         engine_class(name).add_args(flags)
     known = OF_OTHERS | set(flags._option_string_actions)
     for path in sorted((PACKAGE / "rsl_rl").glob("[a-z]*.py")):

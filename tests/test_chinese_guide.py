@@ -91,7 +91,9 @@ def test_names_to_choose_from() -> None:
     assert engines is not None
     assert set(re.findall(r"`(\w+)`", engines[1])) - {"auto"} <= set(engine_names())
     for page in PAGES:
-        for group, name in re.findall(r"\b(student|loss|schedule|dataset)=(\w+)", page.read_text(encoding="utf-8")):
+        for group, name in re.findall(
+            r"(?<![\w.])(student|loss|schedule|dataset)=(\w+)", page.read_text(encoding="utf-8")
+        ):
             assert name in choices(group) or name in LOSSES or name == "OLD", (page, group, name)
 
 

@@ -136,7 +136,7 @@ def test_keys_in_the_text_exist(page: str) -> None:
             assert hasattr(cfg, name) or (name in {"kind", "start", "end", "epochs"} and cfg is None), key
             cfg = getattr(cfg, name)
     keys = set(leaves(FinetuneCfg()))
-    for key in set(re.findall(r"finetune\.(?!py)([a-z_]+[a-z_.]*[a-z_]+)(?=[=`])", text_of(page))):
+    for key in set(re.findall(r"finetune\.(?!py|json)([a-z_]+[a-z_.]*[a-z_]+)(?=[=`])", text_of(page))):
         assert any(own.startswith(key) or key.startswith(f"{own}.") for own in keys), key
     own = {"mine"}  # what the pages call a file of the reader's; one by its path or package has a dot or a colon
     files = {*choices("experiment"), *choices("finetune")}

@@ -18,7 +18,7 @@ from rsl_rl.runners import DistillationRunner
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import benchmark
-from benchmarks import common, figure, ours, race, simulator, snapshots, stock, sweep
+from benchmarks import common, figure, last_percent, ours, race, simulator, snapshots, stock, sweep
 from benchmarks.snapshots import Snapshot, SnapshotRecorder, Trace
 
 from foundation.tasks.quadrotor.env_cfg import InitCfg, QuadcopterPointCtrlEnvCfg
@@ -49,8 +49,10 @@ def trace(*points: tuple[float, float]) -> Trace:
 
 
 @pytest.mark.slow
-def test_quick_run_writes_json_and_figure_and_names_no_host(teacher, tmp_path, capsys):
+def test_quick_run_writes_json_and_figure_and_names_no_host(teacher, tmp_path, capsys, monkeypatch):
     """``--quick`` measures every part, writes strict JSON and a PNG, and gives away neither host nor folders."""
+    few = dict(list(last_percent.CANDIDATES.items())[:3])
+    monkeypatch.setattr(last_percent, "CANDIDATES", few)  # each is a training
     out = tmp_path / "docs" / "benchmark"
     arguments = ["--quick", "--seeds", "1", "--sweep_seeds", "1", "--episodes", "8"]
     assert benchmark.main([*arguments, "--teacher", str(teacher), "--out", str(out)]) == 0

@@ -219,6 +219,7 @@ def test_stages_of_another_folder_are_adopted(study):
     args.seeds = [0, 1]
     whole = forgetting.Study(args)
     whole.adopt([Path("logs/forgetting")])
+    assert whole.dataset == Path("logs/forgetting/chase_transitions").resolve()
     whole.run()
     assert len(calls) == before
     assert len(json.loads(Path("out/forgetting.json").read_text())["runs"]) == 6
