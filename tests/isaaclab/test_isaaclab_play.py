@@ -44,7 +44,7 @@ def test_isaac_labs_own_play_command_plays_it(tmp_path):
             time.sleep(5.0)  # some hundred steps of the environment, or the first of them
             assert process.poll() is None, log.read_text(errors="replace")[-4000:]
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) == 0, log.read_text(errors="replace")[-4000:]
+            assert process.wait(timeout=DEADLINE) == 0, log.read_text(errors="replace")[-4000:]
         finally:
             process.kill()
     module = torch.jit.load(str(checkpoint.parent / "exported" / "policy.pt"))
