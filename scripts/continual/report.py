@@ -232,7 +232,7 @@ def draw(found: Mapping[str, Sequence[Forgetting]], path: Path) -> None:
     axes.invert_yaxis()
     axes.axvline(100.0, color="#999999", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
     axes.axvline(0.0, color="#999999", linewidth=0.8)
-    axes.set_xlabel("score after both stages [%]; 0: random actions, 100: the task's own teacher")
+    axes.set_xlabel("score after both stages [%]")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK, which="both", color="#bbbbbb")
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=9)
