@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,7 +16,7 @@ Parameters = Iterable[torch.Tensor] | Iterable[dict[str, Any]]
 State = dict[str, Any]
 
 
-class MatrixOptimizer(torch.optim.Optimizer):
+class MatrixOptimizer(torch.optim.Optimizer, ABC):
     """A step along :meth:`matrix_direction` for each weight matrix, and along Adam's for all other parameters.
 
     Directions have about the size of Adam's, so that learning rates mean the same.
@@ -58,9 +59,9 @@ class MatrixOptimizer(torch.optim.Optimizer):
                 parameter.add_(direction, alpha=-group["lr"])
         return loss
 
+    @abstractmethod
     def matrix_direction(self, gradient: torch.Tensor, state: State, group: dict[str, Any]) -> torch.Tensor:
         """Return the direction of a matrix's step; ``state`` keeps what the next one needs. Shape: (rows, cols)."""
-        raise NotImplementedError
 
 
 def adam_direction(gradient: torch.Tensor, state: State, betas: tuple[float, float]) -> torch.Tensor:
