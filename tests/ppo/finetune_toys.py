@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tensordict import TensorDict
+from tiny_runs import differing
 from toy_env import RegulatorEnv
 
 from foundation.config.agent_cfg import PPOAlgorithmCfg
 from foundation.config.finetune_cfg import CriticCfg, FinetuneCfg
+from foundation.core.errors import RunInterrupted
 from foundation.deploy.description import Field
 from foundation.ppo.finetune import FinetuneRunner
 from foundation.ppo.settings import AgentSettings
 from foundation.runs.run_dir import RunDir
+from foundation.runs.run_state import BEST, LATEST
 from foundation.students import student_from_description
 
 OLD, NEW = 2, 3
@@ -83,3 +88,22 @@ def make_runner(folder: Path, cfg: FinetuneCfg, task: int = NEW, **options: Any)
     folder.mkdir(exist_ok=True)
     known = {"make_eval_env": lambda number: TwoTasks(number, task), **options}
     return FinetuneRunner(TwoTasks(NUM_ENVS, task), cfg, settings(), RunDir(folder), **known)
+
+
+def check_resumed_is_whole(folder: Path, cfg: FinetuneCfg) -> None:
+    """Check that a run of five iterations, stopped on the way and resumed, ends with an uninterrupted one's bits."""
+    make_runner(folder / "whole", copy.deepcopy(cfg)).run()
+    polls = []
+
+    def stop() -> str | None:
+        polls.append(None)
+        return "SIGINT" if len(polls) > 25 else None
+
+    with pytest.raises(RunInterrupted):
+        make_runner(folder / "half", copy.deepcopy(cfg), interrupted=stop).run()
+    resumed = make_runner(folder / "half", copy.deepcopy(cfg))
+    assert resumed.resume() == "" and 0 < resumed.epoch < 5
+    resumed.run()
+    for file in (LATEST, BEST, "final_student.pt"):
+        names = differing(folder / "whole" / file, folder / "half" / file)
+        assert not names, (file, names)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from finetune_toys import NEW, config, make_runner, states_of, write_student
-from tiny_runs import differing
+from finetune_toys import NEW, check_resumed_is_whole, config, make_runner, states_of, write_student
 from torch import nn
 
 from foundation.config.finetune_cfg import AdaptersCfg, FinetuneCfg, HeadsCfg, ProgressiveCfg, check_finetune
-from foundation.core.errors import RunInterrupted, UserError
+from foundation.core.errors import UserError
 from foundation.ppo.adapters import add_adapters, load_merged, merged_state_dict
-from foundation.runs.run_state import BEST, LATEST
 from foundation.students import StudentPolicy
 from foundation.teachers import TeacherPolicyWrapper
 
@@ -73,21 +71,7 @@ def test_a_run_that_is_interrupted_and_resumed_ends_with_the_same_bits(tmp_path)
     """The factors and not only their sums are resumed."""
     start = write_student(tmp_path / "s.pt", hidden_dims=[8])
     values = {"kl_coef": 0.5, "max_iterations": 5, "adapters": AdaptersCfg(rank=2)}
-    make_runner(tmp_path / "whole", config(start, **values)).run()
-    polls = []
-
-    def stop() -> str | None:
-        polls.append(None)
-        return "SIGINT" if len(polls) > 25 else None
-
-    with pytest.raises(RunInterrupted):
-        make_runner(tmp_path / "half", config(start, **values), interrupted=stop).run()
-    resumed = make_runner(tmp_path / "half", config(start, **values))
-    assert resumed.resume() == "" and 0 < resumed.epoch < 5
-    resumed.run()
-    for file in (LATEST, BEST, "final_student.pt"):
-        names = differing(tmp_path / "whole" / file, tmp_path / "half" / file)
-        assert not names, (file, names)
+    check_resumed_is_whole(tmp_path, config(start, **values))
     with pytest.raises(UserError, match="has other adapters"):
         make_runner(tmp_path / "half", config(start, kl_coef=0.5)).resume()
 

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetune_toys import NEW, OLD, TwoTasks, config, make_runner, states_of, write_student
+from finetune_toys import NEW, OLD, TwoTasks, check_resumed_is_whole, config, make_runner, states_of, write_student
 from numpy_policy import check_layers
-from tiny_runs import differing
 
 from foundation.config.finetune_cfg import AdaptersCfg, CriticCfg, HeadsCfg, ProgressiveCfg
-from foundation.core.errors import RunInterrupted, UserError
-from foundation.runs.run_state import BEST, LATEST
+from foundation.core.errors import UserError
 from foundation.students import student_from_description
 from foundation.students.by_task import ByTaskStudent
 from foundation.teachers import TeacherPolicyWrapper
@@ -139,21 +137,7 @@ def test_a_run_that_is_interrupted_and_resumed_ends_with_the_same_bits(part, tmp
     """Stopped in the third iteration: last checkpoint, best and final policy are the same."""
     start = write_student(tmp_path / "s.pt", hidden_dims=[8])
     values = {"kl_coef": 0.5, "max_iterations": 5, **PARTS[part]}
-    make_runner(tmp_path / "whole", config(start, **values)).run()
-    polls = []
-
-    def stop() -> str | None:
-        polls.append(None)
-        return "SIGINT" if len(polls) > 25 else None
-
-    with pytest.raises(RunInterrupted):
-        make_runner(tmp_path / "half", config(start, **values), interrupted=stop).run()
-    resumed = make_runner(tmp_path / "half", config(start, **values))
-    assert resumed.resume() == "" and 0 < resumed.epoch < 5
-    resumed.run()
-    for file in (LATEST, BEST, "final_student.pt"):
-        names = differing(tmp_path / "whole" / file, tmp_path / "half" / file)
-        assert not names, (file, names)
+    check_resumed_is_whole(tmp_path, config(start, **values))
 
 
 BAD = [
