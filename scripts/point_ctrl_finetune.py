@@ -1,11 +1,12 @@
 """Distil, then fine-tune by PPO on the same task: how low the return falls on the way, and where it ends.
 
-    python scripts/point_ctrl_finetune.py                # a student of the shipped teacher, five ways, three seeds
+    python scripts/point_ctrl_finetune.py                # a student of the shipped teacher, six ways, three seeds
     python scripts/point_ctrl_finetune.py --quick        # tiny sizes, to see that it runs
 
 The student sees the 22 numbers that a vehicle can measure; PPO goes on from it (a) after the critic has learned alone,
 (b) at once, (c) at once and with the moments that the distillation's optimiser had, as a resumed run would have them,
-(d) as (c), with the settings that train the task from scratch, (e) as (a), held near the student by a KL divergence.
+(d) as (c), with the settings that train the task from scratch, (e) as (a), held near the student by a KL divergence,
+(f) as (a), with the short rollouts and the advantages that the task is trained with.
 Start and end are measured on the same fresh episodes, so that their difference is one of pairs. Every finished stage is
 kept in ``<folder>/stages.json`` and is not run again. Writes ``<out>.json``, ``<out>.md`` and ``<out>.png``.
 """
@@ -38,16 +39,15 @@ EXPERIMENT = "point_ctrl_finetune"
 FRESH_SEED = 5_000_021
 """Seed of the episodes that are compared; neither training nor the choice of the best policy sees them."""
 STUDENT = ["experiment=fast", "distill.student.obs_groups=[deployable]"]
-SETTINGS = [
-    *("--init_std", "0.02", "--learning_rate", "1e-4", "agent.algorithm.schedule=fixed"),
-    *("agent.algorithm.num_learning_epochs=2", "agent.algorithm.num_mini_batches=4"),
-]
-"""Of PPO: little noise and few small steps, around a policy that is good already."""
+SETTINGS = ["experiment=polish"]
+"""Of PPO: little noise and small steps, around a policy that is good already."""
 FROM_SCRATCH = ["--init_std", "0.3"]
 """Of the way that has the task's own settings of PPO: its noise at the start."""
 HELD = ["--kl_coef", "1.0"]
 """Of the way that a KL divergence to the student holds near it."""
-WARMUP = 10
+SHORT = ["agent.algorithm.lam=0.95", "agent.num_steps_per_env=32"]
+"""Of the way that estimates advantages as the task's own settings do."""
+WARMUP = 15
 """Iterations of the critic alone."""
 INK, FLOOR = "#333333", 0.95
 """Colour of text; share of the start's return below which no evaluation is to fall."""
@@ -57,6 +57,7 @@ WAYS = {
     "old moments": "no warm-up, the old optimiser's moments",
     "from scratch": "the same, settings of training from scratch",
     "held": "critic warm-up, KL to the student",
+    "short": "critic warm-up, short rollouts",
 }
 COLORS = {
     "warm-up": "#2a7f62",
@@ -64,6 +65,7 @@ COLORS = {
     "old moments": "#d99a2b",
     "from scratch": "#d1495b",
     "held": "#7a4fa3",
+    "short": "#6b7280",
 }
 
 
@@ -96,13 +98,14 @@ def tokens(student: Path, way: str, seed: int, iterations: int) -> list[str]:
         seed: Of the run.
         iterations: In which the actor learns; a warm-up comes before them.
     """
-    warmup = WARMUP if way in ("warm-up", "held") else 0
+    warmup = 0 if way in ("at once", "old moments", "from scratch") else WARMUP
     return [
         *("--task", TASK, "--checkpoint", str(student), "--seed", str(seed), "--device", "cpu"),
         *("--max_iterations", str(warmup + iterations), "--critic_warmup_iterations", str(warmup)),
-        *("--eval_interval", "4", "--final_eval_episodes", "16"),  # the fresh episodes come afterwards
+        *("--eval_interval", "5", "--final_eval_episodes", "16"),  # the fresh episodes come afterwards
         *(FROM_SCRATCH if way == "from scratch" else SETTINGS),
         *(HELD if way == "held" else []),
+        *(SHORT if way == "short" else []),
     ]
 
 
@@ -292,10 +295,13 @@ def page(
             "",
             f"Made by `python scripts/point_ctrl_finetune.py --iterations {settings['iterations']} --episodes "
             f"{settings['episodes']}`. A student of the shipped teacher of `{TASK}` that sees the 22 numbers a vehicle "
-            "can measure (`experiment=fast`) is trained further by PPO. The first three ways differ by the critic's "
-            f"{WARMUP} iterations alone and by the moments of the distillation's optimiser, which a resumed run goes "
-            "on with; the fourth has the settings that train the task from scratch, and their noise. The last is the "
-            "first, with a KL divergence to the student in the policy's loss. On "
+            "can measure (`experiment=fast`) is trained further by PPO (`experiment=polish`). The first three ways "
+            f"differ by the critic's {WARMUP} iterations alone and by the moments of the distillation's optimiser, "
+            "which a resumed run goes on with; the fourth has the settings that train the task from scratch, and "
+            "their noise. "
+            "The fifth is the first with a KL divergence to the student in the policy's loss. The last is the first "
+            f"with the advantages of those settings (`{' '.join(SHORT)}`): what is still to be won is smaller than the "
+            "critic's errors, which these advantages contain and those of long rollouts with `lam=1` do not. On "
             f"{settings['episodes']} fresh episodes the teacher reaches {teacher[0]:.2f} ± {teacher[1]:.2f} and the "
             f"student {student[0]:.2f} ± {student[1]:.2f} (± is the half-width of the 95 % confidence interval of a "
             "mean). Raw numbers: "
@@ -303,7 +309,7 @@ def page(
             "",
             f"![Return over the iterations, of that of the start]({name}.png)",
             "",
-            "How low the deterministic policy falls: it is evaluated after every fourth iteration, on 128 episodes "
+            "How low the deterministic policy falls: it is evaluated after every fifth iteration, on 128 episodes "
             "that are always the same. Medians and ranges over the seeds.",
             "",
             *falls,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tiny_runs import NUM_ACTIONS, TASK, differing, write_teacher
 
 from foundation.core.errors import UserError
@@ -89,6 +90,16 @@ def test_a_run_with_a_teacher_from_scratch_by_its_preset(tmp_path, monkeypatch):
     values = load_yaml(run_of(tmp_path) / "params" / "finetune.yaml")
     assert values["alpha"]["kind"] == "linear" and values["max_iterations"] == 4
     assert values["student"]["hidden_dims"] == [16] and values["loss"]["name"] == "huber"
+
+
+def test_the_preset_for_a_policy_that_is_good_already(student, tmp_path, capsys):
+    """``experiment=polish`` sets PPO's rollouts and steps in the agent config, too; what is typed beats it."""
+    typed = ["experiment=polish", "agent.num_steps_per_env=64", "--init_std", "0.03", "--cfg", "job"]
+    assert finetune.main(["--checkpoint", str(student), *typed]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    agent, own = shown["agent"], shown["finetune"]
+    assert (agent["algorithm"]["lam"], agent["algorithm"]["schedule"], agent["num_steps_per_env"]) == (1.0, "fixed", 64)
+    assert (own["critic"]["warmup_iterations"], own["learning_rate"], own["actor"]["init_std"]) == (15, 3e-5, 0.03)
 
 
 BAD = [
