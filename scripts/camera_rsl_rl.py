@@ -237,6 +237,7 @@ def train_ours(kind: str, seed: int, teacher: Path, folder: Path, name: str) -> 
         f"distill.student.channels=[{','.join(map(str, sizes.channels))}]",
         f"distill.student.hidden_dims=[{','.join(map(str, sizes.hidden_dims))}]",
         *("--seed", str(seed)),
+        *([f"distill.teacher.obs_groups=[{','.join(READ)}]"] if kind == "cnn" else []),
     ]
     script = [sys.executable, str(ROOT / "foundation" / "rsl_rl" / "distillation.py"), *command]
     runs = folder / "logs" / "distillation" / "camera_rsl_rl"

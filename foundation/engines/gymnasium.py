@@ -251,12 +251,21 @@ def arguments_of(creator: Callable[..., Any], spec: EnvSpec) -> dict[str, Argume
         parameters = inspect.signature(function).parameters.values()
         for parameter in parameters:
             default = spec.kwargs.get(parameter.name, parameter.default)
-            if parameter.name in _NOT_THEIRS | found.keys() or not isinstance(default, _PLAIN):
+            if parameter.name in _NOT_THEIRS | found.keys() or not _can_be_written(default):
                 continue
             found[parameter.name] = Argument(default, hints.get(parameter.name, Any))
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
     return found
+
+
+def _can_be_written(value: Any) -> bool:
+    """Return whether an override can write a default, all that it holds included: a camera's may hold an array."""
+    if isinstance(value, dict):
+        return all(map(_can_be_written, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_can_be_written, value))
+    return isinstance(value, _PLAIN)
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

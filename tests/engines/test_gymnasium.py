@@ -33,6 +33,10 @@ MODES = ["same_step", "next_step", "disabled"]
 NUM_ENVS = 5
 
 
+CAMERA = {"lookat": np.zeros(3)}
+"""Default of an argument as MuJoCo's tasks have it."""
+
+
 class WalkEnv(gymnasium.Env):
     """A walk on a line that terminates beyond 3, may truncate itself, and draws from its own random numbers.
 
@@ -40,6 +44,7 @@ class WalkEnv(gymnasium.Env):
         drift: Added to each step.
         scale: Factor on rewards.
         limits: Whether the walk may stop by itself, at random.
+        camera: Cannot be compared by ``==``; nothing can override it.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012  # as gymnasium has it
@@ -55,7 +60,14 @@ class WalkEnv(gymnasium.Env):
     )
     action_space = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
 
-    def __init__(self, render_mode: str | None = None, drift: float = 0.1, scale: int = 1, limits: bool = True):
+    def __init__(
+        self,
+        render_mode: str | None = None,
+        drift: float = 0.1,
+        scale: int = 1,
+        limits: bool = True,
+        camera: dict[str, Any] = CAMERA,
+    ):
         self.render_mode = render_mode
         self.drift, self.scale, self.limits = drift, scale, limits
 

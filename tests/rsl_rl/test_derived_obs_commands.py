@@ -150,6 +150,15 @@ def test_columns_by_place_on_gymnasium(folder: Path, monkeypatch: pytest.MonkeyP
     assert checkpoint["derived_groups"]["student"]["terms"][0]["name"] == "policy[0:2]"
 
 
+def test_a_group_that_is_predicted_alone(folder: Path) -> None:
+    """It is made for the loss: it is not refused as unread, and the student is not given it either."""
+    made = ["obs.motion.from=policy", "obs.motion.keep=[velocity_error]"]
+    predict = "distill.loss.auxiliary={predict: {group: motion, weight: 0.1}}"
+    assert distillation.main(arguments(folder / "teacher" / "model.pt", *made, predict)) == 0
+    checkpoint = torch.load(run_folder(folder) / "best_student.pt", weights_only=True)
+    assert "motion" not in checkpoint["obs_groups"]
+
+
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
