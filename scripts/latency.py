@@ -53,7 +53,8 @@ int main(void) {
         clock_gettime(CLOCK_MONOTONIC, &before);
         NAME_step(&state, obs, actions);
         clock_gettime(CLOCK_MONOTONIC, &after);
-        obs[step % UPPER_NUM_OBS] = actions[0];
+        /* An action that is fed back without a bound can grow until the step refuses it, which takes no time. */
+        obs[step % UPPER_NUM_OBS] = actions[0] > -1.0f && actions[0] < 1.0f ? actions[0] : 0.1f;
         printf("%ld\\n", (after.tv_sec - before.tv_sec) * 1000000000L + after.tv_nsec - before.tv_nsec);
     }
     return 0;

@@ -347,22 +347,25 @@ def draw(found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({"font.size": 10, "font.family": "DejaVu Sans", "text.color": INK, "axes.edgecolor": "#bbbbbb"})
-    figure, axes = plt.subplots(figsize=(7.2, 3.4), dpi=160)
-    for way, runs in found.items():
-        for number, run in enumerate(runs):
-            start = run["evaluations"][0][1]
-            iterations = [iteration for iteration, _ in run["evaluations"]]
-            shares = [100.0 * value / start for _, value in run["evaluations"]]
-            label = WAYS[way] if number == 0 else None
-            axes.plot(iterations, shares, color=COLORS[way], linewidth=1.3, alpha=0.8, label=label)
-    axes.axhline(100.0, color="#999999", linewidth=0.8)
-    axes.axhline(100.0 * FLOOR, color="#999999", linewidth=0.8, linestyle=(0, (4, 3)))
-    axes.set_xlabel("iteration")
-    axes.set_ylabel("return [% of the student's]")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=INK, which="both", color="#bbbbbb")
-    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=9)
-    figure.tight_layout()
+    figure, (whole, near) = plt.subplots(ncols=2, figsize=(9.2, 3.6), dpi=150)
+    for axes in (whole, near):
+        for way, runs in found.items():
+            for number, run in enumerate(runs):
+                start = run["evaluations"][0][1]
+                iterations = [iteration for iteration, _ in run["evaluations"]]
+                shares = [100.0 * value / start for _, value in run["evaluations"]]
+                label = WAYS[way] if number == 0 else None
+                axes.plot(iterations, shares, color=COLORS[way], linewidth=1.3, alpha=0.8, label=label)
+        axes.axhline(100.0, color="#999999", linewidth=0.8)
+        axes.set_xlabel("iteration")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=INK, which="both", color="#bbbbbb")
+    whole.axhline(100.0 * FLOOR, color="#999999", linewidth=0.8, linestyle=(0, (4, 3)))
+    whole.set_ylabel("return [% of the student's]")
+    near.set_ylim(98.9, 100.5)
+    near.set_title("near the student's", fontsize=10)
+    figure.legend(*whole.get_legend_handles_labels(), frameon=False, loc="upper center", ncols=3, fontsize=9)
+    figure.tight_layout(rect=(0.0, 0.0, 1.0, 0.86))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
     plt.close(figure)

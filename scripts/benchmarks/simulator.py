@@ -18,7 +18,7 @@ import torch
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
-from benchmarks.common import BenchEnv, Clock, make_env
+from benchmarks.common import Clock, CountingEnv, make_env
 
 HOVER = 0.612
 """Motor command at which the Crazyflie hovers."""
@@ -28,13 +28,13 @@ GRAPH_STEPS = 16
 """Steps in one captured graph: as many as the environment's table of initial states has rows."""
 
 
-def eager(env: BenchEnv) -> tuple[Callable[[], Any], int]:
+def eager(env: CountingEnv) -> tuple[Callable[[], Any], int]:
     """Return a call that advances the environment, and the steps it makes."""
     actions = torch.full((env.num_envs, env.num_actions), HOVER, device=env.device)
     return lambda: env.step(actions), 1
 
 
-def graph(env: BenchEnv) -> tuple[Callable[[], Any], int]:
+def graph(env: CountingEnv) -> tuple[Callable[[], Any], int]:
     """Capture a rollout in a CUDA graph and return its replay, and the steps it makes."""
     actions = torch.full((env.num_envs, env.num_actions), HOVER, device=env.device)
     stream = torch.cuda.Stream()
@@ -56,7 +56,7 @@ def graph(env: BenchEnv) -> tuple[Callable[[], Any], int]:
     return captured.replay, GRAPH_STEPS
 
 
-def steps_per_second(env: BenchEnv, advance: Callable[[], Any], steps: int, seconds: float) -> dict[str, float]:
+def steps_per_second(env: CountingEnv, advance: Callable[[], Any], steps: int, seconds: float) -> dict[str, float]:
     """Measure for about so many seconds.
 
     Args:
