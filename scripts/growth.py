@@ -96,9 +96,9 @@ PARTS = {
     "ranks": Part(
         *("Processes", "processes", (1, 2, 3, 4)),
         *("wall time of an epoch, 128 environments in each [s]", "seconds", "process"),
-        "Flat up to the number of cores, in proportion to the processes beyond: the transitions of an epoch are K "
-        "times "
-        "as many.",
+        "Flat up to the number of cores that are free, in proportion to the processes beyond, whose transitions are K "
+        "times as many. Each update waits for the slowest process: where one shares its "
+        "core with another job, all lose the time in which it does not run, and the slope is above 1.",
     ),
 }
 
