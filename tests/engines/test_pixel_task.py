@@ -93,7 +93,7 @@ def filled(column: str, shape: tuple[int, ...], num_choices: int, size: int) -> 
     return dataset
 
 
-def growth(column: str, shape: tuple[int, ...], num_choices: int, size: int) -> tuple[int, int, int]:
+def growth(column: str, shape: tuple[int, ...], num_choices: int, size: int) -> tuple[float, int, int]:
     """Fill a dataset; return its bytes per transition and in all, and by how many this process has grown."""
     filled(column, shape, num_choices, 1024)  # what is allocated once, by whoever is the first
     before = resident_bytes()
