@@ -9,7 +9,7 @@ from typing import Any
 
 from tensordict import TensorDict
 
-from foundation.config.distillation_cfg import DistillationCfg, TermCfg
+from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.overrides import Overrides
 from foundation.config.validate import read
 from foundation.config.values import apply_values, key_names
@@ -36,10 +36,9 @@ def choose_groups(
     """Fill in the observation groups that were not given.
 
     The student's are those that ``cfg.obs`` makes for it and that it is not to predict, or else those of the agent's
-    config. The teacher's are those
-    of the agent's config too, or else those it was trained on, or else what the actor reads: the first of them whose
-    size is the teacher's input size. Where they are not those of the teacher's own config, a warning names both: an
-    equal size does not show that the numbers mean the same.
+    config. The teacher's are those of the agent's config too, or else those it was trained on, or else what the actor
+    reads: the first of them whose size is the teacher's input size. Where they are not those of the teacher's own
+    config, a warning names both: an equal size does not show that the numbers mean the same.
 
     Args:
         cfg: Its ``teacher.obs_groups`` and ``student.obs_groups`` are set where they are None.
@@ -57,11 +56,11 @@ def choose_groups(
         cfg.teacher.obs_groups = (fitting or candidates)[0]
         if fitting and teacher.obs_groups and list(teacher.obs_groups) != fitting[0]:
             _warn_of_other_groups(list(teacher.obs_groups), fitting[0], teacher.num_obs, obs)
-    predicted = [term.group for term in cfg.loss.auxiliary.values() if isinstance(term, TermCfg)]
+    predicted = None if cfg.loss.prediction is None else cfg.loss.prediction.group
     if cfg.student.obs_groups is None:
-        made = [name for name in cfg.obs if name not in predicted]
+        made = [name for name in cfg.obs if name != predicted]
         cfg.student.obs_groups = made or list(groups.get("student") or actor)
-    unread = [name for name in cfg.obs if name not in [*cfg.student.obs_groups, *cfg.teacher.obs_groups, *predicted]]
+    unread = [name for name in cfg.obs if name not in [*cfg.student.obs_groups, *cfg.teacher.obs_groups, predicted]]
     if unread:
         raise UserError(
             f"distill.obs.{unread[0]} has no effect: distill.student.obs_groups is {cfg.student.obs_groups}; add it "

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from tensordict import TensorDict
 
 from foundation.config.derived_cfg import DerivedGroup, write_derived
 from foundation.config.distillation_cfg import DistillationCfg
@@ -22,7 +23,7 @@ from foundation.dataset.disk.writer import DatasetWriter
 from foundation.dataset.episode_log import EpisodeLog, check_weights, log_outcome
 from foundation.dataset.episodes import EpisodeTable, FilterOutcome, filter_outcome, is_filtering, left_out, weigh
 from foundation.dataset.spec import BufferSpec
-from foundation.dataset.transition import Column
+from foundation.dataset.transition import Column, image_column, stored_column
 from foundation.policies.obs_groups import ObsSelector
 
 logger = logging.getLogger(__name__)
@@ -226,6 +227,28 @@ def layout_of(cfg: DistillationCfg, data: CollectedData, spec: BufferSpec) -> Da
         derived_groups=write_derived(data.derived, data.obs.groups),
         typed=dict(spec.typed),
     )
+
+
+def typed_columns(selector: ObsSelector, obs: TensorDict, load: str | None) -> dict[str, Column]:
+    """Return the parts of the student's observation that keep their own type: images, or all of it if it is bytes.
+
+    Args:
+        selector: The student's observation groups.
+        obs: Observations of the environment, by group.
+        load: The dataset that the run begins with, which may hold bytes as numbers; None: there is none.
+
+    Raises:
+        UserError: If two image groups would have columns of one name.
+    """
+    images = [name for name in selector.groups if name in selector.images]
+    columns = {image_column(name): stored_column(obs[name], name) for name in images}
+    if len(columns) < len(images):
+        raise UserError(f"the image groups {images} need names that differ in their letters: rename one")
+    if images:
+        return columns
+    own = selector(obs)
+    as_numbers = load is not None and "obs" not in SavedDataset(load).layout.typed
+    return {} if own.dtype != torch.uint8 or as_numbers else {"obs": Column(tuple(own.shape[1:]), "uint8")}
 
 
 def predicted_group(cfg: DistillationCfg) -> str | None:

@@ -25,30 +25,6 @@ GATHERED_BYTES = 1 << 25
 """Most bytes of images, as float32, that are gathered at once; a batch may have more."""
 
 
-Sums = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Number of transitions, mean, and sum of the squared deviations from it, float64. Shape: (), (size,), (size,)."""
-
-
-def moments_of(parts: Sequence[Sums]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and standard deviation over the transitions of several datasets. Shape of each: (size,)."""
-    count, mean, squares = (tensor.clone() for tensor in parts[0])
-    for part in parts[1:]:
-        if part[0] > 0:
-            count = _merge((count, mean, squares), part)
-    return mean, (squares / count.clamp_min(1.0)).sqrt()
-
-
-def _merge(sums: Sums, part: tuple[torch.Tensor | int, torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Add a part's sums to others, mean and squares in place (Chan et al. 1979); return the number of both."""
-    count, mean, squares = sums
-    number, own, own_squares = part
-    total = count + number
-    delta = own - mean
-    squares += own_squares + delta.square() * count * number / total
-    mean += delta * number / total
-    return total
-
-
 class DistillationDataset:
     """A ring of whole chunks, each ``chunk_steps`` env steps of every environment.
 
@@ -314,38 +290,6 @@ class DistillationDataset:
         batch = make_batch(parts, weights, self.resets[chunk, :, envs], state)
         [moved] = deliver(iter([batch]), self.device, self.compute_device)
         return with_images(moved, self.images)
-
-    def target_moments(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mean and standard deviation of a stored target, over all transitions of positive weight.
-
-        Args:
-            name: The target.
-
-        Returns:
-            Two tensors on the compute device, float64. Shape of each: (size,).
-        """
-        mean, std = moments_of([self.target_sums(name)])
-        return mean.to(self.compute_device), std.to(self.compute_device)
-
-    def target_sums(self, name: str) -> Sums:
-        """Return what :func:`moments_of` makes a target's mean and standard deviation of, with other datasets'.
-
-        Args:
-            name: The target.
-        """
-        size = self.column(name).shape[-1]
-        count = torch.zeros((), dtype=torch.float64, device=self.device)
-        mean = torch.zeros(size, dtype=torch.float64, device=self.device)
-        squares = torch.zeros_like(mean)
-        for chunk in range(self.num_chunks):
-            values = self.column(name)[chunk].flatten(0, 1).double()
-            if self.weights is not None:
-                values = values[self.weights[chunk].flatten() > 0]
-            if len(values) == 0:
-                continue
-            var, own = torch.var_mean(values, dim=0, correction=0)
-            count = _merge((count, mean, squares), (len(values), own, var * len(values)))
-        return count, mean, squares
 
     # -- reading ------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from foundation.core.distributed import ALONE, Ranks
-from foundation.dataset.dataset import DistillationDataset, moments_of
+from foundation.dataset.dataset import DistillationDataset
+from foundation.dataset.moments import moments_of, target_sums
 from foundation.policies.output import PolicyOutput
 
 STANDARDISED = ("value", "features", "logits", "estimate")
@@ -65,7 +66,7 @@ class Standardiser:
             ranks: The processes whose datasets are as one.
         """
         for name in self.fields:
-            mean, std = moments_of(ranks.gather(dataset.target_sums(name)))
+            mean, std = moments_of(ranks.gather(target_sums(dataset, name)))
             mean = mean.to(dataset.compute_device)
             std = std.to(dataset.compute_device)
             overall = std.square().mean().sqrt()

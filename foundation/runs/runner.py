@@ -15,9 +15,7 @@ from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.plain import to_plain
 from foundation.core.distributed import Ranks
 from foundation.core.errors import RunInterrupted, UserError, reading, suggest
-from foundation.dataset.build import CollectedData, build_dataset, predicted_group
-from foundation.dataset.disk.reader import SavedDataset
-from foundation.dataset.transition import Column, image_column, stored_column
+from foundation.dataset.build import CollectedData, build_dataset, predicted_group, typed_columns
 from foundation.deploy.description import Field
 from foundation.engines.base import EnvCapabilities, MakeEvalEnv, VecEnv, env_state_entry
 from foundation.engines.joint_terms import joint_columns
@@ -42,15 +40,11 @@ from foundation.runs.metrics_writer import MetricsWriter
 from foundation.runs.run_dir import RunDir
 from foundation.runs.run_state import BEST, RankState, RunCheckpoint, RunState, load_latest
 from foundation.runs.run_teachers import RunTeachers, Teacher
-from foundation.runs.teacher_watch import TeacherWatch
+from foundation.runs.teacher_watch import TeacherWatch, num_relabelled
 from foundation.students.observations import num_pixels, student_selector
 from foundation.teachers import TeacherPolicyWrapper
 
 logger = logging.getLogger(__name__)
-
-MOST_RELABELLED = 100_000
-"""Transitions that a newer teacher labels anew where ``teacher.relabel`` is not set: a second or two of a small
-teacher on a CPU."""
 
 
 @dataclass
@@ -130,8 +124,10 @@ class DistillationRunner(Runner[Collection]):
         self.watch = None
         if cfg.teacher.watch is not None and isinstance(teacher, TeacherPolicyWrapper):
             self.watch = TeacherWatch(Path(cfg.teacher.watch), teacher)
-        self.num_relabelled = 0 if self.watch is None else self._num_relabelled()
+        self.num_relabelled = 0
         """Stored transitions that are labelled anew by a newer teacher."""
+        if self.watch is not None:
+            self.num_relabelled = num_relabelled(cfg, teacher, self.teachers, self.student_obs)
         self.relabels_next = False
         """Whether they are in the next epoch without one: a resumed run's have the labels of their collection."""
         # Patience counts from the student's own episodes: before, it learns from states that it will not meet alone.
@@ -191,37 +187,13 @@ class DistillationRunner(Runner[Collection]):
             )
         return group
 
-    def _num_relabelled(self) -> int:
-        """Return how many stored transitions a newer teacher labels anew.
-
-        Raises:
-            UserError: If it is asked for and not possible.
-        """
-        asked = self.cfg.teacher.relabel
-        same = (self.student_obs.groups, self.student_obs.obs_slice) == (
-            getattr(self.teacher_obs, "groups", None),
-            getattr(self.teacher_obs, "obs_slice", None),
-        )
-        reason = None
-        if not same or self.student_obs.images:
-            reason = "the teacher does not read what the student reads, and only that is stored"
-        elif self.teacher.state_size:
-            reason = "the teacher has memory"
-        elif self.teachers.correction is not None:
-            reason = "position_offset_correction changes the stored observations"
-        if asked and reason is not None:
-            raise UserError(f"distill.teacher.relabel={asked} is not possible: {reason}. Leave it out.")
-        if reason is not None or self.cfg.on_policy:
-            return 0
-        return MOST_RELABELLED if asked is None else asked
-
     def _make_dataset(self) -> None:
         """Build the dataset, with the transitions that it begins with, and what saves and filters its episodes."""
         student = self.student
         env = self.env
         describe = getattr(self.teacher, "describe", None)
         memory = student.initial_state(1, env.device) if student.state_size else None
-        typed = self._typed_columns()
+        typed = typed_columns(self.student_obs, env.get_observations(), self.cfg.dataset.load)
         data = CollectedData(
             obs=self.student_obs,
             num_obs=0 if "obs" in typed else self.num_obs - num_pixels(self.cfg.student),
@@ -244,22 +216,6 @@ class DistillationRunner(Runner[Collection]):
         self.dataset, self.recorder = build_dataset(self.cfg, data)
         if self.fits_normalizer:
             self.learner.fit_normalizer_to(map(self.dataset.chunk_obs, range(self.dataset.num_chunks)))
-
-    def _typed_columns(self) -> dict[str, Column]:
-        """Return the parts of the student's observation that keep their own type: images, or all of it if bytes."""
-        obs = self.env.get_observations()
-        images = [name for name in self.student_obs.groups if name in self.student_obs.images]
-        columns = {image_column(name): stored_column(obs[name], name) for name in images}
-        if len(columns) < len(images):
-            raise UserError(f"the image groups {images} need names that differ in their letters: rename one")
-        if images or self.student_obs(obs).dtype != torch.uint8 or self._loads_numbers():
-            return columns
-        return {"obs": Column((self.num_obs,), "uint8")}
-
-    def _loads_numbers(self) -> bool:
-        """Whether the run begins with a dataset that holds its observations as numbers, though they are bytes."""
-        path = self.cfg.dataset.load
-        return path is not None and "obs" not in SavedDataset(path).layout.typed
 
     def _terms_of(self, obs: TensorDict) -> dict[str, tuple[Field, ...]]:
         return observation_terms(self.env, self.cfg.task or "", obs)

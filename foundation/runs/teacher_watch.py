@@ -8,9 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.errors import UserError
 from foundation.core.text import one_line
+from foundation.policies.obs_groups import ObsSelector
 from foundation.runs.run_dir import natural_key
+from foundation.runs.run_teachers import RunTeachers, Teacher
 from foundation.teachers import TeacherPolicyWrapper
 
 logger = logging.getLogger("foundation.distillation")
@@ -19,6 +22,9 @@ BEST_NAMES = ("best_model.pt", "best_model.zip", "best_agent.pt", "best_student.
 """Files that trainings keep of their best policy so far; scripts/train_dqn.py renames its own to the last at last."""
 NUMBERED = ("model_*.pt", "agent_*.pt", "*_steps.zip")
 """Checkpoints that are taken where there is none of them: the one with the largest number."""
+MAX_RELABELLED = 100_000
+"""Transitions that a newer teacher labels anew where ``teacher.relabel`` is not set: a second or two of a small
+teacher on a CPU."""
 LOOK_SECONDS = 1.0
 """Time between two looks for a training's first checkpoint [s]."""
 
@@ -64,6 +70,37 @@ def wait_for_first(folder: Path, sleep: Callable[[float], None] = time.sleep) ->
         sleep(LOOK_SECONDS)
         found = find_best(folder)
     return found.path
+
+
+def num_relabelled(cfg: DistillationCfg, teacher: Teacher, teachers: RunTeachers, student_obs: ObsSelector) -> int:
+    """Return how many stored transitions a newer teacher labels anew.
+
+    Args:
+        cfg: The run's configuration.
+        teacher: The teacher.
+        teachers: What selects the teacher's observations, and corrects the stored ones.
+        student_obs: Selects what is stored.
+
+    Raises:
+        UserError: If it is asked for and not possible.
+    """
+    asked = cfg.teacher.relabel
+    same = (student_obs.groups, student_obs.obs_slice) == (
+        getattr(teachers.selector, "groups", None),
+        getattr(teachers.selector, "obs_slice", None),
+    )
+    reason = None
+    if not same or student_obs.images:
+        reason = "the teacher does not read what the student reads, and only that is stored"
+    elif teacher.state_size:
+        reason = "the teacher has memory"
+    elif teachers.correction is not None:
+        reason = "position_offset_correction changes the stored observations"
+    if asked and reason is not None:
+        raise UserError(f"distill.teacher.relabel={asked} is not possible: {reason}. Leave it out.")
+    if reason is not None or cfg.on_policy:
+        return 0
+    return MAX_RELABELLED if asked is None else asked
 
 
 class TeacherWatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -342,6 +343,15 @@ def test_overrides_are_arguments_of_the_constructor():
     with made("Test/Endless-v0", num_envs=1) as env:
         assert env._vector.envs[0].unwrapped.scale == 2
         assert env.max_episode_length == 10_000
+
+
+def test_an_argument_that_holds_an_array_is_left_to_the_constructor():
+    """Arrays of a copied configuration, as evaluation makes its environment of, have no one answer to ``==``."""
+    engine = GymnasiumEngine()
+    with engine.launch(LaunchRequest("Test/Walk-v0"), lambda *_: None) as (env_cfg, agent_cfg):
+        engine.set_common(env_cfg, num_envs=1, seed=11, device="cpu")
+        engine.make_env(copy.deepcopy(env_cfg), agent_cfg).close()
+        assert hasattr(env_cfg, "drift") and not hasattr(env_cfg, "camera")
 
 
 @pytest.mark.parametrize(

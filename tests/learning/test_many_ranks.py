@@ -13,7 +13,7 @@ from ranks import on_ranks
 
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.core.distributed import ALONE, Ranks
-from foundation.dataset.dataset import moments_of
+from foundation.dataset.moments import moments_of, target_sums
 from foundation.dataset.transition import Batch
 from foundation.learning.learner import Learner
 from foundation.policies.normalizer import ObsNormalizer
@@ -165,7 +165,7 @@ def test_moments_of_several_datasets_are_those_of_their_union() -> None:
     """Mean and standard deviation of a target over datasets of other sizes, an empty one among them."""
     datasets = [filled(chunks) for chunks in (1, 0, 3)]
     datasets[2].rows[:3] += 2.0
-    mean, std = moments_of([dataset.target_sums("mean") for dataset in datasets])
+    mean, std = moments_of([target_sums(dataset, "mean") for dataset in datasets])
     values = torch.cat([dataset.column("mean")[: dataset.num_chunks].flatten(0, 2) for dataset in datasets]).double()
     torch.testing.assert_close(mean, values.mean(0))
     torch.testing.assert_close(std, values.std(0, correction=0))

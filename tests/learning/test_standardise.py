@@ -11,6 +11,7 @@ import torch
 from foundation.config.distillation_cfg import DistillationCfg, LossCfg, OptimizerCfg
 from foundation.core.errors import UserError
 from foundation.dataset.dataset import Batch, BufferSpec, DistillationDataset
+from foundation.dataset.moments import moments_of, target_sums
 from foundation.learning.learner import Learner
 from foundation.learning.losses import LOSSES, LossParams
 from foundation.learning.objective import forward
@@ -67,7 +68,7 @@ def test_moments_are_those_of_the_rows_that_are_learned_from():
         dataset.weights[slot, :, 0] = 0.0
         dataset.commit_chunk()
     used = stored[..., 1:].double().numpy()
-    mean, std = dataset.target_moments("value")
+    mean, std = moments_of([target_sums(dataset, "value")])
     assert mean.item() == pytest.approx(used.mean(), rel=1e-12)
     assert std.item() == pytest.approx(used.std(), rel=1e-12)
 

@@ -172,6 +172,12 @@ def test_rsl_rl_gets_the_student_and_teacher_that_we_get(teacher):
         torch.testing.assert_close(runner.teacher.step(obs["policy"], None)[0].mean, theirs.alg.teacher(obs))
 
 
+def test_an_environment_can_be_compiled():
+    """The one without the group that nobody reads has an ``observe`` of its own, which is not compiled."""
+    assert common.make_env(2, "cpu", seed=0, compiled=True).num_envs == 2
+    assert "l2f" not in common.make_env(2, "cpu", seed=0).get_observations()
+
+
 def test_the_environment_counts_transitions_and_offers_only_what_is_read():
     """Four environments, three steps: twelve transitions; two observation groups."""
     env = common.make_env(4, "cpu", seed=0)
