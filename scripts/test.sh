@@ -18,7 +18,7 @@ check lint "$VENV_PYTHON" -m ruff check .
 check format "$VENV_PYTHON" -m ruff format --check .
 check types "$VENV_PYTHON" -m pyright --pythonpath "$VENV_PYTHON"
 workers="$("$VENV_PYTHON" -c 'import os; print(min(8, os.cpu_count() or 1))')"
-check tests "$VENV_PYTHON" -m pytest --numprocesses "$workers" --dist loadfile "$@"
+check tests "$VENV_PYTHON" -m pytest --numprocesses "$workers" --dist loadfile --no-loadscope-reorder "$@"
 
 if [ "${#failed[@]}" -gt 0 ]; then
     say "failed: ${failed[*]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,9 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE)]
 
 from numpy_policy import check_layers  # noqa: E402
-from rsl_rl_versions import run_with  # noqa: E402
 from toy_env import CountingEnv  # noqa: E402
 from write_cnn_policies import CASES, NUM_ENVS, SHAPES  # noqa: E402
+from written_once import of_release  # noqa: E402
 
 FILES = [(v, n) for v in ("4.0.1", "5.4.2", "5.5.1") for n in CASES if n != "images_only" or v[0] == "5"]
 each = pytest.mark.parametrize(("version", "name"), FILES, ids=lambda part: part)
@@ -33,18 +34,8 @@ each = pytest.mark.parametrize(("version", "name"), FILES, ids=lambda part: part
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory):
-    """Return the folder of a release's checkpoints, written on first use by that release."""
-    done: dict[str, Path] = {}
-
-    def folder(version: str) -> Path:
-        if version not in done:
-            place = tmp_path_factory.mktemp(f"cnn_{version}")
-            result = run_with(version, HERE / "write_cnn_policies.py", version, place / "cases", cwd=place)
-            assert result.returncode == 0, result.stderr[-3000:]
-            done[version] = place / "cases"
-        return done[version]
-
-    return folder
+    """Return a function of the folder of a release's checkpoints."""
+    return partial(of_release, tmp_path_factory, "write_cnn_policies.py")
 
 
 def steps(place):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE)]
 
 from rsl_rl_cases import CASES, NUM_ENVS, NUM_STEPS  # noqa: E402
-from rsl_rl_versions import run_with  # noqa: E402
+from written_once import of_release  # noqa: E402
 
 CASE = {case.name: case for case in CASES}
 FILES = [
@@ -37,18 +38,8 @@ each = pytest.mark.parametrize(("version", "name", "file"), FILES, ids=lambda pa
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory):
-    """Return the folder of a release's exports, written on first use by that release."""
-    done: dict[str, Path] = {}
-
-    def folder(version: str) -> Path:
-        if version not in done:
-            place = tmp_path_factory.mktemp(f"onnx_{version}")
-            result = run_with(version, HERE / "write_onnx_policies.py", version, place / "cases", cwd=place)
-            assert result.returncode == 0, result.stderr[-3000:]
-            done[version] = place / "cases"
-        return done[version]
-
-    return folder
+    """Return a function of the folder of a release's exports."""
+    return partial(of_release, tmp_path_factory, "write_onnx_policies.py")
 
 
 class Runtime:

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,15 +23,11 @@ from foundation.teachers import TeacherPolicyWrapper
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE)]
 
-from library_versions import LIBRARIES, run_with_library  # noqa: E402
+from library_versions import LIBRARIES  # noqa: E402
 from numpy_policy import check_layers  # noqa: E402
+from written_once import of_library  # noqa: E402
 
 SHIPPED = HERE / "data"
-SCRIPTS = {
-    "skrl": "write_skrl_checkpoints.py",
-    "rl_games": "write_rl_games_checkpoints.py",
-    "sb3": "write_sb3_contrib_checkpoints.py",
-}
 SKRL = ("plain", "normalized", "shared", "options", "squashed", "categorical")
 CASES = {
     "skrl-1.4.3": (*SKRL, "before_1.3"),
@@ -63,18 +60,8 @@ def checkpoint_in(place: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory):
-    """Return a function of the folder of a library's checkpoints, written on first use by that library."""
-    done: dict[str, Path] = {}
-
-    def folder(library: str) -> Path:
-        if library not in done:
-            place = tmp_path_factory.mktemp("libraries") / library
-            script = HERE / SCRIPTS.get(library.split("-")[0], "write_sb3_checkpoints.py")
-            run_with_library(library, script, place)
-            done[library] = place
-        return done[library]
-
-    return folder
+    """Return a function of the folder of a library's checkpoints."""
+    return partial(of_library, tmp_path_factory)
 
 
 def compare(place: Path) -> TeacherPolicyWrapper:

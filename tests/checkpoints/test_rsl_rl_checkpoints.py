@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ sys.path[:0] = [str(HERE)]
 
 from numpy_policy import check_layers  # noqa: E402
 from rsl_rl_cases import GROUPS, NUM_ENVS, NUM_STEPS, VERSIONS, cases  # noqa: E402
-from rsl_rl_versions import run_with  # noqa: E402
+from written_once import of_release  # noqa: E402
 
 ALL = [(version, case) for version in VERSIONS for case in cases(version)]
 
@@ -32,18 +33,8 @@ def each(rows):
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory):
-    """Return the folder of a release's checkpoints, written on first use by that release."""
-    done: dict[str, Path] = {}
-
-    def folder(version: str) -> Path:
-        if version not in done:
-            place = tmp_path_factory.mktemp(f"rsl_rl_{version}")
-            result = run_with(version, HERE / "write_rsl_rl_checkpoints.py", version, place / "cases", cwd=place)
-            assert result.returncode == 0, result.stderr[-3000:]
-            done[version] = place / "cases"
-        return done[version]
-
-    return folder
+    """Return a function of the folder of a release's checkpoints."""
+    return partial(of_release, tmp_path_factory, "write_rsl_rl_checkpoints.py")
 
 
 def roll(teacher: TeacherPolicyWrapper, expected: dict) -> torch.Tensor:

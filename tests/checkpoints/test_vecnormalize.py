@@ -25,8 +25,8 @@ from foundation.teachers import TeacherPolicyWrapper
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE)]
 
-from library_versions import run_with_library  # noqa: E402
 from test_mutated_checkpoints import Evil, flip_bits, truncate  # noqa: E402
+from written_once import of_library  # noqa: E402
 
 CASE = HERE / "data" / "stable-baselines3-2.9.2" / "normalized"
 PICKLE, NPZ = CASE / "model_vecnormalize.pkl", CASE / "model_vecnormalize.npz"
@@ -132,9 +132,7 @@ def test_dictionary_of_observations(written_pickles, tmp_path):
 @pytest.fixture(scope="module")
 def written_pickles(tmp_path_factory):
     """Return a folder of pickles that the real library has written."""
-    folder = tmp_path_factory.mktemp("sb3") / "written"
-    run_with_library("stable-baselines3-2.9.2", HERE / "write_sb3_checkpoints.py", folder)
-    return folder / "normalized" / "pickles"
+    return of_library(tmp_path_factory, "stable-baselines3-2.9.2") / "normalized" / "pickles"
 
 
 def test_statistics_of_another_model_are_not_taken(tmp_path):

@@ -21,10 +21,9 @@ sys.path[:0] = [str(HERE)]
 sys.path[:0] = [str(HERE.parent / "checkpoints")]
 
 from exported import STUDENTS, save_student, student  # noqa: E402
-from library_versions import run_with_library  # noqa: E402
 from rsl_rl_cases import VERSIONS, cases  # noqa: E402
-from rsl_rl_versions import run_with  # noqa: E402
-from test_other_libraries import CASES, SCRIPTS, checkpoint_in  # noqa: E402
+from test_other_libraries import CASES, checkpoint_in  # noqa: E402
+from written_once import of_library, of_release  # noqa: E402
 
 TESTS = HERE.parent
 ROOT = TESTS.parent
@@ -155,29 +154,13 @@ def test_a_choice_is_read_as_one(tmp_path):
         assert load_policy(done.files[0], Overrides(outputs="q_values")).info.distribution == "q-values"
 
 
-@pytest.fixture(scope="session")
-def of_rsl_rl(tmp_path_factory):
-    """Return the folder of a release's checkpoints, written on first use by that release."""
-    done: dict[str, Path] = {}
-
-    def folder(version: str) -> Path:
-        if version not in done:
-            place = tmp_path_factory.mktemp(f"round_trip_{version}")
-            script = TESTS / "checkpoints" / "write_rsl_rl_checkpoints.py"
-            result = run_with(version, script, version, place / "cases", cwd=place)
-            assert result.returncode == 0, result.stderr[-3000:]
-            done[version] = place / "cases"
-        return done[version]
-
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_release_of_rsl_rl(of_rsl_rl, version, tmp_path):
+def test_every_release_of_rsl_rl(version, tmp_path_factory, tmp_path):
     """Checkpoints of every release from 2.3.3, and what it exports, become RSL-RL 5's with the same actions."""
+    written_by_it = of_release(tmp_path_factory, "write_rsl_rl_checkpoints.py", version)
     for case in cases(version):
-        place = of_rsl_rl(version) / case.name
+        place = written_by_it / case.name
         why_not = "RSL-RL" if case.distribution.startswith(("beta", "heteroscedastic")) else None
         round_trip(load_policy(place / "model_7.pt", Overrides()), tmp_path / case.name, why_not)
         script = place / "exported" / "policy.pt"
@@ -192,11 +175,9 @@ RSL_RL_HAS = {("skrl-1.4.3", "plain"), ("skrl-2.1.1", "plain"), ("skrl-2.1.1", "
 
 @pytest.mark.slow
 @pytest.mark.parametrize("library", CASES)
-def test_every_case_of_every_library(library, tmp_path):
+def test_every_case_of_every_library(library, tmp_path_factory, tmp_path):
     """What skrl, rl_games and Stable-Baselines3 write here and now acts the same after a round trip."""
-    place = tmp_path / library
-    script = SCRIPTS.get(library.split("-")[0], "write_sb3_checkpoints.py")
-    run_with_library(library, TESTS / "checkpoints" / script, place)
+    place = of_library(tmp_path_factory, library)
     for case in CASES[library]:
         policy = load_policy(checkpoint_in(place / case), Overrides())
         why_not = None if (library, case) in RSL_RL_HAS else r"RSL-RL has no network like this policy \(\w+"

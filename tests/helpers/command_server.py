@@ -88,10 +88,11 @@ class CommandServer:
         """
         folder.mkdir(parents=True, exist_ok=True)
         output = output or folder / "output.txt"
+        begins = output.stat().st_size if output.exists() else 0  # before it starts: it may print at once
         request = {"argv": [str(arg) for arg in argv], "folder": str(folder), "output": str(output)}
         request |= {"script": str(script or ""), "environment": environment or {}, "error": str(error or output)}
         pid = self.ask(what="start", setup=setup or {}, path=path, **request)
-        return Command(self, pid, output, output.stat().st_size if output.exists() else 0)
+        return Command(self, pid, output, begins)
 
     def run(self, argv: list[str], folder: Path, **options: Any) -> Command:
         """Start a command and wait for its end."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from tensordict import TensorDict
+
+from foundation.tasks.quadrotor.env_cfg import QuadcopterPointCtrlEnvCfg
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location("exported_flight", ROOT / "scripts" / "exported_flight.py")
@@ -74,8 +77,9 @@ def test_its_own_last_action_is_never_late():
 
 
 @pytest.mark.slow
-def test_the_files_fly_as_the_policy(tmp_path, capsys):
-    """By one command: C and ONNX have the policy's return to 1 % in every condition, as delay alone harms most."""
+def test_the_files_fly_as_the_policy(tmp_path, capsys, monkeypatch):
+    """By one command: C and ONNX have the policy's return to 1 % in every condition, in episodes of 2 s here."""
+    monkeypatch.setattr(flight, "QuadcopterPointCtrlEnvCfg", partial(QuadcopterPointCtrlEnvCfg, episode_length_s=2.0))
     assert flight.main(["--num_episodes", "8", "--output", str(tmp_path)]) == 0
     figures = json.loads((tmp_path / "exported_flight.json").read_text())
     policies = {name: value for name, value in figures.items() if isinstance(value, dict)}
