@@ -12,6 +12,7 @@ from foundation.cli.session import Session
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.validate import read
 from foundation.core.errors import UserError, suggest
+from foundation.core.text import plain_task
 from foundation.engines.base import AgentCfg, Engine, EnvCapabilities, EnvCfg, VecEnv, variants_key
 from foundation.policies.actors import PolicyActor
 from foundation.policies.obs_groups import ObsSelector
@@ -152,14 +153,9 @@ def _load_many(cfg: DistillationCfg, entries: list[TeacherEntry]) -> TeacherEnse
 def _warn_of_another_task(task: str | None, entries: list[TeacherEntry]) -> None:
     """Warn if the manifest names a task that is neither this one nor its variant for playing."""
     for entry in entries:
-        if task is not None and entry.task is not None and _plain_id(entry.task) != _plain_id(task):
+        if task is not None and entry.task is not None and plain_task(entry.task) != plain_task(task):
             logger.warning("teacher '%s' was trained on %s, and --task is %s", entry.name, entry.task, task)
             return
-
-
-def _plain_id(task: str) -> str:
-    """Return a gym id without the package before it and without ``-Play``."""
-    return task.rpartition(":")[2].replace("-Play-", "-")
 
 
 def _few(names: list[str], most: int = 10) -> str:

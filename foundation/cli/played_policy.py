@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import foundation
-from foundation.checkpoints.foundation_multi_task import find_head
+from foundation.checkpoints.foundation_multi_task import find_head, recognise, tasks_of
 from foundation.cli.discrete_actions import check_choices
 from foundation.cli.teacher_tokens import DERIVED, TEACHER, said_of_teacher
 from foundation.config.derived_cfg import DerivedObsCfg, check_derived, copied
@@ -21,6 +22,7 @@ from foundation.core.devices import resolve_device
 from foundation.core.errors import UserError, suggest
 from foundation.core.files import load_checkpoint
 from foundation.core.registry import refuse_untyped
+from foundation.core.text import plain_task, shorten
 from foundation.engines.base import EnvCapabilities, VecEnv
 from foundation.policies.actors import Actor, PolicyActor, RandomActor, ZeroActor
 from foundation.policies.obs_groups import ObsSelector, teacher_selector
@@ -28,6 +30,8 @@ from foundation.rollout.joints import fit_joints
 from foundation.runs.run_dir import RunDir
 from foundation.teachers import TeacherPolicyWrapper
 from foundation.teachers.code import CodeTeacher, is_code
+
+logger = logging.getLogger("foundation.play")
 
 LOG_ROOT = Path("logs")
 BEST = "best_student.pt"
@@ -65,8 +69,8 @@ class PlayedPolicy:
             return cls(args.task, device, args.agent)
         if is_code(args.checkpoint):
             return cls._of_code(args, tokens, device)
-        checkpoint = find_checkpoint(args)
         overrides = said_of_teacher([token for token in tokens if token.startswith(TEACHER)])
+        checkpoint = find_checkpoint(args, overrides.get("head"))
         if args.obs_groups:
             overrides["obs_groups"] = args.obs_groups
         found = find_head(checkpoint, args.task, overrides.get("head"))
@@ -183,14 +187,19 @@ def _may_read(policy: TeacherPolicyWrapper, group: str) -> bool:
     return policy.obs_groups is None or group in policy.obs_groups
 
 
-def find_checkpoint(args: argparse.Namespace) -> Path:
-    """Return the file that the flags mean; by default the best student of the newest distillation run."""
+def find_checkpoint(args: argparse.Namespace, head: str | None = None) -> Path:
+    """Return the file that the flags mean; by default the best student of the task's newest distillation run.
+
+    Args:
+        args: Flags.
+        head: Task that is named as one of several of a student's; it comes before ``--task``.
+    """
     named = args.checkpoint
     if named and (Path(named).exists() or os.sep in named):
         return Path(named)
     try:
         wanted = named or BEST  # a run that was stopped before its first evaluation has no student yet
-        run = RunDir.find(LOG_ROOT / "distillation", args.experiment_name, args.load_run, with_file=wanted)
+        runs = RunDir.find_all(LOG_ROOT / "distillation", args.experiment_name, args.load_run, with_file=wanted)
     except UserError as error:  # it may be a run of finetune.py or train.py, but only if the user names one
         if args.experiment_name is None and args.load_run is None:
             missing = f"'{named}' does not exist, and " if named else ""
@@ -205,7 +214,39 @@ def find_checkpoint(args: argparse.Namespace) -> Path:
             return run.checkpoint_path(named or BEST)
         best = run.path / "best_model.pt"
         return best if named is None and best.exists() else run.checkpoint_path(named or r"model_.*\.pt")
-    return run.checkpoint_path(named or BEST)
+    task = head or args.task
+    if task is None:
+        return runs[-1].checkpoint_path(wanted)
+    return _of_task(runs, task, wanted, is_named=args.experiment_name is not None or args.load_run is not None)
+
+
+def _of_task(runs: Sequence[RunDir], task: str, wanted: str, *, is_named: bool) -> Path:
+    """Return the checkpoint of the newest run whose student is one of a task, or names none.
+
+    Args:
+        runs: The newest last.
+        task: Gym id, or the id of one of several tasks.
+        wanted: Name or pattern of the checkpoint.
+        is_named: Whether the user chose the runs; the newest is then taken where none is of that task.
+    """
+    others: set[str] = set()
+    for run in reversed(runs):
+        try:
+            checkpoint = run.checkpoint_path(wanted)
+        except UserError:  # another run may have it
+            continue
+        tasks = tasks_named(checkpoint)
+        if not tasks or plain_task(task) in map(plain_task, tasks):
+            what = f"the newest student of {task}" if tasks else "a student of no named task"
+            logger.info("%s: %s", what, checkpoint)
+            return checkpoint
+        others |= tasks
+    if is_named or not others:
+        return runs[-1].checkpoint_path(wanted)
+    raise UserError(
+        f"--task {task}: no student of it in {LOG_ROOT / 'distillation'}, only of "
+        f"{shorten(', '.join(sorted(others)), 300)}; give --checkpoint PATH, or distil one first"
+    )
 
 
 def _find_named(args: argparse.Namespace, wanted: str) -> RunDir | None:
@@ -214,6 +255,19 @@ def _find_named(args: argparse.Namespace, wanted: str) -> RunDir | None:
         with contextlib.suppress(UserError):
             return RunDir.find(LOG_ROOT / root, args.experiment_name, args.load_run, with_file=wanted)
     return None
+
+
+def tasks_named(checkpoint: Path) -> set[str]:
+    """Return the task that a checkpoint names as the one it was trained on, or ids and gym ids of several."""
+    try:
+        saved = load_checkpoint(checkpoint)
+        if recognise(saved):
+            tasks = tasks_of(saved, f"'{checkpoint}'")
+            return {*tasks, *tasks.values()}
+    except UserError:  # whoever reads the policy raises what is wrong with it
+        return set()
+    task = saved.get("task")
+    return {task} if isinstance(task, str) else set()
 
 
 def own_task(checkpoint: Path) -> str:

@@ -40,6 +40,11 @@ def quoted(value: object, most: int = 80) -> str:
     return shorten(_REPR.repr(value), most)
 
 
+def plain_task(task: str) -> str:
+    """Return a gym id without the package before it and without ``-Play``: a task and its variant for playing."""
+    return task.rpartition(":")[2].replace("-Play-", "-")
+
+
 def _text_of(error: BaseException) -> str:
     try:
         return str(error)

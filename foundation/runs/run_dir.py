@@ -96,7 +96,19 @@ class RunDir:
         *,
         with_file: str | None = None,
     ) -> RunDir:
-        """Find the newest run.
+        """Find the newest run; the arguments are those of :meth:`find_all`."""
+        return cls.find_all(root, experiment_name, load_run, with_file=with_file)[-1]
+
+    @classmethod
+    def find_all(
+        cls,
+        root: Path | str,
+        experiment_name: str | None = None,
+        load_run: str | None = None,
+        *,
+        with_file: str | None = None,
+    ) -> list[RunDir]:
+        """Find the runs that are meant, the newest last.
 
         Args:
             root: ``logs/distillation``, ``logs/rsl_rl``.
@@ -108,7 +120,7 @@ class RunDir:
             UserError: If there is no such run; names those there are.
         """
         if load_run is not None and os.sep in load_run and Path(load_run).is_dir():
-            return cls(load_run)
+            return [cls(load_run)]
         root = Path(root)
         parents = [root / experiment_name] if experiment_name else _folders(root)
         runs = sorted((p for parent in parents for p in _folders(parent) if _is_run(p)), key=_age)
@@ -122,7 +134,7 @@ class RunDir:
             near = suggest(str(load_run), names, 5, ordered=True)
             raise UserError(f"no run in {where} matches --load_run '{load_run}'. {near}")
         complete = [path for path in chosen if with_file is None or (path / with_file).exists()]
-        return cls((complete or chosen)[-1])
+        return [cls(path) for path in complete or chosen]
 
     @property
     def name(self) -> str:

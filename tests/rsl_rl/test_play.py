@@ -109,6 +109,37 @@ def test_without_a_checkpoint_the_newest_runs_best_student_is_played():
     assert run("--num_episodes", "1", "--load_run", "2026-01-01_00-00-00")["checkpoint"] == str(old)
 
 
+def test_without_a_checkpoint_the_newest_run_of_the_typed_task_is_played(capsys):
+    """Newer runs of other tasks are passed by; the variant for playing is the same task; the choice is logged."""
+    other = {"task": "Acrobot-v1"}
+    save_student("logs/distillation/a/2026-01-01_00-00-00")
+    mine = save_student("logs/distillation/a/2026-01-02_00-00-00")
+    save_student("logs/distillation/b/2026-01-03_00-00-00", **other)
+    for task in (TASK, TASK.replace("-v0", "-Play-v0")):
+        assert run("--task", task, "--num_episodes", "1")["checkpoint"] == str(mine)
+        assert f"the newest student of {task}: {mine}" in capsys.readouterr().err
+    assert run("--num_episodes", "1", "--task", TASK, "--checkpoint", "best_student.pt")["checkpoint"] == str(mine)
+
+
+def test_a_task_without_a_run_is_an_error_that_names_the_tasks_there_are(capsys):
+    """In one line; a run or experiment that is named is played all the same."""
+    save_student("logs/distillation/a/2026-01-01_00-00-00")
+    save_student("logs/distillation/b/2026-01-03_00-00-00", task="Acrobot-v1")
+    assert run_command(play.main, ["--task", "CartPole-v1", "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"only of Acrobot-v1, {TASK}" in error and "--checkpoint PATH" in error
+    named = run("--task", TASK, "--experiment_name", "b", "--num_episodes", "1")
+    assert named["checkpoint"] == "logs/distillation/b/2026-01-03_00-00-00/best_student.pt"
+
+
+def test_a_student_that_names_no_task_may_be_one_of_the_typed_task(capsys):
+    """An offline run need not know its task."""
+    save_student("logs/distillation/a/2026-01-01_00-00-00")
+    mine = save_student("logs/distillation/a/2026-01-02_00-00-00", task=None)
+    assert run("--task", TASK, "--num_episodes", "1")["checkpoint"] == str(mine)
+    assert f"a student of no named task: {mine}" in capsys.readouterr().err
+
+
 def test_a_run_of_train_py_is_played_by_its_best_model():
     """RSL-RL's checkpoints need the task; ``best_model.pt`` goes before the last ``model_*.pt``."""
     folder = Path("logs/rsl_rl/quad/2026-01-01_00-00-00")
