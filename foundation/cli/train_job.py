@@ -24,13 +24,13 @@ from foundation.core.errors import UserError
 from foundation.core.program import command_name
 from foundation.engines import select_engine
 from foundation.engines.base import AgentCfg, Engine, EnvCfg, LaunchRequest, VideoRequest
+from foundation.ppo.agent_checks import check_rollout
 from foundation.ppo.judge import Judge
 from foundation.ppo.library_runner import RslRlRunner
 from foundation.ppo.train_run import (
     LOG_ROOT,
     RslRlAgentCfg,
     check_agent_cfg,
-    check_rollout,
     find_checkpoint,
     learn,
     load,
@@ -139,7 +139,8 @@ class Job:
             if checkpoint is not None:
                 session.env_state = recorded_env_state(checkpoint)
             env = session.make_env(video=video)
-            check_rollout(agent_cfg, env.num_envs, env.num_actions)
+            steps = agent_cfg.num_steps_per_env
+            check_rollout(agent_cfg.algorithm, steps, env.num_envs, env.num_actions, agent_cfg.device)
             runner = RslRlRunner(env, agent_cfg, None if run is None else run.path, agent_cfg.device)
             if checkpoint is not None:
                 load(runner, checkpoint, agent_cfg.resume)

@@ -281,6 +281,9 @@ def is_zero(coefficient: Coefficient) -> bool:
     return isinstance(coefficient, float | int) and coefficient == 0.0
 
 
+MAX_ITERATIONS = 2**31 - 1
+"""The largest number that event files count to."""
+
 # -- checks -----------------------------------------------------------------------------------------------------------
 
 _AT_LEAST = {
@@ -317,13 +320,14 @@ _FLAGS = {
     "teacher.checkpoint": "--teacher_checkpoint",
     "actor.init_std": "--init_std",
 }
+_WITHOUT_FLAG = ("task_columns", "random_episode_starts")
 
 
 def key_of_finetune(path: str) -> str:
     """Name a field as a user sets it: by its flag where it has one, else by its key."""
     if path in _FLAGS:
         return _FLAGS[path]
-    return f"finetune.{path}" if "." in path else f"--{path}"
+    return f"finetune.{path}" if "." in path or path in _WITHOUT_FLAG else f"--{path}"
 
 
 def check_finetune(cfg: FinetuneCfg) -> None:
@@ -345,6 +349,13 @@ def check_finetune(cfg: FinetuneCfg) -> None:
         value = _get(cfg, path)
         if value is not None and not (value > 0.0 and math.isfinite(value)):
             raise UserError(f"{key_of_finetune(path)} is {value:g}: it must be a finite number above 0")
+    if cfg.max_iterations > MAX_ITERATIONS:
+        raise UserError(f"--max_iterations is {cfg.max_iterations}: it must be at most {MAX_ITERATIONS}")
+    floor = cfg.actor.min_std
+    if floor is not None and not 0.0 <= floor < math.inf:
+        raise UserError(f"finetune.actor.min_std is {floor:g}: it must be a finite number, 0 or more")
+    if any(size < 1 for size in cfg.critic.hidden_dims or ()):
+        raise UserError(f"finetune.critic.hidden_dims is {cfg.critic.hidden_dims}: each size must be at least 1")
     _check_coefficient(cfg.alpha, "alpha", 1.0)
     _check_coefficient(cfg.kl_coef, "kl_coef")
     _check_coefficient(cfg.replay.coef, "replay.coef")

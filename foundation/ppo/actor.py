@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +15,7 @@ from foundation.checkpoints.reading.loading import Overrides
 from foundation.config.distillation_cfg import StudentCfg
 from foundation.core.errors import UserError
 from foundation.core.program import command_name
+from foundation.core.text import quoted
 from foundation.policies.actor_critic import ActorCritic
 from foundation.policies.info import PolicyInfo
 from foundation.policies.layers import Activation
@@ -107,9 +109,14 @@ def _like(network: PolicyNetwork, path: str) -> StudentCfg:
     return student_cfg_class(core.kind)(**options, **sizes)
 
 
+_LARGEST_LOG = math.log(sys.float_info.max)
+"""Beyond it, ``math.exp`` raises."""
+
+
 def std_of_entropy(entropy: float, num_actions: int) -> float:
     """Return the standard deviation, the same for each action, of a diagonal Gaussian of this entropy [nats]."""
-    return math.exp(entropy / num_actions - 0.5 * math.log(2.0 * math.pi * math.e))
+    log_std = entropy / num_actions - 0.5 * math.log(2.0 * math.pi * math.e)
+    return math.exp(log_std) if log_std < _LARGEST_LOG else math.inf
 
 
 @torch.no_grad()
@@ -118,7 +125,8 @@ def set_std(student: Student, std: torch.Tensor | float) -> None:
     low, high = (math.exp(bound) for bound in LOG_STD_RANGE)
     values = torch.as_tensor(std, dtype=torch.float32).expand(student.num_actions)
     if not bool(((values >= low) & (values <= high)).all()):
-        raise UserError(f"the std at the start is {values.tolist()}: it must be from {low:.2g} to {high:.3g}")
+        shown = quoted([float(f"{value:.3g}") for value in values])
+        raise UserError(f"the std at the start is {shown}: it must be from {low:.2g} to {high:.3g}")
     if isinstance(student.log_std, nn.Linear):
         student.log_std.weight.zero_()
         student.log_std.bias.copy_(values.log())

@@ -20,7 +20,9 @@ from foundation.engines.joint_terms import joint_columns
 from foundation.learning.learner import LearningStats
 from foundation.policies.actors import Actor, PolicyActor
 from foundation.ppo.adapters import has_adapters, load_merged, merged_state_dict
+from foundation.ppo.agent_checks import check_rollout
 from foundation.ppo.finetune_setup import FinetuneSetup
+from foundation.ppo.no_effect import without_effect
 from foundation.ppo.ppo import Ppo, Transitions
 from foundation.ppo.rollout import RolloutCollector
 from foundation.ppo.settings import AgentSettings
@@ -126,6 +128,7 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         self._old_envs: dict[int, VecEnv] = {}
         self.frozen_here: list[str] = []
         """Names of the teachers that :meth:`set_teacher` has made."""
+        check_rollout(agent.algorithm, agent.num_steps_per_env, env.num_envs, env.num_actions, env.device)
         setup = FinetuneSetup(env, cfg, agent, self.context.device)
         self.student = setup.student
         self.student_obs = setup.student_obs
@@ -182,6 +185,14 @@ class FinetuneRunner(RunLoop[FinetuneCfg, LineReporter, Collected]):
         )
         for teacher in self.retention.teachers:
             self.reporter.line(f"Teacher {teacher.name}: obs={', '.join(teacher.selector.groups)}")
+        if unused := without_effect(self.cfg):
+            log.warning("Settings without effect: %s.", "; ".join(unused))
+        if self.warmup >= self.cfg.max_iterations:
+            log.warning(
+                "The policy never learns: in all %d iterations the critic learns alone (--critic_warmup_iterations %d)",
+                self.cfg.max_iterations,
+                self.warmup,
+            )
         if self.epoch == 0 and not self.evaluations:
             self.run_dir.save_checkpoint(START, self.student_checkpoint(-1))
             if self._make_eval_env is not None:

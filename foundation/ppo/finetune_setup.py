@@ -15,6 +15,7 @@ from foundation.policies.info import PolicyInfo
 from foundation.policies.obs_groups import ObsSelector, teacher_selector
 from foundation.ppo.actor import DEFAULT_STD, StartPolicy, fresh_actor, load_start, set_std, std_of_entropy
 from foundation.ppo.adapters import add_adapters
+from foundation.ppo.agent_checks import INPUT_SIZE
 from foundation.ppo.consolidation import Consolidation, fisher_diagonal
 from foundation.ppo.critic import ValueFunction
 from foundation.ppo.replay import Replay
@@ -210,9 +211,10 @@ class FinetuneSetup:
             groups = cfg.obs_groups or self.agent.critic_groups or list(self.student_obs.groups)
             self.critic_obs = ObsSelector(groups)
             num_obs = self.critic_obs.check(obs, "critic", key="finetune.critic.obs_groups")
+            dims = self.agent.critic_dims if cfg.hidden_dims is None else cfg.hidden_dims
             critic = ValueFunction.fresh(
                 num_obs,
-                self.agent.critic_dims if cfg.hidden_dims is None else cfg.hidden_dims,
+                [num_obs if size == INPUT_SIZE else size for size in dims],
                 cfg.activation or self.agent.critic_activation,
                 cfg.obs_normalization,
                 cfg.memory,

@@ -12,6 +12,7 @@ from foundation.config.finetune_cfg import FinetuneCfg
 from foundation.config.validate import read
 from foundation.config.values import apply_values
 from foundation.core.errors import UserError
+from foundation.ppo.agent_checks import check_algorithm, check_networks
 from foundation.ppo.versions import translate
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,10 @@ class AgentSettings:
         Raises:
             UserError: If it has no PPO in it.
         """
+        check_networks(agent_cfg)
+        steps = read(agent_cfg, "num_steps_per_env")
+        if isinstance(steps, int) and steps < 1:
+            raise UserError(f"agent.num_steps_per_env must be at least 1, it is {steps}")
         values = translate(agent_cfg, "distribution")
         if "actor" not in values:
             raise UserError("the task's agent config is of a distillation, and fine-tuning needs one of PPO")
@@ -82,9 +87,5 @@ def _algorithm(values: Mapping[str, Any]) -> PPOAlgorithmCfg:
     for name in values:
         if name not in known and name not in _ELSEWHERE:
             log.warning("agent.algorithm.%s has no effect on fine-tuning, whose PPO has no such setting", name)
-    for name, least in (("num_learning_epochs", 1), ("num_mini_batches", 1)):
-        if getattr(algorithm, name) < least:
-            raise UserError(f"agent.algorithm.{name} must be at least {least}, it is {getattr(algorithm, name)}")
-    if not 0.0 < algorithm.learning_rate < float("inf"):
-        raise UserError(f"agent.algorithm.learning_rate must be positive and finite, it is {algorithm.learning_rate:g}")
+    check_algorithm(algorithm)
     return algorithm

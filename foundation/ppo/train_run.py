@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from foundation.config.distillation_cfg import LoggerName
+from foundation.config.finetune_cfg import MAX_ITERATIONS
 from foundation.config.validate import read
 from foundation.core.errors import RunInterrupted, UserError, suggest
 from foundation.core.files import load_checkpoint
-from foundation.core.memory import refuse_beyond_memory
 from foundation.core.program import command_name
+from foundation.ppo.agent_checks import check_algorithm, check_networks
 from foundation.ppo.judge import Judge
 from foundation.ppo.library_runner import RslRlRunner
 from foundation.runs.run_dir import RunDir
@@ -60,58 +61,20 @@ def check_agent_cfg(agent_cfg: RslRlAgentCfg) -> None:
         raise UserError(
             "agent.algorithm=null: training needs it; set single values of it, agent.algorithm.<name>=VALUE"
         )
-    if agent_cfg.max_iterations > _MAX_ITERATIONS:
-        raise UserError(f"--max_iterations must be at most {_MAX_ITERATIONS}, it is {agent_cfg.max_iterations}")
-    _check_algorithm(agent_cfg.algorithm)
-    rate = getattr(agent_cfg.algorithm, "learning_rate", 1.0)
-    if not 0.0 < rate < float("inf"):
-        raise UserError(f"agent.algorithm.learning_rate must be positive and finite, it is {rate}")
+    if agent_cfg.max_iterations > MAX_ITERATIONS:
+        raise UserError(f"--max_iterations must be at most {MAX_ITERATIONS}, it is {agent_cfg.max_iterations}")
+    episodes = read(agent_cfg, "num_eval_episodes")
+    if isinstance(episodes, int) and episodes < 1:
+        raise UserError(f"agent.num_eval_episodes must be at least 1, it is {episodes}")
+    interval = read(agent_cfg, "eval_interval")
+    if isinstance(interval, int) and interval < 0:
+        raise UserError(f"agent.eval_interval must be at least 0 (0: never), it is {interval}")
+    check_algorithm(agent_cfg.algorithm)
+    check_networks(agent_cfg)
     if agent_cfg.logger not in LOGGERS:
         raise UserError(f"--logger {agent_cfg.logger}: unknown logger. {suggest(str(agent_cfg.logger), LOGGERS)}")
     if agent_cfg.logger != "tensorboard" and importlib.util.find_spec(agent_cfg.logger) is None:
         raise UserError(f"--logger {agent_cfg.logger}: not installed, pip install {agent_cfg.logger}")
-
-
-_MAX_ITERATIONS = 2**31 - 1
-"""The largest number that event files count to."""
-_SHARES = ("gamma", "lam")
-_ABOVE_ZERO = ("clip_param", "max_grad_norm", "desired_kl")
-
-
-def _check_algorithm(algorithm: object) -> None:
-    """Refuse numbers with which RSL-RL would learn nothing, or something else, without a word."""
-    for name in ("num_learning_epochs", "num_mini_batches"):
-        value = read(algorithm, name)
-        if isinstance(value, int) and value < 1:
-            raise UserError(f"agent.algorithm.{name} must be at least 1, it is {value}")
-    for name in _SHARES:
-        value = read(algorithm, name)
-        if isinstance(value, int | float) and not 0 <= value <= 1:
-            raise UserError(f"agent.algorithm.{name} must be from 0 to 1, it is {value}")
-    for name in _ABOVE_ZERO:
-        value = read(algorithm, name)
-        if isinstance(value, int | float) and not value > 0:
-            raise UserError(f"agent.algorithm.{name} must be above 0, it is {value}")
-
-
-def check_rollout(agent_cfg: RslRlAgentCfg, num_envs: int, num_actions: int) -> None:
-    """Refuse a rollout that does not fit into memory, or that has fewer transitions than minibatches.
-
-    Args:
-        agent_cfg: The agent's config.
-        num_envs: Number of environments.
-        num_actions: Size of an action.
-    """
-    steps = agent_cfg.num_steps_per_env
-    transitions = steps * num_envs
-    what = f"agent.num_steps_per_env={steps} in {num_envs} environments"
-    refuse_beyond_memory(4 * transitions * (3 * num_actions + 5), agent_cfg.device, what, "give fewer")
-    batches = read(agent_cfg.algorithm, "num_mini_batches")
-    if isinstance(batches, int) and batches > transitions:
-        raise UserError(
-            f"agent.algorithm.num_mini_batches is {batches}: it must be at most {transitions}, the transitions of a "
-            f"rollout (agent.num_steps_per_env {steps} in {num_envs} environments)"
-        )
 
 
 def find_checkpoint(
