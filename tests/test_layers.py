@@ -26,7 +26,7 @@ DIRECTLY_BELOW: dict[str, set[str]] = {
     "learning": {"rollout"},
     "evaluation": {"learning"},
     "export": {"learning", "deploy"},
-    "tasks": {"config", "deploy"},
+    "tasks": {"config", "deploy", "accel"},
     "tasks.quadrotor.training": {"tasks", "learning"},
     "engines": {"tasks"},
     "runs": {"evaluation", "export"},

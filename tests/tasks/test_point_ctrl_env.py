@@ -331,12 +331,7 @@ def test_the_step_compiles_as_one_graph_and_does_the_same(monkeypatch, vehicles)
     Observations, rewards, dones, time-outs, metrics and logs of 120 random steps, with resets, disturbances and two
     integrator steps per action.
     """
-
-    def trace(function, **options):
-        assert options["fullgraph"]
-        return torch._dynamo.optimize("eager", nopython=True)(function)
-
-    monkeypatch.setattr("foundation.tasks.quadrotor.sim.rows.torch.compile", trace)
+    monkeypatch.setattr("foundation.accel.compiled.generate_code", lambda graph, tensors, options: graph)
     cfgs = [_cfg(compile=compiled, vehicles=vehicles, decimation=2, episode_length_s=0.8) for compiled in (True, False)]
     env, plain = (QuadcopterPointCtrlEnv(cfg) for cfg in cfgs)
     generator = torch.Generator().manual_seed(3)
@@ -376,6 +371,7 @@ def test_a_task_that_names_no_terms_is_one_line():
 def test_the_compiled_step_gives_the_eager_steps_numbers():
     """The real compiler's code gives the eager step's observations and rewards over 30 random steps.
 
+    However the caller lays out what it hands over: actions as columns or in double precision, a clock of int32.
     Without a C++ compiler the environment is refused instead.
     """
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
@@ -384,9 +380,13 @@ def test_the_compiled_step_gives_the_eager_steps_numbers():
         return
     env, plain = QuadcopterPointCtrlEnv(_cfg(compile=True)), QuadcopterPointCtrlEnv(_cfg())
     generator = torch.Generator().manual_seed(4)
-    for _ in range(30):
+    for step in range(30):
         actions = torch.rand(env.num_envs, 4, generator=generator) * 2.0 - 1.0
-        (a, reward, dones, _), (b, expected, ended, _) = env.step(actions), plain.step(actions)
+        if step == 10:
+            for either in (env, plain):
+                either.episode_length_buf = torch.arange(490, 490 + 2 * env.num_envs, 2, dtype=torch.int32)
+        layout = (actions, actions.T.contiguous().T, actions.double())[step % 3]
+        (a, reward, dones, _), (b, expected, ended, _) = env.step(layout), plain.step(actions)
         torch.testing.assert_close(a["policy"], b["policy"], atol=2e-5, rtol=0)
         torch.testing.assert_close(reward, expected, atol=2e-5, rtol=0)
         assert torch.equal(dones, ended)
@@ -394,7 +394,7 @@ def test_the_compiled_step_gives_the_eager_steps_numbers():
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch):
     """Where there is no C++ compiler, one line says so before anything is compiled."""
-    monkeypatch.setattr("foundation.tasks.quadrotor.sim.rows.shutil.which", lambda name: None)
+    monkeypatch.setattr("foundation.accel.compiled.shutil.which", lambda name: None)
     with pytest.raises(UserError, match="C\\+\\+ compiler"):
         QuadcopterPointCtrlEnv(_cfg(compile=True))
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from foundation.accel.compiled import CompiledFunction
 from foundation.tasks.quadrotor import mdp
 from foundation.tasks.quadrotor.sim.quadrotor import QuadrotorDynamics, RowParams, row_params, step_rows
 from foundation.tasks.quadrotor.sim.rows import Rows, norm
@@ -68,6 +69,43 @@ class StepResult(NamedTuple):
     """Mean distance over the last second of the episode [m]. Shape: (num_envs,)."""
     total_distance: torch.Tensor
     """Sum of the distances up to this step, for the ring of the last second. Shape: (num_envs,)."""
+
+
+class CompiledStep:
+    """:func:`advance`, compiled for one environment.
+
+    Args:
+        settings: Of the environment.
+        device: Its device.
+    """
+
+    def __init__(self, settings: StepSettings, device: torch.device):
+        self._settings = settings
+        self._constants = (*settings.params, settings.limits)
+        self._compiled = CompiledFunction(self._flat, device)
+
+    def __call__(
+        self,
+        before: StepState,
+        actions: torch.Tensor,
+        initial: torch.Tensor,
+        forces: torch.Tensor | None,
+        second_ago: torch.Tensor,
+    ) -> tuple[StepState, StepResult]:
+        """See :func:`advance`; sizes, strides and types of every call must be those of the first."""
+        pushes = () if forces is None or before.forces is None else (before.forces, forces)
+        out = self._compiled(*self._constants, *before[:5], actions, initial, second_ago, *pushes)
+        return StepState(*out[:5], forces=out[12] if pushes else None), StepResult(*out[5:12])
+
+    def _flat(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Do it on tensors alone, which is what is compiled."""
+        *params, limits = tensors[: len(self._constants)]
+        state, action, length, sums, log, actions, initial, second_ago, *pushes = tensors[len(self._constants) :]
+        settings = self._settings._replace(params=RowParams(*params), limits=limits)
+        pushed, forces = pushes or (None, None)
+        before = StepState(state, action, length, sums, log, pushed)
+        after, result = advance(settings, before, actions, initial, forces, second_ago)
+        return (*after[:5], *result, *(() if after.forces is None else (after.forces,)))
 
 
 def step_settings(

@@ -215,13 +215,17 @@ class QuadrotorEnv(ABC):
 
     # -- resets ---------------------------------------------------------------------------------------------------
 
+    def initial_states(self, uniform: torch.Tensor) -> torch.Tensor:
+        """Turn uniform random numbers (numbers per state, ..., num_envs) into initial states (17, ..., num_envs)."""
+        return mdp.initial_states(uniform, self._ranges)
+
     def _draw_table(self) -> None:
         """Draw the initial states of the next ``TABLE_STEPS`` steps."""
         shape = (TABLE_STEPS, self.num_envs)
         uniform = torch.rand(
             mdp.num_uniform(self._ranges), *shape, generator=self._generator, device=self.device, dtype=self._dtype
         )
-        self._table = mdp.initial_states(uniform, self._ranges)
+        self._table = self.initial_states(uniform)
         self._table_row = 0
         if self._disturbed:
             normal = torch.randn(6, *shape, generator=self._generator, device=self.device, dtype=self._dtype)

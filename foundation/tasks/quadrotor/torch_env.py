@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 
+from foundation.accel.compiled import CompiledFunction
 from foundation.core.errors import UserError
 from foundation.tasks.quadrotor import mdp
-from foundation.tasks.quadrotor.compiled_step import StepState, advance, step_settings
+from foundation.tasks.quadrotor.compiled_step import CompiledStep, StepState, step_settings
 from foundation.tasks.quadrotor.env_cfg import QuadcopterPointCtrlEnvCfg, check_cfg
 from foundation.tasks.quadrotor.episode_stats import POINT_CTRL
 from foundation.tasks.quadrotor.quadrotor_env import Judgement, QuadrotorEnv
 from foundation.tasks.quadrotor.settings import TaskTensors, task_tensors
 from foundation.tasks.quadrotor.sim.quadrotor import BODY_RATES, POSITION, QUATERNION, ROTORS, VELOCITY
-from foundation.tasks.quadrotor.sim.rows import compile_rows, norm
+from foundation.tasks.quadrotor.sim.rows import norm
 from foundation.tasks.quadrotor.sim.vehicles import VehicleParams
 
 __all__ = ["QuadcopterPointCtrlEnv", "QuadcopterPointCtrlEnvCfg"]
@@ -45,13 +46,22 @@ class QuadcopterPointCtrlEnv(QuadrotorEnv):
 
     def prepare(self) -> None:
         """Compile the step where asked to."""
-        self._advance: Any = None
+        self._advance: CompiledStep | None = None
         if self.cfg.compile:
             self._refuse_own_methods()
-            self._advance = compile_rows(advance, self.device)
-            self._constants = step_settings(
-                self.cfg, self.dynamics, self._limits, self._weights, self.max_episode_length
-            )
+            settings = step_settings(self.cfg, self.dynamics, self._limits, self._weights, self.max_episode_length)
+            self._advance = CompiledStep(settings, self.device)
+            self._compiled_states = CompiledFunction(self._flat_states, self.device)
+
+    def _flat_states(self, uniform: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor]:
+        """Turn random numbers into initial states, from tensors alone, which is what is compiled."""
+        return (mdp.initial_states(uniform, self._ranges._replace(position=position)),)
+
+    def initial_states(self, uniform: torch.Tensor) -> torch.Tensor:
+        """Turn uniform random numbers into initial states (see ``QuadrotorEnv.initial_states``)."""
+        if self._advance is None:
+            return super().initial_states(uniform)
+        return self._compiled_states(uniform, self._ranges.position)[0]
 
     def _refuse_own_methods(self) -> None:
         """Refuse to compile a subclass whose methods the compiled step would not call."""
@@ -84,17 +94,22 @@ class QuadcopterPointCtrlEnv(QuadrotorEnv):
     @torch.no_grad()
     def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Advance every environment; those that end begin a new episode at once (see ``QuadrotorEnv.step``)."""
-        if self._advance is not None:
-            return self._step_compiled(actions.to(self.device, self._dtype))
-        return super().step(actions)
+        if self._advance is None:
+            return super().step(actions)
+        return self._step_compiled(self._advance, actions.to(self.device, self._dtype))
 
-    def _step_compiled(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict[str, Any]]:
+    def _step_compiled(
+        self, advance: CompiledStep, actions: torch.Tensor
+    ) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Do what ``QuadrotorEnv.step`` does, by the compiled function."""
+        # Callers may set these as they like, and the compiled function reads memory as it was laid out at first.
+        actions = actions.reshape(self.num_envs, self.num_actions).contiguous()
+        length = self.episode_length_buf.to(self.device, torch.long).reshape(self.num_envs).contiguous()
         initial, forces = self._take_initial()
         stats = self._stats
         pushed = None if forces is None else self._forces
-        before = StepState(self._state, self._action, self.episode_length_buf, stats.sums, stats.latest, pushed)
-        after, out = self._advance(self._constants, before, actions, initial, forces, stats.second_ago)
+        before = StepState(self._state, self._action, length, stats.sums, stats.latest, pushed)
+        after, out = advance(before, actions, initial, forces, stats.second_ago)
         self._state = after.state
         self._action = after.action
         self.episode_length_buf = after.length

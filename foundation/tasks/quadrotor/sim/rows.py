@@ -8,28 +8,17 @@ iterated alike, so that a formula is written once; what differs is here.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from foundation.core.errors import UserError
+from foundation.accel.compiled import compiler_options
 
 Rows = Sequence[torch.Tensor]
 """k tensors of shape (num_envs,)."""
 Vector = torch.Tensor | Rows
 """A block or rows."""
-
-_CPU_OPTIONS = {
-    "max_fusion_size": 10_000,
-    "cpp.max_horizontal_fusion_size": 10_000,
-    "cpp_wrapper": True,
-    "size_asserts": False,
-}
-"""One loop instead of many, called from C++: with the compiler's defaults a step of few environments takes twice as
-long."""
 
 
 def norm(vector: Vector, softness: float = 0.0) -> torch.Tensor:
@@ -82,17 +71,9 @@ def bilinear(terms: Sequence[tuple[float, int, int]], a: Rows, b: Rows) -> torch
 
 
 def compile_rows(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """Compile a function of rows for the sizes that it is called with.
+    """Compile a function of rows, with its gradients, for the sizes that it is called with.
 
     Raises:
         UserError: If that needs a C++ compiler and there is none.
     """
-    options = None
-    if device.type == "cpu":
-        if not any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name):
-            raise UserError(
-                "a compiled simulator (env.compile=true, --compile) needs a C++ compiler on the CPU: install g++, or "
-                "leave it out"
-            )
-        options = _CPU_OPTIONS
-    return torch.compile(function, fullgraph=True, dynamic=False, options=options)
+    return torch.compile(function, fullgraph=True, dynamic=False, options=compiler_options(device))
