@@ -164,11 +164,24 @@ def _actor_critic(entries: Entries, source: Source, activation: str, where: str)
     actor = _tower(core, body, heads[0], activation, f"{where}: policy")
     if before_value or (core and not core_of_value):
         return actor, None  # a value whose input is the actor's memory, or a layer of its own
+    if _lacks_critic(source, core_of_value, value_body, heads[1], actor.num_obs):
+        return actor, None
     value = optional(source, lambda: _tower(core_of_value, value_body, heads[1], activation, f"{where}: value"))
     fits = value is not None and value.head.out_features == 1 and value.num_obs == actor.num_obs
     if value is not None and not fits:
         logger.info("'%s': its value is not one number of the policy's observations, and is not read.", source.path)
     return actor, Critic(value) if value is not None and fits else None
+
+
+def _lacks_critic(source: Source, core: Tensors, body: Tensors, head: Tensors, num_obs: int) -> bool:
+    """Whether the file has no critic, or a part of one, such as where it was left out on purpose; says so."""
+    absent = [] if "weight" in head else ["value_net.*"]
+    reads = core["weight_hh_l0"].shape[-1] if "weight_hh_l0" in core else num_obs
+    if not body and ("weight" not in head or head["weight"].shape[-1] != reads):
+        absent.append("mlp_extractor.value_net.*")
+    if absent:
+        logger.info("'%s': it lacks %s of a critic, so that it gives no value.", source.path, " and ".join(absent))
+    return bool(absent)
 
 
 def _tower(core: Tensors, body: Tensors, head: Tensors, activation: str, where: str) -> Trunk:

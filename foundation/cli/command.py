@@ -211,13 +211,16 @@ def _users_line(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS + _PATH_ERRORS:
-        return f"{error.strerror}: {error.filename}" if error.filename else str(error)
+        if error.filename:
+            return f"{error.strerror}: {error.filename}"
+        return f"the output cannot be written: {error.strerror}; look at what standard output goes to, and at the disk"
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != "foundation":
         if _users_frames(error) is not None:
             return explain(error)
         return f"the Python package '{error.name}' is not installed: pip install -e . in the clone's folder"
     if _is_out_of_memory(error):
-        return f"out of memory ({_first_line(error)}): fewer --num_envs or a smaller distill.dataset.size"
+        less = "fewer --num_envs, a smaller distill.dataset.size or a smaller network"
+        return f"out of memory ({_first_line(error)}): {less}"
     return None
 
 

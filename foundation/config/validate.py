@@ -277,6 +277,8 @@ def _check_groups(cfg: DistillationCfg) -> None:
         columns = _get(cfg, f"{role}.obs_slice")
         if groups is not None and not groups:
             _fail(f"{role}.obs_groups", groups, "a list with at least one observation group")
+        if role == "student" and len(set(groups or ())) < len(groups or ()):
+            _fail(f"{role}.obs_groups", groups, "a list that names each observation group once")
         if columns is not None and not (len(columns) == 2 and 0 <= columns[0] < columns[1]):
             _fail(f"{role}.obs_slice", columns, "[a, b] with 0 <= a < b")
 
@@ -392,6 +394,12 @@ def _check_losses(cfg: DistillationCfg, loss_names: Iterable[str] | None) -> Non
         if name != PREDICT and (group or fed):
             key = "group" if group else "feed"
             raise UserError(f"{label(f'loss.auxiliary.{name}.{key}')}: only the term '{PREDICT}' has one")
+    term = cfg.loss.prediction
+    if getattr(cfg.student, "num_estimates", 0) and not (term is not None and term.feed):
+        raise UserError(
+            "distill.student.num_estimates is set by the run: leave it out, and let the student estimate a group by "
+            f"distill.loss.auxiliary={{{PREDICT}: {{group: NAME, weight: 0.1, feed: true}}}}"
+        )
     if cfg.loss.name in cfg.loss.auxiliary:
         name = cfg.loss.name
         raise UserError(

@@ -207,7 +207,19 @@ def plan_spec(cfg: DistillationCfg, data: CollectedData, saved: SavedDataset | N
             capacity,
             rows_to_load,
         )
-    return BufferSpec(capacity=capacity, **sizes)
+    spec = BufferSpec(capacity=capacity, **sizes)
+    if capacity < spec.rows_per_chunk:
+        is_typed = cfg.dataset.size == capacity
+        logger.warning(
+            "distill.dataset.%s is less than a chunk, %d env steps in %d environments: the dataset has room for %d "
+            "transitions (fewer --num_envs or a smaller %s ask for less).",
+            f"size={capacity}" if is_typed else f"memory_gb={cfg.dataset.memory_gb:g}",
+            chunk_steps,
+            data.num_envs,
+            spec.rows_per_chunk,
+            "distill.dataset.chunk_steps" if data.sequence_length == 1 else "--sequence_length",
+        )
+    return spec
 
 
 def layout_of(cfg: DistillationCfg, data: CollectedData, spec: BufferSpec) -> DatasetLayout:

@@ -30,6 +30,9 @@ alpha or beta would be 0."""
 SIZES = ("hidden_dims", "encoder_dims", "channels", "hidden_size", "num_layers")
 """Fields of the built-in students' configs that hold sizes of layers."""
 
+MAX_LAYERS = 1000
+"""Layers of a kind that a student may have; the time and the memory of building more are wasted before any error."""
+
 OF_A_RUN = ("obs_groups", "obs_slice", "init_checkpoint", "init_encoder")
 """Fields of the students' configs that belong to a run, not to the architecture."""
 
@@ -63,6 +66,22 @@ def last_size(hidden_dims: Sequence[int], num_in: int, cfg: NetworkCfg) -> int:
         cfg: The student's config.
     """
     return hidden_dims[-1] if hidden_dims else num_in + cfg.num_estimates
+
+
+def _check_layers(cfg: NetworkCfg) -> None:
+    """Refuse layers of no size, and more of them than can be built in any time.
+
+    Raises:
+        UserError: Naming the field.
+    """
+    for name in SIZES:
+        value = getattr(cfg, name, 1)
+        sizes = value if isinstance(value, list) else [value]
+        if any(size < 1 for size in sizes):
+            raise UserError(f"student.{name} is {value}: it must be at least 1.")
+        depth = sizes[0] if name == "num_layers" else len(sizes)
+        if depth > MAX_LAYERS:
+            raise UserError(f"student.{name} asks for {depth} layers: there may be {MAX_LAYERS} at most.")
 
 
 class Heads(Protocol):
@@ -99,10 +118,7 @@ class Student(PolicyNetwork):
                 f"a student of num_choices={cfg.num_choices} needs two choices or more, stochastic=false, and one "
                 f"action for each number (an index; the task takes {num_actions})."
             )
-        for name in SIZES:
-            size = getattr(cfg, name, 1)
-            if any(width < 1 for width in (size if isinstance(size, list) else [size])):
-                raise UserError(f"student.{name} is {size}: it must be at least 1.")
+        _check_layers(cfg)
         if cfg.distribution != "gaussian" and cfg.num_choices is not None:
             raise UserError(
                 f"student.distribution={cfg.distribution} is of continuous actions, and this student chooses among "

@@ -99,6 +99,11 @@ class ByTaskStudent(Student):
     def from_cfg(cls, cfg: StudentCfg, num_obs: int, num_actions: int) -> Self:
         """Build a student from its config."""
         assert isinstance(cfg, ByTaskCfg)
+        if not cfg.base:
+            raise UserError(
+                f"student={NAME} is what finetune.py makes of a trained student (finetune.adapters.by_task, "
+                "finetune.heads, finetune.progressive): choose another"
+            )
         return cls(cfg, num_obs, num_actions)
 
     def _make_laterals(self, before: int) -> nn.ModuleList:

@@ -292,6 +292,44 @@ def test_a_value_on_the_actors_memory_is_left_out(written):
     assert not teacher.has_value
 
 
+@pytest.mark.parametrize(
+    ("without", "says"),
+    [
+        (("value_net.", "mlp_extractor.value_net."), "it lacks value_net.* and mlp_extractor.value_net.* of a critic"),
+        (("value_net.",), "it lacks value_net.* of a critic"),
+        (("mlp_extractor.value_net.",), "it lacks mlp_extractor.value_net.* of a critic"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("library", "case"),
+    [
+        ("stable-baselines3-2.9.2", "ppo"),
+        ("stable-baselines3-2.9.2", "normalized"),
+        ("sb3-contrib-2.9.2", "recurrent_deep"),
+    ],
+)
+def test_a_critic_that_was_left_out_is_named_and_the_policy_read(library, case, without, says, tmp_path, caplog):
+    """The same actions as with it; the file is not called corrupt."""
+    whole = checkpoint_in(SHIPPED / library / case)
+    for name in SHIPPED.joinpath(library, case).glob("model_vecnormalize.*"):
+        shutil.copy(name, tmp_path)
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(tmp_path / whole.name, "w") as stripped:
+        for name in archive.namelist():
+            content = archive.read(name)
+            if name == "policy.pth":
+                weights = torch.load(io.BytesIO(content), weights_only=True)
+                file = io.BytesIO()
+                torch.save({key: value for key, value in weights.items() if not key.startswith(without)}, file)
+                content = file.getvalue()
+            stripped.writestr(name, content)
+    with caplog.at_level("INFO"):
+        teacher = TeacherPolicyWrapper(tmp_path / whole.name)
+    assert says in caplog.text and "corrupt" not in caplog.text
+    assert not teacher.has_value
+    obs = torch.randn(5, 3, 7)
+    assert torch.equal(teacher.sequence(obs)[0].mean, TeacherPolicyWrapper(whole).sequence(obs)[0].mean)
+
+
 @pytest.mark.parametrize("case", ["sac_sde", "tqc_sde"])
 def test_gsde_gives_no_deviation(written, case):
     """With gSDE the mean alone is read, and the teacher says that it has no deviation."""

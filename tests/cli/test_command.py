@@ -196,6 +196,7 @@ def test_an_engines_own_flags_are_left_until_it_is_known() -> None:
         (None, 0, ""),
         (UserError("two\nlines"), 2, "error: two\\nlines\n"),
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 2, "error: No space left on device: /x/y\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: the output cannot be written: No space left"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "file/x"), 2, "error: Not a directory: file/x\n"),
         (MemoryError(), 2, "error: out of memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 1"), 2, "error: out of memory"),

@@ -48,3 +48,21 @@ def test_a_device_that_is_not_there_is_one_line():
     cfg.dataset.device = "cuda:77"
     with pytest.raises(UserError, match="cannot be on 'cuda:77' here"):
         built(cfg, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [("size", 3, "size=3"), ("memory_gb", 1e-6, "memory_gb=1e-06"), ("size", 256, None), ("memory_gb", 1.0, None)],
+)
+def test_less_room_than_a_chunk_is_said_with_the_room_that_there_is(setting, value, said, caplog):
+    """A chunk is 32 steps in each of eight environments, 256 transitions: no dataset is smaller."""
+    cfg = DistillationCfg(n_epochs=1)
+    setattr(cfg.dataset, setting, value)
+    with caplog.at_level("WARNING", logger="foundation.dataset.build"):
+        dataset = built(cfg, 2, 2)
+    assert dataset.capacity >= 256
+    expected = (
+        f"distill.dataset.{said} is less than a chunk, 32 env steps in 8 environments: the dataset has room for 256"
+    )
+    assert (expected in caplog.text) == (said is not None)
+    assert bool(caplog.records) == (said is not None)

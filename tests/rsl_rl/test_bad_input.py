@@ -137,6 +137,16 @@ CASES = [
     good_case("resume nothing", ["--resume"], "no run"),
     good_case("checkpoint without resume", ["--checkpoint", "x.pt"], "--resume"),
     good_case("student group", ["distill.student.obs_groups=[depoyable]"], "depoyable", "'deployable'"),
+    good_case(
+        "student group twice", ["distill.student.obs_groups=[policy,policy]"], "names each observation group once"
+    ),
+    good_case(
+        "estimates of nothing", ["distill.student.num_estimates=2"], "num_estimates is set by the run", "feed: true"
+    ),
+    good_case("a student of another command", ["student=by_task"], "finetune.py makes", "choose another"),
+    good_case(
+        "layers without end", ["student=gru", "distill.student.num_layers=1000000"], "num_layers", "1000 at most"
+    ),
     good_case("loss the teacher cannot serve", ["loss=q_mse"], "q_mse"),
     good_case("dataset beyond its budget", ["distill.dataset.size=100000000000"], "GB", "dataset.size"),
     good_case("teacher too weak", ["--teacher_min_return", "600"], "--teacher_min_return 600"),
