@@ -8,14 +8,6 @@ The C source beside this file is compiled once per machine into the user's cache
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import logging
-import os
-import platform
-import shutil
-import stat
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -25,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-logger = logging.getLogger(__name__)
+from foundation.accel import native
 
 SOURCE = Path(__file__).with_name("stacked_dense.c")
 PANEL = 64
@@ -33,71 +25,20 @@ PANEL = 64
 MAX_ROWS = 32
 """Rows per network beyond which a BLAS is as fast."""
 
-_FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
-
 
 @cache
 def library() -> Any:
     """Return the compiled function; None where it cannot be had."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if os.environ.get("FOUNDATION_NATIVE") == "0" or compiler is None or os.name != "posix":
+    loaded = native.load(SOURCE, "stacked teachers run on torch alone, about half as fast")
+    if loaded is None:
         return None
-    try:
-        path = _folder() / f"stacked_dense_{_fingerprint(compiler)}.so"
-        if not path.exists():
-            _compile(compiler, path)
-        _check_owner(path)
-        function = ctypes.CDLL(str(path)).stacked_mlp
-    except (OSError, RuntimeError, subprocess.SubprocessError, AttributeError) as error:
-        logger.warning("stacked teachers run on torch alone, about half as fast: %s", error)
-        return None
+    function = loaded.stacked_mlp
     pointer = ctypes.c_void_p
     number = ctypes.c_long
     head = [pointer, number, number, pointer, pointer, pointer, number, ctypes.c_int]
     function.argtypes = [*head, pointer, number, pointer, pointer, number, number, number]
     function.restype = None
     return function
-
-
-def _folder() -> Path:
-    """Return the cache folder, which no other user may write to: its files are loaded as code.
-
-    Raises:
-        OSError: If the folder, or a file in it that would be loaded, belongs to another user.
-    """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "foundation"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _check_owner(folder)
-    folder.chmod(0o700)
-    return folder
-
-
-def _check_owner(path: Path) -> None:
-    """Raise ``OSError`` if a path is a link, belongs to another user, or if others can write to it."""
-    status = path.lstat()
-    if stat.S_ISLNK(status.st_mode) or status.st_uid != os.getuid():
-        raise OSError(f"'{path}' is a link or belongs to another user")
-    if not stat.S_ISDIR(status.st_mode) and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise OSError(f"others may write to '{path}'")
-
-
-def _fingerprint(compiler: str) -> str:
-    """Return a name for source, compiler and kind of processor: machines may share a cache."""
-    kind = platform.machine()
-    cpu = Path("/proc/cpuinfo")
-    if cpu.is_file():
-        kind += next((line for line in cpu.read_text().splitlines() if line.startswith("flags")), "")
-    parts = [SOURCE.read_text(), compiler, str(os.stat(compiler).st_size), kind, " ".join(_FLAGS)]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def _compile(compiler: str, path: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        out = Path(folder) / path.name
-        command = [compiler, *_FLAGS, "-o", str(out), str(SOURCE), "-lm"]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
-        os.replace(out, path)  # whoever compiles at the same time writes the same
 
 
 def fused(activation: nn.Module) -> int:

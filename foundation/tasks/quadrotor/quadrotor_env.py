@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from tensordict import TensorDict
 
+from foundation.accel.uniform import uniform
 from foundation.core.errors import UserError
 from foundation.tasks.camera.camera import Camera, CameraCfg, check_camera_cfg
 from foundation.tasks.camera.scene import Scene
@@ -215,17 +216,14 @@ class QuadrotorEnv(ABC):
 
     # -- resets ---------------------------------------------------------------------------------------------------
 
-    def initial_states(self, uniform: torch.Tensor) -> torch.Tensor:
+    def initial_states(self, drawn: torch.Tensor) -> torch.Tensor:
         """Turn uniform random numbers (numbers per state, ..., num_envs) into initial states (17, ..., num_envs)."""
-        return mdp.initial_states(uniform, self._ranges)
+        return mdp.initial_states(drawn, self._ranges)
 
     def _draw_table(self) -> None:
         """Draw the initial states of the next ``TABLE_STEPS`` steps."""
         shape = (TABLE_STEPS, self.num_envs)
-        uniform = torch.rand(
-            mdp.num_uniform(self._ranges), *shape, generator=self._generator, device=self.device, dtype=self._dtype
-        )
-        self._table = self.initial_states(uniform)
+        self._table = self.initial_states(uniform((mdp.num_uniform(self._ranges), *shape), self._generator))
         self._table_row = 0
         if self._disturbed:
             normal = torch.randn(6, *shape, generator=self._generator, device=self.device, dtype=self._dtype)

@@ -53,15 +53,15 @@ class QuadcopterPointCtrlEnv(QuadrotorEnv):
             self._advance = CompiledStep(settings, self.device)
             self._compiled_states = CompiledFunction(self._flat_states, self.device)
 
-    def _flat_states(self, uniform: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor]:
+    def _flat_states(self, drawn: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor]:
         """Turn random numbers into initial states, from tensors alone, which is what is compiled."""
-        return (mdp.initial_states(uniform, self._ranges._replace(position=position)),)
+        return (mdp.initial_states(drawn, self._ranges._replace(position=position)),)
 
-    def initial_states(self, uniform: torch.Tensor) -> torch.Tensor:
+    def initial_states(self, drawn: torch.Tensor) -> torch.Tensor:
         """Turn uniform random numbers into initial states (see ``QuadrotorEnv.initial_states``)."""
         if self._advance is None:
-            return super().initial_states(uniform)
-        return self._compiled_states(uniform, self._ranges.position)[0]
+            return super().initial_states(drawn)
+        return self._compiled_states(drawn, self._ranges.position)[0]
 
     def _refuse_own_methods(self) -> None:
         """Refuse to compile a subclass whose methods the compiled step would not call."""
