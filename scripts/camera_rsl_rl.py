@@ -230,7 +230,7 @@ def train_ours(kind: str, seed: int, teacher: Path, folder: Path, name: str) -> 
     """Distil by our command, with the settings of ``docs/results/camera.md``, and measure its best student."""
     sizes = SIZES[kind]
     command = [
-        *("--task", TASK, "--teacher_checkpoint", str(teacher), "--n_epochs", "100", "experiment=fast"),
+        *("--task", TASK, "--teacher_checkpoint", str(teacher), "--n_epochs", "100", "experiment=fast_adam"),
         *("--num_envs", "64", "--learning_rate", "3e-3", "--batch_size", "128", "distill.optimizer.update_ratio=2"),
         *("--eval_interval", "50", "--num_eval_episodes", "64", "distill.final_eval_episodes=64"),
         *("student=cnn", f"distill.student.obs_groups=[{','.join(READ)}]", "env.camera.dtype=float16"),

@@ -45,7 +45,7 @@ EPISODES = 64
 SEED = 987_654
 """Of these episodes, which no run has seen."""
 COMMON = [
-    *("experiment=fast", "--num_envs", "64", "--learning_rate", "3e-3"),
+    *("experiment=fast_adam", "--num_envs", "64", "--learning_rate", "3e-3"),
     "distill.optimizer.update_ratio=2",
     *("--eval_interval", "50", "--num_eval_episodes", "64", "distill.final_eval_episodes=64"),
 ]

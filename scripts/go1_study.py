@@ -60,7 +60,7 @@ COMMON = [
     "distill.loss.auxiliary={predict: {group: velocity, weight: 0.1}}",
 ]
 STUDENTS = {
-    "mlp": ["experiment=fast", "student=mlp", "distill.student.hidden_dims=[128,128]"],
+    "mlp": ["experiment=fast_adam", "student=mlp", "distill.student.hidden_dims=[128,128]"],
     "history": [
         "experiment=fast_gru",
         "student=history",

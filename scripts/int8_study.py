@@ -49,7 +49,7 @@ TEACHER = ROOT / "foundation" / "assets" / "teachers" / "point_ctrl" / "model.pt
 GROUP = "deployable"
 INT8_EPOCHS = 60
 STUDENTS = {
-    "mlp": ["experiment=fast"],
+    "mlp": ["experiment=fast_adam"],
     "gru": ["experiment=fast_gru", "student.learn_initial_state=true"],
 }
 """Name -> how it is distilled: an MLP of 64 x 64, and the GRU of 2,084 parameters."""

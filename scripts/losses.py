@@ -32,7 +32,7 @@ CARTPOLE = [
     ),
 ]
 QUADCOPTER = [
-    *("--task", "Isaac-Quadcopter-Point-Ctrl-v0", "experiment=fast"),
+    *("--task", "Isaac-Quadcopter-Point-Ctrl-v0", "experiment=fast_adam"),
     *("--teacher_checkpoint", str(TEACHERS / "point_ctrl" / "model.pt")),
     *("--num_eval_episodes", "64", "--eval_interval", "50", "distill.final_eval_episodes=512"),
 ]
@@ -142,11 +142,11 @@ def write_page(results: dict[str, dict[str, Any]]) -> None:
         "# What each loss keeps",
         "",
         "`python scripts/losses.py`; one run each, seed 42. CartPole-v1 with `experiment=cartpole` (a Q-network of",
-        "Stable-Baselines3 teaches), the quadcopter with `experiment=fast` (the shipped RSL-RL policy teaches). The",
-        "score is (student - random) / (teacher - random) on fresh seeds. The last column is the error of each term on",
-        "the transitions of an epoch before they are learned from (`held_out/` in TensorBoard): of the first epoch,",
-        "by the untrained student, and of the last one. Values, features and Q-values are in units of the teacher's",
-        "spread. Raw numbers: `losses.json`.",
+        "Stable-Baselines3 teaches), the quadcopter with `experiment=fast_adam` (the shipped RSL-RL policy teaches).",
+        "The score is (student - random) / (teacher - random) on fresh seeds. The last column is the error of each",
+        "term on the transitions of an epoch before they are learned from (`held_out/` in TensorBoard): of the first",
+        "epoch, by the untrained student, and of the last one. Values, features and Q-values are in units of the",
+        "teacher's spread. Raw numbers: `losses.json`.",
         "",
         *verdict(results),
         "",

@@ -38,7 +38,7 @@ TEACHER = ROOT / "foundation" / "assets" / "teachers" / "point_ctrl" / "model.pt
 EXPERIMENT = "point_ctrl_finetune"
 FRESH_SEED = 5_000_021
 """Seed of the episodes that are compared; neither training nor the choice of the best policy sees them."""
-STUDENT = ["experiment=fast", "distill.student.obs_groups=[deployable]"]
+STUDENT = ["experiment=fast_adam", "distill.student.obs_groups=[deployable]"]
 SETTINGS = ["experiment=polish"]
 """Of PPO: little noise and small steps, around a policy that is good already."""
 FROM_SCRATCH = ["--init_std", "0.3"]
@@ -294,11 +294,11 @@ def page(
             "# Distil, then fine-tune on the same task",
             "",
             f"Made by `python scripts/point_ctrl_finetune.py --iterations {settings['iterations']} --episodes "
-            f"{settings['episodes']}`. A student of the shipped teacher of `{TASK}` that sees the 22 numbers a vehicle "
-            "can measure (`experiment=fast`) is trained further by PPO (`experiment=polish`). The first three ways "
-            f"differ by the critic's {WARMUP} iterations alone and by the moments of the distillation's optimiser, "
-            "which a resumed run goes on with; the fourth has the settings that train the task from scratch, and "
-            "their noise. "
+            f"{settings['episodes']}`. A student of the shipped teacher of `{TASK}` that sees the 22 numbers a "
+            "vehicle can measure (`experiment=fast_adam`) is trained further by PPO (`experiment=polish`). The first "
+            f"three ways differ by the critic's {WARMUP} iterations alone and by the moments of the distillation's "
+            "optimiser, which a resumed run goes on with; the fourth has the settings that train the task from "
+            "scratch, and their noise. "
             "The fifth is the first with a KL divergence to the student in the policy's loss. The last is the first "
             f"with the advantages of those settings (`{' '.join(SHORT)}`): what is still to be won is smaller than the "
             "critic's errors, which these advantages contain and those of long rollouts with `lam=1` do not. On "

@@ -35,7 +35,7 @@ STUDIES = ("robustness", "similarity")
 EXPERIMENT = "students"
 RUNS = Path("logs/distillation")
 STUDENTS = {
-    "mlp": ["experiment=fast"],
+    "mlp": ["experiment=fast_adam"],
     "gru": ["experiment=fast_gru", "student=gru"],
     "history": ["experiment=fast_gru", "student=history", "--learning_rate", "3e-3"],  # at the preset's it diverges
 }

@@ -272,6 +272,8 @@ class DatasetCfg:
     """Memory budget [GB], used when ``size`` is None and as a ceiling for it."""
     eviction: Eviction = "oldest"
     """Which transitions make room when full: the oldest, or random ones (``reservoir``)."""
+    newest_epochs: int | None = None
+    """Learn from the transitions of that many epochs alone, the newest; older ones stay stored. None: from all."""
     device: str | None = None
     """Device of the storage. None: the compute device, or pinned host memory where the transitions do not fit it."""
     dtype: StorageType = "float32"

@@ -64,6 +64,7 @@ _AT_LEAST = {
     "collection.teacher_student_mix": 0,
     "dataset.size": 1,
     "dataset.chunk_steps": 1,
+    "dataset.newest_epochs": 1,
     "dataset.burn_in": 0,
     "dataset.load_files": 1,
     "dataset.filter.min_length": 1,

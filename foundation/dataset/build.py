@@ -200,6 +200,12 @@ def plan_spec(cfg: DistillationCfg, data: CollectedData, saved: SavedDataset | N
             "dataset.dtype=float16."
         )
     capacity = min(cfg.dataset.size or most_rows(cfg, data, chunk_steps) + rows_to_load, budget_rows)
+    if rows_to_load and cfg.dataset.newest_epochs and not (cfg.offline or cfg.on_policy):
+        logger.warning(
+            "The transitions of --dataset are learned from until %d epochs have collected others "
+            "(distill.dataset.newest_epochs; null learns from all).",
+            cfg.dataset.newest_epochs,
+        )
     if rows_to_load > capacity:
         logger.warning(
             "The dataset has room for %d transitions and --dataset holds %d: of those some make room for others "

@@ -57,6 +57,7 @@ class DistillationDataset:
         self.sequence_length = spec.sequence_length
         self.dtype = spec.torch_dtype
         self.eviction = spec.eviction
+        self._num_drawn: int | None = None
         self.num_teachers = spec.num_teachers
         self.columns = spec.columns
         self.images = spec.images
@@ -246,6 +247,13 @@ class DistillationDataset:
             self.chunks_evicted += 1
         self.chunks_written += 1
 
+    def draw_newest(self, num_chunks: int | None) -> None:
+        """Draw minibatches from that many chunks, the newest; None: from all. Older ones stay stored.
+
+        Where random ones are evicted a chunk's age is not known: all are drawn from.
+        """
+        self._num_drawn = None if self.eviction != "oldest" else num_chunks
+
     def clear(self) -> None:
         """Forget every transition (on-policy learning)."""
         # Nothing is zeroed: transitions that are not counted are not drawn, and will be overwritten.
@@ -400,9 +408,12 @@ class DistillationDataset:
         Shape: (num_batches, batch_size).
         """
         active = None
-        num_items = self.num_chunks * self.num_envs * per_env
+        num_chunks = min(self.num_chunks, self._num_drawn or self.num_chunks)
+        first = (self.chunks_written - num_chunks) % self.max_chunks if num_chunks < self.num_chunks else 0
+        num_items = num_chunks * self.num_envs * per_env
         if self.active is not None:
-            active = ActiveDraws(self.active[: self.num_chunks], per_env)
+            rows = (torch.arange(num_chunks, device=self.device) + first) % self.max_chunks
+            active = ActiveDraws(self.active[rows], per_env)
             num_items = len(active)
         if num_items == 0:
             raise ValueError("The dataset is empty: collect before learning.")
@@ -413,6 +424,9 @@ class DistillationDataset:
             index = (torch.arange(total, device=self.device) + self._cursor) % num_items
             self._cursor = (self._cursor + total) % num_items
         index = index if active is None else active.indices(index)
+        if first:
+            items = self.num_envs * per_env
+            index = (index + first * items) % (self.max_chunks * items)
         return index.view(num_batches, batch_size)
 
     # -- saving -------------------------------------------------------------------------------------------------

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_TRANSITIONS = 256
 FEWEST_SEQUENCES = 8
 """Size of a batch where ``batch_size`` is not given: transitions, or as many sequences as hold them, at least 8."""
+LONG_AVERAGE = 10**6
+"""Updates after which an average's decay is ``ema_decay``."""
 
 
 @dataclass
@@ -70,6 +72,10 @@ class Learner:
         self._nothing_to_watch = False
         self._first_watch = True
         self.average = copy.deepcopy(student).requires_grad_(False) if cfg.optimizer.ema_decay else None
+        # Listed once: to walk a module's tree in every update costs as much as a layer of a small student.
+        self._averaged = [] if self.average is None else list(self.average.parameters())
+        self._current = list(student.parameters())
+        self._num_averaged = 0
         self.rounded: list[RoundedWeights] = []
         """Float weights of :attr:`policies` in the epochs of ``optimizer.int8_epochs``; before them none."""
         self.precision = Precision(cfg.optimizer.precision, next(student.parameters()).device, ranks)
@@ -172,6 +178,13 @@ class Learner:
         samples = new_transitions / self.sequence_length
         return max(1, math.ceil(math.ceil(samples / self.batch_size) * self.cfg.optimizer.update_ratio))
 
+    def _num_drawn_chunks(self, dataset: DistillationDataset, new_transitions: int) -> int | None:
+        """Return how many chunks hold the epochs of ``dataset.newest_epochs``; None where all are learned from."""
+        epochs = self.cfg.dataset.newest_epochs
+        if epochs is None or self.cfg.offline:
+            return None
+        return epochs * max(1, math.ceil(new_transitions / (dataset.chunk_steps * dataset.num_envs)))
+
     def learn(
         self, dataset: DistillationDataset, new_transitions: int, epoch: int, poll: Callable[[], None] | None = None
     ) -> LearningStats:
@@ -207,6 +220,7 @@ class Learner:
         weights = self.objective.term_weights(epoch)
         draw = dataset.flat_minibatches if self.sequence_length == 1 else dataset.sequence_minibatches
         num_updates = self.num_updates(new_transitions)
+        dataset.draw_newest(self._num_drawn_chunks(dataset, new_transitions))
         if self.augmentation is not None:
             self.augmentation.begin_epoch(epoch, self.ranks.rank)
         # Losses are summed on the device: reading each one would make the host wait for every update.
@@ -282,10 +296,15 @@ class Learner:
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Move the averaged weights towards the student's, after a step of the optimiser."""
+        """Move the averaged weights towards the student's, after a step of the optimiser.
+
+        The decay grows to ``ema_decay`` as (1 + n) / (10 + n) over n updates, as TensorFlow's ExponentialMovingAverage
+        has it: weights that nothing was learned in yet are soon forgotten.
+        """
         assert self.average is not None
-        decay = self.cfg.optimizer.ema_decay or 0.0
-        for averaged, current in zip(self.average.parameters(), self.student.parameters(), strict=True):
+        decay = min(self.cfg.optimizer.ema_decay or 0.0, (1 + self._num_averaged) / (10 + self._num_averaged))
+        self._num_averaged += 1
+        for averaged, current in zip(self._averaged, self._current, strict=True):
             averaged.lerp_(current, 1.0 - decay)
         if self.rounded:  # matrices are averaged before they are rounded
             self.rounded[1].average(self.rounded[0], decay)
@@ -304,6 +323,7 @@ class Learner:
         state |= self.objective.state_dict()
         if self.average is not None:
             state["training_state_dict"] = self.student.state_dict()
+            state["num_averaged"] = self._num_averaged
         if self.rounded:
             state["float_weights"] = [part.weights for part in self.rounded]
         return state
@@ -318,6 +338,8 @@ class Learner:
         self.student.load_state_dict(state.get("training_state_dict", model))
         if self.average is not None:  # of a run that had none, the average begins here
             self.average.load_state_dict(model)
+            # Checkpoints of before this count are taken as of long runs.
+            self._num_averaged = state.get("num_averaged", LONG_AVERAGE) if "training_state_dict" in state else 0
         self.optimizer.load_state_dict(state["optimizer_state_dict"])
         self.precision.load_state_dict(state)
         self.objective.load_state_dict(state)

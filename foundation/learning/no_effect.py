@@ -231,10 +231,14 @@ def _of_dataset(cfg: DistillationCfg, sequences: bool, memory: bool) -> list[str
     if cfg.dataset.load is None:
         found += _unused(cfg, ["dataset.load_files"], "there is no --dataset")
     if cfg.offline:
-        paths = ["dataset.size", "dataset.eviction", "dataset.chunk_steps", "dataset.disk_gb"]
+        paths = ["dataset.size", "dataset.eviction", "dataset.chunk_steps", "dataset.newest_epochs", "dataset.disk_gb"]
         paths += [leaf for path in _OF_COLLECTING for leaf in _leaves(cfg, path)]
         return found + _unused(cfg, paths, "--offline collects nothing")
     found += _unused(cfg, ["dataset.held_out"], "it is for --offline")
     if cfg.on_policy:
-        found += _unused(cfg, ["dataset.eviction", "dataset.disk_gb"], "--on_policy empties the dataset every epoch")
+        paths = ["dataset.eviction", "dataset.newest_epochs", "dataset.disk_gb"]
+        return found + _unused(cfg, paths, "--on_policy empties the dataset every epoch")
+    if cfg.dataset.eviction != "oldest":
+        reason = f"dataset.eviction={cfg.dataset.eviction} keeps no order of age"
+        found += _unused(cfg, ["dataset.newest_epochs"], reason)
     return found

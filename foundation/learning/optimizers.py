@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 EPS = 1e-8
-LARGEST_SIDE = 2048
-"""Longest side of a matrix that :class:`Soap` rotates; a longer one is left as it is."""
+LARGEST_SIDE = 512
+"""Longest side of a matrix that :class:`Soap` rotates; a longer one is left as it is: rotating it would cost several
+times a minibatch's forward and backward pass."""
 Parameters = Iterable[torch.Tensor] | Iterable[dict[str, Any]]
 State = dict[str, Any]
 
@@ -120,39 +121,51 @@ class Soap(MatrixOptimizer):
     """Steps between two updates of the basis."""
 
     def matrix_direction(self, gradient: torch.Tensor, state: State, group: dict[str, Any]) -> torch.Tensor:
-        """See :class:`MatrixOptimizer`."""
-        sides = [side for side in (0, 1) if gradient.shape[side] <= LARGEST_SIDE]
-        factors = {side: gradient @ gradient.T if side == 0 else gradient.T @ gradient for side in sides}
+        """See :class:`MatrixOptimizer`; the mean and the mean square are kept in the basis."""
         if "mean" not in state:
-            state["mean"] = torch.zeros_like(gradient)
-            state["square"] = torch.zeros_like(gradient)
-            for side, factor in factors.items():
-                state[f"factor{side}"] = factor
-                state[f"basis{side}"] = torch.linalg.eigh(factor)[1]
+            self._begin(gradient, state)
             # In its own eigenbasis a gradient is zero beside the diagonal but for rounding, which Adam would enlarge.
             return torch.zeros_like(gradient)
-        decay = self.DECAYS[1]
-        for side, factor in factors.items():
-            state[f"factor{side}"].lerp_(factor, 1.0 - decay)
-            if state["step"] % self.INTERVAL == 0:
-                # One step of orthogonal iteration: the basis turns slowly, and starts from where it was.
-                state[f"basis{side}"] = torch.linalg.qr(state[f"factor{side}"] @ state[f"basis{side}"])[0]
-        state["mean"].lerp_(gradient, 1.0 - self.DECAYS[0])
-        turned = self._turn(gradient, state, sides)
-        state["square"].mul_(decay).addcmul_(turned, turned, value=1.0 - decay)
-        mean = self._turn(state["mean"], state, sides)
-        direction = _scaled(mean, state["square"], state["step"] - 1, self.DECAYS)
-        return self._turn(direction, state, sides, back=True)
+        self._follow(gradient, state)
+        turned = self._turn(gradient, state)
+        state["mean"].lerp_(turned, 1.0 - self.DECAYS[0])
+        state["square"].mul_(self.DECAYS[1]).addcmul_(turned, turned, value=1.0 - self.DECAYS[1])
+        direction = _scaled(state["mean"], state["square"], state["step"] - 1, self.DECAYS)
+        return self._turn(direction, state, back=True)
 
     @staticmethod
-    def _turn(matrix: torch.Tensor, state: State, sides: list[int], *, back: bool = False) -> torch.Tensor:
+    def _begin(gradient: torch.Tensor, state: State) -> None:
+        """Make a matrix's state from its first gradient."""
+        state["mean"] = torch.zeros_like(gradient)
+        state["square"] = torch.zeros_like(gradient)
+        for side in (0, 1):
+            if gradient.shape[side] <= LARGEST_SIDE:
+                state[f"factor{side}"] = gradient @ gradient.T if side == 0 else gradient.T @ gradient
+                state[f"basis{side}"] = torch.linalg.eigh(state[f"factor{side}"])[1]
+
+    def _follow(self, gradient: torch.Tensor, state: State) -> None:
+        """Take a gradient into the preconditioner's factors and, now and then, turn the basis after them."""
+        decay = self.DECAYS[1]
+        if "factor0" in state:
+            state["factor0"].addmm_(gradient, gradient.T, beta=decay, alpha=1.0 - decay)
+        if "factor1" in state:
+            state["factor1"].addmm_(gradient.T, gradient, beta=decay, alpha=1.0 - decay)
+        if state["step"] % self.INTERVAL:
+            return
+        mean = self._turn(state["mean"], state, back=True)
+        for side in (0, 1):
+            if f"factor{side}" in state:
+                # One step of orthogonal iteration: the basis turns slowly, and starts from where it was.
+                state[f"basis{side}"] = torch.linalg.qr(state[f"factor{side}"] @ state[f"basis{side}"])[0]
+        state["mean"] = self._turn(mean, state)
+
+    @staticmethod
+    def _turn(matrix: torch.Tensor, state: State, *, back: bool = False) -> torch.Tensor:
         """Express a matrix in the eigenbasis, or in the parameters' own again. Shape: that of ``matrix``."""
-        if 0 in sides:
-            basis = state["basis0"]
-            matrix = (basis if back else basis.T) @ matrix
-        if 1 in sides:
-            basis = state["basis1"]
-            matrix = matrix @ (basis.T if back else basis)
+        if "basis0" in state:
+            matrix = (state["basis0"] if back else state["basis0"].T) @ matrix
+        if "basis1" in state:
+            matrix = matrix @ (state["basis1"].T if back else state["basis1"])
         return matrix
 
 

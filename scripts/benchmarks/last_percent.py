@@ -10,24 +10,17 @@ BUDGET = 5.0
 """Training time of a run [s]."""
 
 
-def schedule(kind: str, end: float) -> dict[str, Any]:
-    """Return the settings of a step size that falls from its beginning to a share of it."""
-    prefix = "optimizer.lr_schedule"
-    return {f"{prefix}.kind": kind, f"{prefix}.start": 1.0, f"{prefix}.end": end}
-
-
 CANDIDATES: dict[str, dict[str, Any]] = {
     "base": {},
-    "n_epochs=150": {"n_epochs": 150},
-    "n_epochs=100": {"n_epochs": 100},
-    "ema_decay=0.99": {"optimizer.ema_decay": 0.99},
-    "n_epochs=150, ema_decay=0.99": {"n_epochs": 150, "optimizer.ema_decay": 0.99},
-    "n_epochs=150, cosine": {"n_epochs": 150, **schedule("cosine", 0.003)},
-    "newest 32k transitions": {"dataset.size": 32768},
-    "huber_delta=0.01": {"loss.huber_delta": 0.01},
-    "muon": {"optimizer.name": "muon", "learning_rate": 1e-2},
-    "soap": {"optimizer.name": "soap", "learning_rate": 1e-2},
-    "soap, n_epochs=150": {"optimizer.name": "soap", "learning_rate": 1e-2, "n_epochs": 150},
+    "fast_adam": {"experiment": "fast_adam"},
+    "fast_adam, newest 16 epochs": {"experiment": "fast_adam", "dataset.newest_epochs": 16},
+    "fast_adam, soap, rate 2e-2": {"experiment": "fast_adam", "optimizer.name": "soap", "learning_rate": 2e-2},
+    "muon": {"optimizer.name": "muon"},
+    "rate 1e-2": {"learning_rate": 1e-2},
+    "newest 8 epochs": {"dataset.newest_epochs": 8},
+    "newest 32 epochs": {"dataset.newest_epochs": 32},
+    "4 updates": {"optimizer.update_ratio": 4.0},
+    "chunk_steps=4": {"dataset.chunk_steps": 4},
 }
 """Changes by name; the first is ``experiment=fast`` as it is."""
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,12 @@ def settings(values: Mapping[str, Any]) -> Any:
         **changes,
     }
     return resolve_distillation_cfg(Overrides(groups=groups), flags, student_cfg_class=student_cfg_class)
+
+
+def fingerprint(values: Mapping[str, Any]) -> str:
+    """Return the same text for the same configuration, and another for another."""
+    text = json.dumps(asdict(settings(values)), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def build(values: Mapping[str, Any], teacher: Path, device: str, seed: int) -> tuple[TimedRunner, Any]:

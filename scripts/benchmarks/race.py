@@ -121,8 +121,11 @@ class Rival:
     """What the picture and the tables call it."""
 
     def describe(self) -> dict[str, Any]:
-        """Return its settings, as the JSON has them."""
-        return json.loads(json.dumps(describe(self.setting)))
+        """Return its settings, as the JSON has them; of ours a fingerprint of what the preset makes of them too."""
+        values = describe(self.setting)
+        if not isinstance(self.setting, StockSettings):
+            values["configuration"] = ours.fingerprint(self.setting)
+        return json.loads(json.dumps(values))
 
 
 def race(

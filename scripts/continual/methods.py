@@ -74,7 +74,8 @@ PLAIN = "ppo"
 def joint_tokens(quick: bool) -> list[str]:
     """Return the arguments of ``distillation.py --multi_task`` for one student of both teachers."""
     size = ["--n_epochs", "2"] if quick else ["--n_epochs", "150"]
-    return ["experiment=fast", "distill.student.obs_groups=[policy]", "distill.student.hidden_dims=[128,128]", *size]
+    student = ["distill.student.obs_groups=[policy]", "distill.student.hidden_dims=[128,128]"]
+    return ["experiment=fast_adam", *student, *size]
 
 
 def distil_tokens(teacher: Path, dataset: Path, hidden_dims: Sequence[int], seed: int) -> list[str]:
@@ -89,5 +90,5 @@ def distil_tokens(teacher: Path, dataset: Path, hidden_dims: Sequence[int], seed
     dims = ",".join(map(str, hidden_dims))
     return [
         *("--task", CHASE, "--teacher_checkpoint", str(teacher), "--save_dataset", str(dataset), "--seed", str(seed)),
-        *("experiment=fast", "distill.student.obs_groups=[policy]", f"distill.student.hidden_dims=[{dims}]"),
+        *("experiment=fast_adam", "distill.student.obs_groups=[policy]", f"distill.student.hidden_dims=[{dims}]"),
     ]

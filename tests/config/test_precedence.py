@@ -176,7 +176,8 @@ def test_an_experiment_typed_at_a_resume_counts_though_it_says_the_default(prese
         (
             ["experiment=fast", "loss=kl"],
             "student mlp (default), loss kl (typed, huber_delta by experiment=fast), schedule dagger (default, "
-            "epoch_teacher_forcing by experiment=fast), dataset default (default, chunk_steps by experiment=fast)",
+            "epoch_teacher_forcing by experiment=fast), dataset default (default, chunk_steps and newest_epochs "
+            "by experiment=fast)",
         ),
         (["student=lstm", "student.hidden_size=3"], "student lstm (typed), loss mse (default)"),
         (["experiment=fast_gru"], "student gru (experiment=fast_gru), loss mse (default), schedule"),

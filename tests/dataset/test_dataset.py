@@ -69,6 +69,33 @@ def test_one_pass_returns_every_row_once_with_its_own_target(shape, shuffle):
     assert batch.targets.value is None
 
 
+@given(shapes, st.integers(1, 5), st.booleans(), st.booleans())
+def test_the_newest_chunks_alone_are_drawn_where_that_is_asked_for(shape, newest, shuffle, filtered):
+    """One pass has each of their rows once, wherever the ring begins, and no other; all are drawn from again after."""
+    envs, windows, window, fit, chunks = shape
+    dataset = make(envs, windows, window, fit)
+    slots = fill(dataset, chunks)
+    if filtered:  # environments chosen for each chunk are numbered another way
+        dataset.activate(slots[-1:], torch.ones(envs, dtype=torch.uint8))
+    dataset.draw_newest(newest)
+    kept = written(dataset, max(0, chunks - min(fit, newest)), chunks)
+    [batch] = dataset.flat_minibatches(len(kept), 1, shuffle)
+    assert Counter(codes(batch.obs).tolist()) == Counter(kept)
+    [batch] = dataset.sequence_minibatches(len(kept) // window, 1)
+    assert Counter(codes(batch.obs).flatten().tolist()) == Counter(kept)
+    dataset.draw_newest(None)
+    assert len(next(dataset.flat_minibatches(len(dataset), 1)).obs) == len(dataset)
+
+
+def test_where_random_chunks_make_room_all_are_drawn():
+    """Their ages are not known."""
+    dataset = make(2, 2, 1, 8, eviction="reservoir", seed=3)
+    fill(dataset, 20)
+    dataset.draw_newest(1)
+    [batch] = dataset.flat_minibatches(len(dataset), 1)
+    assert len(set(codes(batch.obs).tolist())) == len(dataset)
+
+
 @given(shapes)
 def test_eviction_of_the_oldest_is_exact(shape):
     """A full ring keeps exactly the newest chunks that fit, and counts the others as evicted."""

@@ -176,19 +176,60 @@ def test_gradients_are_clipped_to_the_norm_asked_for():
 
 
 def test_the_average_follows_the_student_exponentially():
-    """After each update: average = decay * average + (1 - decay) * student, by hand over three updates."""
-    cfg = config(optimizer=OptimizerCfg(ema_decay=0.75))
+    """After each update: average = decay * average + (1 - decay) * student, by hand over four updates.
+
+    The decay of update n is (1 + n) / (10 + n) until that is ``ema_decay``.
+    """
+    cfg = config(optimizer=OptimizerCfg(ema_decay=0.2))
     learner, dataset = Learner(student(), cfg, 1), filled()
     expected = [parameter.detach().clone() for parameter in learner.student.parameters()]
 
-    def follow() -> None:
-        for average, parameter in zip(expected, learner.student.parameters(), strict=True):
-            average.mul_(0.75).add_(0.25 * parameter.detach())
+    decays = iter([1 / 10, 2 / 11, 0.2, 0.2])
 
-    learner.learn(dataset, 48, 0, follow)
+    def follow() -> None:
+        decay = next(decays)
+        for average, parameter in zip(expected, learner.student.parameters(), strict=True):
+            average.mul_(decay).add_((1.0 - decay) * parameter.detach())
+
+    learner.learn(dataset, 64, 0, follow)
+    assert next(decays, None) is None
     assert learner.policy is not learner.student
     for average, by_hand in zip(learner.policy.parameters(), expected, strict=True):
         assert torch.allclose(average, by_hand, atol=1e-6)
+
+
+def test_the_average_of_a_checkpoint_without_a_count_goes_on_at_its_decay():
+    """As one of before the count was kept: the average moves by ``1 - ema_decay`` from the first update on."""
+    learner, other = (Learner(student(), config(optimizer=OptimizerCfg(ema_decay=0.9)), 1) for _ in range(2))
+    state = learner.state_dict()
+    del state["num_averaged"]
+    with torch.no_grad():
+        state["training_state_dict"] = {name: value + 1.0 for name, value in learner.student.state_dict().items()}
+    model = copy.deepcopy(learner.policy.state_dict())
+    other.load_state_dict(model, state)
+    other.update_average()
+    for name, parameter in other.policy.named_parameters():
+        torch.testing.assert_close(parameter, model[name] + 0.1)
+
+
+@pytest.mark.parametrize(("epochs", "kept"), [(None, {0, 1, 2, 3}), (1, {3}), (2, {2, 3}), (9, {0, 1, 2, 3})])
+def test_only_the_newest_epochs_are_learned_from_where_that_is_asked_for(epochs, kept):
+    """Of four chunks of sixteen transitions, an epoch each: the ones whose observations the batches had."""
+    cfg = config(batch_size=4)
+    cfg.dataset.newest_epochs = epochs
+    learner, dataset = Learner(student(), cfg, 1), filled(chunks=4)
+    rows = [dataset.chunk_obs(chunk) for chunk in range(4)]
+    seen: set[int] = set()
+    draw = dataset.flat_minibatches
+
+    def watched(*args):
+        for batch in draw(*args):
+            seen.update(number for number, own in enumerate(rows) if bool(torch.isin(batch.obs, own).any()))
+            yield batch
+
+    dataset.flat_minibatches = watched
+    learner.learn(dataset, 16, 0)
+    assert seen == kept
 
 
 def test_the_normaliser_is_fitted_over_all_rows_and_shared_with_the_average():

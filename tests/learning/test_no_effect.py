@@ -10,6 +10,7 @@ import torch
 
 from foundation.config.distillation_cfg import (
     CollectionCfg,
+    DatasetCfg,
     DistillationCfg,
     EarlyStoppingCfg,
     GateCfg,
@@ -155,6 +156,9 @@ def test_the_lists_of_what_losses_read_are_true(name, discrete):
         (changed("student.state_dependent_std", True), "student.state_dependent_std=True"),
         (changed("loss.auxiliary", {"huber": 0.0}), "loss.auxiliary.huber=0"),
         (changed("loss.gap_temperature", 2.0), "loss.gap_temperature=2"),
+        (changed("dataset.newest_epochs", 3, on_policy=True), "dataset.newest_epochs=3"),
+        (changed("dataset.newest_epochs", 3, dataset=DatasetCfg(eviction="reservoir")), "dataset.newest_epochs=3"),
+        (changed("dataset.newest_epochs", 3, offline=True), "dataset.newest_epochs=3"),
     ],
 )  # fmt: skip
 def test_other_settings_without_effect_are_named(cfg, key):
