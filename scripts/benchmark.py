@@ -209,7 +209,9 @@ class Benchmark:
         sizes = (32, 20, 1) if quick else (512, 250, 7)
         overhead = breakdown.overhead(self.teacher, self.args.device, *sizes)
         counted = breakdown.operations(self.teacher, self.args.device, *sizes[:2])
-        self.keep("breakdown", {"shares": shares, "overhead": overhead, "operations": counted})
+        parts = {"shares": shares, "overhead": overhead, "operations": counted}
+        learning = breakdown.learning(self.teacher, self.args.device, small, 2 if quick else 40)
+        self.keep("breakdown", {**parts, "learning": learning})
 
     def simulator(self) -> None:
         """Measure the simulator."""

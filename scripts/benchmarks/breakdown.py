@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections import Counter
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import ours
 from benchmarks.common import STUDENT_GROUP, TEACHER_GROUP, Clock
+from foundation.learning.optimizers import FUSED, OPTIMIZERS
 
 LEARNED_EPOCHS = 4
 """Epochs after which the student flies whole episodes."""
@@ -197,3 +200,51 @@ def overhead(teacher: Path, device: str, num_envs: int, steps: int, rounds: int)
             loop, ours_ms = (statistics.median(values) for values in zip(*pairs, strict=True))
             out[phase] = {"bare loop": loop, "collection": ours_ms, "overhead": ours_ms - loop}
     return out
+
+
+def learning(teacher: Path, device: str, values: dict[str, Any], rounds: int) -> dict[str, float]:
+    """Compare an update of the learner with a bare loop of gather, forward pass, loss, backward pass and step.
+
+    Both have the student, the size of the minibatch and the optimiser of ``experiment=fast``; the bare loop has no
+    average of the weights, schedule, checks or bookkeeping.
+
+    Args:
+        teacher: The teacher's checkpoint.
+        device: Torch device.
+        values: Changes to ``experiment=fast``.
+        rounds: Measurements of each, alternating; the fastest of each counts.
+
+    Returns:
+        Microseconds of an update of each, and the bare loop's share of the learner's.
+    """
+    runner, env = ours.build(values, teacher, device, seed=0)
+    for epoch in range(LEARNED_EPOCHS):
+        runner.run_epoch(epoch)
+    learner, cfg, meter = runner.learner, runner.cfg, Meter(device)
+    num_new = env.num_envs * runner.dataset.chunk_steps
+    updates = learner.num_updates(num_new)
+    policy = copy.deepcopy(learner.student).train()
+    fused = {"fused": True} if cfg.optimizer.name in FUSED else {}
+    optimizer = OPTIMIZERS[cfg.optimizer.name](policy.parameters(), lr=1e-6, **fused)
+    obs = torch.cat([runner.dataset.chunk_obs(chunk) for chunk in runner.dataset.newest_chunks()])
+    targets = policy(obs).detach()
+
+    def bare() -> None:
+        for _ in range(updates):
+            index = torch.randint(len(obs), (learner.batch_size,), device=obs.device)
+            loss = functional.huber_loss(policy(obs[index]), targets[index], delta=cfg.loss.huber_delta)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    spent: dict[str, list[float]] = {"bare loop": [], "learner": []}
+    for _ in range(rounds):
+        for name, function in (
+            ("bare loop", bare),
+            ("learner", lambda: learner.learn(runner.dataset, num_new, LEARNED_EPOCHS)),
+        ):
+            begin = meter.now()
+            function()
+            spent[name].append((meter.now() - begin) / updates * 1e6)
+    loop, own = (min(spent[name]) for name in ("bare loop", "learner"))
+    return {"bare loop": loop, "learner": own, "share": loop / own}

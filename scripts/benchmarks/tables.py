@@ -71,7 +71,12 @@ def breakdown_tables(result: dict[str, Any]) -> list[Table]:
         third.add_column(column, justify="right" if column else "left")
     for phase, row in result.get("operations", {}).items():
         third.add_row(phase, *(f"{row[key]:.1f}" for key in ("bare loop", "collection", "more")))
-    return [first, second, third]
+    fourth = Table(title="An update of the student [us]")
+    for column in ("bare loop", "learner", "the bare loop's share"):
+        fourth.add_column(column, justify="right")
+    learning = result["learning"]
+    fourth.add_row(f"{learning['bare loop']:.0f}", f"{learning['learner']:.0f}", f"{100 * learning['share']:.0f} %")
+    return [first, second, third, fourth]
 
 
 def simulator_table(rows: list[dict[str, Any]]) -> Table:

@@ -65,6 +65,8 @@ def test_quick_run_writes_json_and_figure_and_names_no_host(teacher, tmp_path, c
     assert {"ours", "isaaclab_like"} < set(result["distill"]["runs"])
     assert all(run["seeds"][0]["curve"] for run in result["distill"]["runs"].values())
     assert math.isclose(sum(result["breakdown"]["shares"]["shares"].values()), 1.0, rel_tol=1e-6)
+    learning = result["breakdown"]["learning"]
+    assert math.isclose(learning["share"], learning["bare loop"] / learning["learner"]) and learning["learner"] > 0.0
     assert result["simulator"][0]["per_cpu_second"] > 0
     assert "ours" in result["memory"]["runs"] and len(result["memory"]["runs"]) > 1 and len(result["kinds"]) == 7
     assert next(iter(result["last_percent"]["runs"])) == "base"
