@@ -94,6 +94,15 @@ _NOT_NEGATIVE = (
     "augment_images.noise",
     "early_stopping.min_delta",
 )
+_PATHS = (
+    "multi_task",
+    "teacher.checkpoint",
+    "teacher.watch",
+    "student.init_checkpoint",
+    "student.init_encoder",
+    "dataset.load",
+    "dataset.save",
+)
 _AGENT_OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd")
 """What RSL-RL takes."""
 
@@ -112,7 +121,8 @@ def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> N
         _check(cfg, path, lambda v, least=least: v >= least, f"at least {least}")
     for path in ("n_epochs", "epoch_teacher_forcing"):
         _check(cfg, path, lambda v: v <= MAX_EPOCHS, f"at most {MAX_EPOCHS}")
-    _check(cfg, "dataset.save", lambda v: v.strip() != "", "the path of a folder")
+    for path in _PATHS:
+        _check(cfg, path, _is_named, "a path; leave it out where there is none")
     _check(cfg, "seed", lambda v: v <= MAX_SEED, f"at most {MAX_SEED}")
     for path in _POSITIVE:
         _check(cfg, path, _is_positive, f"a finite number above 0 ({MIN_POSITIVE:g} or more)")
@@ -120,6 +130,7 @@ def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> N
     for path in _NOT_NEGATIVE:
         _check(cfg, path, lambda v: v >= 0 and math.isfinite(v), "a finite number, 0 or more")
     _check(cfg, "collection.epsilon", lambda v: 0 <= v <= 1, "from 0 to 1")
+    _check(cfg, "augment_images.groups", bool, "a list with at least one image group")
     for name in ("brightness", "lost_frames"):
         _check(cfg, f"augment_images.{name}", lambda v: 0 <= v < 1, "from 0 up to, but not including, 1")
     _check(cfg, "optimizer.ema_decay", lambda v: 0 <= v < 1, "from 0 up to, but not including, 1")
@@ -148,6 +159,11 @@ def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> N
             cfg.epoch_teacher_forcing,
             cfg.n_epochs,
         )
+
+
+def _is_named(value: str | list[str]) -> bool:
+    """Whether no path is blank: that of the current folder would be taken for it."""
+    return all(path.strip() for path in ([value] if isinstance(value, str) else value))
 
 
 def _is_positive(value: float) -> bool:
@@ -231,7 +247,7 @@ def label(path: str) -> str:
 
 def _get(cfg: object, path: str) -> Any:
     for name in path.split("."):
-        cfg = getattr(cfg, name)
+        cfg = getattr(cfg, name, None)  # a student need not have every field
     return cfg
 
 

@@ -57,6 +57,7 @@ def without_effect(
         *_of_losses(cfg, losses, discrete),
         *_of_terms(cfg, losses, discrete),
         *_of_student(cfg, losses),
+        *_of_images(cfg),
         *_of_schedules(cfg),
         *_of_optimizer(cfg),
         *([] if cfg.offline else [*_of_teacher(cfg), *_of_collection(cfg)]),
@@ -174,6 +175,21 @@ def _of_student(cfg: DistillationCfg, losses: Sequence[LossSpec]) -> list[str]:
                 found.append(f"distill.student.{name}={getattr(cfg.student, name)} (it needs student.stochastic=true)")
     if cfg.student.value_head and not any("value" in spec.student for spec in losses):
         found.append("distill.student.value_head=true (no loss trains it: add distill.loss.auxiliary={value: 0.5})")
+    return found
+
+
+def _of_images(cfg: DistillationCfg) -> list[str]:
+    """Name settings of a student that sees, and of its images, that it has no use for."""
+    found: list[str] = []
+    if getattr(cfg.student, "memory", None) == "none":
+        for name in ("hidden_size", "num_layers"):
+            value = getattr(cfg.student, name)
+            if value != type(cfg.student).__dataclass_fields__[name].default:
+                found.append(f"distill.student.{name}={value} (student.memory is none)")
+    if getattr(cfg.student, "share_encoder", False) and len(getattr(cfg.student, "images", ())) == 1:
+        found.append("distill.student.share_encoder=true (the student reads one image group)")
+    if cfg.augment_images.groups is not None and not cfg.augment_images.is_on:
+        found.append("distill.augment_images.groups (no change of the images is asked for)")
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import nn
 
+from foundation.config.derived_cfg import LONGEST
 from foundation.config.distillation_cfg import ImageEncoder, StudentCfg, StudentMemory
 from foundation.core.errors import UserError, suggest
 from foundation.policies.image_encoders import Shape
@@ -145,6 +146,17 @@ class CNNStudent(Student):
         return layers.concatenate((flat, images), "inputs")
 
 
+def _check_numbers(cfg: CNNStudentCfg) -> None:
+    """Refuse numbers that no encoder can have."""
+    if not 1 <= cfg.frame_stack <= LONGEST:
+        raise UserError(f"student.frame_stack must be from 1 to {LONGEST} frames, not {cfg.frame_stack}.")
+    if cfg.image_features < 1:
+        raise UserError(f"student.image_features is {cfg.image_features}: it must be at least 1.")
+    for group, scale in cfg.image_scales.items():
+        if scale == 0 or not math.isfinite(scale):
+            raise UserError(f"student.image_scales.{group} is {scale:g}: it must be a finite number other than 0.")
+
+
 def _shapes_of(cfg: CNNStudentCfg) -> dict[str, Shape]:
     """Return the shapes of the image groups, checked."""
     shapes: dict[str, Shape] = {}
@@ -154,10 +166,7 @@ def _shapes_of(cfg: CNNStudentCfg) -> dict[str, Shape]:
         if math.prod(shape) > MAX_PIXELS:
             raise UserError(f"student.images.{group} is {shape}: more than {MAX_PIXELS} numbers.")
         shapes[group] = (shape[0], shape[1], shape[2])
-    if cfg.frame_stack < 1:
-        raise UserError(f"student.frame_stack must be at least 1 frame, not {cfg.frame_stack}.")
-    if cfg.image_features < 1:
-        raise UserError(f"student.image_features is {cfg.image_features}: it must be at least 1.")
+    _check_numbers(cfg)
     for name in ("encoders", "image_scales"):
         unknown = [group for group in getattr(cfg, name) if shapes and group not in shapes]
         if unknown:

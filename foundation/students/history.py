@@ -11,6 +11,7 @@ from typing import Self
 
 from torch import nn
 
+from foundation.config.derived_cfg import LONGEST
 from foundation.config.distillation_cfg import StudentCfg
 from foundation.core.errors import UserError
 from foundation.policies.memory import SlidingWindow
@@ -38,8 +39,8 @@ class HistoryStudent(Student):
 
     def __init__(self, cfg: HistoryStudentCfg, num_obs: int, num_actions: int) -> None:
         """Create the layers that the config asks for."""
-        if cfg.length < 1:
-            raise UserError(f"student.length must be at least 1 step, not {cfg.length}.")
+        if not 1 <= cfg.length <= LONGEST:
+            raise UserError(f"student.length must be from 1 to {LONGEST} steps, not {cfg.length}.")
         num_in = cfg.length * num_obs
         super().__init__(cfg, num_obs, num_actions, last_size(cfg.hidden_dims, num_in, cfg))
         self.window = SlidingWindow(num_obs, cfg.length)

@@ -10,6 +10,7 @@ from tensordict import TensorDict
 
 from foundation.config.distillation_cfg import StudentCfg
 from foundation.core.errors import UserError
+from foundation.core.text import quoted
 from foundation.policies.obs_groups import ObsSelector, image_shapes
 from foundation.students import student_cfg_class
 from foundation.students.cnn import CNNStudentCfg
@@ -59,10 +60,15 @@ def tell_images(cfg: CNNStudentCfg, images: Mapping[str, Sequence[int]], dtypes:
         dtypes: Type of each group.
 
     Raises:
-        UserError: If columns are cut out of images.
+        UserError: If columns are cut out of images, or they are said to have another shape.
     """
     if cfg.obs_slice is not None:
         raise UserError("distill.student.obs_slice cuts columns, and images have none: leave it out.")
+    for name, shape in cfg.images.items():
+        if list(shape) != [int(side) for side in images.get(name, ())]:
+            here = quoted([int(side) for side in images[name]]) if name in images else "none of that name"
+            what = f"distill.student.images.{name} is {quoted(shape)}"
+            raise UserError(f"{what}, and the run has {here}: leave it out, the run sets it")
     cfg.images = {name: [int(side) for side in shape] for name, shape in images.items()}
     own = {name: BYTE_SCALE if dtype == torch.uint8 else 1.0 for name, dtype in dtypes.items()}
     cfg.image_scales = {name: cfg.image_scales.get(name, own[name]) for name in images} | {

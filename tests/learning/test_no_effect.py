@@ -23,6 +23,7 @@ from foundation.learning.losses import LOSSES, LossParams, LossSpec, loss_spec
 from foundation.learning.no_effect import without_effect
 from foundation.policies.output import PolicyOutput
 from foundation.students import StudentPolicy
+from foundation.students.cnn import CNNStudentCfg
 from foundation.students.mlp import MLPStudentCfg
 
 
@@ -183,6 +184,34 @@ def test_other_settings_without_effect_are_named(cfg, key):
 )
 def test_the_same_settings_where_they_are_read_are_not_named(cfg):
     """Each beside what reads it."""
+    assert found(cfg) == []
+
+
+IMAGE = {"camera": [1, 8, 8]}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"num_layers": 3}, "distill.student.num_layers=3 (student.memory is none)"),
+        ({"hidden_size": 8}, "distill.student.hidden_size=8 (student.memory is none)"),
+        ({"share_encoder": True, "images": IMAGE}, "distill.student.share_encoder=true (the student reads one image"),
+        ({"num_layers": 3, "memory": "gru"}, None),
+        ({"share_encoder": True, "images": {**IMAGE, "wrist": [1, 8, 8]}}, None),
+    ],
+)
+def test_settings_of_a_student_that_sees(options, says):
+    """Recurrent layers that there are none of, and one encoder for one image, are named."""
+    lines = found(DistillationCfg(student=CNNStudentCfg(**options)))
+    assert [line[: len(says or "")] for line in lines] == ([] if says is None else [says])
+
+
+def test_groups_of_images_that_nothing_changes():
+    """A misspelt group is told only where something is done to it."""
+    cfg = DistillationCfg()
+    cfg.augment_images.groups = ["camera"]
+    assert found(cfg) == ["distill.augment_images.groups (no change of the images is asked for)"]
+    cfg.augment_images.shift = 2
     assert found(cfg) == []
 
 

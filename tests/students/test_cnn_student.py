@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy
 import pytest
 import torch
 from numpy_policy import check_layers
+from tensordict import TensorDict
 
 from foundation.config.distillation_cfg import StudentCfg
 from foundation.core.errors import UserError
@@ -15,6 +17,7 @@ from foundation.core.files import atomic_torch_save, load_checkpoint
 from foundation.policies.vision import SpatialSoftArgmax
 from foundation.students import make_student, student_from_description
 from foundation.students.cnn import CNNStudent, CNNStudentCfg
+from foundation.students.observations import student_selector
 
 FLAT, ACTIONS, ENVS, STEPS = 3, 2, 4, 7
 IMAGES = {"front": [1, 12, 12], "wrist": [3, 10, 14]}
@@ -132,7 +135,9 @@ def test_gradients_reach_every_weight():
         ({"image_scales": {"back": 1.0}}, r"image_scales: the student reads no image group 'back'"),
         ({"images": {"front": [12, 12]}}, r"channels, height and width are expected"),
         ({"images": {"front": [1, 1 << 12, 1 << 12]}}, r"more than 4194304 numbers"),
-        ({"frame_stack": 0}, r"frame_stack must be at least 1"),
+        ({"frame_stack": 0}, r"frame_stack must be from 1 to 10000 frames, not 0"),
+        ({"frame_stack": 1_000_000}, r"frame_stack must be from 1 to 10000 frames, not 1000000"),
+        ({"image_scales": {"front": 0.0, "wrist": 1.0}}, r"image_scales.front is 0: it must be a finite number other"),
         ({"image_features": 0}, r"image_features is 0"),
     ],
 )
@@ -159,3 +164,13 @@ def test_names_and_defaults():
     assert isinstance(student, CNNStudent) and student.num_flat == 5
     for encoder, memory in itertools.product(("small", "nature", "impala", "spatial_softmax"), ("none", "gru", "lstm")):
         assert build({"front": [1, 32, 32]}, encoder=encoder, memory=memory)(torch.rand(2, FLAT + 1024)).shape == (2, 2)
+
+
+def test_images_of_another_shape_than_the_runs_are_not_replaced_in_silence():
+    """The run fills the shapes in; what is typed must be what there is, as in a run that is resumed."""
+    obs = TensorDict({"camera": torch.zeros(2, 1, 12, 12), "policy": torch.zeros(2, 3)}, [2])
+    for images, here in (({"camera": [1, 2, 3]}, "[1, 12, 12]"), ({"cam": [1, 12, 12]}, "none of that name")):
+        with pytest.raises(UserError, match=re.escape(f"and the run has {here}: leave it out, the run sets it")):
+            student_selector(CNNStudentCfg(obs_groups=["policy", "camera"], images=images), obs)
+    cfg = CNNStudentCfg(obs_groups=["policy", "camera"], images={"camera": [1, 12, 12]})
+    assert list(student_selector(cfg, obs).groups) == ["policy", "camera"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from foundation.config.derived_cfg import LONGEST
 from foundation.core.errors import UserError
 from foundation.core.memory import refuse_beyond_memory
 from foundation.tasks.camera.scene import Pose, Scene, cast
@@ -78,7 +79,8 @@ def check_camera_cfg(cfg: CameraCfg | None, name: str = "env.camera") -> None:
         "dtype": (cfg.dtype in ("uint8", "float16"), "uint8 or float16"),
         **{field: (0 < values[field] < math.inf, "positive") for field in ("width", "height", "max_depth")},
         "horizontal_fov": (0.0 < cfg.horizontal_fov < math.pi, "between 0 and pi [rad]"),
-        **{field: (0 <= values[field] < math.inf, "0 or more") for field in ("delay", "depth_noise", "colour_noise")},
+        "delay": (0 <= cfg.delay <= LONGEST, f"from 0 to {LONGEST}"),
+        **{field: (0 <= values[field] < math.inf, "0 or more") for field in ("depth_noise", "colour_noise")},
         "dropout": (0.0 <= cfg.dropout <= 1.0, "within [0, 1]"),
         "position": (all(math.isfinite(value) for value in cfg.position), "three finite numbers [m]"),
         "rotation": (1e-6 < math.hypot(*cfg.rotation) < math.inf, "a quaternion (w, x, y, z) other than zero"),
