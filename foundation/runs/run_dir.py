@@ -69,12 +69,13 @@ class RunDir:
         moment = datetime.now()
         made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         try:
-            parent.mkdir(parents=True, exist_ok=True)
             while True:  # runs that start in the same second take the next free ones: names then sort by age
+                parent.mkdir(parents=True, exist_ok=True)
                 stamp = moment.strftime(_STAMP)
                 path = parent / (stamp + suffix)
                 if not any(parent.glob(f"{stamp}*")):
-                    with contextlib.suppress(FileExistsError):
+                    # FileNotFoundError: a run that failed took away the folder, which was empty then
+                    with contextlib.suppress(FileExistsError, FileNotFoundError):
                         path.mkdir()
                         break
                 moment += timedelta(seconds=1)

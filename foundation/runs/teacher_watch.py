@@ -59,7 +59,7 @@ def wait_for_first(folder: Path, sleep: Callable[[float], None] = time.sleep) ->
         sleep: Waits.
 
     Raises:
-        UserError: If there is no such folder.
+        UserError: If there is no such folder, or none any more.
     """
     if not folder.is_dir():
         raise UserError(f"--watch_teacher {folder}: no such folder; give that of a training's checkpoints")
@@ -68,6 +68,8 @@ def wait_for_first(folder: Path, sleep: Callable[[float], None] = time.sleep) ->
         logger.info("waiting for the first checkpoint in %s (%s ...)", folder, ", ".join(BEST_NAMES[:2]))
     while found is None:
         sleep(LOOK_SECONDS)
+        if not folder.is_dir():
+            raise UserError(f"--watch_teacher {folder}: the folder was removed before its first checkpoint was there")
         found = find_best(folder)
     return found.path
 
@@ -118,6 +120,8 @@ class TeacherWatch:
         """What the teacher was read from. None: it is compared first, as the training may have gone on since."""
         self.count = 0
         """Times that it was read again."""
+        self._is_gone = False
+        """Whether the folder had no checkpoint at the last look."""
 
     def look(self) -> str:
         """Read the teacher again if there is a newer version of it that is complete.
@@ -129,6 +133,9 @@ class TeacherWatch:
             UserError: If it has another architecture now.
         """
         found = find_best(self.folder)
+        if found is None and not self._is_gone:
+            logger.warning("%s has no checkpoint any more: the teacher stays the one that was read last", self.folder)
+        self._is_gone = found is None
         if found is None or found == self.seen:
             return ""
         try:

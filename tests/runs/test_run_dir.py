@@ -378,3 +378,19 @@ def test_the_runs_that_there_are_are_listed_from_the_newest_on(tmp_path: Path) -
         RunDir.find(tmp_path, load_run="x")
     newest = ", ".join(f"2026-01-{day:02d}_00-00-00" for day in (9, 8, 7, 6, 5))
     assert f"Valid are: {newest}, ..." in str(caught.value)
+
+
+def test_a_run_that_fails_meanwhile_takes_no_folder_away_from_another(tmp_path, monkeypatch):
+    """The experiment's folder, gone again because it was empty, is made anew; nothing is raised."""
+    make = Path.mkdir
+    taken: list[Path] = []
+
+    def mkdir(self: Path, *args, **options) -> None:
+        if self.name.startswith("20") and not taken:
+            taken.append(self)
+            self.parent.rmdir()
+        make(self, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    run = RunDir.create(tmp_path / "logs", "experiment")
+    assert taken and run.path.is_dir()

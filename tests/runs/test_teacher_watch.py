@@ -56,6 +56,30 @@ def test_the_first_checkpoint_is_waited_for(tmp_path):
         wait_for_first(tmp_path / "nowhere")
 
 
+def test_a_folder_that_vanishes_is_not_waited_for(tmp_path):
+    """Before its first checkpoint: one line, where a wait would have no end."""
+    folder = tmp_path / "training"
+    folder.mkdir()
+    with pytest.raises(UserError, match=r"--watch_teacher .*training: the folder was removed before its first"):
+        wait_for_first(folder, lambda _: folder.rmdir())
+
+
+def test_checkpoints_that_vanish_are_said_once_and_the_teacher_stays(tmp_path, caplog):
+    """The run goes on, and takes the next one that comes."""
+    path = write(tmp_path)
+    watch = TeacherWatch(tmp_path, read(path))
+    obs = torch.randn(7, 2)
+    before = watch.teacher.act(obs)
+    path.unlink()
+    assert watch.look() == watch.look() == ""
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{tmp_path} has no checkpoint any more: the teacher stays the one that was read last"
+    ]
+    assert torch.equal(watch.teacher.act(obs), before)
+    write(tmp_path, scale=0.5)
+    assert watch.look().startswith("The teacher is best_model.pt of ")
+
+
 def test_a_newer_complete_file_is_read_once(tmp_path):
     """The same file is read once; a newer one changes the actions; half a file is left until it is whole."""
     teacher = read(write(tmp_path))
