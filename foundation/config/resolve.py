@@ -7,6 +7,7 @@ that were typed, the keys that were typed, the flags.
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -131,16 +132,40 @@ def _composed(
     groups: Mapping[str, str | None], defaults: bool
 ) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
     """Return what :func:`compose` does, and the parameters of the sweeper."""
+    chosen = tuple(groups.items())
+    if any(name and name not in choices(group) for group, name in chosen):
+        return _composed_anew(chosen, defaults)  # an own file: it may change from one call to the next
+    return copy.deepcopy(_composed_before(chosen, defaults, _stamps(config_folder())))
+
+
+def _stamps(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Return path, time of the last change and size of every file of ``configs/``."""
+    files = ((path, path.stat()) for path in sorted(folder.rglob("*.yaml")))
+    return tuple((str(path), about.st_mtime_ns, about.st_size) for path, about in files)
+
+
+@functools.lru_cache(maxsize=256)
+def _composed_before(
+    chosen: tuple[tuple[str, str | None], ...], defaults: bool, stamps: tuple[tuple[str, int, int], ...]
+) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+    """Do so once for the same choices of the same files: Hydra takes 50 ms, and a config is put together four times."""
+    return _composed_anew(chosen, defaults)
+
+
+def _composed_anew(
+    chosen: tuple[tuple[str, str | None], ...], defaults: bool
+) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+    """Let Hydra read the files."""
     store = ConfigStore.instance()
     every = (*CHOSEN, "task", "experiment")
     for group in every:  # an empty file: the one choice of nothing that also beats an experiment's own
         store.store(_NOTHING, {}, group=group, package="_global_")
     store.store(_ONLY_CHOICES, {"defaults": [{group: _NOTHING} for group in every]})
-    own = {group: name for group, name in groups.items() if name and name not in choices(group)}
+    own = {group: name for group, name in chosen if name and name not in choices(group)}
     for group, name in own.items():  # Hydra knows it by a name that any file can have
         values, package = read_preset(group, own_preset(group, name, choices(group)))
         store.store(_OWN, values, group=group, package=package)
-    typed = [f"{group}={_OWN if group in own else name or _NOTHING}" for group, name in groups.items()]
+    typed = [f"{group}={_OWN if group in own else name or _NOTHING}" for group, name in chosen]
     # Hydra keeps its state in a singleton. A command that runs as a Hydra application has set it, and its launcher
     # still needs it after this: it is put back below, whatever happens in between.
     application = GlobalHydra.instance().hydra  # the command itself is one, and there can be one at a time

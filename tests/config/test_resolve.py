@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from foundation.config import resolve as resolve_module
 from foundation.config.distillation_cfg import DistillationCfg, ScheduleCfg, StudentCfg
 from foundation.config.overrides import parse_overrides
 from foundation.config.plain import to_plain
-from foundation.config.resolve import Resolved, choices, config_folder, resolve, resolve_distillation_cfg
+from foundation.config.resolve import Resolved, choices, compose, config_folder, resolve, resolve_distillation_cfg
 from foundation.core.errors import UserError
 
 
@@ -145,7 +147,7 @@ def test_every_way_of_writing_an_override_takes_effect(tokens: list[str], path: 
         ("distill.epoch_teacher_forcing=9999999999", "it must be at most 1000000"),
         ("distill.n_epochs=99999999999999999999", "an integer of at most 9007199254740992"),
         ("distill.num_envs=99999999999999999999", "an integer of at most 9007199254740992"),
-        ("distill.dataset.save=''", "--save_dataset is '': it must be the path of a folder"),
+        ("distill.dataset.save=''", "--save_dataset is '': it must be a path; leave it out where there is none"),
         ("distill.num_envs=0", "--num_envs is 0"),
         ("distill.batch_size=-1", "--batch_size is -1"),
         ("distill.learning_rate=nan", "learning_rate"),
@@ -310,3 +312,19 @@ def test_every_shipped_choice_resolves() -> None:
     for group in ("student", "loss", "schedule", "dataset", "task", "experiment"):
         for name in choices(group):
             resolve(parse_overrides([f"{group}={name}"]), {}, student_cfg_class=registry)
+
+
+def test_files_are_read_again_once_they_have_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same choices give the same values, whatever was done to them; a file that changes gives its new ones."""
+    folder = shutil.copytree(config_folder(), tmp_path / "configs")
+    monkeypatch.setattr(resolve_module, "config_folder", lambda: folder)
+    file = folder / "student" / "gru.yaml"
+    read = yaml.safe_load(file.read_text())
+    first, in_force = compose({"student": "gru"}, defaults=False)
+    assert first["student"]["hidden_size"] == read["hidden_size"] and in_force == {"student": "gru"}
+    first["student"]["hidden_size"] = in_force["student"] = None
+    again, in_force = compose({"student": "gru"}, defaults=False)
+    assert again["student"]["hidden_size"] == read["hidden_size"] and in_force == {"student": "gru"}
+    file.write_text(yaml.safe_dump(read | {"hidden_size": 1234}))
+    changed, _ = compose({"student": "gru"}, defaults=False)
+    assert changed["student"]["hidden_size"] == 1234

@@ -191,6 +191,9 @@ def _serve() -> None:
         importlib.import_module(module)
     from torch.utils.tensorboard.writer import SummaryWriter  # noqa: F401  (imported once, for all children)
 
+    from foundation.config.resolve import compose
+
+    compose({}, defaults=True)  # Hydra finds its plugins, and the defaults are read, once for all children
     for line in sys.stdin:
         request = json.loads(line)
         answer: Any = None
