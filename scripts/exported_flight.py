@@ -25,6 +25,7 @@ from tensordict import TensorDict
 
 from foundation.checkpoints import load_policy
 from foundation.checkpoints.reading.loading import LoadedPolicy, Overrides
+from foundation.cli.cli_args import positive_int
 from foundation.cli.command import run_command
 from foundation.cli.parser import ScriptParser
 from foundation.cli.studies import write_json
@@ -240,7 +241,9 @@ def build_parser() -> ScriptParser:
     parser = ScriptParser(prog="exported_flight.py", description=__doc__)
     parser.add_argument("--policies", nargs="+", metavar="FILE", help="policies of the built-in task")
     parser.add_argument("--engine", choices=("torch", "l2f"), default="torch", help="whose physics (torch)")
-    parser.add_argument("--num_episodes", type=int, default=64, metavar="N", help="episodes of each condition (64)")
+    parser.add_argument(
+        "--num_episodes", type=positive_int, default=64, metavar="N", help="episodes of each condition (64)"
+    )
     parser.add_argument("--output", default=str(ROOT / "docs" / "results"), metavar="FOLDER", help="(docs/results)")
     return parser
 

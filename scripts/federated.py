@@ -28,6 +28,8 @@ from benchmarks.ours import NoRunDir
 from raptor.flights import flown_teachers, fly, load_flyer
 from raptor.stages import TASK, Stages, newest_run, python, write_json
 
+from foundation.cli.cli_args import positive_int
+from foundation.cli.cli_args import seed as seed_number
 from foundation.cli.command import run_command
 from foundation.cli.parser import ScriptParser
 from foundation.config.overrides import Overrides
@@ -53,14 +55,20 @@ WAYS: dict[str, str] = {
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = ScriptParser(__doc__)
-    parser.add_argument("--sites", type=int, default=4, help="sites (default: %(default)s)")
-    parser.add_argument("--vehicles", type=int, default=8, help="vehicles, dealt out (default: %(default)s)")
+    parser.add_argument("--sites", type=positive_int, default=4, help="sites (default: %(default)s)")
+    parser.add_argument("--vehicles", type=positive_int, default=8, help="vehicles, dealt out (default: %(default)s)")
     parser.add_argument("--teachers", type=Path, help="teachers.yaml with their vehicles, instead of training them")
-    parser.add_argument("--rounds", type=int, default=60, help="rounds (default: %(default)s)")
-    parser.add_argument("--updates", type=int, default=100, help="updates of each site in a round (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=60, help="epochs of each site's collection (%(default)s)")
-    parser.add_argument("--episodes", type=int, default=32, help="flown on each vehicle (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=positive_int, default=60, help="rounds (default: %(default)s)")
+    parser.add_argument(
+        "--updates", type=positive_int, default=100, help="updates of each site in a round (%(default)s)"
+    )
+    parser.add_argument(
+        "--epochs", type=positive_int, default=60, help="epochs of each site's collection (%(default)s)"
+    )
+    parser.add_argument(
+        "--episodes", type=positive_int, default=32, help="flown on each vehicle (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=seed_number, default=0)
     parser.add_argument("--folder", type=Path, default=Path("logs/federated"), help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("docs/results/federated"), help="files, without suffix")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, reaches nothing")

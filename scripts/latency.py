@@ -28,6 +28,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from foundation.checkpoints import load_policy
 from foundation.checkpoints.reading.loading import Overrides
+from foundation.cli.cli_args import positive_int
 from foundation.cli.command import run_command
 from foundation.cli.parser import ScriptParser
 from foundation.core.errors import UserError
@@ -73,7 +74,7 @@ def build_parser() -> ScriptParser:
     """Return the command's parser."""
     parser = ScriptParser(prog="latency.py", description="Time one step of a policy in each exported format.")
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a policy of any format that can be read")
-    parser.add_argument("--steps", type=int, default=5000, metavar="N", help="steps to time (5000)")
+    parser.add_argument("--steps", type=positive_int, default=5000, metavar="N", help="steps to time (5000)")
     parser.add_argument("--json", metavar="PATH", help="write the figures to this file")
     return parser
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from foundation.cli.cli_args import seed as seed_number
 from foundation.cli.command import run_command
 from foundation.cli.parser import ScriptParser
 from foundation.core.errors import UserError
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     """Sample and write."""
     parser = ScriptParser(__doc__)
     parser.add_argument("--num", type=int, required=True, help="number of vehicles")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same vehicles")
+    parser.add_argument("--seed", type=seed_number, default=0, help="the same seed gives the same vehicles")
     parser.add_argument("--output", type=Path, required=True, help="folder of the vehicles")
     args = parser.read(argv)
     if args.num < 1:

@@ -93,6 +93,7 @@ def choose_jobs(request: Request, build_parser: BuildParser) -> tuple[list[str],
         ids = [entry.id for entry in entries]
     else:
         ids = listed_ids(resumed)
+        refuse_another_list(resumed, request.args.multi_task)
         requests = [resumed_request(request, folder_of(resumed, name), build_parser()) for name in ids]
     jobs = []
     for name, own in zip(ids, requests, strict=True):
@@ -170,12 +171,43 @@ def folder_of(run: RunDir, name: str) -> RunDir:
     return RunDir(path)
 
 
-def write_list(run: RunDir, request: Request) -> None:
-    """Write the list of the tasks, as it was when the run began."""
-    entries = [asdict(entry) for entry in read_tasks(str(request.cfg.multi_task))]
+def plain_list(path: str) -> list[dict[str, Any]]:
+    """Read a list of tasks as plain values, with the teachers' files wherever the command is typed."""
+    entries = [asdict(entry) for entry in read_tasks(path)]
     for entry in entries:
         if Path(entry["teacher"]).exists():
             entry["teacher"] = str(Path(entry["teacher"]).resolve())
+    return entries
+
+
+def refuse_another_list(run: RunDir, typed: str | None) -> None:
+    """Refuse a list of tasks that is not that of the run to resume, which goes on with its own.
+
+    Args:
+        run: The run.
+        typed: The file that ``--multi_task`` names. None: none is named.
+
+    Raises:
+        UserError: Naming the first difference.
+    """
+    if typed is None:
+        return
+    was = {str(own["id"]): own for own in run.load_params(LIST)["tasks"]}
+    now = {str(own["id"]): own for own in plain_list(typed)}
+    differing = [f"tasks {', '.join(now)}, and the run has {', '.join(was)}"] if list(was) != list(now) else []
+    for name in was if not differing else ():
+        differing += [
+            f"{key} {quoted(value)} of task '{name}', and the run has {quoted(was[name].get(key))}"
+            for key, value in now[name].items()
+            if was[name].get(key) != value
+        ]
+    if differing:
+        raise UserError(f"'{typed}' has {differing[0]}: leave --multi_task out with --resume, or start a new run")
+
+
+def write_list(run: RunDir, request: Request) -> None:
+    """Write the list of the tasks, as it was when the run began."""
+    entries = plain_list(str(request.cfg.multi_task))
     text = yaml.safe_dump({"format": FORMAT, "tasks": entries}, sort_keys=False, allow_unicode=True)
     run.params_dir.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(run.params_dir / f"{LIST}.yaml", text.encode())
@@ -184,6 +216,8 @@ def write_list(run: RunDir, request: Request) -> None:
 
 def listed_ids(run: RunDir) -> list[str]:
     """Return the ids of a run's tasks, in order."""
+    if run.params_dir.is_dir() and not (run.params_dir / f"{LIST}.yaml").exists():
+        raise UserError(f"{run.path} is a run of one task: leave --multi_task out, or name another run by --load_run")
     tasks = run.load_params(LIST).get("tasks")
     listed = tasks if isinstance(tasks, list) else []
     ids = [own.get("id") if isinstance(own, dict) else None for own in listed]

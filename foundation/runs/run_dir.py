@@ -19,7 +19,7 @@ import yaml
 from foundation.config.plain import finite, to_plain
 from foundation.core.errors import UserError, suggest
 from foundation.core.files import atomic_torch_save, atomic_write_bytes, load_checkpoint, load_yaml, lock_folder
-from foundation.core.program import note_run_folder
+from foundation.core.program import command_name, note_run_folder
 from foundation.core.text import quoted
 
 _SHELL = re.compile(r"(?:^|(?<!\\)[\w-])[*?]")
@@ -246,14 +246,23 @@ class RunDir:
     def load_params(self, name: str = "distillation") -> dict[str, Any]:
         """Read ``params/<name>.yaml`` back as plain values."""
         if not (self.params_dir / f"{name}.yaml").exists():
-            raise UserError(
-                f"{self.path} has no params/{name}.yaml: that run stopped before it began; start it anew, or name "
-                "another one with --load_run"
-            )
+            raise UserError(f"{self.path} {self._why_without(name)}")
         values = load_yaml(self.params_dir / f"{name}.yaml")
         if not isinstance(values, dict):
             raise UserError(f"{self.params_dir / name}.yaml does not hold a mapping of keys to values")
         return values
+
+    def _why_without(self, name: str) -> str:
+        """Return why the folder has no ``params/<name>.yaml``, and what to do."""
+        other = {"distillation": "finetune", "finetune": "distillation"}.get(name)
+        if other is not None and (self.params_dir / f"{other}.yaml").exists():
+            return f"is a run of {command_name(f'{other}.py')}: resume it by that, or name another one by --load_run"
+        if not (_is_run(self.path.absolute()) or self.params_dir.exists()):
+            return f"is not the folder of a run, which has params/{name}.yaml: name one by --load_run"
+        return (
+            f"has no params/{name}.yaml: that run stopped before it began; start it anew, or name another one with "
+            "--load_run"
+        )
 
     def write_summary(self, summary: Mapping[str, Any], name: str = "summary.json") -> Path:
         """Write the run's figures as JSON, atomically; NaN and infinities become null."""

@@ -394,3 +394,17 @@ def test_a_run_that_fails_meanwhile_takes_no_folder_away_from_another(tmp_path, 
     monkeypatch.setattr(Path, "mkdir", mkdir)
     run = RunDir.create(tmp_path / "logs", "experiment")
     assert taken and run.path.is_dir()
+
+
+def test_a_folder_without_a_runs_config_is_called_what_it_is(tmp_path):
+    """No run at all, a run of the other command, or a run that stopped before it began."""
+    with pytest.raises(UserError, match=r"is not the folder of a run, which has params/finetune\.yaml"):
+        RunDir(tmp_path).load_params("finetune")
+    run = tmp_path / "2026-01-01_00-00-00"
+    run.mkdir()
+    with pytest.raises(UserError, match="that run stopped before it began"):
+        RunDir(run).load_params("distillation")
+    (run / "params").mkdir()
+    (run / "params" / "finetune.yaml").write_text("{}")
+    with pytest.raises(UserError, match=r"is a run of .*finetune.*: resume it by that"):
+        RunDir(run).load_params("distillation")

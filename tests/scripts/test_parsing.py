@@ -42,6 +42,25 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, name, given, says)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "says"),
+    [
+        ("federated", ["--rounds", "0"], "--rounds: 0 is too small: it must be at least 1"),
+        ("federated", ["--episodes", "-1"], "--episodes: -1 is too small"),
+        ("federated", ["--seed", "-1"], "--seed: must be between 0 and 4294967295, got -1"),
+        ("sample_vehicles", ["--num", "1", "--output", "made", "--seed", "-1"], "--seed: must be between 0 and"),
+        ("latency", ["--steps", "0"], "--steps: 0 is too small"),
+        ("exported_flight", ["--num_episodes", "0"], "--num_episodes: 0 is too small"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_before_anything_is_made(tmp_path, monkeypatch, capsys, name, given, says):
+    """And not taken for work of no size, nor found after minutes of training."""
+    monkeypatch.chdir(tmp_path)
+    assert run_command(importlib.import_module(name).main, given) == 2
+    assert says in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_misspelt_flag_is_not_a_missing_one(capsys):
     """The flag that was typed is named, before the one that is required."""
     assert run_command(importlib.import_module("sample_vehicles").main, ["--nun", "3", "--output", "made"]) == 2
