@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 PARTS = (
-    *("sweep", "distill", "sweep_memory", "memory", "last_percent"),
+    *("sweep", "refine", "distill", "sweep_memory", "memory", "last_percent"),
     *("kinds", "breakdown", "simulator", "dataset", "raptor"),
 )
 RACES = {"distill": "", "memory": "_memory", "last_percent": "_last_percent"}
@@ -142,6 +142,23 @@ class Benchmark:
         self.bench.warm_up(*(() if sides is None else (base for base, _ in sides.values())))
         self.keep(name, sweep.sweep_both(self.bench, seeds, budgets, known, lambda rows: self.keep(name, rows), sides))
 
+    def refine(self) -> None:
+        """Sweep RSL-RL's settings once more, around the one that was first at the first level."""
+        from benchmarks import race, stock, sweep
+
+        swept = self.result.get("sweep") or swept_earlier(self.args.swept, "sweep")
+        best = {} if swept is None else sweep.best_found((stock.TUNED, swept["rsl_rl"]["rows"]))
+        centre = next(iter(best.values()), stock.TUNED)
+        axes = {"learning_rate": [3e-3]} if self.args.quick else sweep.REFINED_AXES
+        budget = 0.3 if self.args.quick else SWEEP_BUDGETS["rsl_rl"]
+        seeds = range(200, 200 + self.args.sweep_seeds)
+        known = self.earlier.get("refine", {})
+        about = {"base": json.loads(json.dumps(race.describe(centre))), "budget": budget, "seeds": len(seeds)}
+        rows = known.get("rows", []) if {key: known.get(key) for key in about} == about else []
+        self.bench.warm_up(centre)
+        keep = lambda done: self.keep("refine", {**about, "rows": done})  # noqa: E731
+        sweep.sweep(self.bench, "rsl_rl", centre, axes, seeds, budget, rows, keep)
+
     def rivals(self, name: str) -> dict[str, race.Rival]:
         """Return who takes part in a race; the first is ours."""
         from benchmarks import last_percent, recurrent, stock, sweep
@@ -159,7 +176,11 @@ class Benchmark:
         if not memory:
             like = stock.ISAACLAB_LIKE
             out["isaaclab_like"] = Rival(like, budgets["isaaclab_like"], f"RSL-RL, as in Isaac Lab: {like.label}")
-        best = {} if swept is None else sweep.best_found(centre, swept["rsl_rl"]["rows"])
+        sweeps = [] if swept is None else [(centre, swept["rsl_rl"]["rows"])]
+        refined = None if memory else self.result.get("refine") or swept_earlier(self.args.swept, "refine")
+        if refined is not None:
+            sweeps.append((stock.StockSettings.of(refined["base"]), refined["rows"]))
+        best = sweep.best_found(*sweeps)
         if not best:
             self.report(f"No setting of RSL-RL's in a {SWEEPS[name]} has reached a level: it runs with {centre.label}")
             return out | {"centre": Rival(centre, budget, f"RSL-RL: {centre.label}")}
@@ -252,7 +273,7 @@ class Benchmark:
                 self.sweep(name)
             elif name in RACES:
                 self.race(name)
-            elif name not in self.earlier:
+            elif name == "refine" or name not in self.earlier:
                 getattr(self, name)()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,11 @@ class StockSettings:
         if self.gradient_length > 1:
             parts.append(f"gradient length {self.gradient_length}")
         return ", ".join(parts)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> StockSettings:
+        """Return the settings that a JSON file has."""
+        return cls(**{**values, "hidden_dims": tuple(values["hidden_dims"])})
 
     def changed(self, **values: Any) -> StockSettings:
         """Return a copy with some values changed."""

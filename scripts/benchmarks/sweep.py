@@ -24,6 +24,16 @@ STOCK_AXES: Axes = {
 }
 
 
+REFINED_AXES: Axes = {
+    "learning_rate": [1e-3, 3e-3, 4e-3],
+    "num_steps": [6, 8, 16],
+    "num_learning_epochs": [2],
+    "num_envs": [64, 192],
+    "init_std": [0.01, 0.05],
+}
+"""Around RSL-RL's best found to the first level: the presets of this project were tuned more than once, too."""
+
+
 def our_axes(preset: Mapping[str, Any] | None = None) -> Axes:
     """Return the values around ``experiment=fast``, or another preset, as many as RSL-RL's."""
     base = ours.settings(preset or {})
@@ -55,18 +65,22 @@ def sides_with_memory() -> dict[str, tuple[Setting, Axes]]:
     }
 
 
-def best_found(base: Setting, rows: Sequence[Mapping[str, Any]]) -> dict[str, Setting]:
-    """Return the settings of a sweep that were first at each level, by level; none where all missed it.
+def best_found(*sweeps: tuple[Setting, Sequence[Mapping[str, Any]]]) -> dict[str, Setting]:
+    """Return the settings of some sweeps that were first at each level, by level; none where all missed it.
 
     A setting that is first at several levels is there once, under the highest of them.
+
+    Args:
+        sweeps: Centre and rows of each.
     """
-    found: dict[str, Mapping[str, Any]] = {}
+    every = [(row["median"], _with(base, row["changes"])) for base, rows in sweeps for row in rows]
+    found: dict[str, Setting] = {}
     for level in (f"{level:g}" for level in LEVELS):
-        hits = [row for row in rows if row["median"].get(level) is not None]
+        hits = [(median[level]["cpu_seconds"], setting) for median, setting in every if median.get(level) is not None]
         if hits:
-            found[level] = min(hits, key=lambda row: row["median"][level]["cpu_seconds"])["changes"]
-    once = {json.dumps(changes, sort_keys=True): level for level, changes in found.items()}
-    return {level: _with(base, changes) for level, changes in found.items() if level in once.values()}
+            setting = min(hits, key=lambda hit: hit[0])[1]
+            found = {earlier: other for earlier, other in found.items() if other != setting} | {level: setting}
+    return found
 
 
 def _with(base: Setting, changes: Mapping[str, Any]) -> Setting:

@@ -72,6 +72,7 @@ WHY_NOT = {
     "published-raptor/checkpoint.h5": "dense layers before the recurrent ones",
     "fixtures/student_gru.pt": "no network like student 'gru'",
     "teachers/cartpole/teacher.zip": DISCRETE,
+    "teachers/half_cheetah/teacher.zip": CLIPPED,
 }  # fmt: skip
 """File -> what RSL-RL's networks lack, as it is refused; all others are written."""
 STUDENTS_THAT_RSL_RL_HAS = ("mlp", "gaussian")
