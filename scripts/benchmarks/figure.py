@@ -58,7 +58,8 @@ def draw(traces: Mapping[str, Sequence[Trace]], labels: Mapping[str, str], path:
     _panel(panels[0], traces, labels, seconds, unit)
     _panel(panels[1], traces, labels, lambda s: float(max(s.env_steps, 1)), "Env steps of training")
     panels[0].set_ylabel("Return / teacher's return")
-    panels[0].yaxis.set_major_locator(matplotlib.ticker.FixedLocator([0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0]))
+    levels = [0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0]
+    panels[0].yaxis.set_major_locator(matplotlib.ticker.FixedLocator(levels))
     for axes in panels:
         axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_short))
         axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
