@@ -182,8 +182,21 @@ class DistillationDataset:
         self._chunk_resets[step].copy_(resets)
         if self.teacher_index is not None and teacher_index is not None:
             self.teacher_index[self._chunk, step].copy_(teacher_index)
+        self.write_state(step, state)
+
+    def step_rows(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return where a step of the chunk begun last is kept, (num_envs, row_size), and its resets (num_envs,)."""
+        return self._chunk_rows[step], self._chunk_resets[step]
+
+    def write_state(self, step: int, state: torch.Tensor | None) -> None:
+        """Write the student's memory before a step, (num_envs, state_size), if a training sequence begins there."""
         if self.states is not None and state is not None and step % self.sequence_length == 0:
             self.states[self._chunk, step // self.sequence_length].copy_(state)
+
+    def write_index(self, first: int, num_steps: int, index: torch.Tensor) -> None:
+        """Write the same teachers for several env steps of the chunk begun last. Shape of ``index``: (num_envs,)."""
+        if self.teacher_index is not None:
+            self.teacher_index[self._chunk, first : first + num_steps] = index.to(torch.int32)
 
     def _write_parts(
         self,

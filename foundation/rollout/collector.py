@@ -16,6 +16,7 @@ from foundation.engines.base import VecEnv, saves_state
 from foundation.policies.actors import Policy, PolicyActor
 from foundation.policies.obs_groups import ObsSelector, teacher_selector
 from foundation.rollout.episodes import CollectionStats, EpisodeTracker
+from foundation.rollout.fused import FusedSteps
 from foundation.rollout.labelling import LabellingActor
 from foundation.rollout.mixture import PolicyMixture, bound_of_labels
 from foundation.rollout.position_offset import PositionCorrection
@@ -103,6 +104,7 @@ class Collector:
             env.num_envs, dataset.chunk_steps, env.device, int(env.max_episode_length), self.actor.episode_labels
         )
         self.stepper = Stepper(env, self.actor, [self.tracker])
+        self.fused = FusedSteps(env, self.actor, self.tracker)
         self._beta: float | None = None
 
     @torch.no_grad()
@@ -179,7 +181,11 @@ class Collector:
     def _collect_chunk(self, beta: float) -> int:
         # A chunk is committed after the check: one with NaN is overwritten by the next, and never learned from.
         slot = self.actor.begin_chunk(beta)
-        self.stepper.run(self.dataset.chunk_steps)
+        stepper = self.stepper
+        if self.fused.fits and stepper.obs is not None:
+            stepper.obs, stepper.extras = self.fused.run(stepper.obs, self.dataset.chunk_steps)
+        else:
+            stepper.run(self.dataset.chunk_steps)
         self.actor.finish_chunk()
         self._check_finite(slot)
         self.dataset.commit_chunk()

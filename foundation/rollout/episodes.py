@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -86,6 +86,60 @@ class CollectionStats(EvaluationResult):
         return values if self.settled is None else values[self.settled]
 
 
+class Running(NamedTuple):
+    """The episodes in progress (see the attributes of :class:`EpisodeTracker`). Shape of each: (num_envs,)."""
+
+    returns: torch.Tensor
+    lengths: torch.Tensor
+    whole: torch.Tensor
+    counts: torch.Tensor
+
+
+class StepRows(NamedTuple):
+    """One env step of the ledger. Shape of each: (num_envs,)."""
+
+    returns: torch.Tensor
+    lengths: torch.Tensor
+    ended: torch.Tensor
+    whole: torch.Tensor
+    time_outs: torch.Tensor
+
+
+def add_step(
+    running: Running,
+    rows: StepRows,
+    rewards: torch.Tensor,
+    dones: torch.Tensor,
+    time_outs: torch.Tensor | None,
+    quota: float,
+) -> None:
+    """Add a step to the episodes in progress and write it, in place.
+
+    Args:
+        running: The episodes in progress; those that end begin anew.
+        rows: Where to write.
+        rewards: Shape: (num_envs,).
+        dones: Bool. Shape: (num_envs,).
+        time_outs: Shape: (num_envs,). None: unknown.
+        quota: Episodes of each environment that count.
+    """
+    running.returns.add_(rewards)
+    running.lengths.add_(1.0)
+    rows.returns.copy_(running.returns)
+    rows.lengths.copy_(running.lengths)
+    rows.ended.copy_(dones)
+    if quota == math.inf:
+        rows.whole.copy_(running.whole)
+    else:
+        torch.logical_and(running.whole, running.counts < quota, out=rows.whole)
+        running.counts.add_(dones)
+    if time_outs is not None:
+        rows.time_outs.copy_(time_outs)
+    running.returns.masked_fill_(dones, 0.0)
+    running.lengths.masked_fill_(dones, 0.0)
+    running.whole.logical_or_(dones)
+
+
 class EpisodeTracker(Observer):
     """The ledger of a rollout's episodes: adds up their returns, and keeps those of finished ones.
 
@@ -121,6 +175,7 @@ class EpisodeTracker(Observer):
         """Whether the episode in progress has been followed from its first step."""
         self.counts = torch.zeros(num_envs, device=device)
         """Episodes that each environment has finished since :meth:`restart`, where there is a quota."""
+        self.running = Running(self.returns, self.lengths, self.whole, self.counts)
         self.quota = math.inf
         """Episodes of each environment that statistics count."""
         self.gives_time_outs = False
@@ -135,8 +190,8 @@ class EpisodeTracker(Observer):
         self._time_outs = torch.zeros(self._shape, dtype=torch.bool, device=device)
         self._metrics: dict[str, torch.Tensor] = {}
         # Views of each row, made once: to index at every step costs as much as what is written.
-        names = ("_returns", "_lengths", "_ended", "_whole", "_time_outs")
-        self._rows = {name: getattr(self, name).unbind(0) for name in names}
+        columns = (self._returns, self._lengths, self._ended, self._whole, self._time_outs)
+        self._rows = [StepRows(*rows) for rows in zip(*(column.unbind(0) for column in columns), strict=True)]
         self._metric_rows: dict[str, tuple[torch.Tensor, ...]] = {}
         self._labels: Mapping[str, torch.Tensor] = {}
         self._step = 0
@@ -151,33 +206,36 @@ class EpisodeTracker(Observer):
 
     def after_step(self, rewards: torch.Tensor, dones: torch.Tensor, extras: dict[str, Any]) -> None:
         """See :class:`Observer`."""
-        step = self._step
-        self._step += 1
-        self.age += 1
-        self.returns.add_(rewards)
-        self.lengths.add_(1.0)
-        rows = self._rows
-        rows["_returns"][step].copy_(self.returns)
-        rows["_lengths"][step].copy_(self.lengths)
-        rows["_ended"][step].copy_(dones)
-        if self.quota == math.inf:
-            rows["_whole"][step].copy_(self.whole)
-        else:
-            torch.logical_and(self.whole, self.counts < self.quota, out=rows["_whole"][step])
-            self.counts.add_(dones)
         time_outs = extras.get("time_outs")
-        if time_outs is not None:
-            self.gives_time_outs = True
-            rows["_time_outs"][step].copy_(time_outs)
+        add_step(self.running, self.step_rows, rewards, dones, time_outs, self.quota)
+        self.gives_time_outs |= time_outs is not None
         for values in (extras.get("episode_metrics") or {}, self._labels):
             for name, value in values.items():
-                if name not in self._metrics:
-                    self._metrics[name] = torch.zeros(self._shape, dtype=value.dtype, device=self._device)
-                    self._metric_rows[name] = self._metrics[name].unbind(0)
-                self._metric_rows[name][step].copy_(value)
-        self.returns.masked_fill_(dones, 0.0)
-        self.lengths.masked_fill_(dones, 0.0)
-        self.whole.logical_or_(dones)
+                self.metric_row(name, value.dtype).copy_(value)
+        self.end_step()
+
+    @property
+    def step_rows(self) -> StepRows:
+        """Where the next step is written, but for metrics."""
+        return self._rows[self._step]
+
+    def metric_row(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """Return where the next step's values of a metric are written. Shape: (num_envs,)."""
+        if name not in self._metrics:
+            self._metrics[name] = torch.zeros(self._shape, dtype=dtype, device=self._device)
+            self._metric_rows[name] = self._metrics[name].unbind(0)
+        return self._metric_rows[name][self._step]
+
+    def label_steps(self, num_steps: int, labels: Mapping[str, torch.Tensor]) -> None:
+        """Write labels that are the same in each of the next steps. Shape of each: (num_envs,)."""
+        for name, value in labels.items():
+            self.metric_row(name, value.dtype)
+            self._metrics[name][self._step : self._step + num_steps] = value
+
+    def end_step(self) -> None:
+        """Count a step that has been written."""
+        self._step += 1
+        self.age += 1
 
     def begin(self) -> None:
         """Begin an epoch's statistics: forget the episodes that have ended so far."""

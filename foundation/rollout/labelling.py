@@ -109,6 +109,38 @@ class LabellingActor:
         self._step += 1
         return self.mixture.actions(label, student, self.beta)
 
+    # -- steps that are computed elsewhere (see ``rollout.fused``) ---------------------------------------------------
+
+    @property
+    def student_acts_alone(self) -> bool:
+        """Whether, in this chunk, nothing but the student decides on actions, and its observations are stored as is."""
+        fixed = self.assignment is None or self.assignment.choose is None
+        return self._is_late and fixed and self.mixture.is_plain and self.correction is None and self.predicted is None
+
+    def begin_steps(self, obs: TensorDict, num_steps: int) -> Mapping[str, torch.Tensor]:
+        """Write what is the same in each of the next steps, and return each episode's labels, (num_envs,)."""
+        if self.assignment is not None:
+            self._index = self.assignment.index(obs)
+            self.dataset.write_index(self._step, num_steps, self._index)
+        return self.episode_labels(obs)
+
+    KEPT = ("transitions", "resets", "teacher_obs", "teacher_resets")
+
+    def step_rows(self, teacher_obs: torch.Tensor, state: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """Return where the next step is kept, in the order of ``KEPT``.
+
+        Args:
+            teacher_obs: Given for their size. Shape: (num_envs, num_obs).
+            state: The student's memory before the step, which is stored here. Shape: (num_envs, state_size).
+        """
+        self.dataset.write_state(self._step, state)
+        return (*self.dataset.step_rows(self._step), *self.late.rows(teacher_obs, self.resets))
+
+    def end_step(self) -> None:
+        """Count a step that has been written."""
+        self._step += 1
+        self.late.added()
+
     @torch.no_grad()
     def relabel(self, most: int) -> int:
         """Label the newest stored transitions anew, by a teacher without memory that reads what the student reads.
@@ -193,13 +225,21 @@ class LateLabels:
             obs: The teacher's. Shape: (num_envs, num_obs).
             resets: Whether the step begins an episode. Shape: (num_envs,).
         """
+        kept_obs, kept_resets = self.rows(obs, resets)
+        kept_obs.copy_(obs)
+        kept_resets.copy_(resets)
+        self.added()
+
+    def rows(self, obs: torch.Tensor, resets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return where the next step's observations and resets are kept; they are given for their sizes."""
         if self._obs is None or self._resets is None:
             self._obs = obs.new_empty(self.block_steps, *obs.shape)
             self._resets = resets.new_empty(self.block_steps, *resets.shape)
             self._rows = list(zip(self._obs.unbind(0), self._resets.unbind(0), strict=True))
-        kept_obs, kept_resets = self._rows[self._count]
-        kept_obs.copy_(obs)
-        kept_resets.copy_(resets)
+        return self._rows[self._count]
+
+    def added(self) -> None:
+        """Count a step that is kept, and label the batch if it is full."""
         self._count += 1
         if self._count == self.block_steps:
             self.label()

@@ -52,6 +52,12 @@ class PolicyMixture:
         """Second moment of the student's action error, fitted by :meth:`fit_noise`. Shape: (num_actions,) * 2."""
         self._noise_root = torch.zeros_like(self.error_moment)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the student, where it acts alone, takes its mean action, and nothing is added to it."""
+        cfg = self.cfg
+        return cfg.student_deterministic and cfg.noise_std == 0.0 and cfg.epsilon == 0.0 and not self.choices
+
     def all_by(self, teacher: bool) -> None:
         """Let the teacher act in every environment, or the student in every one."""
         self.teacher_acts.fill_(teacher)

@@ -56,9 +56,7 @@ def flying_student(device: str, epochs: int = 120) -> Weights:
     return ours.train(values, shipped_teacher(), device, 0, math.inf).snapshots[-1].weights
 
 
-def build(
-    number: int, device: str, weights: Weights | None, *, compiled: bool, steps: int = STEPS
-) -> tuple[ours.TimedRunner, Any]:
+def build(number: int, device: str, weights: Weights | None, *, compiled: bool, steps: int = STEPS) -> ours.TimedRunner:
     """Build the on-policy phase of a run with that many teachers.
 
     Every environment is a Crazyflie with parameters of its own in memory. The step size is so small that the student
@@ -85,12 +83,12 @@ def build(
         "seed": 0,
     }
     cfg = resolve_distillation_cfg(Overrides(groups={"student": "gru"}), values, student_cfg_class=student_cfg_class)
-    env = make_env(EPISODES * number, device, 0, compiled=compiled, steps=steps)
+    env = make_env(EPISODES * number, device, 0, compiled=compiled, steps=steps, counted=not compiled)
     stack = teachers(number, 26, TEACHER_DIMS, device)
     runner = ours.TimedRunner(env, stack, cfg, ours.NoRunDir(), make_eval_env=lambda _: env)
     if weights is not None:
         runner.student.load_state_dict(weights)
-    return runner, env
+    return runner
 
 
 def epoch_rate(
@@ -110,7 +108,7 @@ def epoch_rate(
         Seconds of rollout, labelling and training in an epoch, and transitions per second.
     """
     begin = time.process_time()
-    runner, env = build(number, device, weights, compiled=compiled, steps=steps)
+    runner = build(number, device, weights, compiled=compiled, steps=steps)
     runner.run_epoch(0)
     first = time.process_time() - begin
     meter = Meter(device)
@@ -121,13 +119,13 @@ def epoch_rate(
     for epoch in range(1, 1 + epochs):
         for name in meter.spent:
             meter.spent[name] = 0.0
-        before, start = env.env_steps, meter.now()
+        before, start = runner.env_steps, meter.now()
         runner.run_epoch(epoch)
         total = meter.now() - start
         if not best or total < best["epoch_seconds"]:
             spent = dict(meter.spent)
             best = {
-                "transitions": env.env_steps - before,
+                "transitions": runner.env_steps - before,
                 "epoch_seconds": total,
                 "rollout": spent["collection"] - spent["labelling"],
                 "labelling": spent["labelling"],

@@ -6,11 +6,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from foundation.accel.compiled import CompiledFunction
 from foundation.tasks.quadrotor import mdp
 from foundation.tasks.quadrotor.sim.quadrotor import QuadrotorDynamics, RowParams, row_params, step_rows
 from foundation.tasks.quadrotor.sim.rows import Rows, norm
@@ -50,7 +50,7 @@ class StepState(NamedTuple):
     """Of the reward's terms, the distance and the steps. Shape: (7, num_envs)."""
     log: torch.Tensor
     """Means over the episodes that ended last, in the order of ``episode_stats.POINT_CTRL.tags``. Shape: (11,)."""
-    forces: torch.Tensor | None
+    forces: torch.Tensor | None = None
     """Constant force [N] and torque [N m] of the running episodes, where there are any. Shape: (6, num_envs)."""
 
 
@@ -71,41 +71,43 @@ class StepResult(NamedTuple):
     """Sum of the distances up to this step, for the ring of the last second. Shape: (num_envs,)."""
 
 
-class CompiledStep:
-    """:func:`advance`, compiled for one environment.
+class PureStep:
+    """:func:`advance` as a function of tensors alone, in one order.
 
     Args:
         settings: Of the environment.
-        device: Its device.
     """
 
-    def __init__(self, settings: StepSettings, device: torch.device):
+    def __init__(self, settings: StepSettings):
         self._settings = settings
         self._constants = (*settings.params, settings.limits)
-        self._compiled = CompiledFunction(self._flat, device)
 
-    def __call__(
-        self,
-        before: StepState,
-        actions: torch.Tensor,
-        initial: torch.Tensor,
-        forces: torch.Tensor | None,
-        second_ago: torch.Tensor,
-    ) -> tuple[StepState, StepResult]:
-        """See :func:`advance`; sizes, strides and types of every call must be those of the first."""
+    def inputs(
+        self, before: StepState, initial: torch.Tensor, forces: torch.Tensor | None, second_ago: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Put what a step begins with in order (see :func:`advance`)."""
         pushes = () if forces is None or before.forces is None else (before.forces, forces)
-        out = self._compiled(*self._constants, *before[:5], actions, initial, second_ago, *pushes)
-        return StepState(*out[:5], forces=out[12] if pushes else None), StepResult(*out[5:12])
+        return (*self._constants, *before[:5], initial, second_ago, *pushes)
 
-    def _flat(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Do it on tensors alone, which is what is compiled."""
-        *params, limits = tensors[: len(self._constants)]
-        state, action, length, sums, log, actions, initial, second_ago, *pushes = tensors[len(self._constants) :]
+    def __call__(self, actions: torch.Tensor, *inputs: torch.Tensor) -> tuple[StepState, StepResult]:
+        """Advance (see :func:`advance`)."""
+        *params, limits = inputs[: len(self._constants)]
+        state, action, length, sums, log, initial, second_ago, *pushes = inputs[len(self._constants) :]
         settings = self._settings._replace(params=RowParams(*params), limits=limits)
         pushed, forces = pushes or (None, None)
         before = StepState(state, action, length, sums, log, pushed)
-        after, result = advance(settings, before, actions, initial, forces, second_ago)
-        return (*after[:5], *result, *(() if after.forces is None else (after.forces,)))
+        return advance(settings, before, actions, initial, forces, second_ago)
+
+    def flat(self, actions: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Advance, and return the result's fields and then the state's: what is compiled."""
+        after, result = self(actions, *inputs)
+        return (*result, *(part for part in after if part is not None))
+
+
+def unflatten(flat: Sequence[torch.Tensor]) -> tuple[StepState, StepResult]:
+    """Return what :meth:`PureStep.flat` has flattened."""
+    count = len(StepResult._fields)
+    return StepState(*flat[count:]), StepResult(*flat[:count])
 
 
 def step_settings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from tensordict import TensorDict
 from foundation.accel.compiled import CompiledFunction
 from foundation.core.errors import UserError
 from foundation.tasks.quadrotor import mdp
-from foundation.tasks.quadrotor.compiled_step import CompiledStep, StepState, step_settings
+from foundation.tasks.quadrotor.compiled_step import PureStep, StepResult, StepState, step_settings, unflatten
 from foundation.tasks.quadrotor.env_cfg import QuadcopterPointCtrlEnvCfg, check_cfg
 from foundation.tasks.quadrotor.episode_stats import POINT_CTRL
 from foundation.tasks.quadrotor.quadrotor_env import Judgement, QuadrotorEnv
@@ -33,6 +34,8 @@ class QuadcopterPointCtrlEnv(QuadrotorEnv):
     """Observation group -> first column of the rotation matrix, body to world, row by row."""
     action_fields = mdp.ACTION_FIELDS
     """Observation group -> first column of the previous action."""
+    traced_groups = ("policy", "l2f")
+    traced_metrics = ("position_error",)
 
     def __init__(self, cfg: QuadcopterPointCtrlEnvCfg | None = None, render_mode: str | None = None):
         """Build the environments and reset them with ``cfg.seed``."""
@@ -46,11 +49,13 @@ class QuadcopterPointCtrlEnv(QuadrotorEnv):
 
     def prepare(self) -> None:
         """Compile the step where asked to."""
-        self._advance: CompiledStep | None = None
+        self.pure_step: PureStep | None = None
+        """The step as a function of tensors, where it is compiled."""
         if self.cfg.compile:
             self._refuse_own_methods()
             settings = step_settings(self.cfg, self.dynamics, self._limits, self._weights, self.max_episode_length)
-            self._advance = CompiledStep(settings, self.device)
+            self.pure_step = PureStep(settings)
+            self._advance = CompiledFunction(self.pure_step.flat, self.device)
             self._compiled_states = CompiledFunction(self._flat_states, self.device)
 
     def _flat_states(self, drawn: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor]:
@@ -59,7 +64,7 @@ class QuadcopterPointCtrlEnv(QuadrotorEnv):
 
     def initial_states(self, drawn: torch.Tensor) -> torch.Tensor:
         """Turn uniform random numbers into initial states (see ``QuadrotorEnv.initial_states``)."""
-        if self._advance is None:
+        if self.pure_step is None:
             return super().initial_states(drawn)
         return self._compiled_states(drawn, self._ranges.position)[0]
 
@@ -94,30 +99,67 @@ class QuadcopterPointCtrlEnv(QuadrotorEnv):
     @torch.no_grad()
     def step(self, actions: torch.Tensor) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict[str, Any]]:
         """Advance every environment; those that end begin a new episode at once (see ``QuadrotorEnv.step``)."""
-        if self._advance is None:
+        if self.pure_step is None:
             return super().step(actions)
-        return self._step_compiled(self._advance, actions.to(self.device, self._dtype))
+        # The compiled function reads memory as it was laid out at first, and callers may hand over what they like.
+        actions = actions.to(self.device, self._dtype).reshape(self.num_envs, self.num_actions).contiguous()
+        after, out = unflatten(self._advance(actions, *self.step_inputs()))
+        self.take_state((out.total_distance, *after))
+        obs = self.take_observations({"policy": out.policy, "l2f": out.l2f})
+        return obs, out.reward, out.dones, {"log": self._stats.log, **_extras(out)}
 
-    def _step_compiled(
-        self, advance: CompiledStep, actions: torch.Tensor
-    ) -> tuple[TensorDict, torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """Do what ``QuadrotorEnv.step`` does, by the compiled function."""
-        # Callers may set these as they like, and the compiled function reads memory as it was laid out at first.
-        actions = actions.reshape(self.num_envs, self.num_actions).contiguous()
-        length = self.episode_length_buf.to(self.device, torch.long).reshape(self.num_envs).contiguous()
+    # -- the step as a function of tensors (see ``engines.base.TracedEnv``) ------------------------------------------
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether the step can be compiled with what acts in it."""
+        own_step = type(self).step is not QuadcopterPointCtrlEnv.step
+        return self.pure_step is not None and not own_step and not self._noise and self.camera is None
+
+    def step_inputs(self) -> tuple[torch.Tensor, ...]:
+        """Begin a step, and return what :meth:`trace_step` takes beside the actions."""
+        assert self.pure_step is not None
         initial, forces = self._take_initial()
         stats = self._stats
+        length = self.episode_length_buf.to(self.device, torch.long).reshape(self.num_envs).contiguous()
         pushed = None if forces is None else self._forces
         before = StepState(self._state, self._action, length, stats.sums, stats.latest, pushed)
-        after, out = advance(before, actions, initial, forces, stats.second_ago)
-        self._state = after.state
-        self._action = after.action
-        self.episode_length_buf = after.length
-        stats.replace(after.sums, after.log, out.total_distance)
-        if after.forces is not None:
-            self._forces = after.forces
-        groups = {"policy": out.policy, "deployable": out.policy[:, : mdp.DEPLOYABLE_SIZE], "l2f": out.l2f}
-        self._observations = self.with_noise(groups)
-        metrics = {"position_error": out.position_error}
-        extras = {"time_outs": out.time_outs, "log": stats.log, "episode_metrics": metrics}
-        return self._observations, out.reward, out.dones, extras
+        return self.pure_step.inputs(before, initial, forces, stats.second_ago)
+
+    def trace_step(
+        self, actions: torch.Tensor, inputs: Sequence[torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, dict[str, Any], tuple[torch.Tensor, ...]]:
+        """Advance, changing nothing: observation groups, rewards, dones, extras and the state."""
+        assert self.pure_step is not None
+        after, out = self.pure_step(actions, *inputs)
+        kept = tuple(part for part in after if part is not None)
+        return {"policy": out.policy, "l2f": out.l2f}, out.reward, out.dones, _extras(out), (out.total_distance, *kept)
+
+    def groups(self, obs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return all observation groups of those that :meth:`trace_step` returns."""
+        return {"policy": obs["policy"], "deployable": obs["policy"][:, : mdp.DEPLOYABLE_SIZE], "l2f": obs["l2f"]}
+
+    def take_state(self, after: Sequence[torch.Tensor | None]) -> None:
+        """Go on from the state that :meth:`trace_step` has returned."""
+        total, *parts = after
+        state = StepState(*parts)  # pyright: ignore[reportArgumentType] (all but the forces are there)
+        self._state = state.state
+        self._action = state.action
+        self.episode_length_buf = state.length
+        self._stats.replace(state.sums, state.log, total)  # pyright: ignore[reportArgumentType]
+        if state.forces is not None:
+            self._forces = state.forces
+
+    def take_observations(self, obs: Mapping[str, torch.Tensor]) -> TensorDict:
+        """Go on from the groups that :meth:`trace_step` has returned, and return all."""
+        self._observations = self.with_noise(self.groups(obs))
+        return self._observations
+
+    @property
+    def episode_log(self) -> dict[str, torch.Tensor]:
+        """What the last step's extras have under ``log``."""
+        return self._stats.log
+
+
+def _extras(out: StepResult) -> dict[str, Any]:
+    return {"time_outs": out.time_outs, "episode_metrics": {"position_error": out.position_error}}

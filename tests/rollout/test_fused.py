@@ -1,0 +1,161 @@
+"""Steps of one compiled function: what is stored, counted and left behind is what step by step gives."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from toy_env import LinearTeacher
+
+from foundation.config.distillation_cfg import CollectionCfg
+from foundation.dataset.dataset import DistillationDataset
+from foundation.dataset.spec import BufferSpec
+from foundation.engines.checked_env import CheckedEnv
+from foundation.engines.video import ActionClip, EnvWrapper
+from foundation.policies.obs_groups import ObsSelector
+from foundation.rollout.collector import Collector
+from foundation.rollout.fused import FusedSteps
+from foundation.students.gru import GRUStudent, GRUStudentCfg
+from foundation.students.mlp import MLPStudentCfg, StudentPolicy
+from foundation.tasks.quadrotor.env_cfg import QuadcopterPointCtrlEnvCfg
+from foundation.tasks.quadrotor.torch_env import QuadcopterPointCtrlEnv
+from foundation.teachers.assignment import TeacherAssignment
+
+CHUNK = 20
+NUM_ENVS = 6
+
+
+class Teacher(LinearTeacher):
+    """A teacher that labels many steps at once."""
+
+    def sequence(self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None):
+        return self.step(obs)
+
+
+def quadrotors(**changes):
+    """Six vehicles whose episodes are 35 steps long and often shorter."""
+    cfg = QuadcopterPointCtrlEnvCfg(seed=3, episode_length_s=0.35, compile=True)
+    cfg.scene.num_envs = NUM_ENVS
+    for name, value in changes.items():
+        setattr(cfg, name, value)
+    return QuadcopterPointCtrlEnv(cfg)
+
+
+def student(kind: str):
+    """A student whose actions are large enough that vehicles tumble."""
+    torch.manual_seed(5)
+    made = (
+        GRUStudent.from_cfg(GRUStudentCfg(learn_initial_state=True), 22, 4)
+        if kind == "gru"
+        else StudentPolicy.from_cfg(MLPStudentCfg(hidden_dims=[16]), 22, 4)
+    )
+    made.mean.weight.data *= 20.0
+    if kind == "gru":
+        next(own for name, own in made.named_parameters() if name.endswith("initial")).data.uniform_(-1.0, 1.0)
+    return made
+
+
+def make(kind: str, mode: str, env=None, cfg: CollectionCfg | None = None) -> Collector:
+    """Build a collector of two teachers."""
+    acting = student(kind)
+    stored = acting.state_size if mode == "steps" else 0
+    spec = BufferSpec(22, NUM_ENVS, 4000, {"mean": 4}, CHUNK, 10, num_teachers=2, state_size=stored)
+    teacher = Teacher(torch.linspace(-1, 1, 26 * 4).view(26, 4), 0.1, None)
+    groups = ObsSelector(["policy"]), ObsSelector(["deployable"])
+    names = TeacherAssignment(["a", "b"])
+    return Collector(
+        env or quadrotors(),
+        teacher,
+        acting,
+        DistillationDataset(spec),
+        *groups,
+        cfg,
+        mode=mode,
+        num_episodes=12,
+        seed=4,
+        assignment=names,
+    )
+
+
+def compare(kind: str, mode: str, monkeypatch, wrap=lambda env: env):
+    """Collect twice with both, and compare everything that is left behind."""
+    fused, plain = (make(kind, mode, wrap(quadrotors())) for _ in range(2))
+    used = []
+    run = FusedSteps.run
+    monkeypatch.setattr(FusedSteps, "run", lambda self, *args: used.append(self) or run(self, *args))
+    for epoch in range(3):
+        ours = fused.collect(epoch, 0.0)
+        assert used and used[-1] is fused.fused
+        with monkeypatch.context() as without:
+            without.setattr(FusedSteps, "fits", False)
+            theirs = plain.collect(epoch, 0.0)
+        if epoch == 1:  # each goes on from what the other has left behind
+            fused.load_state_dict(plain.state_dict())
+    assert plain.fused not in used
+    assert ours.slots == theirs.slots and ours.env_steps == theirs.env_steps and len(ours.lengths) >= 12
+    if kind == "mlp":  # its flights end both by limits and by time
+        assert 0 < int(ours.success.sum()) < len(ours.success)
+    for name in ("returns", "lengths", "success", "teacher", "settled", "metrics"):
+        close(getattr(ours, name), getattr(theirs, name))
+    assert list(ours.metrics) == list(theirs.metrics)
+    assert ours.log == pytest.approx(theirs.log, rel=1e-3, abs=1e-3)
+    count = fused.dataset.num_chunks
+    assert count == plain.dataset.num_chunks > 0
+    for name in ("rows", "resets", "teacher_index", "states"):
+        kept = [getattr(collector.dataset, name) for collector in (fused, plain)]
+        close(*(None if part is None else part[:count] for part in kept))
+    for name in ("env", "tracker", "resets", "student_state") if mode == "steps" else ():
+        mine, other = fused.state_dict()[name], plain.state_dict()[name]
+        close(*((part["tensors"] if name == "env" else part) for part in (mine, other)))
+    obs = fused.stepper.obs
+    assert obs is not None and obs is fused.stepper.env.get_observations()
+    close(dict(obs.items()), dict(plain.stepper.obs.items()))
+
+
+def close(ours, theirs) -> None:
+    """Compare tensors, dictionaries of them, or two that are None."""
+    assert (ours is None) == (theirs is None)
+    if ours is not None:
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("mode", ["steps", "episodes"])
+@pytest.mark.parametrize("kind", ["gru", "mlp"])
+def test_the_traced_step_is_the_stepper(monkeypatch, kind, mode):
+    """Transitions, labels, memory, statistics and the state to resume from agree, by torch's own operations."""
+    monkeypatch.setattr("foundation.accel.compiled.generate_code", lambda graph, tensors, options: graph)
+    compare(kind, mode, monkeypatch)
+
+
+def test_bounds_of_actions_hold(monkeypatch):
+    """An environment that is checked, and whose actions are clipped to half of what it allows, is fused as well."""
+    monkeypatch.setattr("foundation.accel.compiled.generate_code", lambda graph, tensors, options: graph)
+    compare("mlp", "steps", monkeypatch, lambda env: ActionClip(CheckedEnv(env), 0.5))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(shutil.which(name) for name in ("g++", "clang++", "c++")), reason="no C++ compiler")
+@pytest.mark.parametrize(("kind", "mode"), [("gru", "steps"), ("mlp", "episodes")])
+def test_the_compiled_step_is_the_stepper(monkeypatch, kind, mode):
+    """The same of the code that the compiler generates, which writes in place."""
+    compare(kind, mode, monkeypatch)
+
+
+def test_what_changes_a_step_is_not_fused(monkeypatch):
+    """Noise, another wrapper, an environment that is not compiled or has a step of its own, a teacher that acts."""
+    monkeypatch.setattr("foundation.accel.compiled.generate_code", lambda graph, tensors, options: graph)
+
+    def fits(collector: Collector, beta: float = 0.0) -> bool:
+        collector.actor.begin_chunk(beta)
+        return collector.fused.fits
+
+    own = type("Own", (QuadcopterPointCtrlEnv,), {"step": lambda self, actions: super(type(self), self).step(actions)})
+    cfg = quadrotors().cfg
+    assert fits(make("mlp", "steps"))
+    assert not fits(make("mlp", "steps"), beta=0.5)
+    assert not fits(make("mlp", "steps", cfg=CollectionCfg(noise_std=0.1)))
+    assert not fits(make("mlp", "steps", cfg=CollectionCfg(epsilon=0.1)))
+    assert not fits(make("mlp", "steps", EnvWrapper(quadrotors())))
+    assert not fits(make("mlp", "steps", own(cfg)))
+    assert not fits(make("mlp", "steps", quadrotors(compile=False)))
