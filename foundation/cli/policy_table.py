@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -14,6 +15,8 @@ from foundation.core.text import printable
 from foundation.deploy.description import Field
 from foundation.export.bundle import known_fields
 from foundation.teachers import TeacherPolicyWrapper
+
+logger = logging.getLogger("foundation.teacher_info")
 
 
 def show_policy(policy: TeacherPolicyWrapper, as_json: bool = False, task: str | None = None) -> None:
@@ -29,6 +32,8 @@ def show_policy(policy: TeacherPolicyWrapper, as_json: bool = False, task: str |
     """
     described = {**policy.describe(), "num_parameters": policy.num_parameters}
     fields = known_fields(policy.info, task)
+    if task is not None and not fields:
+        logger.warning("--task %s: it states no names of the columns that a policy reads, so that none are shown", task)
     if as_json:
         columns = {f"{what}_fields": [asdict(field) for field in known] for what, known in fields.items()}
         print(json.dumps(described | columns, indent=2))
