@@ -64,6 +64,8 @@ _PACKAGES = {
 """Beginning of an entry point -> the package that its environments need."""
 _PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
 """Types of the constructor's arguments that an override can set."""
+_CAMERA = {"camera_id", "camera_name", "default_camera_config"}
+"""Arguments of MuJoCo's environments that choose their camera."""
 _NOT_THEIRS = {"self", "render_mode", "num_envs", "autoreset_mode", "batch_size", "max_episode_steps"}
 """Arguments of constructors that this engine sets itself."""
 _OWN_DEFAULTS = {"reward_clipping": False}
@@ -298,6 +300,19 @@ def _creators(spec: EnvSpec) -> dict[str, Callable[..., Any]]:
     return creators
 
 
+def _following_camera(creator: Callable[..., Any] | None, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the camera to see a robot of MuJoCo by, unless one was typed: a robot leaves the picture of one that stands.
+
+    From release 1.4 on gymnasium takes a free camera and its class's settings of it. Those of some robots (HalfCheetah,
+    Ant) follow no body; the models have a camera ``track`` that does. A model without one has the free camera still.
+    """
+    parameters = {} if creator is None else inspect.signature(creator).parameters
+    settings = parameters["default_camera_config"].default if "default_camera_config" in parameters else None
+    takes_more = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    follows = not isinstance(settings, dict) or "trackbodyid" in settings
+    return {} if follows or not takes_more or _CAMERA & typed.keys() else {"camera_name": "track"}
+
+
 def make_agent_cfg(spec: EnvSpec) -> OnPolicyRunnerCfg:
     """Return the settings of PPO for a task that brings none: usual ones for continuous control, normalised inputs."""
     return OnPolicyRunnerCfg(
@@ -357,6 +372,7 @@ def make_vec_env(spec: EnvSpec, cfg: GymnasiumEnvCfg, rendered: bool = False) ->
     if rendered:
         prepare_rendering()
         kwargs["render_mode"] = "rgb_array"
+        kwargs |= _following_camera(creators.get("sync"), typed)
     try:
         vector = gymnasium.make_vec(spec.id, num_envs=num_envs, vectorization_mode=how, **options, **kwargs)
     except error.DependencyNotInstalled as failure:

@@ -25,7 +25,7 @@ from foundation.core.errors import UserError
 from foundation.engines import gymnasium as engine_module
 from foundation.engines import select_engine
 from foundation.engines.base import EnvCapabilities, LaunchRequest, VideoRequest
-from foundation.engines.gymnasium import GymnasiumEngine
+from foundation.engines.gymnasium import GymnasiumEngine, _following_camera
 from foundation.engines.gymnasium_spaces import Observations, make_actions
 from foundation.engines.gymnasium_vec_env import GymnasiumVecEnv, seeds_of
 from foundation.engines.torch import TorchEngine
@@ -484,6 +484,39 @@ def test_video_without_a_display(tmp_path):
     assert meta["size"] == (48, 32) and meta["fps"] == pytest.approx(25)
     with made("Test/Walk-v0") as env, pytest.raises(UserError, match="give --video"):
         env.render()
+
+
+def runs_away(default_camera_config={"distance": 4.0}, **kwargs): ...  # noqa: B006
+
+
+def is_followed(default_camera_config={"distance": 4.0, "trackbodyid": 1}, **kwargs): ...  # noqa: B006
+
+
+def has_no_camera(size=3, **kwargs): ...
+
+
+def takes_no_more(default_camera_config={"distance": 4.0}): ...  # noqa: B006
+
+
+@pytest.mark.parametrize(
+    ("creator", "camera"),
+    [(runs_away, "track"), (is_followed, None), (has_no_camera, None), (takes_no_more, None), (None, None)],
+)
+def test_a_robot_that_runs_away_is_followed_by_the_camera(creator, camera):
+    """Where the class's free camera follows no body, and what makes it takes other arguments."""
+    assert _following_camera(creator, {}).get("camera_name") == camera
+    assert _following_camera(creator, {"camera_id": 0}) == {}
+
+
+def test_the_cheetah_stays_in_the_picture(tmp_path):
+    """Ten metres from its start it is seen: pixels of its body's colour, which the floor and the sky do not have."""
+    pytest.importorskip("mujoco")
+    with made("HalfCheetah-v5", num_envs=1, video=VideoRequest(tmp_path, length=1, interval=0)) as env:
+        [robot] = env.unwrapped._vector.envs
+        robot = robot.unwrapped
+        robot.set_state(robot.init_qpos + 10.0 * np.eye(len(robot.init_qpos))[0], robot.init_qvel)
+        image = env.unwrapped.render().astype(int)
+    assert ((image[..., 0] - image[..., 2]) > 50).sum() > 500
 
 
 def test_configs_are_plain_and_copied():
