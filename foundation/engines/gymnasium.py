@@ -301,7 +301,7 @@ def _creators(spec: EnvSpec) -> dict[str, Callable[..., Any]]:
 
 
 def _following_camera(creator: Callable[..., Any] | None, typed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the camera to see a robot of MuJoCo by, unless one was typed. A robot leaves the picture of a standing one.
+    """Return the camera to see a robot of MuJoCo by, unless one was typed: it leaves the picture of one that stands.
 
     From release 1.4 on gymnasium takes a free camera and its class's settings of it. Those of some robots (HalfCheetah,
     Ant) follow no body; the models have a camera ``track`` that does. A model without one has the free camera still.
