@@ -17,6 +17,7 @@ def server() -> CommandServer:
 VARIANTS = {
     "mlp": [],
     "gru": ["student=gru", "student.hidden_size=12"],
+    "compiled": ["env.compile=true", "distill.optimizer.compile=true"],
     "noisy": ["collection.noise_std=0.1", "collection.epsilon=0.1", "--no-teacher_deterministic"],
 }
 

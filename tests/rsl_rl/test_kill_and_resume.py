@@ -27,6 +27,7 @@ VARIANTS = {
     "reservoir": ["dataset.size=1024", "dataset.eviction=reservoir", "collection.beta.kind=linear"],
     "on_policy": ["--on_policy"],
     "episodes": ["collection.mode=episodes"],
+    "newest": ["dataset.newest_epochs=2", "optimizer.name=soap", "optimizer.ema_decay=0.9"],
     "averaged": ["optimizer.ema_decay=0.9", "collection.epsilon=0.1", "--no-teacher_deterministic"],
 }
 
