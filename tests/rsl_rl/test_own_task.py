@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium
 import pytest
 import torch
 import yaml
@@ -140,9 +141,12 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "loud_task.py").write_text(LOUD)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    known = set(gymnasium.registry)
     yield tmp_path
     for name in ("own_task", "loud_task"):
         sys.modules.pop(name, None)
+    for task in set(gymnasium.registry) - known:  # other tests of this process list what is registered
+        del gymnasium.registry[task]
 
 
 def save_student(path: Path, task: str) -> None:

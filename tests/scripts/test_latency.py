@@ -49,7 +49,7 @@ def test_every_format_is_timed(name, multiply_adds, tmp_path, capsys):
 
 def test_no_steps_is_one_line():
     """Nothing to time is refused."""
-    with pytest.raises(UserError, match="at least 1 step"):
+    with pytest.raises(UserError, match="--steps: 0 is too small: it must be at least 1"):
         latency.main(["--checkpoint", "x.pt", "--steps", "0"])
 
 
