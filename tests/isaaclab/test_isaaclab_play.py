@@ -34,7 +34,15 @@ def test_isaac_labs_own_play_command_plays_it(tmp_path):
     log = tmp_path / "log"
     with log.open("wb") as said:
         variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "PYTHONUNBUFFERED": "1"}
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=said, stderr=subprocess.STDOUT, env=variables)
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env=variables,
+            # Tests that were started in the background ignore it, and so would what they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         try:
             end = time.monotonic() + DEADLINE
             while PLAYING not in log.read_text(errors="replace"):
