@@ -15,8 +15,9 @@ from torch import nn
 from torch.func import functional_call
 
 from foundation.accel.compiled import CompiledFunction
-from foundation.engines.base import TracedEnv, VecEnv
+from foundation.engines.base import VecEnv
 from foundation.engines.checked_env import CheckedEnv
+from foundation.engines.traced import TracedEnv
 from foundation.engines.video import ActionClip
 from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.episodes import EpisodeTracker, Running, StepRows, add_step

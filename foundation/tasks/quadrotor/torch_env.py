@@ -108,7 +108,7 @@ class QuadcopterPointCtrlEnv(QuadrotorEnv):
         obs = self.take_observations({"policy": out.policy, "l2f": out.l2f})
         return obs, out.reward, out.dones, {"log": self._stats.log, **_extras(out)}
 
-    # -- the step as a function of tensors (see ``engines.base.TracedEnv``) ------------------------------------------
+    # -- the step as a function of tensors (see ``engines.traced.TracedEnv``) ----------------------------------------
 
     @property
     def is_traced(self) -> bool:
