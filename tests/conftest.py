@@ -8,10 +8,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import gymnasium
 import hypothesis
 import pytest
 import torch
 
+import foundation.tasks  # noqa: F401 (registers the built-in tasks)
 from foundation.core import registry
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "helpers"))
@@ -38,6 +40,28 @@ def own_logging(monkeypatch):
     monkeypatch.setattr(root, "propagate", True)
     yield
     root.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def own_modules(tmp_path_factory: pytest.TempPathFactory):
+    """Forget the modules that a test wrote and imported, and the tasks that they registered."""
+    modules, tasks = set(sys.modules), set(gymnasium.registry)
+    yield
+    folder = str(tmp_path_factory.getbasetemp())
+    written = [name for name in set(sys.modules) - modules if _file_of(name).startswith(folder)]
+    for name in written:
+        del sys.modules[name]
+    for task in set(gymnasium.registry) - tasks if written else ():
+        target = gymnasium.registry[task].entry_point
+        root = target.partition(":")[0].partition(".")[0] if isinstance(target, str) else ""
+        if root not in sys.modules or root == "foundation":  # other packages register theirs only once
+            del gymnasium.registry[task]
+
+
+def _file_of(module: str) -> str:
+    """Return where a module is from; a folder for a package without ``__init__.py``."""
+    own = sys.modules[module]
+    return str(getattr(own, "__file__", None) or next(iter(getattr(own, "__path__", ())), ""))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -6,7 +6,6 @@ import math
 import multiprocessing
 import os
 import shutil
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -31,9 +30,7 @@ def in_folder(monkeypatch, tmp_path):
     shutil.copy(ROOT / "examples" / "pixel_task.py", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield tmp_path
-    sys.modules.pop("pixel_task", None)
-    gymnasium.registry.pop("CartPole-Pixels-v0", None)
+    return tmp_path
 
 
 def test_frames_are_those_of_the_camera(in_folder):
