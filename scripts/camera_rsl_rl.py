@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from rsl_rl.models import CNNModel
 from rsl_rl.runners import DistillationRunner
 from tensordict import TensorDict
 
+from foundation.cli.command import run_command
+from foundation.cli.parser import ScriptParser
 from foundation.policies.actors import Actor, PolicyActor
 from foundation.policies.obs_groups import teacher_selector
 from foundation.rollout.evaluate import evaluate
@@ -371,13 +373,17 @@ def write_page(results: dict[str, dict[str, Any]]) -> None:
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def main() -> int:
-    """Run what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = ScriptParser(__doc__)
     parser.add_argument("--only", default="", help="jobs whose name begins so")
     parser.add_argument("--folder", type=Path, default=Path("logs/camera_rsl_rl"), help="where the runs go")
     parser.add_argument("--page", action="store_true", help="only write the page")
-    args = parser.parse_args()
+    return parser.read(argv)
+
+
+def run_study(args: argparse.Namespace) -> int:
+    """Run what is asked for."""
     torch.set_num_threads(1)
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -391,6 +397,11 @@ def main() -> int:
         print(f"{name}: {done}", flush=True)
     write_page(known_results())
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study and return its exit code."""
+    return run_command(lambda arguments: run_study(parse(arguments)), argv)
 
 
 if __name__ == "__main__":

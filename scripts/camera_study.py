@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 
+from foundation.cli.command import run_command
+from foundation.cli.parser import ScriptParser
 from foundation.dataset.dataset import BufferSpec, DistillationDataset
 from foundation.dataset.transition import Column, image_column
 from foundation.policies.actors import PolicyActor
@@ -373,13 +375,17 @@ def known_results() -> dict[str, dict[str, Any]]:
     return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
 
 
-def main() -> int:
-    """Run what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = ScriptParser(__doc__)
     parser.add_argument("--only", default="", help="jobs whose name begins so: a case, cost, ablation/CASE")
     parser.add_argument("--folder", type=Path, default=Path("logs/camera_study"), help="where the runs go")
     parser.add_argument("--page", action="store_true", help="only write the page")
-    args = parser.parse_args()
+    return parser.read(argv)
+
+
+def run_study(args: argparse.Namespace) -> int:
+    """Run what is asked for."""
     torch.set_num_threads(1)
     args.folder.mkdir(parents=True, exist_ok=True)
     jobs: dict[str, Callable[[], dict[str, Any]]] = {"cost": measure_cost, "memory": measure_memory}
@@ -397,6 +403,11 @@ def main() -> int:
         print(f"{name}: {done}", flush=True)
     write_page(known_results())
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study and return its exit code."""
+    return run_command(lambda arguments: run_study(parse(arguments)), argv)
 
 
 if __name__ == "__main__":

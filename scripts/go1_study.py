@@ -28,6 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from camera_study import cpu_seconds_of
 
+from foundation.cli.command import run_command
+from foundation.cli.parser import ScriptParser
 from foundation.engines.headless import prepare_rendering
 from foundation.policies.actors import PolicyActor
 from foundation.policies.obs_groups import teacher_selector
@@ -339,9 +341,9 @@ def known_results() -> dict[str, dict[str, Any]]:
     return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
 
 
-def main() -> int:
-    """Run what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = ScriptParser(__doc__)
     parser.add_argument("--only", default="", help="jobs whose name begins so, such as flat/gru or rough")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44], help="seeds of the students")
     parser.add_argument("--folder", type=Path, default=Path("logs/go1_study"), help="where the runs go")
@@ -350,7 +352,11 @@ def main() -> int:
         "--video", type=Path, help="only film the GRU of the first seed beside its teacher, to this file"
     )
     parser.add_argument("--seconds", type=float, default=8.0, help="length of the video")
-    args = parser.parse_args()
+    return parser.read(argv)
+
+
+def run_study(args: argparse.Namespace) -> int:
+    """Run what is asked for."""
     torch.set_num_threads(1)
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -373,6 +379,11 @@ def main() -> int:
         print(f"{name}: {done}", flush=True)
     write_page(known_results())
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study and return its exit code."""
+    return run_command(lambda arguments: run_study(parse(arguments)), argv)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from foundation.cli.command import run_command
+from foundation.cli.parser import ScriptParser
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "losses.json"
@@ -201,13 +205,17 @@ def known_results() -> dict[str, dict[str, Any]]:
     return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
 
 
-def main() -> int:
-    """Run what is asked for; 1 if a score is too low."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = ScriptParser(__doc__)
     parser.add_argument("--only", default="", help="cases whose name begins so")
     parser.add_argument("--folder", type=Path, default=Path("logs/losses"), help="where the runs go")
     parser.add_argument("--page", action="store_true", help="run nothing: write the page of what is there")
-    args = parser.parse_args()
+    return parser.read(argv)
+
+
+def run_study(args: argparse.Namespace) -> int:
+    """Run what is asked for; 1 if a score is too low."""
     if args.page:
         write_page(known_results())
         return 0
@@ -228,6 +236,11 @@ def main() -> int:
     if high:
         print(f"held-out error of the added term reduced less than {FEWEST_TIMES:g} times: {', '.join(high)}")
     return int(bool(low or high))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study and return its exit code."""
+    return run_command(lambda arguments: run_study(parse(arguments)), argv)
 
 
 def is_added(name: str) -> bool:

@@ -8,7 +8,6 @@ circles of imports.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import importlib.util
 import io
@@ -16,9 +15,12 @@ import statistics
 import sys
 import tokenize
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from foundation.cli.command import run_command
+from foundation.cli.parser import ScriptParser
 
 Statements = Callable[[ast.AST], Iterator[ast.Import | ast.ImportFrom]]
 """Yields those import statements of a file that count."""
@@ -231,13 +233,18 @@ def _circles(graph: Mapping[str, set[str]]) -> Iterator[list[str]]:
             yield from visit(name)
 
 
-def main() -> None:
-    """Print one column for each package, as a Markdown table."""
-    parser = argparse.ArgumentParser(description="Measure how code is written, package beside package.")
+def parse(argv: Sequence[str] | None = None) -> list[str]:
+    """Read the command line."""
+    parser = ScriptParser("Measure how code is written, package beside package.")
     parser.add_argument(
         "packages", nargs="+", metavar="[TITLE=]PACKAGE", help="a package's folder, or the name of an installed package"
     )
-    packages = [argument.rpartition("=") for argument in parser.parse_args().packages]
+    return parser.read(argv).packages
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """Print one column for each package, as a Markdown table."""
+    packages = [argument.rpartition("=") for argument in arguments]
     columns = [measure(folder_of(name)).column() for _, _, name in packages]
     print("| | " + " | ".join(title or name for title, _, name in packages) + " |")
     print("|---|" + "---|" * len(packages))
@@ -245,6 +252,11 @@ def main() -> None:
         print(f"| {name} | " + " | ".join(column[name] for column in columns) + " |")
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare the packages and return the exit code."""
+    return run_command(lambda arguments: compare(parse(arguments)), argv)
+
+
 if __name__ == "__main__":
     sys.setrecursionlimit(10_000)
-    main()
+    sys.exit(main())

@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from foundation.core.errors import UserError, suggest
@@ -38,7 +39,6 @@ class OneLineParser(argparse.ArgumentParser):
         self._refuse_nul(words)
         note_typed(words)
         known, rest = cast("tuple[argparse.Namespace, list[str]]", super().parse_known_args(words, namespace))
-        self._refuse_empty(known)
         for module in getattr(known, "import", None) or []:
             import_typed(module)
         return known, rest
@@ -49,28 +49,30 @@ class OneLineParser(argparse.ArgumentParser):
             if "\0" in word:
                 self.error(f"{quoted(word)} has a NUL character in it: leave it out")
 
-    def _refuse_empty(self, known: argparse.Namespace) -> None:
-        """Complain of a flag that was given nothing, as by a shell's variable that is not set."""
-        for action in self._actions:
-            value = getattr(known, action.dest, None)
-            if value == action.default:  # Isaac Lab's --experience is empty unless it is typed
-                continue
-            self._refuse_control(action, value)
-            if value != "" and not (isinstance(value, list) and "" in value):
-                continue
-            if action.dest not in _MAY_BE_EMPTY:
-                name = action.option_strings[-1] if action.option_strings else str(action.metavar)
-                what = f" {action.metavar}" if action.option_strings and action.metavar else ""
-                self.error(f"{name} was given an empty text: write {name}{what}, or leave it out")
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """Check the text of a value before its type sees it: ``Path("")`` is the current folder."""
+        if arg_string != action.default:  # Isaac Lab's --experience is empty unless it is typed
+            self._refuse_blank(action, arg_string)
+            if action.type in (None, str, Path):
+                self._refuse_control(action, arg_string)
+        return super()._get_value(action, arg_string)
 
-    def _refuse_control(self, action: argparse.Action, value: object) -> None:
+    def _refuse_blank(self, action: argparse.Action, text: str) -> None:
+        """Complain of a flag that was given nothing, as by a shell's variable that is not set."""
+        if text.strip() or (text == "" and action.dest in _MAY_BE_EMPTY):
+            return
+        name = _name_of(action)
+        value = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
+        what = f" {value}" if action.option_strings else ""
+        self.error(f"{name} was given {'a blank' if text else 'an empty'} text: write {name}{what}, or leave it out")
+
+    def _refuse_control(self, action: argparse.Action, text: str) -> None:
         """Complain of a line break, or a terminal's code, in what will be printed and may become a file's name."""
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and any(ord(sign) < 32 or ord(sign) == 127 for sign in text):
-                name = action.option_strings[-1] if action.option_strings else str(action.metavar)
-                self.error(
-                    f"{name} is {quoted(text)}: it must be a plain name or path, without line breaks and the like"
-                )
+        if any(ord(sign) < 32 or ord(sign) == 127 for sign in text):
+            self.error(
+                f"{_name_of(action)} is {quoted(text)}: it must be a plain name or path, without line breaks and the "
+                "like"
+            )
 
     def flag_names(self) -> list[str]:
         """List every flag that would be accepted."""
@@ -120,3 +122,8 @@ class ScriptParser(OneLineParser):
 
     def __init__(self, description: str | None, **kwargs: object):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+
+def _name_of(action: argparse.Action) -> str:
+    """Return the flag's last name, or what stands for an argument without one."""
+    return action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest)

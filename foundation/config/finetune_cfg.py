@@ -9,7 +9,7 @@ from typing import Any, Literal
 from foundation.config.derived_cfg import DerivedObsCfg, check_derived
 from foundation.config.distillation_cfg import LoggerName, LossCfg, ScheduleCfg, StudentCfg, StudentMemory
 from foundation.config.typing_fit import choices_of, field_hints
-from foundation.config.validate import MAX_SEED, check_device, check_schedule
+from foundation.config.validate import A_PATH, MAX_SEED, check_device, check_schedule, is_named
 from foundation.core.errors import UserError, suggest
 
 KlDirection = Literal["teacher_policy", "policy_teacher"]
@@ -315,6 +315,7 @@ _POSITIVE = (
     "loss.min_std",
     "adapters.scale",
 )
+_PATHS = ("checkpoint", "teacher.checkpoint", "replay.dataset", "student.init_checkpoint", "student.init_encoder")
 _FLAGS = {
     "critic.warmup_iterations": "--critic_warmup_iterations",
     "teacher.checkpoint": "--teacher_checkpoint",
@@ -343,6 +344,10 @@ def check_finetune(cfg: FinetuneCfg) -> None:
         value = _get(cfg, path)
         if value is not None and value < least:
             raise UserError(f"{key_of_finetune(path)} is {value}: it must be at least {least}")
+    for path in _PATHS:
+        value = _get(cfg, path)
+        if value is not None and not is_named(value):
+            raise UserError(f"{key_of_finetune(path)} is {value!r}: it must be {A_PATH}")
     if cfg.seed > MAX_SEED:
         raise UserError(f"--seed is {cfg.seed}: it must be at most {MAX_SEED}")
     for path in _POSITIVE:
@@ -480,5 +485,5 @@ def _check_choices(cfg: FinetuneCfg) -> None:
 
 def _get(cfg: object, path: str) -> Any:
     for name in path.split("."):
-        cfg = getattr(cfg, name)
+        cfg = getattr(cfg, name, None)  # a student need not have every field
     return cfg

@@ -103,6 +103,8 @@ _PATHS = (
     "dataset.load",
     "dataset.save",
 )
+A_PATH = "a path; leave it out where there is none"
+"""What a blank path must be."""
 _AGENT_OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd")
 """What RSL-RL takes."""
 
@@ -122,7 +124,7 @@ def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> N
     for path in ("n_epochs", "epoch_teacher_forcing"):
         _check(cfg, path, lambda v: v <= MAX_EPOCHS, f"at most {MAX_EPOCHS}")
     for path in _PATHS:
-        _check(cfg, path, _is_named, "a path; leave it out where there is none")
+        _check(cfg, path, is_named, A_PATH)
     _check(cfg, "seed", lambda v: v <= MAX_SEED, f"at most {MAX_SEED}")
     for path in _POSITIVE:
         _check(cfg, path, _is_positive, f"a finite number above 0 ({MIN_POSITIVE:g} or more)")
@@ -161,7 +163,7 @@ def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> N
         )
 
 
-def _is_named(value: str | list[str]) -> bool:
+def is_named(value: str | list[str]) -> bool:
     """Whether no path is blank: that of the current folder would be taken for it."""
     return all(path.strip() for path in ([value] if isinstance(value, str) else value))
 

@@ -139,6 +139,8 @@ def test_a_flag_that_is_empty_unless_it_is_typed_is_no_mistake() -> None:
         (["--dataset="], "--dataset was given an empty text: write --dataset PATH, or leave it out"),
         (["--teacher_checkpoint", "a.pt", "--teacher_checkpoint", ""], "--teacher_checkpoint was given an empty text"),
         (["--device", ""], "--device was given an empty text: write --device DEVICE, or leave it out"),
+        (["--save_dataset", "  "], "--save_dataset was given a blank text: write --save_dataset PATH, or leave it out"),
+        (["--run_name", " "], "--run_name was given a blank text"),
         (["--task", "a\0b"], r"'a\\x00b' has a NUL character in it: leave it out"),
         (["--save_dataset", "a\nb"], r"--save_dataset is 'a\\nb': it must be a plain name or path"),
         (["--teacher_checkpoint", "a\x1bb"], "--teacher_checkpoint is .* without line breaks"),

@@ -70,7 +70,7 @@ CASES = [
     good_case("student of no module", ["distill.student.name=:Student"], "student ':Student' cannot be imported"),
     good_case("unknown flag", ["--num_env", "3"], "--num_env'", "'--num_envs'"),
     good_case("a name with a line break", ["--run_name", "a\nb"], "--run_name", "'a\\nb'", "plain name"),
-    good_case("a blank as a name", ["--experiment_name", " "], "--experiment_name", "blanks"),
+    good_case("a blank as a name", ["--experiment_name", " "], "--experiment_name", "blank text"),
     good_case("a path of nothing", ["distill.student.init_checkpoint="], "init_checkpoint is ''", "must be a path"),
     good_case("no image group", ["distill.augment_images.groups=[]"], "at least one image group"),
     good_case("a history without end", ["student=history", "distill.student.length=1000000"], "from 1 to 10000 steps"),

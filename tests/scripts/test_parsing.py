@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 
 from foundation.cli.command import run_command
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
 
 REQUIRED = {
     "sample_vehicles": ["--num", "1", "--output", "made"],
@@ -82,3 +84,29 @@ def test_vehicles_are_written_beside_the_real_ones_or_not_at_all(tmp_path, monke
     assert run_command(importlib.import_module("sample_vehicles").main, REQUIRED["sample_vehicles"]) == 2
     assert "made_real' is a file" in capsys.readouterr().err
     assert not (tmp_path / "made").exists()
+
+
+def path_arguments() -> list[tuple[str, str]]:
+    """Every argument of a script that is typed ``Path``, or named as one for people: script and flag, "" without."""
+    found = []
+    for file in sorted(SCRIPTS.glob("*.py")):
+        for call in ast.walk(ast.parse(file.read_text())):
+            if not (isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "add_argument"):
+                continue
+            said = {key.arg: ast.unparse(key.value).strip("'\"") for key in call.keywords if key.arg}
+            if said.get("type") == "Path" or said.get("metavar") in ("FILE", "FOLDER", "PATH", "DIR", "RUN"):
+                name = ast.literal_eval(call.args[0])
+                found.append((file.stem, name if name.startswith("-") else ""))
+    return found
+
+
+@pytest.mark.parametrize("blank", ["", "   "], ids=["empty", "spaces"])
+@pytest.mark.parametrize(("name", "flag"), path_arguments())
+def test_a_blank_path_is_not_the_current_folder(tmp_path, monkeypatch, capsys, name, flag, blank):
+    """As of a shell's variable that is not set: one line that names the argument, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    given = [flag, blank] if flag else [blank]
+    assert run_command(importlib.import_module(name).main, given) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and f"{flag} was given a" in error and "text: write" in error
+    assert list(tmp_path.iterdir()) == []
