@@ -19,6 +19,20 @@ def test_numbers_and_generator_are_those_of_torch():
     assert torch.equal(ours.get_state(), theirs.get_state())
 
 
+def test_torchs_defaults_do_not_matter():
+    """Numbers are float32 on the generator's device, whatever a program has made torch's defaults."""
+    drawn = [uniform.uniform((count,), torch.Generator().manual_seed(6)) for count in (5, 5000)]
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        again = [uniform.uniform((count,), torch.Generator().manual_seed(6)) for count in (5, 5000)]
+        assert uniform._same_as_torch(uniform.library())
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert all(torch.equal(*both) for both in zip(drawn, again, strict=True))
+
+
 def test_without_the_c_code_torch_draws(monkeypatch):
     """The same numbers come where nothing can be compiled."""
     drawn = uniform.uniform((5000,), torch.Generator().manual_seed(4))
@@ -26,9 +40,16 @@ def test_without_the_c_code_torch_draws(monkeypatch):
     assert torch.equal(drawn, uniform.uniform((5000,), torch.Generator().manual_seed(4)))
 
 
-def test_a_torch_with_another_generator_is_noticed(monkeypatch):
+def test_a_torch_with_another_generator_is_noticed(monkeypatch, caplog):
     """Code that draws other numbers, or reads another state, is not used."""
     function = uniform.library()
     assert not uniform._same_as_torch(lambda *args: None)
     monkeypatch.setattr(uniform, "_STATE_BYTES", 16)
     assert not uniform._same_as_torch(function)
+    caplog.set_level("INFO")
+    uniform.library.cache_clear()
+    try:
+        assert uniform.library() is None
+    finally:
+        uniform.library.cache_clear()
+    assert "has another generator" in caplog.text
