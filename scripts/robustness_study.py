@@ -18,6 +18,7 @@ from typing import Any
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
+from foundation.cli.cli_args import positive_int
 from foundation.cli.command import run_command
 from foundation.cli.parser import ScriptParser
 from foundation.cli.studies import write_json
@@ -48,8 +49,10 @@ def build_parser() -> ScriptParser:
     """Return the command's parser."""
     parser = ScriptParser(prog="robustness_study.py", description=__doc__)
     parser.add_argument("--runs", nargs="+", metavar="RUN", help="runs to measure (default: distil them)")
-    parser.add_argument("--steps", type=int, metavar="N", help="stop after N distillations and measurements")
-    parser.add_argument("--num_episodes", type=int, default=48, metavar="N", help="episodes at each value (48)")
+    parser.add_argument("--steps", type=positive_int, metavar="N", help="stop after N distillations and measurements")
+    parser.add_argument(
+        "--num_episodes", type=positive_int, default=48, metavar="N", help="episodes at each value (48)"
+    )
     folder = ROOT / "docs" / "results"
     parser.add_argument("--output", default=str(folder), metavar="FOLDER", help="where to (docs/results)")
     return parser

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from teacher_training.checkpoints import print_progress, write_teacher
 
+from foundation.cli.cli_args import positive_int, seed
 from foundation.cli.command import run_command
 from foundation.cli.parser import ScriptParser
 from foundation.tasks.quadrotor.agents.rsl_rl_ppo_cfg import QuadcopterPointCtrlPPORunnerCfg
@@ -107,13 +108,13 @@ def main(argv: list[str] | None = None) -> int:
     """Train, measure, write."""
     parser = ScriptParser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("foundation/assets/teachers/point_ctrl"))
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--num_envs", type=int, default=128)
-    parser.add_argument("--horizon", type=int, default=50)
-    parser.add_argument("--updates", type=int, default=600)
+    parser.add_argument("--seed", type=seed, default=1)
+    parser.add_argument("--num_envs", type=positive_int, default=128)
+    parser.add_argument("--horizon", type=positive_int, default=50)
+    parser.add_argument("--updates", type=positive_int, default=600)
     parser.add_argument("--motor_noise", type=float, default=0.05, help="std of the second stage's noise (2u - 1)")
     parser.add_argument("--noise_updates", type=int, default=250, help="updates of the second stage; 0 leaves it out")
-    parser.add_argument("--num_episodes", type=int, default=4096, help="episodes of the final measurement")
+    parser.add_argument("--num_episodes", type=positive_int, default=4096, help="episodes of the final measurement")
     args = parser.read(argv)
     torch.set_num_threads(1)
 

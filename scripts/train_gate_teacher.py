@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from teacher_training.checkpoints import print_progress, write_teacher
 
+from foundation.cli.cli_args import positive_int, seed
 from foundation.cli.command import run_command
 from foundation.cli.parser import ScriptParser
 from foundation.tasks.camera.camera import CameraCfg
@@ -76,13 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, measure, write."""
     parser = ScriptParser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("foundation/assets/teachers/gate"))
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--num_envs", type=int, default=128)
-    parser.add_argument("--horizon", type=int, default=50)
-    parser.add_argument("--updates", type=int, default=300)
+    parser.add_argument("--seed", type=seed, default=1)
+    parser.add_argument("--num_envs", type=positive_int, default=128)
+    parser.add_argument("--horizon", type=positive_int, default=50)
+    parser.add_argument("--updates", type=positive_int, default=300)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--hidden_dims", type=int, nargs="+", default=[128, 128])
-    parser.add_argument("--num_episodes", type=int, default=4096, help="episodes of the final measurement")
+    parser.add_argument("--num_episodes", type=positive_int, default=4096, help="episodes of the final measurement")
     args = parser.read(argv)
     torch.set_num_threads(1)
 

@@ -15,7 +15,7 @@ from foundation.cli.parser import OneLineParser
 from foundation.config.distillation_cfg import BelowMin, DistillationCfg, LoggerName, Selection
 from foundation.config.overrides import Overrides
 from foundation.config.typing_fit import MAX_INTEGER
-from foundation.config.validate import MAX_SEED
+from foundation.config.validate import A_COUNT, MAX_COUNT, MAX_SEED
 from foundation.core.errors import UserError
 from foundation.core.text import quoted, shorten
 
@@ -294,9 +294,11 @@ def number(text: str) -> float:
 
 
 def positive_int(text: str) -> int:
-    """Read an integer of 1 or more."""
+    """Read a number of something, from 1 on."""
     if (value := whole(text)) < 1:
         raise argparse.ArgumentTypeError(f"{value} is too small: it must be at least 1")
+    if value > MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"{value} is too large: it must be {A_COUNT}")
     return value
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from foundation.cli.own_process import run_in_a_process
 from foundation.cli.steps import StagedCommand, StepFailed, Steps, merged
 from foundation.config.typing_fit import MisfitError, field_hints, fit
+from foundation.config.validate import A_COUNT, MAX_COUNT, MAX_SEED
 from foundation.core.errors import UserError, suggest
 from foundation.core.files import atomic_write_bytes, load_checkpoint
 from foundation.evaluation.forgetting import Forgetting, TaskReturns, measure_forgetting
@@ -71,8 +72,13 @@ def read_lifelong(values: dict[str, Any]) -> LifelongCfg | None:
             setattr(cfg, name, fit(given.get(name, getattr(cfg, name)), hint))
         except MisfitError as error:
             raise UserError(f"lifelong.{name} is {given[name]!r}: it must be {error}") from None
-    if cfg.episodes < 1:
-        raise UserError(f"lifelong.episodes is {cfg.episodes}: it must be at least 1")
+    for name, fits, expected in (
+        ("episodes", cfg.episodes >= 1, "at least 1"),
+        ("episodes", cfg.episodes <= MAX_COUNT, A_COUNT),
+        ("seed", 0 <= cfg.seed <= MAX_SEED, f"at least 0 and at most {MAX_SEED}"),
+    ):
+        if not fits:
+            raise UserError(f"lifelong.{name} is {getattr(cfg, name)}: it must be {expected}")
     _refuse_own_keys(cfg)
     return cfg
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from foundation.config.derived_cfg import DerivedObsCfg, check_derived
 from foundation.config.distillation_cfg import LoggerName, LossCfg, ScheduleCfg, StudentCfg, StudentMemory
 from foundation.config.typing_fit import choices_of, field_hints
-from foundation.config.validate import A_PATH, MAX_SEED, check_device, check_schedule, is_named
+from foundation.config.validate import A_COUNT, A_PATH, MAX_COUNT, MAX_SEED, check_device, check_schedule, is_named
 from foundation.core.errors import UserError, suggest
 
 KlDirection = Literal["teacher_policy", "policy_teacher"]
@@ -281,9 +282,6 @@ def is_zero(coefficient: Coefficient) -> bool:
     return isinstance(coefficient, float | int) and coefficient == 0.0
 
 
-MAX_ITERATIONS = 2**31 - 1
-"""The largest number that event files count to."""
-
 # -- checks -----------------------------------------------------------------------------------------------------------
 
 _AT_LEAST = {
@@ -315,6 +313,16 @@ _POSITIVE = (
     "loss.min_std",
     "adapters.scale",
 )
+_COUNTS = (
+    "num_envs",
+    "max_iterations",
+    "num_eval_episodes",
+    "final_eval_episodes",
+    "critic.warmup_iterations",
+    "replay.batch_size",
+    "replay.sequence_length",
+    "ewc.samples",
+)
 _PATHS = ("checkpoint", "teacher.checkpoint", "replay.dataset", "student.init_checkpoint", "student.init_encoder")
 _FLAGS = {
     "critic.warmup_iterations": "--critic_warmup_iterations",
@@ -341,21 +349,14 @@ def check_finetune(cfg: FinetuneCfg) -> None:
     check_derived(cfg.obs, "finetune.obs")
     check_device(cfg.device)
     for path, least in _AT_LEAST.items():
-        value = _get(cfg, path)
-        if value is not None and value < least:
-            raise UserError(f"{key_of_finetune(path)} is {value}: it must be at least {least}")
+        _check(cfg, path, lambda v, least=least: v >= least, f"at least {least}")
+    for path in _COUNTS:
+        _check(cfg, path, lambda v: v <= MAX_COUNT, A_COUNT)
     for path in _PATHS:
-        value = _get(cfg, path)
-        if value is not None and not is_named(value):
-            raise UserError(f"{key_of_finetune(path)} is {value!r}: it must be {A_PATH}")
-    if cfg.seed > MAX_SEED:
-        raise UserError(f"--seed is {cfg.seed}: it must be at most {MAX_SEED}")
+        _check(cfg, path, is_named, A_PATH)
+    _check(cfg, "seed", lambda v: v <= MAX_SEED, f"at most {MAX_SEED}")
     for path in _POSITIVE:
-        value = _get(cfg, path)
-        if value is not None and not (value > 0.0 and math.isfinite(value)):
-            raise UserError(f"{key_of_finetune(path)} is {value:g}: it must be a finite number above 0")
-    if cfg.max_iterations > MAX_ITERATIONS:
-        raise UserError(f"--max_iterations is {cfg.max_iterations}: it must be at most {MAX_ITERATIONS}")
+        _check(cfg, path, lambda v: v > 0.0 and math.isfinite(v), "a finite number above 0")
     floor = cfg.actor.min_std
     if floor is not None and not 0.0 <= floor < math.inf:
         raise UserError(f"finetune.actor.min_std is {floor:g}: it must be a finite number, 0 or more")
@@ -372,6 +373,14 @@ def check_finetune(cfg: FinetuneCfg) -> None:
     _check_parts(cfg)
     _check_structure(cfg)
     _check_rehearsal(cfg)
+
+
+def _check(cfg: FinetuneCfg, path: str, fits: Callable[[Any], bool], expected: str) -> None:
+    """Refuse a value, where there is one, that does not fit."""
+    value = _get(cfg, path)
+    if value is not None and not fits(value):
+        shown = f"{value:g}" if isinstance(value, float) else repr(value)
+        raise UserError(f"{key_of_finetune(path)} is {shown}: it must be {expected}")
 
 
 def _check_rehearsal(cfg: FinetuneCfg) -> None:

@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 MAX_EMPHASIS = 255
 MAX_EPOCHS = 1_000_000
 """Each epoch is a checkpoint's step, a line and a shard: more are a slip of the keyboard."""
+MAX_COUNT = 2**31 - 1
+"""The largest integer of 32 bits, which event files count to: so many episodes or updates would never end."""
+A_COUNT = f"at most {MAX_COUNT}, the largest integer of 32 bits"
+"""What a larger number must be."""
 MAX_SEED = 2**32 - 1
 """What NumPy takes."""
 MIN_POSITIVE = 1.2e-38
@@ -73,6 +77,21 @@ _AT_LEAST = {
     "augment_images.shift": 0,
     "early_stopping.patience": 1,
 }
+_COUNTS = (
+    "num_envs",
+    "num_episodes",
+    "batch_size",
+    "sequence_length",
+    "num_eval_episodes",
+    "final_eval_episodes",
+    "teacher.gate.episodes",
+    "teacher.gate.horizon",
+    "teacher.gate.updates",
+    "collection.teacher_student_mix",
+    "dataset.chunk_steps",
+    "optimizer.updates_per_epoch",
+)
+"""Numbers of what is done or stored. An interval may be longer than any run: it is then never."""
 _POSITIVE = (
     "learning_rate",
     "teacher.combine_temperature",
@@ -123,6 +142,8 @@ def validate(cfg: DistillationCfg, loss_names: Iterable[str] | None = None) -> N
         _check(cfg, path, lambda v, least=least: v >= least, f"at least {least}")
     for path in ("n_epochs", "epoch_teacher_forcing"):
         _check(cfg, path, lambda v: v <= MAX_EPOCHS, f"at most {MAX_EPOCHS}")
+    for path in _COUNTS:
+        _check(cfg, path, lambda v: v <= MAX_COUNT, A_COUNT)
     for path in _PATHS:
         _check(cfg, path, is_named, A_PATH)
     _check(cfg, "seed", lambda v: v <= MAX_SEED, f"at most {MAX_SEED}")

@@ -95,6 +95,12 @@ class Learner:
         device = next(student.parameters()).device
         refuse_beyond_memory(rows * (8 + 4 * numbers), device, f"--batch_size {self.batch_size}", "give a smaller one")
 
+    def _check_draws(self, num_updates: int, device: torch.device) -> None:
+        """Refuse an epoch whose batches, which are drawn before its first update, no memory holds."""
+        key = "update_ratio" if self.cfg.optimizer.updates_per_epoch is None else "updates_per_epoch"
+        what = f"{num_updates} updates in an epoch (distill.optimizer.{key})"
+        refuse_beyond_memory(8 * num_updates * self.batch_size, device, what, "give fewer")
+
     @property
     def policies(self) -> list[Student]:
         """The student and, where ``optimizer.ema_decay`` is set, its average."""
@@ -220,6 +226,7 @@ class Learner:
         weights = self.objective.term_weights(epoch)
         draw = dataset.flat_minibatches if self.sequence_length == 1 else dataset.sequence_minibatches
         num_updates = self.num_updates(new_transitions)
+        self._check_draws(num_updates, torch.device(dataset.device))
         dataset.draw_newest(self._num_drawn_chunks(dataset, new_transitions))
         if self.augmentation is not None:
             self.augmentation.begin_epoch(epoch, self.ranks.rank)

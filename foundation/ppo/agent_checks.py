@@ -7,16 +7,15 @@ from collections.abc import Callable
 
 import torch
 
-from foundation.config.validate import read
+from foundation.config.validate import A_COUNT, MAX_COUNT, read
 from foundation.core.errors import UserError, suggest
 from foundation.core.memory import refuse_beyond_memory
 
 SCHEDULES = ("adaptive", "fixed")
 """Rules for PPO's learning rate."""
 _FINITE = "a finite number"
+_COUNTS = ("num_learning_epochs", "num_mini_batches")
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "num_learning_epochs": (lambda v: v >= 1, "at least 1"),
-    "num_mini_batches": (lambda v: v >= 1, "at least 1"),
     "gamma": (lambda v: 0 <= v <= 1, "from 0 to 1"),
     "lam": (lambda v: 0 <= v <= 1, "from 0 to 1"),
     "clip_param": (lambda v: v > 0, "above 0"),
@@ -39,6 +38,8 @@ def check_algorithm(algorithm: object) -> None:
     Raises:
         UserError: At the first value that cannot be.
     """
+    for name in _COUNTS:
+        check_count(read(algorithm, name), f"agent.algorithm.{name}")
     for name, (fits, expected) in _RANGES.items():
         value = read(algorithm, name)
         if isinstance(value, int | float) and not fits(value):
@@ -46,6 +47,20 @@ def check_algorithm(algorithm: object) -> None:
     schedule = read(algorithm, "schedule")
     if schedule is not None and schedule not in SCHEDULES:
         raise UserError(f"agent.algorithm.schedule is {schedule!r}. {suggest(str(schedule), SCHEDULES)}")
+
+
+def check_count(value: object, key: str) -> None:
+    """Check the number of something, where there is one.
+
+    Raises:
+        UserError: If it is none, or so many that it would never end.
+    """
+    if not isinstance(value, int):
+        return
+    if value < 1:
+        raise UserError(f"{key} must be at least 1, it is {value}")
+    if value > MAX_COUNT:
+        raise UserError(f"{key} must be {A_COUNT}, it is {value}")
 
 
 def check_networks(agent_cfg: object) -> None:

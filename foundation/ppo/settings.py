@@ -12,7 +12,7 @@ from foundation.config.finetune_cfg import FinetuneCfg
 from foundation.config.validate import read
 from foundation.config.values import apply_values
 from foundation.core.errors import UserError
-from foundation.ppo.agent_checks import check_algorithm, check_networks
+from foundation.ppo.agent_checks import check_algorithm, check_count, check_networks
 from foundation.ppo.versions import translate
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,7 @@ class AgentSettings:
         """
         check_networks(agent_cfg)
         steps = read(agent_cfg, "num_steps_per_env")
-        if isinstance(steps, int) and steps < 1:
-            raise UserError(f"agent.num_steps_per_env must be at least 1, it is {steps}")
+        check_count(steps, "agent.num_steps_per_env")
         values = translate(agent_cfg, "distribution")
         if "actor" not in values:
             raise UserError("the task's agent config is of a distillation, and fine-tuning needs one of PPO")

@@ -16,12 +16,11 @@ import numpy as np
 import torch
 
 from foundation.config.distillation_cfg import LoggerName
-from foundation.config.finetune_cfg import MAX_ITERATIONS
 from foundation.config.validate import read
 from foundation.core.errors import RunInterrupted, UserError, suggest
 from foundation.core.files import load_checkpoint
 from foundation.core.program import command_name
-from foundation.ppo.agent_checks import check_algorithm, check_networks
+from foundation.ppo.agent_checks import check_algorithm, check_count, check_networks
 from foundation.ppo.judge import Judge
 from foundation.ppo.library_runner import RslRlRunner
 from foundation.runs.run_dir import RunDir
@@ -54,18 +53,14 @@ class RslRlAgentCfg(Protocol):
 
 def check_agent_cfg(agent_cfg: RslRlAgentCfg) -> None:
     """Refuse settings that cannot work, before anything is built."""
-    for name in ("num_steps_per_env", "max_iterations", "save_interval"):
-        if not getattr(agent_cfg, name) >= 1:
-            raise UserError(f"agent.{name} must be at least 1, it is {getattr(agent_cfg, name)}")
+    for name in ("num_steps_per_env", "max_iterations", "num_eval_episodes"):
+        check_count(read(agent_cfg, name), f"agent.{name}")
+    if agent_cfg.save_interval < 1:
+        raise UserError(f"agent.save_interval must be at least 1, it is {agent_cfg.save_interval}")
     if agent_cfg.algorithm is None:
         raise UserError(
             "agent.algorithm=null: training needs it; set single values of it, agent.algorithm.<name>=VALUE"
         )
-    if agent_cfg.max_iterations > MAX_ITERATIONS:
-        raise UserError(f"--max_iterations must be at most {MAX_ITERATIONS}, it is {agent_cfg.max_iterations}")
-    episodes = read(agent_cfg, "num_eval_episodes")
-    if isinstance(episodes, int) and episodes < 1:
-        raise UserError(f"agent.num_eval_episodes must be at least 1, it is {episodes}")
     interval = read(agent_cfg, "eval_interval")
     if isinstance(interval, int) and interval < 0:
         raise UserError(f"agent.eval_interval must be at least 0 (0: never), it is {interval}")

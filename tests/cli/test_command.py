@@ -146,6 +146,8 @@ def test_a_flag_that_is_empty_unless_it_is_typed_is_no_mistake() -> None:
         (["--teacher_checkpoint", "a\x1bb"], "--teacher_checkpoint is .* without line breaks"),
         (["--num_envs", "9" * 5000], r"'9+\.\.\.' is not an integer"),
         (["--n_epochs", "9007199254740993"], "9007199254740993 is too large: it must be at most 9007199254740992"),
+        (["--num_envs", "1000000000000"], "--num_envs: 1000000000000 is too large: it must be at most 2147483647"),
+        (["--video_length", "2147483648"], "the largest integer of 32 bits"),
         (["--eval_interval", "-9007199254740993"], "is too large"),
     ],
 )

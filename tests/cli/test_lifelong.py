@@ -124,6 +124,8 @@ def test_bad_settings_and_a_command_that_fails(processes, monkeypatch, capfd):
         ("lifelong: 3", "it must be a mapping"),
         ("lifelong: {episode: 3}", "episode"),
         ("lifelong: {episodes: 0}", "at least 1"),
+        ("lifelong: {episodes: 1000000000000}", "lifelong.episodes is 1000000000000: it must be at most 2147483647"),
+        ("lifelong: {seed: -1}", "lifelong.seed is -1: it must be at least 0 and at most 4294967295"),
         ("lifelong: {episodes: many}", "it must be an integer"),
         ("lifelong: {distill: 3}", "it must be a mapping"),
         ("lifelong: {distill: {task: A}}", "lifelong.distill.task is the stage's own"),

@@ -54,6 +54,15 @@ def test_updates_are_in_proportion_to_the_new_rows(rows, batch, sequence, ratio,
     assert learner.num_updates(rows) == updates
 
 
+@pytest.mark.parametrize("key", ["updates_per_epoch", "update_ratio"])
+def test_batches_that_no_memory_holds_are_refused_before_they_are_drawn(key):
+    """10**13 updates of 16 rows are an index of 1.3 PB: one line with the key, and not an end by the system."""
+    cfg = config()
+    setattr(cfg.optimizer, key, 10**13)
+    with pytest.raises(UserError, match=rf"0 updates in an epoch \(distill.optimizer.{key}\) would take at least"):
+        Learner(student(), cfg, 1).learn(filled(4), 256, 0)
+
+
 def test_the_cost_of_an_epoch_does_not_grow_with_the_dataset():
     """With ten times the rows stored, as many updates are made for as many new rows."""
     for chunks in (4, 40):

@@ -15,9 +15,12 @@ from foundation.ppo.agent_checks import check_algorithm, check_networks, check_r
 from foundation.ppo.settings import AgentSettings
 from foundation.ppo.train_run import check_agent_cfg
 
+MANY = "at most 2147483647, the largest integer of 32 bits, it is 1000000000000"
 ALGORITHM = [
     ({"num_learning_epochs": 0}, "num_learning_epochs must be at least 1, it is 0"),
     ({"num_mini_batches": -1}, "num_mini_batches must be at least 1, it is -1"),
+    ({"num_learning_epochs": 10**12}, "num_learning_epochs must be " + MANY),
+    ({"num_mini_batches": 10**12}, "num_mini_batches must be " + MANY),
     ({"gamma": -1.0}, "gamma must be from 0 to 1, it is -1"),
     ({"lam": 2.0}, "lam must be from 0 to 1, it is 2"),
     ({"clip_param": 0.0}, "clip_param must be above 0, it is 0"),
@@ -87,6 +90,14 @@ def test_train_names_the_key_of_its_evaluations(name: str, value: int) -> None:
     """And not ``--num_envs``, which the user has not typed."""
     with pytest.raises(UserError, match=f"agent.{name} must be at least"):
         check_agent_cfg(OnPolicyRunnerCfg(**{name: value}))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("name", ["num_steps_per_env", "max_iterations", "num_eval_episodes"])
+def test_train_refuses_work_without_an_end(name: str) -> None:
+    """An integer of more than 32 bits; intervals may be longer than any run."""
+    check_agent_cfg(OnPolicyRunnerCfg(save_interval=10**12, eval_interval=10**12))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match=f"agent.{name} must be at most 2147483647, .* it is 1000000000000$"):
+        check_agent_cfg(OnPolicyRunnerCfg(**{name: 10**12}))  # pyright: ignore[reportArgumentType]
 
 
 def test_an_entropy_beyond_any_std_is_infinite_and_no_traceback() -> None:

@@ -49,6 +49,10 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, name, given, says)
     [
         ("federated", ["--rounds", "0"], "--rounds: 0 is too small: it must be at least 1"),
         ("federated", ["--episodes", "-1"], "--episodes: -1 is too small"),
+        ("federated", ["--rounds", "1000000000000"], "--rounds: 1000000000000 is too large: it must be at most"),
+        ("train_gate_teacher", ["--updates", "0"], "--updates: 0 is too small"),
+        ("train_bptt_teacher", ["--num_episodes", "-1"], "--num_episodes: -1 is too small"),
+        ("robustness_study", ["--num_episodes", "0"], "--num_episodes: 0 is too small"),
         ("federated", ["--seed", "-1"], "--seed: must be between 0 and 4294967295, got -1"),
         ("sample_vehicles", ["--num", "1", "--output", "made", "--seed", "-1"], "--seed: must be between 0 and"),
         ("latency", ["--steps", "0"], "--steps: 0 is too small"),
