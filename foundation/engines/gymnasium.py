@@ -370,9 +370,7 @@ def make_vec_env(spec: EnvSpec, cfg: GymnasiumEnvCfg, rendered: bool = False) ->
         kwargs |= {"max_episode_steps": longest, "disable_env_checker": True}
         options = {"vector_kwargs": {"autoreset_mode": mode, "copy": False}}
     if rendered:
-        prepare_rendering()
-        kwargs["render_mode"] = "rgb_array"
-        kwargs |= _following_camera(creators.get("sync"), typed)
+        kwargs |= _drawing(spec, how, creators, typed)
     try:
         vector = gymnasium.make_vec(spec.id, num_envs=num_envs, vectorization_mode=how, **options, **kwargs)
     except error.DependencyNotInstalled as failure:
@@ -386,7 +384,32 @@ def make_vec_env(spec: EnvSpec, cfg: GymnasiumEnvCfg, rendered: bool = False) ->
     except (LookupError, ValueError, AttributeError, AssertionError) as failure:
         _name_arguments(spec, typed, failure)
         raise
+    vector.metadata = _frame_rate(creators) | vector.metadata
     return GymnasiumVecEnv(vector, spec, cfg, longest)
+
+
+def _drawing(
+    spec: EnvSpec, how: str, creators: Mapping[str, Callable[..., Any]], typed: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments that make a task give images; none for Atari's, whose observations are shown."""
+    if how == "vector_entry_point" and not _takes(creators[how], "render_mode"):
+        if _entry_point(spec).startswith("ale_py"):
+            return {}
+        raise UserError(f"--video: the vector environment of {spec.id} is not drawn; use env.vectorization=sync")
+    prepare_rendering()
+    return {"render_mode": "rgb_array"} | _following_camera(creators.get("sync"), typed)
+
+
+def _takes(creator: Callable[..., Any], name: str) -> bool:
+    """Return whether a constructor takes an argument."""
+    parameters = inspect.signature(creator).parameters
+    return name in parameters or any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+
+
+def _frame_rate(creators: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
+    """Return the ``render_fps`` of the single environment, which not every vector environment states."""
+    rate = getattr(creators.get("sync"), "metadata", {}).get("render_fps")
+    return {} if rate is None else {"render_fps": rate}
 
 
 def _check_cfg(cfg: GymnasiumEnvCfg) -> int:

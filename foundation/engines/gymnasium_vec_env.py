@@ -22,6 +22,9 @@ from foundation.engines.gymnasium_cfg import INSTALL, GymnasiumEnvCfg
 from foundation.engines.gymnasium_spaces import Observations, make_actions
 from foundation.engines.mujoco_models import QUANTITIES, MujocoModels
 
+LEAST_HEIGHT = 336
+"""About the height that small frames are enlarged to in videos [pixels]."""
+
 
 class GymnasiumVecEnv:
     """A gymnasium ``VectorEnv`` with the promises of :class:`foundation.engines.base.VecEnv`.
@@ -188,7 +191,12 @@ class GymnasiumVecEnv:
         return self._obs
 
     def render(self) -> np.ndarray:
-        """Return the image of the first environment, uint8 of shape (height, width, 3)."""
+        """Return the image of the first environment, uint8 of shape (height, width, 3).
+
+        ``AtariVectorEnv`` draws nothing: its image is the newest frame of the observation, enlarged.
+        """
+        if _is_atari(self._vector):
+            return self._newest_frame()
         if self._vector.render_mode is None:
             raise UserError(f"{self._spec.id} was made without rendering: give --video")
         try:
@@ -206,6 +214,14 @@ class GymnasiumVecEnv:
         if image.dtype != np.uint8 and image.dtype.kind == "f":  # colours from 0 to 1
             image = (image.clip(0.0, 1.0) * 255).astype(np.uint8)
         return image
+
+    def _newest_frame(self) -> np.ndarray:
+        shape = cast(tuple[int, ...], self._vector.single_observation_space.shape)
+        frame = self._obs["policy"][0].cpu().numpy().reshape(shape)[-1]
+        if frame.ndim == 2:  # grey
+            frame = np.stack([frame] * 3, axis=-1)
+        factor = max(1, round(LEAST_HEIGHT / len(frame)))
+        return frame.repeat(factor, axis=0).repeat(factor, axis=1)
 
     def close(self) -> None:
         """Close the environments; a second time does nothing."""

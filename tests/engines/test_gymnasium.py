@@ -117,8 +117,9 @@ def registered() -> Iterator[None]:
     gymnasium.register("Test/Walk-v0", WalkEnv, max_episode_steps=9)
     gymnasium.register("Test/Endless-v0", WalkEnv, kwargs={"scale": 2}, vector_entry_point=LateVectorEnv)
     yield
+    once = {name: spec for name, spec in gymnasium.registry.items() if name.startswith("ALE/")}
     gymnasium.registry.clear()
-    gymnasium.registry.update(before)
+    gymnasium.registry.update(once | before)  # ale_py registers its games when it is imported, and never again
 
 
 @contextmanager
@@ -484,6 +485,36 @@ def test_video_without_a_display(tmp_path):
     assert meta["size"] == (48, 32) and meta["fps"] == pytest.approx(25)
     with made("Test/Walk-v0") as env, pytest.raises(UserError, match="give --video"):
         env.render()
+
+
+@pytest.mark.parametrize(("token", "channels"), [("env.grayscale=true", 1), ("env.grayscale=false", 3)])
+def test_atari_is_drawn_as_it_is_observed(tmp_path, token, channels):
+    """Its vector environment draws nothing: a clip shows the newest frames, enlarged, at 30 a second."""
+    pytest.importorskip("ale_py")
+    video = VideoRequest(tmp_path, length=5, interval=0)
+    with made("ALE/Pong-v5", token, num_envs=2, video=video) as env:
+        for _ in range(30):  # past the first frames, which the stack holds again and again
+            before = env.get_observations()["policy"][0].reshape(4, 84, 84, channels)
+            obs, *_ = env.step(torch.full((2, 1), 2.0))
+            seen = obs["policy"][0].reshape(4, 84, 84, channels)
+        assert torch.equal(seen[:3], before[1:]) and not torch.equal(seen[3], before[3])
+        image = torch.from_numpy(env.render())
+        assert image.shape == (336, 336, 3)
+        for row in range(4):
+            assert torch.equal(image[row::4, 3 - row :: 4], seen[3].expand(84, 84, 3))
+    meta = next(imageio_ffmpeg.read_frames(str(tmp_path / "rl-video-step-0.mp4")))
+    assert meta["size"] == (336, 336) and meta["fps"] == pytest.approx(30)
+
+
+def test_a_vector_environment_that_cannot_be_drawn_is_one_line(tmp_path):
+    """The line says which way of making the task can be."""
+    video = VideoRequest(tmp_path, length=5, interval=0)
+    token = "env.vectorization=vector_entry_point"
+    with (
+        pytest.raises(UserError, match=r"Test/Endless-v0 is not drawn; use env\.vectorization=sync"),
+        made("Test/Endless-v0", token, video=video),
+    ):
+        pass
 
 
 def runs_away(default_camera_config={"distance": 4.0}, **kwargs): ...  # noqa: B006
