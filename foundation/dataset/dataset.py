@@ -57,7 +57,9 @@ class DistillationDataset:
         self.sequence_length = spec.sequence_length
         self.dtype = spec.torch_dtype
         self.eviction = spec.eviction
-        self._num_drawn: int | None = None
+        self._newest_epochs: int | None = None
+        self._epoch_starts: list[int] = []
+        """How many chunks had been written when each epoch began, of those that the ring may still hold."""
         self.num_teachers = spec.num_teachers
         self.columns = spec.columns
         self.images = spec.images
@@ -128,6 +130,13 @@ class DistillationDataset:
         return self.typed[name] if name in self.typed else self.rows[..., self.columns[name]]
 
     # -- writing ------------------------------------------------------------------------------------------------
+
+    def begin_epoch(self) -> None:
+        """Note that the chunks from here on are of another epoch than those before (see :meth:`draw_newest`)."""
+        self._epoch_starts.append(self.chunks_written)
+        lost = self.chunks_written - self.max_chunks
+        while len(self._epoch_starts) > 1 and self._epoch_starts[1] <= lost:
+            del self._epoch_starts[0]
 
     def begin_chunk(self) -> int:
         """Begin the next chunk and return its index in the buffer; the chunk that was there is lost."""
@@ -260,17 +269,25 @@ class DistillationDataset:
             self.chunks_evicted += 1
         self.chunks_written += 1
 
-    def draw_newest(self, num_chunks: int | None) -> None:
-        """Draw minibatches from that many chunks, the newest; None: from all. Older ones stay stored.
+    def draw_newest(self, num_epochs: int | None) -> None:
+        """Draw minibatches from the chunks of that many epochs, the newest; None: from all. Older ones stay stored.
 
-        Where random ones are evicted a chunk's age is not known: all are drawn from.
+        All are drawn from while fewer epochs have begun, and where random chunks are evicted, whose age is not known.
         """
-        self._num_drawn = None if self.eviction != "oldest" else num_chunks
+        self._newest_epochs = num_epochs
+
+    def _num_drawn(self) -> int:
+        """Return how many chunks, the newest, minibatches are drawn from."""
+        epochs, starts = self._newest_epochs, self._epoch_starts
+        if epochs is None or epochs > len(starts) or self.eviction != "oldest":
+            return self.num_chunks
+        return min(self.num_chunks, self.chunks_written - starts[-epochs])
 
     def clear(self) -> None:
         """Forget every transition (on-policy learning)."""
         # Nothing is zeroed: transitions that are not counted are not drawn, and will be overwritten.
         self.num_chunks = self.chunks_written = self._cursor = 0
+        self._epoch_starts = []
 
     def activate(self, chunks: list[int], envs: torch.Tensor | None) -> None:
         """Choose the environments that some chunks are drawn from; transitions of the others keep their place.
@@ -421,7 +438,7 @@ class DistillationDataset:
         Shape: (num_batches, batch_size).
         """
         active = None
-        num_chunks = min(self.num_chunks, self._num_drawn or self.num_chunks)
+        num_chunks = self._num_drawn()
         first = (self.chunks_written - num_chunks) % self.max_chunks if num_chunks < self.num_chunks else 0
         num_items = num_chunks * self.num_envs * per_env
         if self.active is not None:
@@ -450,6 +467,7 @@ class DistillationDataset:
             "num_chunks": self.num_chunks,
             "chunks_written": self.chunks_written,
             "chunks_evicted": self.chunks_evicted,
+            "epoch_starts": list(self._epoch_starts),
             "cursor": self._cursor,
             "generator": self.generator.get_state(),
             "shape": [self.max_chunks, self.chunk_steps, self.num_envs, self.row_size],
@@ -471,12 +489,14 @@ class DistillationDataset:
                 f"The run to resume had a dataset of other sizes ({differ}): resume with the same settings."
             )
         numbers = [state[name] for name in ("num_chunks", "chunks_written", "chunks_evicted", "cursor")]
+        starts = state.get("epoch_starts", [])  # runs of an earlier version did not save them
         # The file may be corrupt: a cursor beyond the end would fail only much later.
-        whole = all(type(number) is int and number >= 0 for number in numbers)
+        whole = all(type(number) is int and number >= 0 for number in [*numbers, *starts])
         if not whole or numbers[0] > self.max_chunks or numbers[3] > math.prod(shape[:3]):
             raise UserError(f"The run to resume has a corrupt dataset: {quoted(numbers)} of {shape[0]} chunks.")
         self.num_chunks = state["num_chunks"]
         self.chunks_written = state["chunks_written"]
         self.chunks_evicted = state["chunks_evicted"]
+        self._epoch_starts = list(starts)
         self._cursor = state["cursor"]
         self.generator.set_state(state["generator"])

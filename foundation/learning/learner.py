@@ -184,13 +184,6 @@ class Learner:
         samples = new_transitions / self.sequence_length
         return max(1, math.ceil(math.ceil(samples / self.batch_size) * self.cfg.optimizer.update_ratio))
 
-    def _num_drawn_chunks(self, dataset: DistillationDataset, new_transitions: int) -> int | None:
-        """Return how many chunks hold the epochs of ``dataset.newest_epochs``; None where all are learned from."""
-        epochs = self.cfg.dataset.newest_epochs
-        if epochs is None or self.cfg.offline:
-            return None
-        return epochs * max(1, math.ceil(new_transitions / (dataset.chunk_steps * dataset.num_envs)))
-
     def learn(
         self, dataset: DistillationDataset, new_transitions: int, epoch: int, poll: Callable[[], None] | None = None
     ) -> LearningStats:
@@ -227,7 +220,7 @@ class Learner:
         draw = dataset.flat_minibatches if self.sequence_length == 1 else dataset.sequence_minibatches
         num_updates = self.num_updates(new_transitions)
         self._check_draws(num_updates, torch.device(dataset.device))
-        dataset.draw_newest(self._num_drawn_chunks(dataset, new_transitions))
+        dataset.draw_newest(self.cfg.dataset.newest_epochs)
         if self.augmentation is not None:
             self.augmentation.begin_epoch(epoch, self.ranks.rank)
         # Losses are summed on the device: reading each one would make the host wait for every update.

@@ -124,6 +124,7 @@ class Collector:
         """
         self._begin(epoch, beta)
         self.recorder.begin(epoch)
+        self.dataset.begin_epoch()
         self.tracker.begin()
         ended = 0
         slots: list[int] = []

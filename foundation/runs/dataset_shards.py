@@ -133,7 +133,9 @@ class DatasetShards:
             return not epochs
         mine = sorted(chunks, key=lambda chunk: chunk[0])[self.ranks.rank :: self.ranks.world_size]
         loaded: tuple[Path | None, dict[str, Any]] = (None, {})
-        for _, path, position in mine:
+        noted = min((epoch for epoch, *_ in chunks), default=0)
+        for epoch, path, position in mine:
+            noted = self._note_epochs(noted, epoch + 1)
             if loaded[0] != path:
                 loaded = (path, load_checkpoint(path))
                 check_chunks(self.dataset, loaded[1])
@@ -142,9 +144,16 @@ class DatasetShards:
             one = {name: tensor[position : position + 1] for name, tensor in tensors.items()}
             import_chunks(self.dataset, {"slots": [slot], **one})
             self.dataset.commit_chunk()
+        self._note_epochs(noted, epochs)
         self.append(epochs - 1, list(range(self.dataset.num_chunks)))
         self._obsolete += [path for path in files if self.ranks.is_first]
         return True
+
+    def _note_epochs(self, first: int, end: int) -> int:
+        """Let the dataset count the epochs from ``first`` up to ``end``, those without a chunk here too."""
+        for _ in range(first, end):
+            self.dataset.begin_epoch()
+        return max(first, end)
 
     def _chunks(self, state: dict[str, Any], rank: int, world_size: int) -> list[tuple[int, Path, int]]:
         """Return the epoch of each current chunk that a process has saved, its file and its position in that."""

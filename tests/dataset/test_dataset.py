@@ -69,28 +69,73 @@ def test_one_pass_returns_every_row_once_with_its_own_target(shape, shuffle):
     assert batch.targets.value is None
 
 
-@given(shapes, st.integers(1, 5), st.booleans(), st.booleans())
-def test_the_newest_chunks_alone_are_drawn_where_that_is_asked_for(shape, newest, shuffle, filtered):
-    """One pass has each of their rows once, wherever the ring begins, and no other; all are drawn from again after."""
-    envs, windows, window, fit, chunks = shape
+def fill_epochs(dataset: DistillationDataset, sizes: list[int], first: int = 0) -> list[int]:
+    """Write as many chunks as each epoch has."""
+    slots = []
+    for size in sizes:
+        dataset.begin_epoch()
+        slots += fill(dataset, size, first + len(slots))
+    return slots
+
+
+@given(shapes, st.lists(st.integers(1, 3), min_size=1, max_size=5), st.integers(1, 6), st.integers(0, 2), st.booleans())
+def test_the_newest_epochs_alone_are_drawn_where_that_is_asked_for(shape, sizes, newest, loaded, filtered):
+    """One pass has each of their rows once, however long they were and wherever the ring begins, and no other.
+
+    Chunks that were there before the first epoch are drawn while fewer epochs have begun. All are drawn from again
+    where none are asked for.
+    """
+    envs, windows, window, fit, _ = shape
     dataset = make(envs, windows, window, fit)
-    slots = fill(dataset, chunks)
+    fill(dataset, loaded)
+    slots = fill_epochs(dataset, sizes, loaded)
     if filtered:  # environments chosen for each chunk are numbered another way
         dataset.activate(slots[-1:], torch.ones(envs, dtype=torch.uint8))
     dataset.draw_newest(newest)
-    kept = written(dataset, max(0, chunks - min(fit, newest)), chunks)
-    [batch] = dataset.flat_minibatches(len(kept), 1, shuffle)
-    assert Counter(codes(batch.obs).tolist()) == Counter(kept)
+    chunks = loaded + sum(sizes)
+    asked = chunks if newest > len(sizes) else sum(sizes[-newest:])
+    kept = written(dataset, chunks - min(fit, asked), chunks)
+    for shuffle in (False, True):
+        [batch] = dataset.flat_minibatches(len(kept), 1, shuffle)
+        assert Counter(codes(batch.obs).tolist()) == Counter(kept)
     [batch] = dataset.sequence_minibatches(len(kept) // window, 1)
     assert Counter(codes(batch.obs).flatten().tolist()) == Counter(kept)
+    restored = make(envs, windows, window, fit)
+    restored.load_state_dict(dataset.state_dict())
+    import_chunks(restored, export_chunks(dataset, list(range(dataset.num_chunks))))
+    restored.draw_newest(newest)
+    fill_epochs(restored, [1, 2], chunks)
+    asked = chunks + 3 if newest > len(sizes) + 2 else sum([*sizes, 1, 2][-newest:])
+    [batch] = restored.flat_minibatches(min(fit, asked) * dataset.rows_per_chunk, 1)
+    assert Counter(codes(batch.obs).tolist()) == Counter(written(dataset, chunks + 3 - min(fit, asked), chunks + 3))
     dataset.draw_newest(None)
-    assert len(next(dataset.flat_minibatches(len(dataset), 1)).obs) == len(dataset)
+    [batch] = dataset.flat_minibatches(len(dataset), 1)
+    assert Counter(codes(batch.obs).tolist()) == Counter(written(dataset, max(0, chunks - fit), chunks))
+
+
+def test_epochs_of_an_emptied_dataset_are_forgotten():
+    """What is drawn after is of the epochs since."""
+    dataset = make(2, 1, 1, 8)
+    fill_epochs(dataset, [3, 2])
+    dataset.clear()
+    fill_epochs(dataset, [1, 2], 5)
+    for newest, chunks in ((1, 2), (2, 3), (3, 3)):
+        dataset.draw_newest(newest)
+        [batch] = dataset.flat_minibatches(2 * chunks, 1)
+        assert Counter(codes(batch.obs).tolist()) == Counter(written(dataset, 8 - chunks, 8))
+
+
+def test_no_more_epochs_are_remembered_than_the_ring_holds():
+    """And the one whose last chunk the next one replaces, however many there have been."""
+    dataset = make(2, 1, 1, 4)
+    fill_epochs(dataset, [1] * 50)
+    assert dataset.state_dict()["epoch_starts"] == [45, 46, 47, 48, 49]
 
 
 def test_where_random_chunks_make_room_all_are_drawn():
     """Their ages are not known."""
     dataset = make(2, 2, 1, 8, eviction="reservoir", seed=3)
-    fill(dataset, 20)
+    fill_epochs(dataset, [1] * 20)
     dataset.draw_newest(1)
     [batch] = dataset.flat_minibatches(len(dataset), 1)
     assert len(set(codes(batch.obs).tolist())) == len(dataset)
