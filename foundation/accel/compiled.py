@@ -11,6 +11,7 @@ import torch
 
 from foundation.core.errors import UserError
 
+_ASKED_BY = "a compiled simulator (env.compile=true, --compile)"
 _CPU_OPTIONS = {
     "max_fusion_size": 10_000,
     "cpp.max_horizontal_fusion_size": 10_000,
@@ -30,15 +31,12 @@ def compiler_options(device: torch.device) -> dict[str, Any] | None:
     if device.type != "cpu":
         return None
     if not any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "c++") if name):
-        raise UserError(
-            "a compiled simulator (env.compile=true, --compile) needs a C++ compiler on the CPU: install g++, or "
-            "leave it out"
-        )
+        raise UserError(f"{_ASKED_BY} needs a C++ compiler on the CPU: install g++, or leave it out")
     return _CPU_OPTIONS
 
 
 class CompiledFunction:
-    """A function of tensors, traced and compiled at its first call. It computes no gradients.
+    """A function of tensors, traced and compiled at its first call, or before. It computes no gradients.
 
     What ``torch.compile`` does at every call takes as long as a step of few environments: it compares the arguments
     with those that it has compiled for, and prepares for gradients. Here the caller answers for the arguments: shapes,
@@ -60,8 +58,17 @@ class CompiledFunction:
     def __call__(self, *tensors: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return what the function returns."""
         if self._call is None:
-            self._call = generate_code(trace(self._function, tensors), tensors, self._options)
+            self.compile(*tensors)
+            assert self._call is not None
         return self._call(*tensors)
+
+    def compile(self, *tensors: torch.Tensor) -> None:
+        """Trace and compile for tensors like these, which are neither read nor written.
+
+        Raises:
+            UserError: If the C++ compiler does not work.
+        """
+        self._call = generate_code(trace(self._function, tensors), tensors, self._options)
 
 
 def trace(function: Callable[..., Sequence[torch.Tensor]], tensors: Sequence[torch.Tensor]) -> torch.fx.GraphModule:
@@ -75,8 +82,22 @@ def trace(function: Callable[..., Sequence[torch.Tensor]], tensors: Sequence[tor
 def generate_code(
     graph: torch.fx.GraphModule, tensors: Sequence[torch.Tensor], options: dict[str, Any] | None
 ) -> Callable[..., Sequence[torch.Tensor]]:
-    """Compile recorded operations, with the compiler behind ``torch.compile``."""
-    from torch import _inductor
+    """Compile recorded operations, with the compiler behind ``torch.compile``.
 
-    with torch.no_grad():
-        return cast(Callable[..., Sequence[torch.Tensor]], _inductor.compile(graph, list(tensors), options=options))
+    Raises:
+        UserError: If the C++ compiler does not work.
+    """
+    from torch import _inductor
+    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+
+    try:
+        with torch.no_grad():
+            made = _inductor.compile(graph, list(tensors), options=options)
+    except RuntimeError as error:
+        cause = getattr(error, "inner_exception", error)
+        if not isinstance(cause, CppCompileError | InvalidCxxCompiler):
+            raise
+        lines = str(cause).splitlines()
+        said = next((line for line in lines if "error:" in line), lines[0])
+        raise UserError(f"{_ASKED_BY} needs a C++ compiler that works: {said.strip()}") from error
+    return cast(Callable[..., Sequence[torch.Tensor]], made)

@@ -21,6 +21,14 @@ class TracedEnv(VecEnv, Protocol):
     traced_metrics: Sequence[str]
     """Names in the ``episode_metrics`` that it returns."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that decides what happens next, as copies."""
+        ...
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on exactly where :meth:`state_dict` was taken."""
+        ...
+
     def step_inputs(self) -> tuple[torch.Tensor, ...]:
         """Begin a step, and return what :meth:`trace_step` takes beside the actions; sizes are the same every time."""
         ...

@@ -183,7 +183,7 @@ class Collector:
         # A chunk is committed after the check: one with NaN is overwritten by the next, and never learned from.
         slot = self.actor.begin_chunk(beta)
         stepper = self.stepper
-        if self.fused.fits and stepper.obs is not None:
+        if stepper.obs is not None and self.fused.fits(stepper.obs):
             stepper.obs, stepper.extras = self.fused.run(stepper.obs, self.dataset.chunk_steps)
         else:
             stepper.run(self.dataset.chunk_steps)

@@ -6,6 +6,7 @@ With few environments a step is bound by the time between operations, not by the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -15,6 +16,8 @@ from torch import nn
 from torch.func import functional_call
 
 from foundation.accel.compiled import CompiledFunction
+from foundation.core.errors import RunInterrupted, UserError
+from foundation.core.text import shorten
 from foundation.engines.base import VecEnv
 from foundation.engines.checked_env import CheckedEnv
 from foundation.engines.traced import TracedEnv
@@ -22,6 +25,8 @@ from foundation.engines.video import ActionClip
 from foundation.policies.obs_groups import ObsSelector
 from foundation.rollout.episodes import EpisodeTracker, Running, StepRows, add_step
 from foundation.rollout.labelling import LabellingActor
+
+logger = logging.getLogger(__name__)
 
 
 class _Arguments(NamedTuple):
@@ -50,6 +55,8 @@ class _Arguments(NamedTuple):
 class FusedSteps:
     """Steps an environment as a ``Stepper`` does, for a labelling actor and an episode tracker.
 
+    Where the environment is compiled and its steps cannot be made so, the reason is logged once.
+
     Args:
         env: The environment, perhaps wrapped.
         actor: Acts and stores.
@@ -60,27 +67,46 @@ class FusedSteps:
         self.actor = actor
         self.tracker = tracker
         self._env, self._clip = _traced_env(env)
+        self._is_asked_for = bool(getattr(getattr(getattr(env, "unwrapped", env), "cfg", None), "compile", False))
+        self._is_told = False
         self._policy = _Policy(actor.student.policy)
-        self._compiled: dict[float, CompiledFunction] = {}
-        """By the tracker's quota."""
+        self._compiled: dict[float, CompiledFunction | None] = {}
+        """By the tracker's quota; None where the student cannot be compiled."""
 
-    @property
-    def fits(self) -> bool:
-        """Whether the next steps can be made so."""
-        actor, dataset = self.actor, self.actor.dataset
-        return (
-            self._env is not None
-            and actor.student_acts_alone
-            and isinstance(actor.student.policy, nn.Module)
-            and actor.student.policy is self._policy.policy
-            and all(type(own.selector) is ObsSelector for own in (actor.student, actor.teacher))
-            and not dataset.typed
-            and all(torch.device(device).type == "cpu" for device in (self._env.device, dataset.device))
-        )
+    def fits(self, obs: TensorDict) -> bool:
+        """Whether the next steps can be made so, from these observations on."""
+        actor = self.actor
+        if not self._is_asked_for or actor.beta > 0.0:
+            return False
+        obstacle = self._obstacle()
+        if not obstacle:
+            return self._call(obs) is not None
+        self._tell(logging.INFO, obstacle)
+        return False
+
+    def _obstacle(self) -> str:
+        """Return why steps cannot be made so; empty: they can."""
+        actor, dataset, env = self.actor, self.actor.dataset, self._env
+        if env is None:
+            return "the environment has noise, a camera, a step of its own or another wrapper"
+        if actor.shared_by:
+            return actor.shared_by
+        student = actor.student.policy
+        if not isinstance(student, nn.Module) or student is not self._policy.policy:
+            return "the student is not the module that it was at first"
+        if dataset.typed or any(type(own.selector) is not ObsSelector for own in (actor.student, actor.teacher)):
+            return "observations are images, or computed from others"
+        devices = {torch.device(device).type for device in (env.device, dataset.device)}
+        return "" if devices == {"cpu"} else "it is for the CPU"
+
+    def _tell(self, level: int, reason: str) -> None:
+        if not self._is_told:
+            self._is_told = True
+            logger.log(level, "The student's part of a step is not compiled into the simulator's: %s.", reason)
 
     @torch.no_grad()
     def run(self, obs: TensorDict, num_steps: int) -> tuple[TensorDict, dict[str, Any]]:
-        """Run some env steps in every environment.
+        """Run some env steps in every environment, where that :meth:`fits`.
 
         Args:
             obs: Observations to act on.
@@ -89,26 +115,18 @@ class FusedSteps:
         Returns:
             Observations to act on next, and of the last step's extras ``log`` alone.
         """
-        env, actor, tracker = self._env, self.actor, self.tracker
-        assert env is not None
+        env, actor, tracker, call = self._env, self.actor, self.tracker, self._call(obs)
+        assert env is not None and call is not None
         for name in env.traced_metrics:  # before the labels, so that both have the order that a stepper gives them
             tracker.metric_row(name, torch.float32)
         tracker.label_steps(num_steps, actor.begin_steps(obs, num_steps))
         tracker.gives_time_outs = True
         teacher_obs = actor.teacher.selector(obs)
-        memory = actor.student.current_state(actor.student.selector(obs))
-        weights = [*self._policy.parameters(), *self._policy.buffers()]
-        # Contiguous, as those of the following steps are: what is compiled is compiled for one layout.
-        groups: Sequence[torch.Tensor] = [obs[name].contiguous() for name in env.traced_groups]
-        carried: Sequence[torch.Tensor] = [] if memory is None else [memory.contiguous()]
-        resets, running = actor.resets, tuple(tracker.running)
+        weights, groups, carried, resets, running = self._start(obs)
         first, second = len(groups), len(groups) + len(carried)
-        call = self._call()
         for _ in range(num_steps):
-            stored = actor.step_rows(teacher_obs, carried[0] if carried else None)
-            metrics = [tracker.metric_row(name, torch.float32) for name in env.traced_metrics]
             begun = env.step_inputs()
-            out = call(*weights, *groups, *carried, resets, *running, *begun, *stored, *tracker.step_rows, *metrics)
+            out = call(*weights, *groups, *carried, resets, *running, *begun, *self._rows(teacher_obs, carried))
             groups, carried = out[:first], out[first:second]
             resets, *rest = out[second:]
             running, after = tuple(rest[: len(running)]), rest[len(running) :]
@@ -121,12 +139,57 @@ class FusedSteps:
         actor.student.state = carried[0] if carried else None
         return env.take_observations(dict(zip(env.traced_groups, groups, strict=True))), {"log": env.episode_log}
 
-    def _call(self) -> CompiledFunction:
+    def _start(
+        self, obs: TensorDict
+    ) -> tuple[
+        Sequence[torch.Tensor], Sequence[torch.Tensor], Sequence[torch.Tensor], torch.Tensor, Sequence[torch.Tensor]
+    ]:
+        """Return what the first step reads beside the environment's part: as of ``_Arguments``, up to ``running``."""
+        assert self._env is not None
+        student = self.actor.student
+        memory = student.current_state(student.selector(obs))
+        weights = [*self._policy.parameters(), *self._policy.buffers()]
+        # Contiguous, as those of the following steps are: what is compiled is compiled for one layout.
+        groups = [obs[name].contiguous() for name in self._env.traced_groups]
+        carried = [] if memory is None else [memory.contiguous()]
+        return weights, groups, carried, self.actor.resets, tuple(self.tracker.running)
+
+    def _rows(self, teacher_obs: torch.Tensor, carried: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Return where the next step is written."""
+        assert self._env is not None
+        stored = self.actor.step_rows(teacher_obs, carried[0] if carried else None)
+        metrics = (self.tracker.metric_row(name, torch.float32) for name in self._env.traced_metrics)
+        return (*stored, *self.tracker.step_rows, *metrics)
+
+    def _call(self, obs: TensorDict) -> CompiledFunction | None:
         """Return the compiled step, which counts no more episodes than the tracker does now."""
         quota = self.tracker.quota
         if quota not in self._compiled:
-            self._compiled[quota] = CompiledFunction(self._step, torch.device("cpu"))
+            self._compiled[quota] = self._compile(obs)
         return self._compiled[quota]
+
+    @torch.no_grad()
+    def _compile(self, obs: TensorDict) -> CompiledFunction | None:
+        """Compile a step; None, with a warning, if the student cannot be traced."""
+        env = self._env
+        assert env is not None
+        before = env.state_dict()  # the inputs of a step are taken once, and this is none
+        made = CompiledFunction(self._step, torch.device("cpu"))
+        weights, groups, carried, resets, running = self._start(obs)
+        begun = env.step_inputs()
+        rows = self._rows(self.actor.teacher.selector(obs), carried)
+        try:
+            made.compile(*weights, *groups, *carried, resets, *running, *begun, *rows)
+        except (UserError, RunInterrupted):
+            raise
+        except Exception as error:  # of a user's own student, whose code may do what only runs step by step
+            name = type(self.actor.student.policy).__name__
+            said = shorten(next(iter(str(error).splitlines()), ""), 200)
+            self._tell(logging.WARNING, f"{name} cannot be traced ({type(error).__name__}: {said})")
+            return None
+        finally:
+            env.load_state_dict(before)
+        return made
 
     def _step(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Make one step, which is what is compiled.

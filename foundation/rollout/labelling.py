@@ -112,10 +112,16 @@ class LabellingActor:
     # -- steps that are computed elsewhere (see ``rollout.fused``) ---------------------------------------------------
 
     @property
-    def student_acts_alone(self) -> bool:
-        """Whether, in this chunk, nothing but the student decides on actions, and its observations are stored as is."""
-        fixed = self.assignment is None or self.assignment.choose is None
-        return self._is_late and fixed and self.mixture.is_plain and self.correction is None and self.predicted is None
+    def shared_by(self) -> str:
+        """What each step needs beside the student, where only that acts; empty: nothing."""
+        others = {
+            "the teacher labels each step at once": not self.late.possible,
+            "distill.teacher.expert is asked at every step": self.assignment is not None and self.assignment.choose,
+            "actions are drawn, or get noise": not self.mixture.is_plain,
+            "positions are corrected": self.correction is not None,
+            "the student predicts an observation group": self.predicted is not None,
+        }
+        return next((reason for reason, holds in others.items() if holds), "")
 
     def begin_steps(self, obs: TensorDict, num_steps: int) -> Mapping[str, torch.Tensor]:
         """Write what is the same in each of the next steps, and return each episode's labels, (num_envs,)."""

@@ -88,7 +88,7 @@ def compare(kind: str, mode: str, monkeypatch, wrap=lambda env: env):
         ours = fused.collect(epoch, 0.0)
         assert used and used[-1] is fused.fused
         with monkeypatch.context() as without:
-            without.setattr(FusedSteps, "fits", False)
+            without.setattr(FusedSteps, "fits", lambda self, obs: False)
             theirs = plain.collect(epoch, 0.0)
         if epoch == 1:  # each goes on from what the other has left behind
             fused.load_state_dict(plain.state_dict())
@@ -142,20 +142,59 @@ def test_the_compiled_step_is_the_stepper(monkeypatch, kind, mode):
     compare(kind, mode, monkeypatch)
 
 
-def test_what_changes_a_step_is_not_fused(monkeypatch):
-    """Noise, another wrapper, an environment that is not compiled or has a step of its own, a teacher that acts."""
-    monkeypatch.setattr("foundation.accel.compiled.generate_code", lambda graph, tensors, options: graph)
+class Counted(StudentPolicy):
+    """A student of a user's own, which looks at numbers in Python."""
 
-    def fits(collector: Collector, beta: float = 0.0) -> bool:
+    def step(self, obs, state=None):
+        if float(obs.abs().max()) > 1e6:
+            obs = obs.clamp(-1e6, 1e6)
+        return super().step(obs, state)
+
+
+def test_a_student_that_cannot_be_traced_acts_step_by_step(monkeypatch, caplog):
+    """It is said once, and the numbers are those of a collector that never tried."""
+    monkeypatch.setattr("foundation.accel.compiled.generate_code", lambda graph, tensors, options: graph)
+    torch.manual_seed(5)
+    acting = Counted.from_cfg(MLPStudentCfg(hidden_dims=[16]), 22, 4)
+    monkeypatch.setattr("test_fused.student", lambda kind: acting)
+    tried, plain = make("mlp", "steps"), make("mlp", "steps")
+    monkeypatch.setattr(plain.fused, "fits", lambda obs: False)
+    for epoch in range(2):
+        ours, theirs = tried.collect(epoch, 0.0), plain.collect(epoch, 0.0)
+        assert torch.equal(ours.returns, theirs.returns) and torch.equal(ours.lengths, theirs.lengths)
+    count = tried.dataset.num_chunks
+    for name in ("rows", "resets", "teacher_index"):
+        assert torch.equal(getattr(tried.dataset, name)[:count], getattr(plain.dataset, name)[:count])
+    said = [record for record in caplog.records if record.name == "foundation.rollout.fused"]
+    assert [record.levelname for record in said] == ["WARNING"]
+    assert "Counted cannot be traced (" in said[0].getMessage()
+
+
+def test_what_changes_a_step_is_not_fused(monkeypatch, caplog):
+    """Noise, another wrapper, an environment that is not compiled or has a step of its own, a teacher that acts.
+
+    Where the environment is compiled and the student acts, the reason is logged once.
+    """
+    monkeypatch.setattr("foundation.accel.compiled.generate_code", lambda graph, tensors, options: graph)
+    caplog.set_level("INFO")
+
+    def fits(collector: Collector, said: str = "", beta: float = 0.0) -> bool:
+        caplog.clear()
         collector.actor.begin_chunk(beta)
-        return collector.fused.fits
+        found = [collector.fused.fits(collector.env.get_observations()) for _ in range(2)]
+        lines = [record.getMessage() for record in caplog.records if record.name == "foundation.rollout.fused"]
+        assert found[0] == found[1] and len(lines) == bool(said) and all(said in line for line in lines)
+        return found[0]
 
     own = type("Own", (QuadcopterPointCtrlEnv,), {"step": lambda self, actions: super(type(self), self).step(actions)})
     cfg = quadrotors().cfg
     assert fits(make("mlp", "steps"))
     assert not fits(make("mlp", "steps"), beta=0.5)
-    assert not fits(make("mlp", "steps", cfg=CollectionCfg(noise_std=0.1)))
-    assert not fits(make("mlp", "steps", cfg=CollectionCfg(epsilon=0.1)))
-    assert not fits(make("mlp", "steps", EnvWrapper(quadrotors())))
-    assert not fits(make("mlp", "steps", own(cfg)))
+    assert not fits(make("mlp", "steps", cfg=CollectionCfg(noise_std=0.1)), "get noise")
+    assert not fits(make("mlp", "steps", cfg=CollectionCfg(epsilon=0.1)), "get noise")
+    assert not fits(make("mlp", "steps", EnvWrapper(quadrotors())), "another wrapper")
+    assert not fits(make("mlp", "steps", own(cfg)), "a step of its own")
     assert not fits(make("mlp", "steps", quadrotors(compile=False)))
+    late = make("mlp", "steps")
+    monkeypatch.setattr(type(late.actor.late), "possible", False)
+    assert not fits(late, "the teacher labels each step at once")
