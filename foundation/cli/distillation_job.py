@@ -28,14 +28,14 @@ from foundation.config.env_state import read_env_state
 from foundation.config.overrides import Overrides
 from foundation.config.plain import to_plain
 from foundation.config.resolve import Choice, Resolved
-from foundation.config.validate import read
+from foundation.config.validate import label, read
 from foundation.core.distributed import current
 from foundation.core.errors import UserError
 from foundation.dataset.disk.writer import refuse_dataset_in_use
 from foundation.engines import select_engine
 from foundation.engines.base import AgentCfg, Engine, EnvCapabilities, EnvCfg, LaunchRequest, VideoRequest
 from foundation.rollout.joints import fit_joints
-from foundation.runs.changed_settings import changed_processes, changed_settings
+from foundation.runs.changed_settings import changed_processes, changed_settings, refuse_settled
 from foundation.runs.metrics_writer import MetricsWriter
 from foundation.runs.run_dir import RunDir
 from foundation.runs.run_state import RunCheckpoint, RunState, first_step, load_named
@@ -45,6 +45,8 @@ from foundation.teachers.code import CodeTeacher
 
 logger = logging.getLogger("foundation.distillation")
 
+SETTLED = ("teacher.min_return", "teacher.below_min", "student.init_checkpoint", "student.init_encoder")
+"""Settings that are read before the first epoch alone."""
 AnyRunner = TypeVar("AnyRunner", bound=DistillationRunner)
 """The kind of runner that a job builds."""
 
@@ -232,7 +234,11 @@ def resume(
     run: RunDir, runner: DistillationRunner, checkpoint: RunCheckpoint[RunState] | None, session: Session
 ) -> None:
     """Restore a run, and print whether it resumes exactly and which settings have changed."""
+    if checkpoint is not None:
+        _refuse_settled(runner, checkpoint)
     inexact = "" if checkpoint is None else runner.restore(checkpoint)
+    if checkpoint is not None and runner.shards.epochs:  # else the dataset begins anew, with what --dataset names
+        refuse_settled(checkpoint.values.get("distillation"), runner.cfg, ["dataset.load"], label)
     how = f"not exact: {inexact}" if inexact else "exact"
     changed = ""
     if checkpoint is not None:
@@ -241,3 +247,16 @@ def resume(
     if runner.epoch >= runner.cfg.n_epochs:
         how = f"of {runner.cfg.n_epochs}: only the best student is measured again; --n_epochs asks for more"
     print(f"Resuming {run.path} after epoch {runner.epoch} ({how}{changed})")
+
+
+def _refuse_settled(runner: DistillationRunner, checkpoint: RunCheckpoint[RunState]) -> None:
+    """Refuse to change what is read before the first epoch alone, once the teacher was measured.
+
+    Raises:
+        UserError: Naming the setting.
+    """
+    if checkpoint.state is None or not checkpoint.state.baselines:
+        return
+    offset = "teacher.position_offset_correction"  # switched off it has an effect: the labels are the teacher's again
+    paths = [*SETTLED, offset] if runner.cfg.teacher.position_offset_correction else SETTLED
+    refuse_settled(checkpoint.values.get("distillation"), runner.cfg, paths, label)

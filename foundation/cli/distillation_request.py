@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from foundation.cli.cli_args import CommandParser, distillation_flags, parse_command, refuse_other_encodings
 from foundation.cli.many_processes import refuse_modes
-from foundation.cli.run_to_end import LOG_ROOT
+from foundation.cli.run_to_end import LOG_ROOT, find_resumed, refuse_new_names
 from foundation.cli.steps import StagedCommand
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.overrides import Overrides, parse_overrides
@@ -52,8 +52,10 @@ class Request:
         """
         refuse_other_encodings(argv)
         args, tokens = parse_command(parser, argv, strict=False)
-        resumed = find_run(args) if args.resume else None
+        resumed = find_resumed(args, LOG_ROOT) if args.resume else None
         overrides, resolved = settle(args, tokens, resumed)
+        if resumed is not None:
+            refuse_new_names(resumed, resumed.load_params(), resolved.cfg.experiment_name, resolved.cfg.run_name)
         return cls(parser, argv, args, tokens, resumed, overrides, resolved)
 
     @property
@@ -102,13 +104,6 @@ def refuse_checkpoint(args: argparse.Namespace) -> NoReturn:
         f"the teacher is named by --teacher_checkpoint {teacher or 'PATH'}; {say} --resume "
         "(and a student's weights to start from are distill.student.init_checkpoint=PATH)"
     )
-
-
-def find_run(args: argparse.Namespace) -> RunDir:
-    """Find the run that ``--resume``, ``--load_run`` and ``--experiment_name`` mean."""
-    if args.checkpoint and Path(args.checkpoint).is_file():
-        return RunDir(Path(args.checkpoint).resolve().parent)
-    return RunDir.find(LOG_ROOT, args.experiment_name, args.load_run)
 
 
 def load_overrides(run: RunDir | None) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from typing import Any, cast
 from foundation.cli.cli_args import CommandParser, parse_command, say_beaten
 from foundation.cli.derived_obs import derive_in, recorded_groups
 from foundation.cli.played_policy import own_task
-from foundation.cli.run_to_end import run_folder, run_to_end
+from foundation.cli.run_to_end import find_resumed, refuse_new_names, run_folder, run_to_end
 from foundation.cli.session import Session, recorded_env_state
 from foundation.cli.steps import StagedCommand
 from foundation.config.derived_cfg import copied
 from foundation.config.env_state import read_env_state
-from foundation.config.finetune_cfg import FinetuneCfg, check_finetune
+from foundation.config.finetune_cfg import FinetuneCfg, check_finetune, key_of_finetune
 from foundation.config.overrides import Assignment, Overrides, parse_overrides
 from foundation.config.plain import to_plain
 from foundation.config.presets import own_preset, read_preset
@@ -34,7 +34,7 @@ from foundation.engines.base import AgentCfg, Engine, EnvCfg, LaunchRequest, Vec
 from foundation.engines.side_by_side import SideBySide
 from foundation.ppo.finetune import FinetuneRunner, FinetuneState
 from foundation.ppo.settings import AgentSettings
-from foundation.runs.changed_settings import changed_settings
+from foundation.runs.changed_settings import changed_settings, refuse_settled
 from foundation.runs.metrics_writer import MetricsWriter, check_logger
 from foundation.runs.run_dir import RunDir
 from foundation.runs.run_state import RunCheckpoint, load_named
@@ -44,6 +44,14 @@ logger = logging.getLogger("foundation.finetune")
 
 LOG_ROOT = Path("logs/finetune")
 SCOPES = ("env", "agent", "finetune")
+SETTLED = (
+    "actor.init_std",
+    "actor.init_entropy",
+    "critic.init",
+    "student.init_checkpoint",
+    "student.init_encoder",
+)
+"""Settings that are read before the first iteration alone."""
 _OTHER_NAMES = {
     "teacher_checkpoint": "teacher.checkpoint",
     "critic_warmup_iterations": "critic.warmup_iterations",
@@ -74,10 +82,12 @@ class Job:
             argv: Arguments without the program's name.
         """
         args, tokens = parse_command(parser, argv, strict=False)
-        resumed = _find_run(args) if args.resume else None
+        resumed = find_resumed(args, LOG_ROOT) if args.resume else None
         if args.load_run and resumed is None:
             raise UserError("--load_run names the run to resume: add --resume, or name a policy by --checkpoint")
         cfg, _, files = _settle(args, tokens, resumed)
+        if resumed is not None:
+            refuse_new_names(resumed, resumed.load_params("finetune"), cfg.experiment_name, cfg.run_name)
         if cfg.task is None:
             parse_command(parser, argv)  # a misspelt --task is the likely reason
             raise UserError("no task was given: --task ID, such as --task Isaac-Quadcopter-Point-Ctrl-v0")
@@ -219,6 +229,8 @@ class Job:
                 interrupted=interrupted,
             )
             if self.resumed is not None:
+                if checkpoint is not None:
+                    refuse_settled(checkpoint.values.get("finetune"), cfg, SETTLED, key_of_finetune)
                 inexact = "" if checkpoint is None else runner.resume(checkpoint)
                 how = f"not exact: {inexact}" if inexact else "exact"
                 changed = ""
@@ -239,13 +251,6 @@ class Job:
         tokens = list(dict.fromkeys([*self.args.presets, *(item.token for item in items)]))
         typed = {**self.files, "tokens": tokens}
         run.save_params(session.env_cfg, session.agent_cfg, overrides=typed, finetune_cfg=self.cfg)
-
-
-def _find_run(args: argparse.Namespace) -> RunDir:
-    """Find the run that ``--resume``, ``--load_run`` and ``--experiment_name`` mean."""
-    if args.checkpoint and Path(args.checkpoint).is_file():
-        return RunDir(Path(args.checkpoint).resolve().parent)
-    return RunDir.find(LOG_ROOT, args.experiment_name, args.load_run)
 
 
 def _settle(

@@ -11,12 +11,15 @@ from foundation.cli.distillation_request import Request
 from foundation.cli.run_to_end import run_folder, run_to_end
 from foundation.config.distillation_cfg import DistillationCfg
 from foundation.config.overrides import Overrides
+from foundation.config.validate import label
 from foundation.core.errors import UserError
-from foundation.runs.changed_settings import changed_processes, changed_settings
+from foundation.runs.changed_settings import changed_processes, changed_settings, refuse_settled
 from foundation.runs.metrics_writer import MetricsWriter
 from foundation.runs.offline import OfflineRunner, open_for
 from foundation.runs.run_state import OfflineState, load_named
 
+SETTLED = ("student.init_checkpoint", "student.init_encoder")
+"""Settings that are read before the first epoch alone."""
 logger = logging.getLogger("foundation.distillation")
 
 
@@ -37,6 +40,8 @@ def run_offline(request: Request) -> int:
         def build(writer: MetricsWriter, interrupted: Callable[[], str]) -> OfflineRunner:
             runner = OfflineRunner(cfg, run, writer=writer, interrupted=interrupted)
             if resumed is not None:
+                if checkpoint is not None:
+                    refuse_settled(checkpoint.values.get("distillation"), cfg, SETTLED, label)
                 runner.resume(checkpoint)
                 changed = ""
                 if checkpoint is not None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import shlex
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from foundation.cli.command import Interrupt, reader_has_gone
 from foundation.core.distributed import RankLostError, current
-from foundation.core.errors import RunInterrupted
+from foundation.core.errors import RunInterrupted, UserError
 from foundation.core.registry import import_flags
 from foundation.runs.base import RunLoop
 from foundation.runs.context import RunSettings
@@ -21,6 +23,50 @@ LOG_ROOT = Path("logs/distillation")
 
 BuildRunner = Callable[[MetricsWriter, Callable[[], str]], RunLoop]
 """Builds the runner from the writer of its scalars and what names the signal that asks it to stop, "" without one."""
+
+
+def find_resumed(args: argparse.Namespace, root: Path) -> RunDir:
+    """Find the run that ``--resume``, ``--load_run``, ``--checkpoint`` and ``--experiment_name`` mean.
+
+    Args:
+        args: The flags.
+        root: Where the runs of the command lie.
+
+    Raises:
+        UserError: If there is none, or two of the flags name different ones.
+    """
+    if not (args.checkpoint and Path(args.checkpoint).is_file()):
+        return RunDir.find(root, args.experiment_name, args.load_run)
+    run = RunDir(Path(args.checkpoint).resolve().parent)
+    if args.load_run and args.load_run != run.name and Path(args.load_run).resolve() != run.path:
+        raise UserError(
+            f"--checkpoint is a file of the run {run.path}, and --load_run is '{args.load_run}': give one of them"
+        )
+    return run
+
+
+def refuse_new_names(run: RunDir, saved: Mapping[str, Any], experiment_name: str | None, run_name: str) -> None:
+    """Refuse names for a new folder, where a run goes on in its own.
+
+    Args:
+        run: The run that is resumed.
+        saved: Its config.
+        experiment_name: The experiment that was typed, or else the run's own.
+        run_name: The suffix that was typed, or else the run's own.
+
+    Raises:
+        UserError: Naming the flag.
+    """
+    asked = {
+        "--experiment_name": (experiment_name, (saved.get("experiment_name"), run.experiment_name)),
+        "--run_name": (run_name, (saved.get("run_name") or "",)),
+    }
+    for flag, (name, own) in asked.items():
+        if name not in own:
+            raise UserError(
+                f"{flag} is '{name}', which names the folder of a new run, and --resume goes on in {run.path}: leave "
+                f"{flag} out"
+            )
 
 
 @contextlib.contextmanager

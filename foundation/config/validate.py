@@ -44,6 +44,7 @@ _FLAGS = {
     "dataset.save": "--save_dataset",
     "teacher.num_active": "--num_active_teachers",
     "teacher.selection": "--teacher_selection",
+    "teacher.position_offset_correction": "--position_offset_correction",
     "collection.teacher_student_mix": "--teacher_student_mix",
 }
 

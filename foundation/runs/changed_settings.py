@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from foundation.config.plain import to_plain
 from foundation.core.distributed import current
+from foundation.core.errors import UserError
 from foundation.core.text import quoted
 from foundation.runs.run_dir import RunDir
 from foundation.runs.run_state import OfflineState, RunCheckpoint, RunState
@@ -48,6 +49,35 @@ def changed_settings(
         if isinstance(was, Mapping):
             found += _changes(was, yaml.safe_load(yaml.safe_dump(to_plain(now))), now, prefix)
     return f", but {'; '.join(found)}" if found else ""
+
+
+def refuse_settled(was: object, cfg: object, paths: Sequence[str], name_of: Callable[[str], str]) -> None:
+    """Refuse another value of what a run reads when it begins alone: a resumed one would not notice it.
+
+    Args:
+        was: The run's configuration as it was saved, plain values.
+        cfg: The run's configuration now.
+        paths: The settings that are read at the beginning alone.
+        name_of: Names a setting as a user sets it.
+
+    Raises:
+        UserError: Naming the first one that differs.
+    """
+    now = to_plain(cfg)
+    for path in paths:
+        old, new = _at(was, path), _at(now, path)
+        if old is not _ABSENT and not _same(old, new):
+            raise UserError(
+                f"{name_of(path)} is {_shown(new)}, and the run began with {_shown(old)}: it is read when a run "
+                "begins, so that it must stay as it was with --resume"
+            )
+
+
+def _at(values: object, path: str) -> object:
+    """Return a nested value, or the mark of one that is absent."""
+    for key in path.split("."):
+        values = values.get(key, _ABSENT) if isinstance(values, Mapping) else _ABSENT
+    return values
 
 
 def changed_processes(checkpoint: RunCheckpoint[RunState] | RunCheckpoint[OfflineState], follows: bool) -> str:

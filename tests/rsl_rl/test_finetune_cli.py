@@ -53,6 +53,9 @@ def test_a_student_is_fine_tuned_resumed_played_exported_and_teaches(student, tm
     summary = json.loads((run / "summary.json").read_text())
     assert summary["critic_warmup_iterations"] == 1 and summary["env_steps"] == 4 * 8 * 8
     assert load_yaml(run / "params" / "finetune.yaml")["kl_coef"] == 0.5
+    for typed, says in ((["--init_std", "0.3"], "--init_std is 0.3"), (["--run_name", "x"], "--run_name is 'x'")):
+        with pytest.raises(UserError, match=f"{says}, .*(run began with|goes on in)"):
+            finetune.main(["--resume", "--load_run", run.name, *typed])
     assert finetune.main(["--resume", "--load_run", run.name, "--max_iterations", "5"]) == 0
     assert "after iteration 4 (exact, but max_iterations is 5, was 4)" in capsys.readouterr().out
     best = run / "best_student.pt"

@@ -9,7 +9,9 @@ import pytest
 
 from foundation.config.distillation_cfg import DistillationCfg, ScheduleCfg
 from foundation.config.plain import to_plain
-from foundation.runs.changed_settings import changed_settings
+from foundation.config.validate import label
+from foundation.core.errors import UserError
+from foundation.runs.changed_settings import changed_settings, refuse_settled
 from foundation.runs.run_dir import RunDir
 
 
@@ -80,3 +82,14 @@ def test_where_an_object_lies_in_memory_is_no_setting(tmp_path) -> None:
     before, same, other = ({"terrain": value} for value in values)
     assert changes(tmp_path, was, was, before, same) == ""
     assert "env.terrain is" in changes(tmp_path, was, was, before, other)
+
+
+def test_what_is_read_when_a_run_begins_cannot_change_when_it_is_resumed() -> None:
+    """The first one that differs is named as the user sets it; other settings, and those of old files, are free."""
+    was = to_plain(DistillationCfg())
+    now = DistillationCfg(n_epochs=7)
+    refuse_settled(was, now, ["dataset.load", "student.init_checkpoint"], label)
+    now.dataset.load = "stored"
+    refuse_settled({"dataset": {}}, now, ["dataset.load"], label)
+    with pytest.raises(UserError, match="--dataset is stored, and the run began with null"):
+        refuse_settled(was, now, ["student.init_checkpoint", "dataset.load"], label)

@@ -44,10 +44,20 @@ def check_chunks(dataset: DistillationDataset, shard: dict[str, Any]) -> None:
                 f"The run to resume kept '{name}' of each chunk in the shape {found}, this one {own}: resume with "
                 "the same dataset.filter, dataset.save, dataset.sequence_start and sequence_length."
             )
+        saved = shard.get(name)
+        if tensor is not None and saved is not None and saved.dtype != tensor.dtype:
+            raise UserError(
+                f"The run to resume kept '{name}' of each chunk in {_kind(saved)}, this one in {_kind(tensor)}: resume "
+                "with the same dataset.dtype."
+            )
 
 
 def _shape(tensor: torch.Tensor | None) -> list[int] | None:
     return None if tensor is None else list(tensor.shape[1:])
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def import_chunks(dataset: DistillationDataset, shard: dict[str, Any]) -> None:
