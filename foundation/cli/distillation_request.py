@@ -66,6 +66,8 @@ class Request:
 
 def settle(args: argparse.Namespace, tokens: list[str], resumed: RunDir | None) -> tuple[Overrides, Resolved]:
     """Resolve the config from files (or the run to resume), overrides and flags."""
+    if args.offline and args.video:
+        raise UserError("--offline has no simulator to record: leave out --video")
     if (args.checkpoint or args.load_run) and not args.resume:
         refuse_checkpoint(args)
     saved = load_overrides(resumed)

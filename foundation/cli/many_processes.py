@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from typing import NoReturn
 
 from foundation.cli.command import USER_ERROR
 from foundation.config.distillation_cfg import DistillationCfg
@@ -14,27 +15,37 @@ from foundation.core.errors import UserError
 from foundation.core.program import command_name
 
 FLAG = "--distributed"
+_OF_ONE_PROCESS = ("--multi_task", "--watch_teacher", "--save_dataset")
+"""Flags that do not work in several processes."""
 
 
-def refuse_without_torchrun() -> None:
-    """Refuse ``--distributed`` where no ``torchrun`` has started the process."""
+def refuse_without_torchrun(argv: Sequence[str]) -> None:
+    """Refuse ``--distributed`` where no ``torchrun`` has started the process.
+
+    Args:
+        argv: Arguments without the program's name: what is refused beside ``--distributed`` is named first.
+    """
     if "WORLD_SIZE" in os.environ:
         return
+    for word in argv:
+        if word.partition("=")[0] in _OF_ONE_PROCESS:
+            _refuse_mode(word.partition("=")[0])
     started = command_name("distillation.py")
     what = started if started == "distillation.py" else f"--no-python {started}"
     raise UserError(f"{FLAG} is for several processes: start them by 'torchrun --nproc_per_node=2 {what} ... {FLAG}'")
 
 
-def run_joined(job: Callable[[], int]) -> int:
+def run_joined(job: Callable[[], int], argv: Sequence[str]) -> int:
     """Run a job in every process that ``torchrun`` has started; the first one prints, and each error is printed once.
 
     Args:
         job: Does the work; returns an exit code.
+        argv: Arguments without the program's name.
 
     Returns:
         The exit code.
     """
-    refuse_without_torchrun()
+    refuse_without_torchrun(argv)
     with joined() as ranks:
         if ranks.world_size == 1:
             return job()
@@ -74,7 +85,11 @@ def refuse_modes(cfg: DistillationCfg) -> None:
     }
     for name, is_set in found.items():
         if is_set:
-            raise UserError(f"{name} is for one process: leave it out, or start without torchrun and {FLAG}")
+            _refuse_mode(name)
+
+
+def _refuse_mode(name: str) -> NoReturn:
+    raise UserError(f"{name} is for one process: leave it out, or start without torchrun and {FLAG}")
 
 
 def refuse_sweep(argv: Sequence[str]) -> None:

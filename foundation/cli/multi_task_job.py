@@ -34,15 +34,6 @@ LIST = "multi_task"
 """Name of the file in ``params/`` that lists the tasks of a run."""
 EXPERIMENT = "multi_task"
 """Folder of the runs where ``--experiment_name`` names no other."""
-_OF_ONE_TASK = {
-    "task": "--task",
-    "teacher_checkpoint": "--teacher_checkpoint",
-    "dataset": "--dataset",
-    "save_dataset": "--save_dataset",
-    "offline": "--offline",
-}
-"""Flags that mean one task."""
-
 BuildParser = Callable[[], CommandParser]
 """Makes the command's parser: each task's engine adds its own flags to one of its own."""
 
@@ -83,8 +74,16 @@ def run_multi_task(request: Request, build_parser: BuildParser) -> int:
 
 def choose_jobs(request: Request, build_parser: BuildParser) -> tuple[list[str], list[Job]]:
     """Return the tasks' ids and their jobs: the file's arguments for each, then what was typed, which beats them."""
-    for name, flag in _OF_ONE_TASK.items():
-        if getattr(request.args, name, None):
+    cfg = request.cfg
+    of_one_task = {
+        "--task": cfg.task,
+        "--teacher_checkpoint": cfg.teacher.checkpoint,
+        "--watch_teacher": cfg.teacher.watch,
+        "--dataset": cfg.dataset.load,
+        "--save_dataset": cfg.dataset.save,
+    }
+    for flag, value in of_one_task.items():
+        if value is not None:
             raise UserError(f"{flag} is about one task: leave it out with --multi_task, whose file names them")
     resumed = request.resumed
     if resumed is None:

@@ -250,12 +250,17 @@ def _check_weights(teacher: TeacherCfg) -> None:
 
 
 def _check_offline(cfg: DistillationCfg) -> None:
-    if cfg.offline and cfg.dataset.load is None:
-        raise UserError("--offline learns from a saved dataset: give --dataset PATH")
+    # What does not go together comes first: it would be in vain to ask for a dataset before.
+    if cfg.offline and cfg.multi_task is not None:
+        raise UserError(
+            "--multi_task lists tasks that are simulated, and --offline simulates none: leave one of them out"
+        )
     if cfg.offline and cfg.dataset.save is not None:
         raise UserError("--offline collects nothing, so that --save_dataset has nothing to save: leave one of them out")
     if cfg.offline and cfg.robustness:
         raise UserError("distill.robustness=true needs an environment, and --offline has none: leave one of them out")
+    if cfg.offline and cfg.dataset.load is None:
+        raise UserError("--offline learns from a saved dataset: give --dataset PATH")
     if cfg.on_policy and cfg.dataset.load is not None and not cfg.offline:
         raise UserError("--on_policy empties the dataset every epoch, --dataset would be lost: leave one of them out")
 

@@ -78,7 +78,7 @@ def run(argv: Sequence[str]) -> int:
     with many_imports():
         from foundation.cli.many_processes import run_joined  # torch: --help does without it
 
-    return run_joined(lambda: run_here(argv))
+    return run_joined(lambda: run_here(argv), argv)
 
 
 def run_here(argv: Sequence[str]) -> int:
