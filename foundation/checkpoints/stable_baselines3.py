@@ -3,7 +3,8 @@
 PPO, A2C, TRPO, RecurrentPPO, MaskablePPO, SAC, TQC, CrossQ, TD3, DDPG, ARS, DQN and QR-DQN are read.
 
 Its ``data`` is JSON with pickles in base64 in it; only the plain values beside those are read, and ``policy.pth`` as
-tensors. Statistics of a ``VecNormalize`` lie in a file of their own.
+tensors. Statistics of a ``VecNormalize`` lie in a file of their own. Of policies that read images, those are read whose
+encoder is ``NatureCNN``.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from foundation.checkpoints.reading.loading import (
     optional,
     recurrent_core,
 )
+from foundation.checkpoints.reading.nature_cnn import read_nature_cnn
 from foundation.checkpoints.reading.vecnormalize import VecNormalizeStatistics, find_statistics, says_normalized
 from foundation.core.archives import check_members, size_of
 from foundation.core.errors import UserError
@@ -45,11 +47,13 @@ from foundation.core.files import archive_names, load_checkpoint_bytes
 from foundation.core.plain_json import parse_json
 from foundation.policies.actor_critic import ActorCritic, Critic, Trunk
 from foundation.policies.distribution import Choices, Deterministic, ShapedActions, SquashedGaussian
+from foundation.policies.image_encoders import ImageEncoders
 from foundation.policies.mlp import activation_class_names, resolve_activation
 from foundation.policies.scaling import ClampedScaler
 
 _MAX_JSON = 16 << 20
 _FLATTENS = "<class 'stable_baselines3.common.torch_layers.FlattenExtractor'>"
+_NATURE = "<class 'stable_baselines3.common.torch_layers.NatureCNN'>"
 _NORM = ("ra_mean", "ra_var", "scale", "bias")
 """Tensors of a normalised layer of CrossQ that are read."""
 _LINEAR = ("weight", "bias")
@@ -68,6 +72,7 @@ def load_file(source: Source) -> LoadedPolicy:
     entries = Entries(weights, where)
     _refuse_unread(source, data)
     kind = _kind(weights)
+    images = _images(entries, source, data, kind, where)
     activation = _activation(source, data, "tanh" if kind == "actor_critic" else "relu")
     critic = None
     if kind == "actor":
@@ -87,11 +92,14 @@ def load_file(source: Source) -> LoadedPolicy:
         log_std = entries.take_one("log_std")
         distribution = _distribution(source, data, trunk.head.out_features, log_std)
     entries.finish(source.overrides.strict)
+    if images is not None:
+        trunk, critic = Trunk([images, *trunk.layers]), None
     num_obs = trunk.num_obs
-    _check_spaces(source, data, num_obs, trunk.head.out_features // distribution.outputs_per_action)
+    _check_spaces(source, data, num_obs, trunk.head.out_features // distribution.outputs_per_action, images is not None)
     scaler, formula = _scaler(source, num_obs)
     network = ActorCritic(trunk, distribution, critic, scaler)
-    return finish_actor_critic(source, f"Stable-Baselines3 {version}", network, activation, formula)
+    groups = None if images is None else images.groups
+    return finish_actor_critic(source, f"Stable-Baselines3 {version}", network, activation, formula, groups)
 
 
 def _kind(weights: dict[str, Any]) -> str:
@@ -102,10 +110,21 @@ def _kind(weights: dict[str, Any]) -> str:
     return "linear" if any(key.startswith("action_net.0.") for key in weights) else "actor_critic"
 
 
+def _images(entries: Entries, source: Source, data: dict[str, Any], kind: str, where: str) -> ImageEncoders | None:
+    """Read what a CnnPolicy sees through, if it is one; its value, which may see through another, is not read."""
+    prefix = "" if kind == "actor_critic" else f"{kind}."
+    found = entries.take(f"{prefix}features_extractor.")
+    if not found:
+        return None
+    for unread in ("pi_features_extractor.", "vf_features_extractor.", "mlp_extractor.value_net.", "value_net."):
+        entries.take(unread)
+    return read_nature_cnn(found, source, data, f"{where}: {prefix}features_extractor")
+
+
 def _refuse_unread(source: Source, data: dict[str, Any]) -> None:
     """Name what is not read: a step before the network that only code describes, rows of actions."""
     before = at(data, "policy_kwargs", "features_extractor_class")
-    if before is not None and str(before) != _FLATTENS:
+    if before is not None and str(before) not in (_FLATTENS, _NATURE):
         match = _TYPE.match(str(before))
         name = match[1] if match else str(before)
         raise UserError(
@@ -403,13 +422,13 @@ def _space(data: dict[str, Any], name: str) -> str | None:
     return match[1] if match else None
 
 
-def _check_spaces(source: Source, data: dict[str, Any], num_obs: int, num_out: int) -> None:
+def _check_spaces(source: Source, data: dict[str, Any], num_obs: int, num_out: int, sees: bool) -> None:
     """Refuse weights of other sizes than the spaces of the same file, and observations that are not plain numbers."""
     kind = _space(data, "observation_space")
     shape = at(data, "observation_space", "_shape")
     if kind not in (None, "Box"):
         raise UserError(f"'{source.path}' reads observations of a '{kind}' space; only a Box is understood.")
-    if isinstance(shape, list) and len(shape) > 1 and at(data, "observation_space", "dtype") == "uint8":
+    if isinstance(shape, list) and len(shape) > 1 and at(data, "observation_space", "dtype") == "uint8" and not sees:
         raise UserError(f"'{source.path}' reads images {shape}, which its library divides by 255: not understood.")
     if isinstance(shape, list) and (not all(type(n) is int for n in shape) or math.prod(shape) != num_obs):
         raise UserError(

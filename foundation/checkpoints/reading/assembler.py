@@ -321,6 +321,7 @@ def finish_actor_critic(
     trunk = network.actor
     distribution = network.distribution
     place = "after the dense layers" if trunk.encodes_before_core else "before the dense layers"
+    images = {} if network.images is None else network.images.shapes
     return finish(
         source,
         layout,
@@ -336,6 +337,8 @@ def finish_actor_critic(
         recurrence="none" if trunk.core is None else f"{memory_of(trunk.core)}, {place}",
         action_shape=distribution.describe() if isinstance(distribution, ShapedActions) else None,
         has_value=network.critic is not None,
+        image_groups=list(images),
+        image_shapes={group: list(shape) for group, shape in images.items()} or None,
     )
 
 
