@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stable_baselines3 import DQN
     from stable_baselines3.common.vec_env import VecEnv
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -42,6 +43,7 @@ from foundation.core.devices import resolve_device
 from foundation.core.errors import UserError
 from foundation.core.files import atomic_write_bytes
 from foundation.core.registry import note_typed
+from foundation.core.text import one_line
 from foundation.engines.gymnasium import find_spec
 
 LOG_ROOT = Path("logs/sb3")
@@ -95,12 +97,19 @@ SETTINGS = {
                          train_freq=1, gradient_steps=2, n_steps=3, exploration_fraction=0.05,
                          exploration_final_eps=0.1),
     ),
+    "Pong": DqnCfg(
+        600_000, (256, 128), 40_000, num_envs=8, num_eval_envs=5, optimizer={"fused": True},
+        options=_options(learning_rate=2.5e-4, batch_size=64, buffer_size=200_000, learning_starts=5_000,
+                         target_update_interval=8_000, train_freq=1, gradient_steps=2, n_steps=3,
+                         exploration_fraction=0.125, exploration_final_eps=0.02),
+    ),
 }  # fmt: skip
 """Settings by the beginning of the id: for the first three those that are usual with Stable-Baselines3.
 
 MinAtar's environments are far cheaper than an update of the Q-network: with eight of them together, and two updates for
 their eight env steps, an update's fixed costs and the choice of actions are paid less often. Rewards come late, most of
-all in Freeway, and the returns of three steps carry them back sooner.
+all in Freeway, and the returns of three steps carry them back sooner. Pong, from the console's memory
+(``examples/atari_task.py``), is learned likewise.
 """
 EVAL_SEED = 500_001
 """Added to the seed of the evaluations' environments, so that no training episode is among theirs."""
@@ -113,6 +122,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="folder (default: logs/sb3/<task>/<time>)")
     parser.add_argument("--total_timesteps", type=int, help="env steps at most")
     parser.add_argument("--net_arch", type=int, nargs="+", help="hidden layers of the Q-network")
+    parser.add_argument("--learning_rate", type=float, help="of Adam")
+    parser.add_argument("--start", type=Path, help="go on from this model.zip, without exploring anew")
     parser.add_argument(
         "--target_return", type=float, help="stop at this mean return (default: the registered threshold)"
     )
@@ -126,6 +137,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
             raise UserError(f"--{name} must be at least 1, it is {value}")
     if args.net_arch is not None and min(args.net_arch) < 1:
         raise UserError(f"--net_arch {' '.join(map(str, args.net_arch))}: each size must be at least 1")
+    if args.learning_rate is not None and not 0 < args.learning_rate < 1:
+        raise UserError(f"--learning_rate must be between 0 and 1, it is {args.learning_rate:g}")
+    if args.start is not None and not args.start.is_file():
+        raise UserError(f"--start {args.start}: no such file")
     if not 0 <= args.seed <= MAX_SEED:
         raise UserError(f"--seed must be between 0 and {MAX_SEED}, got {args.seed}")
     return args
@@ -157,6 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module="stable_baselines3")
     envs = make_vec_env(spec, cfg.num_envs)
     model = DQN("MlpPolicy", envs, policy_kwargs=kwargs, seed=args.seed, device=device, **cfg.options)
+    if args.start is not None:
+        start_from(model, args.start)
     eval_envs = make_vec_env(spec, min(cfg.num_eval_envs, args.num_eval_episodes))
     eval_envs.seed((args.seed + EVAL_SEED) % MAX_SEED)
     target = args.target_return if args.target_return is not None else spec.reward_threshold
@@ -192,9 +209,21 @@ def make_vec_env(spec: EnvSpec, num_envs: int) -> VecEnv:
     return DummyVecEnv([lambda: Monitor(gymnasium.make(spec)) for _ in range(num_envs)])
 
 
+def start_from(model: DQN, path: Path) -> None:
+    """Take up the weights of another model, and the state of its optimiser; transitions are collected anew."""
+    try:
+        model.set_parameters(str(path), device=model.device)
+    except (ValueError, RuntimeError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"--start {path}: not a model.zip of this task and these layers: {one_line(error)}") from error
+
+
 def settings_for(task: str, args: argparse.Namespace) -> DqnCfg:
     """Return the settings for an id, with what was typed."""
     cfg = next((cfg for prefix, cfg in SETTINGS.items() if task.startswith(prefix)), DqnCfg(options=_options()))
+    typed = {} if args.learning_rate is None else {"learning_rate": args.learning_rate}
+    if args.start is not None:
+        typed["exploration_initial_eps"] = cfg.options.get("exploration_final_eps", 0.05)
+    cfg = replace(cfg, options=cfg.options | typed)
     if args.total_timesteps is not None:
         cfg = replace(cfg, total_timesteps=args.total_timesteps, eval_freq=min(cfg.eval_freq, args.total_timesteps))
     return cfg if args.net_arch is None else replace(cfg, net_arch=tuple(args.net_arch))

@@ -73,6 +73,7 @@ WHY_NOT = {
     "fixtures/student_gru.pt": "no network like student 'gru'",
     "teachers/cartpole/teacher.zip": DISCRETE,
     "teachers/half_cheetah/teacher.zip": CLIPPED,
+    "teachers/pong/teacher.zip": DISCRETE,
 }  # fmt: skip
 """File -> what RSL-RL's networks lack, as it is refused; all others are written."""
 STUDENTS_THAT_RSL_RL_HAS = ("mlp", "gaussian")

@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import train_dqn  # noqa: E402
 
+from foundation.core.errors import UserError  # noqa: E402
 from foundation.teachers import TeacherPolicyWrapper  # noqa: E402
 
 
@@ -63,3 +64,31 @@ def test_the_seed_decides_a_teacher(tmp_path, monkeypatch):
             )
     np.testing.assert_array_equal(found[0], found[1])
     assert not np.array_equal(found[0], found[2])
+
+
+def test_a_training_goes_on_from_another_models_weights(tmp_path, monkeypatch):
+    """With no env steps to learn from the weights are the other's, also with other settings; their teachers agree."""
+    pytest.importorskip("stable_baselines3")
+    first = trained(tmp_path / "a", monkeypatch, seed=3)
+    cfg = train_dqn.DqnCfg(40, (8,), 40, {"learning_starts": 40}, num_envs=4)
+    monkeypatch.setitem(train_dqn.SETTINGS, "CartPole", cfg)
+    monkeypatch.setitem(cfg.options, "exploration_final_eps", 0.25)
+    arguments = ["--task", "CartPole-v1", "--start", str(first / "model.zip"), "--learning_rate", "1e-5"]
+    assert train_dqn.main([*arguments, "--output", str(tmp_path / "b"), "--num_eval_episodes", "2", "--seed", "9"]) == 0
+    weights = [TeacherPolicyWrapper(folder / "teacher.zip").state_dict() for folder in (first, tmp_path / "b")]
+    for name, value in weights[0].items():
+        np.testing.assert_array_equal(value.numpy(), weights[1][name].numpy())
+    with zipfile.ZipFile(tmp_path / "b" / "model.zip") as model:
+        saved = json.loads(model.read("data"))
+    assert (saved["learning_rate"], saved["exploration_initial_eps"]) == (1e-5, 0.25)
+
+
+def test_a_model_of_another_task_is_refused_in_one_line(tmp_path, monkeypatch):
+    """Its layers have other sizes."""
+    pytest.importorskip("stable_baselines3")
+    first = trained(tmp_path / "a", monkeypatch, seed=3)
+    monkeypatch.setitem(train_dqn.SETTINGS, "Acrobot", train_dqn.DqnCfg(40, (8,), 40))
+    arguments = ["--task", "Acrobot-v1", "--output", str(tmp_path / "b"), "--start", str(first / "model.zip")]
+    with pytest.raises(UserError, match=r"not a model\.zip of this task and these layers") as caught:
+        train_dqn.main(arguments)
+    assert "\n" not in str(caught.value)
