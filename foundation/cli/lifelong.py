@@ -29,6 +29,7 @@ FINAL = "final_student.pt"
 """The small network after a stage: that of the end, which has been replayed to, and not the best on the new task."""
 _COMPRESS: dict[str, Any] = {
     "alpha": 1.0,
+    "learning_rate": 1e-3,
     "actor": {"init_std": 0.1},
     "critic": {"warmup_iterations": 0},
     "loss": {"name": "huber", "huber_delta": 0.03},

@@ -303,9 +303,9 @@ def _creators(spec: EnvSpec) -> dict[str, Callable[..., Any]]:
 def _following_camera(creator: Callable[..., Any] | None, typed: Mapping[str, Any]) -> dict[str, Any]:
     """Return the camera to see a robot of MuJoCo by, unless one was typed: it leaves the picture of one that stands.
 
-    From release 1.4 on gymnasium takes a free camera and its class's settings of it. A free camera follows no body, even
-    where these name one (``trackbodyid``: Walker2d), unless they set its ``type`` as well. The models have a camera
-    ``track`` that does. A model without one has the free camera still.
+    From release 1.4 on gymnasium takes a free camera and its class's settings of it. A free camera follows no body,
+    even where these name one (``trackbodyid``: Walker2d), unless they set its ``type`` as well. The models have a
+    camera ``track`` that does. A model without one has the free camera still.
     """
     parameters = {} if creator is None else inspect.signature(creator).parameters
     settings = parameters["default_camera_config"].default if "default_camera_config" in parameters else None

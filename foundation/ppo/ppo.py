@@ -167,6 +167,11 @@ def value_loss(
 class PolicyTerms(Protocol):
     """Terms beside PPO's in the loss of the policy."""
 
+    @property
+    def replaces_ppo(self) -> bool:
+        """Whether PPO's own loss has no share in the policy's."""
+        ...
+
     def combine(self, policy_loss: torch.Tensor, batch: Transitions, output: PolicyOutput) -> torch.Tensor:
         """Return the whole loss of the policy.
 
@@ -305,7 +310,9 @@ class Ppo:
             self._descend(self.cfg.value_loss_coef * loss)
             return {"value": loss.detach()}
         output, losses = self.losses(batch)
-        losses["kl"] = self._adapt_learning_rate(batch, output)
+        # The rule bounds PPO's steps. Distillation has to move the policy, as far as its teachers are away.
+        adapts = terms is None or not terms.replaces_ppo
+        losses["kl"] = self._adapt_learning_rate(batch, output, adapts)
         policy_loss = losses["surrogate"] - self.cfg.entropy_coef * losses["entropy"]
         if terms is not None:
             policy_loss = terms.combine(policy_loss, batch, output)
@@ -321,12 +328,12 @@ class Ppo:
         self.optimizer.step()
 
     @torch.no_grad()
-    def _adapt_learning_rate(self, batch: Transitions, output: PolicyOutput) -> torch.Tensor:
+    def _adapt_learning_rate(self, batch: Transitions, output: PolicyOutput, adapts: bool) -> torch.Tensor:
         """Return the KL of the policy from that of the rollout, and adapt the learning rate to it if that is asked."""
         before = Normal(batch.mean, batch.std, validate_args=False)
         kl = kl_divergence(before, self.distribution(output)).sum(dim=-1).mean()
         desired = self.cfg.desired_kl
-        if self.cfg.schedule != "adaptive" or not desired:
+        if self.cfg.schedule != "adaptive" or not desired or not adapts:
             return kl
         self.learning_rate = adapted_rate(self.learning_rate, float(kl), desired)
         self._set_rate(self.learning_rate)

@@ -183,6 +183,11 @@ class Retention:
         return bool(self.alpha or self.kl_coef or self.replay_coef or ewc)
 
     @property
+    def replaces_ppo(self) -> bool:
+        """Whether PPO's own loss has no share in this iteration (see :class:`foundation.ppo.ppo.PolicyTerms`)."""
+        return self.alpha == 1.0
+
+    @property
     def needs_labels(self) -> bool:
         """Whether the teachers' outputs are read in this iteration."""
         return bool(self.alpha or self.kl_coef)

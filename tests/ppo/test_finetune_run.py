@@ -13,6 +13,7 @@ from toy_env import RegulatorEnv
 
 import foundation
 from foundation.config.agent_cfg import PPOAlgorithmCfg
+from foundation.config.distillation_cfg import ScheduleCfg
 from foundation.config.finetune_cfg import ActorCfg, CriticCfg, FinetuneCfg, RetainedTeacherCfg
 from foundation.core.errors import RunInterrupted, UserError
 from foundation.ppo.finetune import START, FinetuneRunner
@@ -185,6 +186,21 @@ def test_a_fresh_actor_learns_from_its_teacher_alone_with_alpha_1(tmp_path):
     before = error()
     runner.run()
     assert error() < 0.1 * before
+
+
+def test_the_rate_follows_the_kl_only_where_ppo_has_a_share(tmp_path):
+    """Distillation moves a policy of little noise by far more than PPO may: the rule would end at its smallest rate."""
+    policies = [write_student(tmp_path / f"{seed}.pt", seed=seed, hidden_dims=[8]) for seed in (0, 1)]
+    teacher = RetainedTeacherCfg(checkpoint=str(policies[1]))
+    rates = {}
+    for alpha in (1.0, 0.9, ScheduleCfg("linear", 1.0, 0.5)):
+        cfg = config(policies[0], alpha=alpha, teacher=teacher, critic=CriticCfg(warmup_iterations=0))
+        cfg.actor.init_std = 0.01
+        runner = make_runner(tmp_path / str(len(rates)), cfg)
+        runner.run()
+        rates[len(rates)] = runner.ppo.learning_rate
+    assert rates[0] == 3e-3
+    assert max(rates[1], rates[2]) < 1e-3
 
 
 def test_a_large_kl_keeps_the_policy_and_none_lets_it_go(tmp_path):
