@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,10 +102,18 @@ def refuse_other_encodings(argv: Sequence[str]) -> None:
         UserError: Naming the first one.
     """
     for word in argv:
-        if any("\ud800" <= sign <= "\udfff" for sign in word):
+        if not any("\ud800" <= sign <= "\udfff" for sign in word):
+            continue
+        try:
+            name = os.fsencode(word).decode("utf-8")
+        except UnicodeError:
             raise UserError(
                 f"{quoted(word)} is not UTF-8, and a run's checkpoint holds it: rename it, or give a link to it"
-            )
+            ) from None
+        raise UserError(
+            f"{quoted(name)} cannot be read in this locale, in which Python takes names for "
+            f"{sys.getfilesystemencoding()}: start it with PYTHONUTF8=1, or with LC_ALL=C.UTF-8"
+        )
 
 
 def _spread_teachers(argv: list[str]) -> list[str]:

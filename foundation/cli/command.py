@@ -23,7 +23,7 @@ from foundation.core.text import shorten
 
 USER_ERROR = 2
 """Exit code of a mistake that is the user's to mend."""
-_DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM)
+_DISK_ERRORS = (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM, errno.EIO, errno.EFBIG)
 _PATH_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  # a file where a folder is to be, ...
 _PACKAGE = Path(__file__).resolve().parents[1]
 _BESIDE = (_PACKAGE.parent / "scripts", _PACKAGE.parent / "tests")
@@ -105,7 +105,7 @@ def run_command(
     try:
         if not many_processes:
             refuse_many_processes(f"{_program()} runs in one process: start it without torchrun or mpirun")
-        return main(argv) or 0
+        return _flushed(main, argv)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except TerminatedError:
@@ -121,6 +121,21 @@ def run_command(
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)
+
+
+def _flushed(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None) -> int:
+    """Run ``main`` and write what it has printed: what cannot be written is an error, and no success."""
+    leaving: SystemExit | None = None
+    code = 0
+    try:
+        code = main(argv) or 0
+    except SystemExit as left:  # as after --help
+        leaving = left
+    if sys.stdout is not None:  # the process may have been started without one
+        sys.stdout.flush()
+    if leaving is not None:
+        raise leaving
+    return code
 
 
 def _end_of(error: Exception) -> int:
@@ -159,7 +174,7 @@ def reader_has_gone(message: str = "") -> int:
     Args:
         message: Text for stderr.
     """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _close_stdout()
     with contextlib.suppress(OSError):  # that may be the same pipe
         if message:
             print(message, file=sys.stderr, flush=True)
@@ -264,8 +279,25 @@ def _report_thread(failure: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failure)
 
 
+def _flush_stdout() -> None:
+    """Write what was printed before an error, if that can be: the error matters more."""
+    if sys.stdout is None:  # the process was started without one
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _close_stdout()
+
+
+def _close_stdout() -> None:
+    """Send what is still to be written to standard output nowhere, so that Python does not try once more at its end."""
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError):  # what tests and notebooks put in its place is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(message: str) -> int:
-    sys.stdout.flush()
+    _flush_stdout()
     print(f"error: {shorten(' '.join(message.split()), 2000)}", file=sys.stderr)
     return USER_ERROR
 
@@ -300,7 +332,7 @@ def _owner(filename: str) -> Literal["ours", "library", "user"]:
 
 
 def _report_users_bug(error: Exception, frames: traceback.StackSummary) -> int:
-    sys.stdout.flush()
+    _flush_stdout()
     print("Traceback (most recent call last):", *frames.format(), sep="\n", end="", file=sys.stderr)
     user = [frame for frame in frames if _owner(frame.filename) == "user"][-1]
     where = f"{user.filename}, line {user.lineno}, in {user.name}"
@@ -308,7 +340,7 @@ def _report_users_bug(error: Exception, frames: traceback.StackSummary) -> int:
 
 
 def _report_bug() -> int:
-    sys.stdout.flush()
+    _flush_stdout()
     traceback.print_exc()
     print(
         "This is a bug in foundation, not a mistake of yours: please report it with the lines above.", file=sys.stderr

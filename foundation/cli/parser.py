@@ -31,6 +31,12 @@ class OneLineParser(argparse.ArgumentParser):
         """Raise the complaint instead of printing the usage and exiting."""
         raise UserError(message.removeprefix("argument "))
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Write, and raise where that fails: argparse's own would end as if the help had been read."""
+        stream = sys.stderr if file is None else file
+        if message and stream is not None:  # a process may have been started without one
+            print(message, end="", file=stream, flush=True)
+
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride] (the stubs have overloads by namespace)
         self, args: Sequence[str] | None = None, namespace: object = None
     ) -> tuple[Any, list[str]]:

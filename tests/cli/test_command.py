@@ -164,6 +164,16 @@ def test_a_name_that_no_checkpoint_could_hold_is_refused() -> None:
         refuse_other_encodings(["--teacher_checkpoint", "b\udcffd.pt"])
 
 
+def test_a_name_in_utf_8_under_another_locale_is_told_from_one_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the C locale with ``PYTHONUTF8=0`` Python reads all letters but ASCII's as if they were broken."""
+    typed = "größe/模型.pt".encode().decode("ascii", "surrogateescape")
+    monkeypatch.setattr("os.fsencode", lambda word: word.encode("ascii", "surrogateescape"))
+    with pytest.raises(UserError, match=r"^'größe/模型.pt' cannot be read .* PYTHONUTF8=1"):
+        refuse_other_encodings(["--teacher_checkpoint", typed])
+    with pytest.raises(UserError, match="is not UTF-8"):
+        refuse_other_encodings(["--teacher_checkpoint", "b\udcffd.pt"])
+
+
 def test_a_table_whose_reader_has_gone_ends_as_any_other_output(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rich turns a closed pipe into exit code 1; of ``| head -1`` it is that of SIGPIPE, 141."""
 
@@ -175,6 +185,63 @@ def test_a_table_whose_reader_has_gone_ends_as_any_other_output(monkeypatch: pyt
 
     monkeypatch.setattr("foundation.cli.command.reader_has_gone", lambda: 141)
     assert run_command(main, []) == 141
+
+
+HELP = """
+import sys
+from foundation.cli.parser import ScriptParser
+from foundation.cli.command import run_command
+sys.exit(run_command(lambda argv: ScriptParser("What it does.\\n" * 400000).read(["--help"])))
+"""
+TABLE = """
+import sys
+from foundation.cli.command import run_command
+sys.exit(run_command(lambda argv: print("a table", end="")))
+"""
+MISTAKE = """
+import sys
+from foundation.cli.command import run_command
+from foundation.core.errors import UserError
+def main(argv):
+    raise UserError("mine")
+sys.exit(run_command(main))
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("body", [HELP, TABLE], ids=["help", "table"])
+def test_output_that_cannot_be_written_is_no_success(body: str, unbuffered: str) -> None:
+    """On a full disk: one line, and exit code 2, for the help as for a table, however short."""
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, "env": environment}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", body], stdout=full, cwd=ROOT, **pipes)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: the output cannot be written: No space left on device; look at what standard output goes to, and at "
+        "the disk"
+    ]
+
+
+def test_a_help_of_which_one_line_is_read_ends_quietly() -> None:
+    """``--help | head -1`` prints nothing on stderr."""
+    # Without a buffer Python takes a write that a closed pipe has cut short for a whole one.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", HELP], cwd=ROOT, env=environment, **pipes) as command:
+        assert command.stdout is not None and command.stderr is not None
+        command.stdout.readline()
+        command.stdout.close()
+        assert command.stderr.read() == ""
+    assert command.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_mistake_is_said_without_a_standard_output() -> None:
+    """As of a process that a service has started with that closed (``>&-``): one line, no traceback."""
+    line = f"exec {sys.executable} -c '{MISTAKE}' >&-"
+    done = subprocess.run(["bash", "-c", line], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr == "error: mine\n"
 
 
 def test_an_empty_run_name_is_no_suffix() -> None:
