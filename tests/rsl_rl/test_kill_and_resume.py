@@ -28,6 +28,7 @@ VARIANTS = {
     "on_policy": ["--on_policy"],
     "episodes": ["collection.mode=episodes"],
     "newest": ["dataset.newest_epochs=2", "optimizer.name=soap", "optimizer.ema_decay=0.9"],
+    "compiled": ["env.compile=true"],
     "averaged": ["optimizer.ema_decay=0.9", "collection.epsilon=0.1", "--no-teacher_deterministic"],
 }
 
