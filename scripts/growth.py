@@ -207,8 +207,8 @@ def measure_ranks(size: int, folder: Path) -> dict[str, float]:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={size}"]
         command += [str(ROOT / "foundation" / "rsl_rl" / "distillation.py"), "--task", common.TASK, "--device", "cpu"]
         command += ["--teacher_checkpoint", str(common.shipped_teacher()), "--distributed", "--num_envs", "128"]
-        command += ["--n_epochs", str(epochs), "experiment=fast", "--eval_interval", "1000", "--save_interval", "1000"]
-        command += ["--num_eval_episodes", "16", "--final_eval_episodes", "16"]
+        command += ["experiment=fast_adam", "--n_epochs", str(epochs), "--eval_interval", "1000"]
+        command += ["--save_interval", "1000", "--num_eval_episodes", "16", "--final_eval_episodes", "16"]
         start = time.perf_counter()
         done = subprocess.run(command, cwd=work, capture_output=True, text=True)
         seconds.append(time.perf_counter() - start)

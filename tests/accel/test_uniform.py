@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+from types import SimpleNamespace
+
+import pytest
 import torch
 
 from foundation.accel import uniform
@@ -44,6 +48,14 @@ def test_a_torch_with_another_generator_is_noticed(monkeypatch, caplog):
     """Code that draws other numbers, or reads another state, is not used."""
     function = uniform.library()
     assert not uniform._same_as_torch(lambda *args: None)
+    # One that is right up to the end of the first words, and one that leaves the state as it was after the last ones.
+    assert not uniform._same_as_torch(lambda state, out, count: function(state, out, min(count, 600)))
+
+    def forgets(state, out, count):
+        copied = ctypes.create_string_buffer(ctypes.string_at(state, uniform._STATE_BYTES), uniform._STATE_BYTES)
+        function(copied if count == 1300 else state, out, count)
+
+    assert not uniform._same_as_torch(forgets)
     monkeypatch.setattr(uniform, "_STATE_BYTES", 16)
     assert not uniform._same_as_torch(function)
     caplog.set_level("INFO")
@@ -53,3 +65,11 @@ def test_a_torch_with_another_generator_is_noticed(monkeypatch, caplog):
     finally:
         uniform.library.cache_clear()
     assert "has another generator" in caplog.text
+
+
+def test_a_generator_of_another_device_draws_by_itself(monkeypatch):
+    """The C code reads the CPU's alone."""
+    monkeypatch.setattr(uniform, "_draw", lambda *args: pytest.fail("the generator is not of the CPU"))
+    monkeypatch.setattr(uniform, "_draw_by_torch", lambda shape, generator: (shape, generator))
+    generator = SimpleNamespace(device=torch.device("cuda"))
+    assert uniform.uniform((5000,), generator) == ((5000,), generator)
