@@ -100,6 +100,15 @@ def test_a_library_that_others_may_have_written_is_replaced_and_not_loaded(sourc
         assert elsewhere.read_bytes() == b"not a library"
 
 
+def test_a_library_of_another_user_is_not_ones_own(source, tmp_path, monkeypatch):
+    """Though nobody else may write to it."""
+    assert loaded(source).number() == 7
+    [library] = files(tmp_path)
+    assert native._is_own(library)
+    monkeypatch.setattr(native.os, "getuid", lambda: library.stat().st_uid + 1)
+    assert not native._is_own(library)
+
+
 @pytest.mark.parametrize("spoil", ["link", "owner"])
 def test_a_cache_of_somebody_else_is_left_alone_with_a_word(source, tmp_path, monkeypatch, caplog, spoil):
     """A folder that is a link, or belongs to another user, gives nothing to load."""

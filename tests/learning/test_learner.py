@@ -221,6 +221,20 @@ def test_the_average_of_a_checkpoint_without_a_count_goes_on_at_its_decay():
         torch.testing.assert_close(parameter, model[name] + 0.1)
 
 
+def test_an_average_that_begins_with_the_resumed_run_forgets_the_first_weights_soon():
+    """A run without one was saved: the first update moves the new average by nine tenths."""
+    without = Learner(student(), config(), 1)
+    learner = Learner(student(), config(optimizer=OptimizerCfg(ema_decay=0.999)), 1)
+    model = copy.deepcopy(without.policy.state_dict())
+    learner.load_state_dict(model, without.state_dict())
+    with torch.no_grad():
+        for parameter in learner.student.parameters():
+            parameter.add_(1.0)
+    learner.update_average()
+    for name, parameter in learner.policy.named_parameters():
+        torch.testing.assert_close(parameter, model[name] + 0.9)
+
+
 @pytest.mark.parametrize(("epochs", "kept"), [(None, {0, 1, 2, 3}), (1, {2, 3}), (2, {1, 2, 3}), (9, {0, 1, 2, 3})])
 def test_only_the_newest_epochs_are_learned_from_where_that_is_asked_for(epochs, kept):
     """Of an epoch of two chunks and two of one before it: the chunks whose observations the batches had.

@@ -39,6 +39,42 @@ def test_soap_fits_correlated_inputs_closer_than_adam():
     assert min(fit("soap", 300, rate) for rate in rates) < 0.5 * min(fit("adam", 300, rate) for rate in rates)
 
 
+def soap_by_hand(gradients: list[torch.Tensor], longest: int, rate: float) -> torch.Tensor:
+    """Return where Vyas et al.'s algorithm 3 ends from zero: the mean of the gradients is kept in their own axes."""
+    sides = [side for side, size in enumerate(gradients[0].shape) if size <= longest]
+    bases = [torch.eye(size, dtype=torch.float64) for size in gradients[0].shape]
+    factors = [gradients[0] @ gradients[0].T, gradients[0].T @ gradients[0]]
+    for side in sides:
+        bases[side] = torch.linalg.eigh(factors[side])[1]
+    mean, square, weight = (torch.zeros_like(gradients[0]) for _ in range(3))
+    for number, gradient in enumerate(gradients[1:], 1):
+        for side, factor in enumerate((gradient @ gradient.T, gradient.T @ gradient)):
+            factors[side] = 0.95 * factors[side] + 0.05 * factor
+            if side in sides and (number + 1) % 10 == 0:
+                bases[side] = torch.linalg.qr(factors[side] @ bases[side])[0]
+        left, right = bases
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.95 * square + 0.05 * (left.T @ gradient @ right) ** 2
+        scale = (square / (1.0 - 0.95**number)).sqrt() + 1e-8
+        weight -= rate * left @ (left.T @ mean @ right / (1.0 - 0.9**number) / scale) @ right.T
+    return weight
+
+
+@pytest.mark.parametrize("longest", [9, 5, 3])
+def test_soap_is_its_papers_algorithm(longest, monkeypatch):
+    """Both sides of a matrix turned, one of them, and neither; a basis is turned twice on the way."""
+    monkeypatch.setattr("foundation.learning.optimizers.LARGEST_SIDE", longest)
+    generator = torch.Generator().manual_seed(5)
+    turned = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    gradients = [torch.randn(4, 6, generator=generator, dtype=torch.float64) @ turned for _ in range(25)]
+    weight = torch.zeros(4, 6, dtype=torch.float64, requires_grad=True)
+    optimizer = Soap([weight], lr=0.1)
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        optimizer.step()
+    torch.testing.assert_close(weight.detach(), soap_by_hand(gradients, longest, 0.1), rtol=1e-6, atol=1e-7)
+
+
 def test_muon_steps_along_the_nearest_orthogonal_matrix():
     """Its iteration has the singular vectors of the matrix, as an SVD finds them, and singular values near 1."""
     matrix = torch.randn(6, 9, generator=torch.Generator().manual_seed(1))

@@ -25,6 +25,7 @@ ALGORITHM = [
     ({"lam": 2.0}, "lam must be from 0 to 1, it is 2"),
     ({"clip_param": 0.0}, "clip_param must be above 0, it is 0"),
     ({"desired_kl": -0.1}, "desired_kl must be above 0, it is -0.1"),
+    ({"desired_kl": 0.0}, "desired_kl must be above 0, it is 0"),
     ({"max_grad_norm": 0.0}, "max_grad_norm must be above 0, it is 0"),
     ({"value_loss_coef": -1.0}, "value_loss_coef must be a finite number, 0 or more, it is -1"),
     ({"entropy_coef": float("inf")}, "entropy_coef must be a finite number, it is inf"),

@@ -26,6 +26,14 @@ IDLE: list[tuple[dict[str, Any], str]] = [
     ({"kl_decay": 0.9}, "--kl_decay=0.9 (--kl_coef is 0)"),
     ({"kl": KlCfg(off_below=0.1, off_after=3)}, "finetune.kl.off_below=0.1, finetune.kl.off_after=3 (--kl_coef is 0)"),
     ({"teacher": RetainedTeacherCfg("t.pt")}, "--teacher_checkpoint=t.pt (--alpha and --kl_coef are 0, so that"),
+    (
+        {"teacher": RetainedTeacherCfg("t.pt", weights={"teacher1": 2.0}), "critic": CriticCfg("teacher")},
+        "finetune.teacher.weights={'teacher1': 2.0} (--alpha and --kl_coef are 0)",
+    ),
+    (
+        {"teacher": RetainedTeacherCfg("t.pt"), "critic": CriticCfg("teacher", hidden_size=7)},
+        "finetune.critic.hidden_size=7 (the critic is the teacher's)",
+    ),
     ({"loss": LossCfg("huber")}, "finetune.loss.name=huber (--alpha is 0)"),
     ({"replay": ReplayCfg(batch_size=7)}, "finetune.replay.batch_size=7 (there is no finetune.replay.dataset)"),
     ({"ewc": EwcCfg(samples=7)}, "finetune.ewc.samples=7 (finetune.ewc.coef is 0)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 
 import pytest
@@ -27,10 +28,11 @@ NUM_ENVS = 6
 
 
 class Teacher(LinearTeacher):
-    """A teacher that labels many steps at once."""
+    """A teacher that labels many steps at once; its labels show where it was told that an episode begins."""
 
-    def sequence(self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor | None):
-        return self.step(obs)
+    def sequence(self, obs: torch.Tensor, state: torch.Tensor | None, resets: torch.Tensor):
+        output, state = self.step(obs)
+        return output._replace(mean=output.mean + resets.unsqueeze(-1)), state
 
 
 def quadrotors(**changes):
@@ -129,9 +131,9 @@ def test_the_traced_step_is_the_stepper(monkeypatch, kind, mode):
 
 
 def test_bounds_of_actions_hold(monkeypatch):
-    """An environment that is checked, and whose actions are clipped to half of what it allows, is fused as well."""
+    """An environment that is checked, and whose actions are clipped twice, more narrowly outside, is fused as well."""
     monkeypatch.setattr("foundation.accel.compiled.generate_code", lambda graph, tensors, options: graph)
-    compare("mlp", "steps", monkeypatch, lambda env: ActionClip(CheckedEnv(env), 0.5))
+    compare("mlp", "steps", monkeypatch, lambda env: ActionClip(CheckedEnv(ActionClip(env, 0.8)), 0.5))
 
 
 @pytest.mark.slow
@@ -195,6 +197,32 @@ def test_what_changes_a_step_is_not_fused(monkeypatch, caplog):
     assert not fits(make("mlp", "steps", EnvWrapper(quadrotors())), "another wrapper")
     assert not fits(make("mlp", "steps", own(cfg)), "a step of its own")
     assert not fits(make("mlp", "steps", quadrotors(compile=False)))
-    late = make("mlp", "steps")
-    monkeypatch.setattr(type(late.actor.late), "possible", False)
-    assert not fits(late, "the teacher labels each step at once")
+    assert not fits(make("mlp", "steps", cfg=CollectionCfg(student_deterministic=False)), "actions are drawn")
+    for said, path, value in (
+        ("the teacher labels each step at once", "actor.teacher.policy", LinearTeacher(torch.zeros(26, 4))),
+        ("distill.teacher.expert is asked at every step", "actor.assignment.choose", lambda obs: obs["policy"][:, 0]),
+        ("positions are corrected", "actor.correction", object()),
+        ("the student predicts an observation group", "actor.predicted", "l2f"),
+        ("not the module that it was", "actor.student.policy", student("mlp")),
+        ("images, or computed from others", "dataset.typed", {"camera": torch.zeros(1)}),
+        ("images, or computed from others", "actor.student.selector", type("Own", (ObsSelector,), {})(["deployable"])),
+        ("images, or computed from others", "actor.teacher.selector", type("Own", (ObsSelector,), {})(["policy"])),
+        ("it is for the CPU", "env.device", torch.device("cuda")),
+        ("it is for the CPU", "dataset.device", torch.device("cuda")),
+    ):
+        collector = make("mlp", "steps")
+        *names, last = path.split(".")
+        setattr(functools.reduce(getattr, names, collector), last, value)
+        assert not fits(collector, said)
+
+
+@pytest.mark.parametrize("of", ["camera", "noise"])
+def test_an_environment_with_more_than_its_step_is_not_traced(of):
+    """A camera renders, and noise is drawn, outside the step."""
+    env = quadrotors()
+    assert env.is_traced
+    if of == "camera":
+        env.camera = object()
+    else:
+        env._noise = {"policy": torch.ones(26)}
+    assert not env.is_traced

@@ -390,6 +390,11 @@ def test_the_compiled_step_gives_the_eager_steps_numbers():
         torch.testing.assert_close(a["policy"], b["policy"], atol=2e-5, rtol=0)
         torch.testing.assert_close(reward, expected, atol=2e-5, rtol=0)
         assert torch.equal(dones, ended)
+    table = torch.rand(env.num_envs, 16, 11, generator=generator).permute(
+        2, 1, 0
+    )  # the sizes of a table, laid out in another way
+    for drawn in (table, table[:, :3].contiguous(), table.contiguous()):
+        torch.testing.assert_close(env.initial_states(drawn), plain.initial_states(drawn), atol=1e-6, rtol=1e-5)
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch):

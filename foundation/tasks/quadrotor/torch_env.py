@@ -14,7 +14,7 @@ from foundation.tasks.quadrotor import mdp
 from foundation.tasks.quadrotor.compiled_step import PureStep, StepResult, StepState, step_settings, unflatten
 from foundation.tasks.quadrotor.env_cfg import QuadcopterPointCtrlEnvCfg, check_cfg
 from foundation.tasks.quadrotor.episode_stats import POINT_CTRL
-from foundation.tasks.quadrotor.quadrotor_env import Judgement, QuadrotorEnv
+from foundation.tasks.quadrotor.quadrotor_env import TABLE_STEPS, Judgement, QuadrotorEnv
 from foundation.tasks.quadrotor.settings import TaskTensors, task_tensors
 from foundation.tasks.quadrotor.sim.quadrotor import BODY_RATES, POSITION, QUATERNION, ROTORS, VELOCITY
 from foundation.tasks.quadrotor.sim.rows import norm
@@ -64,7 +64,9 @@ class QuadcopterPointCtrlEnv(QuadrotorEnv):
 
     def initial_states(self, drawn: torch.Tensor) -> torch.Tensor:
         """Turn uniform random numbers into initial states (see ``QuadrotorEnv.initial_states``)."""
-        if self.pure_step is None:
+        # What is compiled reads memory as a table of these sizes has it.
+        is_table = drawn.shape[1:] == (TABLE_STEPS, self.num_envs) and drawn.is_contiguous()
+        if self.pure_step is None or not is_table:
             return super().initial_states(drawn)
         return self._compiled_states(drawn, self._ranges.position)[0]
 
