@@ -66,8 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.checkpoint is None:
         raise UserError("--checkpoint is missing: give the file of the policy, such as best_student.pt")
     name = args.name or ("estimator" if args.estimate else "policy")
-    if not name.replace("-", "_").replace(".", "_").isidentifier():
-        raise UserError(f"--name '{name[:60]}': letters, digits, '_', '-' and '.' make a name, such as student")
+    if name[0] in "-." or not name.replace("-", "_").replace(".", "_").isidentifier():
+        raise UserError(
+            f"--name '{name[:60]}': a name begins with a letter or '_', and has letters, digits, '_', '-' and '.', "
+            "such as student"
+        )
     named = [part for part in args.formats or DEFAULT_FORMATS if "=" not in part]
     tokens += [part for part in args.formats or () if "=" in part]  # overrides behind the formats
     formats = check_formats(named)
