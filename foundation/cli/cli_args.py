@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ OVERRIDES = (
     "scene.num_envs=2048 (where only one config has such a key)."
 )
 """The end of every command's help."""
+_WIDEST_HELP = 110
 
 
 class CommandParser(OneLineParser):
@@ -59,7 +61,9 @@ def _any_of(choices: object) -> str:
 
 class _HelpFormatter(argparse.HelpFormatter):
     def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=34, width=110)
+        # As wide as the terminal, but lines of more than 110 columns are hard to read. What is no terminal gets 110.
+        width = min(shutil.get_terminal_size((_WIDEST_HELP + 2, 0)).columns - 2, _WIDEST_HELP)
+        super().__init__(prog, max_help_position=min(34, width // 3), width=width)
 
 
 def parse_command(
@@ -207,7 +211,7 @@ def add_launch_args(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--headless", action="store_true", help="no window (there is none unless asked for)")
     group = parser.add_argument_group("video")
     group.add_argument("--video", action="store_true", help="record clips while it runs")
-    group.add_argument("--video_length", type=positive_int, default=200, metavar="N", help="frames in a clip (200)")
+    group.add_argument("--video_length", type=positive_int, default=200, metavar="N", help="env steps in a clip (200)")
     group.add_argument(
         "--video_interval", type=positive_int, default=2000, metavar="N", help="env steps between two clips (2000)"
     )
@@ -255,10 +259,11 @@ def add_distillation_args(parser: argparse.ArgumentParser) -> None:
     flag("--batch_size", type=whole, metavar="N", help="transitions, or sequences, in a minibatch (256 transitions)")
     flag("--sequence_length", type=whole, metavar="N", help="steps in a training sequence (1; 50 with memory)")
     flag("--learning_rate", type=number, metavar="X", help="step size of the optimiser (1e-4)")
-    flag("--eval_interval", type=whole, metavar="N", help="epochs between two evaluations")
-    flag("--num_eval_episodes", type=whole, metavar="N", help="episodes in an evaluation")
+    interval = "epochs between two evaluations (1; Isaac Lab: 10 under teacher forcing)"
+    flag("--eval_interval", type=whole, metavar="N", help=interval)
+    flag("--num_eval_episodes", type=whole, metavar="N", help="episodes in an evaluation (128)")
     flag("--final_eval_episodes", type=whole, metavar="N", help="fresh episodes of the last measurement (2048)")
-    flag("--save_interval", type=whole, metavar="N", help="epochs between two checkpoint_epoch_*.pt")
+    flag("--save_interval", type=whole, metavar="N", help="epochs between two checkpoint_epoch_*.pt (10)")
     flag("--save_dataset", metavar="PATH", help="write every collected transition to this folder too, or append to it")
     flag("--dataset", metavar="PATH", help="begin with the transitions of this folder")
     flag("--distributed", action="store_true", help="one run in the processes that torchrun has started")

@@ -59,7 +59,8 @@ def build_parser() -> CommandParser:
     flag("--min_success", type=number, metavar="X", help=gate)
     ablated = "measure again without this input: a group, a term, or all; as zero, its mean (default), or shuffled"
     flag("--ablate", action="append", metavar="NAME[:HOW]", help=ablated)
-    flag("--robustness", action="store_true", help="measure again under noise, delays, another mass ... (docs/howto)")
+    disturbed = "measure again under noise, delays, another mass ...: docs/howto/measure.md"
+    flag("--robustness", action="store_true", help=disturbed)
     flag(
         "--perturbation",
         action="append",

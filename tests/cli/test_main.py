@@ -69,6 +69,20 @@ def test_a_command_has_the_flags_of_its_script(name):
     assert " ".join(named.split()) == " ".join(options(own.stdout).split())
 
 
+@pytest.mark.parametrize(("columns", "least", "most"), [("80", 70, 78), ("200", 100, 110)])
+@pytest.mark.parametrize("name", ["distill", "export"])
+def test_help_is_as_wide_as_the_terminal(name, columns, least, most, monkeypatch):
+    """No line of the help is wider than the terminal, nor than can be read; nothing is lost where it is narrow."""
+    monkeypatch.setenv("COLUMNS", columns)
+    shown = console(name, "--help").stdout
+    lines = [line for line in shown.splitlines() if " | --no-" not in line]  # both names of a switch are one word
+    assert least < max(map(len, lines)) <= most
+    monkeypatch.delenv("COLUMNS")
+    piped = console(name, "--help").stdout
+    assert max(map(len, piped.splitlines())) <= 110
+    assert "".join(shown.split()) == "".join(piped.split())
+
+
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
