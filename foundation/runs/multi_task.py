@@ -142,6 +142,7 @@ class MultiTaskRunner(RunLoop[DistillationCfg, Reporter, Collections]):
         self.run_dir.write_summary(summary)
         self.reporter.scalars({"final/geometric_mean_score": mean}, self.epoch + 1)
         self.reporter.line(f"Best student of all tasks (epoch {self.best_epoch + 1}): {score_line(mean, scores)}")
+        self.reporter.line(str(self.run_dir.path / BEST))
         return summary
 
     # -- saving and resuming ------------------------------------------------------------------------------------------

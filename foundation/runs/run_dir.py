@@ -127,13 +127,15 @@ class RunDir:
         runs = sorted((p for parent in parents for p in _folders(parent) if _is_run(p)), key=_age)
         where = root / experiment_name if experiment_name else root
         if not runs:
-            raise UserError(f"no run found in {where}: start one without --resume, or name another --experiment_name")
+            others = [path.name for path in _folders(root) if any(map(_is_run, _folders(path)))]
+            near = suggest(experiment_name, others, 5) if experiment_name and others else "Start one first."
+            raise UserError(f"no run found in {where}. {near}")
         named = [p for p in runs if load_run in (None, p.name)]
         chosen = named if named or load_run is None else _matching(runs, load_run)
         if not chosen:
             names = [p.name for p in reversed(runs)]
             near = suggest(str(load_run), names, 5, ordered=True)
-            raise UserError(f"no run in {where} matches --load_run '{load_run}'. {near}")
+            raise UserError(f"no run in {where} matches '{load_run}'. {near}")
         complete = [path for path in chosen if with_file is None or (path / with_file).exists()]
         return [cls(path) for path in complete or chosen]
 

@@ -523,6 +523,7 @@ class DistillationRunner(Runner[Collection]):
         self.shards.remove()
         self.recorder.close()
         self.reporter.end(summary)
+        self.reporter.line(str(self.run_dir.path / BEST))
         return summary
 
     def _measure_robustness(self, policy: Policy) -> dict[str, Any]:

@@ -101,12 +101,13 @@ def test_the_documented_tags_are_logged_every_epoch(run: Run) -> None:
 
 
 def test_the_console_says_what_is_promised(run: Run) -> None:
-    """The documented lines are printed, and why the engine was chosen is logged once."""
+    """The documented lines are printed, the last one names the student; why the engine was chosen is logged once."""
     assert "Teacher architecture: obs=26, actions=4, hidden=[16]" in run.out
     assert "Teacher observation groups: policy 26" in run.out
     assert "Data collection - Mean return: " in run.out and " ± " in run.out
     assert "Training - Mean loss: 0." in run.out
     assert run.err.count("[INFO] engine 'torch'") == 1
+    assert run.out.splitlines()[-1] == str(run.folder.relative_to(run.cwd) / "best_student.pt")
 
 
 def test_flags_and_both_forms_of_override_take_effect(run: Run) -> None:

@@ -55,17 +55,25 @@ def test_the_newest_run_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("experiment", "load_run", "says"),
     [
-        ("c", None, "no run found"),
+        ("c", None, "no run found in .*c. Valid are: a, bell."),
+        ("bel", None, "no run found in .*bel. Did you mean 'bell'?"),
         ("a", "2024.*", "2025-01-02"),
-        ("a", "2024.*", "/a matches --load_run"),
+        ("a", "2024.*", "/a matches '2024.*'. Valid are: 2025-01-02_00-00-00."),
         ("a", "(", "regular expression"),
     ],
 )
 def test_a_run_that_is_not_there_is_named(tmp_path: Path, experiment: str, load_run: str | None, says: str) -> None:
-    """No run, no match and a bad pattern are one-line errors."""
-    make_runs(tmp_path, "a/2025-01-02_00-00-00", "c")
-    with pytest.raises(UserError, match=says.replace("(", r"\(")):
+    """No run, no match and a bad pattern are one-line errors, with the experiments or runs that there are."""
+    make_runs(tmp_path, "a/2025-01-02_00-00-00", "bell/2025-01-03_00-00-00", "c")
+    with pytest.raises(UserError, match=says.replace("(", r"\(").replace("?", r"\?")):
         RunDir.find(tmp_path, experiment, load_run)
+
+
+def test_where_no_run_was_ever_begun_it_is_said_so(tmp_path: Path) -> None:
+    """An experiment's name has no nearest one where there is no experiment."""
+    for experiment in (None, "a"):
+        with pytest.raises(UserError, match=r"no run found in .*\. Start one first\."):
+            RunDir.find(tmp_path, experiment)
 
 
 def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
