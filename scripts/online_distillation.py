@@ -111,7 +111,7 @@ class Study:
 
         for package, extra in {"stable_baselines3": "sb3", "matplotlib": "bench"}.items():
             if importlib.util.find_spec(package) is None:
-                raise UserError(f"{package} is missing: pip install -e .[{extra}] in the clone's folder")
+                raise UserError(f"{package} is missing: pip install -e '.[{extra}]' in the clone's folder")
 
     def pair(self, task: str, seed: int) -> dict[str, Any]:
         """Train and distil at once; return both curves over the teacher's env steps."""

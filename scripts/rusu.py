@@ -119,7 +119,7 @@ class Study:
         needed = {"stable_baselines3": "sb3"} if trains else {}
         for package, extra in (needed | {"matplotlib": "bench"}).items():
             if importlib.util.find_spec(package) is None:
-                raise UserError(f"'{package}' is not installed: pip install -e .[{extra}] in the clone's folder")
+                raise UserError(f"'{package}' is not installed: pip install -e '.[{extra}]' in the clone's folder")
         for name in self.args.games:
             reason = GymnasiumEngine.why_not(name)
             if reason is not None:

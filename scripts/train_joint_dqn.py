@@ -200,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from stable_baselines3 import DQN  # an extra
     except ImportError as error:
-        raise UserError("Stable-Baselines3 trains it: pip install -e .[sb3] in the clone's folder") from error
+        raise UserError("Stable-Baselines3 trains it: pip install -e '.[sb3]' in the clone's folder") from error
     args.output.mkdir(parents=True, exist_ok=True)
     env = Together(args.tasks)
     kwargs = {"net_arch": list(CFG.net_arch)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-INSTALL = "pip install -e .[gymnasium]"
+INSTALL = "pip install -e '.[gymnasium]'"
 """What brings gymnasium's tasks."""
 
 AutoresetName = Literal["same_step", "next_step", "disabled"]

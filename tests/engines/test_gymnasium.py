@@ -422,7 +422,7 @@ def test_a_missing_extra_is_one_line(monkeypatch, task, package, requested):
     gymnasium.registry.pop(task if task.startswith(("ALE", "MinAtar")) else "", None)
     with pytest.raises(UserError) as caught:
         select_engine(task, requested)
-    told = f"the Python package '{package}' is not installed: pip install -e .[gymnasium] in the clone's folder"
+    told = f"the Python package '{package}' is not installed: pip install -e '.[gymnasium]' in the clone's folder"
     assert str(caught.value) == f"--task {task}: {told}"
 
 
