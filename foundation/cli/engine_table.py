@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -29,6 +28,7 @@ from foundation.core.text import shorten
 from foundation.engines import engine_class, engine_names, select_engine
 from foundation.engines.base import MissingPackage
 from foundation.evaluation.audit import MISSED
+from foundation.evaluation.report_table import table_console
 
 logger = logging.getLogger("foundation.play")
 
@@ -128,7 +128,7 @@ def _show(args: argparse.Namespace, found: EngineTable, played: PlayedPolicy) ->
     if not found.flown:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in (found.missing | found.failed).items())
         raise UserError(f"--engine {args.engine}: it could be played on none of them ({reasons})")
-    Console(highlight=False).print(found.table(f"{played.task}: {played.describe()}"))
+    table_console().print(found.table(f"{played.task}: {played.describe()}"))
     for name, reason in found.failed.items():
         print(f"{name}: {reason}")
     if args.json:

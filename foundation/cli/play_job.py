@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from tensordict import TensorDict
 
 import foundation
@@ -59,7 +58,7 @@ from foundation.evaluation.ablation import (
 )
 from foundation.evaluation.audit import MISSED, manifest, pooled, seed_figures
 from foundation.evaluation.breakdown import variant_figures, variant_table
-from foundation.evaluation.report_table import evaluation_figures, evaluation_table, inference_seconds
+from foundation.evaluation.report_table import evaluation_figures, evaluation_table, inference_seconds, table_console
 from foundation.evaluation.robustness import SEED as STUDY_SEED
 from foundation.evaluation.robustness import chosen_quantities
 from foundation.evaluation.similarity import SEED as SIMILARITY_SEED
@@ -228,7 +227,7 @@ class Job:
         variants = variant_figures(result, kind, declared.variant_names, list(units))
         if len(each) > 1:
             figures["seeds"] = seed_figures(self.seeds, each)
-        console = Console(highlight=False)
+        console = table_console()
         console.print(evaluation_table(f"{played.task} ({self.engine.name})", self.head(env, figures), figures, units))
         if self.measures_teacher:
             beside = self.teacher_figures(env, poll, result)

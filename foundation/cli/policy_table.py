@@ -7,12 +7,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from foundation.core.text import printable
 from foundation.deploy.description import Field
+from foundation.evaluation.report_table import table_console
 from foundation.export.bundle import known_fields
 from foundation.teachers import TeacherPolicyWrapper
 
@@ -46,7 +46,7 @@ def show_policy(policy: TeacherPolicyWrapper, as_json: bool = False, task: str |
     for name, value in described.items():
         table.add_row(_cell(name.replace("_", " ")), _cell("-" if value is None else str(value)))
     print(printable(policy.architecture_line()))  # as a title it would be wrapped at the table's width
-    console = Console()
+    console = table_console()
     console.print(table)
     for what, known in fields.items():
         console.print(_columns_table(what, known))

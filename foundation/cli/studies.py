@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from foundation.config.plain import finite, to_plain
 from foundation.core.errors import UserError
 from foundation.core.files import atomic_write_bytes, load_json
 from foundation.engines.base import EnvCapabilities, VecEnv
 from foundation.engines.observation_terms import observation_terms
+from foundation.evaluation.report_table import table_console
 from foundation.evaluation.robustness import measure_robustness, robustness_table
 from foundation.evaluation.similarity import (
     fifths,
@@ -91,7 +90,7 @@ def study_robustness(
     Returns:
         Worst case and area under the curve, as ``summary.json`` has them.
     """
-    console = Console(highlight=False)
+    console = table_console()
     measured = measure_robustness(
         env, actors, typed, num_episodes, seed, poll, lambda what: logger.info("robustness: %s", what)
     )
@@ -140,7 +139,7 @@ def study_similarity(
     names = observation_names(env, task, student.selector)
     discrete = EnvCapabilities.of(env).action_choices is not None
     found = measure_similarity(env, teacher, student, names, num_episodes, seed, bound, discrete, poll)
-    Console(highlight=False).print(similarity_table(found))
+    table_console().print(similarity_table(found))
     snapshots = []
     for epoch in fifths([*(earlier or {})]):
         assert earlier is not None
@@ -148,7 +147,7 @@ def study_similarity(
         then = PolicyActor(TeacherPolicyWrapper(earlier[epoch], str(env.device)), student.selector)
         snapshots.append(measure_snapshot(env, teacher, then, epoch, num_episodes, seed, bound, discrete, poll))
     if snapshots:
-        Console(highlight=False).print(snapshot_table(snapshots))
+        table_console().print(snapshot_table(snapshots))
     figures = {"episodes": num_episodes, "seed": seed, "states": found, "training": snapshots}
     write_json(folder / "similarity.json", figures)
     print(f"Similarity: {folder / 'similarity.json'}")

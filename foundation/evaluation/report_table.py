@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from foundation.evaluation.audit import wilson_interval
 from foundation.policies.actors import Policy
 from foundation.rollout.evaluate import EvaluationResult
+
+WIDEST = 200
+"""Columns of a table that no terminal shows, at most."""
+
+
+def table_console() -> Console:
+    """Return where tables go. In a file a table is as wide as its text, so that paths in it are whole."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDEST
+    return console
 
 
 def spread(values: torch.Tensor) -> dict[str, float]:
