@@ -62,6 +62,13 @@ def test_another_list_is_refused_and_the_difference_named(run: RunDir, tmp_path:
     assert says in str(error.value) and "leave --multi_task out with --resume" in str(error.value)
 
 
+def test_the_order_of_the_tasks_is_part_of_the_list(run: RunDir, tmp_path: Path) -> None:
+    """The run's settings are those of its first task."""
+    path = write(tmp_path / "tasks.yaml", TASKS[::-1])
+    with pytest.raises(UserError, match="has tasks b, a, and the run has a, b"):
+        refuse_another_list(run, path)
+
+
 def test_a_run_of_one_task_is_not_resumed_as_one_of_several(run: RunDir) -> None:
     """It has its settings, and no list."""
     (run.params_dir / "multi_task.yaml").unlink()

@@ -72,6 +72,24 @@ def test_the_student_acts_in_the_student_phase_and_the_teacher_before():
     assert torch.equal(torch.stack(env.actions), torch.full((len(env.actions), 4, 2), -1.0))
 
 
+@pytest.mark.parametrize("mode", ["steps", "episodes"])
+def test_what_one_collection_has_written_is_an_epoch(mode):
+    """``draw_newest`` draws the last ones' transitions, of however many chunks each is."""
+    collector, _, dataset, _ = make(num_episodes=4, mode=mode)
+    written = []
+    for epoch, episodes in enumerate((4, 40, 4)):
+        collector.num_episodes = episodes
+        collector.rounds = episodes // 4
+        written.append(len(collector.collect(epoch, 1.0).slots))
+    assert written[1] > written[0]
+    for newest in (1, 2, 3, 4):
+        dataset.draw_newest(newest)
+        chunks = range(dataset.num_chunks)[-sum(written[-newest:]) :]
+        [batch] = dataset.flat_minibatches(len(chunks) * dataset.rows_per_chunk, 1)
+        expected = torch.cat([dataset.chunk_obs(chunk) for chunk in chunks])
+        assert torch.equal(batch.obs.sort(dim=0)[0], expected.sort(dim=0)[0])
+
+
 def test_stored_observations_and_episode_starts_are_the_visited_ones():
     """Every env step is stored once and in order; ``resets`` marks the first step of each episode."""
     collector, _, dataset, _ = make(num_episodes=9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from foundation.cli.command import Interrupt, run_command
-from foundation.cli.played_policy import PlayedPolicy
+from foundation.cli.played_policy import PlayedPolicy, find_checkpoint
 from foundation.engines.base import Engine
 from foundation.rsl_rl import play
 from foundation.students import make_student, student_cfg_class
@@ -119,6 +120,15 @@ def test_without_a_checkpoint_the_newest_run_of_the_typed_task_is_played(capsys)
         assert run("--task", task, "--num_episodes", "1")["checkpoint"] == str(mine)
         assert f"the newest student of {task}: {mine}" in capsys.readouterr().err
     assert run("--num_episodes", "1", "--task", TASK, "--checkpoint", "best_student.pt")["checkpoint"] == str(mine)
+
+
+def test_a_task_that_is_named_as_one_of_several_comes_before_the_typed_one():
+    """``distill.teacher.head=NAME`` is the student of that task, which is then played in another one."""
+    mine = save_student("logs/distillation/a/2026-01-01_00-00-00", task="Acrobot-v1")
+    save_student("logs/distillation/a/2026-01-02_00-00-00")
+    args = argparse.Namespace(task=TASK, checkpoint=None, experiment_name=None, load_run=None)
+    assert find_checkpoint(args, "Acrobot-v1") == Path(mine)
+    assert find_checkpoint(args) != Path(mine)
 
 
 def test_a_task_without_a_run_is_an_error_that_names_the_tasks_there_are(capsys):
