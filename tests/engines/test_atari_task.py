@@ -14,7 +14,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from foundation.rsl_rl import distillation
+from foundation.rsl_rl import distillation, export, play
 
 ROOT = Path(__file__).resolve().parents[2]
 TEACHER = ROOT / "foundation" / "assets" / "teachers" / "pong" / "teacher.zip"
@@ -134,3 +134,39 @@ def test_a_student_of_pixels_learns_from_a_teacher_of_the_memory(in_folder, caps
     [saved] = in_folder.glob("logs/distillation/*/*/best_student.pt")
     student = torch.load(saved, weights_only=True)["student"]
     assert student["images"] == {"pixels": [4, 42, 40]} and student["num_choices"] == 6
+
+
+UP = """
+import torch
+from tensordict import TensorDict
+
+
+def up(obs: TensorDict) -> torch.Tensor:
+    return torch.full((len(obs), 1), 2.0)
+"""
+
+
+def test_the_plain_task_runs_in_every_command(monkeypatch, tmp_path, capsys):
+    """``ALE/Pong-v5`` distilled from a teacher that is code, recorded and exported; frames are bytes."""
+    pytest.importorskip("ale_py")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "pong_teacher.py").write_text(UP)
+    arguments = [
+        *("--task", "ALE/Pong-v5", "student=cnn", "--device", "cpu", "--teacher_checkpoint", "pong_teacher:up"),
+        *("--num_envs", "2", "--num_episodes", "2", "--n_epochs", "1", "--batch_size", "16", "--eval_interval", "1"),
+        *("--num_eval_episodes", "2", "distill.final_eval_episodes=2", "distill.dataset.size=1024"),
+        *("distill.optimizer.updates_per_epoch=20", "env.max_episode_steps=20", "distill.teacher.check=false"),
+        *("distill.student.channels=[2,2,2]", "distill.student.hidden_dims=[8]"),
+    ]
+    assert distillation.main(arguments) == 0
+    assert (
+        f"room for 1024 transitions ({1024 * (4 * 84 * 84 + 4 * (1 + 6) + 1) / 1e6:.0f} MB)" in capsys.readouterr().out
+    )
+    [saved] = tmp_path.glob("logs/distillation/*/*/best_student.pt")
+    short = ["--num_envs", "2", "--num_episodes", "2", "env.max_episode_steps=20", "--device", "cpu"]
+    assert play.main(["--task", "ALE/Pong-v5", *short, "--video", "--video_length", "10"]) == 0
+    assert len(list(saved.parent.glob("videos/play/*.mp4"))) == 1
+    assert export.main(["--checkpoint", str(saved)]) == 0
+    assert (saved.parent / "exported" / "policy.onnx").is_file()

@@ -103,9 +103,10 @@ def growth(column: str, shape: tuple[int, ...], num_choices: int, size: int) -> 
     ("column", "shape", "num_choices", "transition_bytes"),
     [
         (image_column("pixels"), (4, 15, 60), 2, TRANSITION_BYTES),
+        (image_column("pixels"), (4, 42, 40), 6, 4 * 42 * 40 + 4 * (1 + 6) + 1),
         ("obs", (10 * 10 * 4,), 3, 10 * 10 * 4 + 4 * (1 + 3) + 1),
     ],
-    ids=["the example", "MinAtar's Breakout"],
+    ids=["the example", "Pong", "MinAtar's Breakout"],
 )
 def test_memory_per_transition_is_as_computed(column, shape, num_choices, transition_bytes):
     """Filled with 64 MB, the process has grown by what the buffer's size was said to be, to 5 %."""
