@@ -241,8 +241,9 @@ def check_torch_zip(file: Path) -> None:
     refuse_pointer(file)
     try:
         if file.is_dir():
-            there = [name for name in ("best_student.pt", "best_model.pt") if (file / name).exists()]
-            such = file / (there[0] if there else "model_1500.pt")
+            best = ("best_student.pt", "best_model.pt")
+            there = [path for name in best for path in (file / name, *sorted(file.glob(f"*/{name}"), reverse=True))]
+            such = next(filter(Path.exists, there), file / "model_1500.pt")
             raise UserError(f"'{file}' is a folder; give the checkpoint file in it, such as '{such}'.")
         size = file.stat().st_size
         check_regular(file)

@@ -71,6 +71,7 @@ def test_missing_empty_folder_text(tmp_path):
     run.mkdir()
     (run / "best_student.pt").touch()
     refused(run, "folder", "run/best_student.pt'")  # the file that is there
+    refused(tmp_path, "folder", "run/best_student.pt'")  # of an experiment's folder that of a run in it
     (tmp_path / "text.pt").write_text("hello")
     refused(tmp_path / "text.pt", "not a PyTorch checkpoint")
     with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:
