@@ -17,6 +17,8 @@ from foundation.cli.cli_args import CommandParser, add_hydra_args, parse_command
 from foundation.config.overrides import is_sweep, key_of
 from foundation.core.errors import UserError
 
+DISTILLATION = "foundation.rsl_rl.distillation"
+"""The command whose experiments are ``configs/experiment``, which may bring a sweep."""
 _OUTPUT = ("hydra.run.dir", "hydra.output_subdir", "hydra.job.chdir")
 """Where Hydra itself would put a run."""
 
@@ -48,7 +50,7 @@ def run_application(command: str, parser: CommandParser, argv: Sequence[str] | N
     Returns:
         The exit code; of a sweep, the highest of its jobs'.
     """
-    line = split(sys.argv[1:] if argv is None else list(argv), parser)
+    line = split(sys.argv[1:] if argv is None else list(argv), parser, files_sweep=command == DISTILLATION)
     module = importlib.import_module(command)
     needed = line.args.multirun or line.hydra or any("${hydra:" in word for word in line.own)
     if not (needed or line.args.cfg or line.args.info):
@@ -86,8 +88,14 @@ def experiment_tokens(tokens: Sequence[str]) -> list[str]:
     return [f"{key}={values}" for key, values in experiment_sweep(chosen[-1]).items() if key not in typed]
 
 
-def split(argv: list[str], parser: CommandParser) -> CommandLine:
-    """Split a command line into the command's own part and Hydra's."""
+def split(argv: list[str], parser: CommandParser, *, files_sweep: bool) -> CommandLine:
+    """Split a command line into the command's own part and Hydra's.
+
+    Args:
+        argv: Arguments without the program's name.
+        parser: The command's own flags.
+        files_sweep: Whether ``experiment=`` names a file that may bring a sweep.
+    """
     hydras = CommandParser(prog=parser.prog, add_help=False)
     add_hydra_args(hydras)
     args, rest = hydras.parse_known_args(argv)
@@ -102,7 +110,7 @@ def split(argv: list[str], parser: CommandParser) -> CommandLine:
             names = " and ".join(name for name in ("--experiment_name", "--run_name") if name in parser.flag_names())
             raise UserError(f"override '{token}': a run's folder is not Hydra's here; {names or '--output'} names it")
     sweep = [token for token in rest if args.multirun and token in tokens and token not in hydra and is_sweep(token)]
-    if args.multirun:
+    if args.multirun and files_sweep:
         sweep += experiment_tokens([token for token in rest if token in tokens])
     own = [token for token in rest if token not in hydra and token not in sweep]
     return CommandLine(own, sweep, hydra, flags, args)

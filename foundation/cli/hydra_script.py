@@ -63,7 +63,7 @@ def hydra_task_config(task_name: str, agent_cfg_entry_point: str = "rsl_rl_cfg_e
 def _run_script(function: Callable, task: str, entry_point: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     parser = CommandParser(prog=Path(sys.argv[0]).name)
     add_hydra_args(parser)
-    line = split(sys.argv[1:], parser)
+    line = split(sys.argv[1:], parser, files_sweep=True)
     own = parse_command(parser, line.own)[1]
     returned: list[Any] = []
 

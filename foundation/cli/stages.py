@@ -22,6 +22,7 @@ from foundation.cli.steps import StagedCommand, StepFailed, Steps, merged
 from foundation.config.overrides import key_of, parse_overrides
 from foundation.core.errors import UserError
 from foundation.core.files import load_checkpoint
+from foundation.runs.run_dir import check_name
 from foundation.runs.run_state import BEST
 
 DISTILLATION = "foundation.rsl_rl.distillation"
@@ -82,6 +83,11 @@ class Curriculum:
         if own is not None and not isinstance(own, str):
             key = ".".join(command.start_key)
             raise UserError(f"experiment={names[-1]}: {key} must be one file, as the stages start from one policy")
+        check_name("experiment_name", args.experiment_name or DEFAULT_NAME)
+        check_name("run_name", args.run_name or DEFAULT_NAME)
+        in_file = [word for word in tokens if key_of(word).partition(".")[0] in ("lifelong", "stages")]
+        if in_file:
+            raise UserError(f"'{in_file[0]}': 'stages' and 'lifelong' are set in a file; copy it, and write your own")
         ours = {f"--{command.start}": 1, "--experiment_name": 1, "--run_name": 1, "--resume": 0}
         return cls(
             command,
@@ -129,6 +135,19 @@ class Curriculum:
         before = done.get(f"stage{index}") or self.start
         said = _at(values, self.command.start_key) is not None
         return argv if before is None or said else [*argv, f"--{self.command.start}", before]
+
+
+def refuse_stages(command: StagedCommand, parser: CommandParser, argv: Sequence[str]) -> None:
+    """Refuse a file with stages where one run is asked about.
+
+    Raises:
+        UserError: For ``--cfg`` and ``--multirun`` of such a file.
+    """
+    if Curriculum.read(command, parser, argv) is not None:
+        raise UserError(
+            "the file of experiment= has stages, each a run of its own, and --cfg and --multirun are about one run: "
+            "leave them out, or give the settings of one stage"
+        )
 
 
 def _at(values: dict[str, Any], key: Sequence[str]) -> Any:

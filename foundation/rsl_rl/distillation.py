@@ -115,8 +115,10 @@ def run_here(argv: Sequence[str]) -> int:
 
 def compose_configs(argv: Sequence[str]) -> dict[str, Any]:
     """Return the configs that a command line gives, starting nothing."""
-    from foundation.cli.distillation_request import Request  # torch: --help does without it
+    from foundation.cli.distillation_request import STAGED, Request  # torch: --help does without it
+    from foundation.cli.stages import refuse_stages
 
+    refuse_stages(STAGED, build_parser(), argv)
     request = Request.read(build_parser(), argv)
     if request.cfg.offline:
         return {"distill": to_plain(request.cfg)}

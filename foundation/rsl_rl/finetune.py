@@ -88,8 +88,10 @@ def run(argv: Sequence[str]) -> int:
 
 def compose_configs(argv: Sequence[str]) -> dict[str, Any]:
     """Return the configs that a command line gives, starting nothing."""
-    from foundation.cli.finetune_job import Job  # torch: --help does without it
+    from foundation.cli.finetune_job import STAGED, Job  # torch: --help does without it
+    from foundation.cli.stages import refuse_stages
 
+    refuse_stages(STAGED, build_parser(), argv)
     return Job.choose_engine(build_parser(), argv).load_configs()
 
 

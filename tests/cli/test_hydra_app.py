@@ -15,7 +15,7 @@ from small_teacher import SMALL, TASK, write_teacher
 from foundation.cli.command import run_command
 from foundation.cli.hydra_app import split
 from foundation.config.overrides import values_of
-from foundation.rsl_rl import distillation, play, train
+from foundation.rsl_rl import distillation, finetune, play, train
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = f"""
@@ -63,12 +63,19 @@ def test_an_experiment_may_bring_its_sweep() -> None:
     """``--multirun experiment=search_student`` runs over what the file says; what is typed takes the place of a key."""
     own = ["--offline", "--dataset", "data", "experiment=search_student"]
     parser = distillation.build_parser()
-    found = {token.partition("=")[0]: token for token in split([*own, "--multirun"], parser).sweep}
+    found = {token.partition("=")[0]: token for token in split([*own, "--multirun"], parser, files_sweep=True).sweep}
     assert list(found) == ["student.hidden_dims", "student.activation"]
     assert len(values_of(found["student.hidden_dims"])) == 9 and len(values_of(found["student.activation"])) == 2
-    typed = split([*own, "--multirun", "distill.student.hidden_dims=[2],[3]", "student.activation=relu"], parser)
+    more = ["--multirun", "distill.student.hidden_dims=[2],[3]", "student.activation=relu"]
+    typed = split([*own, *more], parser, files_sweep=True)
     assert typed.sweep == ["distill.student.hidden_dims=[2],[3]"] and "student.activation=relu" in typed.own
-    assert split(own, parser).sweep == []  # a plain run has the student of the defaults
+    assert split(own, parser, files_sweep=True).sweep == []  # a plain run has the student of the defaults
+
+
+def test_another_commands_experiments_are_not_looked_up_among_those_that_sweep() -> None:
+    """``finetune.py --multirun experiment=dagger_to_ppo seed=1,2``: a file of ``configs/finetune``."""
+    line = split(["experiment=dagger_to_ppo", "-m", "seed=1,2"], finetune.build_parser(), files_sweep=False)
+    assert line.sweep == ["seed=1,2"] and line.own == ["experiment=dagger_to_ppo"]
 
 
 def test_a_users_script_gets_all_three_configs(script: Path) -> None:

@@ -17,6 +17,7 @@ from foundation.core.errors import UserError
 from foundation.core.files import load_yaml
 from foundation.evaluation.report_table import evaluation_figures
 from foundation.rollout.episodes import EvaluationResult
+from foundation.rsl_rl import finetune
 from foundation.rsl_rl.finetune import build_parser
 
 FILE = """
@@ -138,3 +139,26 @@ def test_bad_settings_and_a_command_that_fails(processes, monkeypatch, capfd):
     monkeypatch.setattr(lifelong, "run_in_a_process", lambda *args, **options: 2)
     assert run() == 2
     assert "could not be measured on A" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        (["--run_name", "a/b"], "--run_name is 'a/b': it must be a plain name"),
+        (["--experiment_name", "../up"], "--experiment_name is '../up': it must be a plain name"),
+        (["lifelong.episodes=3"], "'lifelong.episodes=3': 'stages' and 'lifelong' are set in a file"),
+    ],
+)
+def test_what_is_typed_is_checked_before_a_stages_file_is_written(processes, typed, says):
+    """A name with slashes would put it elsewhere, and a key of the file is none of a stage's."""
+    before = sorted(Path.cwd().rglob("*"))
+    with pytest.raises(UserError, match=says):
+        run(*typed)
+    assert processes.calls == [] and sorted(Path.cwd().rglob("*")) == before
+
+
+@pytest.mark.parametrize("flag", [["--cfg", "job"], ["--multirun", "seed=1,2"]])
+def test_stages_are_no_one_run_whose_config_could_be_shown_or_swept(processes, flag):
+    """One line instead of a key that is said to be unknown."""
+    with pytest.raises(UserError, match=r"the file of experiment= has stages, .* leave them out"):
+        finetune.main(["experiment=./two.yaml", "--checkpoint", "s.pt", *flag])
