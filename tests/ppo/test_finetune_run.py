@@ -161,6 +161,16 @@ def test_a_recurrent_critic_resumes_with_the_same_bits_and_knows_what_it_has_see
     assert not differing(tmp_path / "whole" / LATEST, tmp_path / "half" / LATEST)
 
 
+def test_a_critics_layer_of_rsl_rls_size_of_the_input_is_that_large(tmp_path, monkeypatch):
+    """-1 among the agent config's ``hidden_dims``: as many units as the critic has observations."""
+    agent = settings()
+    agent.critic_dims = [-1, 5]
+    monkeypatch.setitem(globals(), "settings", lambda: agent)
+    runner = make_runner(tmp_path / "run", config(write_student(tmp_path / "start.pt")))
+    layers = [layer for layer in runner.critic.modules() if isinstance(layer, torch.nn.Linear)]
+    assert [layer.in_features for layer in layers] == [3, 3, 5]
+
+
 def test_by_default_a_fresh_critic_is_warmed_up_for_an_actor_that_is_there(tmp_path):
     """Ten iterations; none for a fresh actor, which has nothing to lose."""
     start = write_student(tmp_path / "s.pt")
