@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from stable_baselines3 import DQN  # an extra
         from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnRewardThreshold
     except ImportError as error:
-        raise UserError("Stable-Baselines3 trains the teacher: pip install -e '.[sb3]' in the clone's folder") from error
+        raise UserError("Stable-Baselines3 trains it: pip install -e '.[sb3]' in the clone's folder") from error
     try:
         spec = find_spec(args.task)
         env = gymnasium.make(spec)
