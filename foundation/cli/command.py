@@ -28,18 +28,27 @@ _PATH_ERRORS = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)  
 _PACKAGE = Path(__file__).resolve().parents[1]
 _BESIDE = (_PACKAGE.parent / "scripts", _PACKAGE.parent / "tests")
 """The clone's other code; in an installation there is none."""
-_HANDLED = (signal.SIGINT, signal.SIGTERM)
+_ASKING = (signal.SIGINT, signal.SIGTERM)
+"""Signals by which somebody asks a process to end."""
+_HANG_UP = getattr(signal, "SIGHUP", None)
+"""The signal that the terminal is gone, as after a lost connection; None on systems without it."""
 _WORLDS = (("WORLD_SIZE", "RANK"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"))
 """Variables in which torchrun and mpirun set how many processes they have started, and which of them this one is."""
 _IN_ASCII = {"±": "+-", "…": "...", "–": "-", "—": "-", "→": "->", "×": "x"}
 
 
 class TerminatedError(BaseException):
-    """SIGTERM came while nothing was there to save: unwind and leave."""
+    """SIGTERM, or SIGHUP, came while nothing was there to save: unwind and leave."""
+
+    def __init__(self, number: int = signal.SIGTERM):
+        super().__init__(number)
+        self.number = number
 
 
 class Interrupt:
-    """Turn the first Ctrl-C or SIGTERM into a flag that a long loop polls; the second one ends the process.
+    """Turn the first Ctrl-C, SIGTERM or SIGHUP into a flag that a long loop polls; a second request ends the process.
+
+    A terminal that is closed may send SIGHUP more than once, and others send it beside SIGTERM: it is no request.
 
     Use it as a context around the loop, after a simulator is up (some replace signal handlers when they start).
 
@@ -51,6 +60,8 @@ class Interrupt:
         self.quiet = quiet
         self.signal: int | None = None
         self._previous: dict[int, Any] = {}
+        self._terminals: list[int] = []
+        """Which of standard output and error are a terminal."""
 
     def interrupted(self) -> str:
         """Return the name of the signal that has come, or "". The loop then saves and returns."""
@@ -58,12 +69,13 @@ class Interrupt:
 
     @property
     def exit_code(self) -> int:
-        """Exit code of the command: 130 after Ctrl-C, 143 after SIGTERM, 0 if no signal came."""
+        """Exit code of the command: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP, 0 if no signal came."""
         return 128 + self.signal if self.signal is not None else 0
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in _HANDLED}
+            self._terminals = [handle for handle in (1, 2) if os.isatty(handle)]
+            self._previous = {number: signal.signal(number, self._handle) for number in (*_ASKING, *_heard_hang_up())}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -72,14 +84,29 @@ class Interrupt:
         self._previous = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            os.write(2, b"\nstopped without saving\n")
+        if number == _HANG_UP:
+            self.signal = self.signal or number
+            for handle in self._terminals:  # what is printed from here on would be an error, and nothing be saved
+                os.dup2(os.open(os.devnull, os.O_WRONLY), handle)
+            return
+        if self.signal in _ASKING:
+            _write_error("\nstopped without saving\n")
             os._exit(128 + number)
         self.signal = number
-        if self.quiet:
-            return
-        name = signal.Signals(number).name
-        os.write(2, f"\n{name}: saving and leaving; once more to leave at once\n".encode())
+        if not self.quiet:
+            _write_error(f"\n{signal.Signals(number).name}: saving and leaving; once more to leave at once\n")
+
+
+def _write_error(text: str) -> None:
+    """Write from a signal handler, where a terminal that is gone must not raise."""
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())
+
+
+def _heard_hang_up() -> list[int]:
+    """Return SIGHUP, unless there is none or ``nohup`` has the process ignore it."""
+    is_heard = _HANG_UP is not None and signal.getsignal(_HANG_UP) is not signal.SIG_IGN
+    return [_HANG_UP] if is_heard and _HANG_UP is not None else []
 
 
 def run_command(
@@ -96,9 +123,9 @@ def run_command(
         many_processes: Whether ``main`` knows what to do when it is started several times at once (``torchrun``).
 
     Returns:
-        0; 2 for a user's mistake, with one line on stderr; 130 or 143 after a signal; 1 for a bug.
+        0; 2 for a user's mistake, with one line on stderr; 130, 143 or 129 after a signal; 1 for a bug.
     """
-    previous = _unwind_on_sigterm()
+    previous = _unwind_on_signals()
     _interrupt_on_sigint()
     threading.excepthook = _report_thread
     _print_in_any_encoding()
@@ -108,8 +135,8 @@ def run_command(
         return _flushed(main, argv)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except TerminatedError:
-        return 128 + signal.SIGTERM
+    except TerminatedError as terminated:
+        return 128 + terminated.number
     except BrokenPipeError:
         return reader_has_gone()
     except SystemExit as leaving:
@@ -119,8 +146,8 @@ def run_command(
     except Exception as error:
         return _end_of(error)
     finally:
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _flushed(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None) -> int:
@@ -262,15 +289,15 @@ def set_up_logging() -> None:
         root.propagate = False
 
 
-def _unwind_on_sigterm() -> Any:
-    """Make SIGTERM unwind the stack, so that files and simulators are closed. Returns the handler to put back."""
+def _unwind_on_signals() -> dict[int, Any]:
+    """Let SIGTERM and SIGHUP unwind the stack, so that files and simulators are closed; return handlers to put back."""
 
     def unwind(number: int, frame: FrameType | None) -> None:
-        raise TerminatedError
+        raise TerminatedError(number)
 
     if threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(signal.SIGTERM, unwind)
+        return {}
+    return {number: signal.signal(number, unwind) for number in (signal.SIGTERM, *_heard_hang_up())}
 
 
 def _report_thread(failure: threading.ExceptHookArgs) -> None:

@@ -303,7 +303,7 @@ def joined() -> Iterator[Ranks]:
 
 
 def leave_in_time(seconds: float = SECONDS_TO_LEAVE) -> None:
-    """End this process some time after Ctrl-C or SIGTERM, though it waits for others and no handler is called.
+    """End this process some time after Ctrl-C, SIGTERM or SIGHUP, though it waits for others and no handler is called.
 
     Args:
         seconds: Until then it may leave by itself.
@@ -317,7 +317,7 @@ def leave_in_time(seconds: float = SECONDS_TO_LEAVE) -> None:
         writer.fileno()  # keeps it open
         while True:
             number = reader.recv(1)[0]
-            if number in (signal.SIGINT, signal.SIGTERM):
+            if number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 time.sleep(seconds)
                 os.write(2, b"\nanother process of this run does not answer: leaving, what was saved stays\n")
                 os._exit(128 + number)

@@ -293,7 +293,7 @@ def test_exit_codes(error: BaseException | None, code: int, line: str, capsys: p
     assert ("Traceback" in err) is (code == 1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_only_raises_a_flag(number: int) -> None:
     """Inside :class:`Interrupt` a loop goes on until it looks; handlers are put back afterwards."""
     before = signal.getsignal(number)
@@ -312,6 +312,7 @@ def test_the_first_signal_only_raises_a_flag(number: int) -> None:
         ("with Interrupt(): wait()", [signal.SIGTERM, signal.SIGINT], 130),
         ("wait()", [signal.SIGTERM], 143),
         ("wait()", [signal.SIGINT], 130),
+        ("wait()", [signal.SIGHUP], 129),
     ],
 )
 def test_processes_end_with_the_usual_codes(body: str, signals: list[int], code: int) -> None:
@@ -334,7 +335,7 @@ def test_processes_end_with_the_usual_codes(body: str, signals: list[int], code:
         stderr=subprocess.PIPE,
         text=True,
         # Whatever runs in the background of a shell inherits that SIGINT is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: [signal.signal(own, signal.SIG_DFL) for own in (signal.SIGINT, signal.SIGHUP)],
     )
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline() == "ready\n"
@@ -347,6 +348,56 @@ def test_processes_end_with_the_usual_codes(body: str, signals: list[int], code:
     assert process.returncode == code
     assert ("closed" in out) is (len(signals) == 1)
     assert "Traceback" not in err
+
+
+def test_a_hang_up_is_no_request_to_leave_at_once() -> None:
+    """A closed terminal sends it twice, and a service manager beside SIGTERM: what is being saved is saved."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    with Interrupt() as interrupt:
+        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+        assert interrupt.interrupted() == "SIGTERM"
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_hang_up_that_nohup_ignores_stays_ignored() -> None:
+    """The run goes on after the terminal, as was asked for."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert interrupt.interrupted() == ""
+    assert run_command(lambda argv: os.kill(os.getpid(), signal.SIGHUP), []) == 0
+    signal.signal(signal.SIGHUP, before)
+
+
+AT_A_TERMINAL = """
+import sys, time
+from pathlib import Path
+from foundation.cli.command import Interrupt, run_command
+def main(argv):
+    with Interrupt() as interrupt:
+        print("ready", flush=True)
+        while not interrupt.interrupted():
+            time.sleep(0.02)
+        print("saving", flush=True)
+        Path(sys.argv[1]).write_text("saved")
+    return interrupt.exit_code
+sys.exit(run_command(main, []))
+"""
+
+
+def test_a_run_whose_terminal_is_closed_saves_and_leaves(tmp_path: Path) -> None:
+    """A lost connection: what is printed afterwards goes nowhere, and does not stop the saving."""
+    ours, theirs = os.openpty()
+    script = "import fcntl, os, signal, sys, termios\n"
+    script += "signal.signal(signal.SIGHUP, signal.SIG_DFL)\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\n" + AT_A_TERMINAL
+    command = [sys.executable, "-c", script, str(tmp_path / "saved")]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    assert b"ready" in os.read(ours, 100)
+    os.close(ours)
+    assert process.wait(timeout=20) == 128 + signal.SIGHUP
+    assert (tmp_path / "saved").read_text() == "saved"
 
 
 @pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])

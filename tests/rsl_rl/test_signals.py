@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the run saves, leaves within seconds with the usual exit code, and can be resumed exactly."""
+"""Ctrl-C, SIGTERM and SIGHUP: the run saves, leaves within seconds with the usual exit code, and resumes exactly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from command_server import CommandServer, shared
 from tiny_runs import arguments, differing, run_folder, write_teacher
 
-SIGNALS = {"SIGINT": 130, "SIGTERM": 143}
+SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 STAGES = [
     ("baselines", 1, 0),
     ("collection", 2, 1),
