@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import json
+import logging
 import os
 import pickle
 import re
@@ -21,6 +22,8 @@ from foundation.core.errors import UserError, suggest
 from foundation.core.files import atomic_torch_save, atomic_write_bytes, load_checkpoint, load_yaml, lock_folder
 from foundation.core.program import command_name, note_run_folder
 from foundation.core.text import quoted
+
+logger = logging.getLogger(__name__)
 
 _SHELL = re.compile(r"(?:^|(?<!\\)[\w-])[*?]")
 """A star or question mark behind a plain character, or first: a shell pattern rather than a regular expression."""
@@ -82,6 +85,7 @@ class RunDir:
         except OSError as error:
             _remove_empty(made)
             raise UserError(f"cannot make the run's folder in {parent}: {error.strerror or error}") from None
+        _warn_of_later_runs(path, moment)
         run = cls(path)
         run._made = made
         run.lock()
@@ -368,6 +372,20 @@ def check_name(flag: str, name: str) -> None:
         raise UserError(f"{said}, without blanks at its ends")
     if len(name.encode()) > _LONGEST_NAME:
         raise UserError(f"{said} of at most {_LONGEST_NAME} bytes, it has {len(name.encode())}")
+
+
+def _warn_of_later_runs(path: Path, moment: datetime) -> None:
+    """Warn where a new run is not the newest by its name, as after the clock was set back."""
+    # Runs that start at once are named by the seconds that follow.
+    limit = (moment + timedelta(minutes=1)).strftime(_STAMP)
+    later = [other.name for other in _folders(path.parent) if _is_run(other) and other.name > limit]
+    if later:
+        logger.warning(
+            "%s is older by its name than %s, as the clock was set back: without --load_run that one counts as the "
+            "newest run",
+            path.name,
+            max(later),
+        )
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

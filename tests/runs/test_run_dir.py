@@ -130,6 +130,18 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path: Path, monkeypatch
     assert [p.name for p in run.path.rglob("*") if p.is_file()] == ["best_student.pt"]
 
 
+def test_a_clock_that_was_set_back_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The new run gets a folder of its own, and the run that counts as the newest is named; nothing without one."""
+    (tmp_path / "quad" / "2999-01-01_00-00-00_b").mkdir(parents=True)
+    run = RunDir.create(tmp_path, "quad", "b")
+    assert RunDir.find(tmp_path, "quad").name == "2999-01-01_00-00-00_b" != run.name
+    assert f"{run.name} is older by its name than 2999-01-01_00-00-00_b, as the clock was set back" in caplog.text
+    caplog.clear()
+    for _ in range(3):  # at once: named by the seconds that follow
+        RunDir.create(tmp_path, "other")
+    assert caplog.text == ""
+
+
 def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path: Path) -> None:
     """A file where the log folder should be is one clear line."""
     (tmp_path / "logs").write_text("a file")
