@@ -14,6 +14,7 @@ import argparse
 import io
 import json
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -69,6 +70,8 @@ class DqnCfg:
     """Environments that are stepped together in an evaluation."""
     optimizer: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of ``torch.optim.Adam``, besides the learning rate."""
+    experiment: str = "cartpole"
+    """Preset of ``distillation.py`` for a student of such a teacher."""
 
 
 def _options(**changed: Any) -> dict[str, Any]:
@@ -93,6 +96,7 @@ SETTINGS = {
     ),
     "MinAtar": DqnCfg(
         2_000_000, (256, 128), 25_000, num_envs=8, num_eval_envs=20, optimizer={"fused": True},
+        experiment="rusu_minatar",
         options=_options(learning_rate=2.5e-4, batch_size=32, learning_starts=5_000, target_update_interval=1_000,
                          train_freq=1, gradient_steps=2, n_steps=3, exploration_fraction=0.05,
                          exploration_final_eps=0.1),
@@ -197,7 +201,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_teacher(folder / "model.zip", folder / "teacher.zip")
     seconds = time.perf_counter() - started
     print(f"Mean return {judge.best_mean_reward:.1f} after {model.num_timesteps} env steps, {seconds:.0f} s")
-    print(f"distillation.py --task {args.task} --teacher_checkpoint {folder / 'teacher.zip'}")
+    named = ["--task", args.task, "--teacher_checkpoint", str(folder / "teacher.zip")]
+    print(shlex.join(["python", "foundation/rsl_rl/distillation.py", *named, f"experiment={cfg.experiment}"]))
     return 0
 
 

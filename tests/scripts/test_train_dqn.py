@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import zipfile
 from pathlib import Path
@@ -35,10 +36,18 @@ def trained(folder: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> Path:
     return folder
 
 
-def test_several_environments_train_one_network(tmp_path, monkeypatch):
-    """Env steps of all count: evaluations of 6 episodes at 40 and 80, updates of those after the fortieth."""
+def test_several_environments_train_one_network(tmp_path, monkeypatch, capsys):
+    """Env steps of all count: evaluations of 6 episodes at 40 and 80, updates of those after the fortieth.
+
+    The last line is the command that distils the teacher, with a preset that there is.
+    """
     pytest.importorskip("stable_baselines3")
-    folder = trained(tmp_path / "a", monkeypatch, seed=3)
+    folder = trained(tmp_path / "a b", monkeypatch, seed=3)
+    program, script, *words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert program == "python" and (ROOT / script).is_file()
+    assert words[:-1] == ["--task", "CartPole-v1", "--teacher_checkpoint", str(folder / "teacher.zip")]
+    for experiment in [words[-1], *(f"experiment={cfg.experiment}" for cfg in train_dqn.SETTINGS.values())]:
+        assert (ROOT / "configs" / "experiment" / f"{experiment.partition('=')[2]}.yaml").is_file()
     with np.load(folder / "evaluations.npz") as evaluations:
         assert evaluations["timesteps"].tolist() == [40, 80]
         assert evaluations["results"].shape == (2, 6)
