@@ -129,6 +129,11 @@ def read_experiment(name: str) -> dict[str, Any]:
 
 
 STAGED = StagedCommand(
-    "foundation.rsl_rl.distillation", LOG_ROOT, read_experiment, "teacher_checkpoint", ("teacher", "checkpoint")
+    "foundation.rsl_rl.distillation",
+    LOG_ROOT,
+    read_experiment,
+    "teacher_checkpoint",
+    ("teacher", "checkpoint"),
+    lambda student: DistillationCfg(student=student_cfg_class(student)()),
 )
 """What a file with stages runs."""

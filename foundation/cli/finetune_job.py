@@ -313,7 +313,14 @@ def read_experiment(name: str) -> dict[str, Any]:
     return read_preset("experiment", path)[0]
 
 
-STAGED = StagedCommand("foundation.rsl_rl.finetune", LOG_ROOT, read_experiment, "checkpoint", ("checkpoint",))
+STAGED = StagedCommand(
+    "foundation.rsl_rl.finetune",
+    LOG_ROOT,
+    read_experiment,
+    "checkpoint",
+    ("checkpoint",),
+    lambda student: FinetuneCfg(student=student_cfg_class(student)()),
+)
 """What a file with stages runs."""
 
 

@@ -7,6 +7,7 @@ some simulators start only once.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import re
 import sys
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foundation.cli import distillation_request
 from foundation.cli.cli_args import CommandParser, parse_command
 from foundation.cli.lifelong import Lifelong, LifelongCfg, read_lifelong, shared_arguments
 from foundation.cli.own_process import without_flags
@@ -83,11 +85,8 @@ class Curriculum:
         if own is not None and not isinstance(own, str):
             key = ".".join(command.start_key)
             raise UserError(f"experiment={names[-1]}: {key} must be one file, as the stages start from one policy")
-        check_name("experiment_name", args.experiment_name or DEFAULT_NAME)
-        check_name("run_name", args.run_name or DEFAULT_NAME)
-        in_file = [word for word in tokens if key_of(word).partition(".")[0] in ("lifelong", "stages")]
-        if in_file:
-            raise UserError(f"'{in_file[0]}': 'stages' and 'lifelong' are set in a file; copy it, and write your own")
+        _check_typed(args, tokens)
+        _check_values(command, values, stages, lifelong)
         ours = {f"--{command.start}": 1, "--experiment_name": 1, "--run_name": 1, "--resume": 0}
         return cls(
             command,
@@ -135,6 +134,26 @@ class Curriculum:
         before = done.get(f"stage{index}") or self.start
         said = _at(values, self.command.start_key) is not None
         return argv if before is None or said else [*argv, f"--{self.command.start}", before]
+
+
+def _check_typed(args: argparse.Namespace, tokens: Sequence[str]) -> None:
+    """Check what was typed and belongs to no stage, before a stage's file is written."""
+    check_name("experiment_name", args.experiment_name or DEFAULT_NAME)
+    check_name("run_name", args.run_name or DEFAULT_NAME)
+    in_file = [word for word in tokens if key_of(word).partition(".")[0] in ("lifelong", "stages")]
+    if in_file:
+        raise UserError(f"'{in_file[0]}': 'stages' and 'lifelong' are set in a file; copy it, and write your own")
+
+
+def _check_values(
+    command: StagedCommand, shared: dict[str, Any], stages: Sequence[dict[str, Any]], lifelong: LifelongCfg | None
+) -> None:
+    """Check the keys of all stages before the first one begins."""
+    for number, stage in enumerate(stages, 1):
+        command.check(merged(shared, stage), f"stage{number}")
+    if lifelong is not None:
+        distillation_request.STAGED.check(lifelong.distill, "lifelong.distill")
+        command.check(lifelong.compress, "lifelong.compress")
 
 
 def refuse_stages(command: StagedCommand, parser: CommandParser, argv: Sequence[str]) -> None:

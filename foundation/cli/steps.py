@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,13 @@ from typing import Any
 import yaml
 
 from foundation.cli.own_process import run_in_a_process
+from foundation.config.values import apply_values
 from foundation.core.errors import UserError
 from foundation.core.files import atomic_write_bytes
 from foundation.runs.run_dir import RunDir
+
+_ELSEWHERE = ("env", "agent", "defaults", "hydra")
+"""Parts of a file that are not the command's own config."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,32 @@ class StagedCommand:
     """Flag, without dashes, of the policy that a stage starts from."""
     start_key: tuple[str, ...]
     """The same in a file. A stage that sets it is not given the policy of the stage before."""
+    make_config: Callable[[str], object]
+    """Return the command's own config, with a student of this name."""
+
+    def check(self, values: Mapping[str, Any], where: str) -> None:
+        """Check the names and the types of what a stage sets: hours may pass before it begins.
+
+        Values of environment and agent, which a simulator knows, interpolated ones and those of a student from another
+        package are left to the stage itself.
+
+        Args:
+            values: As they are in the file.
+            where: The stage, for the message.
+
+        Raises:
+            UserError: For a key that does not exist or a value of another type.
+        """
+        own = _plain({key: value for key, value in values.items() if key not in _ELSEWHERE})
+        student = own.get("student")
+        name = str(student.get("name", "mlp")) if isinstance(student, dict) else "mlp"
+        if ":" in name or "defaults" in values:
+            own.pop("student", None)
+            name = "mlp"
+        try:
+            apply_values(self.make_config(name), own)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
 
 
 class StepFailed(Exception):  # noqa: N818  # a process's exit code on its way to this one's
@@ -96,6 +126,15 @@ class Steps:
             return RunDir.find(log_root, self.experiment_name, pattern)
         except UserError:
             return None
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested values without those that are interpolated."""
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        if not (isinstance(value, str) and "${" in value):
+            kept[key] = _plain(value) if isinstance(value, dict) else value
+    return kept
 
 
 def merged(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

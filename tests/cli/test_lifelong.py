@@ -129,6 +129,8 @@ def test_bad_settings_and_a_command_that_fails(processes, monkeypatch, capfd):
         ("lifelong: {seed: -1}", "lifelong.seed is -1: it must be at least 0 and at most 4294967295"),
         ("lifelong: {episodes: many}", "it must be an integer"),
         ("lifelong: {distill: 3}", "it must be a mapping"),
+        ("lifelong: {distill: {n_epoch: 3}}", "lifelong.distill: unknown key 'n_epoch'. Did you mean 'n_epochs'"),
+        ("lifelong: {compress: {ewc: {coeff: 3}}}", "lifelong.compress: unknown key 'ewc.coeff'"),
         ("lifelong: {distill: {task: A}}", "lifelong.distill.task is the stage's own"),
         ("lifelong: {compress: {teacher: {checkpoint: a.pt}}}", "lifelong.compress.teacher.checkpoint is the stage's"),
     ):

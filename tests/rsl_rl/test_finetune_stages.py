@@ -72,6 +72,10 @@ def test_a_stage_that_names_what_is_not_there_is_one_line(student):
     Path("worse.yaml").write_text("stages: 3\n")
     with pytest.raises(UserError, match="'stages' must be a list of mappings"):
         finetune.main(["experiment=./worse.yaml", "--checkpoint", str(student)])
+    Path("later.yaml").write_text("stages:\n  - alpha: 0.5\n  - max_iteration: 3\n    env: {any: 1}\n")
+    with pytest.raises(UserError, match=r"stage2: unknown key 'max_iteration'. Did you mean 'max_iterations'"):
+        finetune.main(["experiment=./later.yaml", "--checkpoint", str(student)])
+    assert not Path("logs/finetune/curriculum").exists(), "the first stage must not begin"
     Path("fails.yaml").write_text("stages:\n  - alpha: 7\n")
     assert finetune.main(["experiment=./fails.yaml", "--checkpoint", str(student)]) == 2
     assert not RunDir(Path("logs/finetune/curriculum")).checkpoints()
