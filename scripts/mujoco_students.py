@@ -143,7 +143,7 @@ class Study:
 
         untrained = {f"teacher {task.name}" for task in self.tasks} - self.stages.done.keys()
         if untrained and importlib.util.find_spec("stable_baselines3") is None:
-            raise UserError("Stable-Baselines3 trains the teachers: pip install -e .[sb3] in the clone's folder")
+            raise UserError("Stable-Baselines3 trains the teachers: pip install -e '.[sb3]' in the clone's folder")
         for task in self.tasks:
             reason = GymnasiumEngine.why_not(task.name)
             if reason is not None:

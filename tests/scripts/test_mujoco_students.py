@@ -62,6 +62,6 @@ def test_the_page_has_returns_sizes_and_latencies():
 def test_a_missing_extra_is_one_line_before_anything_is_trained(tmp_path, monkeypatch):
     """Without Stable-Baselines3 no teacher can be trained."""
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
-    with pytest.raises(UserError, match=r"pip install -e \.\[sb3\]"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[sb3\]'"):
         mujoco_students.main(["--folder", str(tmp_path), "--out", str(tmp_path / "page")])
     assert not list(tmp_path.iterdir())

@@ -197,7 +197,7 @@ def test_a_corrupt_file_of_what_is_done_is_one_line(tmp_path):
 def test_a_missing_extra_is_one_line_before_anything_is_trained(tmp_path, monkeypatch):
     """Without Stable-Baselines3 no teacher can be trained."""
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
-    with pytest.raises(UserError, match=r"pip install -e \.\[sb3\]"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[sb3\]'"):
         rusu.main(["--folder", str(tmp_path), "--out", str(tmp_path / "page"), "--games", "CartPole-v1"])
     assert not list(tmp_path.glob("teacher*"))
 
@@ -243,7 +243,7 @@ def test_a_game_whose_package_is_missing_is_one_line(tmp_path, monkeypatch):
     """MinAtar's games need the extra gymnasium; nothing else is begun before that is said."""
     monkeypatch.delitem(sys.modules, "minatar", raising=False)
     monkeypatch.setattr(rusu.importlib.util, "find_spec", lambda name: None if name == "minatar" else object())
-    with pytest.raises(UserError, match=r"--games MinAtar/Breakout-v1: .*pip install -e \.\[gymnasium\]"):
+    with pytest.raises(UserError, match=r"--games MinAtar/Breakout-v1: .*pip install -e '\.\[gymnasium\]'"):
         rusu.main(["--folder", str(tmp_path), "--out", str(tmp_path / "page")])
     assert not list(tmp_path.glob("teacher*"))
 
