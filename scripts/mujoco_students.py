@@ -42,8 +42,6 @@ NUM_ENVS = 16
 """Environments of PPO."""
 SAVE_STEPS = 40_000
 """Env steps of PPO from one checkpoint to the next: where a training that was stopped goes on."""
-GAMMA = 0.98
-"""Discount of PPO."""
 LEARNING_RATE = 3e-4
 """Of PPO at first; it falls linearly to zero."""
 
@@ -57,15 +55,19 @@ class Task:
     """Number of the first observations that are no velocities or forces, which come behind them."""
     teacher_steps: int
     """Env steps of PPO."""
+    gamma: float = 0.98
+    """Discount of PPO."""
+    gae_lambda: float = 0.92
+    """Of the advantages of PPO."""
 
 
 TASKS = {
     task.name: task
     for task in (
-        Task("InvertedDoublePendulum-v5", 5, 120_000),
+        Task("InvertedDoublePendulum-v5", 5, 600_000),
         Task("HalfCheetah-v5", 8, 400_000),
-        Task("Walker2d-v5", 8, 1_000_000),
-        Task("Ant-v5", 13, 1_000_000),
+        Task("Walker2d-v5", 8, 3_000_000, gamma=0.99, gae_lambda=0.95),
+        Task("Ant-v5", 13, 2_000_000, gamma=0.99, gae_lambda=0.95),
     )
 }
 STUDENTS = {
@@ -244,7 +246,7 @@ def train_ppo(task: Task, folder: Path) -> Path:
         env = VecNormalize.load(str(saved[-1].parent / statistics_of), env)
         model = PPO.load(saved[-1], env, device="cpu")
     else:
-        env = VecNormalize(env, gamma=GAMMA)
+        env = VecNormalize(env, gamma=task.gamma)
         nets = {"pi": list(TEACHER_DIMS), "vf": list(CRITIC_DIMS)}
         model = PPO(
             "MlpPolicy",
@@ -252,8 +254,8 @@ def train_ppo(task: Task, folder: Path) -> Path:
             n_steps=256,
             batch_size=256,
             n_epochs=5,
-            gamma=GAMMA,
-            gae_lambda=0.92,
+            gamma=task.gamma,
+            gae_lambda=task.gae_lambda,
             learning_rate=lambda remaining: LEARNING_RATE * remaining,
             policy_kwargs={"net_arch": nets, "log_std_init": -1.0, "activation_fn": ReLU},
             seed=0,

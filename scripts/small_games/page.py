@@ -221,7 +221,7 @@ def draw(done: dict[str, dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(8.0, 4.0), layout="constrained")
     for game in games_of(done):
         points = []
         for share in SHARES:
@@ -241,6 +241,6 @@ def draw(done: dict[str, dict[str, Any]], path: Path) -> None:
     axes.set_xticks([], minor=True)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     if axes.lines[1:]:
-        axes.legend(loc="lower right")
+        figure.legend(loc="outside right upper")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
