@@ -62,13 +62,16 @@ def _folder() -> Path:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether there is a file that nobody else can have written; any other is compiled anew, and replaced."""
+    """Whether there is a file that nobody else can have written; any other is compiled anew, and replaced.
+
+    So is an empty one, as a power cut leaves it.
+    """
     try:
         status = path.lstat()
     except FileNotFoundError:
         return False
     writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid() and not writable
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid() and not writable and status.st_size > 0
 
 
 def _fingerprint(source: Path, compiler: str) -> str:

@@ -100,6 +100,15 @@ def test_a_library_that_others_may_have_written_is_replaced_and_not_loaded(sourc
         assert elsewhere.read_bytes() == b"not a library"
 
 
+def test_an_empty_library_is_compiled_anew(source, tmp_path):
+    """As it is after a power cut, where the name was written and the contents were not."""
+    compiler = next(found for name in ("cc", "gcc", "clang") if (found := native.shutil.which(name)))
+    library = native._folder() / f"made_{native._fingerprint(source, compiler)}.so"
+    library.touch(mode=0o700)
+    assert loaded(source).number() == 7
+    assert files(tmp_path) == [library]
+
+
 def test_a_library_of_another_user_is_not_ones_own(source, tmp_path, monkeypatch):
     """Though nobody else may write to it."""
     assert loaded(source).number() == 7
