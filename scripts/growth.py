@@ -350,7 +350,10 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
         axes.set_title(part.title, fontsize=9)
         axes.set_xlabel(part.quantity, fontsize=8)
         axes.set_ylabel("\n[".join(part.cost.rsplit(" [", 1)), fontsize=7)
-        axes.tick_params(labelsize=7)
+        axes.tick_params(labelsize=7, which="both")
+        if sizes[-1] < 10 * sizes[0]:  # powers of ten would name one size alone
+            axes.set_xticks(sizes, [str(size) for size in sizes])
+            axes.set_xticks([], minor=True)
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     figure.savefig(path, metadata={"Software": None})
