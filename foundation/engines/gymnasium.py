@@ -438,7 +438,7 @@ def _make_envpool(
     if cfg.autoreset_mode != "same_step":
         raise UserError(f"env.autoreset_mode={cfg.autoreset_mode}: with envpool it is same_step; leave it out")
     longest = cfg.max_episode_steps or spec.max_episode_steps or _frame_limit(spec, cfg) or LONGEST_EPISODE
-    rate = getattr(creators.get("sync"), "metadata", {}).get("render_fps")
+    rate = _frame_rate(creators).get("render_fps")
     return GymnasiumVecEnv(EnvpoolVectorEnv(spec.id, cfg.scene.num_envs, longest, rate, kwargs), spec, cfg, longest)
 
 
